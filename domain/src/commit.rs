@@ -1,0 +1,280 @@
+//! The unit of the log: a commit is the events of one decision on one stream, with who, where, why and when.
+
+use std::fmt;
+
+use crate::event::Event;
+use crate::ids::{CommandId, CommitId, CorrelationId, HostId, LinkId, OrgId, SessionId, UserId};
+use crate::limits;
+use crate::time::UnixMillis;
+
+/// A position in the log: 1 for the first commit, strictly growing, 0 for "before everything".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Position(u64);
+
+impl Position {
+    pub const START: Self = Self(0);
+
+    pub const fn new(position: u64) -> Self {
+        Self(position)
+    }
+
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, formatter)
+    }
+}
+
+/// The kinds of streams. The token stands in subjects and stored commits, so it is written out and never changes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum StreamKind {
+    /// Members, roles and policies of one organization; key: the organization's id.
+    Organization,
+    /// A user as mirrored, with logins; key: the user's id.
+    User,
+    Project,
+    Workspace,
+    /// A workspace's runtime; key: the workspace's id.
+    Runtime,
+    Host,
+    DevLink,
+    /// Who holds a name that must be unique; key: the claim's own key, see `claim::ClaimKey`.
+    Claim,
+    /// Refused attempts, rate-limited; key: the organization's id.
+    Denial,
+}
+
+impl StreamKind {
+    pub const ALL: [Self; 9] = [
+        Self::Organization,
+        Self::User,
+        Self::Project,
+        Self::Workspace,
+        Self::Runtime,
+        Self::Host,
+        Self::DevLink,
+        Self::Claim,
+        Self::Denial,
+    ];
+
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Organization => "organization",
+            Self::User => "user",
+            Self::Project => "project",
+            Self::Workspace => "workspace",
+            Self::Runtime => "runtime",
+            Self::Host => "host",
+            Self::DevLink => "dev_link",
+            Self::Claim => "claim",
+            Self::Denial => "denial",
+        }
+    }
+
+    pub fn from_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.token() == token)
+    }
+}
+
+/// One aggregate's stream: one literal subject, one consistency boundary.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct StreamId {
+    org: OrgId,
+    kind: StreamKind,
+    /// Only `[A-Za-z0-9_-]`, 1 to 100 characters: it is a token of a subject.
+    key: Box<str>,
+}
+
+/// A key that cannot be one token of a subject.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` cannot name a stream: 1 to 100 characters of A-Z, a-z, 0-9, `_` and `-`")]
+pub struct InvalidStreamKey {
+    pub key: String,
+}
+
+impl StreamId {
+    pub fn new(org: OrgId, kind: StreamKind, key: &str) -> Result<Self, InvalidStreamKey> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if key.is_empty() || key.len() > 100 || !key.bytes().all(allowed) {
+            return Err(InvalidStreamKey { key: key.chars().take(120).collect() });
+        }
+        Ok(Self { org, kind, key: key.into() })
+    }
+
+    /// The stream of an aggregate whose key is a typed id. Ids display as `prefix_hex`, which is always a valid key.
+    pub(crate) fn of(org: OrgId, kind: StreamKind, id: impl fmt::Display) -> Self {
+        Self { org, kind, key: id.to_string().into() }
+    }
+
+    pub fn organization(org: OrgId) -> Self {
+        Self::of(org, StreamKind::Organization, org)
+    }
+
+    pub fn user(org: OrgId, user: UserId) -> Self {
+        Self::of(org, StreamKind::User, user)
+    }
+
+    pub fn denial(org: OrgId) -> Self {
+        Self::of(org, StreamKind::Denial, org)
+    }
+
+    pub fn project(org: OrgId, project: crate::ids::ProjectId) -> Self {
+        Self::of(org, StreamKind::Project, project)
+    }
+
+    pub fn workspace(org: OrgId, workspace: crate::ids::WorkspaceId) -> Self {
+        Self::of(org, StreamKind::Workspace, workspace)
+    }
+
+    pub fn runtime(org: OrgId, workspace: crate::ids::WorkspaceId) -> Self {
+        Self::of(org, StreamKind::Runtime, workspace)
+    }
+
+    pub fn host(org: OrgId, host: HostId) -> Self {
+        Self::of(org, StreamKind::Host, host)
+    }
+
+    pub fn dev_link(org: OrgId, link: LinkId) -> Self {
+        Self::of(org, StreamKind::DevLink, link)
+    }
+
+    pub fn org(&self) -> OrgId {
+        self.org
+    }
+
+    pub fn kind(&self) -> StreamKind {
+        self.kind
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// `<org>.<kind>.<key>`: the subject below the log's prefix.
+    pub fn subject(&self) -> String {
+        format!("{}.{}.{}", self.org, self.kind.token(), self.key)
+    }
+
+    /// The inverse of `subject`.
+    pub fn parse_subject(subject: &str) -> Option<Self> {
+        let mut tokens = subject.split('.');
+        let (org, kind, key) = (tokens.next()?, tokens.next()?, tokens.next()?);
+        if tokens.next().is_some() {
+            return None;
+        }
+        Self::new(org.parse().ok()?, StreamKind::from_token(kind)?, key).ok()
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.subject())
+    }
+}
+
+/// Who acts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Actor {
+    User(UserId),
+    /// A reviewer: a session of a link, or the link itself before a session exists. No person is known.
+    LinkVisitor {
+        link: LinkId,
+        session: Option<SessionId>,
+    },
+    /// The agent on a host.
+    Agent(HostId),
+    /// EnvForge itself.
+    System(Component),
+    /// Nobody who proved anything, as in a failed login.
+    Anonymous,
+}
+
+/// The parts of EnvForge that act on their own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Component {
+    /// First start and recovery from the machine's command line.
+    Setup,
+    Gateway,
+    /// Brings runtimes to the state that the log asks for.
+    RuntimeReactor,
+    /// Fires deadlines: expiry, idle sleep, lost leases.
+    Timer,
+    Identity,
+}
+
+/// Where an action was asked for. Every row of the access policy names one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Surface {
+    Api,
+    Cli,
+    Console,
+    Gateway,
+    Agent,
+}
+
+impl Surface {
+    pub const ALL: [Self; 5] = [Self::Api, Self::Cli, Self::Console, Self::Gateway, Self::Agent];
+
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Cli => "cli",
+            Self::Console => "console",
+            Self::Gateway => "gateway",
+            Self::Agent => "agent",
+        }
+    }
+
+    pub fn from_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|surface| surface.token() == token)
+    }
+}
+
+/// The events of one decision. Stored as one message, so it is atomic on any server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    pub id: CommitId,
+    pub command: CommandId,
+    /// SHA-256 of the request this commit answers; the same command id with another digest is a client's mistake.
+    pub request_digest: Option<[u8; 32]>,
+    pub stream: StreamId,
+    pub actor: Actor,
+    pub surface: Surface,
+    pub correlation: CorrelationId,
+    /// The commit that caused this one, where one did.
+    pub causation: Option<CommitId>,
+    /// When the decision was made, by the decider's clock. The log adds its own time, which billing uses.
+    pub decided_at: UnixMillis,
+    /// 1 to `limits::COMMIT_EVENTS_MAX`.
+    pub events: Vec<Event>,
+}
+
+/// A commit as the log remembers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recorded {
+    pub position: Position,
+    /// The log's own clock: never goes back from one position to the next.
+    pub recorded_at: UnixMillis,
+    pub commit: Commit,
+}
+
+/// What must hold for a commit to be appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// The stream's last commit stands at this position; `Position::START` for a stream without any.
+    LastAt(Position),
+}
+
+impl Commit {
+    pub const fn event_count_is_valid(count: usize) -> bool {
+        count >= 1 && count <= limits::COMMIT_EVENTS_MAX
+    }
+}

@@ -1,0 +1,4 @@
+//! Every event of every aggregate.
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {}

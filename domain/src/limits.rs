@@ -1,0 +1,42 @@
+//! Every limit of the domain in one place, units last in the name.
+
+use crate::time::Millis;
+
+/// Events of one commit.
+pub const COMMIT_EVENTS_MAX: usize = 64;
+/// One encoded event.
+pub const EVENT_BYTES_MAX: usize = 64 * 1024;
+/// One encoded commit. Below the server's default message limit of 1 MiB.
+pub const COMMIT_BYTES_MAX: usize = 512 * 1024;
+/// Commits appended together for a claim.
+pub const BATCH_COMMITS_MAX: usize = 16;
+
+pub const MANIFEST_BYTES_MAX: usize = 48 * 1024;
+pub const MANIFEST_SERVICES_MAX: usize = 32;
+pub const MANIFEST_ROUTES_MAX: usize = 32;
+
+pub const REASON_CHARS_MAX: usize = 400;
+pub const NAME_CHARS_MAX: usize = 120;
+pub const EMAIL_CHARS_MAX: usize = 254;
+
+/// Live sessions of one link; the next one is refused.
+pub const LINK_SESSIONS_MAX: usize = 1_000;
+/// A link's lifetime where the organization sets none (2 h as the product documents show).
+pub const LINK_LIFETIME_DEFAULT: Millis = Millis::from_hours(2);
+/// What an organization's policy may allow at most.
+pub const LINK_LIFETIME_MAX: Millis = Millis::from_hours(24 * 30);
+pub const LINK_LIFETIME_MIN: Millis = Millis::from_secs(60);
+pub const HANDOFF_LIFETIME: Millis = Millis::from_secs(30);
+
+pub const IDLE_SLEEP_MIN: Millis = Millis::from_secs(30);
+pub const IDLE_SLEEP_MAX: Millis = Millis::from_hours(24);
+pub const IDLE_SLEEP_DEFAULT: Millis = Millis::from_minutes(15);
+pub const KEEP_AWAKE_MAX: Millis = Millis::from_hours(12);
+/// How long a host's word that a runtime is up is believed without another one; the meter never runs past it.
+pub const RUNTIME_LEASE: Millis = Millis::from_secs(30);
+/// A wake that is not ready by then has failed.
+pub const WAKE_DEADLINE: Millis = Millis::from_minutes(5);
+/// `on_sleep` may take this long at most.
+pub const ON_SLEEP_MAX: Millis = Millis::from_secs(30);
+/// Between SIGTERM and SIGKILL.
+pub const STOP_GRACE: Millis = Millis::from_secs(10);

@@ -1,0 +1,152 @@
+//! `envforge.yml`: what a repository declares about its workspace.
+//!
+//! Owns the manifest's types, its parser (`parse`), and the published JSON Schema. The parser reports every error
+//! with line and column. Not here: reading the file, or anything that a host does with it.
+
+use crate::slug::ServiceName;
+use crate::time::Millis;
+
+/// A parsed, valid manifest. Everything optional in the file has its default filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// In the order of the file. Names are unique; at least one.
+    pub services: Vec<Service>,
+    /// Operational resources (databases, Mailpit, MinIO): never routable.
+    pub resources: Vec<Resource>,
+    pub jobs: Vec<Job>,
+    pub idle_sleep: Millis,
+    /// Runs before the services are stopped; at most `limits::ON_SLEEP_MAX`.
+    pub on_sleep: Option<Hook>,
+}
+
+/// A process that runs while the runtime is awake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: ServiceName,
+    /// Run by `sh -c` in the checkout (or `directory` within it).
+    pub command: String,
+    /// Relative to the repository's root; no `..`, not absolute.
+    pub directory: Option<String>,
+    /// The variable that carries the allotted port; `PORT` by default. `None` for a service that listens nowhere.
+    pub port_variable: Option<String>,
+    pub route: Route,
+    pub readiness: Readiness,
+    pub cpu_millicores: u32,
+    pub memory_mib: u32,
+    /// Names of secrets; values never stand in the manifest.
+    pub secrets: Vec<String>,
+    /// Plain, public environment.
+    pub environment: Vec<(String, String)>,
+}
+
+/// Which app-surface route a service answers. `None`: not routable by any link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    None,
+    /// The browser routes of its own host; `websockets` lists the paths that may upgrade.
+    Web {
+        websockets: Vec<PathPrefix>,
+    },
+    /// Same-origin API below a prefix (`/api`) of the web service's host.
+    Api {
+        prefix: PathPrefix,
+        websockets: Vec<PathPrefix>,
+    },
+    /// Static assets below a prefix of the web service's host.
+    Assets {
+        prefix: PathPrefix,
+    },
+    /// Public marketing pages below a prefix of the web service's host.
+    Marketing {
+        prefix: PathPrefix,
+    },
+}
+
+/// A clean absolute path: begins with `/`, no empty, `.` or `..` segment, no trailing `/` except the root itself,
+/// only unreserved characters (RFC 3986 2.3). It matches a path that equals it or continues with `/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PathPrefix(Box<str>);
+
+impl PathPrefix {
+    pub fn parse(text: &str) -> Option<Self> {
+        let clean = text == "/"
+            || (text.starts_with('/')
+                && text.len() <= 200
+                && text[1..].split('/').all(|segment| {
+                    !matches!(segment, "" | "." | "..")
+                        && segment
+                            .bytes()
+                            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~'))
+                }));
+        clean.then(|| Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether an already validated request path lies at or below this prefix.
+    pub fn matches(&self, path: &str) -> bool {
+        &*self.0 == "/" || path.strip_prefix(&*self.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    pub probe: Probe,
+    /// Time between two probes.
+    pub interval: Millis,
+    /// From start to the first success, else the wake fails.
+    pub deadline: Millis,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// GET on the allotted port answers 200..=399.
+    Http { path: String },
+    /// The allotted port accepts a connection.
+    Tcp,
+    /// `sh -c` in the service's directory exits 0.
+    Command { command: String },
+    /// Up as soon as the process runs.
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    pub name: String,
+    pub kind: String,
+    pub mode: ResourceMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResourceMode {
+    Runtime,
+    Shared,
+    CustomerCloud,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    pub name: String,
+    pub command: String,
+    pub kind: JobKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    Test,
+    Agent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    pub command: String,
+    pub deadline: Millis,
+}
+
+impl Manifest {
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+        self.services.iter().find(|service| &service.name == name)
+    }
+}

@@ -1,0 +1,188 @@
+//! Where it is remembered: the event log.
+//!
+//! Owns `EventLog` (append, read, follow, head) with its SQLite and JetStream backends, the stored event schemas with
+//! their upcasting, and the checkpoint checks that let a follower fail closed. Not here: what may happen (domain),
+//! deciding and retrying (commands), folding into read models (projections).
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use envforge_domain::commit::{Commit, Expectation, Position, Recorded, StreamId, StreamKind};
+use envforge_domain::ids::{CommandId, OrgId};
+use futures_util::stream::BoxStream;
+
+/// One log shared by everything in a process.
+pub type SharedLog = Arc<dyn EventLog>;
+
+/// An append-only, totally ordered log of commits with optimistic concurrency per stream.
+///
+/// Both backends pass one contract suite, word for word (`eventlog/tests/contract.rs`).
+#[async_trait]
+pub trait EventLog: Send + Sync + 'static {
+    /// Appends one commit or, atomically, several of different streams (claims only: a batch costs about 20 ms on a
+    /// single JetStream server). When this returns `Ok`, the commits survive kill -9 of everything.
+    ///
+    /// A command that was appended before answers as the first time, with `duplicate: true`.
+    async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError>;
+
+    /// The commits of one stream above `after`, in order; at most `limit`. Reads from the leader: sees every
+    /// acknowledged append.
+    async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError>;
+
+    /// The last commit of a stream. Reads from the leader.
+    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError>;
+
+    /// Position of the last commit in any of these streams; the leader's word, one round trip a stream.
+    /// What a decision needs in order to know that its rights are fresh.
+    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError>;
+
+    /// Commits above `after` up to `limit` that pass the filter, oldest first, with the position read up to.
+    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError>;
+
+    /// Everything above the checkpoint, then what comes, forever. Sends `Follow::Caught` heartbeats at least once a
+    /// second while idle. Reconnects by itself; ends with an error when the log is not the one of the checkpoint.
+    async fn follow(
+        &self,
+        from: Checkpoint,
+        filter: Filter,
+    ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError>;
+
+    /// Identity and last position.
+    async fn head(&self) -> Result<Head, LogError>;
+}
+
+/// What an append answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Positions of the commits, in the order given. For a duplicate: those of the first time.
+    pub positions: Vec<Position>,
+    pub duplicate: bool,
+}
+
+impl Appended {
+    /// The position that a reader must reach to see the whole append.
+    pub fn last(&self) -> Position {
+        self.positions.iter().copied().max().unwrap_or(Position::START)
+    }
+}
+
+/// Why nothing was appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Somebody else was first; reload and decide again.
+    #[error("stream {stream} has moved on: expected its last commit at {expected}")]
+    Conflict { stream: StreamId, expected: Position },
+    /// The same command id was used for another request.
+    #[error("command {command} was used before for another request")]
+    CommandReused { command: CommandId },
+    #[error("{what} has {found} {unit}, the limit is {limit}")]
+    TooLarge { what: &'static str, unit: &'static str, found: usize, limit: usize },
+    #[error("a commit must hold at least one event, and a batch one commit per stream")]
+    Malformed,
+    /// It is unknown whether the append happened. Appending the same commits again is safe.
+    #[error("the log did not answer in time; appending the same command again is safe")]
+    Unknown,
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// The log cannot be used, now or at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the log is out of reach: {0}")]
+    Unavailable(String),
+    /// Fail closed: somebody restored, deleted or swapped the log.
+    #[error("the log is not the one that was followed: {0}")]
+    NotTheSameLog(NotTheSameLog),
+    /// A newer EnvForge wrote it, or it is damaged. Never skipped.
+    #[error("commit at position {position} cannot be read: {reason}")]
+    Undecodable { position: Position, reason: String },
+    #[error("the log could not be opened: {0}")]
+    Open(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotTheSameLog {
+    #[error("its identity is {found}, the checkpoint was made on {expected}")]
+    Identity { expected: LogIdentity, found: LogIdentity },
+    #[error("it ends at {head}, the checkpoint stands at {checkpoint}")]
+    WentBack { checkpoint: Position, head: Position },
+    #[error("the commit at {position} has changed since the checkpoint was made")]
+    Rewritten { position: Position },
+    #[error("after {after} came {found}: commits are missing")]
+    Gap { after: Position, found: Position },
+}
+
+/// Names one log for as long as it lives; a new log has another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogIdentity(pub String);
+
+impl std::fmt::Display for LogIdentity {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub identity: LogIdentity,
+    pub position: Position,
+}
+
+/// Where a follower stands. Kept with what it folded, in the same transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub position: Position,
+    /// `None` before the first commit was folded.
+    pub proof: Option<CheckpointProof>,
+}
+
+impl Checkpoint {
+    pub const START: Self = Self { position: Position::START, proof: None };
+}
+
+/// What a follower holds against the log before it goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointProof {
+    pub identity: LogIdentity,
+    /// SHA-256 of the stored bytes of the commit at the checkpoint's position.
+    pub digest: [u8; 32],
+}
+
+/// Which commits a reader wants. Empty lists mean all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    pub org: Option<OrgId>,
+    pub kinds: Vec<StreamKind>,
+}
+
+impl Filter {
+    pub fn everything() -> Self {
+        Self::default()
+    }
+
+    pub fn accepts(&self, stream: &StreamId) -> bool {
+        self.org.is_none_or(|org| org == stream.org()) && (self.kinds.is_empty() || self.kinds.contains(&stream.kind()))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    pub commits: Vec<Recorded>,
+    /// Everything up to here was looked at; read on from here.
+    pub read_up_to: Position,
+    pub at_head: bool,
+}
+
+/// What a follower is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Follow {
+    Commit {
+        recorded: Recorded,
+        checkpoint: Checkpoint,
+    },
+    /// Nothing above this position existed a moment ago: a sign of life, and proof of freshness.
+    Caught {
+        position: Position,
+    },
+}
