@@ -103,6 +103,13 @@ pub enum RuntimeEvent {
         epoch: Epoch,
         lease_until: UnixMillis,
     },
+    /// Traffic that puts off idle sleep, reported coarsely: at most once in `limits::ACTIVITY_INTERVAL` by each gateway.
+    ActivitySeen {
+        epoch: Epoch,
+        at: UnixMillis,
+        open_streams: u32,
+        source: ActivitySource,
+    },
     KeptAwake {
         until: UnixMillis,
         reason: String,
@@ -185,9 +192,10 @@ pub enum RuntimeCommand {
         epoch: Epoch,
         reason: String,
     },
-    /// Refused while the lease holds.
+    /// Refused while the lease holds, unless the host itself says that nothing runs any more.
     DeclareLost {
         epoch: Epoch,
+        host_confirms: bool,
         now: UnixMillis,
     },
 }
