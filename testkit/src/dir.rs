@@ -82,6 +82,7 @@ fn sweep(base: &Path) {
         if let Some(process) = process
             && nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), None) == Err(nix::errno::Errno::ESRCH)
         {
+            crate::postgres::release_memory(&entry.path().join("data"));
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

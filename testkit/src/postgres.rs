@@ -4,6 +4,7 @@
 
 use crate::process::{Account, TestProcess};
 use crate::{TestDir, dir, free_port, tools::Tool};
+use nix::sys::signal::Signal;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
 const USER: &str = "envforge";
 
 /// How the server is set up.
@@ -114,6 +116,26 @@ impl Postgres {
     }
 }
 
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // SIGQUIT ends it without a checkpoint, but lets it give back its System V segment; SIGKILL would not.
+        self.process.signal(Signal::SIGQUIT);
+        if !self.process.ends_within(STOP_DEADLINE) {
+            self.process.signal(Signal::SIGKILL);
+        }
+        release_memory(&self.dir.join("data"));
+    }
+}
+
+/// Removes the System V segment of a server that was killed on this data folder: the kernel keeps them, 4,096 at most, until somebody does.
+pub(crate) fn release_memory(data: &Path) {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    // The seventh line holds key and id of the segment. A server that ended by itself removed the file.
+    if let Some(segment) = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
+        let _ = Command::new("ipcrm").args(["-m", segment]).stderr(Stdio::null()).status();
+    }
+}
+
 /// A database on the shared server of this process.
 #[derive(Clone, Debug)]
 pub struct PostgresDatabase {
@@ -139,6 +161,8 @@ fn spawn(bin: &Path, dir: &TestDir, port: u16, options: &PostgresOptions) -> Tes
         // Nothing else is relaxed: without synchronous_commit or full_page_writes a SIGKILL would lose or tear what was acknowledged.
         ("fsync", durable.into()),
         ("shared_buffers", "64MB".into()),
+        // In the data folder, so that a killed server leaves nothing in /dev/shm.
+        ("dynamic_shared_memory_type", "mmap".into()),
         ("max_connections", "60".into()),
     ];
     let given = options.settings.iter().map(|(name, value)| (name.as_str(), value.clone()));

@@ -3,7 +3,7 @@
 //! It does not know what the process is, nor when it is ready: servers of tests are built on it.
 
 use crate::tools::on_path;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::{comes_true, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsString;
@@ -111,6 +111,11 @@ impl TestProcess {
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         wait_for(&what, deadline, || self.try_wait())
+    }
+
+    /// Whether it ends in that time; for drops, which must not panic.
+    pub(crate) fn ends_within(&mut self, deadline: Duration) -> bool {
+        comes_true(deadline, || !matches!(self.child.try_wait(), Ok(None)))
     }
 
     /// Waits until `look` finds something. Ends at once, with the last lines of its standard error, when the process ends first.

@@ -26,16 +26,29 @@ pub fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMut() ->
 /// After `deadline`, naming `what` was waited for.
 #[track_caller]
 pub fn wait_for<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    let in_time = comes_true(deadline, || {
+        found = look();
+        found.is_some()
+    });
+    match found {
+        Some(found) if in_time => found,
+        _ => panic!("waited {:.1} s in vain for {what}", deadline.as_secs_f64()),
+    }
+}
+
+/// Whether `condition` comes true in that time; for drops, which must not panic.
+pub(crate) fn comes_true(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     let mut pause = FIRST_PAUSE;
-    loop {
-        if let Some(found) = look() {
-            return found;
+    while !condition() {
+        if begun.elapsed() >= deadline {
+            return false;
         }
-        assert!(begun.elapsed() < deadline, "waited {:.1} s in vain for {what}", begun.elapsed().as_secs_f64());
         std::thread::sleep(pause);
         pause = next_pause(pause);
     }
+    true
 }
 
 /// Waits, without blocking the runtime, until `look` finds something, and returns it. Also ends a `look` that itself hangs.
