@@ -10,7 +10,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, RawMessageError, Stream};
+use async_nats::jetstream::stream::{self, Info, LastRawMessageErrorKind, RawMessageError, Stream};
 use bytes::Bytes;
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
@@ -22,6 +22,8 @@ use crate::{Filter, LogError, LogIdentity, NotTheSameLog, schema};
 
 /// A word of the leader younger than this serves every follower of the process.
 const WORD_AGE_MAX: Duration = Duration::from_millis(400);
+/// Between two attempts to find or make the stream.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The connection to one log.
 pub(super) struct Leader {
@@ -91,19 +93,7 @@ impl Leader {
             .await
             .map_err(|error| LogError::Open(format!("stream `{}`: {error}", config.stream)))?;
         let wanted = definition::wanted(&config.stream, &config.subject_prefix, config.replicas);
-        let info = match request_info(&context, &config.stream).await? {
-            Some(info) => info,
-            None => {
-                let failure = match context.create_stream(&wanted).await {
-                    Ok(_) => String::new(),
-                    // Another process may have made it in the same moment: what stands there now decides.
-                    Err(error) => with_source(&error),
-                };
-                request_info(&context, &config.stream).await?.ok_or_else(|| {
-                    LogError::Open(format!("stream `{}` could not be created: {failure}", config.stream))
-                })?
-            }
-        };
+        let info = found_or_made(&context, config, &wanted).await?;
         let drift = definition::unsafe_drift(&info.config, &wanted);
         if !drift.is_empty() {
             return Err(LogError::Open(format!(
@@ -205,6 +195,27 @@ impl Leader {
                 _ => Err(LogError::Unavailable(with_source(&error))),
             },
         }
+    }
+}
+
+/// The stream as it stands, made where there was none. A cluster that just started may need a moment to elect leaders.
+async fn found_or_made(context: &Context, config: &Config, wanted: &stream::Config) -> Result<Info, LogError> {
+    let deadline = Instant::now() + config.open_timeout;
+    loop {
+        let trouble = match request_info(context, &config.stream).await {
+            Ok(Some(info)) => return Ok(info),
+            // Another process may make it in the same moment: what stands there afterwards decides.
+            Ok(None) => match context.create_stream(wanted).await {
+                Ok(_) => continue,
+                Err(error) => format!("stream `{}` could not be created: {}", config.stream, with_source(&error)),
+            },
+            Err(LogError::Unavailable(reason)) => reason,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() + OPEN_PAUSE >= deadline {
+            return Err(LogError::Open(trouble));
+        }
+        tokio::time::sleep(OPEN_PAUSE).await;
     }
 }
 

@@ -3,6 +3,8 @@
 //! async-nats has no publisher for atomic batches; its headers are written here. Not here: what to do about an answer
 //! (`append`).
 
+use std::time::Duration;
+
 use async_nats::client::RequestErrorKind;
 use async_nats::header::{
     HeaderMap, NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE,
@@ -12,10 +14,14 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::{HeaderValue, Request};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::leader::{Leader, with_source};
 use crate::prepared::{PreparedAppend, PreparedCommit};
+
+/// How long a request may take that waited for a new connection.
+const GRACE_AFTER_RECONNECTION: Duration = Duration::from_millis(100);
 
 /// What one attempt came to.
 #[derive(Debug)]
@@ -49,7 +55,15 @@ pub(super) async fn publish(leader: &Leader, append: &PreparedAppend) -> Attempt
     }
     let headers = headers(leader, append, others.len(), last, batch.as_deref(), true);
     let request = Request::new().headers(headers).payload(last.payload.clone());
-    let message = match leader.client.send_request(leader.subject(&last.stream), request).await {
+    let mut connections = leader.connections.clone();
+    connections.mark_unchanged();
+    let answer = tokio::select! {
+        biased;
+        answer = leader.client.send_request(leader.subject(&last.stream), request) => answer,
+        // The answer went to a connection that is gone, unless the request itself waited for the new one.
+        () = reconnected(&mut connections) => return Attempt::Unanswered("the connection was lost".to_owned()),
+    };
+    let message = match answer {
         Ok(message) => message,
         Err(error) => {
             return match error.kind() {
@@ -70,6 +84,14 @@ pub(super) async fn publish(leader: &Leader, append: &PreparedAppend) -> Attempt
         Ok(Response::Err { error }) => classify(error.error_code(), error.to_string()),
         Err(error) => Attempt::Unanswered(format!("an acknowledgement that is none: {error}")),
     }
+}
+
+async fn reconnected(connections: &mut watch::Receiver<u64>) {
+    if connections.changed().await.is_err() {
+        // The client is gone, and the request with it.
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(GRACE_AFTER_RECONNECTION).await;
 }
 
 fn headers(
