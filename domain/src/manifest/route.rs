@@ -185,8 +185,8 @@ impl Reader {
         let declared = std::mem::take(&mut self.routes);
         let count = declared.routed + declared.websockets;
         if count > limits::MANIFEST_ROUTES_MAX {
-            let found = format!("{} routed services and {} WebSocket paths", declared.routed, declared.websockets);
-            let expected = format!("together at most {} are allowed", limits::MANIFEST_ROUTES_MAX);
+            let found = format!("{count} routed services and WebSocket paths");
+            let expected = format!("at most {} are allowed", limits::MANIFEST_ROUTES_MAX);
             self.refuse(at, path, ErrorKind::OutOfLimits, found, expected);
             return;
         }
