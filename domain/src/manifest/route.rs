@@ -153,6 +153,10 @@ impl Reader {
             return None;
         };
         self.routes.websockets += items.len();
+        if items.len() > limits::MANIFEST_ROUTES_MAX {
+            // `check_routes` says so; reading them would compare each with each.
+            return None;
+        }
         let mut websockets: Vec<PathPrefix> = Vec::with_capacity(items.len());
         let mut all_right = true;
         for (index, item) in items.iter().enumerate() {

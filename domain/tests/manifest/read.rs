@@ -253,3 +253,11 @@ fn the_example_of_the_reference_is_read() {
     }
     assert!(examples >= 1);
 }
+
+#[test]
+fn the_errors_of_the_reference_are_what_the_parser_says() {
+    let reference = include_str!("../../../docs/envforge-yml.md");
+    let block = |fence: &str| reference.split(fence).nth(1).unwrap().split("```").next().unwrap();
+    let errors = Manifest::parse(block("```yml\n")).unwrap_err();
+    assert_eq!(block("```text\n"), format!("{errors}\n"));
+}

@@ -189,11 +189,33 @@ fn the_schema_and_the_parser_know_the_same_keys() {
 }
 
 #[test]
-fn every_key_and_default_of_the_schema_stands_in_the_reference() {
+fn every_key_stands_in_the_reference() {
     let reference = include_str!("../../../docs/envforge-yml.md");
     for section in SECTIONS {
         for key in section.keys {
             assert!(reference.contains(&format!("| `{key}` |")), "`{key}` of {} is not documented", section.name);
         }
     }
+}
+
+#[test]
+fn the_defaults_of_the_schema_are_those_of_the_parser() {
+    let schema = schema();
+    let default = |section: &str, key: &str| {
+        let value = &at(&schema, section)["properties"][key]["default"];
+        assert!(value.is_string(), "{section}.{key}");
+        format!("{key}: {}", value.as_str().unwrap())
+    };
+    let service = ["port", "route", "cpu", "memory"].map(|key| default("services.<name>", key)).join(", ");
+    let readiness = ["interval", "deadline"].map(|key| default("services.<name>.readiness", key)).join(", ");
+    let explicit = format!(
+        "{{ version: 1, {}, on_sleep: {{ command: a, {} }}, services: {{ web: {{ command: a, {service}, readiness: {{ {readiness} }} }} }}, \
+         resources: {{ db: {{ kind: a, {} }} }}, jobs: {{ unit: {{ command: a, {} }} }} }}",
+        default("", "idle_sleep"),
+        default("on_sleep", "deadline"),
+        default("resources.<name>", "mode"),
+        default("jobs.<name>", "kind"),
+    );
+    let left_out = "{ version: 1, on_sleep: { command: a }, services: { web: { command: a } }, resources: { db: { kind: a } }, jobs: { unit: { command: a } } }";
+    assert_eq!(Manifest::parse(&explicit).unwrap(), Manifest::parse(left_out).unwrap());
 }
