@@ -48,3 +48,7 @@ pub const WAKE_DEADLINE: Millis = Millis::from_minutes(5);
 pub const ON_SLEEP_MAX: Millis = Millis::from_secs(30);
 /// Between SIGTERM and SIGKILL.
 pub const STOP_GRACE: Millis = Millis::from_secs(10);
+/// A gateway reports activity of one workspace at most this often.
+pub const ACTIVITY_INTERVAL: Millis = Millis::from_secs(10);
+/// A host renews its runtimes' leases this often.
+pub const LEASE_RENEWAL_INTERVAL: Millis = Millis::from_secs(10);
