@@ -82,6 +82,34 @@ fn nextest_limits_the_tests_that_the_fast_run_leaves_out() {
     );
 }
 
+#[test]
+fn nextest_retries_nothing() {
+    let text = read(".config/nextest.toml");
+    let found: Vec<usize> = lines_with(&text, |line| !line.starts_with('#') && line.contains("retries")).collect();
+    assert!(
+        found.is_empty(),
+        ".config/nextest.toml retries tests in lines {found:?}: a test that fails sometimes is a bug"
+    );
+}
+
+#[test]
+fn every_invariant_in_architecture_md_names_a_test_that_exists() {
+    let mut functions = BTreeSet::new();
+    each_source(|_, text| {
+        // `fn name(`, also inside proptest's macro.
+        vec![
+            text.split("fn ")
+                .skip(1)
+                .map(|rest| rest.split('(').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+                .join(" "),
+        ]
+    })
+    .iter()
+    .for_each(|names| functions.extend(names.split([' ', ':']).map(str::to_owned)));
+    assert_no_findings(unheld_invariants(&read("ARCHITECTURE.md"), &functions));
+}
+
 // The rules, each a pure function over text or graphs.
 
 /// The rows of the table headed `| crate | may depend on |`. A row without dependencies holds a dash.
@@ -160,6 +188,28 @@ fn cycle(graph: &Graph) -> Option<Vec<String>> {
     })
 }
 
+/// Rows of the table headed `| invariant | held by |` that name no test, or one that is not among `functions`.
+fn unheld_invariants(text: &str, functions: &BTreeSet<String>) -> Vec<String> {
+    let mut lines = text.lines().skip_while(|line| cells(line) != ["invariant", "held by"]);
+    if lines.next().is_none() {
+        return vec!["ARCHITECTURE.md has no table headed `| invariant | held by |`".into()];
+    }
+    let mut found = Vec::new();
+    for line in lines.skip(1).take_while(|line| line.starts_with('|')) {
+        let held_by = line.trim().trim_matches('|').rsplit('|').next().unwrap().trim();
+        if held_by.starts_with("the compiler: ") {
+            continue;
+        }
+        let tests: Vec<&str> = held_by.split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() {
+            found.push(format!("held by no test: {line}"));
+        }
+        let missing = tests.into_iter().filter(|name| !functions.contains(*name));
+        found.extend(missing.map(|name| format!("no test is called {name}, which ARCHITECTURE.md names")));
+    }
+    found
+}
+
 fn opening(text: &str) -> Vec<String> {
     let first = text.trim_start().strip_prefix("//!").and_then(|rest| rest.lines().next());
     if first.is_some_and(|line| line.trim().len() > 10) {
@@ -211,7 +261,8 @@ fn unnamed_servers(path: &Path, text: &str, words: &[String]) -> Vec<String> {
     if !is_test || named(&path.to_string_lossy()) || text.lines().any(|line| line.contains("mod ") && named(line)) {
         return vec![];
     }
-    let starts = ["NatsServer::start", "Postgres::start", "Postgres::shared", "Tool::Chromium", "Tool::BrowserDir"];
+    let starts =
+        ["NatsServer::start", "Postgres::start", "Postgres::shared", "Tool::Chromium.path", "Tool::BrowserDir.path"];
     let what_instead = format!("put one of {} into the name of the file or module", words.join(", "));
     // Quoted names, as here above, start nothing.
     lines_with(text, |line| !line.contains('"') && starts.iter().any(|start| line.contains(start)))
@@ -331,6 +382,16 @@ mod each_rule_can_fail {
         let circle = cycle(&graph(&[("a", &["b", "c"]), ("b", &[]), ("c", &["d"]), ("d", &["c"])]));
         assert_eq!(circle.unwrap(), ["c", "d", "c"]);
         assert_eq!(cycle(&graph(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[])])), None);
+    }
+
+    #[test]
+    fn invariants_that_nothing_holds_are_found() {
+        let functions = BTreeSet::from(["one".to_owned()]);
+        let rows =
+            |rows: &str| unheld_invariants(&format!("| invariant | held by |\n|---|---|\n{rows}"), &functions).len();
+        assert_eq!(rows("| a | `one` |\n| b | the compiler: x |"), 0);
+        assert_eq!(rows("| a | hope |\n| b | `one`, `two` |"), 2);
+        assert_eq!(unheld_invariants("", &functions).len(), 1);
     }
 
     #[test]
