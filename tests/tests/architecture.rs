@@ -31,6 +31,20 @@ fn no_crates_depend_on_each_other_in_a_circle() {
 }
 
 #[test]
+fn the_domain_reads_no_clock_and_does_no_io() {
+    assert_no_findings(each_source(
+        |path, text| if path.starts_with("domain/src") { impurities(text) } else { vec![] },
+    ));
+    let manifest = read("domain/Cargo.toml");
+    let product = manifest.split("[dev-dependencies]").next().unwrap();
+    let impure =
+        ["tokio", "async-trait", "futures-util", "rand", "getrandom", "sqlx", "reqwest", "hyper", "nix", "jiff"];
+    let is_impure = |line: &str| impure.iter().any(|name| line.split(['.', ' ', '=']).next() == Some(name));
+    let found = lines_with(product, is_impure).map(|line| format!("domain/Cargo.toml:{line}: not for a pure crate"));
+    assert_no_findings(found.collect());
+}
+
+#[test]
 fn every_source_file_opens_by_saying_what_it_owns() {
     assert_no_findings(each_source(|_, text| opening(text)));
 }
@@ -212,7 +226,7 @@ fn unheld_invariants(text: &str, functions: &BTreeSet<String>) -> Vec<String> {
 
 fn opening(text: &str) -> Vec<String> {
     let first = text.trim_start().strip_prefix("//!").and_then(|rest| rest.lines().next());
-    if first.is_some_and(|line| line.trim().len() > 10) {
+    if first.is_some_and(|line| line.trim().len() > 5) {
         vec![]
     } else {
         vec!["1: opens without `//!` and a sentence: what does it own, and what not?".into()]
@@ -232,6 +246,26 @@ fn forbidden_modules(path: &Path, text: &str) -> Vec<String> {
     };
     found.extend(lines_with(text, names_drawer).map(|line| format!("{line}: no noun: name what this module owns")));
     found
+}
+
+/// What would make a decision depend on more than its arguments. Tests of the domain may read golden files.
+fn impurities(text: &str) -> Vec<String> {
+    let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
+    let marks = [
+        "std::fs",
+        "std::net",
+        "std::env",
+        "std::process",
+        "std::thread",
+        "::now()",
+        "::now_v7()",
+        "::new_v4()",
+        "async fn",
+    ];
+    lines_with(text, |line| marks.iter().any(|mark| line.contains(mark)))
+        .filter(|line| *line <= end)
+        .map(|line| format!("{line}: the domain is pure: time, ids and looked-up facts ride in the command"))
+        .collect()
 }
 
 fn sleeps_in_tests(path: &Path, text: &str) -> Vec<String> {
@@ -403,6 +437,12 @@ mod each_rule_can_fail {
             forbidden_modules(Path::new("api/src/lib.rs"), "//! x\npub(crate) mod helpers;\nmod typeset;\n").len(),
             1
         );
+    }
+
+    #[test]
+    fn clocks_and_io_in_the_domain_are_found() {
+        assert_eq!(impurities("let now = Instant::now();\nlet text = std::fs::read(path);\n").len(), 2);
+        assert_eq!(impurities("let now = context.now;\n#[cfg(test)]\nlet text = std::fs::read(path);\n").len(), 0);
     }
 
     #[test]
