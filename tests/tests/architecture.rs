@@ -253,7 +253,9 @@ fn impurities(text: &str) -> Vec<String> {
     let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
     let marks = [
         "std::fs",
-        "std::net",
+        "TcpStream",
+        "TcpListener",
+        "UdpSocket",
         "std::env",
         "std::process",
         "std::thread",
