@@ -1,4 +1,68 @@
-//! Every event of every aggregate.
+//! Every event of every aggregate, under one type. Each aggregate's file owns its own events.
+//!
+//! Not here: how events are stored (eventlog's schemas), which is frozen where these types may still change.
 
+use crate::claim::ClaimEvent;
+use crate::commit::StreamKind;
+use crate::denial::DenialEvent;
+use crate::dev_link::DevLinkEvent;
+use crate::host::HostEvent;
+use crate::organization::OrganizationEvent;
+use crate::project::ProjectEvent;
+use crate::runtime::RuntimeEvent;
+use crate::user::UserEvent;
+use crate::workspace::WorkspaceEvent;
+
+/// What happened.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {}
+pub enum Event {
+    Organization(OrganizationEvent),
+    User(UserEvent),
+    Project(ProjectEvent),
+    Workspace(WorkspaceEvent),
+    Runtime(RuntimeEvent),
+    Host(HostEvent),
+    DevLink(DevLinkEvent),
+    Claim(ClaimEvent),
+    Denial(DenialEvent),
+}
+
+/// Who may read an event through the event API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// Customers' auditors.
+    Organization,
+    /// Names hosts or ports, which never reach a developer's or reviewer's screen (SPEC, rule 7).
+    Operator,
+}
+
+impl Event {
+    /// The only kind of stream in which this event may stand.
+    pub const fn stream_kind(&self) -> StreamKind {
+        match self {
+            Self::Organization(_) => StreamKind::Organization,
+            Self::User(_) => StreamKind::User,
+            Self::Project(_) => StreamKind::Project,
+            Self::Workspace(_) => StreamKind::Workspace,
+            Self::Runtime(_) => StreamKind::Runtime,
+            Self::Host(_) => StreamKind::Host,
+            Self::DevLink(_) => StreamKind::DevLink,
+            Self::Claim(_) => StreamKind::Claim,
+            Self::Denial(_) => StreamKind::Denial,
+        }
+    }
+
+    pub const fn visibility(&self) -> Visibility {
+        match self {
+            Self::Runtime(RuntimeEvent::EndpointsBound { .. }) | Self::Host(_) => Visibility::Operator,
+            Self::Runtime(_)
+            | Self::Organization(_)
+            | Self::User(_)
+            | Self::Project(_)
+            | Self::Workspace(_)
+            | Self::DevLink(_)
+            | Self::Claim(_)
+            | Self::Denial(_) => Visibility::Organization,
+        }
+    }
+}

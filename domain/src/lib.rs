@@ -3,11 +3,24 @@
 //! Owns aggregates (`decide` and `evolve`), the access policy, `envforge.yml`, ids and limits. Pure: no I/O, no async,
 //! no clock, no randomness; instants, ids and looked-up facts ride in with commands.
 
+pub mod access;
+pub mod aggregate;
+pub mod claim;
 pub mod commit;
+pub mod denial;
+pub mod dev_link;
 pub mod event;
+pub mod host;
 pub mod ids;
 pub mod limits;
 pub mod manifest;
+pub mod meter;
+pub mod organization;
+pub mod project;
+pub mod routing;
+pub mod runtime;
 pub mod secret;
 pub mod slug;
 pub mod time;
+pub mod user;
+pub mod workspace;

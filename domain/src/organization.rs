@@ -1,0 +1,372 @@
+//! Organizations: members, roles and policies. The owner of every right.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::access::{Action, Grant, Grantee, Role, Scope};
+use crate::aggregate::{Aggregate, Refusal, RefusalKind};
+use crate::commit::{Actor, StreamKind};
+use crate::dev_link::RouteFamilies;
+use crate::event::Event;
+use crate::ids::{OrgId, UserId};
+use crate::limits;
+use crate::project::name_is_valid;
+use crate::slug::OrgSlug;
+use crate::time::{Millis, UnixMillis};
+
+/// What an organization allows at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrganizationPolicy {
+    pub link_lifetime_max: Millis,
+    pub link_families: RouteFamilies,
+    pub idle_sleep_max: Millis,
+    pub keep_awake_max: Millis,
+}
+
+impl Default for OrganizationPolicy {
+    fn default() -> Self {
+        Self {
+            link_lifetime_max: Millis::from_hours(24 * 7),
+            link_families: RouteFamilies::ALL,
+            idle_sleep_max: Millis::from_hours(4),
+            keep_awake_max: Millis::from_hours(4),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrganizationEvent {
+    Created { org: OrgId, slug: OrgSlug, name: String },
+    MemberAdded { user: UserId },
+    MemberRemoved { user: UserId },
+    RoleAssigned { grant: Grant },
+    RoleRevoked { grantee: Grantee, role: Role, scope: Scope },
+    PolicyChanged { policy: OrganizationPolicy },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrganizationCommand {
+    /// With its first owner.
+    Create {
+        org: OrgId,
+        slug: OrgSlug,
+        name: String,
+        owner: UserId,
+    },
+    AddMember {
+        user: UserId,
+    },
+    RemoveMember {
+        user: UserId,
+    },
+    AssignRole {
+        by: Actor,
+        grant: Grant,
+        now: UnixMillis,
+    },
+    RevokeRole {
+        by: Actor,
+        grantee: Grantee,
+        role: Role,
+        scope: Scope,
+        now: UnixMillis,
+    },
+    ChangePolicy {
+        policy: OrganizationPolicy,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Organization {
+    #[default]
+    Unknown,
+    Active(ActiveOrganization),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActiveOrganization {
+    pub org: OrgId,
+    pub slug: OrgSlug,
+    pub name: String,
+    pub policy: OrganizationPolicy,
+    pub members: BTreeSet<UserId>,
+    /// INVARIANT: at least one organization-wide owner without an end.
+    pub grants: BTreeMap<(Grantee, Role, Scope), Option<UnixMillis>>,
+}
+
+impl ActiveOrganization {
+    /// Organization-wide roles that somebody holds now. Roles through teams come with teams.
+    pub fn roles_of(&self, user: UserId, now: UnixMillis) -> impl Iterator<Item = Role> + '_ {
+        self.grants
+            .iter()
+            .filter(move |((grantee, _, scope), end)| {
+                *grantee == Grantee::User(user) && *scope == Scope::Organization && end.is_none_or(|end| now < end)
+            })
+            .map(|((_, role, _), _)| *role)
+    }
+
+    fn owners(&self) -> usize {
+        self.grants
+            .iter()
+            .filter(|((grantee, role, _), end)| {
+                *role == Role::Owner && end.is_none() && matches!(grantee, Grantee::User(_))
+            })
+            .count()
+    }
+
+    fn is_only_owner(&self, user: UserId) -> bool {
+        self.owners() == 1 && self.grants.get(&(Grantee::User(user), Role::Owner, Scope::Organization)) == Some(&None)
+    }
+
+    fn may_grant(&self, by: Actor, role: Role, now: UnixMillis) -> bool {
+        match by {
+            Actor::User(user) => self.roles_of(user, now).any(|held| held.may_grant().contains(&role)),
+            Actor::System(_) => true,
+            Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::Anonymous => false,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OrganizationRefusal {
+    #[error("there is no such organization")]
+    Unknown,
+    #[error("the organization exists already")]
+    Exists,
+    #[error("a name must have 1 to {max} characters")]
+    Name { max: usize },
+    #[error("this user is not a member; add them first")]
+    NotAMember,
+    #[error("the last owner cannot be removed; assign another owner first")]
+    LastOwner,
+    #[error("you cannot give or take the role `{role}`: your own roles do not reach it")]
+    AboveYourself { role: Role },
+    #[error("the role `{role}` counts for the whole organization only")]
+    OrgWideOnly { role: Role },
+    #[error("the end of a grant must lie in the future")]
+    EndsInThePast,
+    #[error("this role is not assigned there")]
+    NotAssigned,
+    #[error("`{setting}` must be between {min} and {max}")]
+    PolicyOutOfRange { setting: &'static str, min: Millis, max: Millis },
+    #[error("an organization has at most {max} grants")]
+    TooManyGrants { max: usize },
+}
+
+/// Grants of one organization; keeps its state and view bounded.
+pub const GRANTS_MAX: usize = 200_000;
+
+impl Refusal for OrganizationRefusal {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown => "organization_unknown",
+            Self::Exists => "organization_exists",
+            Self::Name { .. } => "name_invalid",
+            Self::NotAMember => "member_unknown",
+            Self::LastOwner => "last_owner",
+            Self::AboveYourself { .. } => "grant_above_yourself",
+            Self::OrgWideOnly { .. } => "role_org_wide_only",
+            Self::EndsInThePast => "grant_ends_in_the_past",
+            Self::NotAssigned => "role_not_assigned",
+            Self::PolicyOutOfRange { .. } => "policy_out_of_range",
+            Self::TooManyGrants { .. } => "too_many_grants",
+        }
+    }
+
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Unknown | Self::NotAssigned => RefusalKind::NotFound,
+            Self::Exists | Self::LastOwner => RefusalKind::Conflict,
+            Self::Name { .. }
+            | Self::NotAMember
+            | Self::OrgWideOnly { .. }
+            | Self::EndsInThePast
+            | Self::PolicyOutOfRange { .. } => RefusalKind::Invalid,
+            Self::AboveYourself { .. } | Self::TooManyGrants { .. } => RefusalKind::Forbidden,
+        }
+    }
+}
+
+fn check_policy(policy: &OrganizationPolicy) -> Result<(), OrganizationRefusal> {
+    let ranges = [
+        ("link_lifetime_max", policy.link_lifetime_max, limits::LINK_LIFETIME_MIN, limits::LINK_LIFETIME_MAX),
+        ("idle_sleep_max", policy.idle_sleep_max, limits::IDLE_SLEEP_MIN, limits::IDLE_SLEEP_MAX),
+        ("keep_awake_max", policy.keep_awake_max, Millis::ZERO, limits::KEEP_AWAKE_MAX),
+    ];
+    match ranges.into_iter().find(|(_, value, min, max)| value < min || value > max) {
+        Some((setting, _, min, max)) => Err(OrganizationRefusal::PolicyOutOfRange { setting, min, max }),
+        None => Ok(()),
+    }
+}
+
+impl Aggregate for Organization {
+    const KIND: StreamKind = StreamKind::Organization;
+    type State = Self;
+    type Command = OrganizationCommand;
+    type Event = OrganizationEvent;
+    type Refusal = OrganizationRefusal;
+
+    fn decide(state: &Self, command: &OrganizationCommand) -> Result<Vec<OrganizationEvent>, OrganizationRefusal> {
+        match (state, command) {
+            (Self::Unknown, OrganizationCommand::Create { org, slug, name, owner }) => {
+                if !name_is_valid(name) {
+                    return Err(OrganizationRefusal::Name { max: limits::NAME_CHARS_MAX });
+                }
+                let grant = Grant {
+                    grantee: Grantee::User(*owner),
+                    role: Role::Owner,
+                    scope: Scope::Organization,
+                    expires_at: None,
+                };
+                Ok(vec![
+                    OrganizationEvent::Created { org: *org, slug: slug.clone(), name: name.clone() },
+                    OrganizationEvent::MemberAdded { user: *owner },
+                    OrganizationEvent::RoleAssigned { grant },
+                ])
+            }
+            (Self::Active(_), OrganizationCommand::Create { .. }) => Err(OrganizationRefusal::Exists),
+            (Self::Active(org), command) => decide_active(org, command),
+            (
+                Self::Unknown,
+                OrganizationCommand::AddMember { .. }
+                | OrganizationCommand::RemoveMember { .. }
+                | OrganizationCommand::AssignRole { .. }
+                | OrganizationCommand::RevokeRole { .. }
+                | OrganizationCommand::ChangePolicy { .. },
+            ) => Err(OrganizationRefusal::Unknown),
+        }
+    }
+
+    fn evolve(state: Self, event: &OrganizationEvent) -> Self {
+        match (state, event) {
+            (_, OrganizationEvent::Created { org, slug, name }) => Self::Active(ActiveOrganization {
+                org: *org,
+                slug: slug.clone(),
+                name: name.clone(),
+                policy: OrganizationPolicy::default(),
+                members: BTreeSet::new(),
+                grants: BTreeMap::new(),
+            }),
+            (Self::Active(mut org), event) => {
+                match event {
+                    OrganizationEvent::Created { .. } => {}
+                    OrganizationEvent::MemberAdded { user } => {
+                        org.members.insert(*user);
+                    }
+                    OrganizationEvent::MemberRemoved { user } => {
+                        org.members.remove(user);
+                        org.grants.retain(|(grantee, _, _), _| *grantee != Grantee::User(*user));
+                    }
+                    OrganizationEvent::RoleAssigned { grant } => {
+                        org.grants.insert((grant.grantee, grant.role, grant.scope), grant.expires_at);
+                    }
+                    OrganizationEvent::RoleRevoked { grantee, role, scope } => {
+                        org.grants.remove(&(*grantee, *role, *scope));
+                    }
+                    OrganizationEvent::PolicyChanged { policy } => org.policy = *policy,
+                }
+                Self::Active(org)
+            }
+            (
+                Self::Unknown,
+                OrganizationEvent::MemberAdded { .. }
+                | OrganizationEvent::MemberRemoved { .. }
+                | OrganizationEvent::RoleAssigned { .. }
+                | OrganizationEvent::RoleRevoked { .. }
+                | OrganizationEvent::PolicyChanged { .. },
+            ) => Self::Unknown,
+        }
+    }
+
+    fn event_of(event: &Event) -> Option<&OrganizationEvent> {
+        if let Event::Organization(event) = event { Some(event) } else { None }
+    }
+
+    fn action_of(command: &OrganizationCommand) -> Action {
+        match command {
+            OrganizationCommand::Create { .. } => Action::OrganizationCreate,
+            OrganizationCommand::AddMember { .. } => Action::MemberAdd,
+            OrganizationCommand::RemoveMember { .. } => Action::MemberRemove,
+            OrganizationCommand::AssignRole { .. } => Action::RoleAssign,
+            OrganizationCommand::RevokeRole { .. } => Action::RoleRevoke,
+            OrganizationCommand::ChangePolicy { .. } => Action::OrganizationChangePolicy,
+        }
+    }
+}
+
+fn decide_active(
+    org: &ActiveOrganization,
+    command: &OrganizationCommand,
+) -> Result<Vec<OrganizationEvent>, OrganizationRefusal> {
+    match command {
+        OrganizationCommand::Create { .. } => Err(OrganizationRefusal::Exists),
+        OrganizationCommand::AddMember { user } => {
+            Ok(if org.members.contains(user) { vec![] } else { vec![OrganizationEvent::MemberAdded { user: *user }] })
+        }
+        OrganizationCommand::RemoveMember { user } => {
+            if !org.members.contains(user) {
+                return Ok(vec![]);
+            }
+            if org.is_only_owner(*user) {
+                return Err(OrganizationRefusal::LastOwner);
+            }
+            Ok(vec![OrganizationEvent::MemberRemoved { user: *user }])
+        }
+        OrganizationCommand::AssignRole { by, grant, now } => {
+            if let Grantee::User(user) = grant.grantee
+                && !org.members.contains(&user)
+            {
+                return Err(OrganizationRefusal::NotAMember);
+            }
+            if grant.role.only_org_wide() && grant.scope != Scope::Organization {
+                return Err(OrganizationRefusal::OrgWideOnly { role: grant.role });
+            }
+            if !grant.is_live(*now) {
+                return Err(OrganizationRefusal::EndsInThePast);
+            }
+            if !org.may_grant(*by, grant.role, *now) {
+                return Err(OrganizationRefusal::AboveYourself { role: grant.role });
+            }
+            let key = (grant.grantee, grant.role, grant.scope);
+            match org.grants.get(&key) {
+                Some(end) if *end == grant.expires_at => return Ok(vec![]),
+                // An end on the last endless owner would leave the organization without one.
+                Some(None) if grant.expires_at.is_some() => {
+                    if let (Grantee::User(user), Role::Owner) = (grant.grantee, grant.role)
+                        && org.is_only_owner(user)
+                    {
+                        return Err(OrganizationRefusal::LastOwner);
+                    }
+                }
+                None if org.grants.len() >= GRANTS_MAX => {
+                    return Err(OrganizationRefusal::TooManyGrants { max: GRANTS_MAX });
+                }
+                Some(_) | None => {}
+            }
+            Ok(vec![OrganizationEvent::RoleAssigned { grant: *grant }])
+        }
+        OrganizationCommand::RevokeRole { by, grantee, role, scope, now } => {
+            if !org.grants.contains_key(&(*grantee, *role, *scope)) {
+                return Err(OrganizationRefusal::NotAssigned);
+            }
+            if !org.may_grant(*by, *role, *now) {
+                return Err(OrganizationRefusal::AboveYourself { role: *role });
+            }
+            if let (Grantee::User(user), Role::Owner) = (grantee, role)
+                && org.is_only_owner(*user)
+            {
+                return Err(OrganizationRefusal::LastOwner);
+            }
+            Ok(vec![OrganizationEvent::RoleRevoked { grantee: *grantee, role: *role, scope: *scope }])
+        }
+        OrganizationCommand::ChangePolicy { policy } => {
+            check_policy(policy)?;
+            Ok(if org.policy == *policy { vec![] } else { vec![OrganizationEvent::PolicyChanged { policy: *policy }] })
+        }
+    }
+}
+
+impl From<OrganizationEvent> for Event {
+    fn from(event: OrganizationEvent) -> Self {
+        Self::Organization(event)
+    }
+}

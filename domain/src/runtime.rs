@@ -1,0 +1,569 @@
+//! A workspace's runtime: `asleep -> waking -> ready -> sleeping -> asleep`, and `failed`.
+//!
+//! Owns the state machine, its causes and leases. Not here: how services are started (runtime crate) and what the time
+//! costs (`meter`). Each wake opens a new epoch; what a host reports about an older epoch changes nothing.
+
+use std::net::SocketAddr;
+
+use crate::access::Action;
+use crate::aggregate::{Aggregate, Refusal, RefusalKind};
+use crate::commit::StreamKind;
+use crate::event::Event;
+use crate::ids::{HostId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
+use crate::slug::ServiceName;
+use crate::time::{Millis, UnixMillis};
+
+/// Counts the wakes of one runtime, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Epoch(pub u64);
+
+/// Why a runtime was woken. Every wake carries one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum WakeCause {
+    Link { link: LinkId, session: SessionId },
+    Person(UserId),
+    Job { name: String, by: UserId },
+    Agent { name: String, by: UserId },
+}
+
+/// Why a runtime goes to sleep, or a sleep was put off.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SleepCause {
+    Idle {
+        idle_for: Millis,
+    },
+    Person(UserId),
+    WorkspaceArchived,
+    /// EnvForge itself stops; the host cannot go on alone.
+    Shutdown,
+    UsageCap,
+}
+
+/// Why a sleep did not happen when it was due.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PostponeCause {
+    KeepAwake { until: UnixMillis },
+    OpenStreams { count: u32 },
+}
+
+/// How far a wake has come. In order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WakeStage {
+    Placed,
+    CheckingOut,
+    Starting,
+    Probing,
+}
+
+/// A service that ran, with what the meter needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadyService {
+    pub name: ServiceName,
+    pub cpu_millicores: u32,
+    pub memory_mib: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    WakeRequested {
+        epoch: Epoch,
+        workspace: WorkspaceId,
+        project: ProjectId,
+        cause: WakeCause,
+    },
+    /// A wake that arrived while the runtime was going to sleep; it follows when that is done.
+    WakeQueued {
+        cause: WakeCause,
+    },
+    StageReached {
+        epoch: Epoch,
+        stage: WakeStage,
+    },
+    /// Declared routes answer. `lease_until` bounds what the meter counts without another word from the host.
+    Ready {
+        epoch: Epoch,
+        commit: String,
+        services: Vec<ReadyService>,
+        lease_until: UnixMillis,
+    },
+    /// Where the gateway finds the services. For operators only: never on a developer's or reviewer's screen.
+    EndpointsBound {
+        epoch: Epoch,
+        host: HostId,
+        endpoints: Vec<(ServiceName, SocketAddr)>,
+    },
+    LeaseRenewed {
+        epoch: Epoch,
+        lease_until: UnixMillis,
+    },
+    KeptAwake {
+        until: UnixMillis,
+        reason: String,
+        by: UserId,
+    },
+    SleepPostponed {
+        cause: PostponeCause,
+    },
+    SleepRequested {
+        epoch: Epoch,
+        cause: SleepCause,
+    },
+    Slept {
+        epoch: Epoch,
+    },
+    /// `stage` where it failed while waking; `None` where a ready runtime broke.
+    Failed {
+        epoch: Epoch,
+        stage: Option<WakeStage>,
+        reason: String,
+    },
+    /// The host gave no word for too long. The meter closes at `closed_at`, the last lease.
+    Lost {
+        epoch: Epoch,
+        closed_at: UnixMillis,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeCommand {
+    RequestWake {
+        workspace: WorkspaceId,
+        project: ProjectId,
+        cause: WakeCause,
+        workspace_active: bool,
+    },
+    ReportStage {
+        epoch: Epoch,
+        stage: WakeStage,
+    },
+    ReportReady {
+        epoch: Epoch,
+        commit: String,
+        host: HostId,
+        services: Vec<ReadyService>,
+        endpoints: Vec<(ServiceName, SocketAddr)>,
+        lease_until: UnixMillis,
+    },
+    RenewLease {
+        epoch: Epoch,
+        lease_until: UnixMillis,
+    },
+    /// `max` is the organization's cap.
+    KeepAwake {
+        until: UnixMillis,
+        reason: String,
+        by: UserId,
+        max: Millis,
+        now: UnixMillis,
+    },
+    PostponeSleep {
+        epoch: Epoch,
+        cause: PostponeCause,
+    },
+    RequestSleep {
+        cause: SleepCause,
+        now: UnixMillis,
+    },
+    ReportSlept {
+        epoch: Epoch,
+    },
+    ReportFailed {
+        epoch: Epoch,
+        reason: String,
+    },
+    /// Refused while the lease holds.
+    DeclareLost {
+        epoch: Epoch,
+        now: UnixMillis,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Runtime {
+    /// Never woken, or asleep after `epoch` wakes.
+    #[default]
+    NeverWoken,
+    Asleep {
+        epoch: Epoch,
+        workspace: WorkspaceId,
+        project: ProjectId,
+    },
+    Waking {
+        epoch: Epoch,
+        workspace: WorkspaceId,
+        project: ProjectId,
+        cause: WakeCause,
+        stage: Option<WakeStage>,
+    },
+    Ready(ReadyRuntime),
+    Sleeping {
+        epoch: Epoch,
+        workspace: WorkspaceId,
+        project: ProjectId,
+        queued: Option<WakeCause>,
+    },
+    Failed {
+        epoch: Epoch,
+        workspace: WorkspaceId,
+        project: ProjectId,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadyRuntime {
+    pub epoch: Epoch,
+    pub workspace: WorkspaceId,
+    pub project: ProjectId,
+    pub lease_until: UnixMillis,
+    pub keep_awake_until: Option<UnixMillis>,
+    /// The last reason recorded for not sleeping; the same one is not recorded twice.
+    pub postponed: Option<PostponeCause>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeRefusal {
+    #[error("the workspace is archived; its runtime cannot be woken")]
+    WorkspaceArchived,
+    #[error("the runtime is not awake")]
+    NotAwake,
+    #[error("this report is about wake {reported}, the runtime is at wake {current}")]
+    OtherEpoch { reported: u64, current: u64 },
+    #[error("the runtime is kept awake until {} (Unix milliseconds)", .until.get())]
+    KeptAwake { until: UnixMillis },
+    #[error("a runtime may be kept awake for at most {max}")]
+    KeepAwakeTooLong { max: Millis },
+    #[error("the end of keeping awake must lie in the future")]
+    KeepAwakeInThePast,
+    #[error("a reason must have 1 to {max} characters")]
+    Reason { max: usize },
+    #[error("the host's lease holds until {} (Unix milliseconds)", .until.get())]
+    LeaseHolds { until: UnixMillis },
+}
+
+impl Refusal for RuntimeRefusal {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::WorkspaceArchived => "workspace_archived",
+            Self::NotAwake => "runtime_not_awake",
+            Self::OtherEpoch { .. } => "runtime_other_epoch",
+            Self::KeptAwake { .. } => "runtime_kept_awake",
+            Self::KeepAwakeTooLong { .. } => "keep_awake_too_long",
+            Self::KeepAwakeInThePast => "keep_awake_in_the_past",
+            Self::Reason { .. } => "reason_invalid",
+            Self::LeaseHolds { .. } => "lease_holds",
+        }
+    }
+
+    fn kind(&self) -> RefusalKind {
+        match self {
+            Self::WorkspaceArchived => RefusalKind::Gone,
+            Self::NotAwake | Self::OtherEpoch { .. } | Self::KeptAwake { .. } | Self::LeaseHolds { .. } => {
+                RefusalKind::Conflict
+            }
+            Self::KeepAwakeTooLong { .. } | Self::KeepAwakeInThePast | Self::Reason { .. } => RefusalKind::Invalid,
+        }
+    }
+}
+
+/// 1 to `REASON_CHARS_MAX` characters on one line.
+pub fn reason_is_valid(reason: &str) -> bool {
+    !reason.trim().is_empty()
+        && reason.chars().count() <= crate::limits::REASON_CHARS_MAX
+        && !reason.chars().any(char::is_control)
+}
+
+impl Runtime {
+    /// The wake that is current or was last.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Self::NeverWoken => Epoch(0),
+            Self::Asleep { epoch, .. }
+            | Self::Waking { epoch, .. }
+            | Self::Sleeping { epoch, .. }
+            | Self::Failed { epoch, .. } => *epoch,
+            Self::Ready(ready) => ready.epoch,
+        }
+    }
+
+    fn same_epoch(&self, reported: Epoch) -> Result<(), RuntimeRefusal> {
+        let current = self.epoch();
+        if reported == current {
+            Ok(())
+        } else {
+            Err(RuntimeRefusal::OtherEpoch { reported: reported.0, current: current.0 })
+        }
+    }
+
+    fn identity(&self) -> Option<(WorkspaceId, ProjectId)> {
+        match self {
+            Self::NeverWoken => None,
+            Self::Asleep { workspace, project, .. }
+            | Self::Waking { workspace, project, .. }
+            | Self::Sleeping { workspace, project, .. }
+            | Self::Failed { workspace, project, .. } => Some((*workspace, *project)),
+            Self::Ready(ready) => Some((ready.workspace, ready.project)),
+        }
+    }
+}
+
+impl Aggregate for Runtime {
+    const KIND: StreamKind = StreamKind::Runtime;
+    type State = Self;
+    type Command = RuntimeCommand;
+    type Event = RuntimeEvent;
+    type Refusal = RuntimeRefusal;
+
+    fn decide(state: &Self, command: &RuntimeCommand) -> Result<Vec<RuntimeEvent>, RuntimeRefusal> {
+        match command {
+            RuntimeCommand::RequestWake { workspace, project, cause, workspace_active } => {
+                if !workspace_active {
+                    return Err(RuntimeRefusal::WorkspaceArchived);
+                }
+                match state {
+                    Self::NeverWoken | Self::Asleep { .. } | Self::Failed { .. } => {
+                        Ok(vec![RuntimeEvent::WakeRequested {
+                            epoch: Epoch(state.epoch().0 + 1),
+                            workspace: *workspace,
+                            project: *project,
+                            cause: cause.clone(),
+                        }])
+                    }
+                    Self::Sleeping { queued: None, .. } => Ok(vec![RuntimeEvent::WakeQueued { cause: cause.clone() }]),
+                    Self::Waking { .. } | Self::Ready(_) | Self::Sleeping { queued: Some(_), .. } => Ok(vec![]),
+                }
+            }
+            RuntimeCommand::ReportStage { epoch, stage } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Waking { stage: reached, .. } if reached.as_ref() < Some(stage) => {
+                        Ok(vec![RuntimeEvent::StageReached { epoch: *epoch, stage: stage.clone() }])
+                    }
+                    Self::Waking { .. }
+                    | Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Ready(_)
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
+            RuntimeCommand::ReportReady { epoch, commit, host, services, endpoints, lease_until } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Waking { .. } => Ok(vec![
+                        RuntimeEvent::Ready {
+                            epoch: *epoch,
+                            commit: commit.clone(),
+                            services: services.clone(),
+                            lease_until: *lease_until,
+                        },
+                        RuntimeEvent::EndpointsBound { epoch: *epoch, host: *host, endpoints: endpoints.clone() },
+                    ]),
+                    Self::Ready(_) => Ok(vec![]),
+                    // Put to sleep while it was waking: the host hears that from the log and stops it.
+                    Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => {
+                        Err(RuntimeRefusal::NotAwake)
+                    }
+                }
+            }
+            RuntimeCommand::RenewLease { epoch, lease_until } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Ready(ready) if ready.lease_until < *lease_until => {
+                        Ok(vec![RuntimeEvent::LeaseRenewed { epoch: *epoch, lease_until: *lease_until }])
+                    }
+                    Self::Ready(_) => Ok(vec![]),
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
+                }
+            }
+            RuntimeCommand::KeepAwake { until, reason, by, max, now } => {
+                if !reason_is_valid(reason) {
+                    return Err(RuntimeRefusal::Reason { max: crate::limits::REASON_CHARS_MAX });
+                }
+                if until <= now {
+                    return Err(RuntimeRefusal::KeepAwakeInThePast);
+                }
+                if until.since(*now) > *max {
+                    return Err(RuntimeRefusal::KeepAwakeTooLong { max: *max });
+                }
+                match state {
+                    Self::Ready(ready) if ready.keep_awake_until == Some(*until) => Ok(vec![]),
+                    Self::Ready(_) => {
+                        Ok(vec![RuntimeEvent::KeptAwake { until: *until, reason: reason.clone(), by: *by }])
+                    }
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
+                }
+            }
+            RuntimeCommand::PostponeSleep { epoch, cause } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Ready(ready) if ready.postponed.as_ref() != Some(cause) => {
+                        Ok(vec![RuntimeEvent::SleepPostponed { cause: cause.clone() }])
+                    }
+                    Self::Ready(_)
+                    | Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
+            RuntimeCommand::RequestSleep { cause, now } => match state {
+                Self::Ready(ready) => match (cause, ready.keep_awake_until) {
+                    (SleepCause::Idle { .. }, Some(until)) if *now < until => Err(RuntimeRefusal::KeptAwake { until }),
+                    (
+                        SleepCause::Idle { .. }
+                        | SleepCause::Person(_)
+                        | SleepCause::WorkspaceArchived
+                        | SleepCause::Shutdown
+                        | SleepCause::UsageCap,
+                        _,
+                    ) => Ok(vec![RuntimeEvent::SleepRequested { epoch: ready.epoch, cause: cause.clone() }]),
+                },
+                Self::Waking { epoch, .. } => {
+                    Ok(vec![RuntimeEvent::SleepRequested { epoch: *epoch, cause: cause.clone() }])
+                }
+                Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => Ok(vec![]),
+            },
+            RuntimeCommand::ReportSlept { epoch } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Sleeping { epoch, workspace, project, queued } => {
+                        let mut events = vec![RuntimeEvent::Slept { epoch: *epoch }];
+                        if let Some(cause) = queued {
+                            events.push(RuntimeEvent::WakeRequested {
+                                epoch: Epoch(epoch.0 + 1),
+                                workspace: *workspace,
+                                project: *project,
+                                cause: cause.clone(),
+                            });
+                        }
+                        Ok(events)
+                    }
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Ready(_)
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
+            RuntimeCommand::ReportFailed { epoch, reason } => {
+                state.same_epoch(*epoch)?;
+                let reason: String =
+                    reason.chars().filter(|c| !c.is_control()).take(crate::limits::REASON_CHARS_MAX).collect();
+                match state {
+                    Self::Waking { stage, .. } => Ok(vec![RuntimeEvent::Failed {
+                        epoch: *epoch,
+                        stage: Some(stage.clone().unwrap_or(WakeStage::Placed)),
+                        reason,
+                    }]),
+                    Self::Ready(_) => Ok(vec![RuntimeEvent::Failed { epoch: *epoch, stage: None, reason }]),
+                    Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
+            RuntimeCommand::DeclareLost { epoch, now } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Ready(ready) if *now < ready.lease_until => {
+                        Err(RuntimeRefusal::LeaseHolds { until: ready.lease_until })
+                    }
+                    Self::Ready(ready) => Ok(vec![RuntimeEvent::Lost { epoch: *epoch, closed_at: ready.lease_until }]),
+                    Self::Waking { stage, .. } => Ok(vec![RuntimeEvent::Failed {
+                        epoch: *epoch,
+                        stage: Some(stage.clone().unwrap_or(WakeStage::Placed)),
+                        reason: "the host was lost while waking".to_owned(),
+                    }]),
+                    Self::Sleeping { .. } => Self::decide(state, &RuntimeCommand::ReportSlept { epoch: *epoch }),
+                    Self::NeverWoken | Self::Asleep { .. } | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
+        }
+    }
+
+    fn evolve(state: Self, event: &RuntimeEvent) -> Self {
+        if let RuntimeEvent::WakeRequested { epoch, workspace, project, cause } = event {
+            return Self::Waking {
+                epoch: *epoch,
+                workspace: *workspace,
+                project: *project,
+                cause: cause.clone(),
+                stage: None,
+            };
+        }
+        let Some((workspace, project)) = state.identity() else { return state };
+        match (state, event) {
+            (Self::Sleeping { epoch, .. }, RuntimeEvent::WakeQueued { cause }) => {
+                Self::Sleeping { epoch, workspace, project, queued: Some(cause.clone()) }
+            }
+            (Self::Waking { epoch, cause, .. }, RuntimeEvent::StageReached { stage, .. }) => {
+                Self::Waking { epoch, workspace, project, cause, stage: Some(stage.clone()) }
+            }
+            (Self::Waking { .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => Self::Ready(ReadyRuntime {
+                epoch: *epoch,
+                workspace,
+                project,
+                lease_until: *lease_until,
+                keep_awake_until: None,
+                postponed: None,
+            }),
+            (Self::Ready(ready), RuntimeEvent::LeaseRenewed { lease_until, .. }) => {
+                Self::Ready(ReadyRuntime { lease_until: *lease_until, ..ready })
+            }
+            (Self::Ready(ready), RuntimeEvent::KeptAwake { until, .. }) => {
+                Self::Ready(ReadyRuntime { keep_awake_until: Some(*until), ..ready })
+            }
+            (Self::Ready(ready), RuntimeEvent::SleepPostponed { cause }) => {
+                Self::Ready(ReadyRuntime { postponed: Some(cause.clone()), ..ready })
+            }
+            (_, RuntimeEvent::SleepRequested { epoch, .. }) => {
+                Self::Sleeping { epoch: *epoch, workspace, project, queued: None }
+            }
+            (_, RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. }) => {
+                Self::Asleep { epoch: *epoch, workspace, project }
+            }
+            (_, RuntimeEvent::Failed { epoch, .. }) => Self::Failed { epoch: *epoch, workspace, project },
+            (
+                state,
+                RuntimeEvent::WakeRequested { .. }
+                | RuntimeEvent::WakeQueued { .. }
+                | RuntimeEvent::StageReached { .. }
+                | RuntimeEvent::Ready { .. }
+                | RuntimeEvent::EndpointsBound { .. }
+                | RuntimeEvent::LeaseRenewed { .. }
+                | RuntimeEvent::KeptAwake { .. }
+                | RuntimeEvent::SleepPostponed { .. },
+            ) => state,
+        }
+    }
+
+    fn event_of(event: &Event) -> Option<&RuntimeEvent> {
+        if let Event::Runtime(event) = event { Some(event) } else { None }
+    }
+
+    fn action_of(command: &RuntimeCommand) -> Action {
+        match command {
+            RuntimeCommand::RequestWake { .. } => Action::RuntimeWake,
+            RuntimeCommand::RequestSleep { .. } | RuntimeCommand::PostponeSleep { .. } => Action::RuntimeSleep,
+            RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
+            RuntimeCommand::ReportStage { .. }
+            | RuntimeCommand::ReportReady { .. }
+            | RuntimeCommand::RenewLease { .. }
+            | RuntimeCommand::ReportSlept { .. }
+            | RuntimeCommand::ReportFailed { .. }
+            | RuntimeCommand::DeclareLost { .. } => Action::RuntimeReport,
+        }
+    }
+}
+
+impl From<RuntimeEvent> for Event {
+    fn from(event: RuntimeEvent) -> Self {
+        Self::Runtime(event)
+    }
+}
