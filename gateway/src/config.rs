@@ -44,6 +44,9 @@ pub struct Config {
     pub public_port: u16,
     /// Whether `domain` is on the Public Suffix List, which makes share page and workspace hosts cross-site.
     pub domain_is_public_suffix: bool,
+    /// Whether a handoff works only from the address that asked for it. Off for clients whose address changes between
+    /// two requests (some carrier networks, IPv4 and IPv6 side by side).
+    pub handoff_bound_to_address: bool,
     pub listen: SocketAddr,
     /// Several processes may listen on one port.
     pub reuse_port: bool,
@@ -104,6 +107,7 @@ impl Config {
             scheme,
             public_port: listen.port(),
             domain_is_public_suffix: false,
+            handoff_bound_to_address: true,
             listen,
             reuse_port: false,
             tls: None,
