@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The write side: a permit and a command in, appended events out.
+//!
+//! Owns loading an aggregate, deciding, appending with optimistic concurrency, retrying, and idempotency by command id;
+//! and one file per noun with the looked-up facts that its commands need. Not here: whether the actor may (domain's
+//! policy, asked through projections) and what readers see (projections).
+
+pub mod context;
+mod engine;
+mod error;
+pub mod hosts;
+pub mod links;
+pub mod organizations;
+pub mod projects;
+pub mod runtimes;
+mod stream_cache;
+mod transaction;
+pub mod users;
+pub mod workspaces;
+
+pub use context::Context;
+pub use engine::{Commands, Done, Loaded};
+pub use error::CommandError;
+pub use transaction::Transaction;

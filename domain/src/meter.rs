@@ -1,7 +1,7 @@
 //! The meter: awake time per service, folded from a runtime's events. Integers only.
 //!
 //! Counts from ready to sleep requested by the log's own clock, half-open, split at UTC hours. A host that died is
-//! counted up to its last durable lease, never later. Nothing is counted for waking, failed or sleeping.
+//! counted up to its last heartbeat, never later. Nothing is counted for waking, failed or sleeping.
 
 use std::collections::BTreeMap;
 
@@ -52,6 +52,8 @@ pub struct RuntimeMeter {
 struct OpenInterval {
     epoch: Epoch,
     since: UnixMillis,
+    /// When the log last heard from the host.
+    heartbeat: UnixMillis,
     lease_until: UnixMillis,
     services: Vec<ReadyService>,
 }
@@ -69,6 +71,7 @@ impl RuntimeMeter {
                 self.open = Some(OpenInterval {
                     epoch: *epoch,
                     since: recorded_at,
+                    heartbeat: recorded_at,
                     lease_until: *lease_until,
                     services: services.clone(),
                 });
@@ -78,15 +81,21 @@ impl RuntimeMeter {
                 Some(open) => {
                     // A renewal proves that the host lived until now; what lies beyond is proven by the next one.
                     open.lease_until = *lease_until;
+                    open.heartbeat = recorded_at;
                     open.rows(recorded_at)
                 }
                 None => BTreeMap::new(),
             },
             RuntimeEvent::SleepRequested { .. } | RuntimeEvent::Failed { .. } => self.close(recorded_at),
-            RuntimeEvent::Lost { closed_at, .. } => self.close((*closed_at).min(recorded_at)),
+            // SPEC, "Billing and audit": closed at the last heartbeat if a host dies.
+            RuntimeEvent::Lost { closed_at, .. } => {
+                let heartbeat = self.open.as_ref().map_or(recorded_at, |open| open.heartbeat);
+                self.close((*closed_at).min(heartbeat))
+            }
             RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::EndpointsBound { .. }
+            | RuntimeEvent::ActivitySeen { .. }
             | RuntimeEvent::KeptAwake { .. }
             | RuntimeEvent::SleepPostponed { .. }
             | RuntimeEvent::Slept { .. } => BTreeMap::new(),

@@ -46,6 +46,13 @@ pub enum PostponeCause {
     OpenStreams { count: u32 },
 }
 
+/// Whose use of a runtime was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActivitySource {
+    Link(LinkId),
+    Person(UserId),
+}
+
 /// How far a wake has come. In order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WakeStage {
@@ -96,6 +103,13 @@ pub enum RuntimeEvent {
         epoch: Epoch,
         lease_until: UnixMillis,
     },
+    /// Traffic that puts off idle sleep, reported coarsely: at most once in `limits::ACTIVITY_INTERVAL` by each gateway.
+    ActivitySeen {
+        epoch: Epoch,
+        at: UnixMillis,
+        open_streams: u32,
+        source: ActivitySource,
+    },
     KeptAwake {
         until: UnixMillis,
         reason: String,
@@ -117,7 +131,8 @@ pub enum RuntimeEvent {
         stage: Option<WakeStage>,
         reason: String,
     },
-    /// The host gave no word for too long. The meter closes at `closed_at`, the last lease.
+    /// The host gave no word for too long, or says itself that the runtime is gone. The meter closes at its last
+    /// heartbeat (`Ready` or `LeaseRenewed`), and never after `closed_at`, the end of its lease.
     Lost {
         epoch: Epoch,
         closed_at: UnixMillis,
@@ -148,6 +163,12 @@ pub enum RuntimeCommand {
         epoch: Epoch,
         lease_until: UnixMillis,
     },
+    RecordActivity {
+        epoch: Epoch,
+        at: UnixMillis,
+        open_streams: u32,
+        source: ActivitySource,
+    },
     /// `max` is the organization's cap.
     KeepAwake {
         until: UnixMillis,
@@ -171,9 +192,10 @@ pub enum RuntimeCommand {
         epoch: Epoch,
         reason: String,
     },
-    /// Refused while the lease holds.
+    /// Refused while the lease holds, unless the host itself says that nothing runs any more.
     DeclareLost {
         epoch: Epoch,
+        host_confirms: bool,
         now: UnixMillis,
     },
 }
@@ -216,6 +238,8 @@ pub struct ReadyRuntime {
     pub project: ProjectId,
     pub lease_until: UnixMillis,
     pub keep_awake_until: Option<UnixMillis>,
+    /// The latest use that was reported; `None` until the first one.
+    pub last_activity: Option<UnixMillis>,
     /// The last reason recorded for not sleeping; the same one is not recorded twice.
     pub postponed: Option<PostponeCause>,
 }
@@ -379,6 +403,23 @@ impl Aggregate for Runtime {
                     | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
                 }
             }
+            RuntimeCommand::RecordActivity { epoch, at, open_streams, source } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Ready(ready) if ready.last_activity < Some(*at) => Ok(vec![RuntimeEvent::ActivitySeen {
+                        epoch: *epoch,
+                        at: *at,
+                        open_streams: *open_streams,
+                        source: *source,
+                    }]),
+                    Self::Ready(_)
+                    | Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
             RuntimeCommand::KeepAwake { until, reason, by, max, now } => {
                 if !reason_is_valid(reason) {
                     return Err(RuntimeRefusal::Reason { max: crate::limits::REASON_CHARS_MAX });
@@ -468,13 +509,15 @@ impl Aggregate for Runtime {
                     Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => Ok(vec![]),
                 }
             }
-            RuntimeCommand::DeclareLost { epoch, now } => {
+            RuntimeCommand::DeclareLost { epoch, host_confirms, now } => {
                 state.same_epoch(*epoch)?;
                 match state {
-                    Self::Ready(ready) if *now < ready.lease_until => {
+                    Self::Ready(ready) if !host_confirms && *now < ready.lease_until => {
                         Err(RuntimeRefusal::LeaseHolds { until: ready.lease_until })
                     }
-                    Self::Ready(ready) => Ok(vec![RuntimeEvent::Lost { epoch: *epoch, closed_at: ready.lease_until }]),
+                    Self::Ready(ready) => {
+                        Ok(vec![RuntimeEvent::Lost { epoch: *epoch, closed_at: ready.lease_until.min(*now) }])
+                    }
                     Self::Waking { stage, .. } => Ok(vec![RuntimeEvent::Failed {
                         epoch: *epoch,
                         stage: Some(stage.clone().unwrap_or(WakeStage::Placed)),
@@ -511,10 +554,15 @@ impl Aggregate for Runtime {
                 project,
                 lease_until: *lease_until,
                 keep_awake_until: None,
+                last_activity: None,
                 postponed: None,
             }),
             (Self::Ready(ready), RuntimeEvent::LeaseRenewed { lease_until, .. }) => {
                 Self::Ready(ReadyRuntime { lease_until: *lease_until, ..ready })
+            }
+            // Use after a postponed sleep opens a new idle time, whose postponement is worth recording again.
+            (Self::Ready(ready), RuntimeEvent::ActivitySeen { at, .. }) => {
+                Self::Ready(ReadyRuntime { last_activity: Some(*at), postponed: None, ..ready })
             }
             (Self::Ready(ready), RuntimeEvent::KeptAwake { until, .. }) => {
                 Self::Ready(ReadyRuntime { keep_awake_until: Some(*until), ..ready })
@@ -537,6 +585,7 @@ impl Aggregate for Runtime {
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }
+                | RuntimeEvent::ActivitySeen { .. }
                 | RuntimeEvent::KeptAwake { .. }
                 | RuntimeEvent::SleepPostponed { .. },
             ) => state,
@@ -552,6 +601,7 @@ impl Aggregate for Runtime {
             RuntimeCommand::RequestWake { .. } => Action::RuntimeWake,
             RuntimeCommand::RequestSleep { .. } | RuntimeCommand::PostponeSleep { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
+            RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ReportStage { .. }
             | RuntimeCommand::ReportReady { .. }
             | RuntimeCommand::RenewLease { .. }

@@ -95,6 +95,8 @@ actions! {
     RuntimeWake "runtime.wake", Project, [Owner Admin Developer Create Mod], [LinkVisitor], PEOPLE_GATEWAY_AGENT;
     RuntimeSleep "runtime.sleep", Project, [Owner Admin Developer Create Mod], [System], PEOPLE_AND_AGENT;
     RuntimeKeepAwake "runtime.keep_awake", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
+    /// Traffic that puts off idle sleep.
+    RuntimeRecordActivity "runtime.record_activity", Project, [], [System], GATEWAY;
     /// What a host says of a runtime: stages, ready, asleep, failed, leases.
     RuntimeReport "runtime.report", Project, [], [Agent System], AGENT;
     HostRegister "host.register", Organization, [], [Agent System], AGENT;

@@ -1,0 +1,247 @@
+//! Load, decide, append, retry: the one way in which anything changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envforge_domain::access::{Action, Permit, Resource};
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::{Commit, Expectation, Position, StreamId, StreamKind};
+use envforge_domain::event::Event;
+use envforge_domain::ids::CommitId;
+use envforge_eventlog::{AppendError, LogError, SharedLog};
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::error::CommandError;
+use crate::stream_cache::{Folded, StreamCache};
+use crate::transaction::Transaction;
+
+/// Rounds of load, decide and append before giving up with `Contended`.
+pub(crate) const ATTEMPTS_MAX: u32 = 8;
+/// Commits per read while loading a stream.
+const LOAD_PAGE: usize = 1_000;
+
+/// Carries out commands. Cheap to clone; all clones share one cache.
+#[derive(Clone)]
+pub struct Commands {
+    log: SharedLog,
+    cache: Arc<StreamCache>,
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// A reader at this position sees the effect.
+    pub position: Position,
+    /// Events of the commit; of the first one where the command was repeated; empty where it was satisfied already.
+    pub events: Vec<Event>,
+    /// The command had been carried out before.
+    pub duplicate: bool,
+}
+
+/// An aggregate's state, fresh from the log's leader.
+#[derive(Clone, Debug)]
+pub struct Loaded<S> {
+    pub state: S,
+    pub position: Position,
+}
+
+impl Commands {
+    pub fn new(log: SharedLog) -> Self {
+        Self { log, cache: Arc::new(StreamCache::new()) }
+    }
+
+    pub(crate) fn log(&self) -> &SharedLog {
+        &self.log
+    }
+
+    /// Decides one command on one stream and appends what it decided.
+    ///
+    /// # Errors
+    /// `Refused` where the domain says no; `PermitMismatch` where the permit is for another action or thing.
+    pub async fn execute<A: Aggregate>(
+        &self,
+        permit: &Permit,
+        context: &Context,
+        stream: &StreamId,
+        command: &A::Command,
+    ) -> Result<Done, CommandError> {
+        check_permit(permit, A::action_of(command), stream)?;
+        let mut fresh = false;
+        for attempt in 0..ATTEMPTS_MAX {
+            let folded = self.folded::<A>(stream, fresh).await?;
+            if let Some(done) = answered_before(&folded, context)? {
+                return Ok(done);
+            }
+            let decided = A::decide(&folded.state, command);
+            let events = match decided {
+                Ok(events) if !events.is_empty() => events,
+                // Only the leader's word is good enough for an answer that appends nothing.
+                Ok(_) | Err(_) if !fresh => {
+                    fresh = true;
+                    continue;
+                }
+                Ok(_) => return Ok(Done { position: folded.position, events: Vec::new(), duplicate: false }),
+                Err(refusal) => {
+                    metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "refused")
+                        .increment(1);
+                    return Err(CommandError::refused(refusal));
+                }
+            };
+            let commit = commit(permit, context, stream, events.into_iter().map(Into::into).collect());
+            let events = commit.events.clone();
+            match self.log.append(vec![(commit, Expectation::LastAt(folded.position))]).await {
+                Ok(appended) => {
+                    metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "done")
+                        .increment(1);
+                    if appended.duplicate {
+                        // Appended by an earlier attempt whose answer was lost: answer from what stands in the log.
+                        let folded = self.folded::<A>(stream, true).await?;
+                        if let Some(done) = answered_before(&folded, context)? {
+                            return Ok(done);
+                        }
+                    }
+                    return Ok(Done { position: appended.last(), events, duplicate: appended.duplicate });
+                }
+                Err(AppendError::Conflict { .. }) => {
+                    fresh = true;
+                    back_off(attempt).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "contended").increment(1);
+        Err(CommandError::Contended)
+    }
+
+    /// An aggregate's current state, from the leader.
+    pub async fn load<A: Aggregate>(&self, stream: &StreamId) -> Result<Loaded<A::State>, LogError> {
+        let folded = self.folded::<A>(stream, true).await?;
+        Ok(Loaded { state: folded.state.clone(), position: folded.position })
+    }
+
+    /// Several streams in one atomic append, for claims.
+    pub fn transaction<'a>(&'a self, context: &'a Context) -> Transaction<'a> {
+        Transaction::new(self, context)
+    }
+
+    /// The folded stream; with `fresh`, including everything the leader has.
+    pub(crate) async fn folded<A: Aggregate>(
+        &self,
+        stream: &StreamId,
+        fresh: bool,
+    ) -> Result<Arc<Folded<A::State>>, LogError> {
+        let cached = self.cache.get::<A::State>(stream);
+        if let (Some(cached), false) = (&cached, fresh) {
+            return Ok(Arc::clone(cached));
+        }
+        let known = cached.unwrap_or_default();
+        let mut folded: Option<Folded<A::State>> = None;
+        loop {
+            let after = folded.as_ref().map_or(known.position, |folded| folded.position);
+            let page = self.log.read_stream(stream, after, LOAD_PAGE).await?;
+            let full = page.len() == LOAD_PAGE;
+            if !page.is_empty() {
+                let target = folded.get_or_insert_with(|| (*known).clone());
+                page.iter().for_each(|recorded| target.apply::<A>(recorded));
+            }
+            if !full {
+                break;
+            }
+        }
+        let folded = folded.map_or(known, Arc::new);
+        self.cache.put(stream, Arc::clone(&folded));
+        Ok(folded)
+    }
+}
+
+/// The first answer, where this command stands in the stream already.
+pub(crate) fn answered_before<S: Clone + Default>(
+    folded: &Folded<S>,
+    context: &Context,
+) -> Result<Option<Done>, CommandError> {
+    match folded.find(context.command) {
+        None => Ok(None),
+        Some(first) if first.request_digest != context.request_digest => Err(CommandError::CommandReused),
+        Some(first) => Ok(Some(Done { position: first.position, events: first.events.to_vec(), duplicate: true })),
+    }
+}
+
+/// Waits a little longer, and less predictably, each time somebody else was first.
+pub(crate) async fn back_off(attempt: u32) {
+    let ceiling_us = 200_u64 << attempt.min(8);
+    let wait = rand::random_range(0..=ceiling_us);
+    tokio::time::sleep(Duration::from_micros(wait)).await;
+}
+
+pub(crate) fn commit(permit: &Permit, context: &Context, stream: &StreamId, events: Vec<Event>) -> Commit {
+    Commit {
+        id: CommitId::from_uuid(Uuid::now_v7()),
+        command: context.command,
+        request_digest: context.request_digest,
+        stream: stream.clone(),
+        actor: permit.actor(),
+        surface: permit.surface(),
+        correlation: context.correlation,
+        causation: context.causation,
+        decided_at: context.now,
+        events,
+    }
+}
+
+/// The permit must be for this action, in this organization, on this very thing.
+pub(crate) fn check_permit(permit: &Permit, needed: Action, stream: &StreamId) -> Result<(), CommandError> {
+    let in_organization = stream.org() == permit.org() || stream.kind() == StreamKind::Claim;
+    if permit.action() == needed && in_organization && covers(permit.resource(), stream) {
+        return Ok(());
+    }
+    Err(CommandError::PermitMismatch { permitted: permit.action(), needed, stream: stream.clone() })
+}
+
+fn covers(resource: Resource, stream: &StreamId) -> bool {
+    let is = |id: &dyn std::fmt::Display| stream.key() == id.to_string();
+    match stream.kind() {
+        // A claim is only ever appended beside the event that needs it.
+        StreamKind::Claim => true,
+        StreamKind::Organization | StreamKind::Denial => is(&resource.org()),
+        StreamKind::User => match resource {
+            Resource::User { user, .. } => is(&user),
+            Resource::Organization(_) => true,
+            Resource::Project { .. } | Resource::Workspace { .. } | Resource::Link { .. } | Resource::Host { .. } => {
+                false
+            }
+        },
+        StreamKind::Project => match resource {
+            Resource::Project { project, .. } => is(&project),
+            // Creating one is an action on the organization.
+            Resource::Organization(_) => true,
+            Resource::User { .. } | Resource::Workspace { .. } | Resource::Link { .. } | Resource::Host { .. } => false,
+        },
+        StreamKind::Workspace => match resource {
+            Resource::Workspace { workspace, .. } => is(&workspace),
+            // Creating one is an action on its project.
+            Resource::Project { .. } => true,
+            Resource::Organization(_) | Resource::User { .. } | Resource::Link { .. } | Resource::Host { .. } => false,
+        },
+        StreamKind::Runtime => match resource {
+            Resource::Workspace { workspace, .. } | Resource::Link { workspace, .. } => is(&workspace),
+            Resource::Organization(_) | Resource::User { .. } | Resource::Project { .. } | Resource::Host { .. } => {
+                false
+            }
+        },
+        StreamKind::DevLink => match resource {
+            Resource::Link { link, .. } => is(&link),
+            // Issuing one is an action on its workspace.
+            Resource::Workspace { .. } => true,
+            Resource::Organization(_) | Resource::User { .. } | Resource::Project { .. } | Resource::Host { .. } => {
+                false
+            }
+        },
+        StreamKind::Host => match resource {
+            Resource::Host { host, .. } => is(&host),
+            // Placing is an action on the workspace that is placed.
+            Resource::Workspace { .. } | Resource::Organization(_) => true,
+            Resource::User { .. } | Resource::Project { .. } | Resource::Link { .. } => false,
+        },
+    }
+}

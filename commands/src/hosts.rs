@@ -1,0 +1,70 @@
+//! Hosts: registration with the claim on the machine, so that one VM belongs to one organization; placing and releasing.
+
+use envforge_domain::access::{Action, Permit};
+use envforge_domain::claim::{Claim, ClaimCommand, ClaimKey};
+use envforge_domain::commit::{InvalidStreamKey, StreamId};
+use envforge_domain::host::{Capacity, Host, HostCommand};
+use envforge_domain::ids::{HostId, WorkspaceId};
+
+use crate::{CommandError, Commands, Context, Done};
+
+/// Registers a host for the permit's organization. A machine that another organization holds is refused.
+pub async fn register(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+    provider: String,
+    machine: MachineKey,
+    capacity: Capacity,
+) -> Result<Done, CommandError> {
+    let org = permit.org();
+    let take = ClaimCommand::Take { holder: org.to_string(), for_action: Action::HostRegister };
+    commands
+        .transaction(context)
+        .step::<Host>(
+            permit,
+            StreamId::host(org, host),
+            HostCommand::Register { host, org, provider, machine: machine.key, capacity },
+        )
+        .step::<Claim>(permit, machine.claim, take)
+        .commit()
+        .await
+}
+
+/// A machine's key in its claim.
+pub struct MachineKey {
+    key: String,
+    claim: StreamId,
+}
+
+impl MachineKey {
+    pub fn parse(key: &str) -> Result<Self, InvalidStreamKey> {
+        Ok(Self { key: key.to_owned(), claim: ClaimKey::Machine(key.to_owned()).stream()? })
+    }
+}
+
+/// Places a workspace of the permit's organization.
+pub async fn place(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+    workspace: WorkspaceId,
+    needs: Capacity,
+) -> Result<Done, CommandError> {
+    let org = permit.org();
+    let command = HostCommand::Place { workspace, org, needs };
+    commands.execute::<Host>(permit, context, &StreamId::host(org, host), &command).await
+}
+
+pub async fn release(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+    workspace: WorkspaceId,
+) -> Result<Done, CommandError> {
+    let command = HostCommand::Release { workspace };
+    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &command).await
+}

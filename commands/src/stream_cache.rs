@@ -1,0 +1,100 @@
+//! Folded states of recently used streams, so that a decision need not read a whole history again.
+//!
+//! A cached state may be old. That is safe: an append carries its position as expectation, and an answer that appends
+//! nothing is given only after the tail was read from the leader.
+
+use std::any::Any;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::{Position, Recorded, StreamId};
+use envforge_domain::event::Event;
+use envforge_domain::ids::CommandId;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+/// Streams kept; a busy control plane touches few at a time.
+const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(8_192).expect("not zero");
+/// Commands remembered per stream. Older ones are found by the projection of command ids.
+const COMMANDS_MAX: usize = 256;
+
+/// A stream folded up to `position`.
+pub(crate) struct Folded<S> {
+    pub(crate) state: S,
+    pub(crate) position: Position,
+    /// Newest last.
+    pub(crate) commands: Vec<RememberedCommand>,
+}
+
+/// A commit as idempotency needs it.
+#[derive(Clone)]
+pub(crate) struct RememberedCommand {
+    pub(crate) command: CommandId,
+    pub(crate) request_digest: Option<[u8; 32]>,
+    pub(crate) position: Position,
+    pub(crate) events: Arc<[Event]>,
+}
+
+impl<S: Clone> Clone for Folded<S> {
+    fn clone(&self) -> Self {
+        Self { state: self.state.clone(), position: self.position, commands: self.commands.clone() }
+    }
+}
+
+impl<S: Default> Default for Folded<S> {
+    fn default() -> Self {
+        Self { state: S::default(), position: Position::START, commands: Vec::new() }
+    }
+}
+
+impl<S: Clone + Default> Folded<S> {
+    pub(crate) fn apply<A: Aggregate<State = S>>(&mut self, recorded: &Recorded) {
+        let mut state = std::mem::take(&mut self.state);
+        for event in recorded.commit.events.iter().filter_map(A::event_of) {
+            state = A::evolve(state, event);
+        }
+        self.state = state;
+        self.position = recorded.position;
+        if self.commands.len() >= COMMANDS_MAX {
+            self.commands.drain(..COMMANDS_MAX / 2);
+        }
+        self.commands.push(RememberedCommand {
+            command: recorded.commit.command,
+            request_digest: recorded.commit.request_digest,
+            position: recorded.position,
+            events: recorded.commit.events.clone().into(),
+        });
+    }
+
+    pub(crate) fn find(&self, command: CommandId) -> Option<&RememberedCommand> {
+        self.commands.iter().rev().find(|remembered| remembered.command == command)
+    }
+}
+
+pub(crate) struct StreamCache {
+    entries: Mutex<LruCache<StreamId, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl StreamCache {
+    pub(crate) fn new() -> Self {
+        Self { entries: Mutex::new(LruCache::new(STREAMS_MAX)) }
+    }
+
+    pub(crate) fn get<S: Clone + Send + Sync + 'static>(&self, stream: &StreamId) -> Option<Arc<Folded<S>>> {
+        let entry = self.entries.lock().get(stream).cloned()?;
+        entry.downcast().ok()
+    }
+
+    pub(crate) fn put<S: Clone + Send + Sync + 'static>(&self, stream: &StreamId, folded: Arc<Folded<S>>) {
+        let mut entries = self.entries.lock();
+        // A slower loader must not replace what a faster one already knows.
+        let newer = entries
+            .peek(stream)
+            .and_then(|entry| entry.downcast_ref::<Folded<S>>())
+            .is_some_and(|kept| kept.position > folded.position);
+        if !newer {
+            entries.put(stream.clone(), folded);
+        }
+    }
+}
