@@ -62,7 +62,10 @@ pub enum IdentityError {
 pub enum LoginError {
     /// The same answer, after the same time, for an unknown address and a wrong password.
     #[error("this e-mail address and password do not belong together")]
-    WrongCredentials,
+    WrongCredentials {
+        /// Whose password was tried, for the record of failed attempts; never for the answer.
+        account: Option<Account>,
+    },
     #[error(transparent)]
     LockedOut(#[from] LockedOut),
     #[error("too many people are signing in right now; try again in a moment")]
@@ -162,7 +165,7 @@ impl SelfHosted {
         let result = self.try_login(attempt, now).await;
         let outcome = match &result {
             Ok(_) => "ok",
-            Err(LoginError::WrongCredentials) => "wrong_credentials",
+            Err(LoginError::WrongCredentials { .. }) => "wrong_credentials",
             Err(LoginError::LockedOut(_)) => "locked_out",
             Err(LoginError::Busy) => "busy",
             Err(LoginError::Identity(_)) => "error",
@@ -194,7 +197,7 @@ impl SelfHosted {
                 self.refresh_hash(&stored.account, &stored.password_hash, password).await;
                 Ok(stored.account)
             }
-            (Ok(_), _) => Err(LoginError::WrongCredentials),
+            (Ok(_), stored) => Err(LoginError::WrongCredentials { account: stored.map(|stored| stored.account) }),
             (Err(error), _) => {
                 counted.withdrawn();
                 Err(IdentityError::Hash(error.to_string()).into())
@@ -421,7 +424,7 @@ mod tests {
             [("ada@acme.test", "plum kite engine 8"), ("bob@acme.test", PASSWORD), ("nonsense", PASSWORD)]
         {
             let error = house.login(email, password, NOW).await.unwrap_err();
-            assert!(matches!(error, LoginError::WrongCredentials), "{email}: {error}");
+            assert!(matches!(error, LoginError::WrongCredentials { .. }), "{email}: {error}");
         }
     }
 
@@ -429,7 +432,10 @@ mod tests {
     async fn guessing_locks_even_the_right_password_out_until_the_delay_is_over() {
         let house = house().await;
         for _ in 0..6 {
-            assert!(matches!(house.login("ada@acme.test", "wrong", NOW).await, Err(LoginError::WrongCredentials)));
+            assert!(matches!(
+                house.login("ada@acme.test", "wrong", NOW).await,
+                Err(LoginError::WrongCredentials { .. })
+            ));
         }
         let Err(LoginError::LockedOut(locked)) = house.login("ada@acme.test", PASSWORD, NOW).await else {
             panic!("the seventh attempt was looked at")
