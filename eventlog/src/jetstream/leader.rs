@@ -10,7 +10,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{self, Info, LastRawMessageErrorKind, RawMessageError, Stream};
+use async_nats::jetstream::stream::{self, Info, LastRawMessageErrorKind, RawMessageError, State, Stream};
 use bytes::Bytes;
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
@@ -163,7 +163,10 @@ impl Leader {
             let expected = self.identity.clone();
             return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
         }
-        Ok(Word { asked, head: Position::new(info.state.last_sequence) })
+        match missing(&info.state) {
+            Some(missing) => Err(LogError::NotTheSameLog(missing)),
+            None => Ok(Word { asked, head: Position::new(info.state.last_sequence) }),
+        }
     }
 
     fn gone(&self) -> LogError {
@@ -239,9 +242,58 @@ fn identity(info: &Info) -> LogIdentity {
     LogIdentity(format!("{random}@{}", info.created.unix_timestamp_nanos()))
 }
 
+/// Commits that the stream has lost, by its own count: nothing may ever be deleted from it. Seen by every follower, whose
+/// own filter hides gaps.
+fn missing(state: &State) -> Option<NotTheSameLog> {
+    let (first, last, count) = (state.first_sequence, state.last_sequence, state.messages);
+    if last == 0 || first == 1 && count == last {
+        return None;
+    }
+    Some(if first > 1 {
+        NotTheSameLog::Gap { after: Position::START, found: Position::new(first) }
+    } else {
+        NotTheSameLog::Replaced { found: format!("it ends at {last} and holds {count} commits") }
+    })
+}
+
 pub(super) fn with_source(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(first: u64, last: u64, messages: u64) -> State {
+        let at = "2026-11-24T00:00:00Z";
+        serde_json::from_value(serde_json::json!({
+            "messages": messages, "bytes": 0, "first_seq": first, "first_ts": at, "last_seq": last, "last_ts": at,
+            "consumer_count": 0,
+        }))
+        .expect("the fields that a server sends")
+    }
+
+    #[test]
+    fn a_whole_stream_misses_nothing() {
+        for whole in [state(0, 0, 0), state(1, 0, 0), state(1, 1, 1), state(1, 7, 7)] {
+            assert_eq!(missing(&whole), None);
+        }
+    }
+
+    #[test]
+    fn a_stream_without_its_beginning_has_a_gap() {
+        let expected = NotTheSameLog::Gap { after: Position::START, found: Position::new(3) };
+        assert_eq!(missing(&state(3, 7, 5)), Some(expected));
+        let expected = NotTheSameLog::Gap { after: Position::START, found: Position::new(8) };
+        assert_eq!(missing(&state(8, 7, 0)), Some(expected), "purged");
+    }
+
+    #[test]
+    fn a_stream_with_a_hole_says_how_much_is_left() {
+        let found = "it ends at 7 and holds 6 commits".to_owned();
+        assert_eq!(missing(&state(1, 7, 6)), Some(NotTheSameLog::Replaced { found }));
     }
 }

@@ -14,6 +14,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::{HeaderValue, Request};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -94,6 +95,13 @@ async fn reconnected(connections: &mut watch::Receiver<u64>) {
     tokio::time::sleep(GRACE_AFTER_RECONNECTION).await;
 }
 
+/// One per command and stream: the server forgets neither a command that stands in another stream, nor takes the
+/// commits of a batch for repetitions of each other. 64 bits tell the streams of one command apart.
+fn message_id(append: &PreparedAppend, commit: &PreparedCommit) -> String {
+    let digest = Sha256::digest(commit.stream.subject());
+    format!("{}/{}", append.command, hex::encode(&digest[..8]))
+}
+
 fn headers(
     leader: &Leader,
     append: &PreparedAppend,
@@ -103,8 +111,7 @@ fn headers(
     is_last: bool,
 ) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // One id per message: within a batch equal ids would be duplicates of each other.
-    let message_id = if index == 0 { append.command.to_string() } else { format!("{}/{index}", append.command) };
+    let message_id = message_id(append, commit);
     headers.insert(NATS_MESSAGE_ID, message_id.as_str());
     headers.insert(NATS_EXPECTED_STREAM, leader.name.as_str());
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(commit.expected.get()));

@@ -1,6 +1,7 @@
 //! The contract of the event log: one suite, word for word, for both backends, and what each adds of its own.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::disallowed_methods, reason = "a writing process of the test gets its orders by environment")]
 
 mod append;
 mod commits;
@@ -47,6 +48,8 @@ contract_of_a_cluster! {
     append::a_conflict_names_the_stream_and_stores_nothing,
     append::a_command_repeated_after_a_lost_answer_gets_its_first_position,
     append::a_command_repeated_later_gets_its_first_position_though_the_stream_moved_on,
+    append::a_command_repeated_on_the_streams_present_end_gets_its_first_position,
+    append::a_command_may_stand_once_in_each_of_several_streams,
     append::a_command_sent_many_times_at_once_is_stored_once,
     append::a_command_used_for_another_request_is_refused,
     append::of_sixteen_writers_on_one_stream_exactly_one_wins_each_round,
@@ -65,6 +68,8 @@ contract! {
     append::a_conflict_names_the_stream_and_stores_nothing,
     append::a_command_repeated_after_a_lost_answer_gets_its_first_position,
     append::a_command_repeated_later_gets_its_first_position_though_the_stream_moved_on,
+    append::a_command_repeated_on_the_streams_present_end_gets_its_first_position,
+    append::a_command_may_stand_once_in_each_of_several_streams,
     append::a_command_sent_many_times_at_once_is_stored_once,
     append::a_command_used_for_another_request_is_refused,
     append::of_sixteen_writers_on_one_stream_exactly_one_wins_each_round,
