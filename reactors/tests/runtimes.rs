@@ -77,6 +77,7 @@ struct Site {
 
 struct Running {
     stop: CancellationToken,
+    host: LocalHost,
     reactor: tokio::task::JoinHandle<()>,
     timers: tokio::task::JoinHandle<()>,
 }
@@ -111,7 +112,7 @@ impl Site {
         .await
         .unwrap();
         let manifest = format!(
-            "version: 1\nidle_sleep: 1m\nservices:\n  web:\n    command: {command}\n    route: web\n    readiness: {{ http: /, deadline: 10s }}\n"
+            "version: 1\nidle_sleep: 30s\nservices:\n  web:\n    command: {command}\n    route: web\n    readiness: {{ http: /, deadline: 10s }}\n"
         );
         let new = workspaces::NewWorkspace {
             project,
@@ -130,14 +131,18 @@ impl Site {
     }
 
     async fn start(&self) -> Running {
-        let state = self.directory.path().join("runtime");
-        let (host, _) = LocalHost::open(envforge_runtime::Config::new(&state)).await.unwrap();
+        self.start_in("runtime").await
+    }
+
+    async fn start_in(&self, state: &str) -> Running {
+        let state = self.directory.path().join(state);
+        let (host, _leftovers) = LocalHost::open(envforge_runtime::Config::new(&state)).await.unwrap();
         let machine = LocalMachine::open(&state).unwrap();
         let stop = CancellationToken::new();
         let reactor = RuntimeReactor::new(
             Arc::clone(&self.log),
             self.commands.clone(),
-            host,
+            host.clone(),
             machine,
             Arc::clone(&self.clock) as _,
             "dev.localhost:7080".to_owned(),
@@ -146,6 +151,7 @@ impl Site {
         let (reactor_stop, timers_stop) = (stop.clone(), stop.clone());
         Running {
             stop,
+            host,
             reactor: tokio::spawn(async move { reactor.run(reactor_stop).await.unwrap() }),
             timers: tokio::spawn(async move { timers.run(timers_stop).await.unwrap() }),
         }
@@ -276,10 +282,10 @@ async fn an_unused_runtime_goes_to_sleep_and_says_why() {
     let running = site.start().await;
     site.wake().await;
     site.until("ready", ready).await;
-    site.clock.skip(Millis::from_secs(61));
+    site.clock.skip(Millis::from_secs(31));
     site.until("asleep", asleep).await;
     let idle = site.events().await.into_iter().any(|event| {
-        matches!(event, RuntimeEvent::SleepRequested { cause: SleepCause::Idle { idle_for }, .. } if idle_for >= Millis::from_secs(60))
+        matches!(event, RuntimeEvent::SleepRequested { cause: SleepCause::Idle { idle_for }, .. } if idle_for >= Millis::from_secs(30))
     });
     assert!(idle);
     running.stop().await;
@@ -304,11 +310,15 @@ async fn a_host_that_starts_again_says_what_it_lost() {
     let running = site.start().await;
     site.wake().await;
     site.until("ready", ready).await;
-    // The process dies without a word: its tasks end, nothing is put to sleep.
+    // The agent dies without a word: nothing is put to sleep. A directory is held by one process, so the machine's next
+    // agent gets another one here, with the machine's key.
     running.reactor.abort();
     running.timers.abort();
-    let _ = running.reactor.await;
-    let running = site.start().await;
+    let (old, new) = (site.directory.path().join("runtime"), site.directory.path().join("runtime-2"));
+    std::fs::create_dir(&new).unwrap();
+    std::fs::copy(old.join("machine-key"), new.join("machine-key")).unwrap();
+    running.host.shutdown().await;
+    let running = site.start_in("runtime-2").await;
     site.until("asleep", asleep).await;
     assert!(site.events().await.iter().any(|event| matches!(event, RuntimeEvent::Lost { .. })));
     site.wake().await;
