@@ -39,7 +39,7 @@ pub struct IoTimeouts {
 
 /// What the connection's service tells its byte stream.
 #[derive(Debug, Default)]
-pub struct ConnectionState {
+pub(crate) struct ConnectionState {
     /// Requests whose answer is not finished: the connection is not idle, however silent.
     in_flight: AtomicU32,
     /// The service has answered 101: what follows is not HTTP.

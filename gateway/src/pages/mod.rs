@@ -160,7 +160,7 @@ pub(crate) fn waking(link: &LinkView, runtime: &RuntimeView) -> Response<Respons
             html.raw(label).raw("</li>")
         });
         html.raw("</ol><button id=\"again\" type=\"button\" hidden>Try again</button>")
-            .raw("<p id=\"spoken\" role=\"status\" class=\"note\" hidden></p>")
+            .raw("<p id=\"spoken\" role=\"status\" class=\"spoken\"></p>")
             .raw("<noscript><p class=\"note\">Please reload this page in a few seconds.</p></noscript>")
     });
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
