@@ -213,8 +213,7 @@ impl Http {
         stop: &CancellationToken,
     ) {
         let state = Arc::new(ConnectionState::default());
-        let client =
-            Client { address, server_name: None, state: Arc::clone(&state), http2: false };
+        let client = Client { address, server_name: None, state: Arc::clone(&state), http2: false };
         let Some(acceptor) = tls else {
             return self.http1(stream, state, Arc::new(make_service(client)), stop).await;
         };

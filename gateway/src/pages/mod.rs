@@ -75,7 +75,12 @@ struct Allowances<'a> {
     form_to: Option<&'a str>,
 }
 
-fn page(status: StatusCode, title: &str, allow: &Allowances<'_>, content: impl FnOnce(Markup) -> Markup) -> Response<ResponseBody> {
+fn page(
+    status: StatusCode,
+    title: &str,
+    allow: &Allowances<'_>,
+    content: impl FnOnce(Markup) -> Markup,
+) -> Response<ResponseBody> {
     let html = Markup::default()
         .raw("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">")
         .raw("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>")
@@ -95,7 +100,8 @@ fn page(status: StatusCode, title: &str, allow: &Allowances<'_>, content: impl F
         .finish();
     let mut response = respond(status, "text/html; charset=utf-8", html);
     let headers = response.headers_mut();
-    let script = if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
+    let script =
+        if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
     let form = allow.form_to.map_or_else(|| "'none'".to_owned(), |origin| format!("'self' {origin}"));
     let policy = format!(
         "default-src 'none'; style-src {}; img-src data:{script}; form-action {form}; base-uri 'none'; frame-ancestors 'none'",

@@ -71,7 +71,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             self.stream.read_line(&mut line).await.ok()?;
             let Some((name, value)) = line.trim_end().split_once(':') else { break };
             let value = value.trim().to_owned();
-            headers.entry(name.to_ascii_lowercase()).and_modify(|known| *known = format!("{known}\n{value}")).or_insert(value);
+            headers
+                .entry(name.to_ascii_lowercase())
+                .and_modify(|known| *known = format!("{known}\n{value}"))
+                .or_insert(value);
         }
         let mut body = Vec::new();
         if with_body && !matches!(status, 100..200 | 204 | 304) {
@@ -129,7 +132,9 @@ impl World {
 
     /// As a script of the app's own page would send it.
     pub(crate) async fn fetch(&self, path: &str) -> Answer {
-        self.raw(self.get(path, "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n")).await.unwrap()
+        self.raw(self.get(path, "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n"))
+            .await
+            .unwrap()
     }
 
     /// As a browser opens a page.
@@ -138,4 +143,5 @@ impl World {
     }
 }
 
-pub(crate) const NAVIGATION: &str = "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\nAccept: text/html\r\n";
+pub(crate) const NAVIGATION: &str =
+    "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\nAccept: text/html\r\n";

@@ -26,10 +26,19 @@ async fn every_ambiguous_request_is_refused_with_its_code_and_its_connection_clo
         (format!("{post}Content-Length: 2\r\nContent-Length: 2\r\n\r\nab"), ProtocolFault::RepeatedContentLength),
         (format!("{post}Content-Length: 2, 2\r\n\r\nab"), ProtocolFault::ContentLength),
         (format!("{post}Content-Length: +2\r\n\r\nab"), ProtocolFault::ContentLength),
-        (format!("{post}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), ProtocolFault::LengthAndEncoding),
-        (format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n0\r\n\r\n"), ProtocolFault::LengthAndEncoding),
+        (
+            format!("{post}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            ProtocolFault::LengthAndEncoding,
+        ),
+        (
+            format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n0\r\n\r\n"),
+            ProtocolFault::LengthAndEncoding,
+        ),
         (format!("{post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), ProtocolFault::TransferEncoding),
-        (format!("{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n"), ProtocolFault::TransferEncoding),
+        (
+            format!("{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n"),
+            ProtocolFault::TransferEncoding,
+        ),
         (format!("{post}Transfer-Encoding: \u{b}chunked\r\n\r\n0\r\n\r\n"), ProtocolFault::HeaderValue),
         (format!("{get}X-A: b\r\n c\r\n\r\n"), ProtocolFault::FoldedHeader),
         (format!("{get}X-A : b\r\n\r\n"), ProtocolFault::HeaderName),
@@ -45,7 +54,12 @@ async fn every_ambiguous_request_is_refused_with_its_code_and_its_connection_clo
         (start("CONNECT evil.example:443 HTTP/1.1") + "\r\n", ProtocolFault::Connect),
         (start("TRACE / HTTP/1.1") + "\r\n", ProtocolFault::Method),
         (start("ENVFORGE-REFUSED /bad_target HTTP/1.1") + "\r\n", ProtocolFault::Method),
-        (format!("{get}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"), ProtocolFault::UpgradeToken),
+        (
+            format!(
+                "{get}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+            ),
+            ProtocolFault::UpgradeToken,
+        ),
         (format!("{get}Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n\r\n"), ProtocolFault::UpgradeToken),
         (start("POST / HTTP/1.0") + "Content-Length: 2\r\n\r\nab", ProtocolFault::OldVersionBody),
         (format!("{get}Expect: something\r\n\r\n"), ProtocolFault::Expectation),
@@ -119,19 +133,38 @@ async fn a_chunk_with_extension_ends_the_connection_and_reaches_no_app_whole() {
 async fn ambiguous_paths_are_refused_where_a_prefix_decides() {
     let (world, app) = ready().await;
     for path in [
-        "/api%2fx", "/%61pi", "//api", "/x//api", "/x/..%2fapi", "/x/../api", "/x/%2e%2e/api", "/api;x", "/x\\api", "/%00",
-        "/x%0d%0ay", "/x/.", "/%5capi", "/%2561pi",
+        "/api%2fx",
+        "/%61pi",
+        "//api",
+        "/x//api",
+        "/x/..%2fapi",
+        "/x/../api",
+        "/x/%2e%2e/api",
+        "/api;x",
+        "/x\\api",
+        "/%00",
+        "/x%0d%0ay",
+        "/x/.",
+        "/%5capi",
+        "/%2561pi",
     ] {
         let answer = world.fetch(path).await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "ambiguous_path"), "{path}");
     }
     assert_eq!(app.seen.requests.load(std::sync::atomic::Ordering::SeqCst), 0);
-    assert!(world.fetch("/caf%C3%A9/.well-known?x=%2e%2e%2f").await.body.starts_with("GET /caf%C3%A9/.well-known?x=%2e%2e%2f\n"));
+    assert!(
+        world
+            .fetch("/caf%C3%A9/.well-known?x=%2e%2e%2f")
+            .await
+            .body
+            .starts_with("GET /caf%C3%A9/.well-known?x=%2e%2e%2f\n")
+    );
 }
 
 #[tokio::test]
 async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waited_for() {
-    let (world, app) = (World::with(|config| config.timeouts.io.head = Duration::from_millis(300)).await, App::start().await);
+    let (world, app) =
+        (World::with(|config| config.timeouts.io.head = Duration::from_millis(300)).await, App::start().await);
     world.ready(app.address);
     let mut client = world.client().await;
     for byte in world.get("/slow", "").as_bytes() {

@@ -206,7 +206,9 @@ async fn a_dead_a_broken_and_a_silent_app_each_have_their_answer() {
     assert!(!answer.body.contains("127.0.0.1") && !answer.body.contains(&nobody.port().to_string()));
     world.ready(App::raw(vec![b"NOT HTTP AT ALL\r\n\r\n"]).await.address);
     assert_eq!(world.fetch("/x").await.code(), "app_answer_invalid");
-    world.ready(App::raw(vec![b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"]).await.address);
+    world.ready(
+        App::raw(vec![b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"]).await.address,
+    );
     assert_eq!(world.fetch("/x").await.status, 502);
     world.ready(App::start().await.address);
     let answer = world.fetch("/never").await;
@@ -221,7 +223,8 @@ async fn a_client_that_leaves_takes_its_stream_along() {
     let mut client = world.client().await;
     client.send(world.get("/events", "")).await;
     client.head().await.unwrap();
-    until("the stream is open", || world.activity.of(world.workspace()).is_some_and(|seen| seen.open_streams == 1)).await;
+    until("the stream is open", || world.activity.of(world.workspace()).is_some_and(|seen| seen.open_streams == 1))
+        .await;
     drop(client);
     until("the app's stream ends", || app.seen.open_streams.load(Ordering::SeqCst) == 0).await;
     until("it is no activity any more", || world.activity.of(world.workspace()).unwrap().open_streams == 0).await;

@@ -29,7 +29,8 @@ fn file(name: &str) -> PathBuf {
 fn secure(config: &mut Config) {
     config.scheme = Scheme::Https;
     config.public_port = 443;
-    config.tls = Some(TlsFiles { certificate_chain: file("test-localhost.pem"), private_key: file("test-localhost.key") });
+    config.tls =
+        Some(TlsFiles { certificate_chain: file("test-localhost.pem"), private_key: file("test-localhost.key") });
 }
 
 async fn connect(world: &World, name: &str, protocols: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
@@ -54,8 +55,11 @@ fn host() -> String {
 async fn over_tls_the_cookie_is_host_bound_and_the_app_hears_https() {
     let (world, app) = (World::with(secure).await, App::start().await);
     world.ready(app.address);
-    let mut client = Client { stream: tokio::io::BufReader::new(connect(&world, &host(), &[b"http/1.1"]).await.unwrap()) };
-    client.send(format!("GET /x HTTP/1.1\r\nHost: {}\r\nCookie: __Host-envforge_session={COOKIE}\r\n\r\n", host())).await;
+    let mut client =
+        Client { stream: tokio::io::BufReader::new(connect(&world, &host(), &[b"http/1.1"]).await.unwrap()) };
+    client
+        .send(format!("GET /x HTTP/1.1\r\nHost: {}\r\nCookie: __Host-envforge_session={COOKIE}\r\n\r\n", host()))
+        .await;
     let answer = client.answer().await.unwrap();
     assert!(answer.body.contains("x-forwarded-proto: https") && !answer.body.contains("cookie:"), "{answer:?}");
     // The name without the prefix is nobody's session here.
@@ -74,7 +78,9 @@ async fn http_2_is_served_with_many_streams_and_split_cookies() {
     let stream = connect(&world, &host(), &[b"h2", b"http/1.1"]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(connection);
     let requests: Vec<_> = (0..40)
         .map(|index| {
@@ -111,14 +117,18 @@ async fn http_2_requests_with_two_meanings_are_refused() {
     world.ready(app.address);
     let stream = connect(&world, &host(), &[b"h2"]).await.unwrap();
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(connection);
-    let request = |uri: String| Request::builder().uri(uri).header("cookie", format!("__Host-envforge_session={COOKIE}"));
+    let request =
+        |uri: String| Request::builder().uri(uri).header("cookie", format!("__Host-envforge_session={COOKIE}"));
     let two_hosts = request(format!("https://{}/", host())).header("host", "other").body(Empty::new()).unwrap();
     assert_eq!(sender.send_request(two_hosts).await.unwrap().status(), 400);
     let other_host = request(format!("https://web--other--acme.{DOMAIN}/")).body(Empty::new()).unwrap();
     assert_eq!(sender.send_request(other_host).await.unwrap().status(), 421);
-    let refused = request(format!("https://{}/bad_target", host())).method("ENVFORGE-REFUSED").body(Empty::new()).unwrap();
+    let refused =
+        request(format!("https://{}/bad_target", host())).method("ENVFORGE-REFUSED").body(Empty::new()).unwrap();
     assert_eq!(sender.send_request(refused).await.unwrap().status(), 403);
     let fine = request(format!("https://{}/fine", host())).body(Empty::new()).unwrap();
     assert_eq!(sender.send_request(fine).await.unwrap().status(), 200);
@@ -131,7 +141,9 @@ async fn a_websocket_over_http_2_echoes_and_is_closed_when_revoked() {
     world.ready(app.address);
     let stream = connect(&world, &host(), &[b"h2"]).await.unwrap();
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(connection);
     // The server's settings allow the protocol once they have arrived.
     let warm = Request::builder()

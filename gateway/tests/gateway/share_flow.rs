@@ -14,7 +14,11 @@ use crate::world::{COOKIE, DOMAIN, World, now, until};
 
 impl World {
     fn share_head(&self, method: &str) -> String {
-        format!("{method} /share/{} HTTP/1.1\r\nHost: {DOMAIN}:{}\r\nUser-Agent: Test\r\n", self.token().expose(), self.port())
+        format!(
+            "{method} /share/{} HTTP/1.1\r\nHost: {DOMAIN}:{}\r\nUser-Agent: Test\r\n",
+            self.token().expose(),
+            self.port()
+        )
     }
 
     /// What the button of the share page sends.
@@ -55,7 +59,10 @@ async fn a_reviewer_gets_from_the_link_to_the_app() {
     let opened = world.follow(location, "Test").await;
     assert_eq!((opened.status, opened.header("location")), (303, "/"));
     let cookie = opened.header("set-cookie");
-    assert!(cookie.starts_with("envforge_session=") && cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax"), "{cookie}");
+    assert!(
+        cookie.starts_with("envforge_session=") && cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax"),
+        "{cookie}"
+    );
     let pair = cookie.split(';').next().unwrap();
     let request = world.get("/hello", "").replace(&world.cookie_header(), pair);
     assert!(world.raw(request).await.unwrap().body.starts_with("GET /hello\n"));
@@ -119,9 +126,8 @@ async fn the_form_counts_only_from_our_own_page() {
 #[tokio::test]
 async fn links_that_open_nothing_any_more_all_look_alike() {
     let world = World::start().await;
-    let get = |token: &str| {
-        format!("GET /share/{token} HTTP/1.1\r\nHost: {DOMAIN}:{}\r\n{NAVIGATION}\r\n", world.port())
-    };
+    let get =
+        |token: &str| format!("GET /share/{token} HTTP/1.1\r\nHost: {DOMAIN}:{}\r\n{NAVIGATION}\r\n", world.port());
     let good = world.token();
     let mut answers = vec![
         world.raw(get("nonsense")).await.unwrap(),
@@ -156,7 +162,11 @@ async fn hosts_without_session_do_not_say_whether_they_exist() {
     world.put_workspace("web--private--acme", AccessMode::TailscaleOnly, false);
     let ask = |host: String, more: &str| format!("GET /x HTTP/1.1\r\nHost: {host}\r\n{more}\r\n");
     let port = world.port();
-    for more in [NAVIGATION, "Sec-Fetch-Mode: cors\r\nSec-Fetch-Site: same-origin\r\n", "Cookie: envforge_session=0000000890123456789012345678901234567890abc\r\n"] {
+    for more in [
+        NAVIGATION,
+        "Sec-Fetch-Mode: cors\r\nSec-Fetch-Site: same-origin\r\n",
+        "Cookie: envforge_session=0000000890123456789012345678901234567890abc\r\n",
+    ] {
         let mut answers = Vec::new();
         for host in [
             world.host(),
@@ -167,8 +177,12 @@ async fn hosts_without_session_do_not_say_whether_they_exist() {
             format!("{}.evil", world.host().split(':').next().unwrap()),
         ] {
             let answer = world.raw(ask(host, more)).await.unwrap();
-            let headers: Vec<(String, String)> =
-                answer.headers.iter().filter(|(name, _)| *name != "date").map(|(n, v)| (n.clone(), v.clone())).collect();
+            let headers: Vec<(String, String)> = answer
+                .headers
+                .iter()
+                .filter(|(name, _)| *name != "date")
+                .map(|(n, v)| (n.clone(), v.clone()))
+                .collect();
             answers.push((answer.status, headers, answer.body));
         }
         assert_eq!(answers[0].0, 403);
@@ -251,7 +265,12 @@ async fn other_sites_cannot_act_in_a_reviewers_name() {
         if code.is_empty() {
             assert_eq!(answer.status, 200, "{method} {headers:?}");
         } else {
-            let denied = if answer.header("content-type").starts_with("text/html") { assert_eq!(answer.status, 403); code.to_owned() } else { answer.code() };
+            let denied = if answer.header("content-type").starts_with("text/html") {
+                assert_eq!(answer.status, 403);
+                code.to_owned()
+            } else {
+                answer.code()
+            };
             assert_eq!(denied, code, "{method} {headers:?}");
         }
     }
@@ -279,10 +298,14 @@ async fn the_gateways_own_paths_and_domain_reach_no_app() {
         assert_eq!(world.fetch(path).await.code(), "not_found", "{path}");
     }
     for path in ["/", "/share", "/api"] {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {DOMAIN}:{}\r\nCookie: envforge_session={COOKIE}\r\n\r\n", world.port());
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {DOMAIN}:{}\r\nCookie: envforge_session={COOKIE}\r\n\r\n",
+            world.port()
+        );
         assert_eq!(world.raw(request).await.unwrap().code(), "not_found", "{path}");
     }
-    let robots = world.raw(format!("GET /robots.txt HTTP/1.1\r\nHost: {DOMAIN}:{}\r\n\r\n", world.port())).await.unwrap();
+    let robots =
+        world.raw(format!("GET /robots.txt HTTP/1.1\r\nHost: {DOMAIN}:{}\r\n\r\n", world.port())).await.unwrap();
     assert!(robots.body.contains("Disallow: /"));
     let put = world.raw(world.share_head("PUT") + "Content-Length: 0\r\n\r\n").await.unwrap();
     assert_eq!((put.status, put.header("allow")), (405, "GET, HEAD, POST"));

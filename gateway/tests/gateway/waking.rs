@@ -17,7 +17,9 @@ async fn a_person_gets_a_page_that_follows_the_wake_and_shows_nothing_of_the_ins
     assert_eq!(page.status, 202);
     assert!(page.body.contains("Signed links") && page.body.contains("Checking that it answers"));
     let policy = page.header("content-security-policy");
-    assert!(policy.contains("script-src 'sha256-") && policy.contains("connect-src 'self'") && !policy.contains("unsafe"));
+    assert!(
+        policy.contains("script-src 'sha256-") && policy.contains("connect-src 'self'") && !policy.contains("unsafe")
+    );
     until("a wake was asked for", || world.decided.wakes.load(Ordering::SeqCst) == 1).await;
     let news = world.fetch("/.envforge/wake?seen=").await;
     let first: serde_json::Value = serde_json::from_str(&news.body).unwrap();

@@ -144,7 +144,10 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let signing = SigningKey::create(&directory.path().join("share.key")).unwrap();
         let view = Arc::new(GatewayView::default());
-        view.put_freshness(Freshness { last_heard: Instant::now() + Duration::from_secs(3600), position: Position::new(1) });
+        view.put_freshness(Freshness {
+            last_heard: Instant::now() + Duration::from_secs(3600),
+            position: Position::new(1),
+        });
         let decided = Arc::new(Decided {
             view: Arc::clone(&view),
             wakes: AtomicU32::new(0),
