@@ -24,7 +24,9 @@ use envforge_domain::manifest::{
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{ProjectEvent, Repository};
-use envforge_domain::runtime::{Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::runtime::{
+    ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
+};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
@@ -188,12 +190,8 @@ fn samples() -> Vec<Event> {
             endpoints: vec![(web.clone(), parsed("127.0.0.1:40001")), (parsed("api"), parsed("[::1]:40002"))],
         },
         RuntimeEvent::LeaseRenewed { epoch, lease_until: at(60) },
-        RuntimeEvent::ActivitySeen {
-            epoch,
-            at: at(61),
-            open_streams: 1,
-            source: envforge_domain::runtime::ActivitySource::Link(link),
-        },
+        RuntimeEvent::ActivitySeen { epoch, at: at(45), open_streams: 1, source: ActivitySource::Link(link) },
+        RuntimeEvent::ActivitySeen { epoch, at: at(46), open_streams: 0, source: ActivitySource::Person(user) },
         RuntimeEvent::KeptAwake { until: at(1_800), reason: "demo at noon".to_owned(), by: user },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::KeepAwake { until: at(1_800) } },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::OpenStreams { count: 2 } },
