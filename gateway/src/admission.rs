@@ -121,7 +121,12 @@ impl ForwardPermit {
 }
 
 /// Decides over one request. The order matters: nothing about a workspace shows before a session is proven.
-pub fn admit(view: &GatewayView, rules: Rules, head: &RequestHead<'_>, now: UnixMillis) -> Result<ForwardPermit, Refused> {
+pub fn admit(
+    view: &GatewayView,
+    rules: Rules,
+    head: &RequestHead<'_>,
+    now: UnixMillis,
+) -> Result<ForwardPermit, Refused> {
     let freshness = view.freshness();
     if Instant::now().saturating_duration_since(freshness.last_heard) > rules.staleness_max {
         return Err(Denial::AuthorizationStale.into());
@@ -145,8 +150,8 @@ pub fn admit(view: &GatewayView, rules: Rules, head: &RequestHead<'_>, now: Unix
     let (service, families) = decide(&workspace, &link, &session, head, now).map_err(refuse)?;
     let resource =
         Resource::Workspace { org: workspace.org, project: workspace.project, workspace: workspace.workspace };
-    let permit =
-        authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now).map_err(refuse)?;
+    let permit = authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now)
+        .map_err(refuse)?;
     let cancel = closer(&link, families).clone();
     let ends_at = link.expires_at.min(session.expires_at);
     Ok(ForwardPermit { permit, service: service.clone(), session, families, cancel, ends_at, link })
@@ -298,7 +303,9 @@ fn check_site(head: &RequestHead<'_>) -> Result<(), Denial> {
 
 pub(crate) fn is_top_level_navigation(method: &Method, headers: &HeaderMap) -> bool {
     let is = |name: &str, value: &[u8]| headers.get(name).is_some_and(|found| found.as_bytes() == value);
-    matches!(*method, Method::GET | Method::HEAD) && is("sec-fetch-mode", b"navigate") && is("sec-fetch-dest", b"document")
+    matches!(*method, Method::GET | Method::HEAD)
+        && is("sec-fetch-mode", b"navigate")
+        && is("sec-fetch-dest", b"document")
 }
 
 /// Whether a person looks at the answer: pages for them, typed JSON for everything else.
@@ -310,7 +317,9 @@ pub(crate) fn wants_page(method: &Method, headers: &HeaderMap, websocket: bool) 
         Some(mode) => mode.as_bytes() == b"navigate",
         None => {
             matches!(*method, Method::GET | Method::HEAD)
-                && headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"))
+                && headers
+                    .get(ACCEPT)
+                    .is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"))
         }
     }
 }

@@ -67,9 +67,7 @@ impl Gateway {
         }
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let listener = bind(&config)?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| ListenError::Bind { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| ListenError::Bind { address: config.listen, source })?;
         if config.public_port == 0 {
             config.public_port = address.port();
         }

@@ -123,8 +123,14 @@ impl GatewayView {
     }
 
     pub fn runtime(&self, workspace: WorkspaceId) -> watch::Receiver<RuntimeView> {
-        let asleep =
-            || watch::Sender::new(RuntimeView { phase: RuntimePhase::Asleep, epoch: Epoch(0), stage: None, endpoints: vec![] });
+        let asleep = || {
+            watch::Sender::new(RuntimeView {
+                phase: RuntimePhase::Asleep,
+                epoch: Epoch(0),
+                stage: None,
+                endpoints: vec![],
+            })
+        };
         self.inner.write().runtimes.entry(workspace).or_insert_with(asleep).subscribe()
     }
 
@@ -145,7 +151,12 @@ impl GatewayView {
     }
 
     pub fn put_runtime(&self, workspace: WorkspaceId, runtime: RuntimeView) {
-        self.inner.write().runtimes.entry(workspace).or_insert_with(|| watch::Sender::new(runtime.clone())).send_replace(runtime);
+        self.inner
+            .write()
+            .runtimes
+            .entry(workspace)
+            .or_insert_with(|| watch::Sender::new(runtime.clone()))
+            .send_replace(runtime);
     }
 
     pub fn put_freshness(&self, freshness: Freshness) {
