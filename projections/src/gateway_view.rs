@@ -57,6 +57,8 @@ pub struct LinkView {
     pub service: ServiceName,
     pub families: RouteFamilies,
     pub generation: Generation,
+    /// When this generation was issued: a claim of its share token.
+    pub issued_at: UnixMillis,
     pub expires_at: UnixMillis,
     pub phase: LinkPhase,
     pub label: String,
@@ -363,6 +365,7 @@ impl GatewayView {
                     service: service.clone(),
                     families: *families,
                     generation: Generation(1),
+                    issued_at: *issued_at,
                     expires_at: *expires_at,
                     phase: LinkPhase::Active,
                     label: label.clone(),
@@ -388,10 +391,11 @@ impl GatewayView {
                 view.closers = view.closers.close(view.families.minus(*families));
                 view.families = *families;
             }),
-            DevLinkEvent::Rotated { generation, expires_at, .. } => {
+            DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
                 self.change_link(link, |view| {
                     view.closers = view.closers.close(RouteFamilies::ALL);
                     view.generation = *generation;
+                    view.issued_at = *issued_at;
                     view.expires_at = *expires_at;
                 });
                 self.sessions_ended(fold, link);

@@ -24,6 +24,9 @@ macro_rules! demo_files {
 
 const FILES: &[DemoFile] = demo_files!["envforge.yml" false];
 
+/// The demo app's `envforge.yml`.
+pub(crate) const MANIFEST: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/orders/envforge.yml"));
+
 /// The branch that the demo's workspace runs.
 pub(crate) const BRANCH: &str = "signed-links";
 
