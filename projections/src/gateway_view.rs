@@ -352,7 +352,17 @@ impl GatewayView {
 
     fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
         match event {
-            DevLinkEvent::Issued { project, workspace, service, families, expires_at, label, wake_budget, .. } => {
+            DevLinkEvent::Issued {
+                project,
+                workspace,
+                service,
+                families,
+                issued_at,
+                expires_at,
+                label,
+                wake_budget,
+                ..
+            } => {
                 let Some(known) = fold.workspaces.get_mut(workspace) else { return };
                 let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
                 let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
