@@ -13,7 +13,15 @@ pub const BATCH_COMMITS_MAX: usize = 16;
 
 pub const MANIFEST_BYTES_MAX: usize = 48 * 1024;
 pub const MANIFEST_SERVICES_MAX: usize = 32;
+/// Services with a route plus the websocket paths of all services.
 pub const MANIFEST_ROUTES_MAX: usize = 32;
+pub const MANIFEST_RESOURCES_MAX: usize = 32;
+pub const MANIFEST_JOBS_MAX: usize = 64;
+/// Environment entries and secrets of one service together.
+pub const MANIFEST_VARIABLES_MAX: usize = 100;
+pub const MANIFEST_COMMAND_CHARS_MAX: usize = 4_000;
+/// A manifest's canonical text, escaped as a JSON string: what an event that carries it spends of `EVENT_BYTES_MAX`.
+pub const MANIFEST_STORED_BYTES_MAX: usize = 56 * 1024;
 
 pub const REASON_CHARS_MAX: usize = 400;
 pub const NAME_CHARS_MAX: usize = 120;

@@ -37,7 +37,8 @@ pub const LABEL_LENGTH_MAX: usize = 63;
 /// Longest single slug; leaves room for the shortest two others and the separators.
 pub const SLUG_LENGTH_MAX: usize = 40;
 
-fn check(what: &'static str, min: usize, text: &str) -> Result<(), InvalidSlug> {
+/// Whether `text` keeps the rules of a slug of `min` to `SLUG_LENGTH_MAX` characters; `what` names it in the error.
+pub(crate) fn check(what: &'static str, min: usize, text: &str) -> Result<(), InvalidSlug> {
     let shown = || text.chars().take(80).collect::<String>();
     let length = text.chars().count();
     if length < min || length > SLUG_LENGTH_MAX {

@@ -1,12 +1,55 @@
 //! `envforge.yml`: what a repository declares about its workspace.
 //!
-//! Owns the manifest's types, its parser (`parse`), and the published JSON Schema. The parser reports every error
-//! with line and column. Not here: reading the file, or anything that a host does with it.
+//! Owns the manifest's types, its parser (`Manifest::parse`), its canonical text (`Manifest::render`, which is also the
+//! stored form), and the published JSON Schema. The parser reports every error with line and column. Not here: reading
+//! the file, or anything that a host does with it.
 
+mod canonical;
+mod document;
+mod error;
+mod keys;
+mod reader;
+mod route;
+mod scalar;
+mod service;
+
+pub use canonical::ManifestDigest;
+pub use error::{ErrorKind, ManifestError, ManifestErrors, Position};
+pub use keys::{SECTIONS, Section};
+
+use crate::limits;
 use crate::slug::ServiceName;
 use crate::time::Millis;
 
+/// The published JSON Schema (draft 2020-12) of `envforge.yml`, for editors. It checks each value by itself; what
+/// relates two values is checked by `Manifest::parse` alone.
+pub const SCHEMA: &str = include_str!("../../schema/envforge.schema.json");
+
+/// The `version` that this parser reads.
+pub const VERSION: u32 = 1;
+
+/// What a service gets that does not say otherwise.
+pub const PORT_VARIABLE_DEFAULT: &str = "PORT";
+pub const CPU_MILLICORES_DEFAULT: u32 = 250;
+pub const CPU_MILLICORES_MIN: u32 = 10;
+pub const CPU_MILLICORES_MAX: u32 = 64_000;
+pub const MEMORY_MIB_DEFAULT: u32 = 256;
+pub const MEMORY_MIB_MIN: u32 = 16;
+pub const MEMORY_MIB_MAX: u32 = 512 * 1024;
+pub const READINESS_INTERVAL_DEFAULT: Millis = Millis::new(200);
+pub const READINESS_INTERVAL_MIN: Millis = Millis::new(50);
+pub const READINESS_INTERVAL_MAX: Millis = Millis::from_secs(30);
+pub const READINESS_DEADLINE_DEFAULT: Millis = Millis::from_secs(30);
+pub const READINESS_DEADLINE_MIN: Millis = Millis::from_secs(1);
+pub const READINESS_DEADLINE_MAX: Millis = limits::WAKE_DEADLINE;
+pub const ON_SLEEP_DEADLINE_DEFAULT: Millis = Millis::from_secs(10);
+pub const ON_SLEEP_DEADLINE_MIN: Millis = Millis::new(100);
+/// Variables that EnvForge sets itself begin so.
+pub const RESERVED_VARIABLE_PREFIX: &str = "ENVFORGE_";
+
 /// A parsed, valid manifest. Everything optional in the file has its default filled in.
+///
+/// INVARIANT: a value that `parse` returned satisfies `parse(&render(m)) == Ok(m)`, so its canonical text can be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     /// In the order of the file. Names are unique; at least one.
@@ -25,7 +68,7 @@ pub struct Service {
     pub name: ServiceName,
     /// Run by `sh -c` in the checkout (or `directory` within it).
     pub command: String,
-    /// Relative to the repository's root; no `..`, not absolute.
+    /// Relative to the repository's root: no empty, `.` or `..` segment, not absolute. `None`: the root.
     pub directory: Option<String>,
     /// The variable that carries the allotted port; `PORT` by default. `None` for a service that listens nowhere.
     pub port_variable: Option<String>,
@@ -33,9 +76,9 @@ pub struct Service {
     pub readiness: Readiness,
     pub cpu_millicores: u32,
     pub memory_mib: u32,
-    /// Names of secrets; values never stand in the manifest.
+    /// Names of secrets, which are also the variables that carry them; values never stand in the manifest.
     pub secrets: Vec<String>,
-    /// Plain, public environment.
+    /// Plain, public environment, in the order of the file. No name stands in `secrets` or is `port_variable`.
     pub environment: Vec<(String, String)>,
 }
 
@@ -102,13 +145,13 @@ pub struct Readiness {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// GET on the allotted port answers 200..=399.
+    /// GET on the allotted port answers 200..=399. `path` may hold a query.
     Http { path: String },
     /// The allotted port accepts a connection.
     Tcp,
     /// `sh -c` in the service's directory exits 0.
     Command { command: String },
-    /// Up as soon as the process runs.
+    /// Up as soon as the process runs. Interval and deadline then have their defaults and mean nothing.
     None,
 }
 
@@ -146,6 +189,14 @@ pub struct Hook {
 }
 
 impl Manifest {
+    /// Reads the text of an `envforge.yml`, or a stored canonical text.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, each mistake with its place and what would be right.
+    pub fn parse(text: &str) -> Result<Self, ManifestErrors> {
+        reader::parse(text)
+    }
+
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.services.iter().find(|service| &service.name == name)
     }
