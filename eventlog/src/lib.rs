@@ -4,6 +4,12 @@
 //! their upcasting, and the checkpoint checks that let a follower fail closed. Not here: what may happen (domain),
 //! deciding and retrying (commands), folding into read models (projections).
 
+pub mod schema;
+pub mod sqlite;
+
+mod measure;
+mod prepared;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -77,7 +83,9 @@ pub enum AppendError {
     CommandReused { command: CommandId },
     #[error("{what} has {found} {unit}, the limit is {limit}")]
     TooLarge { what: &'static str, unit: &'static str, found: usize, limit: usize },
-    #[error("a commit must hold at least one event, and a batch one commit per stream")]
+    #[error(
+        "a commit must hold at least one event, each of its stream's kind, and a batch one commit per stream, all of one command and request"
+    )]
     Malformed,
     /// It is unknown whether the append happened. Appending the same commits again is safe.
     #[error("the log did not answer in time; appending the same command again is safe")]
@@ -87,7 +95,7 @@ pub enum AppendError {
 }
 
 /// The log cannot be used, now or at all.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     #[error("the log is out of reach: {0}")]
     Unavailable(String),
@@ -111,6 +119,9 @@ pub enum NotTheSameLog {
     Rewritten { position: Position },
     #[error("after {after} came {found}: commits are missing")]
     Gap { after: Position, found: Position },
+    /// While it was in use.
+    #[error("it was deleted, or another one was put in its place: {found}")]
+    Replaced { found: String },
 }
 
 /// Names one log for as long as it lives; a new log has another.

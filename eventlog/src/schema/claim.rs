@@ -1,0 +1,12 @@
+//! Stored events of claims.
+
+use envforge_domain::claim::ClaimEvent;
+
+use super::wire::events;
+
+events! {
+    ClaimEvent {
+        "claim.taken.v1" => Taken { holder: String = "holder" },
+        "claim.retired.v1" => Retired { holder: String = "holder" },
+    }
+}

@@ -1,0 +1,30 @@
+//! Stored events of projects.
+
+use envforge_domain::ids::ProjectId;
+use envforge_domain::project::{ProjectEvent, Repository};
+use envforge_domain::slug::ProjectSlug;
+use serde::{Deserializer, Serializer};
+
+use super::wire::{Wire, events, text};
+
+events! {
+    ProjectEvent {
+        "project.created.v1" => Created {
+            project: ProjectId = "project",
+            slug: ProjectSlug = "slug",
+            name: String = "name",
+            repository: Repository = "repository",
+        },
+        "project.edited.v1" => Edited { name: String = "name", repository: Repository = "repository" },
+    }
+}
+
+impl Wire for Repository {
+    fn to_wire<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+
+    fn from_wire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, Self::parse)
+    }
+}

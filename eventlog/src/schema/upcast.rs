@@ -1,0 +1,98 @@
+//! Former event versions and how each becomes the next.
+//!
+//! A written version is frozen. When an event's shape changes, its new shape gets the next version in `event`, and one
+//! step is added here that turns the former data into the next version's; `decode` walks the chain to the current one.
+
+use serde_json::Value;
+
+/// One step: data of type `from` become data of type `to`.
+pub(super) struct Upcast {
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+    pub(super) apply: fn(Value) -> Result<Value, String>,
+}
+
+/// Every step there is. None yet: all events are in their first version.
+const STEPS: &[Upcast] = &[];
+
+pub(super) fn former_types() -> impl Iterator<Item = &'static str> {
+    STEPS.iter().map(|step| step.from)
+}
+
+/// The type and data after the last applicable step; `None` where no step begins at this type.
+pub(super) fn to_current(event_type: &str, data: &str) -> Option<Result<(&'static str, Value), String>> {
+    walk(STEPS, event_type, data)
+}
+
+fn walk(steps: &[Upcast], event_type: &str, data: &str) -> Option<Result<(&'static str, Value), String>> {
+    let next = |event_type: &str| steps.iter().find(|step| step.from == event_type);
+    let mut step = next(event_type)?;
+    let mut value: Value = match serde_json::from_str(data) {
+        Ok(value) => value,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    // A chain visits each step once at most, so a circle ends too.
+    for _ in 0..steps.len() {
+        value = match (step.apply)(value) {
+            Ok(value) => value,
+            Err(reason) => return Some(Err(reason)),
+        };
+        match next(step.to) {
+            Some(following) => step = following,
+            None => return Some(Ok((step.to, value))),
+        }
+    }
+    Some(Err(format!("the upcasts of `{event_type}` go in a circle")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    const CHAIN: &[Upcast] = &[
+        Upcast {
+            from: "thing.made.v2",
+            to: "thing.made.v3",
+            apply: |mut data| {
+                let name = data["name"].as_str().ok_or("`name` must be a text")?.to_uppercase();
+                data["name"] = name.into();
+                Ok(data)
+            },
+        },
+        Upcast {
+            from: "thing.made.v1",
+            to: "thing.made.v2",
+            apply: |mut data| {
+                data["colour"] = "red".into();
+                Ok(data)
+            },
+        },
+    ];
+
+    #[test]
+    fn a_chain_is_walked_to_its_end_whatever_the_order_of_its_steps() {
+        let (to, data) = walk(CHAIN, "thing.made.v1", r#"{"name":"box"}"#).unwrap().unwrap();
+        assert_eq!(to, "thing.made.v3");
+        assert_eq!(data, json!({"name": "BOX", "colour": "red"}));
+    }
+
+    #[test]
+    fn a_type_without_a_step_is_left_to_the_current_schemas() {
+        assert!(walk(CHAIN, "thing.made.v3", "{}").is_none());
+        assert!(walk(CHAIN, "thing.lost.v1", "{}").is_none());
+    }
+
+    #[test]
+    fn data_that_a_step_cannot_take_are_an_error() {
+        assert_eq!(walk(CHAIN, "thing.made.v2", "{}").unwrap(), Err("`name` must be a text".to_owned()));
+    }
+
+    #[test]
+    fn steps_in_a_circle_end_with_an_error() {
+        const CIRCLE: &[Upcast] =
+            &[Upcast { from: "a.v1", to: "a.v2", apply: Ok }, Upcast { from: "a.v2", to: "a.v1", apply: Ok }];
+        assert!(walk(CIRCLE, "a.v1", "{}").unwrap().is_err());
+    }
+}

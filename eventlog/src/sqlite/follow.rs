@@ -1,0 +1,139 @@
+//! Following the embedded log: what is there, then what comes, with signs of life.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envforge_domain::commit::Position;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use super::file::LogFile;
+use super::reader::{Reader, Stored};
+use crate::measure::Backend;
+use crate::{Checkpoint, CheckpointProof, Filter, Follow, LogError, NotTheSameLog};
+
+/// Commits read at once.
+const PAGE_COMMITS_MAX: usize = 512;
+/// Between two signs of life.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+struct Follower {
+    file: Arc<LogFile>,
+    reader: Reader,
+    heads: watch::Receiver<Position>,
+    filter: Filter,
+    page: VecDeque<Stored>,
+    /// Everything up to here was looked at.
+    read_up_to: Position,
+    /// The last position of which `Caught` spoke; `None` where something came since.
+    caught: Option<Position>,
+    ended: bool,
+}
+
+/// Holds the checkpoint against the log, then follows from there.
+pub(super) async fn start(
+    file: Arc<LogFile>,
+    reader: Reader,
+    heads: watch::Receiver<Position>,
+    from: Checkpoint,
+    filter: Filter,
+) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
+    file.check_place()?;
+    let head = *heads.borrow();
+    if from.position > head {
+        return Err(LogError::NotTheSameLog(NotTheSameLog::WentBack { checkpoint: from.position, head }));
+    }
+    if let Some(proof) = &from.proof {
+        if proof.identity != *file.identity() {
+            let (expected, found) = (proof.identity.clone(), file.identity().clone());
+            return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
+        }
+        let stored = reader.at(from.position).await?;
+        if stored.is_none_or(|stored| digest(&stored.payload) != proof.digest) {
+            return Err(LogError::NotTheSameLog(NotTheSameLog::Rewritten { position: from.position }));
+        }
+    }
+    let follower = Follower {
+        file,
+        reader,
+        heads,
+        filter,
+        page: VecDeque::new(),
+        read_up_to: from.position,
+        caught: None,
+        ended: false,
+    };
+    Ok(stream::unfold(follower, |mut follower| async move {
+        if follower.ended {
+            return None;
+        }
+        let item = follower.next().await;
+        follower.ended = item.is_err();
+        Some((item, follower))
+    })
+    .boxed())
+}
+
+impl Follower {
+    async fn next(&mut self) -> Result<Follow, LogError> {
+        loop {
+            if let Some(stored) = self.page.pop_front() {
+                self.caught = None;
+                return self.deliver(&stored);
+            }
+            let head = *self.heads.borrow_and_update();
+            if self.read_up_to < head {
+                self.fill(head).await?;
+                continue;
+            }
+            if self.caught != Some(head) {
+                self.caught = Some(head);
+                self.file.check_place()?;
+                return Ok(Follow::Caught { position: head });
+            }
+            match tokio::time::timeout(HEARTBEAT, self.heads.changed()).await {
+                Ok(Ok(())) => {}
+                Err(_) => self.caught = None,
+                Ok(Err(_)) => return Err(LogError::Unavailable("the log was closed".to_owned())),
+            }
+        }
+    }
+
+    async fn fill(&mut self, head: Position) -> Result<(), LogError> {
+        let page = self.reader.page(self.read_up_to, head, PAGE_COMMITS_MAX, &self.filter).await?;
+        if self.filter == Filter::everything() {
+            // Positions have no gaps: a missing one means that the file was tampered with.
+            let mut after = self.read_up_to;
+            for stored in &page.commits {
+                if stored.position != after.next() {
+                    let found = stored.position;
+                    return Err(LogError::NotTheSameLog(NotTheSameLog::Gap { after, found }));
+                }
+                after = stored.position;
+            }
+            if page.commits.is_empty() {
+                let found = format!("nothing stands above {after} although it ended at {head}");
+                return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }));
+            }
+        }
+        if let Some(last) = page.commits.last() {
+            Backend::Sqlite.followed(last.recorded_at);
+        }
+        self.read_up_to = page.read_up_to;
+        self.page = page.commits.into();
+        Ok(())
+    }
+
+    fn deliver(&self, stored: &Stored) -> Result<Follow, LogError> {
+        let proof = CheckpointProof { identity: self.file.identity().clone(), digest: digest(&stored.payload) };
+        let checkpoint = Checkpoint { position: stored.position, proof: Some(proof) };
+        Ok(Follow::Commit { recorded: stored.decode()?, checkpoint })
+    }
+}
+
+pub(super) fn digest(payload: &[u8]) -> [u8; 32] {
+    Sha256::digest(payload).into()
+}

@@ -1,0 +1,226 @@
+//! Reading the log's file: pages, single streams, the commit at a checkpoint. Readers never wait for the writer.
+
+use std::fmt::Write as _;
+
+use envforge_domain::commit::{Position, Recorded, StreamId};
+use envforge_domain::time::UnixMillis;
+use futures_util::TryStreamExt;
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::{AssertSqlSafe, Row};
+
+use super::file::LogFile;
+use crate::{Filter, LogError, schema};
+
+/// A page ends after this many stored bytes, so that readers stay small whatever the commits' sizes.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Above this many scopes a filtered read looks at every commit of a range instead of merging the scopes' indexes.
+const SCOPES_MERGED_MAX: usize = 32;
+/// Positions looked at by one unmerged filtered read.
+const SCAN_POSITIONS_MAX: u64 = 20_000;
+
+#[derive(Clone)]
+pub(super) struct Reader {
+    pool: SqlitePool,
+}
+
+/// A commit with the bytes it was read from, whose digest makes a checkpoint.
+pub(super) struct Stored {
+    pub(super) position: Position,
+    pub(super) recorded_at: UnixMillis,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Stored {
+    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            position: Position::new(row.try_get::<i64, _>(0)?.cast_unsigned()),
+            recorded_at: UnixMillis::new(row.try_get::<i64, _>(1)?.cast_unsigned()),
+            payload: row.try_get(2)?,
+        })
+    }
+
+    pub(super) fn decode(&self) -> Result<Recorded, LogError> {
+        let commit = schema::decode(&self.payload)
+            .map_err(|error| LogError::Undecodable { position: self.position, reason: error.to_string() })?;
+        Ok(Recorded { position: self.position, recorded_at: self.recorded_at, commit })
+    }
+}
+
+/// Commits in order, and how far the log was looked at.
+pub(super) struct StoredPage {
+    pub(super) commits: Vec<Stored>,
+    pub(super) read_up_to: Position,
+}
+
+fn unavailable(error: sqlx::Error) -> LogError {
+    LogError::Unavailable(error.to_string())
+}
+
+impl Reader {
+    pub(super) async fn open(file: &LogFile, readers: u32) -> Result<Self, LogError> {
+        // Every connection is opened now and kept: one opened later could find another file at the same path.
+        let pool = SqlitePoolOptions::new()
+            .min_connections(readers)
+            .max_connections(readers)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .acquire_timeout(std::time::Duration::from_secs(10))
+            .connect_with(file.reader_options())
+            .await
+            .map_err(|error| LogError::Open(error.to_string()))?;
+        Ok(Self { pool })
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    pub(super) async fn at(&self, position: Position) -> Result<Option<Stored>, LogError> {
+        sqlx::query("SELECT position, recorded_at, payload FROM log WHERE position = ?")
+            .bind(position.get().cast_signed())
+            .fetch_optional(&self.pool)
+            .await
+            .and_then(|row| row.as_ref().map(Stored::from_row).transpose())
+            .map_err(unavailable)
+    }
+
+    /// In order; at most `limit`.
+    pub(super) async fn stream(
+        &self,
+        stream: &StreamId,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Stored>, LogError> {
+        let query = sqlx::query(
+            "SELECT position, recorded_at, payload FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?) AND position > ? ORDER BY position LIMIT ?",
+        )
+        .bind(stream.subject())
+        .bind(after.get().cast_signed())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let rows = query.fetch_all(&self.pool).await.map_err(unavailable)?;
+        rows.iter().map(Stored::from_row).collect::<Result<_, _>>().map_err(unavailable)
+    }
+
+    pub(super) async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Stored>, LogError> {
+        sqlx::query(
+            "SELECT position, recorded_at, payload FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?) ORDER BY position DESC LIMIT 1",
+        )
+        .bind(stream.subject())
+        .fetch_optional(&self.pool)
+        .await
+        .and_then(|row| row.as_ref().map(Stored::from_row).transpose())
+        .map_err(unavailable)
+    }
+
+    pub(super) async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
+        let mut last = Position::START;
+        for stream in streams {
+            let position: Option<i64> = sqlx::query_scalar(
+                "SELECT max(position) FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?)",
+            )
+            .bind(stream.subject())
+            .fetch_one(&self.pool)
+            .await
+            .map_err(unavailable)?;
+            last = last.max(Position::new(position.unwrap_or(0).cast_unsigned()));
+        }
+        Ok(last)
+    }
+
+    /// Commits above `after` and up to `head` that pass the filter; at most `limit`, fewer where they are large.
+    pub(super) async fn page(
+        &self,
+        after: Position,
+        head: Position,
+        limit: usize,
+        filter: &Filter,
+    ) -> Result<StoredPage, LogError> {
+        if head <= after || limit == 0 {
+            return Ok(StoredPage { commits: Vec::new(), read_up_to: after });
+        }
+        let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        if filter.org.is_none() && filter.kinds.is_empty() {
+            let query = sqlx::query(
+                "SELECT position, recorded_at, payload FROM log WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+            );
+            let query = query.bind(after.get().cast_signed()).bind(head.get().cast_signed()).bind(limit_rows);
+            return self.collect(query, limit, head).await;
+        }
+        let scopes = self.scopes(filter).await?;
+        if scopes.is_empty() {
+            return Ok(StoredPage { commits: Vec::new(), read_up_to: head });
+        }
+        if scopes.len() <= SCOPES_MERGED_MAX {
+            let mut sql = String::from("SELECT position, recorded_at, payload FROM log WHERE position IN (");
+            for (index, scope) in scopes.iter().enumerate() {
+                let union = if index == 0 { "" } else { " UNION ALL " };
+                write!(
+                    sql,
+                    "{union}SELECT position FROM log WHERE scope = {scope} AND position > ?1 AND position <= ?2"
+                )
+                .expect("writing to a String cannot fail");
+            }
+            sql.push_str(" ORDER BY 1 LIMIT ?3) ORDER BY position");
+            let query = sqlx::query(AssertSqlSafe(sql)).persistent(scopes.len() <= 2);
+            let query = query.bind(after.get().cast_signed()).bind(head.get().cast_signed()).bind(limit_rows);
+            return self.collect(query, limit, head).await;
+        }
+        let end = head.min(Position::new(after.get().saturating_add(SCAN_POSITIONS_MAX)));
+        let mut sql = String::from(
+            "SELECT position, recorded_at, payload FROM log WHERE position > ?1 AND position <= ?2 AND +scope IN (SELECT id FROM scopes WHERE 1",
+        );
+        if let Some(org) = filter.org {
+            write!(sql, " AND org = '{org}'").expect("writing to a String cannot fail");
+        }
+        push_kinds(&mut sql, filter);
+        sql.push_str(") ORDER BY position LIMIT ?3");
+        let query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let query = query.bind(after.get().cast_signed()).bind(end.get().cast_signed()).bind(limit_rows);
+        self.collect(query, limit, end).await
+    }
+
+    async fn scopes(&self, filter: &Filter) -> Result<Vec<i64>, LogError> {
+        let mut sql = String::from("SELECT id FROM scopes WHERE 1");
+        if let Some(org) = filter.org {
+            write!(sql, " AND org = '{org}'").expect("writing to a String cannot fail");
+        }
+        push_kinds(&mut sql, filter);
+        write!(sql, " LIMIT {}", SCOPES_MERGED_MAX + 1).expect("writing to a String cannot fail");
+        sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_all(&self.pool).await.map_err(unavailable)
+    }
+
+    async fn collect(
+        &self,
+        query: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+        limit: usize,
+        end: Position,
+    ) -> Result<StoredPage, LogError> {
+        let mut rows = query.fetch(&self.pool);
+        let mut commits = Vec::new();
+        let mut bytes = 0;
+        while let Some(row) = rows.try_next().await.map_err(unavailable)? {
+            let stored = Stored::from_row(&row).map_err(unavailable)?;
+            bytes += stored.payload.len();
+            let position = stored.position;
+            commits.push(stored);
+            if commits.len() >= limit || bytes >= PAGE_BYTES_MAX {
+                return Ok(StoredPage { commits, read_up_to: position });
+            }
+        }
+        Ok(StoredPage { commits, read_up_to: end })
+    }
+}
+
+/// Kinds are our own written-out tokens and ids are hexadecimal: nothing here comes from outside.
+fn push_kinds(sql: &mut String, filter: &Filter) {
+    if filter.kinds.is_empty() {
+        return;
+    }
+    sql.push_str(" AND kind IN (");
+    for (index, kind) in filter.kinds.iter().enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        write!(sql, "{comma}'{}'", kind.token()).expect("writing to a String cannot fail");
+    }
+    sql.push(')');
+}
