@@ -1,0 +1,32 @@
+//! What tests start and wait for: nats-server, PostgreSQL, other processes, free ports, folders, conditions with a deadline.
+//!
+//! It owns no test and knows no crate of the product, so that any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
+//! test` does, and hands the paths over in `ENVFORGE_TEST_*` variables.
+//!
+//! Everything started here ends with the test: on drop, on panic, and, where Linux's `setpriv` is at hand, also when the test itself is
+//! killed with SIGKILL.
+//!
+//! A test that starts a server or a browser carries `nats`, `jetstream`, `postgres`, `browser`, `journey` or `cluster` in the name of its
+//! binary, module or function: `.config/nextest.toml` runs those two at a time, and `cargo xtask test --fast` leaves them out.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "test support: it reads ENVFORGE_TEST_* and fails by panicking, as tests do"
+)]
+
+mod dir;
+mod nats;
+mod port;
+mod postgres;
+mod process;
+pub mod tools;
+mod wait;
+
+pub use dir::TestDir;
+pub use nats::{NatsOptions, NatsServer};
+pub use port::free_port;
+pub use postgres::{Postgres, PostgresDatabase, PostgresOptions};
+pub use process::TestProcess;
+#[cfg(feature = "tokio")]
+pub use wait::eventually;
+pub use wait::{wait_for, wait_until};

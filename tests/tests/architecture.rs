@@ -1,0 +1,358 @@
+//! Holds ARCHITECTURE.md's dependency table against the workspace, and the house rules against every source file.
+//!
+//! It does not judge behaviour. Which crate may use which library stands in deny.toml and is checked by `cargo xtask check`.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Crate name -> names of the workspace crates it depends on. Names as in the table: `domain` for `envforge-domain`.
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+const LINES_MAX: usize = 800;
+const FORBIDDEN_MODULES: [&str; 8] = ["utils", "util", "common", "helpers", "helper", "manager", "managers", "types"];
+/// Every crate's tests may start servers.
+const TEST_SUPPORT: &str = "testkit";
+
+#[test]
+fn crates_depend_only_on_what_the_table_in_architecture_md_allows() {
+    let table = parse_table(&read("ARCHITECTURE.md")).unwrap();
+    let (dependencies, for_tests) = workspace_graph();
+    assert_no_findings(violations(&table, &dependencies, &for_tests));
+}
+
+#[test]
+fn no_crates_depend_on_each_other_in_a_circle() {
+    let table = parse_table(&read("ARCHITECTURE.md")).unwrap();
+    assert_eq!(cycle(&table), None, "the table itself allows a circle");
+    assert_eq!(cycle(&workspace_graph().0), None);
+}
+
+#[test]
+fn every_source_file_opens_by_saying_what_it_owns() {
+    assert_no_findings(each_source(|_, text| opening(text)));
+}
+
+#[test]
+fn no_module_is_a_drawer_for_everything() {
+    assert_no_findings(each_source(forbidden_modules));
+}
+
+#[test]
+fn no_source_file_is_longer_than_one_noun_needs() {
+    assert_no_findings(each_source(|_, text| {
+        let lines = text.lines().count();
+        let finding = || format!("{lines}: {lines} lines, at most {LINES_MAX}: split it along a noun");
+        if lines > LINES_MAX { vec![finding()] } else { vec![] }
+    }));
+}
+
+#[test]
+fn no_test_is_ignored() {
+    let attribute = concat!("#[", "ignore");
+    assert_no_findings(each_source(|_, text| {
+        let ignored = lines_with(text, |line| line.contains(attribute));
+        ignored.map(|line| format!("{line}: an ignored test proves nothing: mend or delete it")).collect()
+    }));
+}
+
+#[test]
+fn tests_wait_for_conditions_and_never_sleep() {
+    assert_no_findings(each_source(|path, text| {
+        // The one loop that waits.
+        if path == Path::new("testkit/src/wait.rs") { vec![] } else { sleeps_in_tests(path, text) }
+    }));
+}
+
+#[test]
+fn tests_that_start_servers_or_browsers_say_so_in_their_names() {
+    let words = server_words(&read("xtask/src/test.rs"));
+    assert_no_findings(each_source(|path, text| unnamed_servers(path, text, &words)));
+}
+
+#[test]
+fn nextest_limits_the_tests_that_the_fast_run_leaves_out() {
+    let words = server_words(&read("xtask/src/test.rs")).join("|");
+    let filter = format!("binary(/{words}/) | test(/{words}/)");
+    assert!(
+        read(".config/nextest.toml").contains(&filter),
+        ".config/nextest.toml lacks `{filter}`, the words of xtask/src/test.rs"
+    );
+}
+
+// The rules, each a pure function over text or graphs.
+
+/// The rows of the table headed `| crate | may depend on |`. A row without dependencies holds a dash.
+fn parse_table(text: &str) -> Result<Graph, String> {
+    let mut lines = text.lines().map(str::trim).skip_while(|line| cells(line) != ["crate", "may depend on"]);
+    lines.next().ok_or("ARCHITECTURE.md has no table headed `| crate | may depend on |`")?;
+    let mut table = Graph::new();
+    for line in lines.skip(1).take_while(|line| line.starts_with('|')) {
+        let cells = cells(line);
+        let [name, dependencies] = cells.as_slice() else { return Err(format!("not two cells: {line}")) };
+        let names = dependencies.split(',').map(str::trim).filter(|name| !["", "-", "—"].contains(name));
+        if table.insert(name.clone(), names.map(str::to_owned).collect()).is_some() {
+            return Err(format!("two rows for {name}"));
+        }
+    }
+    if table.is_empty() { Err("the dependency table has no rows".into()) } else { Ok(table) }
+}
+
+fn cells(line: &str) -> Vec<String> {
+    let inner = line.trim().trim_matches('|');
+    inner.split('|').map(|cell| cell.replace('`', "").trim().to_owned()).collect()
+}
+
+fn violations(table: &Graph, dependencies: &Graph, for_tests: &Graph) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in table.keys().filter(|name| !dependencies.contains_key(*name)) {
+        found.push(format!("ARCHITECTURE.md has a row for {name}, which is no crate of the workspace"));
+    }
+    for (name, allowed) in table {
+        for unknown in allowed.iter().filter(|name| !dependencies.contains_key(*name)) {
+            found.push(format!("ARCHITECTURE.md lets {name} depend on {unknown}, which is no crate of the workspace"));
+        }
+    }
+    for (name, used) in dependencies {
+        let Some(allowed) = table.get(name) else {
+            found.push(format!("{name} has no row in ARCHITECTURE.md's dependency table"));
+            continue;
+        };
+        for other in used.difference(allowed) {
+            found.push(format!("{name} depends on {other}: the table in ARCHITECTURE.md does not allow it"));
+        }
+        let in_tests = for_tests.get(name).into_iter().flatten();
+        for other in in_tests.filter(|other| *other != TEST_SUPPORT && !allowed.contains(*other)) {
+            found
+                .push(format!("the tests of {name} depend on {other}: the table in ARCHITECTURE.md does not allow it"));
+        }
+    }
+    found
+}
+
+/// A way from a crate back to itself, if there is one.
+fn cycle(graph: &Graph) -> Option<Vec<String>> {
+    fn walk(graph: &Graph, way: &mut Vec<String>, done: &mut BTreeSet<String>) -> bool {
+        let last = way.last().unwrap().clone();
+        for next in graph.get(&last).into_iter().flatten() {
+            if let Some(start) = way.iter().position(|name| name == next) {
+                way.drain(..start);
+                way.push(next.clone());
+                return true;
+            }
+            if !done.contains(next) {
+                way.push(next.clone());
+                if walk(graph, way, done) {
+                    return true;
+                }
+                way.pop();
+            }
+        }
+        done.insert(last);
+        false
+    }
+    let mut done = BTreeSet::new();
+    graph.keys().find_map(|name| {
+        let mut way = vec![name.clone()];
+        walk(graph, &mut way, &mut done).then_some(way)
+    })
+}
+
+fn opening(text: &str) -> Vec<String> {
+    let first = text.trim_start().strip_prefix("//!").and_then(|rest| rest.lines().next());
+    if first.is_some_and(|line| line.trim().len() > 10) {
+        vec![]
+    } else {
+        vec!["1: opens without `//!` and a sentence: what does it own, and what not?".into()]
+    }
+}
+
+fn forbidden_modules(path: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let stem = path.with_extension("");
+    for part in stem.iter().filter_map(|part| part.to_str()).filter(|part| FORBIDDEN_MODULES.contains(part)) {
+        found.push(format!("1: a file or folder called {part} has no noun: name what it owns"));
+    }
+    let names_drawer = |line: &str| {
+        let line = line.trim().trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+        let name = line.strip_prefix("mod ").map(|rest| rest.trim_end_matches([';', '{', ' ', '}']));
+        name.is_some_and(|name| FORBIDDEN_MODULES.contains(&name))
+    };
+    found.extend(lines_with(text, names_drawer).map(|line| format!("{line}: no noun: name what this module owns")));
+    found
+}
+
+fn sleeps_in_tests(path: &Path, text: &str) -> Vec<String> {
+    let in_tests_folder = path.iter().any(|part| part == "tests");
+    let begin = text.lines().position(|line| line.trim() == "#[cfg(test)]");
+    let begin = if in_tests_folder { 0 } else { begin.unwrap_or(usize::MAX) };
+    let sleeps = |line: &str| {
+        let calls = line.contains(concat!("thread::", "sleep")) || line.contains(concat!("time::", "sleep"));
+        calls || (line.trim().starts_with("use ") && line.contains("time::{") && line.contains("sleep"))
+    };
+    let what_instead = "wait for a condition (envforge_testkit::wait_until, eventually) or advance the clock";
+    lines_with(text, sleeps)
+        .filter(|line| *line > begin)
+        .map(|line| format!("{line}: sleeps: {what_instead}"))
+        .collect()
+}
+
+/// The words of `const SERVERS: &str = "a|b";`.
+fn server_words(source: &str) -> Vec<String> {
+    let (_, rest) = source.split_once("const SERVERS: &str = \"").unwrap();
+    rest.split_once('"').unwrap().0.split('|').map(str::to_owned).collect()
+}
+
+fn unnamed_servers(path: &Path, text: &str, words: &[String]) -> Vec<String> {
+    let named = |name: &str| words.iter().any(|word| name.contains(word.as_str()));
+    let is_test = text.contains("#[test]") || text.contains(concat!("#[tokio::", "test"));
+    if !is_test || named(&path.to_string_lossy()) || text.lines().any(|line| line.contains("mod ") && named(line)) {
+        return vec![];
+    }
+    let starts = ["NatsServer::start", "Postgres::start", "Postgres::shared", "Tool::Chromium", "Tool::BrowserDir"];
+    let what_instead = format!("put one of {} into the name of the file or module", words.join(", "));
+    // Quoted names, as here above, start nothing.
+    lines_with(text, |line| !line.contains('"') && starts.iter().any(|start| line.contains(start)))
+        .map(|line| format!("{line}: starts a server or browser: {what_instead}"))
+        .collect()
+}
+
+/// Numbers, from one, of the lines outside comments for which `wanted` holds.
+fn lines_with(text: &str, wanted: impl Fn(&str) -> bool) -> std::vec::IntoIter<usize> {
+    let lines = text.lines().enumerate();
+    let hits =
+        lines.filter(|(_, line)| !line.trim_start().starts_with("//") && wanted(line)).map(|(index, _)| index + 1);
+    hits.collect::<Vec<_>>().into_iter()
+}
+
+// The workspace as it is.
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What crates depend on in the product, and in tests alone.
+fn workspace_graph() -> (Graph, Graph) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).current_dir(root());
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let members: BTreeSet<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+    let short = |name: &str| name.strip_prefix("envforge-").unwrap_or(name).to_owned();
+    let (mut product, mut tests) = (Graph::new(), Graph::new());
+    for package in packages {
+        let name = short(package["name"].as_str().unwrap());
+        product.entry(name.clone()).or_default();
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let other = dependency["name"].as_str().unwrap();
+            if members.contains(other) {
+                let graph = if dependency["kind"] == "dev" { &mut tests } else { &mut product };
+                graph.entry(name.clone()).or_default().insert(short(other));
+            }
+        }
+    }
+    (product, tests)
+}
+
+fn each_source(judge: impl Fn(&Path, &str) -> Vec<String>) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().to_path_buf()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && !path.is_symlink() {
+                if !name.starts_with('.') && !["target", "node_modules"].contains(&name.as_str()) {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files += 1;
+                let text = std::fs::read_to_string(&path).unwrap();
+                let relative = path.strip_prefix(root()).unwrap();
+                found.extend(
+                    judge(relative, &text).into_iter().map(|finding| format!("{}:{finding}", relative.display())),
+                );
+            }
+        }
+    }
+    assert!(files > 10, "only {files} source files found below {}", root().display());
+    found
+}
+
+#[track_caller]
+fn assert_no_findings(findings: Vec<String>) {
+    assert!(findings.is_empty(), "{} finding(s):\n{}", findings.len(), findings.join("\n"));
+}
+
+mod each_rule_can_fail {
+    //! A rule that never finds anything would hold nothing.
+
+    use super::*;
+
+    fn graph(rows: &[(&str, &[&str])]) -> Graph {
+        rows.iter()
+            .map(|(name, uses)| ((*name).to_owned(), uses.iter().map(|name| (*name).to_owned()).collect()))
+            .collect()
+    }
+
+    #[test]
+    fn the_table_is_read_with_ticks_and_dashes() {
+        let head = "x\n| crate | may depend on |\n|---|---|\n";
+        let table = parse_table(&format!("{head}| `domain` | — |\n| `log` | `domain`, other |\n\n| a | b |")).unwrap();
+        assert_eq!(table, graph(&[("domain", &[]), ("log", &["domain", "other"])]));
+        assert!(parse_table("| crate | uses |\n|---|---|\n| a | b |").is_err());
+        assert!(parse_table(head).unwrap_err().contains("no rows"));
+        assert!(parse_table(&format!("{head}| a | b |\n| a | c |")).unwrap_err().contains("two rows for a"));
+    }
+
+    #[test]
+    fn a_missing_row_a_row_too_many_and_a_forbidden_dependency_are_found() {
+        let real = graph(&[("a", &[]), ("b", &["a"]), ("c", &[])]);
+        let table = graph(&[("a", &[]), ("b", &[]), ("ghost", &["phantom"])]);
+        let found = violations(&table, &real, &graph(&[("a", &["testkit", "c"])])).join("\n");
+        for part in ["row for ghost", "depend on phantom", "b depends on a", "c has no row", "tests of a depend on c"] {
+            assert!(found.contains(part), "{part} is not in:\n{found}");
+        }
+        assert!(!found.contains("testkit"));
+        assert_eq!(violations(&real, &real, &Graph::new()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_circle_is_found() {
+        let circle = cycle(&graph(&[("a", &["b", "c"]), ("b", &[]), ("c", &["d"]), ("d", &["c"])]));
+        assert_eq!(circle.unwrap(), ["c", "d", "c"]);
+        assert_eq!(cycle(&graph(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[])])), None);
+    }
+
+    #[test]
+    fn files_without_an_opening_and_drawers_are_found() {
+        assert_eq!(opening("use std::fmt;\n").len() + opening("//!\nfn x() {}").len(), 2);
+        assert_eq!(opening("//! What it owns, and what not.\n").len(), 0);
+        assert_eq!(forbidden_modules(Path::new("api/src/utils.rs"), "").len(), 1);
+        assert_eq!(
+            forbidden_modules(Path::new("api/src/lib.rs"), "//! x\npub(crate) mod helpers;\nmod typeset;\n").len(),
+            1
+        );
+    }
+
+    #[test]
+    fn sleeps_and_unnamed_servers_are_found() {
+        let sleep = format!("fn run() {{\n    {}{}(d);\n}}\n", "tokio::time::", "sleep");
+        assert_eq!(sleeps_in_tests(Path::new("api/tests/x.rs"), &sleep).len(), 1);
+        assert_eq!(sleeps_in_tests(Path::new("api/src/x.rs"), &sleep).len(), 0);
+        assert_eq!(sleeps_in_tests(Path::new("api/src/x.rs"), &format!("#[cfg(test)]\n{sleep}")).len(), 1);
+        let words = vec!["nats".to_owned()];
+        let starts = "#[test]\nfn x() { NatsServer::start(); }\n";
+        assert_eq!(unnamed_servers(Path::new("eventlog/tests/crash.rs"), starts, &words).len(), 1);
+        assert_eq!(unnamed_servers(Path::new("eventlog/tests/crash_nats.rs"), starts, &words).len(), 0);
+    }
+}

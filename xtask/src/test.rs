@@ -1,0 +1,80 @@
+//! `cargo xtask test`: the tools, then the tests and the documentation's examples.
+//!
+//! It does not know which test needs which server: `.config/nextest.toml` and the names of tests say that.
+
+use crate::tools::{self, Toolbox};
+use crate::workspace::{Workspace, on_path};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::process::Command;
+
+/// `cargo xtask test`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Leave out what starts a server or a browser (binaries, modules and tests with `nats`, `jetstream`, `postgres`, `browser`,
+    /// `journey` or `cluster` in their name); installs nothing.
+    #[arg(long)]
+    fast: bool,
+    /// Passed on to `cargo nextest run`, e.g. `-p envforge-domain` or part of a test's name. With any, documentation examples do not run.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// What `--fast` leaves out. The same words stand in `.config/nextest.toml`, and `tests/tests/architecture.rs` holds the two together.
+const SERVERS: &str = "nats|jetstream|postgres|browser|journey|cluster";
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let toolbox = if options.fast { None } else { Some(tools::ensure(workspace, tools::FOR_TESTS)?) };
+    let nextest = on_path("cargo-nextest").is_some();
+    let mut failed = Vec::new();
+
+    // Examples first, so that the runner's summary is the last thing one reads.
+    if nextest && options.arguments.is_empty() && !options.fast {
+        let mut examples = workspace.cargo();
+        examples.args(["test", "--workspace", "--locked", "--doc", "--quiet"]);
+        if !succeeds(&mut examples, toolbox.as_ref())? {
+            failed.push("documentation examples");
+        }
+    }
+    // Cargo ignores `-p` next to `--workspace`.
+    let narrowed =
+        options.arguments.iter().any(|argument| argument.starts_with("-p") || argument.starts_with("--package"));
+    let scope = if narrowed { None } else { Some("--workspace") };
+    let mut tests = workspace.cargo();
+    if nextest {
+        tests.args(["nextest", "run", "--locked"]).args(scope);
+        if options.fast {
+            tests.args(["-E", &format!("not (binary(/{SERVERS}/) | test(/{SERVERS}/))")]);
+        }
+        tests.args(&options.arguments);
+    } else {
+        println!(
+            "cargo-nextest is not installed: running `cargo test`, which is slower, shows less and does not end a test that hangs."
+        );
+        println!("To get it: cargo install cargo-nextest --locked");
+        tests.args(["test", "--locked"]).args(scope).args(&options.arguments);
+        if options.fast {
+            if !options.arguments.iter().any(|argument| argument == "--") {
+                tests.arg("--");
+            }
+            SERVERS.split('|').for_each(|word| {
+                tests.args(["--skip", word]);
+            });
+        }
+    }
+    if !succeeds(&mut tests, toolbox.as_ref())? {
+        failed.push("tests");
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn succeeds(command: &mut Command, toolbox: Option<&Toolbox>) -> Result<bool> {
+    for (variable, path) in toolbox.iter().flat_map(|toolbox| toolbox.environment()) {
+        command.env(variable, path);
+    }
+    let status = command.status().with_context(|| format!("cannot start `{}`", crate::workspace::shown(command)))?;
+    Ok(status.success())
+}
