@@ -41,11 +41,6 @@ impl Context {
         }
     }
 
-    /// A second command within the same request: its own id, the same correlation.
-    pub fn part(&self, purpose: &str) -> Self {
-        Self { command: CommandId::from_uuid(derived_uuid(self.command.as_uuid().as_bytes(), purpose)), ..*self }
-    }
-
     /// The id of the thing that this request creates: the command's own bits, so that a repeated request meets the
     /// same stream.
     pub const fn new_id(&self) -> Uuid {

@@ -41,24 +41,21 @@ impl<'a> Transaction<'a> {
     where
         A::Command: 'a,
     {
-        let index = self.steps.len();
         let (commands, context) = (self.commands, self.context);
         let command = std::sync::Arc::new(command);
         self.steps.push(Box::new(move || {
             let (stream, command) = (stream.clone(), std::sync::Arc::clone(&command));
             Box::pin(async move {
                 check_permit(permit, A::action_of(&command), &stream)?;
-                // One command id per message of the batch: the log tells duplicates apart by it.
-                let own = if index == 0 { *context } else { context.part(&format!("step {index}")) };
                 let folded = commands.folded::<A>(&stream, true).await?;
-                if let Some(done) = answered_before(&folded, &own)? {
+                if let Some(done) = answered_before(&folded, context)? {
                     return Ok(StepOutcome::Before(done));
                 }
                 let events = A::decide(&folded.state, &command).map_err(CommandError::refused)?;
                 if events.is_empty() {
                     return Ok(StepOutcome::Satisfied(folded.position));
                 }
-                let commit = commit(permit, &own, &stream, events.into_iter().map(Into::into).collect());
+                let commit = commit(permit, context, &stream, events.into_iter().map(Into::into).collect());
                 Ok(StepOutcome::Append(commit, folded.position))
             })
         }));

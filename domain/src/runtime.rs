@@ -515,7 +515,9 @@ impl Aggregate for Runtime {
                     Self::Ready(ready) if !host_confirms && *now < ready.lease_until => {
                         Err(RuntimeRefusal::LeaseHolds { until: ready.lease_until })
                     }
-                    Self::Ready(ready) => Ok(vec![RuntimeEvent::Lost { epoch: *epoch, closed_at: ready.lease_until }]),
+                    Self::Ready(ready) => {
+                        Ok(vec![RuntimeEvent::Lost { epoch: *epoch, closed_at: ready.lease_until.min(*now) }])
+                    }
                     Self::Waking { stage, .. } => Ok(vec![RuntimeEvent::Failed {
                         epoch: *epoch,
                         stage: Some(stage.clone().unwrap_or(WakeStage::Placed)),

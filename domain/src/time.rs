@@ -77,3 +77,11 @@ impl fmt::Display for Millis {
         }
     }
 }
+
+/// Says what time it is. The domain never asks; whoever does is handed one, so that tests move it instead of sleeping.
+pub trait Clock: Send + Sync + 'static {
+    fn now(&self) -> UnixMillis;
+}
+
+/// A clock that components share.
+pub type SharedClock = std::sync::Arc<dyn Clock>;

@@ -188,6 +188,12 @@ fn samples() -> Vec<Event> {
             endpoints: vec![(web.clone(), parsed("127.0.0.1:40001")), (parsed("api"), parsed("[::1]:40002"))],
         },
         RuntimeEvent::LeaseRenewed { epoch, lease_until: at(60) },
+        RuntimeEvent::ActivitySeen {
+            epoch,
+            at: at(61),
+            open_streams: 1,
+            source: envforge_domain::runtime::ActivitySource::Link(link),
+        },
         RuntimeEvent::KeptAwake { until: at(1_800), reason: "demo at noon".to_owned(), by: user },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::KeepAwake { until: at(1_800) } },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::OpenStreams { count: 2 } },

@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Process managers: carry what the log asks for to the outside world and bring the result back as commands.
+//!
+//! Owns the runtime reactor (wakes, sleeps, leases on one host) and the timers (expiry, idle sleep, lapsed leases). Each
+//! is at least once and idempotent: what it does is decided by the log's state, never by having seen an event. Not here:
+//! how services run (runtime), what may happen (domain).
+
+mod host_machine;
+mod permit;
+pub mod runtime_reactor;
+pub mod timers;
+mod world;
+
+pub use host_machine::{LocalMachine, MachineError};
+pub use runtime_reactor::RuntimeReactor;
+pub use timers::Timers;
+pub use world::World;

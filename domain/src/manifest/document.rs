@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span};
 
-use super::error::{ErrorKind, ManifestError, Position, quoted};
+use super::error::{ErrorKind, ManifestError, Position, join, quoted};
 use crate::limits;
 
 /// Deepest nesting of mappings and lists. The format itself needs six.
@@ -52,7 +52,7 @@ pub(super) fn read<'a>(text: &'a str, errors: &mut Vec<ManifestError>) -> Option
     };
     let start = Position { line: 1, column: 1 };
     if text.len() > limits::MANIFEST_BYTES_MAX {
-        let found = format!("the file has {} bytes", text.len());
+        let found = format!("a file of {} bytes", text.len());
         let expected = format!("at most {} are allowed", limits::MANIFEST_BYTES_MAX);
         errors.push(refuse(start, ErrorKind::OutOfLimits, found, &expected));
         return None;
@@ -61,9 +61,18 @@ pub(super) fn read<'a>(text: &'a str, errors: &mut Vec<ManifestError>) -> Option
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if let Some((position, character)) = unprintable(text) {
         let found = format!("the character U+{:04X}", u32::from(character));
-        let expected =
-            "YAML allows only printable characters; in double quotes it can be written as an escape such as `\\x07`";
-        errors.push(refuse(position, ErrorKind::Syntax, found, expected));
+        let expected = match character {
+            '\0' => "YAML allows only printable characters; remove it".to_owned(),
+            _ => format!(
+                "YAML allows only printable characters; in double quotes write {}",
+                quoted(&if u32::from(character) < 0x100 {
+                    format!("\\x{:02X}", u32::from(character))
+                } else {
+                    format!("\\u{:04X}", u32::from(character))
+                })
+            ),
+        };
+        errors.push(refuse(position, ErrorKind::Syntax, found, &expected));
         return None;
     }
     let mut builder = Builder { parser: Parser::new_from_str(text), errors };
@@ -85,10 +94,16 @@ fn unprintable(text: &str) -> Option<(Position, char)> {
             && character != '\u{feff}'
     };
     let (byte, character) = text.char_indices().find(|&(_, character)| !allowed(character))?;
-    let before = &text[..byte];
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    Some((Position { line, column }, character))
+    Some((end(&text[..byte]), character))
+}
+
+/// The place right after `text`.
+pub(super) fn end(text: &str) -> Position {
+    let bytes = text.as_bytes();
+    let breaks =
+        (0..bytes.len()).filter(|&at| bytes[at] == b'\n' || (bytes[at] == b'\r' && bytes.get(at + 1) != Some(&b'\n')));
+    let (count, line_start) = breaks.fold((0, 0), |(count, _), at| (count + 1, at + 1));
+    Position { line: count + 1, column: text[line_start..].chars().count() + 1 }
 }
 
 enum Stop {
@@ -183,7 +198,8 @@ impl<'a> Builder<'a, '_> {
             self.refuse(at, path, ErrorKind::UnsupportedYaml, "an anchor (`&`)", expected);
         }
         if let Some(tag) = tag {
-            let found = format!("the tag {}", quoted(&tag.to_string()));
+            let handle = if tag.is_yaml_core_schema() { "!!" } else { &tag.handle };
+            let found = format!("the tag {}", quoted(&format!("{handle}{}", tag.suffix)));
             self.refuse(at, path, ErrorKind::UnsupportedYaml, found, "tags are not supported; for a text use quotes");
         }
         let content = match event {
@@ -242,11 +258,7 @@ impl<'a> Builder<'a, '_> {
             let length = path.len();
             let key = match key.content {
                 Content::Scalar { text, plain } => {
-                    if !path.is_empty() {
-                        path.push('.');
-                    }
-                    // INVARIANT: bounded paths; a key may have 1,024 characters and is shown in every error below it.
-                    path.extend(text.chars().take(60));
+                    *path = join(path, &text);
                     Some(Key { at, text, plain })
                 }
                 Content::Refused => None,
@@ -288,7 +300,7 @@ fn place(mark: Marker) -> Position {
 fn syntax(error: &ScanError) -> ManifestError {
     let info = error.info();
     let mut kind = ErrorKind::Syntax;
-    let mut found = format!("not valid YAML ({info})");
+    let mut found = format!("invalid YAML ({info})");
     let expected = if info.contains("unknown anchor") {
         kind = ErrorKind::UnsupportedYaml;
         "an alias (`*`)".clone_into(&mut found);

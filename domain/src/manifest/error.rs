@@ -50,9 +50,9 @@ impl ErrorKind {
     }
 }
 
-/// One mistake. Displays as `7:5: services.web.readiness: unknown key `htp`: did you mean `http`?`.
+/// One mistake. Displays as `7:5: services.web.readiness.htp: found an unknown key `htp`; did you mean `http`?`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}:{}: {}{found}: {expected}", .position.line, .position.column, PathPart(.path))]
+#[error("{}:{}: {}found {found}; {expected}", .position.line, .position.column, PathPart(.path))]
 pub struct ManifestError {
     pub position: Position,
     /// Keys from the top, joined with dots, list items as `[0]`; empty for the file as a whole.
@@ -120,25 +120,41 @@ impl fmt::Display for ManifestErrors {
 
 impl std::error::Error for ManifestErrors {}
 
+/// A key as it stands in a path: `join`ed to those above it. Bounded, because every error below it shows it.
+pub(super) fn join(path: &str, key: &str) -> String {
+    let mut joined = String::with_capacity(path.len() + 1 + key.len().min(CHARS_MAX));
+    joined.push_str(path);
+    if !path.is_empty() {
+        joined.push('.');
+    }
+    push_shown(&mut joined, key);
+    joined
+}
+
 /// `text` in backticks, fit for one line of a terminal: shortened, control characters escaped.
 pub(super) fn quoted(text: &str) -> String {
-    const CHARS_MAX: usize = 60;
     let mut shown = String::with_capacity(text.len().min(CHARS_MAX) + 2);
     shown.push('`');
-    for (index, character) in text.chars().enumerate() {
-        if index == CHARS_MAX {
-            shown.push('…');
-            break;
-        }
-        // Directional overrides could make the message read as something else.
-        if character.is_control()
-            || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-        {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
+    push_shown(&mut shown, text);
     shown.push('`');
     shown
+}
+
+/// Most characters of the file's own text that a message repeats at once.
+const CHARS_MAX: usize = 60;
+
+fn push_shown(out: &mut String, text: &str) {
+    // Directional overrides could make the message read as something else.
+    let hidden = |character: char| matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    for (index, character) in text.chars().enumerate() {
+        if index == CHARS_MAX {
+            out.push('…');
+            break;
+        }
+        if character.is_control() || hidden(character) {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
 }

@@ -6,14 +6,14 @@
 use std::borrow::Cow;
 
 use super::document::{self, Content, Key, Node};
-use super::error::{ErrorKind, ManifestError, ManifestErrors, Position, quoted};
+use super::error::{ErrorKind, ManifestError, ManifestErrors, Position, join, quoted};
 use super::keys::{self, Section};
 use super::scalar::{self, Wrong};
 use super::{
     Hook, Job, JobKind, Manifest, ON_SLEEP_DEADLINE_DEFAULT, ON_SLEEP_DEADLINE_MIN, Resource, ResourceMode, VERSION,
 };
 use crate::limits;
-use crate::slug;
+use crate::slug::{self, InvalidSlug};
 use crate::time::Millis;
 
 pub(super) fn parse(text: &str) -> Result<Manifest, ManifestErrors> {
@@ -31,12 +31,22 @@ pub(super) fn parse(text: &str) -> Result<Manifest, ManifestErrors> {
     if let (Some(manifest), true) = (manifest, reader.errors.is_empty()) {
         let canonical = manifest.render();
         let stored = stored_bytes(&canonical);
-        if canonical.len() <= limits::MANIFEST_BYTES_MAX && stored <= limits::MANIFEST_STORED_BYTES_MAX {
+        let (found, max) = if canonical.len() > limits::MANIFEST_BYTES_MAX {
+            let found = format!("a manifest of {} bytes once its defaults are written out", canonical.len());
+            (found, limits::MANIFEST_BYTES_MAX)
+        } else if stored > limits::MANIFEST_STORED_BYTES_MAX {
+            let found = format!("a manifest of {stored} bytes once its defaults are written out and escaped as JSON");
+            (found, limits::MANIFEST_STORED_BYTES_MAX)
+        } else {
             return Ok(manifest);
-        }
-        let found = format!("a manifest of {} bytes once its defaults are written out", canonical.len().max(stored));
-        let expected = format!("at most {} are stored; shorten commands and environment", limits::MANIFEST_BYTES_MAX);
+        };
+        let expected = format!("at most {max} can be stored; shorten commands and environment");
         reader.refuse(before, "", ErrorKind::OutOfLimits, found, expected);
+    }
+    // The scanner counts one line too many at the end of a text without a final line break.
+    let end = document::end(text);
+    for error in &mut reader.errors {
+        error.position = error.position.min(end);
     }
     Err(ManifestErrors::of(reader.errors))
 }
@@ -55,6 +65,8 @@ pub(super) struct Fields<'a> {
     pub(super) path: String,
     section: &'static Section,
     entries: Vec<(Position, &'static str, Node<'a>)>,
+    /// Keys that unknown ones were most likely meant to be: not reported as missing on top.
+    meant: Vec<&'static str>,
 }
 
 /// A value with its place.
@@ -83,10 +95,6 @@ impl<'a> Fields<'a> {
     }
 }
 
-pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
 /// What `node` is, for messages.
 pub(super) fn describe(node: &Node<'_>) -> String {
     match &node.content {
@@ -95,6 +103,22 @@ pub(super) fn describe(node: &Node<'_>) -> String {
         Content::List(_) => "a list".to_owned(),
         Content::Map(_) => "a mapping".to_owned(),
         Content::Refused => "a refused value".to_owned(),
+    }
+}
+
+/// What would be right, without the text itself, which may hold anything.
+pub(super) fn slug_expected(error: &InvalidSlug) -> String {
+    match error {
+        InvalidSlug::Length { what, min, max, length, .. } => {
+            format!("a {what} has {min} to {max} characters, not {length}")
+        }
+        InvalidSlug::Character { what, found, position, .. } => {
+            let found = quoted(&found.to_string());
+            format!("a {what} has only a-z, 0-9 and single hyphens, not {found} (character {position})")
+        }
+        InvalidSlug::Edge { what, .. } => format!("a {what} begins and ends with a letter or digit"),
+        InvalidSlug::DoubleHyphen { what, .. } => format!("a {what} has no two hyphens in a row"),
+        InvalidSlug::Reserved { what, .. } => format!("this name is reserved; choose another {what}"),
     }
 }
 
@@ -220,7 +244,7 @@ impl Reader {
                     Ok(()) => Some(text),
                     Err(error) => {
                         let (at, kind) = (field.node.at, ErrorKind::InvalidValue);
-                        self.refuse(at, &field.path, kind, quoted(&text), error.to_string());
+                        self.refuse(at, &field.path, kind, quoted(&text), slug_expected(&error));
                         None
                     }
                 }
@@ -277,16 +301,19 @@ impl Reader {
             return None;
         };
         let mut known = Vec::with_capacity(entries.len());
+        let mut meant = Vec::new();
         for (key, value) in entries {
             match section.keys.iter().find(|known| **known == key.text) {
                 Some(name) => known.push((key.at, *name, value)),
                 None => {
-                    let found = format!("unknown key {}", quoted(&key.text));
-                    self.refuse(key.at, path, ErrorKind::UnknownKey, found, keys::hint(section, &key.text));
+                    meant.extend(keys::nearest(section.keys, &key.text));
+                    let found = format!("an unknown key {}", quoted(&key.text));
+                    let expected = keys::hint(section, &key.text);
+                    self.refuse(key.at, &join(path, &key.text), ErrorKind::UnknownKey, found, expected);
                 }
             }
         }
-        Some(Fields { at, path: path.to_owned(), section, entries: known })
+        Some(Fields { at, path: path.to_owned(), section, entries: known, meant })
     }
 
     /// A mapping whose keys are names that the author chose, with the path of each.
@@ -307,13 +334,16 @@ impl Reader {
             return None;
         }
         let named = |(key, node): (Key<'a>, Node<'a>)| {
-            let path = join(&field.path, &key.text.chars().take(60).collect::<String>());
+            let path = join(&field.path, &key.text);
             (key, path, node)
         };
         Some(entries.into_iter().map(named).collect())
     }
 
     pub(super) fn missing(&mut self, fields: &Fields<'_>, key: &'static str, expected: &str) {
+        if fields.meant.contains(&key) {
+            return;
+        }
         let found = format!("no `{key}`");
         self.refuse(fields.at, &join(&fields.path, key), ErrorKind::MissingKey, found, expected);
     }
@@ -336,7 +366,7 @@ impl Reader {
         match slug::check(what, 1, &key.text) {
             Ok(()) => Some(key.text.clone().into_owned()),
             Err(error) => {
-                self.refuse(key.at, path, ErrorKind::InvalidValue, quoted(&key.text), error.to_string());
+                self.refuse(key.at, path, ErrorKind::InvalidValue, quoted(&key.text), slug_expected(&error));
                 None
             }
         }
@@ -350,7 +380,13 @@ impl Reader {
         };
         match scalar::meaning(text).filter(|_| *plain) {
             Some("nothing") if text.is_empty() => {
-                self.refuse(node.at, path, ErrorKind::WrongType, "no value", "a text belongs here");
+                self.refuse(
+                    node.at,
+                    path,
+                    ErrorKind::WrongType,
+                    "no value",
+                    "a text belongs here; for an empty one write `\"\"`",
+                );
                 None
             }
             Some(_) if integers && scalar::is_plain_integer(text) => Some(text.clone().into_owned()),
@@ -380,7 +416,8 @@ impl Reader {
         }
         let command = self.text(&field.node, path, false)?;
         let length = command.chars().count();
-        if command.trim().is_empty() {
+        // JavaScript, and so the schema's `\S`, takes the byte order mark for a space.
+        if command.trim_matches(|character: char| character.is_whitespace() || character == '\u{feff}').is_empty() {
             self.refuse(at, path, ErrorKind::InvalidValue, "an empty command", "say what to run, such as `./serve`");
         } else if length > limits::MANIFEST_COMMAND_CHARS_MAX {
             let found = format!("a command of {length} characters");

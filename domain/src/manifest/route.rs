@@ -153,6 +153,10 @@ impl Reader {
             return None;
         };
         self.routes.websockets += items.len();
+        if items.len() > limits::MANIFEST_ROUTES_MAX {
+            // `check_routes` says so; reading them would compare each with each.
+            return None;
+        }
         let mut websockets: Vec<PathPrefix> = Vec::with_capacity(items.len());
         let mut all_right = true;
         for (index, item) in items.iter().enumerate() {
@@ -185,8 +189,8 @@ impl Reader {
         let declared = std::mem::take(&mut self.routes);
         let count = declared.routed + declared.websockets;
         if count > limits::MANIFEST_ROUTES_MAX {
-            let found = format!("{} routed services and {} WebSocket paths", declared.routed, declared.websockets);
-            let expected = format!("together at most {} are allowed", limits::MANIFEST_ROUTES_MAX);
+            let found = format!("{count} routed services and WebSocket paths");
+            let expected = format!("at most {} are allowed", limits::MANIFEST_ROUTES_MAX);
             self.refuse(at, path, ErrorKind::OutOfLimits, found, expected);
             return;
         }

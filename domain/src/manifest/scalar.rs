@@ -133,7 +133,7 @@ const DURATION: &str = "a duration is a whole number and `ms`, `s`, `m` or `h`, 
 /// In the largest unit that divides it: `15m`, `90s`, `1500ms`.
 pub(super) fn show_duration(length: Millis) -> String {
     let length = length.get();
-    let (unit, scale) = UNITS.into_iter().find(|(_, scale)| length % scale == 0).unwrap_or(("ms", 1));
+    let (unit, scale) = UNITS.into_iter().find(|(_, scale)| length.is_multiple_of(*scale)).unwrap_or(("ms", 1));
     format!("{}{unit}", length / scale)
 }
 

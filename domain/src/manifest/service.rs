@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use super::document::{Content, Key, Node};
-use super::error::{ErrorKind, Position, quoted};
+use super::error::{ErrorKind, Position, join, quoted};
 use super::keys;
-use super::reader::{Field, Fields, Reader, describe, join};
+use super::reader::{Field, Fields, Reader, describe, slug_expected};
 use super::scalar;
 use super::{
     CPU_MILLICORES_DEFAULT, MEMORY_MIB_DEFAULT, PORT_VARIABLE_DEFAULT, Probe, READINESS_DEADLINE_DEFAULT,
@@ -50,13 +50,18 @@ impl Reader {
             key.text
                 .parse::<ServiceName>()
                 .map_err(|error| {
-                    self.refuse(key.at, path, ErrorKind::InvalidValue, quoted(&key.text), error.to_string())
+                    self.refuse(key.at, path, ErrorKind::InvalidValue, quoted(&key.text), slug_expected(&error))
                 })
                 .ok()
         } else {
             None
         };
-        let expected = "a service is a mapping such as `{ command: ./serve, route: web }`";
+        let misplaced = keys::SERVICE.keys.contains(&key.text.as_ref()) && !matches!(node.content, Content::Map(_));
+        let expected = if misplaced {
+            "this is a key of a service; indent it below the service's name"
+        } else {
+            "a service is a mapping such as `{ command: ./serve, route: web }`"
+        };
         let mut fields = self.fields(node, path, &keys::SERVICE, expected)?;
         let command = self.command(&mut fields);
         let directory = match fields.take("directory") {
@@ -176,7 +181,10 @@ impl Reader {
             }
             Some(meaning) => {
                 let wrong = scalar::ambiguous(text, meaning);
-                let expected = format!("for a service that listens nowhere write `none`; {}", wrong.expected);
+                let mut expected = "for a service that listens nowhere write `none`".to_owned();
+                if scalar::variable(text).is_ok() {
+                    expected = format!("{expected}; {}", wrong.expected);
+                }
                 self.refuse(at, path, wrong.kind, wrong.found, expected);
                 None
             }
@@ -301,7 +309,7 @@ impl Reader {
         let mut environment = Vec::with_capacity(entries.len());
         let mut all_right = true;
         for (key, node) in entries {
-            let path = join(&field.path, &key.text.chars().take(60).collect::<String>());
+            let path = join(&field.path, &key.text);
             let name_right = self.variable_name(&key.text, key.plain, key.at, &path)
                 && self.unique(variables, &key.text, key.at, &path, &format!("environment.{}", key.text));
             let value = match &node.content {

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use envforge_domain::ids::{HostId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
-use envforge_domain::runtime::{Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::runtime::{
+    ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
+};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -32,6 +34,12 @@ events! {
             endpoints: Vec<(ServiceName, SocketAddr)> = "endpoints",
         },
         "runtime.lease_renewed.v1" => LeaseRenewed { epoch: Epoch = "epoch", lease_until: UnixMillis = "lease_until" },
+        "runtime.activity_seen.v1" => ActivitySeen {
+            epoch: Epoch = "epoch",
+            at: UnixMillis = "at",
+            open_streams: u32 = "open_streams",
+            source: ActivitySource = "source",
+        },
         "runtime.kept_awake.v1" => KeptAwake {
             until: UnixMillis = "until",
             reason: String = "reason",
@@ -46,6 +54,13 @@ events! {
             reason: String = "reason",
         },
         "runtime.lost.v1" => Lost { epoch: Epoch = "epoch", closed_at: UnixMillis = "closed_at" },
+    }
+}
+
+kinds! {
+    ActivitySource {
+        "link" => Link(link: LinkId = "link"),
+        "person" => Person(user: UserId = "user"),
     }
 }
 

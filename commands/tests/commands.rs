@@ -1,0 +1,351 @@
+//! Commands over a real embedded log: idempotency, claims, contention and the one wake.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use envforge_commands::context::derived_uuid;
+use envforge_commands::{CommandError, Commands, Context, hosts, links, organizations, projects, runtimes, workspaces};
+use envforge_domain::access::{
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
+};
+use envforge_domain::commit::{Actor, Component, Position, Surface};
+use envforge_domain::dev_link::{DevLinkEvent, Generation};
+use envforge_domain::event::Event;
+use envforge_domain::host::Capacity;
+use envforge_domain::ids::*;
+use envforge_domain::manifest::Manifest;
+use envforge_domain::project::Repository;
+use envforge_domain::runtime::{Epoch, RuntimeCommand, RuntimeEvent, WakeCause};
+use envforge_domain::secret::TokenDigest;
+use envforge_domain::time::UnixMillis;
+use envforge_domain::workspace::{AccessMode, Branch};
+use envforge_eventlog::{EventLog, Filter};
+use uuid::Uuid;
+
+const NOW: UnixMillis = UnixMillis::new(1_800_000_000_000);
+
+fn owner() -> UserId {
+    UserId::from_uuid(Uuid::from_u128(1))
+}
+
+fn acme() -> OrgId {
+    OrgId::from_uuid(Uuid::from_u128(100))
+}
+
+/// A permit as the policy gives it to the owner.
+fn permit(action: Action, resource: Resource) -> Permit {
+    let grant =
+        Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
+    let actor = ActorFacts::Member { org: resource.org(), active: true, session_live: true, grants: vec![grant] };
+    let facts = Facts { position: Position::START, actor };
+    authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now: NOW })
+        .unwrap()
+}
+
+fn system(component: Component, action: Action, resource: Resource) -> Permit {
+    let facts = Facts { position: Position::START, actor: ActorFacts::System };
+    let surface = action.row().surfaces[0];
+    authorize(&facts, &Request { actor: Actor::System(component), action, resource, surface, now: NOW }).unwrap()
+}
+
+fn visitor(action: Action, resource: Resource, link: LinkId, session: SessionId) -> Permit {
+    let Resource::Link { org, project, workspace, .. } = resource else { panic!("a visitor acts on a link") };
+    let facts =
+        Facts { position: Position::START, actor: ActorFacts::Link { org, project, workspace, link, live: true } };
+    let actor = Actor::LinkVisitor { link, session: Some(session) };
+    authorize(&facts, &Request { actor, action, resource, surface: Surface::Gateway, now: NOW }).unwrap()
+}
+
+struct World {
+    _directory: tempfile::TempDir,
+    log: Arc<dyn EventLog>,
+    commands: Commands,
+    project: ProjectId,
+    workspace: WorkspaceId,
+}
+
+impl World {
+    fn on_workspace(&self) -> Resource {
+        Resource::Workspace { org: acme(), project: self.project, workspace: self.workspace }
+    }
+
+    /// All events of the log, oldest first.
+    async fn history(&self) -> Vec<Event> {
+        let page = self.log.read(Position::START, 10_000, &Filter::everything()).await.unwrap();
+        page.commits.into_iter().flat_map(|recorded| recorded.commit.events).collect()
+    }
+}
+
+fn manifest() -> Manifest {
+    Manifest::parse(
+        "version: 1\nservices:\n  web:\n    command: ./web\n    route: { web: {}, websockets: [/live] }\n  api:\n    command: ./api\n    route: { api: /api }\n",
+    )
+    .unwrap()
+}
+
+async fn organization(commands: &Commands, org: OrgId, slug: &str) -> Result<envforge_commands::Done, CommandError> {
+    let permit = system(Component::Setup, Action::OrganizationCreate, Resource::Organization(org));
+    organizations::create(commands, &permit, &Context::new(NOW), org, slug.parse().unwrap(), slug.to_owned(), owner())
+        .await
+}
+
+async fn world() -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let config = envforge_eventlog::sqlite::Config::new(directory.path());
+    let log: Arc<dyn EventLog> = Arc::new(envforge_eventlog::sqlite::SqliteLog::open(config).await.unwrap());
+    let commands = Commands::new(Arc::clone(&log));
+    organization(&commands, acme(), "acme").await.unwrap();
+    let on_org = permit(Action::ProjectCreate, Resource::Organization(acme()));
+    let (project, _) = projects::create(
+        &commands,
+        &on_org,
+        &Context::new(NOW),
+        "orders".parse().unwrap(),
+        "Orders".to_owned(),
+        Repository::parse("/srv/orders").unwrap(),
+    )
+    .await
+    .unwrap();
+    let (workspace, _) = create_workspace(&commands, project, &Context::new(NOW), "signed-links").await.unwrap();
+    World { _directory: directory, log, commands, project, workspace }
+}
+
+async fn create_workspace(
+    commands: &Commands,
+    project: ProjectId,
+    context: &Context,
+    slug: &str,
+) -> Result<(WorkspaceId, envforge_commands::Done), CommandError> {
+    let on_project = permit(Action::WorkspaceCreate, Resource::Project { org: acme(), project });
+    let new = workspaces::NewWorkspace {
+        project,
+        slug: slug.parse().unwrap(),
+        branch: Branch::parse("main").unwrap(),
+        manifest: manifest(),
+        access_mode: AccessMode::SignedLinks,
+    };
+    workspaces::create(commands, &on_project, context, new).await
+}
+
+async fn issue(
+    world: &World,
+    context: &Context,
+    wake_budget: Option<u32>,
+) -> Result<(LinkId, envforge_commands::Done), CommandError> {
+    let new = links::NewLink {
+        workspace: world.workspace,
+        service: "web".parse().unwrap(),
+        families: None,
+        lifetime: None,
+        label: "review".to_owned(),
+        wake_budget,
+        issued_by: owner(),
+    };
+    links::issue(&world.commands, &permit(Action::LinkIssue, world.on_workspace()), context, new).await
+}
+
+async fn open_session(
+    world: &World,
+    commands: &Commands,
+    link: LinkId,
+    number: u128,
+    handoff: u128,
+) -> Result<SessionId, CommandError> {
+    let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+    let session = SessionId::from_uuid(Uuid::from_u128(number));
+    let redeemed = links::RedeemedHandoff {
+        link,
+        handoff: HandoffId::from_uuid(Uuid::from_u128(handoff)),
+        handoff_expires_at: UnixMillis::new(NOW.get() + 10_000),
+        generation: Generation(1),
+        session,
+        cookie: TokenDigest::of(&number.to_be_bytes()),
+    };
+    let permit = visitor(Action::LinkOpenSession, resource, link, session);
+    links::open_session(commands, &permit, &Context::new(NOW), &redeemed).await.map(|_| session)
+}
+
+#[tokio::test]
+async fn the_same_request_again_gets_the_first_answer_and_another_one_under_its_id_is_refused() {
+    let world = world().await;
+    let context = Context { request_digest: Some([7; 32]), ..Context::new(NOW) };
+    let (link, first) = issue(&world, &context, None).await.unwrap();
+    let (again, second) = issue(&world, &context, None).await.unwrap();
+    assert_eq!((link, first.position, first.events.clone()), (again, second.position, second.events));
+    assert!(second.duplicate && !first.duplicate);
+    let other = Context { request_digest: Some([8; 32]), ..context };
+    assert!(matches!(issue(&world, &other, None).await, Err(CommandError::CommandReused)));
+    // Also for somebody whose memory is empty.
+    let fresh = Commands::new(Arc::clone(&world.log));
+    let world = World { commands: fresh, ..world };
+    assert!(issue(&world, &context, None).await.unwrap().1.duplicate);
+}
+
+#[tokio::test]
+async fn a_workspace_slug_is_taken_once_however_many_ask_at_once() {
+    let world = world().await;
+    let project = world.project;
+    let attempts = (0..8).map(|_| {
+        let commands = Commands::new(Arc::clone(&world.log));
+        tokio::spawn(
+            async move { create_workspace(&commands, project, &Context::new(NOW), "racy").await.map(|(id, _)| id) },
+        )
+    });
+    let outcomes = futures_util::future::join_all(attempts).await;
+    let won = outcomes.iter().filter(|outcome| outcome.as_ref().unwrap().is_ok()).count();
+    assert_eq!(won, 1);
+    for outcome in outcomes {
+        if let Err(error) = outcome.unwrap() {
+            assert_eq!(error.refusal_code(), Some("name_taken"), "{error}");
+        }
+    }
+    let created = world.history().await.iter().filter(|event| matches!(event, Event::Workspace(_))).count();
+    assert_eq!(created, 2, "a refused claim must leave no workspace behind");
+}
+
+#[tokio::test]
+async fn an_archived_workspaces_slug_is_never_used_again() {
+    let world = world().await;
+    let archive = permit(Action::WorkspaceArchive, world.on_workspace());
+    workspaces::archive(&world.commands, &archive, &Context::new(NOW), world.workspace).await.unwrap();
+    let error = create_workspace(&world.commands, world.project, &Context::new(NOW), "signed-links").await.unwrap_err();
+    assert_eq!(error.refusal_code(), Some("name_retired"));
+    let wake = permit(Action::RuntimeWake, world.on_workspace());
+    let cause = WakeCause::Person(owner());
+    let error = runtimes::wake(&world.commands, &wake, &Context::new(NOW), world.workspace, cause).await.unwrap_err();
+    assert_eq!(error.refusal_code(), Some("workspace_archived"));
+}
+
+#[tokio::test]
+async fn a_thousand_requests_over_four_gateways_are_one_wake() {
+    let world = Arc::new(world().await);
+    let (link, _) = issue(&world, &Context::new(NOW), Some(1)).await.unwrap();
+    let session = open_session(&world, &world.commands, link, 5, 5).await.unwrap();
+    let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+    let gateways: Vec<_> = (0..4).map(|_| Commands::new(Arc::clone(&world.log))).collect();
+    let requests = (0..1_000).map(|number| {
+        let (world, commands) = (Arc::clone(&world), gateways[number % 4].clone());
+        tokio::spawn(async move {
+            let permit = visitor(Action::RuntimeWake, resource, link, session);
+            runtimes::wake_by_link(&commands, &permit, &Context::new(NOW), world.workspace, link, session).await
+        })
+    });
+    let mut contended = 0;
+    for outcome in futures_util::future::join_all(requests).await {
+        match outcome.unwrap() {
+            Ok(_) => {}
+            // Nothing was done and the caller may ask again; a gateway asks once per workspace anyway.
+            Err(CommandError::Contended) => contended += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let history = world.history().await;
+    let wakes =
+        history.iter().filter(|event| matches!(event, Event::Runtime(RuntimeEvent::WakeRequested { .. }))).count();
+    let spent = history.iter().filter(|event| matches!(event, Event::DevLink(DevLinkEvent::WakeSpent { .. }))).count();
+    assert_eq!((wakes, spent), (1, 1), "{contended} were contended");
+}
+
+#[tokio::test]
+async fn a_spent_wake_budget_wakes_nothing() {
+    let world = world().await;
+    let (link, _) = issue(&world, &Context::new(NOW), Some(1)).await.unwrap();
+    let session = open_session(&world, &world.commands, link, 5, 5).await.unwrap();
+    let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+    let wake = || async {
+        let permit = visitor(Action::RuntimeWake, resource, link, session);
+        runtimes::wake_by_link(&world.commands, &permit, &Context::new(NOW), world.workspace, link, session).await
+    };
+    wake().await.unwrap();
+    let report = system(Component::RuntimeReactor, Action::RuntimeReport, world.on_workspace());
+    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(1), reason: "broken".to_owned() };
+    runtimes::report(&world.commands, &report, &Context::new(NOW), world.workspace, &failed).await.unwrap();
+    let before = world.log.head().await.unwrap().position;
+    assert_eq!(wake().await.unwrap_err().refusal_code(), Some("wake_budget_spent"));
+    assert_eq!(world.log.head().await.unwrap().position, before, "nothing may be half done");
+}
+
+#[tokio::test]
+async fn a_handoff_is_redeemed_once_over_several_gateways() {
+    let world = Arc::new(world().await);
+    let (link, _) = issue(&world, &Context::new(NOW), None).await.unwrap();
+    let attempts = (0..8_u128).map(|number| {
+        let world = Arc::clone(&world);
+        tokio::spawn(async move {
+            let commands = Commands::new(Arc::clone(&world.log));
+            open_session(&world, &commands, link, 50 + number, 9).await
+        })
+    });
+    let outcomes = futures_util::future::join_all(attempts).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.as_ref().unwrap().is_ok()).count(), 1);
+}
+
+#[tokio::test]
+async fn a_machine_belongs_to_one_organization() {
+    let world = world().await;
+    let other = OrgId::from_uuid(Uuid::from_u128(200));
+    organization(&world.commands, other, "globex").await.unwrap();
+    let register = |org: OrgId| {
+        let commands = world.commands.clone();
+        async move {
+            let host = HostId::from_uuid(derived_uuid(org.as_uuid().as_bytes(), "host"));
+            let permit = system(Component::RuntimeReactor, Action::HostRegister, Resource::Host { org, host });
+            let machine = hosts::MachineKey::parse("local-1").unwrap();
+            let capacity = Capacity { cpu_millicores: 1_000, memory_mib: 1_024 };
+            hosts::register(&commands, &permit, &Context::new(NOW), host, "local".to_owned(), machine, capacity).await
+        }
+    };
+    register(acme()).await.unwrap();
+    assert_eq!(register(other).await.unwrap_err().refusal_code(), Some("name_taken"));
+}
+
+#[tokio::test]
+async fn a_permit_for_one_thing_does_nothing_to_another() {
+    let world = world().await;
+    let (link, _) = issue(&world, &Context::new(NOW), None).await.unwrap();
+    let elsewhere = Resource::Link {
+        org: acme(),
+        project: world.project,
+        workspace: world.workspace,
+        link: LinkId::from_uuid(Uuid::from_u128(404)),
+    };
+    let wrong_link = permit(Action::LinkRevoke, elsewhere);
+    let outcome = links::revoke(&world.commands, &wrong_link, &Context::new(NOW), link, None).await;
+    assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
+    let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+    let wrong_action = permit(Action::LinkRead, resource);
+    let outcome = links::revoke(&world.commands, &wrong_action, &Context::new(NOW), link, None).await;
+    assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
+    let other_org = Resource::Link {
+        org: OrgId::from_uuid(Uuid::from_u128(200)),
+        project: world.project,
+        workspace: world.workspace,
+        link,
+    };
+    let stream = envforge_domain::commit::StreamId::dev_link(acme(), link);
+    let command = envforge_domain::dev_link::DevLinkCommand::Revoke { reason: None };
+    let outcome = world
+        .commands
+        .execute::<envforge_domain::dev_link::DevLink>(
+            &permit(Action::LinkRevoke, other_org),
+            &Context::new(NOW),
+            &stream,
+            &command,
+        )
+        .await;
+    assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
+}
+
+#[tokio::test]
+async fn a_refusal_is_given_on_the_leaders_word_and_not_from_memory() {
+    let world = world().await;
+    let (link, _) = issue(&world, &Context::new(NOW), None).await.unwrap();
+    let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+    let stale = Commands::new(Arc::clone(&world.log));
+    open_session(&world, &stale, link, 1, 1).await.unwrap();
+    links::revoke(&world.commands, &permit(Action::LinkRevoke, resource), &Context::new(NOW), link, None)
+        .await
+        .unwrap();
+    let error = open_session(&world, &stale, link, 2, 2).await.unwrap_err();
+    assert_eq!(error.refusal_code(), Some("link_revoked"));
+}

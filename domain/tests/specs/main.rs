@@ -1,0 +1,12 @@
+//! Specifications of every aggregate: given a history, when a command, then events or a refusal.
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod dev_link;
+mod given;
+mod host;
+mod meter;
+mod organization;
+mod runtime;
+mod user;
+mod workspace;

@@ -1,0 +1,135 @@
+//! Organizations.
+
+use envforge_domain::access::{Grant, Grantee, Role, Scope};
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::{Actor, Component};
+use envforge_domain::organization::*;
+use envforge_domain::time::Millis;
+use proptest::prelude::*;
+
+use crate::given::*;
+
+fn create() -> OrganizationCommand {
+    OrganizationCommand::Create { org: org(1), slug: "acme".parse().unwrap(), name: "Acme".to_owned(), owner: user(1) }
+}
+
+fn grant(to: u128, role: Role) -> Grant {
+    Grant { grantee: Grantee::User(user(to)), role, scope: Scope::Organization, expires_at: None }
+}
+
+fn assign(by: u128, grant: Grant) -> OrganizationCommand {
+    OrganizationCommand::AssignRole { by: Actor::User(user(by)), grant, now: at(100) }
+}
+
+fn revoke(by: u128, from: u128, role: Role) -> OrganizationCommand {
+    OrganizationCommand::RevokeRole {
+        by: Actor::User(user(by)),
+        grantee: Grantee::User(user(from)),
+        role,
+        scope: Scope::Organization,
+        now: at(100),
+    }
+}
+
+fn with_members(members: &[(u128, Role)]) -> Given<Organization> {
+    members.iter().fold(given::<Organization>([]).and(create()), |given, (number, role)| {
+        given.and(OrganizationCommand::AddMember { user: user(*number) }).and(OrganizationCommand::AssignRole {
+            by: Actor::System(Component::Setup),
+            grant: grant(*number, *role),
+            now: at(1),
+        })
+    })
+}
+
+#[test]
+fn an_organization_begins_with_an_owner() {
+    let organization = given::<Organization>([]).and(create());
+    let Organization::Active(active) = organization.state() else { panic!() };
+    assert_eq!(active.roles_of(user(1), at(1)).collect::<Vec<_>>(), [Role::Owner]);
+}
+
+#[test]
+fn the_last_owner_stays() {
+    given::<Organization>([]).and(create()).when(revoke(1, 1, Role::Owner)).then_refused("last_owner");
+    given::<Organization>([])
+        .and(create())
+        .when(OrganizationCommand::RemoveMember { user: user(1) })
+        .then_refused("last_owner");
+    let ending = Grant { expires_at: Some(at(5_000)), ..grant(1, Role::Owner) };
+    given::<Organization>([]).and(create()).when(assign(1, ending)).then_refused("last_owner");
+    with_members(&[(2, Role::Owner)]).when(revoke(1, 1, Role::Owner)).events();
+}
+
+#[test]
+fn nobody_grants_above_themselves() {
+    let members = || with_members(&[(2, Role::Admin), (3, Role::Mod), (4, Role::Developer)]);
+    for (by, role) in
+        [(2, Role::Owner), (2, Role::Billing), (3, Role::Admin), (3, Role::Owner), (4, Role::Viewer), (9, Role::Viewer)]
+    {
+        members().when(assign(by, grant(4, role))).then_refused("grant_above_yourself");
+    }
+    for (by, role) in [(1, Role::Billing), (2, Role::Admin), (3, Role::Create)] {
+        members().when(assign(by, grant(4, role))).events();
+    }
+    members().when(revoke(3, 2, Role::Admin)).then_refused("grant_above_yourself");
+}
+
+#[test]
+fn a_role_that_has_ended_gives_no_right_to_grant() {
+    let admin = Grant { expires_at: Some(at(50)), ..grant(2, Role::Admin) };
+    let ended = given::<Organization>([])
+        .and(create())
+        .and(OrganizationCommand::AddMember { user: user(2) })
+        .and(OrganizationCommand::AssignRole { by: Actor::System(Component::Setup), grant: admin, now: at(1) });
+    ended.when(assign(2, grant(1, Role::Viewer))).then_refused("grant_above_yourself");
+}
+
+#[test]
+fn owner_and_billing_count_for_the_whole_organization_only() {
+    let scoped = Grant { scope: Scope::Project(project(1)), ..grant(1, Role::Billing) };
+    given::<Organization>([]).and(create()).when(assign(1, scoped)).then_refused("role_org_wide_only");
+}
+
+#[test]
+fn removing_a_member_takes_their_roles() {
+    let organization = with_members(&[(2, Role::Admin)]).and(OrganizationCommand::RemoveMember { user: user(2) });
+    let Organization::Active(active) = organization.state() else { panic!() };
+    assert_eq!(active.roles_of(user(2), at(1)).count(), 0);
+}
+
+#[test]
+fn a_policy_stays_within_the_limits_of_the_product() {
+    let policy = OrganizationPolicy { keep_awake_max: Millis::from_hours(1_000), ..OrganizationPolicy::default() };
+    given::<Organization>([])
+        .and(create())
+        .when(OrganizationCommand::ChangePolicy { policy })
+        .then_refused("policy_out_of_range");
+}
+
+proptest! {
+    /// However members and roles change, an owner without an end remains.
+    #[test]
+    fn there_is_always_an_owner(steps in prop::collection::vec((0..4u8, 1..4u128, 1..4u128, 0..8usize), 1..60)) {
+        let mut state = Organization::default();
+        for event in Organization::decide(&state, &create()).unwrap() {
+            state = Organization::evolve(state, &event);
+        }
+        for (verb, by, on, role) in steps {
+            let role = Role::ALL[role];
+            let command = match verb {
+                0 => OrganizationCommand::AddMember { user: user(on) },
+                1 => OrganizationCommand::RemoveMember { user: user(on) },
+                2 => assign(by, grant(on, role)),
+                _ => revoke(by, on, role),
+            };
+            let Ok(events) = Organization::decide(&state, &command) else { continue };
+            for event in &events {
+                prop_assert!(belongs::<Organization>(event));
+                state = Organization::evolve(state, event);
+            }
+            let Organization::Active(active) = &state else { panic!() };
+            let owners = active.members.iter().filter(|member| active.roles_of(**member, at(u64::MAX)).any(|role| role == Role::Owner)).count();
+            prop_assert!(owners >= 1);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Runtimes.
+
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::runtime::*;
+use envforge_domain::time::{Millis, UnixMillis};
+use proptest::prelude::*;
+
+use crate::given::*;
+
+fn wake(cause: WakeCause) -> RuntimeCommand {
+    RuntimeCommand::RequestWake { workspace: workspace(1), project: project(1), cause, workspace_active: true }
+}
+
+fn by_person() -> WakeCause {
+    WakeCause::Person(user(1))
+}
+
+fn by_link() -> WakeCause {
+    WakeCause::Link { link: link(1), session: session(1) }
+}
+
+fn requested(epoch: u64, cause: WakeCause) -> RuntimeEvent {
+    RuntimeEvent::WakeRequested { epoch: Epoch(epoch), workspace: workspace(1), project: project(1), cause }
+}
+
+fn ready(epoch: u64, lease_until: u64) -> RuntimeEvent {
+    RuntimeEvent::Ready {
+        epoch: Epoch(epoch),
+        commit: "c0ffee".to_owned(),
+        services: vec![],
+        lease_until: at(lease_until),
+    }
+}
+
+fn report_ready(epoch: u64) -> RuntimeCommand {
+    RuntimeCommand::ReportReady {
+        epoch: Epoch(epoch),
+        commit: "c0ffee".to_owned(),
+        host: host(1),
+        services: vec![],
+        endpoints: vec![],
+        lease_until: at(30_000),
+    }
+}
+
+fn sleep(cause: SleepCause, now: u64) -> RuntimeCommand {
+    RuntimeCommand::RequestSleep { cause, now: at(now) }
+}
+
+fn idle() -> SleepCause {
+    SleepCause::Idle { idle_for: Millis::from_minutes(15) }
+}
+
+#[test]
+fn many_wakes_at_once_are_one_wake() {
+    given::<Runtime>([]).when(wake(by_link())).then([requested(1, by_link())]);
+    given::<Runtime>([requested(1, by_link())]).when(wake(by_person())).then_nothing();
+    given::<Runtime>([requested(1, by_link()), ready(1, 30_000)]).when(wake(by_person())).then_nothing();
+}
+
+#[test]
+fn a_wake_while_going_to_sleep_is_queued_once_and_follows() {
+    let sleeping = || {
+        [requested(1, by_person()), ready(1, 30_000), RuntimeEvent::SleepRequested { epoch: Epoch(1), cause: idle() }]
+    };
+    given::<Runtime>(sleeping()).when(wake(by_link())).then([RuntimeEvent::WakeQueued { cause: by_link() }]);
+    given::<Runtime>(sleeping()).and(wake(by_link())).when(wake(by_person())).then_nothing();
+    given::<Runtime>(sleeping())
+        .and(wake(by_link()))
+        .when(RuntimeCommand::ReportSlept { epoch: Epoch(1) })
+        .then([RuntimeEvent::Slept { epoch: Epoch(1) }, requested(2, by_link())]);
+}
+
+#[test]
+fn an_archived_workspace_is_not_woken() {
+    given::<Runtime>([])
+        .when(RuntimeCommand::RequestWake {
+            workspace: workspace(1),
+            project: project(1),
+            cause: by_link(),
+            workspace_active: false,
+        })
+        .then_refused("workspace_archived");
+}
+
+#[test]
+fn what_a_host_says_of_an_older_wake_changes_nothing() {
+    let second = || {
+        [
+            requested(1, by_person()),
+            RuntimeEvent::Failed { epoch: Epoch(1), stage: None, reason: String::new() },
+            requested(2, by_person()),
+        ]
+    };
+    given::<Runtime>(second()).when(report_ready(1)).then_refused("runtime_other_epoch");
+    given::<Runtime>(second())
+        .when(RuntimeCommand::ReportFailed { epoch: Epoch(1), reason: "x".to_owned() })
+        .then_refused("runtime_other_epoch");
+}
+
+#[test]
+fn stages_only_go_forward() {
+    let probing =
+        || [requested(1, by_person()), RuntimeEvent::StageReached { epoch: Epoch(1), stage: WakeStage::Probing }];
+    given::<Runtime>(probing())
+        .when(RuntimeCommand::ReportStage { epoch: Epoch(1), stage: WakeStage::Starting })
+        .then_nothing();
+}
+
+#[test]
+fn keeping_awake_puts_off_idle_sleep_but_not_a_persons() {
+    let kept = || {
+        [
+            requested(1, by_person()),
+            ready(1, 30_000),
+            RuntimeEvent::KeptAwake { until: at(9_000), reason: "demo".to_owned(), by: user(1) },
+        ]
+    };
+    given::<Runtime>(kept()).when(sleep(idle(), 8_999)).then_refused("runtime_kept_awake");
+    given::<Runtime>(kept())
+        .when(sleep(idle(), 9_000))
+        .then([RuntimeEvent::SleepRequested { epoch: Epoch(1), cause: idle() }]);
+    let person = SleepCause::Person(user(1));
+    given::<Runtime>(kept())
+        .when(sleep(person.clone(), 10))
+        .then([RuntimeEvent::SleepRequested { epoch: Epoch(1), cause: person }]);
+}
+
+#[test]
+fn keeping_awake_has_the_organizations_cap() {
+    let keep = |until: u64| RuntimeCommand::KeepAwake {
+        until: at(until),
+        reason: "demo".to_owned(),
+        by: user(1),
+        max: Millis::from_hours(1),
+        now: at(1_000),
+    };
+    let awake = || [requested(1, by_person()), ready(1, 30_000)];
+    given::<Runtime>(awake()).when(keep(1_000 + 3_600_001)).then_refused("keep_awake_too_long");
+    given::<Runtime>(awake()).when(keep(1_000)).then_refused("keep_awake_in_the_past");
+    given::<Runtime>([]).when(keep(2_000)).then_refused("runtime_not_awake");
+}
+
+#[test]
+fn a_runtime_is_lost_only_after_its_lease_or_on_the_hosts_word() {
+    let lost = |host_confirms, now: u64| RuntimeCommand::DeclareLost { epoch: Epoch(1), host_confirms, now: at(now) };
+    let awake = || [requested(1, by_person()), ready(1, 30_000)];
+    given::<Runtime>(awake()).when(lost(false, 29_999)).then_refused("lease_holds");
+    given::<Runtime>(awake())
+        .when(lost(false, 40_000))
+        .then([RuntimeEvent::Lost { epoch: Epoch(1), closed_at: at(30_000) }]);
+    given::<Runtime>(awake())
+        .when(lost(true, 10_000))
+        .then([RuntimeEvent::Lost { epoch: Epoch(1), closed_at: at(10_000) }]);
+}
+
+#[test]
+fn a_failure_text_is_bounded_and_on_one_line() {
+    let reason = format!("a\nb{}", "x".repeat(10_000));
+    let events = given::<Runtime>([requested(1, by_person())])
+        .when(RuntimeCommand::ReportFailed { epoch: Epoch(1), reason })
+        .events();
+    let RuntimeEvent::Failed { reason, stage, .. } = &events[0] else { panic!("{events:?}") };
+    assert!(reason.chars().count() <= 400 && !reason.contains('\n'));
+    assert_eq!(*stage, Some(WakeStage::Placed));
+}
+
+fn any_command() -> impl Strategy<Value = RuntimeCommand> {
+    let epoch = (0..4u64).prop_map(Epoch);
+    let time = (0..100_000u64).prop_map(UnixMillis::new);
+    prop_oneof![
+        3 => Just(wake(by_link())),
+        3 => Just(wake(by_person())),
+        1 => (epoch.clone(), 0..4usize).prop_map(|(epoch, stage)| RuntimeCommand::ReportStage {
+            epoch,
+            stage: [WakeStage::Placed, WakeStage::CheckingOut, WakeStage::Starting, WakeStage::Probing][stage].clone(),
+        }),
+        3 => (1..4u64).prop_map(report_ready),
+        1 => (epoch.clone(), time.clone()).prop_map(|(epoch, lease_until)| RuntimeCommand::RenewLease { epoch, lease_until }),
+        1 => (epoch.clone(), time.clone()).prop_map(|(epoch, at)| RuntimeCommand::RecordActivity { epoch, at, open_streams: 0, source: ActivitySource::Link(link(1)) }),
+        1 => time.clone().prop_map(|until| RuntimeCommand::KeepAwake { until, reason: "r".to_owned(), by: user(1), max: Millis::from_hours(1), now: at(50) }),
+        2 => time.clone().prop_map(|now| RuntimeCommand::RequestSleep { cause: idle(), now }),
+        2 => epoch.clone().prop_map(|epoch| RuntimeCommand::ReportSlept { epoch }),
+        1 => epoch.clone().prop_map(|epoch| RuntimeCommand::ReportFailed { epoch, reason: "broken".to_owned() }),
+        1 => (epoch, any::<bool>(), time).prop_map(|(epoch, host_confirms, now)| RuntimeCommand::DeclareLost { epoch, host_confirms, now }),
+    ]
+}
+
+proptest! {
+    /// Any accepted history evolves, epochs only grow, each wake has exactly one cause, and a queued wake is never lost.
+    #[test]
+    fn any_accepted_history_evolves(commands in prop::collection::vec(any_command(), 1..60)) {
+        let mut state = Runtime::default();
+        let mut wakes = 0;
+        for command in commands {
+            let queued = matches!(&state, Runtime::Sleeping { queued: Some(_), .. });
+            let before = state.epoch();
+            let Ok(events) = Runtime::decide(&state, &command) else { continue };
+            for event in &events {
+                prop_assert!(belongs::<Runtime>(event));
+                if let RuntimeEvent::WakeRequested { epoch, .. } = event {
+                    wakes += 1;
+                    prop_assert_eq!(*epoch, Epoch(wakes));
+                }
+                state = Runtime::evolve(state, event);
+            }
+            prop_assert!(state.epoch() >= before);
+            if queued {
+                let kept = matches!(&state, Runtime::Sleeping { queued: Some(_), .. } | Runtime::Waking { .. });
+                prop_assert!(kept, "a queued wake was lost: {:?}", state);
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Users and their sessions.
+
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::Surface;
+use envforge_domain::limits::COMMIT_EVENTS_MAX;
+use envforge_domain::user::*;
+
+use crate::given::*;
+
+fn created() -> UserEvent {
+    UserEvent::Created {
+        user: user(1),
+        issuer: "local".to_owned(),
+        subject: "1".to_owned(),
+        email: EmailAddress::parse("Dana@Example.org").unwrap(),
+        name: "Dana".to_owned(),
+    }
+}
+
+fn open(number: u128, now: u64) -> UserCommand {
+    UserCommand::OpenSession {
+        session: session(number),
+        surface: Surface::Cli,
+        expires_at: at(now + 1_000),
+        now: at(now),
+    }
+}
+
+#[test]
+fn an_address_is_kept_in_one_spelling_and_nonsense_is_refused() {
+    assert_eq!(EmailAddress::parse("Dana@Example.org").unwrap().as_str(), "dana@example.org");
+    for text in ["", "a", "a@", "@b", "a@evil@corp", "a b@c", "a@b@c", "a@.b", "a\n@b"] {
+        assert!(EmailAddress::parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_password_change_ends_every_session_in_one_commit() {
+    let many = (0..SESSIONS_MAX as u128).fold(given::<User>([created()]), |given, number| given.and(open(number, 1)));
+    let events = many.when(UserCommand::RecordPasswordChange).events();
+    assert_eq!(events.len(), SESSIONS_MAX + 1);
+    assert!(events.len() <= COMMIT_EVENTS_MAX);
+}
+
+#[test]
+fn a_person_has_a_bounded_number_of_sessions_and_expired_ones_make_room() {
+    let full =
+        || (0..SESSIONS_MAX as u128).fold(given::<User>([created()]), |given, number| given.and(open(number, 1)));
+    full().when(open(1_000, 2)).then_refused("too_many_sessions");
+    let events = full().when(open(1_000, 5_000)).events();
+    assert!(matches!(events.last(), Some(UserEvent::SessionOpened { .. })));
+}
+
+#[test]
+fn a_deactivated_account_opens_nothing() {
+    given::<User>([created(), UserEvent::Deactivated]).when(open(1, 1)).then_refused("account_deactivated");
+    given::<User>([created()]).and(open(1, 1)).when(UserCommand::Deactivate).then([UserEvent::Deactivated]);
+}
+
+#[test]
+fn ending_an_unknown_session_is_no_event() {
+    given::<User>([created()]).when(UserCommand::EndOwnSession { session: session(4) }).then_nothing();
+    assert!(belongs::<User>(&created()));
+    assert_eq!(User::KIND.token(), "user");
+}

@@ -1,0 +1,152 @@
+//! Timers: links that expire, runtimes that were idle for too long, leases that lapsed, archived workspaces still awake.
+//!
+//! A deadline holds without these events: whoever decides compares instants. The events close things in the log and
+//! put runtimes to sleep. Each firing is a command that the domain may refuse when it is too early.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envforge_commands::{CommandError, Commands, Context, links, runtimes};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::Component;
+use envforge_domain::ids::WorkspaceId;
+use envforge_domain::limits::{IDLE_SLEEP_DEFAULT, RUNTIME_LEASE};
+use envforge_domain::runtime::{PostponeCause, Runtime, RuntimeCommand, SleepCause};
+use envforge_domain::time::{Clock, SharedClock, UnixMillis};
+use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use crate::permit::system_permit;
+use crate::world::{KnownRuntime, World};
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Links closed in one tick; the rest follows in the next.
+const LINKS_PER_TICK_MAX: usize = 100;
+
+/// The timer process manager. One per log; a second one is harmless, its commands are refused or empty.
+pub struct Timers {
+    log: SharedLog,
+    commands: Commands,
+    clock: SharedClock,
+    world: World,
+}
+
+impl Timers {
+    pub fn new(log: SharedLog, commands: Commands, clock: SharedClock) -> Self {
+        Self { log, commands, clock, world: World::default() }
+    }
+
+    /// Follows the log and fires deadlines until `stop`.
+    ///
+    /// # Errors
+    /// When the log cannot be followed any more.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), LogError> {
+        let log = Arc::clone(&self.log);
+        let mut follow = log.follow(Checkpoint::START, Filter::everything()).await?;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut caught_up = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                next = follow.next() => match next {
+                    None => return Err(LogError::Unavailable("the log's stream ended".to_owned())),
+                    Some(Err(error)) => return Err(error),
+                    Some(Ok(Follow::Commit { recorded, .. })) => {
+                        self.world.apply(&recorded);
+                    }
+                    Some(Ok(Follow::Caught { .. })) => caught_up = true,
+                },
+                _ = tick.tick(), if caught_up => self.fire().await,
+            }
+        }
+    }
+
+    async fn fire(&mut self) {
+        let now = self.clock.now();
+        for (link, resource) in self.world.links_due(now, LINKS_PER_TICK_MAX) {
+            let Ok(permit) = system_permit(Component::Timer, Action::LinkExpire, resource, self.world.position(), now) else {
+                continue;
+            };
+            log_failure("link_expiry", links::expire(&self.commands, &permit, &Context::new(now), link).await);
+        }
+        let due: Vec<_> = self
+            .world
+            .runtimes()
+            .filter_map(|(workspace, known)| Some((workspace, self.due(workspace, known, now)?)))
+            .collect();
+        for (workspace, due) in due {
+            if let Some(resource) = self.world.resource(workspace) {
+                self.fire_runtime(workspace, resource, due, now).await;
+            }
+        }
+    }
+
+    /// What is due for one runtime.
+    fn due(&self, workspace: WorkspaceId, known: &KnownRuntime, now: UnixMillis) -> Option<Due> {
+        let awake = matches!(known.state, Runtime::Ready(_) | Runtime::Waking { .. });
+        if awake && self.world.is_archived(workspace) {
+            return Some(Due::Sleep(SleepCause::WorkspaceArchived));
+        }
+        let Runtime::Ready(ready) = &known.state else { return None };
+        // A host that is merely slow gets the length of a lease on top before its runtime is given up.
+        if ready.lease_until.plus(RUNTIME_LEASE) <= now {
+            return Some(Due::Lost(RuntimeCommand::DeclareLost { epoch: ready.epoch, host_confirms: false, now }));
+        }
+        let declared = self.world.workspace(workspace).map_or(IDLE_SLEEP_DEFAULT, |active| active.manifest.idle_sleep);
+        let cap = self.world.organization(known.org).map_or(declared, |(_, policy)| policy.idle_sleep_max);
+        let idle_for = known.idle_for(now)?;
+        if idle_for < declared.min(cap) {
+            return None;
+        }
+        let cause = match ready.keep_awake_until {
+            Some(until) if now < until => Some(PostponeCause::KeepAwake { until }),
+            Some(_) | None if known.open_streams > 0 => Some(PostponeCause::OpenStreams { count: known.open_streams }),
+            Some(_) | None => None,
+        };
+        match cause {
+            None => Some(Due::Sleep(SleepCause::Idle { idle_for })),
+            // Recorded once; the same cause again is no news.
+            Some(cause) if ready.postponed.as_ref() == Some(&cause) => None,
+            Some(cause) => Some(Due::Postpone(RuntimeCommand::PostponeSleep { epoch: ready.epoch, cause })),
+        }
+    }
+
+    async fn fire_runtime(&self, workspace: WorkspaceId, resource: Resource, due: Due, now: UnixMillis) {
+        let position = self.world.position();
+        let context = Context::new(now);
+        let permit = |action| system_permit(Component::Timer, action, resource, position, now);
+        match due {
+            Due::Sleep(cause) => {
+                let Ok(permit) = permit(Action::RuntimeSleep) else { return };
+                log_failure("sleep", runtimes::sleep(&self.commands, &permit, &context, workspace, cause).await);
+            }
+            Due::Postpone(command) => {
+                let Ok(permit) = permit(Action::RuntimeSleep) else { return };
+                log_failure("postpone", runtimes::report(&self.commands, &permit, &context, workspace, &command).await);
+            }
+            Due::Lost(command) => {
+                let Ok(permit) = permit(Action::RuntimeReport) else { return };
+                log_failure("lease", runtimes::report(&self.commands, &permit, &context, workspace, &command).await);
+            }
+        }
+    }
+}
+
+enum Due {
+    Sleep(SleepCause),
+    Postpone(RuntimeCommand),
+    Lost(RuntimeCommand),
+}
+
+fn log_failure(timer: &'static str, outcome: Result<envforge_commands::Done, CommandError>) {
+    match outcome {
+        Ok(_) => metrics::counter!("envforge_timers_fired_total", "timer" => timer).increment(1),
+        // Somebody else was first, or it was too early by the leader's state: nothing to do.
+        Err(CommandError::Refused(refusal)) => tracing::debug!(timer, %refusal, "a timer was refused"),
+        Err(error) => tracing::warn!(timer, %error, "a timer did not fire; it will be tried again"),
+    }
+}

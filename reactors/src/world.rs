@@ -1,0 +1,251 @@
+//! What reactors know: the log folded into runtimes, what they are made of, hosts and deadlines.
+//!
+//! Pure. States of aggregates are folded by the domain's own `evolve`, so no rule lives here a second time.
+
+use std::collections::{BTreeSet, HashMap};
+
+use envforge_domain::access::Resource;
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::{Position, Recorded};
+use envforge_domain::dev_link::DevLinkEvent;
+use envforge_domain::event::Event;
+use envforge_domain::host::{Capacity, Host};
+use envforge_domain::ids::{CommitId, CorrelationId, HostId, LinkId, OrgId, ProjectId, WorkspaceId};
+use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
+use envforge_domain::project::Project;
+use envforge_domain::runtime::{Runtime, RuntimeEvent};
+use envforge_domain::slug::OrgSlug;
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::workspace::{ActiveWorkspace, Workspace};
+
+/// The fold.
+#[derive(Default)]
+pub struct World {
+    position: Position,
+    organizations: HashMap<OrgId, (OrgSlug, OrganizationPolicy)>,
+    projects: HashMap<ProjectId, Project>,
+    workspaces: HashMap<WorkspaceId, Workspace>,
+    runtimes: HashMap<WorkspaceId, KnownRuntime>,
+    hosts: HashMap<HostId, Host>,
+    placements: HashMap<WorkspaceId, HostId>,
+    /// Ends of live links, soonest first.
+    link_ends: BTreeSet<(UnixMillis, LinkId)>,
+    links: HashMap<LinkId, (Resource, UnixMillis)>,
+}
+
+/// A runtime with what idle sleep and causation need.
+#[derive(Clone, Debug)]
+pub struct KnownRuntime {
+    pub org: OrgId,
+    pub state: Runtime,
+    /// By the log's clock.
+    pub ready_at: Option<UnixMillis>,
+    pub open_streams: u32,
+    /// The commit that brought the current state, to which reactions are attributed.
+    pub commit: CommitId,
+    pub correlation: CorrelationId,
+}
+
+impl KnownRuntime {
+    /// Time without reported use; `None` unless ready.
+    pub fn idle_for(&self, now: UnixMillis) -> Option<Millis> {
+        let Runtime::Ready(ready) = &self.state else { return None };
+        let last = ready.last_activity.max(self.ready_at)?;
+        Some(now.since(last))
+    }
+}
+
+impl World {
+    /// Folds one commit; answers the runtime's workspace where it may need a reaction.
+    pub fn apply(&mut self, recorded: &Recorded) -> Option<WorkspaceId> {
+        self.position = recorded.position;
+        let org = recorded.commit.stream.org();
+        let mut touched = None;
+        for event in &recorded.commit.events {
+            match event {
+                Event::Organization(event) => self.apply_organization(org, event),
+                Event::Project(event) => {
+                    if let Ok(project) = recorded.commit.stream.key().parse() {
+                        let state = self.projects.remove(&project).unwrap_or_default();
+                        self.projects.insert(project, Project::evolve(state, event));
+                    }
+                }
+                Event::Workspace(event) => {
+                    if let Ok(workspace) = recorded.commit.stream.key().parse() {
+                        let state = self.workspaces.remove(&workspace).unwrap_or_default();
+                        self.workspaces.insert(workspace, Workspace::evolve(state, event));
+                        touched = Some(workspace);
+                    }
+                }
+                Event::Runtime(event) => {
+                    if let Ok(workspace) = recorded.commit.stream.key().parse() {
+                        self.apply_runtime(workspace, event, recorded);
+                        touched = Some(workspace);
+                    }
+                }
+                Event::Host(event) => {
+                    if let Ok(host) = recorded.commit.stream.key().parse() {
+                        let state = self.hosts.remove(&host).unwrap_or_default();
+                        let state = Host::evolve(state, event);
+                        self.placements.retain(|_, on| *on != host);
+                        if let Host::Active(active) = &state {
+                            self.placements.extend(active.placed.keys().map(|workspace| (*workspace, host)));
+                        }
+                        self.hosts.insert(host, state);
+                    }
+                }
+                Event::DevLink(event) => {
+                    if let Ok(link) = recorded.commit.stream.key().parse() {
+                        self.apply_link(org, link, event);
+                    }
+                }
+                Event::User(_) | Event::Claim(_) | Event::Denial(_) => {}
+            }
+        }
+        touched
+    }
+
+    fn apply_organization(&mut self, org: OrgId, event: &OrganizationEvent) {
+        match event {
+            OrganizationEvent::Created { slug, .. } => {
+                self.organizations.insert(org, (slug.clone(), OrganizationPolicy::default()));
+            }
+            OrganizationEvent::PolicyChanged { policy } => {
+                if let Some(known) = self.organizations.get_mut(&org) {
+                    known.1 = *policy;
+                }
+            }
+            OrganizationEvent::MemberAdded { .. }
+            | OrganizationEvent::MemberRemoved { .. }
+            | OrganizationEvent::RoleAssigned { .. }
+            | OrganizationEvent::RoleRevoked { .. } => {}
+        }
+    }
+
+    fn apply_runtime(&mut self, workspace: WorkspaceId, event: &RuntimeEvent, recorded: &Recorded) {
+        let known = self.runtimes.entry(workspace).or_insert_with(|| KnownRuntime {
+            org: recorded.commit.stream.org(),
+            state: Runtime::default(),
+            ready_at: None,
+            open_streams: 0,
+            commit: recorded.commit.id,
+            correlation: recorded.commit.correlation,
+        });
+        known.state = Runtime::evolve(std::mem::take(&mut known.state), event);
+        known.commit = recorded.commit.id;
+        known.correlation = recorded.commit.correlation;
+        match event {
+            RuntimeEvent::Ready { .. } => {
+                known.ready_at = Some(recorded.recorded_at);
+                known.open_streams = 0;
+            }
+            RuntimeEvent::ActivitySeen { open_streams, .. } => known.open_streams = *open_streams,
+            RuntimeEvent::WakeRequested { .. }
+            | RuntimeEvent::WakeQueued { .. }
+            | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::EndpointsBound { .. }
+            | RuntimeEvent::LeaseRenewed { .. }
+            | RuntimeEvent::KeptAwake { .. }
+            | RuntimeEvent::SleepPostponed { .. }
+            | RuntimeEvent::SleepRequested { .. }
+            | RuntimeEvent::Slept { .. }
+            | RuntimeEvent::Failed { .. }
+            | RuntimeEvent::Lost { .. } => {}
+        }
+    }
+
+    fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent) {
+        match event {
+            DevLinkEvent::Issued { project, workspace, expires_at, .. } => {
+                let resource = Resource::Link { org, project: *project, workspace: *workspace, link };
+                self.links.insert(link, (resource, *expires_at));
+                self.link_ends.insert((*expires_at, link));
+            }
+            DevLinkEvent::Rotated { expires_at, .. } => {
+                if let Some((_, end)) = self.links.get_mut(&link) {
+                    self.link_ends.remove(&(*end, link));
+                    *end = *expires_at;
+                    self.link_ends.insert((*expires_at, link));
+                }
+            }
+            DevLinkEvent::Expired | DevLinkEvent::Revoked { .. } => {
+                if let Some((_, end)) = self.links.remove(&link) {
+                    self.link_ends.remove(&(end, link));
+                }
+            }
+            DevLinkEvent::FirstUsed { .. }
+            | DevLinkEvent::SessionOpened { .. }
+            | DevLinkEvent::AllowlistChanged { .. }
+            | DevLinkEvent::WakeSpent { .. }
+            | DevLinkEvent::AttemptsBlocked { .. } => {}
+        }
+    }
+
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    pub fn runtime(&self, workspace: WorkspaceId) -> Option<&KnownRuntime> {
+        self.runtimes.get(&workspace)
+    }
+
+    pub fn runtimes(&self) -> impl Iterator<Item = (WorkspaceId, &KnownRuntime)> {
+        self.runtimes.iter().map(|(workspace, known)| (*workspace, known))
+    }
+
+    pub fn workspace(&self, workspace: WorkspaceId) -> Option<&ActiveWorkspace> {
+        match self.workspaces.get(&workspace)? {
+            Workspace::Active(active) => Some(active),
+            Workspace::Unknown | Workspace::Archived { .. } => None,
+        }
+    }
+
+    pub fn is_archived(&self, workspace: WorkspaceId) -> bool {
+        matches!(self.workspaces.get(&workspace), Some(Workspace::Archived { .. }))
+    }
+
+    pub fn project(&self, project: ProjectId) -> Option<&Project> {
+        self.projects.get(&project)
+    }
+
+    pub fn organization(&self, org: OrgId) -> Option<&(OrgSlug, OrganizationPolicy)> {
+        self.organizations.get(&org)
+    }
+
+    pub fn host(&self, host: HostId) -> Option<&Host> {
+        self.hosts.get(&host)
+    }
+
+    /// Where a workspace is placed.
+    pub fn placement(&self, workspace: WorkspaceId) -> Option<HostId> {
+        self.placements.get(&workspace).copied()
+    }
+
+    /// The workspace of a runtime as a policy's resource.
+    pub fn resource(&self, workspace: WorkspaceId) -> Option<Resource> {
+        let org = self.runtimes.get(&workspace)?.org;
+        let project = match self.workspaces.get(&workspace)? {
+            Workspace::Active(active) => active.project,
+            Workspace::Archived { project, .. } => *project,
+            Workspace::Unknown => return None,
+        };
+        Some(Resource::Workspace { org, project, workspace })
+    }
+
+    /// Live links whose time is over, at most `limit`.
+    pub fn links_due(&self, now: UnixMillis, limit: usize) -> Vec<(LinkId, Resource)> {
+        self.link_ends
+            .iter()
+            .take_while(|(end, _)| *end <= now)
+            .filter_map(|(_, link)| self.links.get(link).map(|(resource, _)| (*link, *resource)))
+            .take(limit)
+            .collect()
+    }
+}
+
+/// What a workspace's services need together.
+pub fn needs(workspace: &ActiveWorkspace) -> Capacity {
+    workspace.manifest.services.iter().fold(Capacity::default(), |sum, service| {
+        sum.plus(&Capacity { cpu_millicores: service.cpu_millicores, memory_mib: service.memory_mib })
+    })
+}
