@@ -4,6 +4,7 @@
 //! their upcasting, and the checkpoint checks that let a follower fail closed. Not here: what may happen (domain),
 //! deciding and retrying (commands), folding into read models (projections).
 
+pub mod jetstream;
 pub mod schema;
 pub mod sqlite;
 
@@ -22,7 +23,7 @@ pub type SharedLog = Arc<dyn EventLog>;
 
 /// An append-only, totally ordered log of commits with optimistic concurrency per stream.
 ///
-/// Both backends pass one contract suite, word for word (`eventlog/tests/contract.rs`).
+/// Both backends pass one contract suite, word for word (`eventlog/tests/contract`).
 #[async_trait]
 pub trait EventLog: Send + Sync + 'static {
     /// Appends one commit or, atomically, several of different streams (claims only: a batch costs about 20 ms on a

@@ -6,6 +6,7 @@ mod append;
 mod commits;
 mod crash;
 mod follow;
+// mod jetstream;
 mod read;
 mod sameness;
 mod site;
@@ -18,6 +19,13 @@ macro_rules! contract {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 crate::$module::$name(crate::site::Site::sqlite()).await;
+            })*
+        }
+
+        mod on_jetstream {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::$module::$name(crate::site::Site::jetstream()).await;
             })*
         }
     };
