@@ -78,7 +78,7 @@ async fn report_one(
         // An open stream is use until now.
         at: if seen.open_streams > 0 { now } else { seen.last_at },
         open_streams: seen.open_streams,
-        source: seen.source,
+        source: envforge_domain::runtime::ActivitySource::Link(envforge_domain::ids::LinkId::from_uuid(uuid::Uuid::nil())),
     };
     match runtimes::report(commands, &permit, &Context::new(now), seen.workspace, &command).await {
         Ok(_) | Err(CommandError::Refused(_)) => true,
