@@ -17,7 +17,7 @@ use crate::clock;
 use crate::decisions::{Blocked, Decisions};
 use crate::denial::Denial;
 use crate::metric;
-use crate::view::GatewayView;
+use envforge_projections::gateway_view::GatewayView;
 
 /// Links counted at once; attempts on more are in the metrics alone.
 const LINKS_MAX: usize = 4_096;

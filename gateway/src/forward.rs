@@ -20,7 +20,7 @@ use crate::denial::Denial;
 use crate::header::{self, Forwarded};
 use crate::metric::Meters;
 use crate::upstream::{Lease, Sent, Upstreams};
-use crate::view::GatewayView;
+use envforge_projections::gateway_view::GatewayView;
 
 /// What forwarding needs, shared by all requests.
 pub(crate) struct Forwarding {

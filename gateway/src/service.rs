@@ -24,9 +24,9 @@ use crate::metric;
 use crate::pages::{self, Audience};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
-use crate::view::{GatewayView, RuntimePhase};
 use crate::wake::{self, Waker};
 use crate::websocket::{self, Handshake, Sockets};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase};
 
 /// Paths that the gateway keeps for itself on workspace hosts.
 const RESERVED: &str = "/.envforge/";

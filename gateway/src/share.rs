@@ -28,7 +28,7 @@ use crate::handoff::{Binding, Handoff, HandoffKey};
 use crate::host::WorkspaceHost;
 use crate::metric;
 use crate::pages;
-use crate::view::{GatewayView, LinkPhase, LinkView};
+use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView};
 
 /// Where a handoff is redeemed, on the workspace host.
 pub(crate) const HANDOFF_PATH: &str = "/.envforge/handoff";

@@ -28,6 +28,10 @@ use tokio_util::sync::CancellationToken;
 /// Locks over which sessions are spread: a write stops few readers, and a sweep few at a time.
 const SESSION_SHARDS: usize = 64;
 
+/// Sessions of ended links that are kept, so that their reviewers are told what became of the link instead of being
+/// taken for strangers. About 400 KiB.
+const SWEPT_SESSIONS_MIN: usize = 4_096;
+
 /// One workspace host: what its label leads to.
 #[derive(Debug)]
 pub struct WorkspaceRoutes {
@@ -450,7 +454,7 @@ impl GatewayView {
     fn sessions_ended(&self, fold: &mut Fold, link: LinkId) {
         fold.sessions_of_ended_links += fold.sessions_of_link.remove(&link).unwrap_or(0);
         let held = self.session_count();
-        if fold.sessions_of_ended_links * 4 < held || fold.sessions_of_ended_links == 0 {
+        if fold.sessions_of_ended_links * 4 < held || fold.sessions_of_ended_links < SWEPT_SESSIONS_MIN {
             return;
         }
         fold.sessions_of_ended_links = 0;

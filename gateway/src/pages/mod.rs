@@ -25,7 +25,7 @@ use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
-use crate::view::{LinkView, RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
 use markup::Markup;
 
 static STYLE: &str = include_str!("style.css");

@@ -4,7 +4,7 @@ use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
 use envforge_domain::runtime::WakeStage;
 use envforge_domain::time::{Millis, UnixMillis};
 
-use crate::view::{RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{RuntimePhase, RuntimeView};
 
 /// The steps of a wake, in order.
 pub(super) const STEPS: [&str; 4] =

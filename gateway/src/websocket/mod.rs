@@ -206,7 +206,7 @@ impl Forwarding {
         }
         let limits = Limits { idle: self.timeouts.websocket_idle, deadline };
         let splice = Splice {
-            cancel: passage.permit.cancel().clone(),
+            cancel: [passage.permit.cancel().clone(), passage.permit.cancel_sockets().clone()],
             stop: sockets.stop.clone(),
             limits,
             open: open.into_socket(),

@@ -57,7 +57,8 @@ pub(crate) struct Limits {
 }
 
 pub(crate) struct Splice {
-    pub(crate) cancel: CancellationToken,
+    /// The path's family and that of sockets: either ends it.
+    pub(crate) cancel: [CancellationToken; 2],
     pub(crate) stop: CancellationToken,
     pub(crate) limits: Limits,
     pub(crate) open: OpenStream,
@@ -156,7 +157,8 @@ impl Splice {
             });
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => break Ended::AccessEnded,
+                () = self.cancel[0].cancelled() => break Ended::AccessEnded,
+                () = self.cancel[1].cancelled() => break Ended::AccessEnded,
                 () = self.stop.cancelled() => break Ended::Shutdown,
                 result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
                 () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,

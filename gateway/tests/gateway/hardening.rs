@@ -10,7 +10,7 @@ use crate::world::World;
 
 async fn ready() -> (World, App) {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     (world, app)
 }
 
@@ -165,7 +165,7 @@ async fn ambiguous_paths_are_refused_where_a_prefix_decides() {
 async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waited_for() {
     let (world, app) =
         (World::with(|config| config.timeouts.io.head = Duration::from_millis(300)).await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let mut client = world.client().await;
     for byte in world.get("/slow", "").as_bytes() {
         client.send([*byte]).await;
@@ -181,7 +181,7 @@ async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waite
 async fn an_idle_connection_is_closed_but_not_while_it_waits_for_an_answer() {
     let world = World::with(|config| config.timeouts.io.idle = Duration::from_millis(200)).await;
     let app = App::start().await;
-    world.ready(app.address);
+    world.ready(app.address).await;
     let mut waiting = world.client().await;
     waiting.send(world.get("/events", "")).await;
     assert_eq!(waiting.head().await.unwrap().status, 200);
@@ -198,7 +198,7 @@ async fn an_idle_connection_is_closed_but_not_while_it_waits_for_an_answer() {
 async fn connections_of_one_address_are_limited_and_leave_room_when_they_end() {
     let world = World::with(|config| config.limits.connections_per_address_max = 2).await;
     let app = App::start().await;
-    world.ready(app.address);
+    world.ready(app.address).await;
     let mut first = world.client().await;
     let mut second = world.client().await;
     for client in [&mut first, &mut second] {

@@ -6,11 +6,15 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::app::App;
-use crate::world::{World, until};
+use envforge_domain::time::Millis;
+
+use crate::world::{COOKIE, LINK, NewLink, World, until};
+
+const OTHER: &str = "other67890123456789012345678901234567890abc";
 
 async fn ready() -> (World, App) {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     (world, app)
 }
 
@@ -82,10 +86,7 @@ async fn same_origin_api_goes_to_the_service_that_declares_it() {
     let (world, web) = ready().await;
     let backend = App::start().await;
     let endpoints = [("web", web.address), ("backend", backend.address)];
-    world.view.put_runtime(
-        world.workspace(),
-        crate::world::runtime(envforge_gateway::view::RuntimePhase::Ready, None, &endpoints),
-    );
+    world.ready_at(&endpoints).await;
     for (path, app) in [("/", &web), ("/apix", &web), ("/api", &backend), ("/api/orders?x=/", &backend)] {
         let before = app.seen.requests.load(Ordering::SeqCst);
         assert!(world.fetch(path).await.body.starts_with(&format!("GET {path}\n")));
@@ -149,7 +150,7 @@ async fn a_hundred_megabytes_pass_up() {
 async fn uploads_above_the_limit_are_refused_announced_or_not() {
     let world = World::with(|config| config.limits.request_body_bytes_max = 1000).await;
     let app = App::start().await;
-    world.ready(app.address);
+    world.ready(app.address).await;
     let host = world.host();
     let head = format!(
         "POST /upload HTTP/1.1\r\nHost: {host}\r\nCookie: {}\r\nOrigin: http://{host}\r\n",
@@ -170,16 +171,8 @@ async fn links_never_share_a_connection_to_the_app() {
     assert_eq!(world.fetch("/a").await.status, 200);
     assert_eq!(world.fetch("/a").await.status, 200);
     assert_eq!(app.seen.connections.load(Ordering::SeqCst), 1);
-    let other = "other67890123456789012345678901234567890abc";
-    world.put_link(|link| link.link = envforge_domain::ids::LinkId::from_uuid(uuid::Uuid::from_u128(99)));
-    let session = envforge_gateway::view::SessionView {
-        session: envforge_domain::ids::SessionId::from_uuid(uuid::Uuid::from_u128(98)),
-        link: envforge_domain::ids::LinkId::from_uuid(uuid::Uuid::from_u128(99)),
-        generation: envforge_domain::dev_link::Generation(1),
-        expires_at: crate::world::now().plus(envforge_domain::time::Millis::from_hours(1)),
-    };
-    world.view.put_session(envforge_domain::secret::TokenDigest::of(other.as_bytes()), session);
-    let request = world.get("/a", "").replace(crate::world::COOKIE, other);
+    world.issue(NewLink { number: 99, cookie: OTHER, ..LINK }).await;
+    let request = world.get("/a", "").replace(COOKIE, OTHER);
     assert_eq!(world.raw(request).await.unwrap().status, 200);
     assert_eq!(app.seen.connections.load(Ordering::SeqCst), 2);
 }
@@ -189,7 +182,7 @@ async fn a_request_on_a_connection_that_the_app_just_closed_is_sent_again_once()
     let world = World::start().await;
     // Answers once a connection and closes it without having said so.
     let app = App::raw(vec![b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]).await;
-    world.ready(app.address);
+    world.ready(app.address).await;
     for _ in 0..20 {
         assert_eq!(world.fetch("/x").await.body, "ok");
     }
@@ -200,17 +193,21 @@ async fn a_request_on_a_connection_that_the_app_just_closed_is_sent_again_once()
 async fn a_dead_a_broken_and_a_silent_app_each_have_their_answer() {
     let world = World::with(|config| config.timeouts.response_head = Duration::from_millis(200)).await;
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    world.ready(nobody);
+    world.ready(nobody).await;
     let answer = world.fetch("/x").await;
     assert_eq!((answer.status, answer.code().as_str()), (502, "app_unreachable"));
     assert!(!answer.body.contains("127.0.0.1") && !answer.body.contains(&nobody.port().to_string()));
-    world.ready(App::raw(vec![b"NOT HTTP AT ALL\r\n\r\n"]).await.address);
+    world.ready(App::raw(vec![b"NOT HTTP AT ALL\r\n\r\n"]).await.address).await;
     assert_eq!(world.fetch("/x").await.code(), "app_answer_invalid");
-    world.ready(
-        App::raw(vec![b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"]).await.address,
-    );
+    world
+        .ready(
+            App::raw(vec![b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"])
+                .await
+                .address,
+        )
+        .await;
     assert_eq!(world.fetch("/x").await.status, 502);
-    world.ready(App::start().await.address);
+    world.ready(App::start().await.address).await;
     let answer = world.fetch("/never").await;
     assert_eq!((answer.status, answer.code().as_str()), (504, "app_timeout"));
     let page = world.visit("/never").await;
@@ -238,7 +235,7 @@ async fn streams_end_at_once_when_the_link_is_revoked() {
     client.head().await.unwrap();
     client.chunk().await.unwrap();
     let begun = std::time::Instant::now();
-    world.revoke();
+    world.revoke().await;
     assert_eq!(client.chunk().await, None);
     assert!(begun.elapsed() < Duration::from_secs(1));
     until("the app's stream ends", || app.seen.open_streams.load(Ordering::SeqCst) == 0).await;
@@ -249,8 +246,8 @@ async fn streams_end_at_once_when_the_link_is_revoked() {
 #[tokio::test]
 async fn a_request_that_waits_for_its_answer_is_ended_by_expiry() {
     let (world, _app) = ready().await;
-    world.put_link(|link| link.expires_at = crate::world::now().plus(envforge_domain::time::Millis::new(300)));
-    let answer = world.fetch("/never").await;
+    world.issue(NewLink { number: 9, cookie: OTHER, lifetime: Millis::new(400), ..LINK }).await;
+    let answer = world.raw(world.get("/never", "").replace(COOKIE, OTHER)).await.unwrap();
     assert_eq!((answer.status, answer.code().as_str()), (410, "link_expired"));
 }
 

@@ -54,7 +54,7 @@ fn host() -> String {
 #[tokio::test]
 async fn over_tls_the_cookie_is_host_bound_and_the_app_hears_https() {
     let (world, app) = (World::with(secure).await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let mut client =
         Client { stream: tokio::io::BufReader::new(connect(&world, &host(), &[b"http/1.1"]).await.unwrap()) };
     client
@@ -74,7 +74,7 @@ async fn over_tls_the_cookie_is_host_bound_and_the_app_hears_https() {
 #[tokio::test]
 async fn http_2_is_served_with_many_streams_and_split_cookies() {
     let (world, app) = (World::with(secure).await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let stream = connect(&world, &host(), &[b"h2", b"http/1.1"]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) =
@@ -114,7 +114,7 @@ async fn http_2_is_served_with_many_streams_and_split_cookies() {
 #[tokio::test]
 async fn http_2_requests_with_two_meanings_are_refused() {
     let (world, app) = (World::with(secure).await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let stream = connect(&world, &host(), &[b"h2"]).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
@@ -138,7 +138,7 @@ async fn http_2_requests_with_two_meanings_are_refused() {
 #[tokio::test]
 async fn a_websocket_over_http_2_echoes_and_is_closed_when_revoked() {
     let (world, app) = (World::with(secure).await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let stream = connect(&world, &host(), &[b"h2"]).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
@@ -167,7 +167,7 @@ async fn a_websocket_over_http_2_echoes_and_is_closed_when_revoked() {
     let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
     socket.send(Message::text("over h2")).await.unwrap();
     assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("over h2"));
-    world.revoke();
+    world.revoke().await;
     let closed = tokio::time::timeout(crate::app::SOON, socket.next()).await.unwrap();
     assert!(matches!(closed, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 4403));
 }

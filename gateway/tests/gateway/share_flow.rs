@@ -1,16 +1,19 @@
 //! From a share URL to the app, and everything that must not work on the way.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use envforge_domain::commit::Position;
-use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
+use envforge_domain::commit::StreamId;
+use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies, RouteFamily};
+use envforge_domain::event::Event;
+use envforge_domain::ids::WorkspaceId;
 use envforge_domain::time::Millis;
 use envforge_domain::workspace::AccessMode;
-use envforge_gateway::view::{Freshness, LinkPhase};
 
 use crate::app::App;
 use crate::client::{Answer, NAVIGATION};
-use crate::world::{COOKIE, DOMAIN, World, now, until};
+use crate::world::{COOKIE, DOMAIN, LINK, NewLink, World, now, until};
+
+const OTHER: &str = "other67890123456789012345678901234567890abc";
 
 impl World {
     fn share_head(&self, method: &str) -> String {
@@ -43,10 +46,10 @@ impl World {
 #[tokio::test]
 async fn a_reviewer_gets_from_the_link_to_the_app() {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let page = world.raw(world.share_head("GET") + "\r\n").await.unwrap();
     assert_eq!(page.status, 200);
-    for part in ["Acme &lt;Works&gt;", "Signed links", "1 hour", "Its pages, its data", "<form method=\"post\">"] {
+    for part in ["Acme &lt;Works&gt;", "signed-links", "1 hour", "Its pages, its data", "<form method=\"post\">"] {
         assert!(page.body.contains(part), "no {part} in {}", page.body);
     }
     let policy = page.header("content-security-policy");
@@ -78,7 +81,7 @@ async fn a_scanner_that_reads_the_link_opens_and_wakes_nothing() {
         assert_eq!(head.status, 200);
         assert!(!head.headers.contains_key("set-cookie"));
     }
-    assert_eq!(world.decided.wakes.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(world.wakes().await, 0);
 }
 
 #[tokio::test]
@@ -143,12 +146,11 @@ async fn links_that_open_nothing_any_more_all_look_alike() {
     let mut late = world.claims();
     late.expires_at = now();
     answers.push(world.raw(get(world.sign(&late).expose())).await.unwrap());
-    world.put_workspace(crate::world::LABEL, AccessMode::TailscaleOnly, false);
+    world.access_mode(AccessMode::TailscaleOnly).await;
     answers.push(world.raw(get(good.expose())).await.unwrap());
-    world.put_workspace(crate::world::LABEL, AccessMode::SignedLinks, false);
-    world.put_link(|link| link.phase = LinkPhase::Expired);
-    answers.push(world.raw(get(good.expose())).await.unwrap());
-    world.revoke();
+    world.access_mode(AccessMode::SignedLinks).await;
+    assert_eq!(world.raw(get(good.expose())).await.unwrap().status, 200);
+    world.revoke().await;
     answers.push(world.raw(get(good.expose())).await.unwrap());
     for answer in &answers {
         assert_eq!((answer.status, &answer.body), (410, &answers[0].body));
@@ -159,7 +161,8 @@ async fn links_that_open_nothing_any_more_all_look_alike() {
 #[tokio::test]
 async fn hosts_without_session_do_not_say_whether_they_exist() {
     let world = World::start().await;
-    world.put_workspace("web--private--acme", AccessMode::TailscaleOnly, false);
+    let private = WorkspaceId::from_uuid(uuid::Uuid::from_u128(33));
+    world.create_workspace(private, "private", AccessMode::TailscaleOnly).await;
     let ask = |host: String, more: &str| format!("GET /x HTTP/1.1\r\nHost: {host}\r\n{more}\r\n");
     let port = world.port();
     for more in [
@@ -189,7 +192,7 @@ async fn hosts_without_session_do_not_say_whether_they_exist() {
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
     }
     // A session changes nothing for a workspace that is private, nor for another one's host.
-    world.put_workspace(crate::world::LABEL, AccessMode::TailscaleOnly, false);
+    world.access_mode(AccessMode::TailscaleOnly).await;
     assert_eq!(world.fetch("/x").await.code(), "access_required");
     let elsewhere = world.get("/x", "").replace("web--signed-links--acme", "web--nothing--nobody");
     assert_eq!(world.raw(elsewhere).await.unwrap().code(), "access_required");
@@ -207,42 +210,44 @@ async fn two_session_cookies_are_refused_and_cleared() {
 #[tokio::test]
 async fn a_session_ends_with_its_link_and_says_why() {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     assert_eq!(world.fetch("/x").await.status, 200);
-    world.put_link(|link| link.generation = Generation(2));
+    world.rotate().await;
     assert_eq!(world.fetch("/x").await.code(), "link_rotated");
-    world.put_link(|link| link.expires_at = now());
-    let page = world.visit("/x").await;
-    assert!(page.status == 410 && page.body.contains("This link has expired"));
+    world.issue(NewLink { number: 9, cookie: OTHER, lifetime: Millis::ZERO, ..LINK }).await;
+    let page = world.raw(world.get("/x", NAVIGATION).replace(COOKIE, OTHER)).await.unwrap();
+    assert!(page.status == 410 && page.body.contains("This link has expired"), "{page:?}");
     assert!(page.header("clear-site-data").contains("storage"));
-    world.revoke();
-    assert_eq!(world.fetch("/x").await.code(), "link_revoked");
-    world.put_link(|_| {});
-    world.put_workspace(crate::world::LABEL, AccessMode::SignedLinks, true);
-    assert_eq!(world.fetch("/x").await.code(), "workspace_closed");
+    world.archive().await;
+    let answer = world.raw(world.get("/x", "").replace(COOKIE, OTHER)).await.unwrap();
+    assert_eq!(answer.code(), "workspace_closed");
+    world.revoke().await;
+    let answer = world.fetch("/x").await;
+    assert!(answer.status == 410 && answer.code() != "link_rotated", "{answer:?}");
 }
 
 #[tokio::test]
 async fn a_narrowed_link_opens_only_what_is_left_and_counts_what_it_refused() {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
-    world.put_link(|link| link.families = RouteFamilies::NONE.with(RouteFamily::Web));
+    world.ready(app.address).await;
+    world.narrow(RouteFamilies::NONE.with(RouteFamily::Web)).await;
     assert_eq!(world.fetch("/page").await.status, 200);
     for path in ["/api", "/api/orders"] {
         let answer = world.fetch(path).await;
         assert_eq!((answer.status, answer.code().as_str()), (403, "route_not_included"), "{path}");
     }
-    let decided = std::sync::Arc::clone(&world.decided);
+    let (log, stream) = (std::sync::Arc::clone(&world.log), StreamId::dev_link(world.org(), world.link()));
     world.gateway.stop().await;
-    let blocked = decided.blocked.lock();
-    assert_eq!(blocked.len(), 1);
-    assert_eq!((blocked[0].attempts[0].code.as_str(), blocked[0].attempts[0].count), ("route_not_included", 2));
+    // What was counted stands in the log once the gateway has stopped.
+    let last = log.last_of_stream(&stream).await.unwrap().unwrap().commit;
+    let Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) = &last.events[0] else { panic!("{last:?}") };
+    assert_eq!((attempts[0].code.as_str(), attempts[0].count), ("route_not_included", 2));
 }
 
 #[tokio::test]
 async fn other_sites_cannot_act_in_a_reviewers_name() {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     let own = format!("http://{}", world.host());
     let table = [
         ("GET", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n".to_owned(), ""),
@@ -278,22 +283,23 @@ async fn other_sites_cannot_act_in_a_reviewers_name() {
 
 #[tokio::test]
 async fn without_word_from_the_log_nobody_passes() {
-    let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    // Above the log's heartbeat of one second.
+    let world = World::with(|config| config.timeouts.staleness_max = Duration::from_millis(1_500)).await;
+    let app = App::start().await;
+    world.ready(app.address).await;
     assert_eq!(world.fetch("/x").await.status, 200);
-    let long_ago = Instant::now().checked_sub(Duration::from_secs(6)).unwrap();
-    world.view.put_freshness(Freshness { last_heard: long_ago, position: Position::new(1) });
+    world.deaf.cancel();
+    let heard = world.hot.gateway.freshness().last_heard;
+    until("the view is stale", || heard.elapsed() > Duration::from_millis(1_600)).await;
     let answer = world.fetch("/x").await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "authorization_stale"));
     assert_eq!(world.post_share().await.status, 503);
-    world.view.put_freshness(Freshness { last_heard: Instant::now(), position: Position::new(2) });
-    assert_eq!(world.fetch("/x").await.status, 200);
 }
 
 #[tokio::test]
 async fn the_gateways_own_paths_and_domain_reach_no_app() {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     for path in ["/.envforge", "/.envforge/", "/.envforge/anything"] {
         assert_eq!(world.fetch(path).await.code(), "not_found", "{path}");
     }
@@ -315,10 +321,11 @@ async fn the_gateways_own_paths_and_domain_reach_no_app() {
 #[tokio::test]
 async fn an_expired_links_time_is_held_to_the_second() {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
-    world.put_link(|link| link.expires_at = now().plus(Millis::new(400)));
-    assert_eq!(world.fetch("/x").await.status, 200);
-    let end = now().plus(Millis::new(400));
+    world.ready(app.address).await;
+    world.issue(NewLink { number: 9, cookie: OTHER, lifetime: Millis::new(500), ..LINK }).await;
+    let end = now().plus(Millis::new(500));
+    let request = world.get("/x", "").replace(COOKIE, OTHER);
+    assert_eq!(world.raw(&request).await.unwrap().status, 200);
     until("the link has expired", || now() >= end).await;
-    assert_eq!(world.fetch("/x").await.code(), "link_expired");
+    assert_eq!(world.raw(&request).await.unwrap().code(), "link_expired");
 }

@@ -4,19 +4,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
+use envforge_domain::time::Millis;
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
 use crate::app::{App, SOON};
-use crate::world::{World, until};
+use crate::world::{COOKIE, LINK, NewLink, World, until};
+
+const OTHER: &str = "other67890123456789012345678901234567890abc";
 
 const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 async fn ready() -> (World, App) {
     let (world, app) = (World::start().await, App::start().await);
-    world.ready(app.address);
+    world.ready(app.address).await;
     (world, app)
 }
 
@@ -26,8 +29,13 @@ impl World {
     }
 
     async fn socket(&self, path: &str) -> WebSocketStream<TcpStream> {
+        self.socket_of(path, COOKIE).await
+    }
+
+    async fn socket_of(&self, path: &str, cookie: &str) -> WebSocketStream<TcpStream> {
         let mut client = self.client().await;
-        client.send(self.get(path, &format!("{HANDSHAKE}{}", self.own_origin()))).await;
+        let request = self.get(path, &format!("{HANDSHAKE}{}", self.own_origin()));
+        client.send(request.replace(COOKIE, cookie)).await;
         let answer = client.head().await.unwrap();
         assert_eq!((answer.status, answer.header("sec-websocket-accept")), (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         WebSocketStream::from_raw_socket(client.stream.into_inner(), Role::Client, None).await
@@ -73,7 +81,7 @@ async fn a_revoked_link_closes_silent_and_chatty_sockets_within_a_second() {
         sockets.push(socket);
     }
     let begun = Instant::now();
-    world.revoke();
+    world.revoke().await;
     for (index, socket) in sockets.iter_mut().enumerate() {
         if index % 2 == 0 {
             let _ = socket.send(Message::text("still here?")).await;
@@ -96,12 +104,12 @@ async fn a_revoked_link_closes_silent_and_chatty_sockets_within_a_second() {
 async fn expiry_narrowing_and_shutdown_close_sockets_with_their_code() {
     let (world, _app) = ready().await;
     let mut narrowed = world.socket("/ws").await;
-    world.put_link(|link| link.families = RouteFamilies::NONE.with(RouteFamily::Web));
+    world.narrow(RouteFamilies::NONE.with(RouteFamily::Web)).await;
     assert_eq!(close_code(next(&mut narrowed).await), Some(4403));
 
     let (world, _app) = ready().await;
-    world.put_link(|link| link.expires_at = crate::world::now().plus(envforge_domain::time::Millis::new(300)));
-    let mut expiring = world.socket("/ws").await;
+    world.issue(NewLink { number: 9, cookie: OTHER, lifetime: Millis::new(500), ..LINK }).await;
+    let mut expiring = world.socket_of("/ws", OTHER).await;
     assert_eq!(close_code(next(&mut expiring).await), Some(4403));
 
     let (world, _app) = ready().await;
@@ -114,7 +122,7 @@ async fn expiry_narrowing_and_shutdown_close_sockets_with_their_code() {
 async fn an_idle_socket_is_closed_and_a_used_one_is_not() {
     let world = World::with(|config| config.timeouts.websocket_idle = Duration::from_millis(600)).await;
     let app = App::start().await;
-    world.ready(app.address);
+    world.ready(app.address).await;
     let (mut idle, mut used) = (world.socket("/ws").await, world.socket("/ws").await);
     let begun = Instant::now();
     let mut rounds = 0;
@@ -163,7 +171,9 @@ async fn sockets_open_only_from_the_own_origin_on_declared_paths_with_a_whole_ha
 async fn a_link_without_api_opens_no_socket_below_it() {
     let (world, _app) = ready().await;
     drop(world.socket("/api/live").await);
-    world.put_link(|link| link.families = RouteFamilies::ALL.minus(RouteFamilies::NONE.with(RouteFamily::Api)));
+    let mut open = world.socket("/api/live").await;
+    world.narrow(RouteFamilies::ALL.minus(RouteFamilies::NONE.with(RouteFamily::Api))).await;
+    assert_eq!(close_code(next(&mut open).await), Some(4403));
     let answer = world.raw(world.get("/api/live", &format!("{HANDSHAKE}{}", world.own_origin()))).await.unwrap();
     assert_eq!(answer.code(), "route_not_included");
 }
@@ -189,7 +199,7 @@ async fn an_app_with_a_wrong_101_opens_nothing() {
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     ] {
         let app = App::raw(vec![wrong]).await;
-        world.ready(app.address);
+        world.ready(app.address).await;
         let answer = world.raw(world.get("/ws", &format!("{HANDSHAKE}{}", world.own_origin()))).await.unwrap();
         assert_eq!((answer.status, answer.code().as_str()), (502, "app_answer_invalid"));
     }
@@ -199,7 +209,7 @@ async fn an_app_with_a_wrong_101_opens_nothing() {
 async fn sockets_of_one_link_are_limited() {
     let world = World::with(|config| config.limits.websockets_per_link_max = 2).await;
     let app = App::start().await;
-    world.ready(app.address);
+    world.ready(app.address).await;
     let (first, _second) = (world.socket("/ws").await, world.socket("/ws").await);
     let request = world.get("/ws", &format!("{HANDSHAKE}{}", world.own_origin()));
     assert_eq!(world.raw(&request).await.unwrap().code(), "app_busy");

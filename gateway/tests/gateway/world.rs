@@ -1,30 +1,28 @@
-//! A gateway with its surroundings: a view to change, a write side that decides in memory, an app to reach.
+//! A gateway on a real log, in memory views that follow it, and the verbs that change what it sees.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use envforge_domain::access::{Action, Permit};
-use envforge_domain::commit::Position;
-use envforge_domain::dev_link::{Generation, RouteFamilies};
-use envforge_domain::ids::{HandoffId, LinkId, OrgId, ProjectId, SessionId, WorkspaceId};
+use envforge_commands::Commands;
+use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, StreamId, Surface};
+use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
+use envforge_domain::event::Event;
+use envforge_domain::ids::{
+    CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId,
+};
 use envforge_domain::manifest::{Manifest, PathPrefix, Probe, Readiness, Route, Service};
-use envforge_domain::routing::RouteTable;
-use envforge_domain::runtime::{Epoch, WakeStage};
+use envforge_domain::organization::OrganizationEvent;
+use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeStage};
 use envforge_domain::secret::{Secret, TokenDigest};
-use envforge_domain::slug::HostLabel;
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::workspace::AccessMode;
-use envforge_gateway::view::{
-    Closers, Freshness, GatewayView, LinkPhase, LinkView, RuntimePhase, RuntimeView, SessionView, WorkspaceRoutes,
-};
-use envforge_gateway::{
-    Activity, AskWake, Blocked, Config, Decisions, Denial, Gateway, HandoffKey, OpenSession, Parts, Scheme,
-};
+use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
+use envforge_eventlog::SharedLog;
+use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
+use envforge_gateway::{Activity, Config, Decisions, Gateway, HandoffKey, LogDecisions, Parts, Scheme};
 use envforge_identity::share_token::{ShareClaims, ShareVerifier, SigningKey};
-use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
+use envforge_projections::{Authorizer, DenialSink, Hot};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) const DOMAIN: &str = "dev.localhost";
@@ -43,66 +41,32 @@ fn uuid(number: u128) -> Uuid {
 
 pub(crate) struct World {
     pub(crate) gateway: Gateway,
-    pub(crate) view: Arc<GatewayView>,
-    pub(crate) decided: Arc<Decided>,
+    pub(crate) hot: Arc<Hot>,
+    pub(crate) log: SharedLog,
     pub(crate) activity: Activity,
+    /// Cancelled: the views hear nothing more of the log.
+    pub(crate) deaf: CancellationToken,
     signing: SigningKey,
     _directory: tempfile::TempDir,
-    closers: Mutex<Closers>,
 }
 
-/// The write side's double: decides in memory what the log would decide.
-pub(crate) struct Decided {
-    view: Arc<GatewayView>,
-    pub(crate) wakes: AtomicU32,
-    pub(crate) wake_answer: Mutex<Result<(), Denial>>,
-    redeemed: Mutex<Vec<HandoffId>>,
-    pub(crate) blocked: Mutex<Vec<Blocked>>,
+/// A link to issue.
+pub(crate) struct NewLink {
+    pub(crate) number: u128,
+    pub(crate) cookie: &'static str,
+    pub(crate) families: RouteFamilies,
+    pub(crate) lifetime: Millis,
+    pub(crate) wake_budget: Option<u32>,
 }
 
-impl Decisions for Decided {
-    fn open_session<'a>(&'a self, permit: &'a Permit, ask: OpenSession) -> BoxFuture<'a, Result<Position, Denial>> {
-        Box::pin(async move {
-            assert_eq!(permit.action(), Action::LinkOpenSession);
-            let mut redeemed = self.redeemed.lock();
-            if redeemed.contains(&ask.handoff) {
-                return Err(Denial::HandoffInvalid);
-            }
-            redeemed.push(ask.handoff);
-            let expires_at = self.view.link(ask.link).unwrap().expires_at;
-            let session = SessionView { session: ask.session, link: ask.link, generation: ask.generation, expires_at };
-            self.view.put_session(ask.cookie, session);
-            Ok(Position::new(1))
-        })
-    }
-
-    fn wake<'a>(&'a self, permit: &'a Permit, ask: AskWake) -> BoxFuture<'a, Result<(), Denial>> {
-        Box::pin(async move {
-            assert_eq!(permit.action(), Action::RuntimeWake);
-            self.wakes.fetch_add(1, Ordering::SeqCst);
-            (*self.wake_answer.lock())?;
-            self.view.put_runtime(ask.workspace, runtime(RuntimePhase::Waking, Some(WakeStage::Placed), &[]));
-            Ok(())
-        })
-    }
-
-    fn record_blocked<'a>(&'a self, permit: &'a Permit, blocked: Blocked) -> BoxFuture<'a, Result<(), Denial>> {
-        Box::pin(async move {
-            assert_eq!(permit.action(), Action::LinkRecordUse);
-            self.blocked.lock().push(blocked);
-            Ok(())
-        })
-    }
-}
-
-pub(crate) fn runtime(phase: RuntimePhase, stage: Option<WakeStage>, endpoints: &[(&str, SocketAddr)]) -> RuntimeView {
-    let endpoints = endpoints.iter().map(|(name, address)| (name.parse().unwrap(), *address)).collect();
-    RuntimeView { phase, epoch: Epoch(1), stage, endpoints }
-}
-
-pub(crate) fn label(text: &str) -> HostLabel {
-    HostLabel::parse(text).unwrap()
-}
+/// What most tests use.
+pub(crate) const LINK: NewLink = NewLink {
+    number: 4,
+    cookie: COOKIE,
+    families: RouteFamilies::ALL,
+    lifetime: Millis::from_hours(1),
+    wake_budget: None,
+};
 
 fn service(name: &str, route: Route) -> Service {
     Service {
@@ -143,39 +107,65 @@ impl World {
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let signing = SigningKey::create(&directory.path().join("share.key")).unwrap();
-        let view = Arc::new(GatewayView::default());
-        view.put_freshness(Freshness {
-            last_heard: Instant::now() + Duration::from_secs(3600),
-            position: Position::new(1),
-        });
-        let decided = Arc::new(Decided {
-            view: Arc::clone(&view),
-            wakes: AtomicU32::new(0),
-            wake_answer: Mutex::new(Ok(())),
-            redeemed: Mutex::default(),
-            blocked: Mutex::default(),
-        });
+        let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
+        let deaf = CancellationToken::new();
+        let hot = Hot::start(Arc::clone(&log), deaf.clone());
+        let commands = Arc::new(Commands::new(Arc::clone(&log)));
+        let authorizer = Authorizer::new(Arc::clone(&log), Arc::clone(&hot), Arc::new(DenialSink::default()));
         let activity = Activity::default();
         let mut config = Config::new(DOMAIN, Scheme::PlainHttpDev, "127.0.0.1:0".parse().unwrap());
         change(&mut config);
         let parts = Parts {
-            view: Arc::clone(&view),
-            decisions: Arc::clone(&decided) as Arc<dyn Decisions>,
+            view: Arc::clone(&hot.gateway),
+            decisions: Arc::new(LogDecisions::new(commands, authorizer)) as Arc<dyn Decisions>,
             verifier: ShareVerifier::new([signing.verification_key()]).unwrap(),
             handoff_key: HandoffKey::random().unwrap(),
             activity: activity.clone(),
         };
         let gateway = Gateway::start(config, parts).await.unwrap();
-        let world =
-            Self { gateway, view, decided, activity, signing, _directory: directory, closers: Mutex::default() };
-        world.put_workspace(LABEL, AccessMode::SignedLinks, false);
-        world.put_link(|_| {});
-        world.put_session(COOKIE);
+        let world = Self { gateway, hot, log, activity, deaf, signing, _directory: directory };
+        world.seed().await;
         world
+    }
+
+    async fn seed(&self) {
+        let created = OrganizationEvent::Created {
+            org: self.org(),
+            slug: "acme".parse().unwrap(),
+            name: "Acme <Works>".to_owned(),
+        };
+        self.append(StreamId::organization(self.org()), vec![created.into()]).await;
+        self.create_workspace(self.workspace(), "signed-links", AccessMode::SignedLinks).await;
+        self.issue(LINK).await;
+    }
+
+    /// Appends to a stream, whatever stands there, and waits until the views have it.
+    pub(crate) async fn append(&self, stream: StreamId, events: Vec<Event>) {
+        let last = self.log.last_of_stream(&stream).await.unwrap();
+        let expected = Expectation::LastAt(last.map_or(Position::START, |last| last.position));
+        let id = Uuid::now_v7();
+        let commit = Commit {
+            id: CommitId::from_uuid(id),
+            command: CommandId::from_uuid(id),
+            request_digest: None,
+            stream,
+            actor: Actor::System(Component::Setup),
+            surface: Surface::Cli,
+            correlation: CorrelationId::from_uuid(id),
+            causation: None,
+            decided_at: now(),
+            events,
+        };
+        let appended = self.log.append(vec![(commit, expected)]).await.unwrap();
+        self.hot.wait_for(appended.last(), Duration::from_secs(10)).await.unwrap();
     }
 
     pub(crate) fn org(&self) -> OrgId {
         OrgId::from_uuid(uuid(1))
+    }
+
+    pub(crate) fn project(&self) -> ProjectId {
+        ProjectId::from_uuid(uuid(2))
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
@@ -183,69 +173,136 @@ impl World {
     }
 
     pub(crate) fn link(&self) -> LinkId {
-        LinkId::from_uuid(uuid(4))
+        LinkId::from_uuid(uuid(LINK.number))
     }
 
-    pub(crate) fn put_workspace(&self, name: &str, access_mode: AccessMode, archived: bool) {
-        let routes = WorkspaceRoutes {
-            org: self.org(),
-            project: ProjectId::from_uuid(uuid(2)),
-            workspace: self.workspace(),
-            service: "web".parse().unwrap(),
+    pub(crate) async fn create_workspace(&self, workspace: WorkspaceId, slug: &str, access_mode: AccessMode) {
+        let created = WorkspaceEvent::Created {
+            workspace,
+            project: self.project(),
+            slug: slug.parse().unwrap(),
+            branch: Branch::parse("main").unwrap(),
+            manifest: manifest(),
             access_mode,
-            archived,
-            routes: RouteTable::of(&manifest(), &"web".parse().unwrap()).unwrap(),
         };
-        self.view.put_workspace(label(name), routes);
+        self.append(StreamId::workspace(self.org(), workspace), vec![created.into()]).await;
     }
 
-    /// Puts the link anew, changed; what is no longer allowed is closed, as the read model does it.
-    pub(crate) fn put_link(&self, change: impl FnOnce(&mut LinkView)) {
-        let mut link = LinkView {
-            link: self.link(),
-            org: self.org(),
-            project: ProjectId::from_uuid(uuid(2)),
+    pub(crate) async fn access_mode(&self, access_mode: AccessMode) {
+        let changed = WorkspaceEvent::AccessModeChanged { access_mode };
+        self.append(StreamId::workspace(self.org(), self.workspace()), vec![changed.into()]).await;
+    }
+
+    pub(crate) async fn archive(&self) {
+        self.append(StreamId::workspace(self.org(), self.workspace()), vec![WorkspaceEvent::Archived.into()]).await;
+    }
+
+    /// A link with one session.
+    pub(crate) async fn issue(&self, new: NewLink) {
+        let link = LinkId::from_uuid(uuid(new.number));
+        let issued = DevLinkEvent::Issued {
+            link,
+            project: self.project(),
             workspace: self.workspace(),
             service: "web".parse().unwrap(),
-            families: RouteFamilies::ALL,
-            generation: Generation(1),
-            expires_at: now().plus(Millis::from_hours(1)),
-            phase: LinkPhase::Active,
+            families: new.families,
+            issued_at: now(),
+            expires_at: now().plus(new.lifetime),
             label: "review".to_owned(),
-            org_name: "Acme <Works>".to_owned(),
-            workspace_name: "Signed links".to_owned(),
-            host: label(LABEL),
-            wakes_left: None,
-            closers: self.closers.lock().clone(),
+            wake_budget: new.wake_budget,
+            issued_by: UserId::from_uuid(uuid(6)),
         };
-        change(&mut link);
-        let closers = link.closers.clone();
-        let (phase, families) = (link.phase, link.families);
-        self.view.put_link(link);
-        for family in RouteFamilies::ALL.iter() {
-            if phase != LinkPhase::Active || !families.contains(family) {
-                closers.of(family).cancel();
-            }
-        }
-    }
-
-    pub(crate) fn revoke(&self) {
-        self.put_link(|link| link.phase = LinkPhase::Revoked);
-    }
-
-    pub(crate) fn put_session(&self, cookie: &str) {
-        let session = SessionView {
-            session: SessionId::from_uuid(uuid(5)),
-            link: self.link(),
+        let opened = DevLinkEvent::SessionOpened {
+            session: SessionId::from_uuid(uuid(1_000 + new.number)),
+            handoff: HandoffId::from_uuid(uuid(2_000 + new.number)),
+            cookie: TokenDigest::of(new.cookie.as_bytes()),
             generation: Generation(1),
+            expires_at: now().plus(new.lifetime),
+        };
+        self.append(StreamId::dev_link(self.org(), link), vec![issued.into(), opened.into()]).await;
+    }
+
+    pub(crate) async fn link_event(&self, event: DevLinkEvent) {
+        self.append(StreamId::dev_link(self.org(), self.link()), vec![event.into()]).await;
+    }
+
+    pub(crate) async fn revoke(&self) {
+        self.link_event(DevLinkEvent::Revoked { reason: None }).await;
+    }
+
+    pub(crate) async fn narrow(&self, families: RouteFamilies) {
+        self.link_event(DevLinkEvent::AllowlistChanged { families }).await;
+    }
+
+    pub(crate) async fn rotate(&self) {
+        let rotated = DevLinkEvent::Rotated {
+            generation: Generation(2),
+            issued_at: now(),
             expires_at: now().plus(Millis::from_hours(1)),
         };
-        self.view.put_session(TokenDigest::of(cookie.as_bytes()), session);
+        self.link_event(rotated).await;
     }
 
-    pub(crate) fn ready(&self, app: SocketAddr) {
-        let endpoints = [("web", app), ("backend", app), ("database", app)];
-        self.view.put_runtime(self.workspace(), runtime(RuntimePhase::Ready, None, &endpoints));
+    pub(crate) async fn runtime_event(&self, events: Vec<RuntimeEvent>) {
+        let events = events.into_iter().map(Event::from).collect();
+        self.append(StreamId::runtime(self.org(), self.workspace()), events).await;
+    }
+
+    pub(crate) async fn stage(&self, stage: WakeStage) {
+        self.runtime_event(vec![RuntimeEvent::StageReached { epoch: Epoch(1), stage }]).await;
+    }
+
+    /// What the agent reports when the declared routes answer.
+    pub(crate) async fn ready(&self, app: SocketAddr) {
+        self.ready_at(&[("web", app), ("backend", app), ("database", app)]).await;
+    }
+
+    pub(crate) async fn ready_at(&self, endpoints: &[(&str, SocketAddr)]) {
+        let ready = RuntimeEvent::Ready {
+            epoch: Epoch(1),
+            commit: "0".repeat(40),
+            services: Vec::new(),
+            lease_until: now().plus(Millis::from_hours(1)),
+        };
+        let bound = RuntimeEvent::EndpointsBound {
+            epoch: Epoch(1),
+            host: HostId::from_uuid(uuid(7)),
+            endpoints: endpoints.iter().map(|(name, address)| (name.parse().unwrap(), *address)).collect(),
+        };
+        self.runtime_event(vec![ready, bound]).await;
+    }
+
+    pub(crate) async fn fail(&self) {
+        let failed = RuntimeEvent::Failed {
+            epoch: Epoch(1),
+            stage: Some(WakeStage::Starting),
+            reason: "the private reason".to_owned(),
+        };
+        self.runtime_event(vec![failed]).await;
+    }
+
+    pub(crate) async fn go_to_sleep(&self) {
+        let cause = SleepCause::Idle { idle_for: Millis::from_minutes(15) };
+        self.runtime_event(vec![RuntimeEvent::SleepRequested { epoch: Epoch(1), cause }]).await;
+    }
+
+    pub(crate) async fn slept(&self) {
+        self.runtime_event(vec![RuntimeEvent::Slept { epoch: Epoch(1) }]).await;
+    }
+
+    /// Wakes that stand in the log.
+    pub(crate) async fn wakes(&self) -> usize {
+        let stream = StreamId::runtime(self.org(), self.workspace());
+        let commits = self.log.read_stream(&stream, Position::START, 1_000).await.unwrap();
+        let events = commits.iter().flat_map(|recorded| &recorded.commit.events);
+        events.filter(|event| matches!(event, Event::Runtime(RuntimeEvent::WakeRequested { .. }))).count()
+    }
+
+    /// Waits until a wake stands in the log.
+    pub(crate) async fn woken(&self) {
+        let mut runtime = self.hot.gateway.runtime(self.workspace());
+        let waking = runtime.wait_for(|view| view.epoch >= Epoch(1));
+        tokio::time::timeout(crate::app::SOON, waking).await.expect("a wake in time").unwrap();
     }
 
     pub(crate) fn claims(&self) -> ShareClaims {
