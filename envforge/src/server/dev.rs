@@ -110,7 +110,10 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let public_authority = gateway.origin().trim_start_matches("http://").to_owned();
     start_reactors(&mut essential, &plane, &data, public_authority, &stop).await?;
-    let api = { let _ = (&metrics, &self_hosted); format!("http://{}", args.listen) };
+    let api = {
+        let _ = (&metrics, &self_hosted);
+        format!("http://{}", args.listen)
+    };
     spawn_reports(&mut essential, &plane, activity, &stop);
 
     let demo = match args.demo {
@@ -129,7 +132,11 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
         owner_password,
         demo,
     };
-    if args.json { started.print_json()? } else { started.print_text() }
+    if args.json {
+        started.print_json()?
+    } else {
+        started.print_text()
+    }
 
     let failure = tokio::select! {
         () = asked_to_stop() => None,
@@ -178,7 +185,8 @@ async fn first_start(
     }
     let given = match &args.owner_password_file {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("--owner-password-file {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("--owner-password-file {}", path.display()))?;
             Some(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
         }
         None => None,
