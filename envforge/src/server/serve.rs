@@ -156,7 +156,20 @@ impl Keys<'_> {
 }
 
 impl StoreArgs {
-    async fn log(&self, name: &str) -> anyhow::Result<SharedLog> {
+    /// Stores alone, for tools that need no keys.
+    pub(crate) fn for_tools(nats: Vec<String>, database_url_file: Option<PathBuf>) -> Self {
+        Self {
+            nats,
+            nats_credentials: None,
+            nats_replicas: 1,
+            database_url_file,
+            keys: PathBuf::new(),
+            log: "warn".to_owned(),
+            log_format: LogFormat::Text,
+        }
+    }
+
+    pub(crate) async fn log(&self, name: &str) -> anyhow::Result<SharedLog> {
         let mut config = envforge_eventlog::jetstream::Config::new(String::new());
         config.servers.clone_from(&self.nats);
         config.replicas = self.nats_replicas;
@@ -181,7 +194,7 @@ impl StoreArgs {
         Ok(Secret::new(url.to_owned()))
     }
 
-    async fn database(&self) -> anyhow::Result<Database> {
+    pub(crate) async fn database(&self) -> anyhow::Result<Database> {
         Database::connect_postgres(self.database_url()?.expose()).await.context("PostgreSQL")
     }
 
