@@ -49,7 +49,7 @@ async fn a_reviewer_gets_from_the_link_to_the_app() {
     world.ready(app.address).await;
     let page = world.raw(world.share_head("GET") + "\r\n").await.unwrap();
     assert_eq!(page.status, 200);
-    for part in ["Acme &lt;Works&gt;", "signed-links", "1 hour", "Its pages, its data", "<form method=\"post\">"] {
+    for part in ["Acme &lt;Works&gt;", "signed-links", "1 hour", "Pages, data, files", "<form method=\"post\">"] {
         assert!(page.body.contains(part), "no {part} in {}", page.body);
     }
     let policy = page.header("content-security-policy");
