@@ -61,6 +61,8 @@ pub struct LinkView {
     pub service: ServiceName,
     pub families: RouteFamilies,
     pub generation: Generation,
+    /// When this generation was issued: a claim of its share token.
+    pub issued_at: UnixMillis,
     pub expires_at: UnixMillis,
     pub phase: LinkPhase,
     pub label: String,
@@ -354,7 +356,17 @@ impl GatewayView {
 
     fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
         match event {
-            DevLinkEvent::Issued { project, workspace, service, families, expires_at, label, wake_budget, .. } => {
+            DevLinkEvent::Issued {
+                project,
+                workspace,
+                service,
+                families,
+                issued_at,
+                expires_at,
+                label,
+                wake_budget,
+                ..
+            } => {
                 let Some(known) = fold.workspaces.get_mut(workspace) else { return };
                 let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
                 let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
@@ -367,6 +379,7 @@ impl GatewayView {
                     service: service.clone(),
                     families: *families,
                     generation: Generation(1),
+                    issued_at: *issued_at,
                     expires_at: *expires_at,
                     phase: LinkPhase::Active,
                     label: label.clone(),
@@ -392,10 +405,11 @@ impl GatewayView {
                 view.closers = view.closers.close(view.families.minus(*families));
                 view.families = *families;
             }),
-            DevLinkEvent::Rotated { generation, expires_at, .. } => {
+            DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
                 self.change_link(link, |view| {
                     view.closers = view.closers.close(RouteFamilies::ALL);
                     view.generation = *generation;
+                    view.issued_at = *issued_at;
                     view.expires_at = *expires_at;
                 });
                 self.sessions_ended(fold, link);
