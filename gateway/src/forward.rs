@@ -62,8 +62,13 @@ impl Forwarding {
         let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;
         prepare(&mut parts, passage.forwarded);
         let request = Request::from_parts(parts, body);
-        let (response, lease) = self.exchange(&passage, request, upload.as_deref(), deadline).await?;
+        let takes_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref(), deadline).await?;
         self.meters.forwarded.increment(1);
+        // An app that ignores a GET's body, or answers before it has read an upload, may mistake the rest.
+        if upload.as_ref().is_some_and(|upload| !takes_body || !upload.finished()) {
+            lease.retire();
+        }
         self.answer(&passage, response, lease, upload, deadline, open)
     }
 

@@ -238,9 +238,7 @@ impl Connection {
             let news = runtime.borrow_and_update().clone();
             let refusal = match news.phase {
                 RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
-                    waker.refusal(permit.workspace())
-                }
+                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit),
             };
             let answer = pages::WakeNews::new(&news, refusal);
             if answer.tag != seen || tokio::time::Instant::now() >= deadline {

@@ -205,6 +205,7 @@ async fn start_gateway(
         verifier: ShareVerifier::new([signing_key.verification_key()])?,
         handoff_key: HandoffKey::random().context("this machine gives no randomness")?,
         activity,
+        clock: Arc::clone(&plane.clock),
     };
     Ok(Gateway::start(config, parts).await?)
 }
