@@ -157,7 +157,9 @@ impl Connection {
             Reached::App(endpoint) => endpoint,
             Reached::WakingPage(page) => return Ok(*page),
         };
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now };
+        // A held request starts anew: it was admitted before it waited, and whatever ended meanwhile has cancelled it.
+        let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
+        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {

@@ -164,7 +164,7 @@ async fn ambiguous_paths_are_refused_where_a_prefix_decides() {
 #[tokio::test]
 async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waited_for() {
     let (world, app) =
-        (World::with(|config| config.timeouts.io.head = Duration::from_millis(300)).await, App::start().await);
+        (World::with(|config| config.timeouts.io.head = Duration::from_secs(1)).await, App::start().await);
     world.ready(app.address).await;
     let mut client = world.client().await;
     for byte in world.get("/slow", "").as_bytes() {
@@ -175,6 +175,20 @@ async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waite
     assert!(client.is_closed().await);
     let mut silent = world.client().await;
     assert!(silent.is_closed().await);
+    // A byte now and then is no progress.
+    let mut dripping = world.client().await;
+    let begun = tokio::time::Instant::now();
+    let drip = async {
+        for byte in world.get(&format!("/{}", "x".repeat(2_000)), "").as_bytes() {
+            dripping.send([*byte]).await;
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            if tokio::time::timeout(Duration::from_millis(1), dripping.is_closed()).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(drip.await && begun.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]
