@@ -58,7 +58,7 @@ impl Forwarding {
         passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Denial> {
-        let open = self.activity.begin(passage.permit.workspace(), passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let (mut parts, incoming) = request.into_parts();
         let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;

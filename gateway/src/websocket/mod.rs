@@ -153,7 +153,7 @@ impl Forwarding {
         connection: &Arc<ConnectionState>,
     ) -> Result<Response<ResponseBody>, Denial> {
         let Some(socket) = sockets.enter(passage.permit.link().link) else { return Err(Denial::UpstreamBusy) };
-        let open = self.activity.begin(passage.permit.workspace(), passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let client_upgrade = hyper::upgrade::on(&mut request);
         let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
