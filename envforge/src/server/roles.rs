@@ -26,6 +26,7 @@ pub(crate) async fn start_gateway(
         verifier,
         handoff_key,
         activity,
+        clock: Arc::clone(&plane.clock),
     };
     Ok(Gateway::start(config, parts).await?)
 }
