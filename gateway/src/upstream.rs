@@ -80,12 +80,9 @@ impl Upstreams {
         while let Some(idle) = endpoint.take_idle(link) {
             let mut sender = idle.sender;
             // Ready at once unless the app is still closing or finishing; either is known within a moment.
-            match tokio::time::timeout(self.connect_timeout, sender.ready()).await {
-                Ok(Ok(())) => {
-                    self.meters.reused.increment(1);
-                    return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()) });
-                }
-                Ok(Err(_)) | Err(_) => {}
+            if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, sender.ready()).await {
+                self.meters.reused.increment(1);
+                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()) });
             }
         }
         self.connect(endpoint, link).await

@@ -13,12 +13,12 @@ use ahash::AHashMap;
 use envforge_domain::access::Permit;
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::runtime::Epoch;
+use envforge_domain::time::SharedClock;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::admission::ForwardPermit;
-use crate::clock;
 use crate::config::Limits;
 use crate::decisions::{AskWake, Decisions};
 use crate::denial::Denial;
@@ -49,6 +49,7 @@ struct Ask {
 pub(crate) struct Waker {
     view: Arc<GatewayView>,
     decisions: Arc<dyn Decisions>,
+    clock: SharedClock,
     asks: Arc<Mutex<AHashMap<WorkspaceId, Ask>>>,
     held: Arc<Semaphore>,
     held_bytes: Arc<Semaphore>,
@@ -62,6 +63,7 @@ impl Waker {
     pub(crate) fn new(
         view: Arc<GatewayView>,
         decisions: Arc<dyn Decisions>,
+        clock: SharedClock,
         limits: &Limits,
         hold: Duration,
         gauge: metrics::Gauge,
@@ -69,6 +71,7 @@ impl Waker {
         Self {
             view,
             decisions,
+            clock,
             asks: Arc::default(),
             held: Arc::new(Semaphore::new(limits.held_requests_max)),
             held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
@@ -105,6 +108,13 @@ impl Waker {
     /// Waits until the service can be reached. `head_bytes` is what the waiting request keeps in memory.
     pub(crate) async fn hold(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<SocketAddr, Denial> {
         let _place = self.place(permit.workspace(), head_bytes)?;
+        let begun = Instant::now();
+        let outcome = self.wait(permit).await;
+        metric::held(begun.elapsed(), outcome.is_ok());
+        outcome
+    }
+
+    async fn wait(&self, permit: &ForwardPermit) -> Result<SocketAddr, Denial> {
         let mut runtime = self.view.runtime(permit.workspace());
         let deadline = Instant::now() + self.hold;
         let before: Epoch = runtime.borrow().epoch;
@@ -130,7 +140,7 @@ impl Waker {
                     }
                 }
                 () = outcome_changed(&mut asked) => {}
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, clock::now())),
+                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, self.clock.now())),
                 () = tokio::time::sleep_until((Instant::now() + ACCEPTED_SHOWS_WITHIN).min(deadline)) => {
                     if Instant::now() >= deadline {
                         metric::wake("hold_timeout");
@@ -165,7 +175,7 @@ impl Waker {
         let (sender, outcome) = watch::channel(Asked::Pending);
         asks.insert(workspace, Ask { outcome: outcome.clone(), at: Instant::now() });
         drop(asks);
-        let ask = AskWake { workspace, link: permit.link().link, session: permit.session(), now: clock::now() };
+        let ask = AskWake { workspace, link: permit.link().link, session: permit.session(), now: self.clock.now() };
         let permit = match permit.wake_permit(ask.now) {
             Ok(permit) => permit,
             Err(denial) => {

@@ -10,7 +10,7 @@ use envforge_domain::access::Action;
 use envforge_domain::commit::{Actor, Component, Surface};
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::limits::ACTIVITY_INTERVAL;
-use envforge_domain::runtime::RuntimeCommand;
+use envforge_domain::runtime::{ActivitySource, RuntimeCommand};
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_gateway::{Activity, WorkspaceActivity};
 use envforge_projections::gateway_view::RuntimePhase;
@@ -73,12 +73,13 @@ async fn report_one(
             return false;
         }
     };
+    let Some(link) = seen.link else { return true };
     let command = RuntimeCommand::RecordActivity {
         epoch: runtime.epoch,
         // An open stream is use until now.
         at: if seen.open_streams > 0 { now } else { seen.last_at },
         open_streams: seen.open_streams,
-        source: envforge_domain::runtime::ActivitySource::Link(envforge_domain::ids::LinkId::from_uuid(uuid::Uuid::nil())),
+        source: ActivitySource::Link(link),
     };
     match runtimes::report(commands, &permit, &Context::new(now), seen.workspace, &command).await {
         Ok(_) | Err(CommandError::Refused(_)) => true,

@@ -76,7 +76,8 @@ async fn make(
             let source = Repository::parse(&repository.to_string_lossy())?;
             let name = "Order board".to_owned();
             let created =
-                projects::create(&plane.commands, &permit, &context("demo project"), project_slug, name, source).await?;
+                projects::create(&plane.commands, &permit, &context("demo project"), project_slug, name, source)
+                    .await?;
             plane.hot.wait_for(created.1.position, acting.wait).await?;
             Resource::Project { org: owner.org, project: created.0 }
         }
@@ -205,7 +206,8 @@ impl Acting {
     }
 
     async fn end(&self, plane: &ControlPlane, owner: &FirstOwner) -> anyhow::Result<()> {
-        self.record(plane, owner, &UserCommand::EndSession { session: self.session, reason: SessionEnd::LoggedOut }).await
+        self.record(plane, owner, &UserCommand::EndSession { session: self.session, reason: SessionEnd::LoggedOut })
+            .await
     }
 
     async fn record(&self, plane: &ControlPlane, owner: &FirstOwner, command: &UserCommand) -> anyhow::Result<()> {
