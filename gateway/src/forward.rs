@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{SharedClock, UnixMillis};
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
@@ -20,7 +20,7 @@ use crate::denial::Denial;
 use crate::header::{self, Forwarded};
 use crate::metric::Meters;
 use crate::upstream::{Lease, Sent, Upstreams};
-use crate::view::GatewayView;
+use envforge_projections::gateway_view::GatewayView;
 
 /// What forwarding needs, shared by all requests.
 pub(crate) struct Forwarding {
@@ -30,6 +30,7 @@ pub(crate) struct Forwarding {
     pub(crate) meters: Arc<Meters>,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
+    pub(crate) clock: SharedClock,
 }
 
 /// One request on its way.
@@ -55,7 +56,7 @@ impl Forwarding {
         passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Denial> {
-        let open = self.activity.begin(passage.permit.workspace(), passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let (mut parts, incoming) = request.into_parts();
         let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;
@@ -134,7 +135,7 @@ impl Forwarding {
                 biased;
                 sent = sending.as_mut() => return Ok(sent),
                 () = passage.permit.cancel().cancelled() => {
-                    return Err(passage.permit.ended(&self.view, passage.now));
+                    return Err(passage.permit.ended(&self.view, self.clock.now()));
                 }
                 () = tokio::time::sleep_until((Instant::now() + head_limit).min(deadline)) => {
                     if Instant::now() >= deadline {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envforge_domain::time::SharedClock;
 use envforge_identity::share_token::ShareVerifier;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -19,9 +20,9 @@ use crate::metric::Meters;
 use crate::service::{Connection, Shared};
 use crate::share::Share;
 use crate::upstream::Upstreams;
-use crate::view::GatewayView;
 use crate::wake::Waker;
 use crate::websocket::Sockets;
+use envforge_projections::gateway_view::GatewayView;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const BLOCKED_REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -36,6 +37,7 @@ pub struct Parts {
     pub handoff_key: HandoffKey,
     /// Read by whoever decides over idle sleep.
     pub activity: Activity,
+    pub clock: SharedClock,
 }
 
 /// Why a gateway did not start.
@@ -67,9 +69,7 @@ impl Gateway {
         }
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let listener = bind(&config)?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| ListenError::Bind { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| ListenError::Bind { address: config.listen, source })?;
         if config.public_port == 0 {
             config.public_port = address.port();
         }
@@ -82,7 +82,7 @@ impl Gateway {
         let origin = format!("{}://{}{}", config.scheme.as_str(), config.domain, config.port_suffix());
         let config = Arc::new(config);
         let stop = CancellationToken::new();
-        let shared = shared(&config, parts, &origin, address, &stop);
+        let shared = shared(&config, parts, &origin, address);
         let serving = tokio::spawn(run(listener, config, certificates.clone(), shared, stop.clone()));
         Ok(Self { address, origin, certificates, stop, serving })
     }
@@ -111,13 +111,7 @@ impl Gateway {
     }
 }
 
-fn shared(
-    config: &Arc<Config>,
-    parts: Parts,
-    origin: &str,
-    address: SocketAddr,
-    stop: &CancellationToken,
-) -> Arc<Shared> {
+fn shared(config: &Arc<Config>, parts: Parts, origin: &str, address: SocketAddr) -> Arc<Shared> {
     let meters = Arc::new(Meters::new());
     let upstreams = Upstreams::new(
         config.limits.upstream_connections_per_endpoint_max,
@@ -127,19 +121,14 @@ fn shared(
         Arc::clone(&meters),
     );
     let blocked = BlockedCounters::new();
-    tokio::spawn(Arc::clone(&blocked).report(
-        Arc::clone(&parts.view),
-        Arc::clone(&parts.decisions),
-        BLOCKED_REPORT_INTERVAL,
-        stop.clone(),
-    ));
     Arc::new(Shared {
         config: Arc::clone(config),
         view: Arc::clone(&parts.view),
-        sockets: Sockets::new(config.limits.websockets_per_link_max, meters.sockets.clone()),
+        sockets: Sockets::new(&config.limits, meters.sockets.clone()),
         waker: Waker::new(
             Arc::clone(&parts.view),
             Arc::clone(&parts.decisions),
+            Arc::clone(&parts.clock),
             &config.limits,
             config.timeouts.hold,
             meters.held.clone(),
@@ -150,6 +139,7 @@ fn shared(
             verifier: parts.verifier,
             handoff_key: parts.handoff_key,
             decisions: parts.decisions,
+            clock: Arc::clone(&parts.clock),
             origin: origin.to_owned(),
         },
         forwarding: Forwarding {
@@ -159,7 +149,9 @@ fn shared(
             meters,
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
+            clock: Arc::clone(&parts.clock),
         },
+        clock: parts.clock,
         blocked,
     })
 }
@@ -173,13 +165,26 @@ async fn run(
 ) {
     let chores = tokio::spawn(chores(Arc::clone(&shared), certificates.clone(), stop.clone()));
     let sockets = Arc::clone(&shared.sockets);
+    let (view, decisions) = (Arc::clone(&shared.view), Arc::clone(&shared.share.decisions));
+    let last_report = CancellationToken::new();
+    let reports = tokio::spawn(Arc::clone(&shared.blocked).report(
+        view,
+        decisions,
+        Arc::clone(&shared.clock),
+        BLOCKED_REPORT_INTERVAL,
+        last_report.clone(),
+    ));
     let make_service = move |client| Connection::new(Arc::clone(&shared), client);
     serve(listener, certificates, &config.limits, &config.timeouts, make_service, stop).await;
     sockets.tasks.close();
     sockets.stop.cancel();
     sockets.tasks.wait().await;
-    if let Err(error) = chores.await {
-        tracing::error!(%error, "the gateway's chores ended badly");
+    // Nobody counts any more: what was counted is reported now.
+    last_report.cancel();
+    for task in [chores, reports] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "one of the gateway's tasks ended badly");
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::time::UnixMillis;
-use http::header::HOST;
+use envforge_domain::time::{SharedClock, UnixMillis};
+use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use crate::admission::{self, ForwardPermit, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
 use crate::body::ResponseBody;
-use crate::clock;
 use crate::config::Config;
 use crate::connection::{Client, REFUSED_METHOD, Serve};
 use crate::denial::{Denial, ProtocolFault};
@@ -24,9 +23,9 @@ use crate::metric;
 use crate::pages::{self, Audience};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
-use crate::view::{GatewayView, RuntimePhase};
 use crate::wake::{self, Waker};
 use crate::websocket::{self, Handshake, Sockets};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase};
 
 /// Paths that the gateway keeps for itself on workspace hosts.
 const RESERVED: &str = "/.envforge/";
@@ -44,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) waker: Waker,
     pub(crate) share: Share,
     pub(crate) blocked: Arc<BlockedCounters>,
+    pub(crate) clock: SharedClock,
 }
 
 /// One client's connection: remembers the last host, which rarely changes.
@@ -89,7 +89,9 @@ impl Connection {
             Host::Gateway => self.gateway_page(&request, handshake.is_some()).map_err(told),
             // Says as much as a workspace without session: nothing.
             Host::Unknown => Err(told(Denial::AccessRequired)),
-            Host::Workspace(host) => self.workspace(request, handshake, host, &known.forwarded, audience).await.map_err(told),
+            Host::Workspace(host) => {
+                self.workspace(request, handshake, host, &known.forwarded, audience).await.map_err(told)
+            }
         }
     }
 
@@ -138,7 +140,7 @@ impl Connection {
         audience: Audience,
     ) -> Result<Response<ResponseBody>, Denial> {
         let shared = &*self.shared;
-        let now = clock::now();
+        let now = shared.clock.now();
         let path = request.uri().path();
         if path.starts_with(RESERVED) || path == &RESERVED[..RESERVED.len() - 1] {
             return self.reserved(request, host, now).await;
@@ -153,7 +155,7 @@ impl Connection {
         let permit = self.admit(&head, now)?;
         let endpoint = match self.endpoint(&permit, request.method(), request.headers(), audience).await? {
             Reached::App(endpoint) => endpoint,
-            Reached::WakingPage(page) => return Ok(page),
+            Reached::WakingPage(page) => return Ok(*page),
         };
         let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now };
         match handshake {
@@ -169,7 +171,7 @@ impl Connection {
         let rules = Rules { scheme: config.scheme, staleness_max: config.timeouts.staleness_max };
         admission::admit(&self.shared.view, rules, head, now).map_err(|refused| {
             if let Some(link) = refused.link {
-                self.shared.blocked.count(link, refused.denial);
+                self.shared.blocked.count(link, refused.denial, now);
             }
             refused.denial
         })
@@ -193,7 +195,7 @@ impl Connection {
         };
         if audience == Audience::Person && matches!(*method, Method::GET | Method::HEAD) {
             waker.nudge(permit, &seen)?;
-            return Ok(Reached::WakingPage(pages::waking(permit.link(), &seen)));
+            return Ok(Reached::WakingPage(Box::new(pages::waking(permit.link(), &seen))));
         }
         let head_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum::<usize>();
         waker.hold(permit, head_bytes).await.map(Reached::App)
@@ -236,7 +238,9 @@ impl Connection {
             let news = runtime.borrow_and_update().clone();
             let refusal = match news.phase {
                 RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit.workspace()),
+                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
+                    waker.refusal(permit.workspace())
+                }
             };
             let answer = pages::WakeNews::new(&news, refusal);
             if answer.tag != seen || tokio::time::Instant::now() >= deadline {
@@ -244,7 +248,7 @@ impl Connection {
             }
             tokio::select! {
                 changed = runtime.changed() => changed.map_err(|_| Denial::TryAgain)?,
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.shared.view, clock::now())),
+                () = permit.cancel().cancelled() => return Err(permit.ended(&self.shared.view, self.shared.clock.now())),
                 // A refused wake changes no runtime: look again now and then.
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }
@@ -254,7 +258,7 @@ impl Connection {
 
 enum Reached {
     App(SocketAddr),
-    WakingPage(Response<ResponseBody>),
+    WakingPage(Box<Response<ResponseBody>>),
 }
 
 impl Serve for Connection {
@@ -264,7 +268,12 @@ impl Serve for Connection {
             Ok(response) => response,
             Err(Told { denial, audience }) => {
                 metric::denial(denial.code());
-                pages::denial(denial, audience, self.shared.config.scheme)
+                let mut response = pages::denial(denial, audience, self.shared.config.scheme);
+                if matches!(denial, Denial::Protocol(_)) && !self.client.http2 {
+                    // Whoever writes such requests is not trusted with a second one on this connection.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
             }
         };
         response.map(|body| body.counted(in_flight))

@@ -6,19 +6,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use envforge_domain::ids::SessionId;
-use envforge_domain::secret::{Secret, TokenDigest};
-use envforge_domain::time::UnixMillis;
-use envforge_identity::share_token::ShareVerifier;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use envforge_domain::ids::SessionId;
+use envforge_domain::secret::{Secret, TokenDigest};
+use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_identity::share_token::ShareVerifier;
 use http::header::{LOCATION, ORIGIN, SET_COOKIE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use uuid::Uuid;
 
 use crate::admission;
 use crate::body::ResponseBody;
-use crate::clock;
 use crate::config::Config;
 use crate::connection::Client;
 use crate::cookie;
@@ -28,7 +27,7 @@ use crate::handoff::{Binding, Handoff, HandoffKey};
 use crate::host::WorkspaceHost;
 use crate::metric;
 use crate::pages;
-use crate::view::{GatewayView, LinkPhase, LinkView};
+use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView};
 
 /// Where a handoff is redeemed, on the workspace host.
 pub(crate) const HANDOFF_PATH: &str = "/.envforge/handoff";
@@ -41,6 +40,7 @@ pub(crate) struct Share {
     pub(crate) verifier: ShareVerifier,
     pub(crate) handoff_key: HandoffKey,
     pub(crate) decisions: Arc<dyn Decisions>,
+    pub(crate) clock: SharedClock,
     /// `https://dev.envforge.ai`
     pub(crate) origin: String,
 }
@@ -59,14 +59,14 @@ impl Share {
                 let link = self.link_of(token)?;
                 metric::share("shown");
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
-                Ok(pages::share(&link, &host, clock::now()))
+                Ok(pages::share(&link, &host, self.clock.now()))
             }
             Method::POST => {
                 self.check_form(headers)?;
                 self.check_fresh()?;
                 let link = self.link_of(token)?;
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
-                let handoff = Handoff::new(link.link, link.generation, clock::now());
+                let handoff = Handoff::new(link.link, link.generation, self.clock.now());
                 let binding = Binding { host: host.name(), browser: self.browser(headers, client) };
                 let code = handoff.seal(&self.handoff_key, &binding);
                 metric::share("handed_off");
@@ -99,9 +99,7 @@ impl Share {
                 Ok(response)
             }
             // The address bar still shows the used code after a reload: who is in already goes on.
-            Err(Denial::HandoffInvalid) if self.has_session(host, headers) => {
-                redirect(&Secret::new("/".to_owned()))
-            }
+            Err(Denial::HandoffInvalid) if self.has_session(host, headers) => redirect(&Secret::new("/".to_owned())),
             Err(denial) => Err(denial),
         }
     }
@@ -115,7 +113,7 @@ impl Share {
     ) -> Result<HeaderValue, Denial> {
         let code = query.and_then(|query| query.strip_prefix("code=")).ok_or(Denial::HandoffInvalid)?;
         let binding = Binding { host: host.name(), browser: self.browser(headers, client) };
-        let now = clock::now();
+        let now = self.clock.now();
         let handoff = Handoff::open(code, &self.handoff_key, &binding, now).ok_or(Denial::HandoffInvalid)?;
         let link = self.view.link(handoff.link).filter(|link| link.host == host.label).ok_or(Denial::HandoffInvalid)?;
         if link.generation != handoff.generation || !stands(&link, now) {
@@ -152,7 +150,7 @@ impl Share {
 
     /// Forged, unknown, rotated, revoked and expired tokens give one answer.
     fn link_of(&self, token: &str) -> Result<Arc<LinkView>, Denial> {
-        let now = clock::now();
+        let now = self.clock.now();
         let claims = self.verifier.verify(token, now).map_err(|_| Denial::LinkEnded)?;
         let link = self.view.link(claims.link).ok_or(Denial::LinkEnded)?;
         let same = link.generation == claims.generation && link.org == claims.org && link.workspace == claims.workspace;
@@ -197,7 +195,8 @@ impl Share {
 
     fn has_session(&self, host: &WorkspaceHost, headers: &HeaderMap) -> bool {
         let cookie = cookie::session(headers, self.config.scheme).ok().flatten();
-        let link = cookie.and_then(|cookie| self.view.session(&cookie)).and_then(|session| self.view.link(session.link));
+        let link =
+            cookie.and_then(|cookie| self.view.session(&cookie)).and_then(|session| self.view.link(session.link));
         link.is_some_and(|link| link.host == host.label)
     }
 

@@ -80,12 +80,9 @@ impl Upstreams {
         while let Some(idle) = endpoint.take_idle(link) {
             let mut sender = idle.sender;
             // Ready at once unless the app is still closing or finishing; either is known within a moment.
-            match tokio::time::timeout(self.connect_timeout, sender.ready()).await {
-                Ok(Ok(())) => {
-                    self.meters.reused.increment(1);
-                    return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()) });
-                }
-                Ok(Err(_)) | Err(_) => {}
+            if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, sender.ready()).await {
+                self.meters.reused.increment(1);
+                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()) });
             }
         }
         self.connect(endpoint, link).await
@@ -162,11 +159,6 @@ impl Upstreams {
                 || endpoint.slots.available_permits() < self.connections_per_endpoint_max
                 || !endpoint.idle.lock().is_empty()
         });
-    }
-
-    #[cfg(test)]
-    fn idle_count(&self) -> usize {
-        self.endpoints.read().values().map(|endpoint| endpoint.idle.lock().values().map(VecDeque::len).sum::<usize>()).sum()
     }
 }
 

@@ -10,25 +10,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
+use envforge_domain::access::Permit;
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::runtime::Epoch;
+use envforge_domain::time::SharedClock;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::admission::ForwardPermit;
-use crate::clock;
 use crate::config::Limits;
 use crate::decisions::{AskWake, Decisions};
 use crate::denial::Denial;
 use crate::metric;
-use crate::view::{GatewayView, RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
 
 /// A wake that was accepted needs this long at most to show in the view; then it is asked for again.
 const ACCEPTED_SHOWS_WITHIN: Duration = Duration::from_secs(3);
 /// A runtime that failed is not woken again by the same gateway before this.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(15);
-/// Held requests of one megabyte of heads each would still be few.
+const WAKE_ATTEMPTS_MAX: u32 = 4;
+/// Heads are counted in these, rounded up.
 const BYTES_PER_UNIT: usize = 1024;
 
 /// What came of asking for a wake.
@@ -47,6 +49,7 @@ struct Ask {
 pub(crate) struct Waker {
     view: Arc<GatewayView>,
     decisions: Arc<dyn Decisions>,
+    clock: SharedClock,
     asks: Arc<Mutex<AHashMap<WorkspaceId, Ask>>>,
     held: Arc<Semaphore>,
     held_bytes: Arc<Semaphore>,
@@ -60,6 +63,7 @@ impl Waker {
     pub(crate) fn new(
         view: Arc<GatewayView>,
         decisions: Arc<dyn Decisions>,
+        clock: SharedClock,
         limits: &Limits,
         hold: Duration,
         gauge: metrics::Gauge,
@@ -67,6 +71,7 @@ impl Waker {
         Self {
             view,
             decisions,
+            clock,
             asks: Arc::default(),
             held: Arc::new(Semaphore::new(limits.held_requests_max)),
             held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
@@ -103,6 +108,13 @@ impl Waker {
     /// Waits until the service can be reached. `head_bytes` is what the waiting request keeps in memory.
     pub(crate) async fn hold(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<SocketAddr, Denial> {
         let _place = self.place(permit.workspace(), head_bytes)?;
+        let begun = Instant::now();
+        let outcome = self.wait(permit).await;
+        metric::held(begun.elapsed(), outcome.is_ok());
+        outcome
+    }
+
+    async fn wait(&self, permit: &ForwardPermit) -> Result<SocketAddr, Denial> {
         let mut runtime = self.view.runtime(permit.workspace());
         let deadline = Instant::now() + self.hold;
         let before: Epoch = runtime.borrow().epoch;
@@ -128,7 +140,7 @@ impl Waker {
                     }
                 }
                 () = outcome_changed(&mut asked) => {}
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, clock::now())),
+                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, self.clock.now())),
                 () = tokio::time::sleep_until((Instant::now() + ACCEPTED_SHOWS_WITHIN).min(deadline)) => {
                     if Instant::now() >= deadline {
                         metric::wake("hold_timeout");
@@ -163,7 +175,7 @@ impl Waker {
         let (sender, outcome) = watch::channel(Asked::Pending);
         asks.insert(workspace, Ask { outcome: outcome.clone(), at: Instant::now() });
         drop(asks);
-        let ask = AskWake { workspace, link: permit.link().link, session: permit.session(), now: clock::now() };
+        let ask = AskWake { workspace, link: permit.link().link, session: permit.session(), now: self.clock.now() };
         let permit = match permit.wake_permit(ask.now) {
             Ok(permit) => permit,
             Err(denial) => {
@@ -173,7 +185,7 @@ impl Waker {
         };
         let decisions = Arc::clone(&self.decisions);
         tokio::spawn(async move {
-            let result = decisions.wake(&permit, ask).await;
+            let result = wake_patiently(&*decisions, &permit, ask).await;
             metric::wake(match result {
                 Ok(()) => "asked",
                 Err(denial) => denial.code(),
@@ -205,6 +217,19 @@ impl Waker {
             gauge: self.gauge.clone(),
         })
     }
+}
+
+/// Tries again where trying again helps: held requests would rather wait than be told so.
+async fn wake_patiently(decisions: &dyn Decisions, permit: &Permit, ask: AskWake) -> Result<(), Denial> {
+    let mut pause = Duration::from_millis(50);
+    for _ in 1..WAKE_ATTEMPTS_MAX {
+        match decisions.wake(permit, ask).await {
+            Err(Denial::TryAgain | Denial::AuthorizationStale) => tokio::time::sleep(pause).await,
+            outcome => return outcome,
+        }
+        pause *= 3;
+    }
+    decisions.wake(permit, ask).await
 }
 
 /// Where the permit's service answers; `None` while the runtime is not ready.

@@ -4,6 +4,15 @@
 //! a decision rests on is read from the stream's leader. `recorded_at` is the server's time; a reader never sees it go back.
 //! With `sync_interval: always` and three replicas an acknowledged append survives kill -9 and power loss; that stands in
 //! the servers' configuration, which a client cannot see. Not here: stored forms (`schema`).
+//!
+//! Once the stream is made, the process needs no more rights on the servers than these (stream `ENVFORGE`, prefix
+//! `envforge`); the contract suite runs with them:
+//!
+//! ```text
+//! publish: envforge.>, $JS.API.STREAM.INFO.ENVFORGE, $JS.API.STREAM.MSG.GET.ENVFORGE, $JS.API.DIRECT.GET.ENVFORGE,
+//!          $JS.API.CONSUMER.CREATE.ENVFORGE.>, $JS.API.CONSUMER.INFO.ENVFORGE.>, $JS.API.CONSUMER.MSG.NEXT.ENVFORGE.>
+//! subscribe: _INBOX.>
+//! ```
 
 mod append;
 mod config;
@@ -89,7 +98,17 @@ impl EventLog for JetStreamLog {
     }
 
     async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
-        decode(&range::read(&self.leader, &self.leader.subject(stream), after, limit).await?.commits)
+        let subject = self.leader.subject(stream);
+        let mut stored: Vec<Stored> = Vec::new();
+        // A range ends early where commits are large; a stream is read on, so that fewer than `limit` means its end.
+        loop {
+            let last = stored.last().map_or(after, |last| last.position);
+            let range = range::read(&self.leader, &subject, last, limit - stored.len()).await?;
+            stored.extend(range.commits);
+            if range.complete || stored.len() >= limit {
+                return decode(&stored);
+            }
+        }
     }
 
     async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {

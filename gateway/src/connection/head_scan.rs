@@ -138,8 +138,9 @@ fn read_header<'a>(line: &'a [u8], facts: &mut Facts<'a>) -> Result<(), Protocol
         return Err(ProtocolFault::HeaderValue);
     }
     // Only these lengths can be a name that decides something.
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     match name.len() {
-        4 if name.eq_ignore_ascii_case(b"host") => {
+        4 if is(b"host") => {
             let value = trim(value);
             if facts.host.replace(value).is_some() {
                 return Err(ProtocolFault::RepeatedHost);
@@ -148,26 +149,24 @@ fn read_header<'a>(line: &'a [u8], facts: &mut Facts<'a>) -> Result<(), Protocol
                 return Err(ProtocolFault::InvalidHost);
             }
         }
-        6 if name.eq_ignore_ascii_case(b"expect") => {
-            if !trim(value).eq_ignore_ascii_case(b"100-continue") {
-                return Err(ProtocolFault::Expectation);
-            }
+        6 if is(b"expect") => {
+            let continues = trim(value).eq_ignore_ascii_case(b"100-continue");
+            continues.then_some(()).ok_or(ProtocolFault::Expectation)?;
         }
-        7 if name.eq_ignore_ascii_case(b"upgrade") => {
-            if std::mem::replace(&mut facts.upgrade, true) || !trim(value).eq_ignore_ascii_case(b"websocket") {
-                return Err(ProtocolFault::UpgradeToken);
-            }
+        7 if is(b"upgrade") => {
+            let repeated = std::mem::replace(&mut facts.upgrade, true);
+            let websocket = trim(value).eq_ignore_ascii_case(b"websocket");
+            (websocket && !repeated).then_some(()).ok_or(ProtocolFault::UpgradeToken)?;
         }
-        14 if name.eq_ignore_ascii_case(b"content-length") => {
+        14 if is(b"content-length") => {
             let length = parse_length(trim(value)).ok_or(ProtocolFault::ContentLength)?;
-            if facts.content_length.replace(length).is_some() {
-                return Err(ProtocolFault::RepeatedContentLength);
-            }
+            let repeated = facts.content_length.replace(length).is_some();
+            (!repeated).then_some(()).ok_or(ProtocolFault::RepeatedContentLength)?;
         }
-        17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-            if std::mem::replace(&mut facts.chunked, true) || !trim(value).eq_ignore_ascii_case(b"chunked") {
-                return Err(ProtocolFault::TransferEncoding);
-            }
+        17 if is(b"transfer-encoding") => {
+            let repeated = std::mem::replace(&mut facts.chunked, true);
+            let chunked = trim(value).eq_ignore_ascii_case(b"chunked");
+            (chunked && !repeated).then_some(()).ok_or(ProtocolFault::TransferEncoding)?;
         }
         _ => {}
     }
@@ -209,10 +208,7 @@ fn check_target(request: &RequestLine<'_>, host: &[u8]) -> Result<(), ProtocolFa
                 .filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"))
                 .map(|_| &absolute[7..])
                 .or_else(|| {
-                    absolute
-                        .get(..8)
-                        .filter(|scheme| scheme.eq_ignore_ascii_case(b"https://"))
-                        .map(|_| &absolute[8..])
+                    absolute.get(..8).filter(|scheme| scheme.eq_ignore_ascii_case(b"https://")).map(|_| &absolute[8..])
                 })
                 .ok_or(ProtocolFault::Target)?;
             let end = memchr::memchr3(b'/', b'?', b'#', after_scheme).unwrap_or(after_scheme.len());
@@ -226,9 +222,7 @@ fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
     }
-    value
-        .iter()
-        .try_fold(0_u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+    value.iter().try_fold(0_u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
 }
 
 fn trim(mut value: &[u8]) -> &[u8] {
@@ -313,12 +307,21 @@ mod tests {
             ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x1\r\n\r\n", ContentLength),
             ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\n", ContentLength),
             ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1111111111111111111\r\n\r\n", ContentLength),
-            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", LengthAndEncoding),
-            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", LengthAndEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                LengthAndEncoding,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+                LengthAndEncoding,
+            ),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", TransferEncoding),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity\r\n\r\n", TransferEncoding),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n", TransferEncoding),
-            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", TransferEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                TransferEncoding,
+            ),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding : chunked\r\n\r\n", HeaderName),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding\u{b}: chunked\r\n\r\n", HeaderName),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \u{b}chunked\r\n\r\n", HeaderValue),

@@ -25,7 +25,7 @@ use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
-use crate::view::{LinkView, RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
 use markup::Markup;
 
 static STYLE: &str = include_str!("style.css");
@@ -75,7 +75,12 @@ struct Allowances<'a> {
     form_to: Option<&'a str>,
 }
 
-fn page(status: StatusCode, title: &str, allow: &Allowances<'_>, content: impl FnOnce(Markup) -> Markup) -> Response<ResponseBody> {
+fn page(
+    status: StatusCode,
+    title: &str,
+    allow: &Allowances<'_>,
+    content: impl FnOnce(Markup) -> Markup,
+) -> Response<ResponseBody> {
     let html = Markup::default()
         .raw("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">")
         .raw("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>")
@@ -95,7 +100,8 @@ fn page(status: StatusCode, title: &str, allow: &Allowances<'_>, content: impl F
         .finish();
     let mut response = respond(status, "text/html; charset=utf-8", html);
     let headers = response.headers_mut();
-    let script = if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
+    let script =
+        if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
     let form = allow.form_to.map_or_else(|| "'none'".to_owned(), |origin| format!("'self' {origin}"));
     let policy = format!(
         "default-src 'none'; style-src {}; img-src data:{script}; form-action {form}; base-uri 'none'; frame-ancestors 'none'",
@@ -160,7 +166,7 @@ pub(crate) fn waking(link: &LinkView, runtime: &RuntimeView) -> Response<Respons
             html.raw(label).raw("</li>")
         });
         html.raw("</ol><button id=\"again\" type=\"button\" hidden>Try again</button>")
-            .raw("<p id=\"spoken\" role=\"status\" class=\"note\" hidden></p>")
+            .raw("<p id=\"spoken\" role=\"status\" class=\"spoken\"></p>")
             .raw("<noscript><p class=\"note\">Please reload this page in a few seconds.</p></noscript>")
     });
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
@@ -238,11 +244,11 @@ pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme) -> Resp
     }
     if denial.clears_session() {
         headers.append(SET_COOKIE, cookie::clear_session(scheme));
-        if denial != Denial::DuplicateSession {
-            // What the app left in this browser (service workers, cached pages) ends with the link. Not `cookies`,
-            // which would reach every workspace below the same domain.
-            headers.insert(&CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
-        }
+    }
+    if denial.ends_visit() && audience == Audience::Person {
+        // Service workers and cached pages of the app end with the link. Not `cookies`, which would reach every
+        // workspace below the same domain.
+        headers.insert(&CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
     }
     response
 }
@@ -291,11 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_link_takes_its_cookie_and_what_the_app_stored_along() {
+    fn an_ended_link_takes_what_the_app_stored_along_and_two_sessions_are_cleared() {
         let response = denial(Denial::LinkExpired, Audience::Person, Scheme::Https);
-        assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
         assert!(!response.headers()["clear-site-data"].to_str().unwrap().contains("cookies"));
-        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https);
         assert!(!response.headers().contains_key(SET_COOKIE));
+        let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https);
+        assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
+        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https);
+        assert!(!response.headers().contains_key(SET_COOKIE) && !response.headers().contains_key("clear-site-data"));
     }
 }

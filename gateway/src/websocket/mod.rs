@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Ending, RequestBody, ResponseBody};
+use crate::config;
 use crate::connection::{ConnectionState, GuardedIo};
 use crate::denial::Denial;
 use crate::forward::{Forwarding, Passage, failure, prepare};
@@ -42,17 +43,17 @@ pub(crate) struct Sockets {
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     per_link: Mutex<AHashMap<LinkId, usize>>,
-    per_link_max: usize,
+    limits: config::Limits,
     open: metrics::Gauge,
 }
 
 impl Sockets {
-    pub(crate) fn new(per_link_max: usize, open: metrics::Gauge) -> Arc<Self> {
+    pub(crate) fn new(limits: &config::Limits, open: metrics::Gauge) -> Arc<Self> {
         Arc::new(Self {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             per_link: Mutex::default(),
-            per_link_max,
+            limits: limits.clone(),
             open,
         })
     }
@@ -60,7 +61,7 @@ impl Sockets {
     fn enter(self: &Arc<Self>, link: LinkId) -> Option<Socket> {
         let mut per_link = self.per_link.lock();
         let count = per_link.entry(link).or_insert(0);
-        if *count >= self.per_link_max {
+        if *count >= self.limits.websockets_per_link_max || self.tasks.len() >= self.limits.websockets_max {
             return None;
         }
         *count += 1;
@@ -152,7 +153,7 @@ impl Forwarding {
         connection: &Arc<ConnectionState>,
     ) -> Result<Response<ResponseBody>, Denial> {
         let Some(socket) = sockets.enter(passage.permit.link().link) else { return Err(Denial::UpstreamBusy) };
-        let open = self.activity.begin(passage.permit.workspace(), passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let client_upgrade = hyper::upgrade::on(&mut request);
         let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
@@ -171,7 +172,7 @@ impl Forwarding {
                 Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
                 Sent::Failed(error) => return Err(failure(&error, None)),
             },
-            () = passage.permit.cancel().cancelled() => return Err(passage.permit.ended(&self.view, passage.now)),
+            () = passage.permit.cancel().cancelled() => return Err(passage.permit.ended(&self.view, self.clock.now())),
             () = tokio::time::sleep(self.timeouts.response_head) => return Err(Denial::UpstreamTimeout),
         };
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -206,15 +207,18 @@ impl Forwarding {
         }
         let limits = Limits { idle: self.timeouts.websocket_idle, deadline };
         let splice = Splice {
-            cancel: passage.permit.cancel().clone(),
+            cancel: [passage.permit.cancel().clone(), passage.permit.cancel_sockets().clone()],
             stop: sockets.stop.clone(),
             limits,
             open: open.into_socket(),
+            clock: Arc::clone(&self.clock),
         };
+        // Over HTTP/2 the connection goes on around the socket and must not pass for idle.
+        let in_flight = connection.begin_request();
         sockets.tasks.spawn(async move {
             let ended = run(splice, client_upgrade, app_upgrade).await;
             metric::ended("websocket", ended.as_str());
-            drop((socket, lease));
+            drop((socket, lease, in_flight));
         });
         Ok(Response::from_parts(parts, ResponseBody::empty()))
     }
@@ -247,11 +251,7 @@ fn fresh_key() -> Result<HeaderValue, Denial> {
     HeaderValue::from_str(&STANDARD.encode(nonce)).map_err(|_| Denial::TryAgain)
 }
 
-fn to_app(
-    request: Request<Incoming>,
-    key: &HeaderValue,
-    forwarded: &header::Forwarded,
-) -> Request<RequestBody> {
+fn to_app(request: Request<Incoming>, key: &HeaderValue, forwarded: &header::Forwarded) -> Request<RequestBody> {
     let (mut parts, _) = request.into_parts();
     prepare(&mut parts, forwarded);
     parts.method = Method::GET;
@@ -269,7 +269,10 @@ fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderV
     let chosen = match headers.get(SEC_WEBSOCKET_PROTOCOL) {
         None => true,
         Some(chosen) => offered.is_some_and(|offered| {
-            offered.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
+            offered
+                .as_bytes()
+                .split(|byte| *byte == b',')
+                .any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
         }),
     };
     if upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }

@@ -7,17 +7,19 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use envforge_domain::time::SharedClock;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{FrameTracker, close_frame};
 use crate::activity::OpenStream;
-use crate::clock;
 use crate::forward::LAST_WORD;
 
 /// Bytes under way in one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
+/// How often a socket in use says so to `activity`.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(5);
 /// Private close code (RFC 6455 7.4.2) for a right that has ended; the number follows HTTP's 403.
 const CLOSE_ACCESS_ENDED: u16 = 4403;
 const CLOSE_IDLE: u16 = 4408;
@@ -27,7 +29,7 @@ const CLOSE_RESTART: u16 = 1012;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Normally,
-    AccessEnded,
+    Withdrawn,
     Expired,
     Idle,
     Shutdown,
@@ -39,7 +41,7 @@ impl Ended {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Normally => "normally",
-            Self::AccessEnded => "access_ended",
+            Self::Withdrawn => "withdrawn",
             Self::Expired => "expired",
             Self::Idle => "idle",
             Self::Shutdown => "shutdown",
@@ -55,10 +57,12 @@ pub(crate) struct Limits {
 }
 
 pub(crate) struct Splice {
-    pub(crate) cancel: CancellationToken,
+    /// The path's family and that of sockets: either ends it.
+    pub(crate) cancel: [CancellationToken; 2],
     pub(crate) stop: CancellationToken,
     pub(crate) limits: Limits,
     pub(crate) open: OpenStream,
+    pub(crate) clock: SharedClock,
 }
 
 /// One direction: what was read and not yet written.
@@ -131,7 +135,10 @@ impl Splice {
         let mut frames = FrameTracker::default();
         let mut moved = false;
         let (mut up_done, mut down_done) = (false, false);
-        let mut idle_timer = std::pin::pin!(tokio::time::sleep(self.limits.idle));
+        // Looked at several times within the idle time, so that activity is reported while it happens.
+        let look = (self.limits.idle / 4).min(ACTIVITY_INTERVAL);
+        let mut look_timer = std::pin::pin!(tokio::time::sleep(look));
+        let mut used_at = Instant::now();
         let ended = loop {
             let copying = poll_fn(|cx| {
                 // One split of each side a poll: both directions share the streams, never at the same time.
@@ -151,21 +158,25 @@ impl Splice {
             });
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => break Ended::AccessEnded,
+                () = self.cancel[0].cancelled() => break Ended::Withdrawn,
+                () = self.cancel[1].cancelled() => break Ended::Withdrawn,
                 () = self.stop.cancelled() => break Ended::Shutdown,
                 result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
                 () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
-                () = idle_timer.as_mut() => {
-                    if !std::mem::take(&mut moved) {
+                () = look_timer.as_mut() => {
+                    let now = Instant::now();
+                    if std::mem::take(&mut moved) {
+                        used_at = now;
+                        self.open.touch(self.clock.now());
+                    } else if now >= used_at + self.limits.idle {
                         break Ended::Idle;
                     }
-                    self.open.touch(clock::now());
-                    idle_timer.as_mut().reset(Instant::now() + self.limits.idle);
+                    look_timer.as_mut().reset(now + look);
                 }
             }
         };
         let last_word = match ended {
-            Ended::AccessEnded => Some((CLOSE_ACCESS_ENDED, "access ended")),
+            Ended::Withdrawn => Some((CLOSE_ACCESS_ENDED, "access ended")),
             Ended::Expired => Some((CLOSE_ACCESS_ENDED, "link expired")),
             Ended::Idle => Some((CLOSE_IDLE, "idle")),
             Ended::Shutdown => Some((CLOSE_RESTART, "restarting")),
