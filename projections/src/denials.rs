@@ -5,9 +5,10 @@
 
 use ahash::AHashMap;
 use envforge_domain::access::Request;
-use envforge_domain::commit::Actor;
+use envforge_domain::commit::{Actor, Surface};
 use envforge_domain::denial::{DeniedAttempts, REPORT_ATTEMPTS_MAX};
-use envforge_domain::ids::OrgId;
+use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::time::UnixMillis;
 use parking_lot::Mutex;
 
 /// Kinds of attempts held for one organization; further ones are counted as `other`.
@@ -32,19 +33,33 @@ struct Kind {
 impl DenialSink {
     /// Counts one refusal.
     pub fn record(&self, request: &Request, code: &'static str) {
-        let action = request.action.token();
-        metrics::counter!(
-            "envforge_denials_total", "code" => code, "action" => action, "surface" => request.surface.token()
-        )
-        .increment(1);
         let kind = Kind {
             actor: request.actor,
-            action: action.to_owned(),
+            action: request.action.token().to_owned(),
             resource: Some(request.resource.display_id()),
             code: code.to_owned(),
         };
+        self.count(request.resource.org(), kind, request.surface, request.now);
+    }
+
+    /// Counts a wrong password for a known account: nobody got as far as an action.
+    pub fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
+        let kind = Kind {
+            actor: Actor::Anonymous,
+            action: "authenticate".to_owned(),
+            resource: Some(user.to_string()),
+            code: "wrong_credentials".to_owned(),
+        };
+        self.count(org, kind, surface, now);
+    }
+
+    fn count(&self, org: OrgId, kind: Kind, surface: Surface, now: UnixMillis) {
+        metrics::counter!(
+            "envforge_denials_total",
+            "code" => kind.code.clone(), "action" => kind.action.clone(), "surface" => surface.token()
+        )
+        .increment(1);
         let mut held = self.held.lock();
-        let org = request.resource.org();
         if !held.contains_key(&org) && held.len() >= ORGANIZATIONS_MAX {
             metrics::counter!("envforge_denials_unrecorded_total").increment(1);
             return;
@@ -58,15 +73,15 @@ impl DenialSink {
         let attempts = kinds.entry(kind.clone()).or_insert_with(|| DeniedAttempts {
             actor: kind.actor,
             action: kind.action,
-            surface: request.surface,
+            surface,
             resource: kind.resource,
             code: kind.code,
             count: 0,
-            first_at: request.now,
-            last_at: request.now,
+            first_at: now,
+            last_at: now,
         });
         attempts.count = attempts.count.saturating_add(1);
-        attempts.last_at = attempts.last_at.max(request.now);
+        attempts.last_at = attempts.last_at.max(now);
     }
 
     /// Takes everything that was counted since the last time, by organization.

@@ -130,6 +130,11 @@ impl Hot {
         stopped(reached.ok().and_then(|progress| progress.failed.clone()))
     }
 
+    /// Whether the views have everything that stood in the log when they started.
+    pub fn is_caught_up(&self) -> bool {
+        self.progress.borrow().caught_up
+    }
+
     /// Waits until everything up to `wanted` is folded.
     pub async fn wait_for(&self, wanted: Position, deadline: Duration) -> Result<(), Stale> {
         let mut progress = self.progress.subscribe();
