@@ -12,6 +12,7 @@ use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, StreamId, Surface};
 use envforge_domain::dev_link::DevLink;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use envforge_domain::organization::Organization;
 use envforge_domain::slug::{OrgSlug, ProjectSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
@@ -21,6 +22,7 @@ use http::request::Parts;
 use http::{HeaderName, header};
 
 use crate::edge::Arrival;
+use crate::endpoints::health::SILENCE_MAX;
 use crate::problem::Problem;
 
 /// On which surface somebody acts: `cli` or `console`; without it, `api`.
@@ -28,7 +30,7 @@ pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface
 
 /// Somebody who proved who they are. What they may do is another question.
 #[derive(Clone, Copy, Debug)]
-pub struct Caller {
+pub(crate) struct Caller {
     pub user: UserId,
     pub org: OrgId,
     pub session: SessionId,
@@ -39,12 +41,12 @@ pub struct Caller {
 }
 
 impl Caller {
-    pub fn actor(&self) -> Actor {
+    pub(crate) fn actor(&self) -> Actor {
         Actor::User(self.user)
     }
 
     /// The caller's own record.
-    pub fn own(&self) -> Resource {
+    pub(crate) fn own(&self) -> Resource {
         Resource::User { org: self.org, user: self.user }
     }
 }
@@ -66,12 +68,14 @@ where
             _ => None,
         };
         let Some(token) = token else {
-            return Err(Problem::new("unauthenticated", "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one."));
+            return Err(Problem::new(
+                "unauthenticated",
+                "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
+            ));
         };
-        let signed_in = Access::from_ref(state)
-            .identity
-            .verify(token, arrival.now)
-            .map_err(|_| Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in."))?;
+        let signed_in = Access::from_ref(state).identity.verify(token, arrival.now).map_err(|_| {
+            Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
+        })?;
         Ok(Self {
             user: signed_in.user,
             org: signed_in.org,
@@ -103,7 +107,7 @@ pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Surface, Problem> 
 
 /// What every router needs in order to let anybody do anything.
 #[derive(Clone)]
-pub struct Access {
+pub(crate) struct Access {
     identity: Arc<SelfHosted>,
     authorizer: Authorizer,
     commands: Commands,
@@ -117,7 +121,8 @@ impl Access {
     /// Asks the policy, on rights as fresh as the log's leader has them.
     pub(crate) async fn permit(&self, caller: &Caller, action: Action, resource: Resource) -> Result<Permit, Problem> {
         let session = Some(caller.session);
-        let permit = self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, caller.arrival.now);
+        let permit =
+            self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, caller.arrival.now);
         permit.await.map_err(denied)
     }
 
@@ -129,6 +134,12 @@ impl Access {
         resource: Resource,
         now: UnixMillis,
     ) -> Result<Permit, Problem> {
+        let silence = self.authorizer.hot().silence();
+        if silence > SILENCE_MAX {
+            return Err(denied(AuthorizeError::Stale(envforge_projections::Stale::Stopped {
+                reason: format!("the log gave no sign of life for {} s", silence.as_secs()),
+            })));
+        }
         self.authorizer
             .permit_from_memory(caller.actor(), Some(caller.session), action, resource, caller.surface, now)
             .map_err(denied)
@@ -144,6 +155,11 @@ impl Access {
     ) -> Result<Permit, Problem> {
         let (actor, resource) = (Actor::System(Component::Identity), Resource::User { org, user });
         self.authorizer.permit(actor, None, Action::UserRecordSession, resource, surface, now).await.map_err(denied)
+    }
+
+    /// Counts a password that was tried and wrong, for the organization's audit.
+    pub(crate) fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
+        self.authorizer.denials().record_failed_login(org, user, surface, now);
     }
 
     /// What of a list the caller may see: all of the organization, or some of its projects.
@@ -178,8 +194,11 @@ impl Access {
     /// An organization by id or slug.
     pub(crate) async fn org(&self, name: &str) -> Result<OrgId, Problem> {
         if let Ok(org) = name.parse::<OrgId>() {
-            // Whether it exists makes no difference to somebody who is no member of it.
-            return Ok(org);
+            // A made-up id must not get a record of its own for the attempts to reach it.
+            let known = self.authorizer.hot().authorization.organization(org).is_some()
+                || self.commands.load::<Organization>(&StreamId::organization(org)).await?.state
+                    != Organization::Unknown;
+            return if known { Ok(org) } else { Err(Problem::not_found()) };
         }
         let slug: OrgSlug = name.parse().map_err(|_| Problem::not_found())?;
         match self.authorizer.hot().authorization.organization_by_slug(&slug) {
@@ -251,7 +270,7 @@ impl Access {
 }
 
 /// What of a list somebody may see. Made by the policy alone; queries take their scope from it.
-pub struct Listing {
+pub(crate) struct Listing {
     org: OrgId,
     /// INVARIANT: never empty.
     permits: Vec<Permit>,
@@ -277,11 +296,12 @@ impl Listing {
 fn denied(error: AuthorizeError) -> Problem {
     match error {
         AuthorizeError::Denied(denial) => denial.into(),
-        AuthorizeError::Stale(stale) => {
-            Problem::new("rights_stale", "Whether you may do this cannot be made sure of right now; nothing was changed.")
-                .retry_after_s(1)
-                .because(stale.to_string())
-        }
+        AuthorizeError::Stale(stale) => Problem::new(
+            "rights_stale",
+            "Whether you may do this cannot be made sure of right now; nothing was changed.",
+        )
+        .retry_after_s(1)
+        .because(stale.to_string()),
         AuthorizeError::Log(error) => error.into(),
     }
 }

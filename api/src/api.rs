@@ -96,7 +96,8 @@ pub fn router(parts: Parts) -> Router {
         .merge(health::routes().with_state(health.clone()))
         .split_for_parts();
     let document = bytes::Bytes::from(render(&openapi::finish(document)));
-    let serve_document = move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
+    let serve_document =
+        move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
     router
         .route("/v1/openapi.json", get(serve_document))
         .route("/metrics", get(health::metrics).with_state(health))

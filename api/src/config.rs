@@ -92,7 +92,8 @@ mod tests {
         assert_eq!(url.share("abc"), "http://dev.localhost:8443/share/abc");
         let label = envforge_domain::slug::HostLabel::parse("web--signed-links--acme").unwrap();
         assert_eq!(url.host(&label), "http://web--signed-links--acme.dev.localhost:8443/");
-        for wrong in ["dev.localhost", "ftp://x", "https://", "https://a/b", "https://u@h", "https://h?x", "https:// h"] {
+        for wrong in ["dev.localhost", "ftp://x", "https://", "https://a/b", "https://u@h", "https://h?x", "https:// h"]
+        {
             assert!(GatewayUrl::parse(wrong).is_err(), "{wrong}");
         }
     }

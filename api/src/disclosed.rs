@@ -4,7 +4,7 @@ use envforge_domain::secret::Secret;
 use serde::{Serialize, Serializer};
 
 /// A secret on its way to its owner. Serializes; still has no `Debug`.
-pub struct Disclosed(pub Secret);
+pub(crate) struct Disclosed(pub Secret);
 
 impl Serialize for Disclosed {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

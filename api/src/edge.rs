@@ -28,7 +28,7 @@ pub const REQUEST_HEADER: HeaderName = HeaderName::from_static("envforge-request
 
 /// When, whence and under which id a request came.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival {
+pub(crate) struct Arrival {
     pub correlation: CorrelationId,
     pub now: UnixMillis,
     pub address: IpAddr,
@@ -101,15 +101,17 @@ pub(crate) async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, ne
     let span = tracing::info_span!("request", id = %arrival.correlation, method, route);
 
     let response = match Arc::clone(&edge.slots).try_acquire_owned() {
-        Err(_) => Problem::new("overloaded", "Too many requests are being answered right now.").retry_after_s(1).into_response(),
+        Err(_) => Problem::new("overloaded", "Too many requests are being answered right now.")
+            .retry_after_s(1)
+            .into_response(),
         Ok(_slot) => {
             let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
             match tokio::time::timeout(edge.answer_timeout, answer).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => Problem::internal("a handler panicked; the panic's own message is above").into_response(),
-                Err(_) => {
-                    Problem::new("timed_out", "The answer took too long. It may or may not have happened.").retry_after_s(1).into_response()
-                }
+                Err(_) => Problem::new("timed_out", "The answer took too long. It may or may not have happened.")
+                    .retry_after_s(1)
+                    .into_response(),
             }
         }
     };

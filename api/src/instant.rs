@@ -7,10 +7,10 @@ use serde::{Serialize, Serializer};
 
 /// An instant in an answer: `2026-11-24T08:00:00.000Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instant(pub UnixMillis);
+pub(crate) struct Instant(pub UnixMillis);
 
 impl Instant {
-    pub fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         let milliseconds = i64::try_from(self.0.get()).unwrap_or(i64::MAX);
         // Beyond what the calendar knows (year 9999) the last instant that it does know is shown.
         let timestamp = jiff::Timestamp::from_millisecond(milliseconds).unwrap_or(jiff::Timestamp::MAX);
@@ -31,7 +31,7 @@ impl From<UnixMillis> for Instant {
 }
 
 /// Reads an RFC 3339 instant of a request.
-pub fn parse(text: &str) -> Option<UnixMillis> {
+pub(crate) fn parse(text: &str) -> Option<UnixMillis> {
     let timestamp: jiff::Timestamp = text.parse().ok()?;
     u64::try_from(timestamp.as_millisecond()).ok().map(UnixMillis::new)
 }

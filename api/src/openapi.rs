@@ -50,7 +50,11 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
     parameters.extend(names.map(|name| parameter(name, ParameterIn::Path, Type::String, path_parameter(name))));
     if !public {
         operation.security = Some(vec![SecurityRequirement::new("access_token", Vec::<String>::new())]);
-        parameters.push(header(SURFACE_HEADER.as_str(), Type::String, "`cli` or `console`; `api` where it is left out."));
+        parameters.push(header(
+            SURFACE_HEADER.as_str(),
+            Type::String,
+            "`cli` or `console`; `api` where it is left out.",
+        ));
         if writes {
             parameters.push(header(
                 IDEMPOTENCY_HEADER.as_str(),
@@ -72,7 +76,7 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
             && status.starts_with('2')
         {
             let position = HeaderBuilder::new()
-                .schema(ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer)))
+                .schema(Some(ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer))))
                 .description(Some("Where in the log the effect stands."))
                 .build();
             response.headers.insert(POSITION_HEADER.as_str().to_owned(), position.into());
@@ -100,25 +104,29 @@ fn path_parameter(name: &str) -> &'static str {
     }
 }
 
-fn parameter(name: &str, place: ParameterIn, kind: Type, description: &str) -> Parameter {
+fn parameter(name: &str, place: ParameterIn, kind: Type, description: &str) -> RefOr<Parameter> {
     let required = if matches!(place, ParameterIn::Path) { Required::True } else { Required::False };
-    ParameterBuilder::new()
+    let parameter = ParameterBuilder::new()
         .name(name)
         .parameter_in(place)
         .required(required)
         .description(Some(description))
         .schema(Some(ObjectBuilder::new().schema_type(SchemaType::Type(kind))))
-        .build()
+        .build();
+    RefOr::T(parameter)
 }
 
-fn header(name: &str, kind: Type, description: &str) -> Parameter {
+fn header(name: &str, kind: Type, description: &str) -> RefOr<Parameter> {
     parameter(name, ParameterIn::Header, kind, description)
 }
 
 /// RFC 9457, with our `code`. A problem may have more fields.
 fn problem_schema() -> Schema {
     let text = |description: &str| {
-        ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).description(Some(description.to_owned())).build()
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::String))
+            .description(Some(description.to_owned()))
+            .build()
     };
     let codes = CATALOGUE.iter().map(|entry| json!(entry.code));
     let code = ObjectBuilder::new()

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::problem::Problem;
 
 /// Parts of a path that are named in its template. What does not fit is nothing that exists.
-pub struct Path<T>(pub T);
+pub(crate) struct Path<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
     type Rejection = Problem;
@@ -24,7 +24,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
 }
 
 /// Query parameters. An unknown one is refused: a misspelt filter must not answer everything.
-pub struct Query<T>(pub T);
+pub(crate) struct Query<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
@@ -62,7 +62,7 @@ pub(crate) fn one_of<T>(
 
 /// One page of a list.
 #[derive(Serialize, ToSchema)]
-pub struct Page<T> {
+pub(crate) struct Page<T> {
     pub items: Vec<T>,
     /// Give it as `after` to get the following page; `null` on the last one.
     pub next: Option<String>,
@@ -70,7 +70,10 @@ pub struct Page<T> {
 
 impl<T> Page<T> {
     pub(crate) fn of<R, C: ToString>(page: sql::Page<R, C>, item: impl Fn(R) -> T) -> Self {
-        Self { items: page.items.into_iter().map(item).collect(), next: page.next.map(|cursor| seal(&cursor.to_string())) }
+        Self {
+            items: page.items.into_iter().map(item).collect(),
+            next: page.next.map(|cursor| seal(&cursor.to_string())),
+        }
     }
 }
 

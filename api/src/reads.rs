@@ -10,7 +10,6 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
-use envforge_domain::ids::WorkspaceId;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 use envforge_projections::Hot;
@@ -32,15 +31,18 @@ pub const MIN_POSITION_HEADER: HeaderName = HeaderName::from_static("envforge-mi
 
 /// The position that a read must have reached; the log's beginning where none is asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct AtLeast(pub Position);
+pub(crate) struct AtLeast(pub Position);
 
 impl<S: Sync> FromRequestParts<S> for AtLeast {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let invalid = || {
-            Problem::new("header_invalid", "`EnvForge-Min-Position` must be a position: the `EnvForge-Position` of a write.")
-                .with("header", MIN_POSITION_HEADER.as_str())
+            Problem::new(
+                "header_invalid",
+                "`EnvForge-Min-Position` must be a position: the `EnvForge-Position` of a write.",
+            )
+            .with("header", MIN_POSITION_HEADER.as_str())
         };
         match parts.headers.get(MIN_POSITION_HEADER) {
             None => Ok(Self(Position::START)),
@@ -54,7 +56,7 @@ impl<S: Sync> FromRequestParts<S> for AtLeast {
 
 /// Questions to the read models.
 #[derive(Clone)]
-pub struct Reads {
+pub(crate) struct Reads {
     database: Database,
     hot: Arc<Hot>,
     freshness_wait: Duration,
@@ -99,7 +101,9 @@ impl Reads {
             Ok(()) => Ok(()),
             Err(Stale::Behind { position, wanted, .. }) => Err(Problem::new(
                 "stale_read",
-                format!("The answer would stand at position {position}, {wanted} was asked for and did not come in time."),
+                format!(
+                    "The answer would stand at position {position}, {wanted} was asked for and did not come in time."
+                ),
             )
             .with("position", position.get())
             .retry_after_s(1)),
@@ -189,12 +193,11 @@ impl Reads {
         &self,
         listing: &Listing,
         at: AtLeast,
-        workspace: Option<WorkspaceId>,
         phase: Option<LinkPhase>,
         slice: &Slice,
     ) -> Result<Page<LinkRecord>, Problem> {
         needs(listing.action(), Action::LinkRead)?;
-        let filter = LinkFilter { projects: listing.projects(), workspace, phase };
+        let filter = LinkFilter { projects: listing.projects(), workspace: None, phase };
         let directory = self.directory(at).await?;
         let page = directory.links(listing.org(), &filter, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)
@@ -269,7 +272,8 @@ impl Reads {
     ) -> Result<Page<UsageGroup>, Problem> {
         needs(permit.action(), Action::UsageRead)?;
         self.fresh(ModelName::Meter, at).await?;
-        let page = self.database.meter().usage(permit.org(), filter, group_by, slice.after.as_deref(), slice.limit).await;
+        let page =
+            self.database.meter().usage(permit.org(), filter, group_by, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)
     }
 
@@ -292,7 +296,11 @@ fn needs(permitted: Action, needed: Action) -> Result<(), Problem> {
     if permitted == needed {
         return Ok(());
     }
-    Err(Problem::internal(format!("the permit is for `{}`, the question needs `{}`", permitted.token(), needed.token())))
+    Err(Problem::internal(format!(
+        "the permit is for `{}`, the question needs `{}`",
+        permitted.token(),
+        needed.token()
+    )))
 }
 
 fn unavailable(error: DatabaseError) -> Problem {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::problem::Problem;
 
 /// The largest body of any request.
-pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// A manifest, which grows by its quoting when it comes within JSON.
 const MANIFEST_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A body must have come by then.
@@ -32,7 +32,9 @@ pub(crate) trait RequestBody: Sized + Send {
 pub(crate) async fn collect(body: axum::body::Body, max: usize) -> Result<Bytes, Problem> {
     let limited = Limited::new(body, max).collect();
     match tokio::time::timeout(BODY_TIMEOUT, limited).await {
-        Err(_) => Err(Problem::new("body_timeout", format!("The body did not come within {} s.", BODY_TIMEOUT.as_secs()))),
+        Err(_) => {
+            Err(Problem::new("body_timeout", format!("The body did not come within {} s.", BODY_TIMEOUT.as_secs())))
+        }
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Problem::new("body_too_large", format!("The body has more than {max} bytes.")).with("max_bytes", max))
@@ -42,7 +44,7 @@ pub(crate) async fn collect(body: axum::body::Body, max: usize) -> Result<Bytes,
 }
 
 /// A JSON body.
-pub struct Json<T>(pub T);
+pub(crate) struct Json<T>(pub T);
 
 impl<T: DeserializeOwned + Send> RequestBody for Json<T> {
     const BYTES_MAX: usize = BODY_BYTES_MAX;
@@ -71,7 +73,7 @@ impl<S: Sync, T: DeserializeOwned + Send> FromRequest<S> for Json<T> {
 }
 
 /// No body, or an empty JSON object.
-pub struct Empty;
+pub(crate) struct Empty;
 
 impl RequestBody for Empty {
     const BYTES_MAX: usize = 1024;
@@ -89,13 +91,17 @@ impl RequestBody for Empty {
 }
 
 /// A JSON body that may be left out, which means its default.
-pub struct Optional<T>(pub T);
+pub(crate) struct Optional<T>(pub T);
 
 impl<T: DeserializeOwned + Default + Send> RequestBody for Optional<T> {
     const BYTES_MAX: usize = BODY_BYTES_MAX;
 
     fn read(headers: &HeaderMap, body: &[u8]) -> Result<Self, Problem> {
-        if body.trim_ascii().is_empty() { Ok(Self(T::default())) } else { Json::read(headers, body).map(|Json(body)| Self(body)) }
+        if body.trim_ascii().is_empty() {
+            Ok(Self(T::default()))
+        } else {
+            Json::read(headers, body).map(|Json(body)| Self(body))
+        }
     }
 
     fn canonical(body: &[u8]) -> Vec<u8> {
@@ -104,7 +110,7 @@ impl<T: DeserializeOwned + Default + Send> RequestBody for Optional<T> {
 }
 
 /// The text of an `envforge.yml`, as YAML or as `{"manifest": "..."}`.
-pub struct ManifestText(pub String);
+pub(crate) struct ManifestText(pub String);
 
 impl RequestBody for ManifestText {
     const BYTES_MAX: usize = MANIFEST_BODY_BYTES_MAX;
@@ -119,7 +125,10 @@ impl RequestBody for ManifestText {
             Some("application/json") => parse_json::<Wrapped>(body)?.manifest,
             Some("application/yaml" | "text/yaml" | "application/x-yaml" | "text/x-yaml") => std::str::from_utf8(body)
                 .map_err(|error| {
-                    Problem::new("body_invalid", format!("The manifest is not UTF-8 from byte {} on.", error.valid_up_to()))
+                    Problem::new(
+                        "body_invalid",
+                        format!("The manifest is not UTF-8 from byte {} on.", error.valid_up_to()),
+                    )
                 })?
                 .to_owned(),
             _ => return Err(unsupported(&["application/yaml", "text/yaml", "application/json"])),
@@ -147,7 +156,8 @@ fn unsupported(supported: &[&str]) -> Problem {
 }
 
 fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| Problem::new("body_invalid", format!("The body cannot be read: {error}.")))
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new("body_invalid", format!("The body cannot be read: {error}.")))
 }
 
 /// Keys in order, no white space. What is not JSON stands for itself: it is refused anyway.

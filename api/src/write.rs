@@ -26,7 +26,7 @@ pub const POSITION_HEADER: HeaderName = HeaderName::from_static("envforge-positi
 const KEY_CHARS_MAX: usize = 200;
 
 /// A caller's request to change something, with what the log needs to know of it.
-pub struct Write<B> {
+pub(crate) struct Write<B> {
     pub caller: Caller,
     pub body: B,
     pub context: Context,
@@ -108,7 +108,7 @@ fn request_digest(method: &str, path: &str, canonical_body: &[u8]) -> [u8; 32] {
 }
 
 /// An answer to a write.
-pub struct Written<T> {
+pub(crate) struct Written<T> {
     status: StatusCode,
     position: Position,
     body: T,
@@ -138,7 +138,7 @@ impl<T: Serialize> IntoResponse for Written<T> {
 }
 
 /// An answer to a write that has nothing to tell but that it happened.
-pub struct Happened(pub(crate) Position);
+pub(crate) struct Happened(pub(crate) Position);
 
 impl IntoResponse for Happened {
     fn into_response(self) -> Response {

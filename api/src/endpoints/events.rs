@@ -82,9 +82,8 @@ impl Streams {
                 .with("max", max)
                 .retry_after_s(5)
         };
-        let place = Arc::clone(&self.all)
-            .try_acquire_owned()
-            .map_err(|_| full("Too many", self.all.available_permits()))?;
+        let place =
+            Arc::clone(&self.all).try_acquire_owned().map_err(|_| full("Too many", self.all.available_permits()))?;
         let mut of_user = self.of_user.lock();
         let open = of_user.entry(user).or_default();
         if *open >= self.per_user_max {
@@ -371,9 +370,7 @@ impl Replay {
 
 /// `a.b.v1` is itself, any version of `a.b`, and below `a.`.
 fn type_matches(wanted: &str, found: &str) -> bool {
-    found
-        .strip_prefix(wanted)
-        .is_some_and(|rest| rest.is_empty() || wanted.ends_with('.') || rest.starts_with(".v"))
+    found.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || wanted.ends_with('.') || rest.starts_with(".v"))
 }
 
 fn words(text: Option<&str>) -> Vec<&str> {

@@ -92,7 +92,7 @@ async fn card(
     let live = phase_of(&record, caller.arrival.now) == LinkPhase::Active;
     let claims = if live { state.share.claims(org, link, None).await? } else { None };
     let runtime = state.reads.runtime_of(&permit);
-    let routes = routes(&manifest, &record.service)
+    let routes = declared(&manifest, &record.service)
         .map(|(family, path, service)| CardRoute {
             family: family.token(),
             path,
@@ -113,7 +113,7 @@ async fn card(
 }
 
 /// The app-surface routes of one web service's host: its own, and those that share its origin.
-fn routes<'a>(
+fn declared<'a>(
     manifest: &'a Manifest,
     base: &'a ServiceName,
 ) -> impl Iterator<Item = (RouteFamily, String, &'a ServiceName)> {

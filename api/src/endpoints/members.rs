@@ -192,7 +192,8 @@ impl Members {
             Ok(()) => Ok(()),
             Err(AccountError::Exists) => {
                 // An account whose user never came to be is left over from a request that broke off.
-                let Some(left) = self.identity.credentials().account_by_address(&account.email).await.map_err(internal)?
+                let Some(left) =
+                    self.identity.credentials().account_by_address(&account.email).await.map_err(internal)?
                 else {
                     return Err(exists());
                 };

@@ -123,8 +123,7 @@ async fn create(
     let slug: ProjectSlug = new.slug.parse().map_err(|error| Problem::value("slug", error))?;
     let repository = repository(&new.repository)?;
     let (id, done) = projects::create(&state.commands, &permit, &context, slug, new.name.clone(), repository).await?;
-    let answer =
-        WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
+    let answer = WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
     Ok(Written::created(done.position, answer))
 }
 

@@ -36,11 +36,7 @@ pub(crate) struct Runtimes {
 has_access!(Runtimes);
 
 pub(crate) fn routes() -> OpenApiRouter<Runtimes> {
-    OpenApiRouter::new()
-        .routes(routes!(get))
-        .routes(routes!(wake))
-        .routes(routes!(sleep))
-        .routes(routes!(keep_awake))
+    OpenApiRouter::new().routes(routes!(get)).routes(routes!(wake)).routes(routes!(sleep)).routes(routes!(keep_awake))
 }
 
 /// What a runtime does. Names no host, port or address.
@@ -84,9 +80,7 @@ pub(crate) struct Cause {
 impl From<&WakeCause> for Cause {
     fn from(cause: &WakeCause) -> Self {
         match cause {
-            WakeCause::Link { link, .. } => {
-                Self { kind: "link", by: None, name: None, link: Some(link.to_string()) }
-            }
+            WakeCause::Link { link, .. } => Self { kind: "link", by: None, name: None, link: Some(link.to_string()) },
             WakeCause::Person(user) => Self { kind: "person", by: Some(user.to_string()), name: None, link: None },
             WakeCause::Job { name, by } => {
                 Self { kind: "job", by: Some(by.to_string()), name: Some(name.clone()), link: None }

@@ -1,8 +1,8 @@
 //! Workspaces: a branch and the services of its `envforge.yml`.
 
 use axum::extract::State;
-use envforge_commands::workspaces::{self, NewWorkspace as New};
 use envforge_commands::Commands;
+use envforge_commands::workspaces::{self, NewWorkspace as New};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::manifest::{Manifest, Route};

@@ -56,7 +56,8 @@ impl Problem {
             code: entry.code,
             status: entry.status,
             title: entry.title,
-            detail: "Something went wrong on our side. It is recorded under the request named by `instance`.".to_owned(),
+            detail: "Something went wrong on our side. It is recorded under the request named by `instance`."
+                .to_owned(),
             fields: Map::new(),
             retry_after_s: None,
             internal: Some(reason.into()),
@@ -179,9 +180,10 @@ impl From<CommandError> for Problem {
         match error {
             CommandError::Refused(refusal) => Self::from(&*refusal),
             CommandError::PermitMismatch { .. } => Self::internal(error.to_string()),
-            CommandError::CommandReused => {
-                Self::new("idempotency_key_reused", "This Idempotency-Key was used for another request before. Use a new one.")
-            }
+            CommandError::CommandReused => Self::new(
+                "idempotency_key_reused",
+                "This Idempotency-Key was used for another request before. Use a new one.",
+            ),
             CommandError::Contended => Self::new("contended", error.to_string()).retry_after_s(1),
             CommandError::Unknown => Self::new("outcome_unknown", error.to_string()).retry_after_s(1),
             CommandError::Unappendable(error) => error.into(),
@@ -228,9 +230,8 @@ impl From<LoginError> for Problem {
     fn from(error: LoginError) -> Self {
         match error {
             LoginError::WrongCredentials { .. } => Self::new("wrong_credentials", error.to_string()),
-            LoginError::LockedOut(locked) => {
-                Self::new("too_many_attempts", error.to_string()).retry_after_s(locked.retry_after.get().div_ceil(1_000))
-            }
+            LoginError::LockedOut(locked) => Self::new("too_many_attempts", error.to_string())
+                .retry_after_s(locked.retry_after.get().div_ceil(1_000)),
             LoginError::Busy => Self::new("sign_in_busy", error.to_string()).retry_after_s(1),
             LoginError::Identity(error) => error.into(),
         }
