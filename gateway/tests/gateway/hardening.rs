@@ -257,7 +257,7 @@ async fn no_spelling_of_a_path_gets_a_link_without_api_to_the_api() {
                 ('/', 4) => path.push_str("%2f"),
                 ('/', 5) => path.push_str("/x/..%2f"),
                 ('/', 6) => path.push_str(";/"),
-                ('/', 7) => path.push_str("\\"),
+                ('/', 7) => path.push('\\'),
                 (_, 0) => path.push_str(&format!("%{byte:02x}")),
                 (_, 1) => path.push_str(&format!("%{byte:02X}")),
                 (_, 2) => path.push_str(&format!("%25{byte:02x}")),
