@@ -120,6 +120,20 @@ impl Commands {
         Ok(Loaded { state: folded.state.clone(), position: folded.position })
     }
 
+    /// The first answer to this very request, where it was carried out on this stream before. For use cases whose
+    /// looked-up facts may have changed since: a repeated request gets its first answer and not a new refusal.
+    pub(crate) async fn answered<A: Aggregate>(
+        &self,
+        permit: &Permit,
+        context: &Context,
+        stream: &StreamId,
+        needed: Action,
+    ) -> Result<Option<Done>, CommandError> {
+        check_permit(permit, needed, stream)?;
+        let folded = self.folded::<A>(stream, true).await?;
+        answered_before(&folded, context)
+    }
+
     /// Several streams in one atomic append, for claims.
     pub fn transaction<'a>(&'a self, context: &'a Context) -> Transaction<'a> {
         Transaction::new(self, context)

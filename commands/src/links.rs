@@ -1,6 +1,6 @@
 //! Signed dev links: every verb, with the limits that organization and manifest set.
 
-use envforge_domain::access::Permit;
+use envforge_domain::access::{Action, Permit};
 use envforge_domain::commit::StreamId;
 use envforge_domain::dev_link::{
     BlockedAttempts, DevLink, DevLinkCommand, DevLinkRefusal, Generation, LinkLimits, RouteFamilies,
@@ -35,9 +35,13 @@ pub async fn issue(
     context: &Context,
     new: NewLink,
 ) -> Result<(LinkId, Done), CommandError> {
+    let link = LinkId::from_uuid(context.new_id());
+    let stream = StreamId::dev_link(permit.org(), link);
+    if let Some(done) = commands.answered::<DevLink>(permit, context, &stream, Action::LinkIssue).await? {
+        return Ok((link, done));
+    }
     let workspace = active_workspace(commands, permit, new.workspace).await?;
     let limits = limits(commands, permit, &workspace, &new.service).await?;
-    let link = LinkId::from_uuid(context.new_id());
     let command = DevLinkCommand::Issue {
         link,
         project: workspace.project,
@@ -51,7 +55,6 @@ pub async fn issue(
         limits,
         now: context.now,
     };
-    let stream = StreamId::dev_link(permit.org(), link);
     let done = commands.execute::<DevLink>(permit, context, &stream, &command).await?;
     Ok((link, done))
 }
@@ -92,6 +95,10 @@ pub async fn change_allowlist(
     link: LinkId,
     families: RouteFamilies,
 ) -> Result<Done, CommandError> {
+    let stream = StreamId::dev_link(permit.org(), link);
+    if let Some(done) = commands.answered::<DevLink>(permit, context, &stream, Action::LinkChangeAllowlist).await? {
+        return Ok(done);
+    }
     let limits = limits_of_link(commands, permit, link).await?;
     let command = DevLinkCommand::ChangeAllowlist { families, limits, now: context.now };
     execute(commands, permit, context, link, &command).await
@@ -105,6 +112,10 @@ pub async fn rotate(
     link: LinkId,
     lifetime: Option<Millis>,
 ) -> Result<Done, CommandError> {
+    let stream = StreamId::dev_link(permit.org(), link);
+    if let Some(done) = commands.answered::<DevLink>(permit, context, &stream, Action::LinkRotate).await? {
+        return Ok(done);
+    }
     let limits = limits_of_link(commands, permit, link).await?;
     let command = DevLinkCommand::Rotate { lifetime, limits, now: context.now };
     execute(commands, permit, context, link, &command).await

@@ -39,6 +39,11 @@ pub trait Refusal: fmt::Display + fmt::Debug + Send + Sync + 'static {
     fn code(&self) -> &'static str;
 
     fn kind(&self) -> RefusalKind;
+
+    /// What would be allowed, as numbers for programs; units last (`max_ms`). Empty where no number helps.
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// What a refusal means for the one who asked.

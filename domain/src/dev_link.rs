@@ -236,6 +236,8 @@ pub struct ActiveLink {
     pub service: ServiceName,
     pub families: RouteFamilies,
     pub generation: Generation,
+    /// When the current generation was issued.
+    pub issued_at: UnixMillis,
     pub expires_at: UnixMillis,
     pub wake_budget: Option<u32>,
     pub wakes_spent: u32,
@@ -335,6 +337,28 @@ impl Refusal for DevLinkRefusal {
             Self::FamiliesNotAllowed { .. } | Self::TooManySessions { .. } | Self::WakeBudgetSpent { .. } => {
                 RefusalKind::Forbidden
             }
+        }
+    }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::LifetimeOutOfRange { min, max } => vec![("min_ms", min.get()), ("max_ms", max.get())],
+            Self::WakeBudgetOutOfRange { max } => vec![("min", 1), ("max", u64::from(*max))],
+            Self::WakeBudgetSpent { budget } => vec![("budget", u64::from(*budget))],
+            Self::Label { max } | Self::Reason { max } => vec![("max_chars", *max as u64)],
+            Self::TooManySessions { max } => vec![("max", *max as u64)],
+            Self::HandoffExpired { max } => vec![("max_ms", max.get())],
+            Self::Unknown
+            | Self::Exists
+            | Self::Revoked
+            | Self::Expired
+            | Self::NotYetExpired
+            | Self::NoFamilies
+            | Self::FamiliesNotAllowed { .. }
+            | Self::FamiliesNotDeclared { .. }
+            | Self::Rotated
+            | Self::HandoffUsed
+            | Self::SessionUnknown => vec![],
         }
     }
 }
@@ -449,23 +473,35 @@ impl Aggregate for DevLink {
 
     fn evolve(state: Self, event: &DevLinkEvent) -> Self {
         match (state, event) {
-            (_, DevLinkEvent::Issued { link, project, workspace, service, families, expires_at, wake_budget, .. }) => {
-                Self::Active(ActiveLink {
-                    link: *link,
-                    project: *project,
-                    workspace: *workspace,
-                    service: service.clone(),
-                    families: *families,
-                    generation: Generation(1),
-                    expires_at: *expires_at,
-                    wake_budget: *wake_budget,
-                    wakes_spent: 0,
-                    last_wake: None,
-                    first_used: false,
-                    sessions: BTreeMap::new(),
-                    redeemed: BTreeMap::new(),
-                })
-            }
+            (
+                _,
+                DevLinkEvent::Issued {
+                    link,
+                    project,
+                    workspace,
+                    service,
+                    families,
+                    issued_at,
+                    expires_at,
+                    wake_budget,
+                    ..
+                },
+            ) => Self::Active(ActiveLink {
+                link: *link,
+                project: *project,
+                workspace: *workspace,
+                service: service.clone(),
+                families: *families,
+                generation: Generation(1),
+                issued_at: *issued_at,
+                expires_at: *expires_at,
+                wake_budget: *wake_budget,
+                wakes_spent: 0,
+                last_wake: None,
+                first_used: false,
+                sessions: BTreeMap::new(),
+                redeemed: BTreeMap::new(),
+            }),
             (Self::Active(active), DevLinkEvent::Expired) => Self::Expired { link: active.link },
             (Self::Active(ActiveLink { link, .. }) | Self::Expired { link }, DevLinkEvent::Revoked { .. }) => {
                 Self::Revoked { link }
@@ -608,8 +644,9 @@ fn evolve_active(mut active: ActiveLink, event: &DevLinkEvent) -> ActiveLink {
             }
         }
         DevLinkEvent::AllowlistChanged { families } => active.families = *families,
-        DevLinkEvent::Rotated { generation, expires_at, .. } => {
+        DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
             active.generation = *generation;
+            active.issued_at = *issued_at;
             active.expires_at = *expires_at;
             active.sessions.clear();
         }

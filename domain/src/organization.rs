@@ -184,6 +184,22 @@ impl Refusal for OrganizationRefusal {
             Self::AboveYourself { .. } | Self::TooManyGrants { .. } => RefusalKind::Forbidden,
         }
     }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::PolicyOutOfRange { min, max, .. } => vec![("min_ms", min.get()), ("max_ms", max.get())],
+            Self::Name { max } => vec![("max_chars", *max as u64)],
+            Self::TooManyGrants { max } => vec![("max", *max as u64)],
+            Self::Unknown
+            | Self::Exists
+            | Self::NotAMember
+            | Self::LastOwner
+            | Self::AboveYourself { .. }
+            | Self::OrgWideOnly { .. }
+            | Self::EndsInThePast
+            | Self::NotAssigned => vec![],
+        }
+    }
 }
 
 fn check_policy(policy: &OrganizationPolicy) -> Result<(), OrganizationRefusal> {

@@ -94,6 +94,13 @@ impl Refusal for ProjectRefusal {
             Self::Name { .. } => RefusalKind::Invalid,
         }
     }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Name { max } => vec![("max_chars", *max as u64)],
+            Self::Unknown | Self::Exists => vec![],
+        }
+    }
 }
 
 /// A name people read: 1 to `NAME_CHARS_MAX` characters, no control characters, not only blanks.

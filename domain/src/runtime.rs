@@ -287,6 +287,16 @@ impl Refusal for RuntimeRefusal {
             Self::KeepAwakeTooLong { .. } | Self::KeepAwakeInThePast | Self::Reason { .. } => RefusalKind::Invalid,
         }
     }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::KeepAwakeTooLong { max } => vec![("max_ms", max.get())],
+            Self::Reason { max } => vec![("max_chars", *max as u64)],
+            Self::KeptAwake { until } | Self::LeaseHolds { until } => vec![("until_unix_ms", until.get())],
+            Self::OtherEpoch { current, .. } => vec![("current_epoch", *current)],
+            Self::WorkspaceArchived | Self::NotAwake | Self::KeepAwakeInThePast => vec![],
+        }
+    }
 }
 
 /// 1 to `REASON_CHARS_MAX` characters on one line.

@@ -165,6 +165,14 @@ impl Refusal for UserRefusal {
             Self::Name { .. } => RefusalKind::Invalid,
         }
     }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Name { max } => vec![("max_chars", *max as u64)],
+            Self::TooManySessions { max } => vec![("max", *max as u64)],
+            Self::Unknown | Self::Exists | Self::Deactivated => vec![],
+        }
+    }
 }
 
 impl Aggregate for User {

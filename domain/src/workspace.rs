@@ -6,7 +6,7 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{ProjectId, WorkspaceId};
 use crate::manifest::{Manifest, Route};
-use crate::slug::{HostLabel, LabelTooLong, OrgSlug, WorkspaceSlug};
+use crate::slug::{HostLabel, LABEL_LENGTH_MAX, LabelTooLong, OrgSlug, WorkspaceSlug};
 
 /// Who may reach a workspace from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -139,6 +139,13 @@ impl Refusal for WorkspaceRefusal {
             Self::Exists => RefusalKind::Conflict,
             Self::Archived => RefusalKind::Gone,
             Self::LabelTooLong(_) => RefusalKind::Invalid,
+        }
+    }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::LabelTooLong(label) => vec![("length", label.length as u64), ("max", LABEL_LENGTH_MAX as u64)],
+            Self::Unknown | Self::Exists | Self::Archived => vec![],
         }
     }
 }

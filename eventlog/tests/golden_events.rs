@@ -3,6 +3,7 @@
 //! A golden file is never edited once it has landed. A new event type or version needs a sample here;
 //! `ENVFORGE_WRITE_GOLDEN=1 cargo nextest run -p envforge-eventlog golden` writes the missing files and no other.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -24,13 +25,16 @@ use envforge_domain::manifest::{
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{ProjectEvent, Repository};
-use envforge_domain::runtime::{Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::runtime::{
+    ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
+};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{EmailAddress, SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::schema::{self, DecodeError, EncodeError};
+use proptest::prelude::*;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -188,12 +192,8 @@ fn samples() -> Vec<Event> {
             endpoints: vec![(web.clone(), parsed("127.0.0.1:40001")), (parsed("api"), parsed("[::1]:40002"))],
         },
         RuntimeEvent::LeaseRenewed { epoch, lease_until: at(60) },
-        RuntimeEvent::ActivitySeen {
-            epoch,
-            at: at(61),
-            open_streams: 1,
-            source: envforge_domain::runtime::ActivitySource::Link(link),
-        },
+        RuntimeEvent::ActivitySeen { epoch, at: at(45), open_streams: 1, source: ActivitySource::Link(link) },
+        RuntimeEvent::ActivitySeen { epoch, at: at(46), open_streams: 0, source: ActivitySource::Person(user) },
         RuntimeEvent::KeptAwake { until: at(1_800), reason: "demo at noon".to_owned(), by: user },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::KeepAwake { until: at(1_800) } },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::OpenStreams { count: 2 } },
@@ -449,4 +449,31 @@ fn limits_say_what_was_found_and_what_is_allowed() {
     let mut foreign = commit_of(vec![claim(1)]);
     foreign.stream = StreamId::new(OrgId::SYSTEM, StreamKind::Host, "key").unwrap();
     assert_eq!(schema::encode(&foreign), Err(EncodeError::WrongStream { event: "claim", stream: "host" }));
+}
+
+proptest! {
+    #[test]
+    fn any_text_survives_storing(holder in ".{0,200}", id: u128) {
+        let mut commit = commit_of(vec![Event::Claim(ClaimEvent::Taken { holder })]);
+        commit.command = CommandId::from_uuid(Uuid::from_u128(id));
+        prop_assert_eq!(schema::decode(&schema::encode(&commit).unwrap()).unwrap(), commit);
+    }
+
+    /// What is damaged is an error or another commit, never a panic.
+    #[test]
+    fn damaged_bytes_never_panic(sample in 0..200_usize, at: prop::sample::Index, byte: u8, cut: bool) {
+        let samples = samples();
+        let mut stored = schema::encode(&commit_of(vec![samples[sample % samples.len()].clone()])).unwrap().to_vec();
+        let at = at.index(stored.len());
+        stored[at] = byte;
+        if cut {
+            stored.truncate(at);
+        }
+        let _ = schema::decode(&stored);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_no_commit(bytes: Vec<u8>) {
+        prop_assert!(schema::decode(&bytes).is_err());
+    }
 }

@@ -18,7 +18,7 @@ use envforge_domain::manifest::Route;
 use envforge_domain::project::Project;
 use envforge_domain::runtime::{Epoch, ReadyService, Runtime, RuntimeCommand, SleepCause, WakeStage};
 use envforge_domain::slug::HostLabel;
-use envforge_domain::time::{Clock, SharedClock};
+use envforge_domain::time::SharedClock;
 use envforge_domain::workspace::ActiveWorkspace;
 use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
 use envforge_runtime::{LocalHost, Report, Stage, WakeFailure, WakeOrder};
@@ -198,7 +198,13 @@ impl RuntimeReactor {
         }
     }
 
-    fn start(&mut self, workspace: WorkspaceId, epoch: Epoch, task: Task, work: impl Future<Output = ()> + Send + 'static) {
+    fn start(
+        &mut self,
+        workspace: WorkspaceId,
+        epoch: Epoch,
+        task: Task,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.busy.insert(workspace, (epoch, task));
         let finished = self.shared.finished.clone();
         tokio::spawn(async move {
@@ -234,12 +240,15 @@ impl RuntimeReactor {
                 tracing::warn!(%workspace, %service, %status, "a service was restarted");
             }
             Report::RuntimeFailed { workspace, epoch, service, reason } => {
-                let (Some(known), Some(resource)) = (self.world.runtime(workspace), self.world.resource(workspace)) else {
+                let (Some(known), Some(resource)) = (self.world.runtime(workspace), self.world.resource(workspace))
+                else {
                     return;
                 };
                 let origin = Origin { commit: known.commit, correlation: known.correlation };
-                let report =
-                    RuntimeCommand::ReportFailed { epoch: Epoch(epoch), reason: format!("service `{service}`: {reason}") };
+                let report = RuntimeCommand::ReportFailed {
+                    epoch: Epoch(epoch),
+                    reason: format!("service `{service}`: {reason}"),
+                };
                 let shared = Arc::clone(&self.shared);
                 let position = self.world.position();
                 tokio::spawn(async move {
@@ -292,7 +301,8 @@ impl RuntimeReactor {
                 let context = Context::caused_by(origin.commit, origin.correlation, "shutdown", now);
                 let permit = system_permit(Component::RuntimeReactor, Action::RuntimeSleep, resource, position, now);
                 if let Ok(permit) = permit
-                    && let Err(error) = runtimes::sleep(&shared.commands, &permit, &context, workspace, SleepCause::Shutdown).await
+                    && let Err(error) =
+                        runtimes::sleep(&shared.commands, &permit, &context, workspace, SleepCause::Shutdown).await
                 {
                     tracing::warn!(%workspace, %error, "the sleep at shutdown was not recorded");
                 }
@@ -303,7 +313,12 @@ impl RuntimeReactor {
         self.shared.host.shutdown().await;
     }
 
-    fn wake_order(&self, workspace: WorkspaceId, org: OrgId, epoch: Epoch) -> Result<(WakeOrder, ActiveWorkspace), String> {
+    fn wake_order(
+        &self,
+        workspace: WorkspaceId,
+        org: OrgId,
+        epoch: Epoch,
+    ) -> Result<(WakeOrder, ActiveWorkspace), String> {
         let active = self.world.workspace(workspace).ok_or("the workspace is archived")?.clone();
         let Some(Project::Active { repository, .. }) = self.world.project(active.project) else {
             return Err("the project is unknown".to_owned());
@@ -392,7 +407,14 @@ impl Shared {
         }
     }
 
-    async fn sleep(&self, workspace: WorkspaceId, epoch: Epoch, resource: Resource, position: Position, origin: Origin) {
+    async fn sleep(
+        &self,
+        workspace: WorkspaceId,
+        epoch: Epoch,
+        resource: Resource,
+        position: Position,
+        origin: Origin,
+    ) {
         for attempt in 0..REPORT_ATTEMPTS_MAX {
             match self.host.sleep(workspace, epoch.0).await {
                 Ok(()) => break,
@@ -423,21 +445,31 @@ impl Shared {
             .map_err(|error| error.to_string())?;
         if known.state == Host::Unknown {
             let on = Resource::Host { org, host };
-            let permit = system_permit(Component::RuntimeReactor, Action::HostRegister, on, position, now).map_err(internal)?;
+            let permit =
+                system_permit(Component::RuntimeReactor, Action::HostRegister, on, position, now).map_err(internal)?;
             let context = Context::caused_by(origin.commit, origin.correlation, "register host", now);
-            let machine =
-                hosts::MachineKey::parse(&self.machine.key).map_err(|error| error.to_string())?;
-            let registered =
-                hosts::register(&self.commands, &permit, &context, host, "local".to_owned(), machine, self.machine.capacity);
+            let machine = hosts::MachineKey::parse(&self.machine.key).map_err(|error| error.to_string())?;
+            let registered = hosts::register(
+                &self.commands,
+                &permit,
+                &context,
+                host,
+                "local".to_owned(),
+                machine,
+                self.machine.capacity,
+            );
             match registered.await {
                 Ok(_) => {}
                 Err(error) if error.refusal_code() == Some("name_taken") => {
-                    return Err("this machine belongs to another organization, and no machine is shared between two".to_owned());
+                    return Err(
+                        "this machine belongs to another organization, and no machine is shared between two".to_owned()
+                    );
                 }
                 Err(error) => return Err(error.to_string()),
             }
         }
-        let permit = system_permit(Component::RuntimeReactor, Action::HostPlace, resource, position, now).map_err(internal)?;
+        let permit =
+            system_permit(Component::RuntimeReactor, Action::HostPlace, resource, position, now).map_err(internal)?;
         let context = Context::caused_by(origin.commit, origin.correlation, "place", now);
         match hosts::place(&self.commands, &permit, &context, host, active.workspace, needs(active)).await {
             Ok(_) => Ok(()),

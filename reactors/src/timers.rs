@@ -12,7 +12,7 @@ use envforge_domain::commit::Component;
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::limits::{IDLE_SLEEP_DEFAULT, RUNTIME_LEASE};
 use envforge_domain::runtime::{PostponeCause, Runtime, RuntimeCommand, SleepCause};
-use envforge_domain::time::{Clock, SharedClock, UnixMillis};
+use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,8 @@ impl Timers {
     async fn fire(&mut self) {
         let now = self.clock.now();
         for (link, resource) in self.world.links_due(now, LINKS_PER_TICK_MAX) {
-            let Ok(permit) = system_permit(Component::Timer, Action::LinkExpire, resource, self.world.position(), now) else {
+            let Ok(permit) = system_permit(Component::Timer, Action::LinkExpire, resource, self.world.position(), now)
+            else {
                 continue;
             };
             log_failure("link_expiry", links::expire(&self.commands, &permit, &Context::new(now), link).await);

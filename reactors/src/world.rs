@@ -244,7 +244,7 @@ impl World {
 }
 
 /// What a workspace's services need together.
-pub fn needs(workspace: &ActiveWorkspace) -> Capacity {
+pub(crate) fn needs(workspace: &ActiveWorkspace) -> Capacity {
     workspace.manifest.services.iter().fold(Capacity::default(), |sum, service| {
         sum.plus(&Capacity { cpu_millicores: service.cpu_millicores, memory_mib: service.memory_mib })
     })

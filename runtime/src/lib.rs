@@ -1,1 +1,34 @@
-//! Placeholder.
+//! Where workspaces run.
+//!
+//! Owns the agent of a host ([`LocalHost`]): it checks out a branch, starts the services that `envforge.yml` declares, waits
+//! until they are ready, restarts what crashes, keeps their output within bounds, puts them to sleep, and ends whatever an
+//! earlier process left behind after a kill -9. The same agent runs on a developer's machine and, later, on a VM.
+//!
+//! Not here: who may wake what (the caller brings an order that the policy has allowed), when to sleep, what is billed, the
+//! manifest's parser. CPU and memory limits are declared and metered, not enforced. A process that clears its environment,
+//! leaves its process group and loses its parent is beyond what this agent can find; a VM's cgroup is the answer to that.
+
+mod backoff;
+mod checkout;
+mod config;
+mod environment;
+mod failure;
+mod host;
+mod order;
+mod output;
+mod port;
+mod process;
+mod readiness;
+mod record;
+mod report;
+mod repository;
+mod running;
+mod service;
+mod wake;
+mod workspace;
+
+pub use config::{Config, InvalidConfig};
+pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFailure};
+pub use host::{Leftover, LocalHost};
+pub use order::{Awake, Stage, WakeOrder};
+pub use report::{Report, Reports};

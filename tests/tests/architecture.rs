@@ -31,6 +31,20 @@ fn no_crates_depend_on_each_other_in_a_circle() {
 }
 
 #[test]
+fn the_domain_reads_no_clock_and_does_no_io() {
+    assert_no_findings(each_source(
+        |path, text| if path.starts_with("domain/src") { impurities(text) } else { vec![] },
+    ));
+    let manifest = read("domain/Cargo.toml");
+    let product = manifest.split("[dev-dependencies]").next().unwrap();
+    let impure =
+        ["tokio", "async-trait", "futures-util", "rand", "getrandom", "sqlx", "reqwest", "hyper", "nix", "jiff"];
+    let is_impure = |line: &str| impure.iter().any(|name| line.split(['.', ' ', '=']).next() == Some(name));
+    let found = lines_with(product, is_impure).map(|line| format!("domain/Cargo.toml:{line}: not for a pure crate"));
+    assert_no_findings(found.collect());
+}
+
+#[test]
 fn every_source_file_opens_by_saying_what_it_owns() {
     assert_no_findings(each_source(|_, text| opening(text)));
 }
@@ -80,6 +94,34 @@ fn nextest_limits_the_tests_that_the_fast_run_leaves_out() {
         read(".config/nextest.toml").contains(&filter),
         ".config/nextest.toml lacks `{filter}`, the words of xtask/src/test.rs"
     );
+}
+
+#[test]
+fn nextest_retries_nothing() {
+    let text = read(".config/nextest.toml");
+    let found: Vec<usize> = lines_with(&text, |line| !line.starts_with('#') && line.contains("retries")).collect();
+    assert!(
+        found.is_empty(),
+        ".config/nextest.toml retries tests in lines {found:?}: a test that fails sometimes is a bug"
+    );
+}
+
+#[test]
+fn every_invariant_in_architecture_md_names_a_test_that_exists() {
+    let mut functions = BTreeSet::new();
+    each_source(|_, text| {
+        // `fn name(`, also inside proptest's macro.
+        vec![
+            text.split("fn ")
+                .skip(1)
+                .map(|rest| rest.split('(').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+                .join(" "),
+        ]
+    })
+    .iter()
+    .for_each(|names| functions.extend(names.split([' ', ':']).map(str::to_owned)));
+    assert_no_findings(unheld_invariants(&read("ARCHITECTURE.md"), &functions));
 }
 
 // The rules, each a pure function over text or graphs.
@@ -160,9 +202,31 @@ fn cycle(graph: &Graph) -> Option<Vec<String>> {
     })
 }
 
+/// Rows of the table headed `| invariant | held by |` that name no test, or one that is not among `functions`.
+fn unheld_invariants(text: &str, functions: &BTreeSet<String>) -> Vec<String> {
+    let mut lines = text.lines().skip_while(|line| cells(line) != ["invariant", "held by"]);
+    if lines.next().is_none() {
+        return vec!["ARCHITECTURE.md has no table headed `| invariant | held by |`".into()];
+    }
+    let mut found = Vec::new();
+    for line in lines.skip(1).take_while(|line| line.starts_with('|')) {
+        let held_by = line.trim().trim_matches('|').rsplit('|').next().unwrap().trim();
+        if held_by.starts_with("the compiler: ") {
+            continue;
+        }
+        let tests: Vec<&str> = held_by.split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() {
+            found.push(format!("held by no test: {line}"));
+        }
+        let missing = tests.into_iter().filter(|name| !functions.contains(*name));
+        found.extend(missing.map(|name| format!("no test is called {name}, which ARCHITECTURE.md names")));
+    }
+    found
+}
+
 fn opening(text: &str) -> Vec<String> {
     let first = text.trim_start().strip_prefix("//!").and_then(|rest| rest.lines().next());
-    if first.is_some_and(|line| line.trim().len() > 10) {
+    if first.is_some_and(|line| line.trim().len() > 5) {
         vec![]
     } else {
         vec!["1: opens without `//!` and a sentence: what does it own, and what not?".into()]
@@ -182,6 +246,28 @@ fn forbidden_modules(path: &Path, text: &str) -> Vec<String> {
     };
     found.extend(lines_with(text, names_drawer).map(|line| format!("{line}: no noun: name what this module owns")));
     found
+}
+
+/// What would make a decision depend on more than its arguments. Tests of the domain may read golden files.
+fn impurities(text: &str) -> Vec<String> {
+    let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
+    let marks = [
+        "std::fs",
+        "TcpStream",
+        "TcpListener",
+        "UdpSocket",
+        "std::env",
+        "std::process",
+        "std::thread",
+        "::now()",
+        "::now_v7()",
+        "::new_v4()",
+        "async fn",
+    ];
+    lines_with(text, |line| marks.iter().any(|mark| line.contains(mark)))
+        .filter(|line| *line <= end)
+        .map(|line| format!("{line}: the domain is pure: time, ids and looked-up facts ride in the command"))
+        .collect()
 }
 
 fn sleeps_in_tests(path: &Path, text: &str) -> Vec<String> {
@@ -211,7 +297,8 @@ fn unnamed_servers(path: &Path, text: &str, words: &[String]) -> Vec<String> {
     if !is_test || named(&path.to_string_lossy()) || text.lines().any(|line| line.contains("mod ") && named(line)) {
         return vec![];
     }
-    let starts = ["NatsServer::start", "Postgres::start", "Postgres::shared", "Tool::Chromium", "Tool::BrowserDir"];
+    let starts =
+        ["NatsServer::start", "Postgres::start", "Postgres::shared", "Tool::Chromium.path", "Tool::BrowserDir.path"];
     let what_instead = format!("put one of {} into the name of the file or module", words.join(", "));
     // Quoted names, as here above, start nothing.
     lines_with(text, |line| !line.contains('"') && starts.iter().any(|start| line.contains(start)))
@@ -334,6 +421,16 @@ mod each_rule_can_fail {
     }
 
     #[test]
+    fn invariants_that_nothing_holds_are_found() {
+        let functions = BTreeSet::from(["one".to_owned()]);
+        let rows =
+            |rows: &str| unheld_invariants(&format!("| invariant | held by |\n|---|---|\n{rows}"), &functions).len();
+        assert_eq!(rows("| a | `one` |\n| b | the compiler: x |"), 0);
+        assert_eq!(rows("| a | hope |\n| b | `one`, `two` |"), 2);
+        assert_eq!(unheld_invariants("", &functions).len(), 1);
+    }
+
+    #[test]
     fn files_without_an_opening_and_drawers_are_found() {
         assert_eq!(opening("use std::fmt;\n").len() + opening("//!\nfn x() {}").len(), 2);
         assert_eq!(opening("//! What it owns, and what not.\n").len(), 0);
@@ -342,6 +439,12 @@ mod each_rule_can_fail {
             forbidden_modules(Path::new("api/src/lib.rs"), "//! x\npub(crate) mod helpers;\nmod typeset;\n").len(),
             1
         );
+    }
+
+    #[test]
+    fn clocks_and_io_in_the_domain_are_found() {
+        assert_eq!(impurities("let now = Instant::now();\nlet text = std::fs::read(path);\n").len(), 2);
+        assert_eq!(impurities("let now = context.now;\n#[cfg(test)]\nlet text = std::fs::read(path);\n").len(), 0);
     }
 
     #[test]

@@ -22,7 +22,17 @@ pub(crate) fn run(workspace: &Workspace, _: &Options) -> Result<()> {
     });
     steps.run("lints", || {
         let mut clippy = workspace.cargo();
-        clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]);
+        clippy.args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--keep-going",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]);
         workspace.output_of(&mut clippy).map(|_| String::new())
     });
     steps.run("libraries and licences", || {
@@ -36,7 +46,8 @@ pub(crate) fn run(workspace: &Workspace, _: &Options) -> Result<()> {
     });
     steps.run("architecture", || {
         let mut test = workspace.cargo();
-        test.args(["test", "--package", "envforge-tests", "--test", "architecture", "--locked", "--quiet"]);
+        test.args(["test", "--package", "envforge-tests", "--test", "architecture", "--locked", "--quiet"])
+            .env("RUST_BACKTRACE", "0");
         // What failed stands on standard output, which is shown for a failure only.
         let output = test.output()?;
         let text = String::from_utf8_lossy(&output.stdout);

@@ -58,18 +58,18 @@ events! {
 }
 
 kinds! {
-    ActivitySource {
-        "link" => Link(link: LinkId = "link"),
-        "person" => Person(user: UserId = "user"),
-    }
-}
-
-kinds! {
     WakeCause {
         "link" => Link { link: LinkId = "link", session: SessionId = "session" },
         "person" => Person(user: UserId = "user"),
         "job" => Job { name: String = "name", by: UserId = "by" },
         "agent" => Agent { name: String = "name", by: UserId = "by" },
+    }
+}
+
+kinds! {
+    ActivitySource {
+        "link" => Link(link: LinkId = "link"),
+        "person" => Person(user: UserId = "user"),
     }
 }
 

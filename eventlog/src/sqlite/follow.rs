@@ -42,15 +42,17 @@ pub(super) async fn start(
     filter: Filter,
 ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
     file.check_place()?;
+    if let Some(proof) = &from.proof
+        && proof.identity != *file.identity()
+    {
+        let (expected, found) = (proof.identity.clone(), file.identity().clone());
+        return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
+    }
     let head = *heads.borrow();
     if from.position > head {
         return Err(LogError::NotTheSameLog(NotTheSameLog::WentBack { checkpoint: from.position, head }));
     }
     if let Some(proof) = &from.proof {
-        if proof.identity != *file.identity() {
-            let (expected, found) = (proof.identity.clone(), file.identity().clone());
-            return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
-        }
         let stored = reader.at(from.position).await?;
         if stored.is_none_or(|stored| digest(&stored.payload) != proof.digest) {
             return Err(LogError::NotTheSameLog(NotTheSameLog::Rewritten { position: from.position }));

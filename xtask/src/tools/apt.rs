@@ -41,6 +41,8 @@ pub(super) fn install(workspace: &Workspace, packages: &[&str]) -> Result<bool> 
     let mut install = workspace.command("apt-get");
     install.args(["install", "--yes", "--quiet", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]);
     install.args(packages).env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
+    // Only the programs are wanted: without systemd this keeps a package from starting its server.
+    install.env("RUNLEVEL", "1");
     run_quietly(workspace, &mut install)?;
     Ok(true)
 }

@@ -1,0 +1,142 @@
+//! Appending: attempts until there is an answer, and what a refusal or a silence means.
+//!
+//! A retry after a lost acknowledgement looks like a conflict to a single server, which checks the expectation before the
+//! message id, and like a duplicate to a cluster. So no refusal is believed before the streams themselves were asked.
+
+use std::time::{Duration, Instant};
+
+use envforge_domain::commit::{Commit, Position};
+
+use super::leader::{Leader, Stored};
+use super::publish::{Attempt, publish};
+use crate::prepared::PreparedAppend;
+use crate::{AppendError, Appended, LogError};
+
+/// Between two attempts; doubles from the first to the second.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// An append's answer, as opposed to trouble on the way to it.
+type Answer = Result<Appended, AppendError>;
+
+pub(super) async fn append(leader: &Leader, append: &PreparedAppend, timeout: Duration) -> Answer {
+    let deadline = Instant::now() + timeout;
+    // Whether an attempt may have been stored whose answer we do not have.
+    let mut in_doubt = false;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let attempt = match publish(leader, append).await {
+            Attempt::Stored(last) => {
+                // A batch is stored side by side, in its order.
+                let first = (last + 1).saturating_sub(append.commits.len() as u64);
+                let positions = (first..=last).map(Position::new).collect();
+                return Ok(Appended { positions, duplicate: false });
+            }
+            Attempt::Duplicate(sequence) => first_answer(leader, append, Position::new(sequence)).await.map(Some),
+            Attempt::Refused => judge(leader, append).await,
+            // Nobody may take the messages because the stream is gone, which no other attempt would mend.
+            Attempt::NotStored(reason) => match leader.head().await {
+                Err(error @ LogError::NotTheSameLog(_)) => Err(error),
+                Ok(_) | Err(_) => Err(LogError::Unavailable(reason)),
+            },
+            Attempt::Unanswered(reason) => {
+                in_doubt = true;
+                Err(LogError::Unavailable(reason))
+            }
+            Attempt::Impossible(reason) => return Err(LogError::Unavailable(reason).into()),
+        };
+        let trouble = match attempt {
+            Ok(Some(answer)) => return answer,
+            Ok(None) => "another append to the stream is on its way".to_owned(),
+            Err(LogError::Unavailable(reason)) => reason,
+            Err(error) => return Err(error.into()),
+        };
+        if Instant::now() + pause >= deadline {
+            tracing::warn!(trouble, in_doubt, "an append got no answer in time");
+            return Err(if in_doubt { AppendError::Unknown } else { LogError::Unavailable(trouble).into() });
+        }
+        // Half of it at random: writers of one stream that met once shall not meet again.
+        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// What the streams say about a refused append: it was stored before, or a stream has moved on. `None`: neither, so
+/// another message was on its way and the attempt may be repeated.
+async fn judge(leader: &Leader, append: &PreparedAppend) -> Result<Option<Answer>, LogError> {
+    let mut conflict = None;
+    for (index, commit) in append.commits.iter().enumerate() {
+        let subject = leader.subject(&commit.stream);
+        let last = leader.last(&subject).await?;
+        let end = last.as_ref().map_or(Position::START, |last| last.position);
+        // The append is whole or not at all: where its first commit is not, none of it is.
+        if let Some(last) = last {
+            if index == 0
+                && let Some(found) = find(leader, append, &subject, commit.expected, &last).await?
+            {
+                return first_answer(leader, append, found).await.map(Some);
+            }
+            if index > 0 && end == commit.expected && last.decode()?.commit.command == append.command {
+                return Ok(Some(Err(AppendError::CommandReused { command: append.command })));
+            }
+        }
+        if end != commit.expected && conflict.is_none() {
+            conflict = Some(AppendError::Conflict { stream: commit.stream.clone(), expected: commit.expected });
+        }
+    }
+    Ok(conflict.map(Err))
+}
+
+/// Where the command stands among the commits of the stream after `expected`, the last of which is given.
+///
+/// A stored append stands nowhere else: its own expectation put it there.
+async fn find(
+    leader: &Leader,
+    append: &PreparedAppend,
+    subject: &str,
+    expected: Position,
+    last: &Stored,
+) -> Result<Option<Position>, LogError> {
+    if last.decode()?.commit.command == append.command {
+        return Ok(Some(last.position));
+    }
+    let mut from = expected.next();
+    while from < last.position {
+        let Some(stored) = leader.next(subject, from).await? else { break };
+        if stored.decode()?.commit.command == append.command {
+            return Ok(Some(stored.position));
+        }
+        from = stored.position.next();
+    }
+    Ok(None)
+}
+
+/// The answer to a command one of whose commits stands at `found`: all its positions, or that the command id was used
+/// for another request.
+async fn first_answer(leader: &Leader, append: &PreparedAppend, found: Position) -> Result<Answer, LogError> {
+    let Some(commit) = of_command(leader, append, found).await? else {
+        return Err(LogError::Unavailable(format!("the server named {found}, where the command is not")));
+    };
+    if commit.request_digest != append.request_digest {
+        return Ok(Err(AppendError::CommandReused { command: append.command }));
+    }
+    // The rest of a batch stands beside it.
+    let (mut from, mut to, commits) = (found.get(), found.get(), append.commits.len() as u64);
+    while to - from + 1 < commits && of_command(leader, append, Position::new(to + 1)).await?.is_some() {
+        to += 1;
+    }
+    while to - from + 1 < commits && of_command(leader, append, Position::new(from - 1)).await?.is_some() {
+        from -= 1;
+    }
+    Ok(Ok(Appended { positions: (from..=to).map(Position::new).collect(), duplicate: true }))
+}
+
+async fn of_command(leader: &Leader, append: &PreparedAppend, at: Position) -> Result<Option<Commit>, LogError> {
+    // Nothing stands before the first position; asking for it would ask for the last one.
+    if at == Position::START {
+        return Ok(None);
+    }
+    let Some(stored) = leader.at(at).await? else { return Ok(None) };
+    let commit = stored.decode()?.commit;
+    Ok((commit.command == append.command).then_some(commit))
+}

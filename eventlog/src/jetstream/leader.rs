@@ -1,0 +1,299 @@
+//! Asking the stream's leader, whose word is never stale: who the log is, where it ends, single commits.
+//!
+//! Not here: appending (`append`) and reading many commits at once (`range`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{self, Info, LastRawMessageErrorKind, RawMessageError, State, Stream};
+use bytes::Bytes;
+use envforge_domain::commit::{Position, Recorded, StreamId};
+use envforge_domain::time::UnixMillis;
+use tokio::sync::{Mutex, watch};
+
+use super::config::{self, Config};
+use super::definition;
+use crate::{Filter, LogError, LogIdentity, NotTheSameLog, schema};
+
+/// A word of the leader younger than this serves every follower of the process.
+const WORD_AGE_MAX: Duration = Duration::from_millis(400);
+/// Between two attempts to find or make the stream.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// The connection to one log.
+pub(super) struct Leader {
+    pub(super) client: async_nats::Client,
+    pub(super) context: Context,
+    pub(super) stream: Stream<()>,
+    pub(super) name: String,
+    /// With its dot: `envforge.`.
+    prefix: String,
+    identity: LogIdentity,
+    word: Mutex<Option<Word>>,
+    pub(super) request_timeout: Duration,
+    /// Counts connections: each one above the first was a reconnection.
+    pub(super) connections: watch::Receiver<u64>,
+}
+
+/// What the leader said, and when it was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Word {
+    asked: Instant,
+    pub(super) head: Position,
+}
+
+/// A commit with the bytes it was read from.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) position: Position,
+    pub(super) recorded_at: UnixMillis,
+    pub(super) payload: Bytes,
+}
+
+impl Stored {
+    pub(super) fn decode(&self) -> Result<Recorded, LogError> {
+        let commit = schema::decode(&self.payload)
+            .map_err(|error| LogError::Undecodable { position: self.position, reason: error.to_string() })?;
+        Ok(Recorded { position: self.position, recorded_at: self.recorded_at, commit })
+    }
+}
+
+impl From<StreamMessage> for Stored {
+    fn from(message: StreamMessage) -> Self {
+        Self {
+            position: Position::new(message.sequence),
+            recorded_at: millis(message.time.unix_timestamp_nanos()),
+            payload: message.payload,
+        }
+    }
+}
+
+pub(super) fn millis(nanoseconds: i128) -> UnixMillis {
+    UnixMillis::new(u64::try_from(nanoseconds / 1_000_000).unwrap_or(0))
+}
+
+impl Leader {
+    /// Connects; makes the stream where there is none, else refuses one that could not be a log.
+    pub(super) async fn open(config: &Config) -> Result<Arc<Self>, LogError> {
+        let (client, connections) = config::connect(config).await?;
+        let payload_max = client.server_info().max_payload;
+        if payload_max < definition::MESSAGE_BYTES_MAX {
+            let needed = definition::MESSAGE_BYTES_MAX;
+            let reason = format!("the server's max_payload is {payload_max} bytes, the log needs {needed}");
+            return Err(LogError::Open(reason));
+        }
+        let context = ContextBuilder::new().timeout(config.request_timeout).build(client.clone());
+        let stream = context
+            .get_stream_no_info(&config.stream)
+            .await
+            .map_err(|error| LogError::Open(format!("stream `{}`: {error}", config.stream)))?;
+        let wanted = definition::wanted(&config.stream, &config.subject_prefix, config.replicas);
+        let info = found_or_made(&context, config, &wanted).await?;
+        let drift = definition::unsafe_drift(&info.config, &wanted);
+        if !drift.is_empty() {
+            return Err(LogError::Open(format!(
+                "stream `{}` cannot be the event log: {}; mend it, or name another stream",
+                config.stream,
+                drift.join("; ")
+            )));
+        }
+        Ok(Arc::new(Self {
+            client,
+            context,
+            stream,
+            name: config.stream.clone(),
+            prefix: format!("{}.", config.subject_prefix),
+            identity: identity(&info),
+            word: Mutex::new(None),
+            request_timeout: config.request_timeout,
+            connections,
+        }))
+    }
+
+    pub(super) fn identity(&self) -> &LogIdentity {
+        &self.identity
+    }
+
+    pub(super) fn subject(&self, stream: &StreamId) -> String {
+        format!("{}{}", self.prefix, stream.subject())
+    }
+
+    /// Subjects, without overlaps, that together match what a filter accepts.
+    pub(super) fn subjects(&self, filter: &Filter) -> Vec<String> {
+        let org = filter.org.map_or_else(|| "*".to_owned(), |org| org.to_string());
+        let mut kinds: Vec<&str> = filter.kinds.iter().map(|kind| kind.token()).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        match (filter.org, kinds.as_slice()) {
+            (None, []) => vec![format!("{}>", self.prefix)],
+            (Some(_), []) => vec![format!("{}{org}.>", self.prefix)],
+            (_, kinds) => kinds.iter().map(|kind| format!("{}{org}.{kind}.*", self.prefix)).collect(),
+        }
+    }
+
+    /// The head, asked for now. Fails where the stream is gone or another one.
+    pub(super) async fn head(&self) -> Result<Position, LogError> {
+        Ok(self.ask().await?.head)
+    }
+
+    /// The head, asked for after `not_before` and at most `WORD_AGE_MAX` ago.
+    pub(super) async fn word(&self, not_before: Instant) -> Result<Word, LogError> {
+        let mut word = self.word.lock().await;
+        if let Some(word) = *word
+            && word.asked >= not_before
+            && word.asked.elapsed() < WORD_AGE_MAX
+        {
+            return Ok(word);
+        }
+        let asked = self.ask().await?;
+        *word = Some(asked);
+        Ok(asked)
+    }
+
+    async fn ask(&self) -> Result<Word, LogError> {
+        let asked = Instant::now();
+        let info = request_info(&self.context, &self.name).await?.ok_or_else(|| self.gone())?;
+        let found = identity(&info);
+        if found != self.identity {
+            let expected = self.identity.clone();
+            return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
+        }
+        match missing(&info.state) {
+            Some(missing) => Err(LogError::NotTheSameLog(missing)),
+            None => Ok(Word { asked, head: Position::new(info.state.last_sequence) }),
+        }
+    }
+
+    fn gone(&self) -> LogError {
+        LogError::NotTheSameLog(NotTheSameLog::Replaced { found: format!("stream `{}` is gone", self.name) })
+    }
+
+    /// The last commit whose subject matches.
+    pub(super) async fn last(&self, subject: &str) -> Result<Option<Stored>, LogError> {
+        self.found(self.stream.raw_message_builder().last_by_subject(subject).send().await)
+    }
+
+    /// The first commit from there on whose subject matches.
+    pub(super) async fn next(&self, subject: &str, from: Position) -> Result<Option<Stored>, LogError> {
+        self.found(self.stream.raw_message_builder().sequence(from.get()).next_by_subject(subject).send().await)
+    }
+
+    pub(super) async fn at(&self, position: Position) -> Result<Option<Stored>, LogError> {
+        self.found(self.stream.raw_message_builder().sequence(position.get()).send().await)
+    }
+
+    fn found(&self, answer: Result<StreamMessage, RawMessageError>) -> Result<Option<Stored>, LogError> {
+        match answer {
+            Ok(message) => Ok(Some(message.into())),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    Err(self.gone())
+                }
+                _ => Err(LogError::Unavailable(with_source(&error))),
+            },
+        }
+    }
+}
+
+/// The stream as it stands, made where there was none. A cluster that just started may need a moment to elect leaders.
+async fn found_or_made(context: &Context, config: &Config, wanted: &stream::Config) -> Result<Info, LogError> {
+    let deadline = Instant::now() + config.open_timeout;
+    loop {
+        let trouble = match request_info(context, &config.stream).await {
+            Ok(Some(info)) => return Ok(info),
+            // Another process may make it in the same moment: what stands there afterwards decides.
+            Ok(None) => match context.create_stream(wanted).await {
+                Ok(_) => continue,
+                Err(error) => format!("stream `{}` could not be created: {}", config.stream, with_source(&error)),
+            },
+            Err(LogError::Unavailable(reason)) => reason,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() + OPEN_PAUSE >= deadline {
+            return Err(LogError::Open(trouble));
+        }
+        tokio::time::sleep(OPEN_PAUSE).await;
+    }
+}
+
+/// `None` where there is no such stream.
+async fn request_info(context: &Context, name: &str) -> Result<Option<Info>, LogError> {
+    match context.request(format!("STREAM.INFO.{name}"), &serde_json::json!({})).await {
+        Ok(Response::Ok(info)) => Ok(Some(info)),
+        Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+        Ok(Response::Err { error }) => Err(LogError::Unavailable(error.to_string())),
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(LogError::Unavailable(
+            "JetStream does not answer: is it enabled, and has the cluster a leader?".to_owned(),
+        )),
+        Err(error) => Err(LogError::Unavailable(with_source(&error))),
+    }
+}
+
+/// The random name it was given and the instant it was made: a stream made anew has another identity, whatever it is
+/// called.
+fn identity(info: &Info) -> LogIdentity {
+    let random = info.config.metadata.get(definition::IDENTITY).map_or("none", String::as_str);
+    LogIdentity(format!("{random}@{}", info.created.unix_timestamp_nanos()))
+}
+
+/// Commits that the stream has lost, by its own count: nothing may ever be deleted from it. Seen by every follower, whose
+/// own filter hides gaps.
+fn missing(state: &State) -> Option<NotTheSameLog> {
+    let (first, last, count) = (state.first_sequence, state.last_sequence, state.messages);
+    if last == 0 || first == 1 && count == last {
+        return None;
+    }
+    Some(if first > 1 {
+        NotTheSameLog::Gap { after: Position::START, found: Position::new(first) }
+    } else {
+        NotTheSameLog::Replaced { found: format!("it ends at {last} and holds {count} commits") }
+    })
+}
+
+pub(super) fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(first: u64, last: u64, messages: u64) -> State {
+        let at = "2026-11-24T00:00:00Z";
+        serde_json::from_value(serde_json::json!({
+            "messages": messages, "bytes": 0, "first_seq": first, "first_ts": at, "last_seq": last, "last_ts": at,
+            "consumer_count": 0,
+        }))
+        .expect("the fields that a server sends")
+    }
+
+    #[test]
+    fn a_whole_stream_misses_nothing() {
+        for whole in [state(0, 0, 0), state(1, 0, 0), state(1, 1, 1), state(1, 7, 7)] {
+            assert_eq!(missing(&whole), None);
+        }
+    }
+
+    #[test]
+    fn a_stream_without_its_beginning_has_a_gap() {
+        let expected = NotTheSameLog::Gap { after: Position::START, found: Position::new(3) };
+        assert_eq!(missing(&state(3, 7, 5)), Some(expected));
+        let expected = NotTheSameLog::Gap { after: Position::START, found: Position::new(8) };
+        assert_eq!(missing(&state(8, 7, 0)), Some(expected), "purged");
+    }
+
+    #[test]
+    fn a_stream_with_a_hole_says_how_much_is_left() {
+        let found = "it ends at 7 and holds 6 commits".to_owned();
+        assert_eq!(missing(&state(1, 7, 6)), Some(NotTheSameLog::Replaced { found }));
+    }
+}

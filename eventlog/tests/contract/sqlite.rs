@@ -1,0 +1,210 @@
+//! What the embedded log adds: one process, one file, private, never swapped unnoticed.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use envforge_domain::commit::{Expectation, Position};
+use envforge_domain::time::{Clock, UnixMillis};
+use envforge_eventlog::sqlite::{Config, SqliteLog};
+use envforge_eventlog::{AppendError, Checkpoint, EventLog, Filter, LogError, NotTheSameLog};
+use envforge_testkit::TestDir;
+use sqlx::{Connection, SqliteConnection};
+
+use crate::commits::{Follower, add, after, all, append, at, claim, commit};
+use crate::site::Site;
+
+#[tokio::test]
+async fn a_second_owner_is_told_that_the_log_is_in_use() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    let Err(LogError::Open(reason)) = SqliteLog::open(Config::new(site.address())).await else { panic!("two owners") };
+    assert!(reason.contains("is in use by another process"), "{reason}");
+    add(&log, &claim("a"), "still works").await;
+}
+
+#[tokio::test]
+async fn a_closed_log_can_be_opened_at_once() {
+    let directory = TestDir::new();
+    for _ in 0..5 {
+        let log = SqliteLog::open(Config::new(directory.join("log"))).await.unwrap();
+        let (commit, head) = (commit(&claim("a"), "x"), log.head().await.unwrap().position);
+        log.append(vec![(commit, Expectation::LastAt(head))]).await.unwrap();
+        log.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_format_of_a_newer_envforge_is_not_opened() {
+    let site = Site::sqlite();
+    drop(site.restart(site.open().await).await);
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query("UPDATE meta SET format = 2").execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let reason = loop {
+        match SqliteLog::open(Config::new(site.address())).await {
+            Err(LogError::Open(reason)) if reason.contains("in use") => {}
+            Err(LogError::Open(reason)) => break reason,
+            other => panic!("{:?}", other.err()),
+        }
+    };
+    assert!(reason.contains("has format 2, this EnvForge works with format 1"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_log_is_not_opened() {
+    let directory = TestDir::new();
+    std::fs::write(directory.join("events.sqlite"), "certainly not a database, but long enough to be read").unwrap();
+    let Err(LogError::Open(reason)) = SqliteLog::open(Config::new(directory.path())).await else { panic!("opened") };
+    assert!(reason.contains("not a database"), "{reason}");
+}
+
+#[tokio::test]
+async fn directory_and_files_are_for_their_owner_alone() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    let directory = std::path::PathBuf::from(site.address());
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&directory), 0o700);
+    let mut files = 0;
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        files += 1;
+    }
+    assert_eq!(files, 4, "database, write-ahead log, shared memory, lock");
+}
+
+/// The file under the log's feet is replaced by an older copy, as a careless restore would.
+#[tokio::test]
+async fn a_file_swapped_while_in_use_takes_no_appends_and_ends_followers() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    follower.next_commit().await;
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let old = path.with_extension("old");
+    std::fs::copy(&path, &old).unwrap();
+    std::fs::rename(&old, &path).unwrap();
+    let refused = append(&log, &commit(&claim("a"), "2"), after(1)).await;
+    assert!(
+        matches!(refused, Err(AppendError::Log(LogError::NotTheSameLog(NotTheSameLog::Replaced { .. })))),
+        "{refused:?}"
+    );
+    for error in [follower.until_error().await, log.head().await.unwrap_err()] {
+        assert!(matches!(error, LogError::NotTheSameLog(NotTheSameLog::Replaced { .. })), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_file_takes_no_appends() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    std::fs::remove_file(std::path::Path::new(&site.address()).join("events.sqlite")).unwrap();
+    let refused = append(&log, &commit(&claim("a"), "2"), after(1)).await;
+    assert!(
+        matches!(refused, Err(AppendError::Log(LogError::NotTheSameLog(NotTheSameLog::Replaced { .. })))),
+        "{refused:?}"
+    );
+}
+
+/// Somebody deletes a row with a tool of their own, between two starts.
+#[tokio::test]
+async fn a_missing_commit_is_a_gap() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    for number in 0..5 {
+        add(&log, &claim("a"), &number.to_string()).await;
+    }
+    drop(log);
+    drop(site.open().await);
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query("DELETE FROM log WHERE position = 3").execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let log = site.open().await;
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    let error = follower.until_error().await;
+    assert_eq!(error, LogError::NotTheSameLog(NotTheSameLog::Gap { after: at(2), found: at(4) }));
+}
+
+/// A commit that a newer EnvForge wrote.
+#[tokio::test]
+async fn an_unknown_event_halts_followers_and_readers() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    for number in 0..3 {
+        add(&log, &claim("a"), &number.to_string()).await;
+    }
+    drop(log);
+    drop(site.open().await);
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query("UPDATE log SET payload = CAST(replace(payload, 'claim.taken.v1', 'claim.taken.v7') AS BLOB) WHERE position = 2")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    let log = site.open().await;
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    follower.next_commit().await;
+    for error in [
+        follower.until_error().await,
+        log.read(Position::START, 10, &Filter::everything()).await.unwrap_err(),
+        log.read_stream(&claim("a"), Position::START, 10).await.unwrap_err(),
+    ] {
+        let LogError::Undecodable { position, reason } = error else { panic!("{error}") };
+        assert_eq!(position, at(2));
+        assert!(reason.contains("claim.taken.v7"), "{reason}");
+    }
+}
+
+/// A clock of which each reading is the next of a list.
+struct Readings(std::sync::Mutex<Vec<u64>>);
+
+impl Clock for Readings {
+    fn now(&self) -> UnixMillis {
+        UnixMillis::new(self.0.lock().unwrap().pop().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn recorded_times_do_not_go_back_with_the_clock() {
+    let directory = TestDir::new();
+    let mut expected = Vec::new();
+    for (readings, recorded) in [([100, 300, 200], [100, 300, 300]), ([250, 50, 400], [300, 300, 400])] {
+        let clock = Arc::new(Readings(std::sync::Mutex::new(readings.into_iter().rev().collect())));
+        let log = SqliteLog::open(Config { clock, ..Config::new(directory.join("log")) }).await.unwrap();
+        for _ in readings {
+            let (commit, head) = (commit(&claim("a"), "x"), log.head().await.unwrap().position);
+            log.append(vec![(commit, Expectation::LastAt(head))]).await.unwrap();
+        }
+        expected.extend(recorded);
+        let page = log.read(Position::START, 10, &Filter::everything()).await.unwrap();
+        assert_eq!(page.commits.iter().map(|recorded| recorded.recorded_at.get()).collect::<Vec<_>>(), expected);
+        log.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_append_whose_caller_gives_up_is_stored_whole_or_not_at_all() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    let mut last = Position::START;
+    for number in 0..50 {
+        let commit = commit(&claim("a"), &number.to_string());
+        let expected = Expectation::LastAt(last);
+        tokio::select! {
+            biased;
+            answer = append(&log, &commit, expected) => last = answer.unwrap().last(),
+            () = tokio::task::yield_now() => {
+                // The same command again gets the one answer there is.
+                last = append(&log, &commit, expected).await.unwrap().last();
+            }
+        }
+    }
+    assert_eq!(all(&log).await.len(), 50);
+}

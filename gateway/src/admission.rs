@@ -1,0 +1,314 @@
+//! Who may pass: the one place where a request for a workspace host becomes a `ForwardPermit`.
+//!
+//! Reads memory only. Without a valid session every host gives the same answer, whether it exists or not. Not here:
+//! whether the wire form is sound (`connection`, `request_check`), and what passing does (`forward`, `websocket`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envforge_domain::access::{self, Action, ActorFacts, Facts, Permit, Resource};
+use envforge_domain::commit::{Actor, Component, Position, Surface};
+use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
+use envforge_domain::ids::{LinkId, SessionId, WorkspaceId};
+use envforge_domain::secret::TokenDigest;
+use envforge_domain::slug::ServiceName;
+use envforge_domain::time::UnixMillis;
+use envforge_domain::workspace::AccessMode;
+use http::header::{ACCEPT, HeaderMap, ORIGIN};
+use http::{HeaderValue, Method};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Scheme;
+use crate::cookie;
+use crate::denial::Denial;
+use crate::host::WorkspaceHost;
+use crate::path::CheckedPath;
+use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
+
+/// What admission looks at.
+pub struct RequestHead<'a> {
+    pub host: &'a WorkspaceHost,
+    pub method: &'a Method,
+    /// Without the query.
+    pub path: &'a str,
+    pub headers: &'a HeaderMap,
+    /// A websocket handshake, over HTTP/1 or HTTP/2.
+    pub websocket: bool,
+}
+
+/// What admission holds requests against besides the view.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    pub scheme: Scheme,
+    pub staleness_max: Duration,
+}
+
+/// Proof that one request may go to one service. Only `admit` makes one; `forward` and `websocket` take nothing else.
+pub struct ForwardPermit {
+    permit: Permit,
+    link: Arc<LinkView>,
+    session: SessionView,
+    service: ServiceName,
+    /// The family of the path.
+    base: RouteFamily,
+    /// What must stay allowed for as long as the request lives: the path's family, and `Websockets` for a socket.
+    families: RouteFamilies,
+}
+
+/// A refusal, and the link it is counted for where one is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    pub denial: Denial,
+    pub link: Option<LinkId>,
+}
+
+impl From<Denial> for Refused {
+    fn from(denial: Denial) -> Self {
+        Self { denial, link: None }
+    }
+}
+
+impl ForwardPermit {
+    pub fn workspace(&self) -> WorkspaceId {
+        self.link.workspace
+    }
+
+    pub fn link(&self) -> &Arc<LinkView> {
+        &self.link
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.session.session
+    }
+
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// Cancelled when the right to this path ends before its time.
+    pub(crate) fn cancel(&self) -> &CancellationToken {
+        self.link.closers.of(self.base)
+    }
+
+    /// Cancelled when sockets end; a socket needs this and its path's family.
+    pub(crate) fn cancel_sockets(&self) -> &CancellationToken {
+        self.link.closers.of(RouteFamily::Websockets)
+    }
+
+    /// When the right ends by itself.
+    pub(crate) fn ends_at(&self) -> UnixMillis {
+        self.link.expires_at
+    }
+
+    /// The decision of the access policy that this rests on.
+    pub fn decision(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// The policy's word on waking what this request needs.
+    pub(crate) fn wake_permit(&self, now: UnixMillis) -> Result<Permit, Denial> {
+        let session = Some(self.session.session);
+        authorize(&self.link, session, Action::RuntimeWake, self.permit.resource(), self.permit.position(), now)
+    }
+
+    /// Why a request that was cancelled under way is refused now.
+    pub(crate) fn ended(&self, view: &GatewayView, now: UnixMillis) -> Denial {
+        let standing = view
+            .link(self.link.link)
+            .ok_or(Denial::LinkRevoked)
+            .and_then(|link| link_stands(&link, &self.session, now).map(|()| link));
+        match standing {
+            Err(denial) => denial,
+            Ok(link) if !self.families.minus(link.families).is_empty() => Denial::RouteNotIncluded,
+            Ok(_) => Denial::WorkspaceClosed,
+        }
+    }
+}
+
+/// Decides over one request. The order matters: nothing about a workspace shows before a session is proven.
+pub fn admit(
+    view: &GatewayView,
+    rules: Rules,
+    head: &RequestHead<'_>,
+    now: UnixMillis,
+) -> Result<ForwardPermit, Refused> {
+    let freshness = view.freshness();
+    if Instant::now().saturating_duration_since(freshness.last_heard) > rules.staleness_max {
+        return Err(Denial::AuthorizationStale.into());
+    }
+    let cookie = cookie::session(head.headers, rules.scheme)?;
+    // All lookups happen for everybody: an unknown host takes as long as a known one.
+    let session = cookie.and_then(|cookie| view.session(&cookie)).or_else(|| view.session(&ABSENT));
+    let link = session.and_then(|session| view.link(session.link));
+    let workspace = view.workspace_by_label(&head.host.label);
+    let (Some(session), Some(link)) = (session, link) else { return Err(Denial::AccessRequired.into()) };
+    if link.host != head.host.label {
+        return Err(Denial::AccessRequired.into());
+    }
+    let refuse = |denial| Refused { denial, link: Some(link.link) };
+    let Some(workspace) = workspace.filter(|workspace| workspace.workspace == link.workspace) else {
+        return Err(refuse(Denial::AccessRequired));
+    };
+    if !is_open(&workspace) {
+        return Err(refuse(Denial::AccessRequired));
+    }
+    let (service, base, families) = decide(&workspace, &link, &session, head, now).map_err(refuse)?;
+    let resource =
+        Resource::Workspace { org: workspace.org, project: workspace.project, workspace: workspace.workspace };
+    let permit = authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now)
+        .map_err(refuse)?;
+    Ok(ForwardPermit { permit, service: service.clone(), session, base, families, link })
+}
+
+/// Whether signed links work here at all; a Tailscale-only workspace looks like none.
+pub(crate) fn is_open(workspace: &WorkspaceRoutes) -> bool {
+    workspace.access_mode == AccessMode::SignedLinks
+}
+
+/// Looked up where there is no cookie; no cookie has this digest.
+const ABSENT: TokenDigest = TokenDigest::from_bytes([0; 32]);
+
+fn decide<'w>(
+    workspace: &'w WorkspaceRoutes,
+    link: &LinkView,
+    session: &SessionView,
+    head: &RequestHead<'_>,
+    now: UnixMillis,
+) -> Result<(&'w ServiceName, RouteFamily, RouteFamilies), Denial> {
+    if workspace.archived {
+        return Err(Denial::WorkspaceClosed);
+    }
+    link_stands(link, session, now)?;
+    check_site(head)?;
+    let path = CheckedPath::new(head.path)?;
+    let table = &workspace.routes;
+    let prefix_decides = head.websocket || link.families != RouteFamilies::ALL || table.services().nth(1).is_some();
+    let path = if prefix_decides { path.for_prefix()? } else { path.as_str() };
+    let base = table.route(path, false).ok_or(Denial::RouteNotIncluded)?;
+    let mut families = RouteFamilies::NONE.with(base.family);
+    if head.websocket {
+        let socket = table.route(path, true).ok_or(Denial::WebsocketNotDeclared)?;
+        families = families.with(socket.family);
+    }
+    // A socket needs its path's own family too: a link without `api` opens no socket below `/api`.
+    if !families.minus(link.families).is_empty() {
+        return Err(Denial::RouteNotIncluded);
+    }
+    Ok((base.service, base.family, families))
+}
+
+fn link_stands(link: &LinkView, session: &SessionView, now: UnixMillis) -> Result<(), Denial> {
+    match link.phase {
+        LinkPhase::Revoked => return Err(Denial::LinkRevoked),
+        LinkPhase::Expired => return Err(Denial::LinkExpired),
+        LinkPhase::Active => {}
+    }
+    if now >= link.expires_at {
+        return Err(Denial::LinkExpired);
+    }
+    if session.generation != link.generation {
+        return Err(Denial::LinkRotated);
+    }
+    Ok(())
+}
+
+/// The one policy has the last word, on the gateway as anywhere.
+fn authorize(
+    link: &LinkView,
+    session: Option<SessionId>,
+    action: Action,
+    resource: Resource,
+    position: Position,
+    now: UnixMillis,
+) -> Result<Permit, Denial> {
+    let actor = ActorFacts::Link {
+        org: link.org,
+        project: link.project,
+        workspace: link.workspace,
+        link: link.link,
+        live: link.phase == LinkPhase::Active && now < link.expires_at,
+    };
+    let request = access::Request {
+        actor: Actor::LinkVisitor { link: link.link, session },
+        action,
+        resource,
+        surface: Surface::Gateway,
+        now,
+    };
+    access::authorize(&Facts { position, actor }, &request).map_err(|denial| match denial {
+        access::Denial::LinkEnded => Denial::LinkRevoked,
+        _ => Denial::RouteNotIncluded,
+    })
+}
+
+const fn link_resource(link: &LinkView) -> Resource {
+    Resource::Link { org: link.org, project: link.project, workspace: link.workspace, link: link.link }
+}
+
+/// The policy's word on opening a session of a link, for a handoff that proved itself.
+pub(crate) fn open_session_permit(link: &LinkView, position: Position, now: UnixMillis) -> Result<Permit, Denial> {
+    authorize(link, None, Action::LinkOpenSession, link_resource(link), position, now)
+}
+
+/// The policy's word on the gateway's own counters of a link, which outlive it.
+pub(crate) fn record_permit(link: &LinkView, position: Position, now: UnixMillis) -> Result<Permit, Denial> {
+    let request = access::Request {
+        actor: Actor::System(Component::Gateway),
+        action: Action::LinkRecordUse,
+        resource: link_resource(link),
+        surface: Surface::Gateway,
+        now,
+    };
+    access::authorize(&Facts { position, actor: ActorFacts::System }, &request).map_err(|_| Denial::RouteNotIncluded)
+}
+
+/// Whether the request comes from the workspace's own pages, or is a person who follows a link.
+fn check_site(head: &RequestHead<'_>) -> Result<(), Denial> {
+    let site = head.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let mut origins = head.headers.get_all(ORIGIN).iter();
+    let origin = origins.next().map(HeaderValue::as_bytes);
+    if origins.next().is_some() {
+        return Err(Denial::ForeignOrigin);
+    }
+    let own = origin == Some(head.host.origin.as_bytes());
+    let safe = matches!(*head.method, Method::GET | Method::HEAD | Method::OPTIONS) && !head.websocket;
+    if head.websocket && !own {
+        return Err(Denial::ForeignOrigin);
+    }
+    // A page with `Referrer-Policy: no-referrer` posts with `Origin: null`; the browser's own word then decides.
+    let opaque_own = origin == Some(b"null") && site == Some(b"same-origin");
+    if !safe && !own && !opaque_own {
+        return Err(Denial::ForeignOrigin);
+    }
+    match site {
+        Some(b"same-origin" | b"none") => Ok(()),
+        // An older browser: a safe request with a foreign Origin is somebody else's script.
+        None if origin.is_none() || own => Ok(()),
+        None => Err(Denial::ForeignOrigin),
+        Some(_) if is_top_level_navigation(head.method, head.headers) => Ok(()),
+        Some(_) => Err(Denial::ForeignSite),
+    }
+}
+
+pub(crate) fn is_top_level_navigation(method: &Method, headers: &HeaderMap) -> bool {
+    let is = |name: &str, value: &[u8]| headers.get(name).is_some_and(|found| found.as_bytes() == value);
+    matches!(*method, Method::GET | Method::HEAD)
+        && is("sec-fetch-mode", b"navigate")
+        && is("sec-fetch-dest", b"document")
+}
+
+/// Whether a person looks at the answer: pages for them, typed JSON for everything else.
+pub(crate) fn wants_page(method: &Method, headers: &HeaderMap, websocket: bool) -> bool {
+    if websocket {
+        return false;
+    }
+    match headers.get("sec-fetch-mode") {
+        Some(mode) => mode.as_bytes() == b"navigate",
+        None => {
+            matches!(*method, Method::GET | Method::HEAD)
+                && headers
+                    .get(ACCEPT)
+                    .is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"))
+        }
+    }
+}

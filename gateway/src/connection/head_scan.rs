@@ -1,0 +1,392 @@
+//! Reads the head of one HTTP/1 request as it came over the wire and says whether it has exactly one meaning.
+//!
+//! hyper accepts and normalises several spellings that other servers read differently (bare LF, Transfer-Encoding
+//! beside Content-Length, two Host headers). Whatever could be read in two ways is refused here, before hyper sees it.
+//!
+//! Not here: what the request asks for (routing, rights), or where the bytes come from (`guarded_io`).
+
+use crate::denial::ProtocolFault;
+
+/// Longest accepted head: request line, headers and the empty line.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Most header lines of one request.
+pub const HEADERS_MAX: usize = 100;
+
+/// What the beginning of `bytes` is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum HeadScan {
+    /// The empty line has not come yet, and nothing so far is wrong.
+    Incomplete,
+    Complete(Head),
+    Refused(ProtocolFault),
+}
+
+/// What follows a head that may pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Bytes of the head with its empty line.
+    pub(crate) length: usize,
+    pub(crate) framing: Framing,
+    pub(crate) upgrade: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    Empty,
+    Length(u64),
+    Chunked,
+}
+
+/// Facts gathered line by line.
+#[derive(Default)]
+struct Facts<'a> {
+    host: Option<&'a [u8]>,
+    content_length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+}
+
+/// Scans from the first byte of a request. Costs one pass; called again with more bytes after `Incomplete`.
+pub(crate) fn scan(bytes: &[u8]) -> HeadScan {
+    let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+    match scan_lines(window) {
+        Ok(Some(head)) => HeadScan::Complete(head),
+        Ok(None) if bytes.len() >= HEAD_BYTES_MAX => HeadScan::Refused(ProtocolFault::HeadTooLarge),
+        Ok(None) => HeadScan::Incomplete,
+        Err(fault) => HeadScan::Refused(fault),
+    }
+}
+
+fn scan_lines(bytes: &[u8]) -> Result<Option<Head>, ProtocolFault> {
+    let Some((line, mut at)) = next_line(bytes, 0)? else {
+        // A wrong first byte is known before its line ends: nobody waits for the rest of a TLS hello or a frame.
+        return match bytes.first() {
+            Some(first) if !is_token(*first) => Err(ProtocolFault::RequestLine),
+            _ => Ok(None),
+        };
+    };
+    let request = RequestLine::parse(line)?;
+    let mut facts = Facts::default();
+    let mut count = 0;
+    loop {
+        let Some((line, after)) = next_line(bytes, at)? else { return Ok(None) };
+        at = after;
+        if line.is_empty() {
+            break;
+        }
+        count += 1;
+        if count > HEADERS_MAX {
+            return Err(ProtocolFault::TooManyHeaders);
+        }
+        read_header(line, &mut facts)?;
+    }
+    conclude(&request, &facts, at).map(Some)
+}
+
+/// The line that starts at `from` without its CRLF, and where the next one starts.
+fn next_line(bytes: &[u8], from: usize) -> Result<Option<(&[u8], usize)>, ProtocolFault> {
+    let rest = &bytes[from..];
+    let Some(end) = memchr::memchr(b'\n', rest) else { return Ok(None) };
+    match rest[..end].split_last() {
+        Some((b'\r', line)) => Ok(Some((line, from + end + 1))),
+        _ => Err(ProtocolFault::BareLineFeed),
+    }
+}
+
+struct RequestLine<'a> {
+    method: &'a [u8],
+    target: &'a [u8],
+    http_1_0: bool,
+}
+
+impl<'a> RequestLine<'a> {
+    fn parse(line: &'a [u8]) -> Result<Self, ProtocolFault> {
+        let fault = ProtocolFault::RequestLine;
+        let method_end = memchr::memchr(b' ', line).ok_or(fault)?;
+        let (method, rest) = (&line[..method_end], &line[method_end + 1..]);
+        let target_end = memchr::memchr(b' ', rest).ok_or(fault)?;
+        let (target, version) = (&rest[..target_end], &rest[target_end + 1..]);
+        let http_1_0 = match version {
+            b"HTTP/1.1" => false,
+            b"HTTP/1.0" => true,
+            _ => return Err(ProtocolFault::Version),
+        };
+        if method.is_empty() || !method.iter().copied().all(is_token) {
+            return Err(fault);
+        }
+        // The name under which a refused request is handed on; nobody outside may use it.
+        if method == super::REFUSED_METHOD.as_bytes() {
+            return Err(ProtocolFault::Method);
+        }
+        if target.is_empty() || !is_visible(target) {
+            return Err(ProtocolFault::Target);
+        }
+        Ok(Self { method, target, http_1_0 })
+    }
+}
+
+fn read_header<'a>(line: &'a [u8], facts: &mut Facts<'a>) -> Result<(), ProtocolFault> {
+    if matches!(line[0], b' ' | b'\t') {
+        return Err(ProtocolFault::FoldedHeader);
+    }
+    let colon = memchr::memchr(b':', line).ok_or(ProtocolFault::HeaderName)?;
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    if name.is_empty() || !name.iter().copied().all(is_token) {
+        return Err(ProtocolFault::HeaderName);
+    }
+    if holds_control(value) {
+        return Err(ProtocolFault::HeaderValue);
+    }
+    // Only these lengths can be a name that decides something.
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        4 if is(b"host") => {
+            let value = trim(value);
+            if facts.host.replace(value).is_some() {
+                return Err(ProtocolFault::RepeatedHost);
+            }
+            if value.is_empty() {
+                return Err(ProtocolFault::InvalidHost);
+            }
+        }
+        6 if is(b"expect") => {
+            let continues = trim(value).eq_ignore_ascii_case(b"100-continue");
+            continues.then_some(()).ok_or(ProtocolFault::Expectation)?;
+        }
+        7 if is(b"upgrade") => {
+            let repeated = std::mem::replace(&mut facts.upgrade, true);
+            let websocket = trim(value).eq_ignore_ascii_case(b"websocket");
+            (websocket && !repeated).then_some(()).ok_or(ProtocolFault::UpgradeToken)?;
+        }
+        14 if is(b"content-length") => {
+            let length = parse_length(trim(value)).ok_or(ProtocolFault::ContentLength)?;
+            let repeated = facts.content_length.replace(length).is_some();
+            (!repeated).then_some(()).ok_or(ProtocolFault::RepeatedContentLength)?;
+        }
+        17 if is(b"transfer-encoding") => {
+            let repeated = std::mem::replace(&mut facts.chunked, true);
+            let chunked = trim(value).eq_ignore_ascii_case(b"chunked");
+            (chunked && !repeated).then_some(()).ok_or(ProtocolFault::TransferEncoding)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn conclude(request: &RequestLine<'_>, facts: &Facts<'_>, length: usize) -> Result<Head, ProtocolFault> {
+    let host = facts.host.ok_or(ProtocolFault::MissingHost)?;
+    match request.method {
+        b"CONNECT" => return Err(ProtocolFault::Connect),
+        b"TRACE" => return Err(ProtocolFault::Method),
+        _ => {}
+    }
+    check_target(request, host)?;
+    if facts.chunked && facts.content_length.is_some() {
+        return Err(ProtocolFault::LengthAndEncoding);
+    }
+    let framing = match (facts.chunked, facts.content_length) {
+        (true, _) => Framing::Chunked,
+        (false, None | Some(0)) => Framing::Empty,
+        (false, Some(length)) => Framing::Length(length),
+    };
+    if request.http_1_0 && framing != Framing::Empty {
+        return Err(ProtocolFault::OldVersionBody);
+    }
+    if facts.upgrade && (framing != Framing::Empty || request.method != b"GET" || request.http_1_0) {
+        return Err(ProtocolFault::UpgradeToken);
+    }
+    Ok(Head { length, framing, upgrade: facts.upgrade })
+}
+
+fn check_target(request: &RequestLine<'_>, host: &[u8]) -> Result<(), ProtocolFault> {
+    match request.target {
+        [b'/', ..] => Ok(()),
+        b"*" if request.method == b"OPTIONS" => Ok(()),
+        absolute => {
+            let after_scheme = absolute
+                .get(..7)
+                .filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"))
+                .map(|_| &absolute[7..])
+                .or_else(|| {
+                    absolute.get(..8).filter(|scheme| scheme.eq_ignore_ascii_case(b"https://")).map(|_| &absolute[8..])
+                })
+                .ok_or(ProtocolFault::Target)?;
+            let end = memchr::memchr3(b'/', b'?', b'#', after_scheme).unwrap_or(after_scheme.len());
+            if after_scheme[..end].eq_ignore_ascii_case(host) { Ok(()) } else { Err(ProtocolFault::AbsoluteFormHost) }
+        }
+    }
+}
+
+/// 1 to 18 digits and nothing else: no sign, no list, no spaces inside.
+fn parse_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 18 {
+        return None;
+    }
+    value.iter().try_fold(0_u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+}
+
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = value {
+        value = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// Characters of a token (RFC 9110 5.6.2), as a table because it is asked for each byte of each name.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = matches!(byte as u8,
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z'
+            | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~');
+        byte += 1;
+    }
+    table
+};
+
+fn is_token(byte: u8) -> bool {
+    TOKEN[usize::from(byte)]
+}
+
+/// No early exit, so that the compiler can look at many bytes at once.
+fn holds_control(value: &[u8]) -> bool {
+    value.iter().fold(false, |found, &byte| found | ((byte < 0x20) & (byte != b'\t')) | (byte == 0x7f))
+}
+
+fn is_visible(target: &[u8]) -> bool {
+    target.iter().fold(true, |visible, &byte| visible & (byte > 0x20) & (byte < 0x7f))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn refused(head: &str) -> ProtocolFault {
+        match scan(head.as_bytes()) {
+            HeadScan::Refused(fault) => fault,
+            other => panic!("{head:?} gave {other:?}"),
+        }
+    }
+
+    fn complete(head: &str) -> Head {
+        match scan(head.as_bytes()) {
+            HeadScan::Complete(head) => head,
+            other => panic!("{head:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_browsers_request_passes_and_its_framing_is_known() {
+        let get = "GET /a?b=c HTTP/1.1\r\nHost: web--a--b.dev.localhost:80\r\nAccept: */*\r\nCookie: a=b\r\n\r\n";
+        assert_eq!(complete(get), Head { length: get.len(), framing: Framing::Empty, upgrade: false });
+        let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\nhello";
+        assert_eq!(complete(post).framing, Framing::Length(12));
+        assert_eq!(complete(post).length, post.len() - 5);
+        let chunked = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n";
+        assert_eq!(complete(chunked).framing, Framing::Chunked);
+        assert!(complete("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n\r\n").upgrade);
+        assert_eq!(complete("GET http://h/x HTTP/1.1\r\nHost: h\r\n\r\n").framing, Framing::Empty);
+        assert_eq!(complete("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").framing, Framing::Empty);
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused_with_its_reason() {
+        use ProtocolFault::*;
+        let table: &[(&str, ProtocolFault)] = &[
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", RepeatedContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", RepeatedContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1, 1\r\n\r\n", ContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\n", ContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", ContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x1\r\n\r\n", ContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\n", ContentLength),
+            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1111111111111111111\r\n\r\n", ContentLength),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                LengthAndEncoding,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+                LengthAndEncoding,
+            ),
+            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", TransferEncoding),
+            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity\r\n\r\n", TransferEncoding),
+            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n", TransferEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                TransferEncoding,
+            ),
+            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding : chunked\r\n\r\n", HeaderName),
+            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding\u{b}: chunked\r\n\r\n", HeaderName),
+            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \u{b}chunked\r\n\r\n", HeaderValue),
+            ("GET / HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n", FoldedHeader),
+            ("GET / HTTP/1.1\r\n Host: h\r\n\r\n", FoldedHeader),
+            ("GET / HTTP/1.1\nHost: h\n\n", BareLineFeed),
+            ("GET / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n", BareLineFeed),
+            ("GET / HTTP/1.1\r\nHost: h\r\n\n", BareLineFeed),
+            ("GET / HTTP/1.1\r\nHost: h\r\nX: a\rb\r\n\r\n", HeaderValue),
+            ("GET / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n", HeaderValue),
+            ("GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n", RepeatedHost),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", InvalidHost),
+            ("GET / HTTP/1.1\r\nX: y\r\n\r\n", MissingHost),
+            ("GET / HTTP/1.0\r\n\r\n", MissingHost),
+            ("GET http://evil/ HTTP/1.1\r\nHost: h\r\n\r\n", AbsoluteFormHost),
+            ("GET http://h@evil/ HTTP/1.1\r\nHost: h\r\n\r\n", AbsoluteFormHost),
+            ("GET ftp://h/ HTTP/1.1\r\nHost: h\r\n\r\n", Target),
+            ("GET evil HTTP/1.1\r\nHost: h\r\n\r\n", Target),
+            ("GET * HTTP/1.1\r\nHost: h\r\n\r\n", Target),
+            ("GET /\u{7f} HTTP/1.1\r\nHost: h\r\n\r\n", Target),
+            ("GET /é HTTP/1.1\r\nHost: h\r\n\r\n", Target),
+            ("CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n", Connect),
+            ("TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", Method),
+            ("ENVFORGE-REFUSED / HTTP/1.1\r\nHost: h\r\n\r\n", Method),
+            ("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\n\r\n", UpgradeToken),
+            ("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket, h2c\r\n\r\n", UpgradeToken),
+            ("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nUpgrade: websocket\r\n\r\n", UpgradeToken),
+            ("POST / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n", UpgradeToken),
+            ("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\n", UpgradeToken),
+            ("POST / HTTP/1.0\r\nHost: h\r\nContent-Length: 3\r\n\r\n", OldVersionBody),
+            ("POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", OldVersionBody),
+            ("GET / HTTP/1.1\r\nHost: h\r\nExpect: 200-ok\r\n\r\n", Expectation),
+            ("GET /  HTTP/1.1\r\nHost: h\r\n\r\n", Version),
+            ("GET / HTTP/2.0\r\nHost: h\r\n\r\n", Version),
+            ("GET / HTTP/1.1 \r\nHost: h\r\n\r\n", Version),
+            ("GET /\r\nHost: h\r\n\r\n", RequestLine),
+            ("\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", RequestLine),
+            ("G(T / HTTP/1.1\r\nHost: h\r\n\r\n", RequestLine),
+            ("\u{16}\u{3}\u{1}", RequestLine),
+        ];
+        for (head, expected) in table {
+            assert_eq!(refused(head), *expected, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_head_and_many_headers_are_refused() {
+        let long = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "a".repeat(HEAD_BYTES_MAX));
+        assert_eq!(refused(&long), ProtocolFault::HeadTooLarge);
+        let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(HEADERS_MAX));
+        assert_eq!(refused(&many), ProtocolFault::TooManyHeaders);
+    }
+
+    proptest! {
+        /// Cutting a good head anywhere never refuses it: slow clients are not attackers.
+        #[test]
+        fn every_beginning_of_a_good_head_is_incomplete(cut in 0_usize..95) {
+            let head = "POST /path?query=1 HTTP/1.1\r\nHost: web--a--b.dev\r\nContent-Length: 12\r\nCookie: a=b; c=d\r\n\r\n";
+            prop_assume!(cut < head.len());
+            prop_assert_eq!(scan(&head.as_bytes()[..cut]), HeadScan::Incomplete);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = scan(&bytes);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! From an accepted socket to requests that have exactly one meaning.
+//!
+//! Owns the accept loop, TLS, connection limits, the inspection of heads before hyper parses them, and timeouts of
+//! the client's side. Not here: what a request may do.
+
+mod body_scan;
+mod guarded_io;
+mod head_scan;
+mod listener;
+mod tls;
+
+pub use guarded_io::IoTimeouts;
+pub(crate) use guarded_io::{ConnectionState, GuardedIo, InFlight};
+pub use head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
+pub use listener::ListenError;
+pub(crate) use listener::{Client, Serve, bind, serve};
+pub use tls::{Certificates, TlsError};
+
+/// The method of the head that stands in for a refused one; its path is `/` and the fault's code. Clients cannot
+/// send it over HTTP/1, and over HTTP/2 it is no more than an unknown method.
+pub(crate) const REFUSED_METHOD: &str = "ENVFORGE-REFUSED";

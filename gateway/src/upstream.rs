@@ -1,0 +1,266 @@
+//! Connections to apps. One pool, kept apart by link: two links never share a connection, so that nothing that one
+//! reviewer sends can change how another one's request is read.
+//!
+//! Owns opening, reusing, bounding and evicting connections, and which addresses may be reached at all. Not here:
+//! who may send what (`admission`), headers (`header`).
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use envforge_domain::ids::LinkId;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use parking_lot::{Mutex, RwLock};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::body::RequestBody;
+use crate::denial::Denial;
+use crate::metric::Meters;
+
+/// A connection that waited longer than this may have been closed by the app at the very moment we use it.
+const FRESH: Duration = Duration::from_millis(20);
+
+pub(crate) struct Upstreams {
+    endpoints: RwLock<AHashMap<SocketAddr, Arc<Endpoint>>>,
+    connections_per_endpoint_max: usize,
+    connect_timeout: Duration,
+    idle_max: Duration,
+    meters: Arc<Meters>,
+    /// Where this gateway itself listens: never an upstream.
+    own: SocketAddr,
+}
+
+struct Endpoint {
+    address: SocketAddr,
+    slots: Arc<Semaphore>,
+    idle: Mutex<AHashMap<LinkId, VecDeque<Idle>>>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection in use. Dropping it closes the connection; `give_back` keeps it for the same link.
+pub(crate) struct Lease {
+    sender: http1::SendRequest<RequestBody>,
+    endpoint: Arc<Endpoint>,
+    link: LinkId,
+    reused_after: Option<Duration>,
+    /// Whether another request may follow on this connection.
+    reusable: bool,
+}
+
+impl Upstreams {
+    pub(crate) fn new(
+        connections_per_endpoint_max: usize,
+        connect_timeout: Duration,
+        idle_max: Duration,
+        own: SocketAddr,
+        meters: Arc<Meters>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            endpoints: RwLock::default(),
+            connections_per_endpoint_max,
+            connect_timeout,
+            idle_max,
+            meters,
+            own,
+        })
+    }
+
+    /// A connection to `address` for `link`: the one used last, or a new one.
+    pub(crate) async fn lease(self: &Arc<Self>, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+        let endpoint = self.endpoint(address)?;
+        while let Some(idle) = endpoint.take_idle(link) {
+            let mut sender = idle.sender;
+            // Ready at once unless the app is still closing or finishing; either is known within a moment.
+            if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, sender.ready()).await {
+                self.meters.reused.increment(1);
+                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()), reusable: true });
+            }
+        }
+        self.connect(endpoint, link).await
+    }
+
+    /// A new connection, whatever is idle.
+    pub(crate) async fn lease_new(self: &Arc<Self>, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+        self.connect(self.endpoint(address)?, link).await
+    }
+
+    async fn connect(&self, endpoint: Arc<Endpoint>, link: LinkId) -> Result<Lease, Denial> {
+        let slot = self.slot(&endpoint).await?;
+        let opened = tokio::time::timeout(self.connect_timeout, async {
+            let stream = TcpStream::connect(endpoint.address).await.ok()?;
+            let _ = stream.set_nodelay(true);
+            http1::Builder::new().handshake::<_, RequestBody>(TokioIo::new(stream)).await.ok()
+        });
+        let (sender, connection) = match opened.await {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Err(Denial::UpstreamUnreachable),
+            Err(_) => return Err(Denial::UpstreamTimeout),
+        };
+        self.meters.connected.increment(1);
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+            drop(slot);
+        });
+        Ok(Lease { sender, endpoint, link, reused_after: None, reusable: true })
+    }
+
+    async fn slot(&self, endpoint: &Arc<Endpoint>) -> Result<OwnedSemaphorePermit, Denial> {
+        if let Ok(slot) = Arc::clone(&endpoint.slots).try_acquire_owned() {
+            return Ok(slot);
+        }
+        // Other links' idle connections give way before anybody waits.
+        endpoint.evict_oldest();
+        match tokio::time::timeout(self.connect_timeout, Arc::clone(&endpoint.slots).acquire_owned()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_)) | Err(_) => Err(Denial::UpstreamBusy),
+        }
+    }
+
+    fn endpoint(&self, address: SocketAddr) -> Result<Arc<Endpoint>, Denial> {
+        if let Some(known) = self.endpoints.read().get(&address) {
+            return Ok(Arc::clone(known));
+        }
+        if !may_be_reached(address, self.own) {
+            tracing::error!(%address, "refused an upstream address that no runtime may have");
+            return Err(Denial::UpstreamUnreachable);
+        }
+        let new = || {
+            Arc::new(Endpoint {
+                address,
+                slots: Arc::new(Semaphore::new(self.connections_per_endpoint_max)),
+                idle: Mutex::default(),
+            })
+        };
+        Ok(Arc::clone(self.endpoints.write().entry(address).or_insert_with(new)))
+    }
+
+    /// Closes what has been idle for too long and forgets endpoints without connections. Called every few seconds.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        for endpoint in self.endpoints.read().values() {
+            endpoint.idle.lock().retain(|_, connections| {
+                connections.retain(|idle| now.duration_since(idle.since) < self.idle_max && !idle.sender.is_closed());
+                !connections.is_empty()
+            });
+        }
+        self.endpoints.write().retain(|_, endpoint| {
+            Arc::strong_count(endpoint) > 1
+                || endpoint.slots.available_permits() < self.connections_per_endpoint_max
+                || !endpoint.idle.lock().is_empty()
+        });
+    }
+}
+
+/// Whatever a record says, these are never apps: they would turn the gateway into a way around other boundaries.
+fn may_be_reached(address: SocketAddr, own: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    let never = match ip {
+        IpAddr::V4(v4) => v4.is_unspecified() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unspecified() || v6.is_unicast_link_local() || v6.is_multicast(),
+    };
+    let is_own = address.port() == own.port() && (ip == own.ip() || (own.ip().is_unspecified() && ip.is_loopback()));
+    !never && !is_own && address.port() != 0
+}
+
+impl Endpoint {
+    fn take_idle(&self, link: LinkId) -> Option<Idle> {
+        // Last in, first out: the fewest connections stay warm, the rest ages out.
+        self.idle.lock().get_mut(&link)?.pop_back()
+    }
+
+    fn evict_oldest(&self) {
+        let mut idle = self.idle.lock();
+        let oldest = idle.iter().filter_map(|(link, all)| all.front().map(|first| (first.since, *link))).min();
+        if let Some((_, link)) = oldest
+            && let Some(connections) = idle.get_mut(&link)
+        {
+            connections.pop_front();
+        }
+    }
+}
+
+/// What became of a request on a leased connection.
+pub(crate) enum Sent {
+    Answer(Response<Incoming>),
+    /// The app closed the connection before it took the request, which comes back.
+    NotTaken(Box<Request<RequestBody>>),
+    Failed(hyper::Error),
+}
+
+impl Lease {
+    pub(crate) async fn send(&mut self, request: Request<RequestBody>) -> Sent {
+        match self.sender.try_send_request(request).await {
+            Ok(answer) => Sent::Answer(answer),
+            Err(error) => Self::failed(error),
+        }
+    }
+
+    fn failed(mut error: TrySendError<Request<RequestBody>>) -> Sent {
+        match error.take_message() {
+            Some(request) => Sent::NotTaken(Box::new(request)),
+            None => Sent::Failed(error.into_error()),
+        }
+    }
+
+    pub(crate) fn is_reused(&self) -> bool {
+        self.reused_after.is_some()
+    }
+
+    /// Whether the app may have closed this connection meanwhile, so that a copy for a second try is worth its cost.
+    pub(crate) fn may_be_stale(&self) -> bool {
+        self.reused_after.is_some_and(|waited| waited > FRESH)
+    }
+
+    /// The connection ends with this request: the app may have left bytes of it unread, which it would take for the
+    /// next one.
+    pub(crate) fn retire(&mut self) {
+        self.reusable = false;
+    }
+
+    pub(crate) fn give_back(self) {
+        let Self { sender, endpoint, link, reusable, .. } = self;
+        if !reusable || sender.is_closed() {
+            return;
+        }
+        endpoint.idle.lock().entry(link).or_default().push_back(Idle { sender, since: Instant::now() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_that_no_runtime_has_are_never_reached() {
+        let own: SocketAddr = "0.0.0.0:8443".parse().unwrap();
+        for address in [
+            "169.254.169.254:80",
+            "0.0.0.0:80",
+            "224.0.0.1:80",
+            "255.255.255.255:80",
+            "127.0.0.1:8443",
+            "127.0.0.1:0",
+            "[::]:80",
+            "[fe80::1]:80",
+            "[::ffff:169.254.169.254]:80",
+        ] {
+            assert!(!may_be_reached(address.parse().unwrap(), own), "{address}");
+        }
+        assert!(may_be_reached("127.0.0.1:3000".parse().unwrap(), own));
+        assert!(may_be_reached("10.0.3.4:8443".parse().unwrap(), own));
+    }
+}

@@ -1,0 +1,287 @@
+//! Runtimes that sleep: one wake for any number of requests, and requests that wait for it.
+//!
+//! The wake runs in a task of its own, so that a client who leaves does not take it along. Between gateways the log
+//! decides: whoever asks second is told that a wake is under way. Waiting is bounded in count, bytes and time.
+//!
+//! Not here: who may wake (`admission` and the access policy), the waking page (`pages`).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use envforge_domain::access::Permit;
+use envforge_domain::ids::{LinkId, WorkspaceId};
+use envforge_domain::runtime::Epoch;
+use envforge_domain::time::SharedClock;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::admission::ForwardPermit;
+use crate::config::Limits;
+use crate::decisions::{AskWake, Decisions};
+use crate::denial::Denial;
+use crate::metric;
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
+
+/// A wake that was accepted needs this long at most to show in the view; then it is asked for again.
+const ACCEPTED_SHOWS_WITHIN: Duration = Duration::from_secs(3);
+/// A runtime that failed is not woken again by the same gateway before this.
+const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// A refused wake is not asked for again by the same link before this.
+const REFUSED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+const WAKE_ATTEMPTS_MAX: u32 = 4;
+/// Heads are counted in these, rounded up.
+const BYTES_PER_UNIT: usize = 1024;
+
+/// What came of asking for a wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Pending,
+    Accepted,
+    Refused(Denial),
+}
+
+struct Ask {
+    outcome: watch::Receiver<Asked>,
+    at: Instant,
+    /// What the view showed then: a later epoch is what the ask has led to.
+    epoch: Epoch,
+}
+
+/// Links have budgets of their own, so each asks for itself; between them the log decides.
+type AskKey = (WorkspaceId, LinkId);
+
+pub(crate) struct Waker {
+    view: Arc<GatewayView>,
+    decisions: Arc<dyn Decisions>,
+    clock: SharedClock,
+    asks: Mutex<AHashMap<AskKey, Ask>>,
+    held: Arc<Semaphore>,
+    held_bytes: Arc<Semaphore>,
+    per_workspace: Arc<Mutex<AHashMap<WorkspaceId, usize>>>,
+    per_workspace_max: usize,
+    hold: Duration,
+    gauge: metrics::Gauge,
+}
+
+impl Waker {
+    pub(crate) fn new(
+        view: Arc<GatewayView>,
+        decisions: Arc<dyn Decisions>,
+        clock: SharedClock,
+        limits: &Limits,
+        hold: Duration,
+        gauge: metrics::Gauge,
+    ) -> Self {
+        Self {
+            view,
+            decisions,
+            clock,
+            asks: Mutex::default(),
+            held: Arc::new(Semaphore::new(limits.held_requests_max)),
+            held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
+            per_workspace: Arc::default(),
+            per_workspace_max: limits.held_requests_per_workspace_max,
+            hold,
+            gauge,
+        }
+    }
+
+    /// Makes sure that a wake is asked for, and says at once if it was just refused. For pages, which do not wait.
+    pub(crate) fn nudge(&self, permit: &ForwardPermit, runtime: &RuntimeView) -> Result<(), Denial> {
+        if runtime.phase == RuntimePhase::Waking {
+            return Ok(());
+        }
+        let outcome = *self.ask(permit, runtime)?.borrow();
+        match outcome {
+            Asked::Refused(denial) => Err(denial),
+            Asked::Pending | Asked::Accepted => Ok(()),
+        }
+    }
+
+    /// What the last wake that this gateway asked for was refused with, if it was.
+    pub(crate) fn refusal(&self, permit: &ForwardPermit) -> Option<Denial> {
+        let asks = self.asks.lock();
+        let ask = asks.get(&(permit.workspace(), permit.link().link))?;
+        let outcome = *ask.outcome.borrow();
+        match outcome {
+            Asked::Refused(denial) => Some(denial),
+            Asked::Pending | Asked::Accepted => None,
+        }
+    }
+
+    /// Waits until the service can be reached. `head_bytes` is what the waiting request keeps in memory.
+    pub(crate) async fn hold(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<SocketAddr, Denial> {
+        let _place = self.place(permit.workspace(), head_bytes)?;
+        let begun = Instant::now();
+        let outcome = self.wait(permit).await;
+        metric::held(begun.elapsed(), outcome.is_ok());
+        outcome
+    }
+
+    async fn wait(&self, permit: &ForwardPermit) -> Result<SocketAddr, Denial> {
+        let mut runtime = self.view.runtime(permit.workspace());
+        let deadline = Instant::now() + self.hold;
+        let before: Epoch = runtime.borrow().epoch;
+        loop {
+            let seen = runtime.borrow_and_update().clone();
+            if let Some(address) = endpoint(&seen, permit) {
+                return address;
+            }
+            if seen.phase == RuntimePhase::Failed && seen.epoch > before {
+                return Err(Denial::WakeFailed);
+            }
+            let mut asked = (seen.phase != RuntimePhase::Waking).then(|| self.ask(permit, &seen)).transpose()?;
+            if let Some(asked) = &asked
+                && let Asked::Refused(denial) = *asked.borrow()
+            {
+                return Err(denial);
+            }
+            tokio::select! {
+                changed = runtime.changed() => {
+                    // The view is gone only while the process ends.
+                    if changed.is_err() {
+                        return Err(Denial::TryAgain);
+                    }
+                }
+                () = outcome_changed(&mut asked) => {}
+                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, self.clock.now())),
+                () = tokio::time::sleep_until((Instant::now() + ACCEPTED_SHOWS_WITHIN).min(deadline)) => {
+                    if Instant::now() >= deadline {
+                        metric::wake("hold_timeout");
+                        return Err(Denial::WakeTimeout);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The ask under way, or a new one in a task of its own.
+    fn ask(&self, permit: &ForwardPermit, runtime: &RuntimeView) -> Result<watch::Receiver<Asked>, Denial> {
+        let key: AskKey = (permit.workspace(), permit.link().link);
+        let mut asks = self.asks.lock();
+        if let Some(ask) = asks.get(&key) {
+            let outcome = *ask.outcome.borrow();
+            let age = ask.at.elapsed();
+            let stands = match outcome {
+                Asked::Pending => true,
+                Asked::Accepted if runtime.phase == RuntimePhase::Failed && runtime.epoch > ask.epoch => {
+                    if age < FAILED_AGAIN_AFTER {
+                        return Err(Denial::WakeFailed);
+                    }
+                    false
+                }
+                Asked::Accepted => age < ACCEPTED_SHOWS_WITHIN,
+                // The team may have raised the cap meanwhile.
+                Asked::Refused(_) => age < REFUSED_AGAIN_AFTER,
+            };
+            if stands {
+                return Ok(ask.outcome.clone());
+            }
+        }
+        if asks.len() > 10_000 {
+            asks.retain(|_, ask| ask.at.elapsed() < FAILED_AGAIN_AFTER);
+        }
+        let (sender, outcome) = watch::channel(Asked::Pending);
+        asks.insert(key, Ask { outcome: outcome.clone(), at: Instant::now(), epoch: runtime.epoch });
+        drop(asks);
+        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.clock.now() };
+        let permit = match permit.wake_permit(ask.now) {
+            Ok(permit) => permit,
+            Err(denial) => {
+                sender.send_replace(Asked::Refused(denial));
+                return Ok(outcome);
+            }
+        };
+        let decisions = Arc::clone(&self.decisions);
+        tokio::spawn(async move {
+            let result = wake_patiently(&*decisions, &permit, ask).await;
+            metric::wake(match result {
+                Ok(()) => "asked",
+                Err(denial) => denial.code(),
+            });
+            sender.send_replace(match result {
+                Ok(()) => Asked::Accepted,
+                Err(denial) => Asked::Refused(denial),
+            });
+        });
+        Ok(outcome)
+    }
+
+    pub(crate) fn place(&self, workspace: WorkspaceId, head_bytes: usize) -> Result<Place, Denial> {
+        let full = |_| Denial::TooManyHeld;
+        let one = Arc::clone(&self.held).try_acquire_owned().map_err(full)?;
+        let units = u32::try_from(head_bytes.div_ceil(BYTES_PER_UNIT)).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.held_bytes).try_acquire_many_owned(units).map_err(full)?;
+        let mut per_workspace = self.per_workspace.lock();
+        let count = per_workspace.entry(workspace).or_insert(0);
+        if *count >= self.per_workspace_max {
+            return Err(Denial::TooManyHeld);
+        }
+        *count += 1;
+        self.gauge.increment(1);
+        Ok(Place {
+            _slots: (one, bytes),
+            per_workspace: Arc::clone(&self.per_workspace),
+            workspace,
+            gauge: self.gauge.clone(),
+        })
+    }
+}
+
+/// Tries again where trying again helps: held requests would rather wait than be told so.
+async fn wake_patiently(decisions: &dyn Decisions, permit: &Permit, ask: AskWake) -> Result<(), Denial> {
+    let mut pause = Duration::from_millis(50);
+    for _ in 1..WAKE_ATTEMPTS_MAX {
+        match decisions.wake(permit, ask).await {
+            Err(Denial::TryAgain | Denial::AuthorizationStale) => tokio::time::sleep(pause).await,
+            outcome => return outcome,
+        }
+        pause *= 3;
+    }
+    decisions.wake(permit, ask).await
+}
+
+/// Where the permit's service answers; `None` while the runtime is not ready.
+pub(crate) fn endpoint(runtime: &RuntimeView, permit: &ForwardPermit) -> Option<Result<SocketAddr, Denial>> {
+    if runtime.phase != RuntimePhase::Ready || runtime.endpoints.is_empty() {
+        return None;
+    }
+    let found = runtime.endpoints.iter().find(|(service, _)| service == permit.service());
+    Some(found.map(|(_, address)| *address).ok_or(Denial::UpstreamUnreachable))
+}
+
+/// Pending forever without an ask, or where its outcome is final.
+async fn outcome_changed(asked: &mut Option<watch::Receiver<Asked>>) {
+    match asked {
+        Some(asked) if *asked.borrow() == Asked::Pending => {
+            if asked.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        Some(_) | None => std::future::pending().await,
+    }
+}
+
+/// One waiting request.
+pub(crate) struct Place {
+    _slots: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    per_workspace: Arc<Mutex<AHashMap<WorkspaceId, usize>>>,
+    workspace: WorkspaceId,
+    gauge: metrics::Gauge,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gauge.decrement(1);
+        let mut per_workspace = self.per_workspace.lock();
+        if let Some(count) = per_workspace.get_mut(&self.workspace) {
+            *count -= 1;
+            if *count == 0 {
+                per_workspace.remove(&self.workspace);
+            }
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! WebSockets: a validated handshake on both sides, then bytes until somebody ends it.
+//!
+//! No byte passes before the app has answered a correct 101. A socket ends at once when the right to it ends, with
+//! close code 4403 where the framing allows. Not here: who may open one (`admission`), messages (never looked at).
+
+mod frame;
+mod splice;
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::{Ending, RequestBody, ResponseBody};
+use crate::config;
+use crate::connection::{ConnectionState, GuardedIo};
+use crate::denial::Denial;
+use crate::forward::{Forwarding, Passage, failure, prepare};
+use crate::header;
+use crate::metric;
+use crate::upstream::Sent;
+use splice::{Ended, Limits, Splice};
+
+use ahash::AHashMap;
+use envforge_domain::ids::LinkId;
+
+/// The sockets of a gateway: counted, bounded, and all ended at shutdown.
+pub(crate) struct Sockets {
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    per_link: Mutex<AHashMap<LinkId, usize>>,
+    limits: config::Limits,
+    open: metrics::Gauge,
+}
+
+impl Sockets {
+    pub(crate) fn new(limits: &config::Limits, open: metrics::Gauge) -> Arc<Self> {
+        Arc::new(Self {
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            per_link: Mutex::default(),
+            limits: limits.clone(),
+            open,
+        })
+    }
+
+    fn enter(self: &Arc<Self>, link: LinkId) -> Option<Socket> {
+        let mut per_link = self.per_link.lock();
+        let count = per_link.entry(link).or_insert(0);
+        if *count >= self.limits.websockets_per_link_max || self.tasks.len() >= self.limits.websockets_max {
+            return None;
+        }
+        *count += 1;
+        self.open.increment(1);
+        Some(Socket { sockets: Arc::clone(self), link })
+    }
+}
+
+/// One counted socket.
+struct Socket {
+    sockets: Arc<Sockets>,
+    link: LinkId,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.sockets.open.decrement(1);
+        let mut per_link = self.sockets.per_link.lock();
+        if let Some(count) = per_link.get_mut(&self.link) {
+            *count -= 1;
+            if *count == 0 {
+                per_link.remove(&self.link);
+            }
+        }
+    }
+}
+
+/// How the client asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Handshake {
+    /// RFC 6455 over HTTP/1.1, with the client's key.
+    Http1 { key: HeaderValue },
+    /// RFC 8441 over HTTP/2.
+    Http2,
+}
+
+/// Whether this asks for a websocket, and whether it asks rightly.
+pub(crate) fn handshake<B>(request: &Request<B>) -> Result<Option<Handshake>, Denial> {
+    if request.version() == Version::HTTP_2 {
+        let protocol = request.extensions().get::<hyper::ext::Protocol>().map(hyper::ext::Protocol::as_str);
+        return match (request.method(), protocol) {
+            (&Method::CONNECT, Some("websocket")) => {
+                version_is_13(request.headers())?;
+                Ok(Some(Handshake::Http2))
+            }
+            _ => Ok(None),
+        };
+    }
+    if !request.headers().contains_key(UPGRADE) {
+        return Ok(None);
+    }
+    let headers = request.headers();
+    version_is_13(headers)?;
+    let names_upgrade = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+    let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).iter();
+    let (key, more) = (keys.next(), keys.next());
+    let key = key.filter(|key| STANDARD.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == 16));
+    match key {
+        Some(key) if more.is_none() && names_upgrade => Ok(Some(Handshake::Http1 { key: key.clone() })),
+        _ => Err(Denial::BadHandshake),
+    }
+}
+
+fn version_is_13(headers: &HeaderMap) -> Result<(), Denial> {
+    let version = headers.get(SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes);
+    if version == Some(b"13") { Ok(()) } else { Err(Denial::BadHandshake) }
+}
+
+/// RFC 6455 4.2.2: proof that the other side understood the handshake.
+fn accept_of(key: &HeaderValue) -> String {
+    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    context.update(key.as_bytes());
+    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(context.finish())
+}
+
+impl Forwarding {
+    /// Opens the socket to the app first; the client hears 101 only after the app said a correct one.
+    pub(crate) async fn websocket(
+        &self,
+        sockets: &Arc<Sockets>,
+        passage: Passage<'_>,
+        mut request: Request<Incoming>,
+        handshake: Handshake,
+        connection: &Arc<ConnectionState>,
+    ) -> Result<Response<ResponseBody>, Denial> {
+        let Some(socket) = sockets.enter(passage.permit.link().link) else { return Err(Denial::UpstreamBusy) };
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
+        let deadline = passage.deadline();
+        let client_upgrade = hyper::upgrade::on(&mut request);
+        let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
+        let key = match &handshake {
+            Handshake::Http1 { key } => key.clone(),
+            Handshake::Http2 => fresh_key()?,
+        };
+        let outgoing = to_app(request, &key, passage.forwarded);
+        let link = passage.permit.link().link;
+        // A socket's connection is never used for anything else, before or after.
+        let mut lease = self.upstreams.lease_new(link, passage.endpoint).await?;
+        let answer = tokio::select! {
+            biased;
+            sent = lease.send(outgoing) => match sent {
+                Sent::Answer(answer) => answer,
+                Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
+                Sent::Failed(error) => return Err(failure(&error, None)),
+            },
+            () = passage.permit.cancel().cancelled() => return Err(passage.permit.ended(&self.view, self.clock.now())),
+            () = tokio::time::sleep(self.timeouts.response_head) => return Err(Denial::UpstreamTimeout),
+        };
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return self.refused_by_app(&passage, answer, lease, deadline, open);
+        }
+        check_answer(answer.headers(), &key, offered.as_ref())?;
+        self.meters.forwarded.increment(1);
+        let (mut parts, app_upgrade) = {
+            let mut answer = answer;
+            let upgrade = hyper::upgrade::on(&mut answer);
+            (answer.into_parts().0, upgrade)
+        };
+        self.meters.answered(parts.status);
+        let extensions = parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
+        header::to_client(&mut parts.headers, passage.own_host);
+        parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
+        parts.headers.remove(CONTENT_LENGTH);
+        if let Some(extensions) = extensions {
+            parts.headers.insert(SEC_WEBSOCKET_EXTENSIONS, extensions);
+        }
+        parts.extensions.clear();
+        if let Handshake::Http1 { key } = &handshake {
+            let accept = HeaderValue::from_str(&accept_of(key)).map_err(|_| Denial::BadHandshake)?;
+            parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+            parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            parts.version = Version::HTTP_11;
+            connection.set_upgraded();
+        } else {
+            parts.status = StatusCode::OK;
+            parts.version = Version::HTTP_2;
+        }
+        let limits = Limits { idle: self.timeouts.websocket_idle, deadline };
+        let splice = Splice {
+            cancel: [passage.permit.cancel().clone(), passage.permit.cancel_sockets().clone()],
+            stop: sockets.stop.clone(),
+            limits,
+            open: open.into_socket(),
+            clock: Arc::clone(&self.clock),
+        };
+        // Over HTTP/2 the connection goes on around the socket and must not pass for idle.
+        let in_flight = connection.begin_request();
+        sockets.tasks.spawn(async move {
+            let ended = run(splice, client_upgrade, app_upgrade).await;
+            metric::ended("websocket", ended.as_str());
+            drop((socket, lease, in_flight));
+        });
+        Ok(Response::from_parts(parts, ResponseBody::empty()))
+    }
+
+    /// The app said no in plain HTTP: the client may read that.
+    fn refused_by_app(
+        &self,
+        passage: &Passage<'_>,
+        answer: Response<Incoming>,
+        lease: crate::upstream::Lease,
+        deadline: tokio::time::Instant,
+        open: crate::activity::OpenStream,
+    ) -> Result<Response<ResponseBody>, Denial> {
+        let (mut parts, incoming) = answer.into_parts();
+        if parts.status.is_success() {
+            // Neither a switch nor a refusal: over HTTP/2 a 200 would even mean that the socket is open.
+            return Err(Denial::UpstreamInvalid);
+        }
+        self.meters.answered(parts.status);
+        header::to_client(&mut parts.headers, passage.own_host);
+        parts.extensions.clear();
+        let ending = Ending::new(passage.permit.cancel().clone(), deadline, self.timeouts.response_body_idle);
+        Ok(Response::from_parts(parts, ResponseBody::app(incoming, lease, None, ending, open)))
+    }
+}
+
+fn fresh_key() -> Result<HeaderValue, Denial> {
+    let mut nonce = [0_u8; 16];
+    getrandom::fill(&mut nonce).map_err(|_| Denial::TryAgain)?;
+    HeaderValue::from_str(&STANDARD.encode(nonce)).map_err(|_| Denial::TryAgain)
+}
+
+fn to_app(request: Request<Incoming>, key: &HeaderValue, forwarded: &header::Forwarded) -> Request<RequestBody> {
+    let (mut parts, _) = request.into_parts();
+    prepare(&mut parts, forwarded);
+    parts.method = Method::GET;
+    parts.headers.remove(CONTENT_LENGTH);
+    parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    parts.headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    parts.headers.insert(SEC_WEBSOCKET_KEY, key.clone());
+    Request::from_parts(parts, RequestBody::Empty)
+}
+
+fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderValue>) -> Result<(), Denial> {
+    let upgrade = headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let accept = headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept_of(key).as_bytes());
+    let chosen = match headers.get(SEC_WEBSOCKET_PROTOCOL) {
+        None => true,
+        Some(chosen) => offered.is_some_and(|offered| {
+            offered
+                .as_bytes()
+                .split(|byte| *byte == b',')
+                .any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
+        }),
+    };
+    if upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }
+}
+
+/// Waits for both sides to have switched, then copies.
+async fn run(splice: Splice, client: OnUpgrade, app: OnUpgrade) -> Ended {
+    let (Ok(client), Ok(app)) = (client.await, app.await) else { return Ended::Broken };
+    let Ok(app) = app.downcast::<TokioIo<TcpStream>>() else { return Ended::Broken };
+    let (app, app_early) = (app.io.into_inner(), app.read_buf);
+    // Over HTTP/1 the stream is taken out of its wrapper, over HTTP/2 it is one of many of a connection.
+    match client.downcast::<TokioIo<GuardedIo<TcpStream>>>() {
+        Ok(parts) => match (parts.io.into_inner().into_upgraded(), parts.read_buf.is_empty()) {
+            (Some(client), true) => splice.run(client, app, app_early).await,
+            _ => Ended::EarlyBytes,
+        },
+        Err(client) => match client.downcast::<TokioIo<GuardedIo<TlsStream<TcpStream>>>>() {
+            Ok(parts) => match (parts.io.into_inner().into_upgraded(), parts.read_buf.is_empty()) {
+                (Some(client), true) => splice.run(client, app, app_early).await,
+                _ => Ended::EarlyBytes,
+            },
+            Err(client) => splice.run(TokioIo::<Upgraded>::new(client), app, app_early).await,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn request(headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().uri("/ws");
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    #[test]
+    fn the_accept_value_is_the_one_of_the_rfc() {
+        assert_eq!(accept_of(&HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==")), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn only_a_complete_handshake_is_one() {
+        let good = [
+            ("upgrade", "websocket"),
+            ("connection", "keep-alive, Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        assert!(matches!(handshake(&request(&good)), Ok(Some(Handshake::Http1 { .. }))));
+        assert_eq!(handshake(&request(&[])), Ok(None));
+        for missing in 1..good.len() {
+            let mut headers = good.to_vec();
+            headers.remove(missing);
+            assert_eq!(handshake(&request(&headers)), Err(Denial::BadHandshake), "without {}", good[missing].0);
+        }
+        let mut short = good;
+        short[3].1 = "c2hvcnQ=";
+        assert_eq!(handshake(&request(&short)), Err(Denial::BadHandshake));
+    }
+
+    #[test]
+    fn an_app_cannot_choose_what_was_not_offered() {
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        let mut headers = HeaderMap::new();
+        headers.insert(UPGRADE, HeaderValue::from_static("WebSocket"));
+        assert_eq!(check_answer(&headers, &key, None), Err(Denial::UpstreamInvalid));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        assert_eq!(check_answer(&headers, &key, None), Ok(()));
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("b"));
+        assert_eq!(check_answer(&headers, &key, None), Err(Denial::UpstreamInvalid));
+        assert_eq!(check_answer(&headers, &key, Some(&HeaderValue::from_static("a, b"))), Ok(()));
+    }
+}

@@ -1,0 +1,209 @@
+//! Copies bytes between a client and an app until one of them, the link, or a limit ends it.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use envforge_domain::time::SharedClock;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{FrameTracker, close_frame};
+use crate::activity::OpenStream;
+use crate::forward::LAST_WORD;
+
+/// Bytes under way in one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
+/// How often a socket in use says so to `activity`.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(5);
+/// Private close code (RFC 6455 7.4.2) for a right that has ended; the number follows HTTP's 403.
+const CLOSE_ACCESS_ENDED: u16 = 4403;
+const CLOSE_IDLE: u16 = 4408;
+/// The gateway stops; the client may connect again.
+const CLOSE_RESTART: u16 = 1012;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Normally,
+    Withdrawn,
+    Expired,
+    Idle,
+    Shutdown,
+    Broken,
+    EarlyBytes,
+}
+
+impl Ended {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Normally => "normally",
+            Self::Withdrawn => "withdrawn",
+            Self::Expired => "expired",
+            Self::Idle => "idle",
+            Self::Shutdown => "shutdown",
+            Self::Broken => "broken",
+            Self::EarlyBytes => "early_bytes",
+        }
+    }
+}
+
+pub(crate) struct Limits {
+    pub(crate) idle: Duration,
+    pub(crate) deadline: Instant,
+}
+
+pub(crate) struct Splice {
+    /// The path's family and that of sockets: either ends it.
+    pub(crate) cancel: [CancellationToken; 2],
+    pub(crate) stop: CancellationToken,
+    pub(crate) limits: Limits,
+    pub(crate) open: OpenStream,
+    pub(crate) clock: SharedClock,
+}
+
+/// One direction: what was read and not yet written.
+struct Copy {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    finished: bool,
+    needs_flush: bool,
+}
+
+impl Copy {
+    fn new(early: &[u8]) -> Self {
+        let mut buffer = vec![0; BUFFER_BYTES.max(early.len())].into_boxed_slice();
+        buffer[..early.len()].copy_from_slice(early);
+        Self { buffer, start: 0, end: early.len(), finished: false, needs_flush: false }
+    }
+
+    /// Runs until it has to wait. `moved` is set where bytes were written, `wrote` sees them.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut from: Pin<&mut impl AsyncRead>,
+        mut to: Pin<&mut impl AsyncWrite>,
+        moved: &mut bool,
+        mut wrote: impl FnMut(&[u8]),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            while self.start < self.end {
+                let written = ready!(to.as_mut().poll_write(cx, &self.buffer[self.start..self.end]))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                wrote(&self.buffer[self.start..self.start + written]);
+                self.start += written;
+                (*moved, self.needs_flush) = (true, true);
+            }
+            if self.finished {
+                return to.as_mut().poll_shutdown(cx);
+            }
+            let mut buffer = ReadBuf::new(&mut self.buffer);
+            match from.as_mut().poll_read(cx, &mut buffer)? {
+                Poll::Ready(()) => {
+                    (self.start, self.end) = (0, buffer.filled().len());
+                    self.finished = self.end == 0;
+                }
+                Poll::Pending => {
+                    if self.needs_flush {
+                        ready!(to.as_mut().poll_flush(cx))?;
+                        self.needs_flush = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+impl Splice {
+    /// `app_early` are bytes that the app sent right behind its 101.
+    pub(super) async fn run(
+        self,
+        client: impl AsyncRead + AsyncWrite,
+        app: impl AsyncRead + AsyncWrite,
+        app_early: Bytes,
+    ) -> Ended {
+        let (mut client, mut app) = (std::pin::pin!(client), std::pin::pin!(app));
+        let (mut upward, mut downward) = (Copy::new(&[]), Copy::new(&app_early));
+        drop(app_early);
+        let mut frames = FrameTracker::default();
+        let mut moved = false;
+        let (mut up_done, mut down_done) = (false, false);
+        // Looked at several times within the idle time, so that activity is reported while it happens.
+        let look = (self.limits.idle / 4).min(ACTIVITY_INTERVAL);
+        let mut look_timer = std::pin::pin!(tokio::time::sleep(look));
+        let mut used_at = Instant::now();
+        let ended = loop {
+            let copying = poll_fn(|cx| {
+                // One split of each side a poll: both directions share the streams, never at the same time.
+                if !up_done && let Poll::Ready(result) = poll_up(&mut upward, cx, &mut client, &mut app, &mut moved) {
+                    result?;
+                    up_done = true;
+                }
+                if !down_done
+                    && let Poll::Ready(result) =
+                        downward.poll(cx, app.as_mut(), client.as_mut(), &mut moved, |bytes| frames.advance(bytes))
+                {
+                    result?;
+                    down_done = true;
+                }
+                // The app has closed: whatever the client still says, nobody hears it.
+                if down_done { Poll::Ready(Ok::<(), io::Error>(())) } else { Poll::Pending }
+            });
+            tokio::select! {
+                biased;
+                () = self.cancel[0].cancelled() => break Ended::Withdrawn,
+                () = self.cancel[1].cancelled() => break Ended::Withdrawn,
+                () = self.stop.cancelled() => break Ended::Shutdown,
+                result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
+                () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
+                () = look_timer.as_mut() => {
+                    let now = Instant::now();
+                    if std::mem::take(&mut moved) {
+                        used_at = now;
+                        self.open.touch(self.clock.now());
+                    } else if now >= used_at + self.limits.idle {
+                        break Ended::Idle;
+                    }
+                    look_timer.as_mut().reset(now + look);
+                }
+            }
+        };
+        let last_word = match ended {
+            Ended::Withdrawn => Some((CLOSE_ACCESS_ENDED, "access ended")),
+            Ended::Expired => Some((CLOSE_ACCESS_ENDED, "link expired")),
+            Ended::Idle => Some((CLOSE_IDLE, "idle")),
+            Ended::Shutdown => Some((CLOSE_RESTART, "restarting")),
+            Ended::Normally | Ended::Broken | Ended::EarlyBytes => None,
+        };
+        if let Some((code, reason)) = last_word
+            && frames.may_close()
+        {
+            let frame = close_frame(code, reason);
+            // A client that takes nothing is not waited for.
+            let _ = tokio::time::timeout(LAST_WORD, async {
+                client.write_all(&frame).await?;
+                client.flush().await?;
+                client.shutdown().await
+            })
+            .await;
+        }
+        ended
+    }
+}
+
+fn poll_up(
+    copy: &mut Copy,
+    cx: &mut Context<'_>,
+    client: &mut Pin<&mut impl AsyncRead>,
+    app: &mut Pin<&mut impl AsyncWrite>,
+    moved: &mut bool,
+) -> Poll<io::Result<()>> {
+    copy.poll(cx, client.as_mut(), app.as_mut(), moved, |_| {})
+}

@@ -1,0 +1,485 @@
+//! What the gateway's request path asks, in memory: hosts, links, sessions and runtimes as the log has them now.
+//!
+//! One writer folds commits; readers hold a lock for the length of one map look-up. What a change takes away is gone
+//! from the view before anything open is told to end, so that whoever is ended cannot come in again. Not here: deciding
+//! (`access::authorize`) and any I/O.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::AHashMap;
+use envforge_domain::commit::{Position, Recorded};
+use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
+use envforge_domain::event::Event;
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, WorkspaceId};
+use envforge_domain::manifest::Manifest;
+use envforge_domain::organization::OrganizationEvent;
+use envforge_domain::routing::RouteTable;
+use envforge_domain::secret::TokenDigest;
+use envforge_domain::slug::{HostLabel, OrgSlug, ServiceName, WorkspaceSlug};
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::authorization::IssuerRight;
+use crate::runtimes::Runtimes;
+use crate::session_table::SessionTable;
+
+pub use crate::closers::{CloseReason, Closers};
+pub use crate::runtimes::{RuntimePhase, RuntimeView};
+pub use crate::session_table::SessionView;
+
+/// Sessions of ended links that are kept, so that their reviewers are told what became of the link instead of being
+/// taken for strangers. About 400 KiB.
+const SWEPT_SESSIONS_MIN: usize = 4_096;
+/// How long the view knows what became of an ended link, by the log's clock; then it is as good as unknown.
+const ENDED_LINKS_KEPT: Millis = Millis::from_hours(24 * 7);
+/// What a view that failed says of its age: more than any limit.
+const FAILED_AGE: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+/// One workspace host: what its label leads to.
+#[derive(Debug)]
+pub struct WorkspaceRoutes {
+    pub org: OrgId,
+    pub project: ProjectId,
+    pub workspace: WorkspaceId,
+    pub service: ServiceName,
+    pub access_mode: AccessMode,
+    pub archived: bool,
+    pub routes: RouteTable,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkPhase {
+    Active,
+    /// By its verb, or for as long as whoever issued it may not issue links there any more.
+    Revoked,
+    Expired,
+}
+
+/// A link as of now. Replaced as a whole by each change.
+#[derive(Debug, Clone)]
+pub struct LinkView {
+    pub link: LinkId,
+    pub org: OrgId,
+    pub project: ProjectId,
+    pub workspace: WorkspaceId,
+    pub service: ServiceName,
+    pub families: RouteFamilies,
+    pub generation: Generation,
+    /// When this generation was issued: a claim of its share token.
+    pub issued_at: UnixMillis,
+    /// The link's own end, or that of its issuer's right to issue it, whichever comes first.
+    pub expires_at: UnixMillis,
+    pub phase: LinkPhase,
+    pub label: String,
+    pub org_name: String,
+    pub workspace_name: String,
+    pub host: HostLabel,
+    /// Wakes it may still cause; `None` for no limit.
+    pub wakes_left: Option<u32>,
+    pub closers: Closers,
+}
+
+/// How current the view is.
+#[derive(Debug, Clone, Copy)]
+pub struct Freshness {
+    /// When the log last gave a sign of life; long ago where the views have failed.
+    pub last_heard: Instant,
+    pub position: Position,
+    /// The log is not the one that was followed: the view stays closed for good.
+    pub failed: bool,
+}
+
+/// The read model.
+pub struct GatewayView {
+    labels: RwLock<AHashMap<HostLabel, Arc<WorkspaceRoutes>>>,
+    links: RwLock<AHashMap<LinkId, Arc<LinkView>>>,
+    sessions: SessionTable,
+    runtimes: Runtimes,
+    freshness: RwLock<Freshness>,
+    fold: Mutex<Fold>,
+}
+
+/// What only the writer needs.
+#[derive(Default)]
+struct Fold {
+    organizations: AHashMap<OrgId, (OrgSlug, String)>,
+    workspaces: AHashMap<WorkspaceId, KnownWorkspace>,
+    /// Links that have not ended.
+    open_links: AHashMap<LinkId, OpenLink>,
+    /// Links that have, oldest first.
+    ended_links: VecDeque<(UnixMillis, LinkId)>,
+    /// Sessions in the table that do not count any more.
+    ended_sessions: usize,
+}
+
+struct KnownWorkspace {
+    org: OrgId,
+    project: ProjectId,
+    slug: WorkspaceSlug,
+    manifest: Manifest,
+    access_mode: AccessMode,
+    archived: bool,
+    links: Vec<LinkId>,
+}
+
+struct OpenLink {
+    workspace: WorkspaceId,
+    generation: Generation,
+    /// Of this generation.
+    sessions: usize,
+    /// Its own end, whatever becomes of its issuer.
+    own_end: UnixMillis,
+    /// Until when its issuer may have issued it; `None` where they may not.
+    issuer_until: Option<UnixMillis>,
+}
+
+impl OpenLink {
+    fn phase(&self) -> LinkPhase {
+        if self.issuer_until.is_some() { LinkPhase::Active } else { LinkPhase::Revoked }
+    }
+
+    fn ends_at(&self) -> UnixMillis {
+        self.issuer_until.map_or(self.own_end, |until| until.min(self.own_end))
+    }
+}
+
+impl Default for GatewayView {
+    fn default() -> Self {
+        Self {
+            labels: RwLock::default(),
+            links: RwLock::default(),
+            sessions: SessionTable::default(),
+            runtimes: Runtimes::default(),
+            freshness: RwLock::new(Freshness { last_heard: Instant::now(), position: Position::START, failed: false }),
+            fold: Mutex::default(),
+        }
+    }
+}
+
+impl GatewayView {
+    pub fn workspace_by_label(&self, label: &HostLabel) -> Option<Arc<WorkspaceRoutes>> {
+        self.labels.read().get(label).cloned()
+    }
+
+    /// A link; one that ended is known for some days more.
+    pub fn link(&self, link: LinkId) -> Option<Arc<LinkView>> {
+        self.links.read().get(&link).cloned()
+    }
+
+    /// The session of a cookie. It may belong to a link or generation that has ended since: hold it against `link`.
+    pub fn session(&self, cookie: &TokenDigest) -> Option<SessionView> {
+        self.sessions.get(cookie)
+    }
+
+    /// A runtime's changes. Waiting on it costs nothing while nothing changes.
+    pub fn runtime(&self, workspace: WorkspaceId) -> watch::Receiver<RuntimeView> {
+        self.runtimes.subscribe(workspace)
+    }
+
+    pub fn freshness(&self) -> Freshness {
+        *self.freshness.read()
+    }
+
+    /// Sessions held, those of ended links included until the next sweep.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Bytes that sessions take.
+    pub fn session_bytes(&self) -> usize {
+        self.sessions.allocated_bytes()
+    }
+
+    /// The log gave a sign of life: everything up to `position` is folded.
+    pub(crate) fn heard(&self, position: Position) {
+        let mut freshness = self.freshness.write();
+        if !freshness.failed {
+            *freshness = Freshness { last_heard: Instant::now(), position, failed: false };
+        }
+    }
+
+    /// Closes for good: nobody is fresh any more, and everything open is ended.
+    pub(crate) fn fail(&self) {
+        {
+            let mut freshness = self.freshness.write();
+            freshness.failed = true;
+            freshness.last_heard = Instant::now().checked_sub(FAILED_AGE).unwrap_or(freshness.last_heard);
+        }
+        let links: Vec<_> = self.links.read().values().cloned().collect();
+        for link in links {
+            link.closers.close(RouteFamilies::ALL, CloseReason::ViewsFailed);
+        }
+    }
+
+    /// Folds one commit, with what it changed about issuers' rights. One caller at a time, in the log's order.
+    pub(crate) fn apply(&self, recorded: &Recorded, rights: &[IssuerRight]) {
+        let mut fold = self.fold.lock();
+        let (org, at) = (recorded.commit.stream.org(), recorded.recorded_at);
+        let key = recorded.commit.stream.key();
+        for event in &recorded.commit.events {
+            match event {
+                Event::Organization(OrganizationEvent::Created { org, slug, name }) => {
+                    fold.organizations.insert(*org, (slug.clone(), name.clone()));
+                }
+                Event::Workspace(event) => {
+                    if let Ok(workspace) = key.parse() {
+                        self.apply_workspace(&mut fold, org, workspace, event);
+                    }
+                }
+                Event::Runtime(event) => {
+                    if let Ok(workspace) = key.parse() {
+                        self.runtimes.apply(workspace, event, at);
+                    }
+                }
+                Event::DevLink(event) => {
+                    if let Ok(link) = key.parse() {
+                        self.apply_link(&mut fold, org, link, event, at);
+                    }
+                }
+                Event::Organization(_)
+                | Event::User(_)
+                | Event::Project(_)
+                | Event::Host(_)
+                | Event::Claim(_)
+                | Event::Denial(_) => {}
+            }
+        }
+        for right in rights {
+            self.apply_right(&mut fold, right);
+        }
+        self.forget_ended(&mut fold, at);
+    }
+
+    fn apply_workspace(&self, fold: &mut Fold, org: OrgId, workspace: WorkspaceId, event: &WorkspaceEvent) {
+        if let WorkspaceEvent::Created { project, slug, manifest, access_mode, .. } = event {
+            let known = KnownWorkspace {
+                org,
+                project: *project,
+                slug: slug.clone(),
+                manifest: manifest.clone(),
+                access_mode: *access_mode,
+                archived: false,
+                links: Vec::new(),
+            };
+            self.publish_hosts(fold, workspace, &known, None);
+            fold.workspaces.insert(workspace, known);
+            return;
+        }
+        let Some(mut known) = fold.workspaces.remove(&workspace) else { return };
+        let before = known.manifest.clone();
+        let reason = match event {
+            WorkspaceEvent::Created { .. } => None,
+            WorkspaceEvent::ManifestChanged { manifest } => {
+                known.manifest = manifest.clone();
+                Some(CloseReason::RoutesChanged)
+            }
+            WorkspaceEvent::AccessModeChanged { access_mode } => {
+                known.access_mode = *access_mode;
+                (*access_mode == AccessMode::TailscaleOnly).then_some(CloseReason::TailscaleOnly)
+            }
+            WorkspaceEvent::Archived => {
+                known.archived = true;
+                Some(CloseReason::Archived)
+            }
+        };
+        self.publish_hosts(fold, workspace, &known, Some(&before));
+        if let Some(reason) = reason {
+            for link in &known.links {
+                self.change_link(*link, |view| {
+                    // What was admitted under other routes is admitted anew, or not at all.
+                    let untouched = reason == CloseReason::RoutesChanged
+                        && RouteTable::of(&before, &view.service) == RouteTable::of(&known.manifest, &view.service);
+                    (!untouched).then_some((RouteFamilies::ALL, reason))
+                });
+            }
+        }
+        fold.workspaces.insert(workspace, known);
+    }
+
+    fn publish_hosts(&self, fold: &Fold, workspace: WorkspaceId, known: &KnownWorkspace, before: Option<&Manifest>) {
+        let Some((org_slug, _)) = fold.organizations.get(&known.org) else { return };
+        let label = |service: &ServiceName| HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()).ok();
+        let mut labels = self.labels.write();
+        for service in before.into_iter().flat_map(|manifest| &manifest.services) {
+            if let Some(label) = label(&service.name) {
+                labels.remove(&label);
+            }
+        }
+        for service in &known.manifest.services {
+            let (Some(routes), Some(label)) = (RouteTable::of(&known.manifest, &service.name), label(&service.name))
+            else {
+                continue;
+            };
+            let host = WorkspaceRoutes {
+                org: known.org,
+                project: known.project,
+                workspace,
+                service: service.name.clone(),
+                access_mode: known.access_mode,
+                archived: known.archived,
+                routes,
+            };
+            labels.insert(label, Arc::new(host));
+        }
+    }
+
+    fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent, at: UnixMillis) {
+        match event {
+            DevLinkEvent::Issued { .. } => self.issue_link(fold, org, link, event),
+            DevLinkEvent::SessionOpened { session, cookie, generation, .. } => {
+                if let Some(open) = fold.open_links.get_mut(&link) {
+                    open.sessions += 1;
+                }
+                self.sessions.insert(*cookie, SessionView { session: *session, link, generation: *generation });
+            }
+            DevLinkEvent::AllowlistChanged { families } => self.change_link(link, |view| {
+                let narrowed = view.families.minus(*families);
+                view.families = *families;
+                Some((narrowed, CloseReason::Narrowed))
+            }),
+            DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
+                let Some(open) = fold.open_links.get_mut(&link) else { return };
+                open.generation = *generation;
+                open.own_end = *expires_at;
+                let (ends_at, ended) = (open.ends_at(), std::mem::take(&mut open.sessions));
+                self.change_link(link, |view| {
+                    view.generation = *generation;
+                    view.issued_at = *issued_at;
+                    view.expires_at = ends_at;
+                    Some((RouteFamilies::ALL, CloseReason::Rotated))
+                });
+                self.sessions_ended(fold, ended);
+            }
+            DevLinkEvent::WakeSpent { .. } => self.change_link(link, |view| {
+                view.wakes_left = view.wakes_left.map(|left| left.saturating_sub(1));
+                None
+            }),
+            DevLinkEvent::Expired => self.end_link(fold, link, LinkPhase::Expired, CloseReason::Expired, at),
+            DevLinkEvent::Revoked { .. } => self.end_link(fold, link, LinkPhase::Revoked, CloseReason::Revoked, at),
+            DevLinkEvent::FirstUsed { .. } | DevLinkEvent::AttemptsBlocked { .. } => {}
+        }
+    }
+
+    fn issue_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
+        let DevLinkEvent::Issued {
+            project,
+            workspace,
+            service,
+            families,
+            issued_at,
+            expires_at,
+            label,
+            wake_budget,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let Some(known) = fold.workspaces.get_mut(workspace) else { return };
+        let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
+        let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
+        let view = LinkView {
+            link,
+            org,
+            project: *project,
+            workspace: *workspace,
+            service: service.clone(),
+            families: *families,
+            generation: Generation(1),
+            issued_at: *issued_at,
+            expires_at: *expires_at,
+            phase: LinkPhase::Active,
+            label: label.clone(),
+            org_name: org_name.clone(),
+            workspace_name: known.slug.to_string(),
+            host,
+            wakes_left: *wake_budget,
+            closers: Closers::default(),
+        };
+        let open = OpenLink {
+            workspace: *workspace,
+            generation: Generation(1),
+            sessions: 0,
+            own_end: *expires_at,
+            issuer_until: Some(UnixMillis::new(u64::MAX)),
+        };
+        known.links.push(link);
+        fold.open_links.insert(link, open);
+        self.links.write().insert(link, Arc::new(view));
+    }
+
+    /// The issuer's right has changed: the link stands while it does.
+    fn apply_right(&self, fold: &mut Fold, right: &IssuerRight) {
+        let Some(open) = fold.open_links.get_mut(&right.link) else { return };
+        open.issuer_until = right.until;
+        let (phase, ends_at) = (open.phase(), open.ends_at());
+        self.change_link(right.link, |view| {
+            let less = phase != LinkPhase::Active || ends_at < view.expires_at;
+            view.phase = phase;
+            view.expires_at = ends_at;
+            less.then_some((RouteFamilies::ALL, CloseReason::IssuerLostRight))
+        });
+    }
+
+    /// Changes a link that goes on; then ends what it has open in the families that `change` answers.
+    fn change_link(&self, link: LinkId, change: impl FnOnce(&mut LinkView) -> Option<(RouteFamilies, CloseReason)>) {
+        let mut links = self.links.write();
+        let Some(view) = links.get_mut(&link) else { return };
+        let mut next = (**view).clone();
+        let closing = change(&mut next);
+        if let Some((families, _)) = closing {
+            next.closers = next.closers.renewed(families);
+        }
+        let before = std::mem::replace(view, Arc::new(next));
+        // INVARIANT: the change is visible before the closers are given, so that whoever they end cannot come in again.
+        drop(links);
+        if let Some((families, reason)) = closing {
+            before.closers.close(families, reason);
+        }
+    }
+
+    fn end_link(&self, fold: &mut Fold, link: LinkId, phase: LinkPhase, reason: CloseReason, at: UnixMillis) {
+        self.change_link(link, |view| {
+            view.phase = phase;
+            None
+        });
+        // Not renewed: for an ended link they stay given.
+        if let Some(view) = self.link(link) {
+            view.closers.close(RouteFamilies::ALL, reason);
+        }
+        let Some(open) = fold.open_links.remove(&link) else { return };
+        if let Some(known) = fold.workspaces.get_mut(&open.workspace) {
+            known.links.retain(|other| *other != link);
+        }
+        fold.ended_links.push_back((at, link));
+        self.sessions_ended(fold, open.sessions);
+    }
+
+    /// Sessions that ended are refused by their link at once, and forgotten in sweeps.
+    fn sessions_ended(&self, fold: &mut Fold, count: usize) {
+        fold.ended_sessions += count;
+        if fold.ended_sessions < SWEPT_SESSIONS_MIN || fold.ended_sessions * 4 < self.sessions.len() {
+            return;
+        }
+        fold.ended_sessions = 0;
+        let counts = |session: &SessionView| {
+            fold.open_links.get(&session.link).is_some_and(|open| open.generation == session.generation)
+        };
+        self.sessions.retain(counts);
+    }
+
+    fn forget_ended(&self, fold: &mut Fold, at: UnixMillis) {
+        while fold.ended_links.front().is_some_and(|(ended_at, _)| ended_at.plus(ENDED_LINKS_KEPT) <= at) {
+            if let Some((_, link)) = fold.ended_links.pop_front() {
+                self.links.write().remove(&link);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! The branch's tip in a directory, by the real git.
+//!
+//! git runs with an environment and a configuration of our own: no hooks, no helpers, no prompts, no protocols but https,
+//! ssh and local paths, bounded in time and output. The repository lies beside the checkout and is named explicitly, so
+//! nothing that a service writes into its checkout steers a later git. Uncommitted work of a local repository does not
+//! come along. Files that the branch ignores (`node_modules`) stay from wake to wake; everything else equals the commit.
+//!
+//! Not here: credentials for private repositories beyond what the host's `git_environment` gives; submodules and LFS.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use envforge_domain::time::Millis;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::Config;
+use crate::environment::{Environment, MARKER_VARIABLE};
+use crate::failure::CheckoutFailure;
+use crate::output::private_directory;
+use crate::process::{self, Marker};
+use crate::record::blocking;
+use crate::repository::{Branch, Repository};
+
+const OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
+const DETAIL_CHARS_MAX: usize = 300;
+/// Our own reference to the fetched commit.
+const TIP: &str = "refs/envforge/tip";
+
+/// One checkout of one workspace.
+pub(crate) struct Checkout<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) marker: &'a Marker,
+    /// Bare except for its index.
+    pub(crate) repository: PathBuf,
+    pub(crate) tree: PathBuf,
+}
+
+struct Answer {
+    success: bool,
+    output: String,
+    errors: String,
+}
+
+impl Checkout<'_> {
+    /// Brings `tree` to the branch's tip; the commit's id.
+    pub(crate) async fn update(&self, address: &str, branch: &str) -> Result<String, CheckoutFailure> {
+        let (address, branch) = (Repository::parse(address)?, Branch::parse(branch)?);
+        let limit = self.config.checkout_duration_max;
+        let deadline = Instant::now() + limit;
+        let work = async {
+            match self.attempt(&address, &branch).await {
+                // Half a write of an earlier run, or a service that scribbled over it: the second attempt starts from nothing.
+                Err(CheckoutFailure::Broken { detail }) => {
+                    tracing::warn!(detail, "a checkout is broken and is made anew");
+                    self.clear().await?;
+                    self.attempt(&address, &branch).await
+                }
+                other => other,
+            }
+        };
+        timeout_at(deadline, work).await.unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
+    }
+
+    async fn attempt(&self, address: &Repository, branch: &Branch) -> Result<String, CheckoutFailure> {
+        self.prepare().await?;
+        self.fetch(address, branch).await?;
+        let commit = self.expect(self.git(["rev-parse", "--verify", "--end-of-options", TIP])).await?;
+        let commit = commit.trim().to_owned();
+        self.expect(self.in_tree(["checkout", "--quiet", "--force", "--detach", &commit])).await?;
+        self.expect(self.in_tree(["clean", "--quiet", "-ffd"])).await?;
+        Ok(commit)
+    }
+
+    async fn prepare(&self) -> Result<(), CheckoutFailure> {
+        let (repository, tree) = (self.repository.clone(), self.tree.clone());
+        let made = blocking(move || {
+            private_directory(&tree)?;
+            if !repository.join("HEAD").is_file() {
+                return Ok(false);
+            }
+            // Wakes of a workspace are serialized and leftovers ended, so a lock belongs to a git that was killed.
+            for lock in
+                ["index.lock", "HEAD.lock", "shallow.lock", "config.lock", "packed-refs.lock", "refs/envforge/tip.lock"]
+            {
+                match std::fs::remove_file(repository.join(lock)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(true)
+        })
+        .await
+        .map_err(broken)?;
+        if !made {
+            self.expect(self.git(["init", "--quiet", "--bare", "--template="])).await?;
+        }
+        Ok(())
+    }
+
+    async fn clear(&self) -> Result<(), CheckoutFailure> {
+        let places = [self.repository.clone(), self.tree.clone()];
+        blocking(move || {
+            for place in places {
+                match std::fs::remove_dir_all(place) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+        .map_err(broken)
+    }
+
+    async fn fetch(&self, address: &Repository, branch: &Branch) -> Result<(), CheckoutFailure> {
+        let depth = format!("--depth={}", self.config.history_commits_max);
+        let refspec = format!("+refs/heads/{}:{TIP}", branch.as_str());
+        let fetch = self.git([
+            "fetch",
+            "--quiet",
+            "--force",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--no-recurse-submodules",
+            "--update-shallow",
+            &depth,
+            "--",
+            address.as_str(),
+            &refspec,
+        ]);
+        let answer = self.run(fetch).await?;
+        if answer.success {
+            return Ok(());
+        }
+        if answer.errors.contains("couldn't find remote ref") {
+            let near = self.branches(address).await?;
+            return Err(CheckoutFailure::NoSuchBranch {
+                branch: branch.as_str().to_owned(),
+                near: branch.nearest(near.iter().map(String::as_str)),
+            });
+        }
+        let detail = detail(&answer.errors);
+        // The remote answered and our side could not take it.
+        let ours = ["unable to write", "bad object", "shallow file", "index file", "object file", "loose object"];
+        if ours.iter().any(|sign| answer.errors.contains(sign)) {
+            Err(CheckoutFailure::Broken { detail })
+        } else {
+            Err(CheckoutFailure::Unreachable { detail })
+        }
+    }
+
+    async fn branches(&self, address: &Repository) -> Result<Vec<String>, CheckoutFailure> {
+        let answer = self.run(self.git(["ls-remote", "--heads", "--", address.as_str()])).await?;
+        Ok(answer
+            .output
+            .lines()
+            .filter_map(|line| line.split_once("\trefs/heads/"))
+            .map(|(_, name)| name.to_owned())
+            .collect())
+    }
+
+    fn in_tree<const N: usize>(&self, arguments: [&str; N]) -> Command {
+        let mut git = self.plain();
+        git.arg("-c").arg("core.bare=false").arg("--work-tree").arg(&self.tree).args(arguments).current_dir(&self.tree);
+        git
+    }
+
+    fn git<const N: usize>(&self, arguments: [&str; N]) -> Command {
+        let mut git = self.plain();
+        git.args(arguments);
+        git
+    }
+
+    fn plain(&self) -> Command {
+        let mut environment = Environment::default();
+        environment.set("HOME", "/nonexistent");
+        environment.set("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
+        for (name, value) in &self.config.git_environment {
+            environment.set(name, value);
+        }
+        for (name, value) in [
+            ("PATH", self.config.path.as_str()),
+            ("LC_ALL", "C"),
+            ("GIT_TERMINAL_PROMPT", "0"),
+            ("GIT_ASKPASS", "true"),
+            ("SSH_ASKPASS_REQUIRE", "never"),
+            ("GIT_ALLOW_PROTOCOL", "https:ssh:file"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_ATTR_NOSYSTEM", "1"),
+            (MARKER_VARIABLE, self.marker.as_str()),
+        ] {
+            environment.set(name, value);
+        }
+        let mut git = Command::new("git");
+        process::contain(&mut git, &environment);
+        for setting in [
+            "core.hooksPath=/dev/null",
+            "core.fsmonitor=false",
+            "protocol.ext.allow=never",
+            "submodule.recurse=false",
+            "gc.autoDetach=false",
+            "maintenance.autoDetach=false",
+            "advice.detachedHead=false",
+        ] {
+            git.arg("-c").arg(setting);
+        }
+        git.arg("--git-dir").arg(&self.repository);
+        git.current_dir(self.repository.parent().unwrap_or(Path::new("/")));
+        git
+    }
+
+    async fn expect(&self, git: Command) -> Result<String, CheckoutFailure> {
+        let answer = self.run(git).await?;
+        if answer.success { Ok(answer.output) } else { Err(CheckoutFailure::Broken { detail: detail(&answer.errors) }) }
+    }
+
+    async fn run(&self, mut git: Command) -> Result<Answer, CheckoutFailure> {
+        let mut child =
+            git.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => CheckoutFailure::GitMissing,
+                _ => broken(error),
+            })?;
+        let (output, errors) = (child.stdout.take(), child.stderr.take());
+        let (status, output, errors) = tokio::try_join!(child.wait(), read(output), read(errors)).map_err(broken)?;
+        Ok(Answer { success: status.success(), output, errors })
+    }
+}
+
+/// Keeps the first bytes and drains the rest, so that git never waits for a reader.
+async fn read(source: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let Some(mut source) = source else { return Ok(String::new()) };
+    let mut kept = Vec::new();
+    (&mut source).take(OUTPUT_BYTES_MAX as u64).read_to_end(&mut kept).await?;
+    tokio::io::copy(&mut source, &mut tokio::io::sink()).await?;
+    Ok(String::from_utf8_lossy(&kept).into_owned())
+}
+
+fn broken(error: io::Error) -> CheckoutFailure {
+    CheckoutFailure::Broken { detail: error.to_string() }
+}
+
+/// The last words of git, on one line.
+fn detail(errors: &str) -> String {
+    let line = errors.split(char::is_control).filter(|part| !part.trim().is_empty()).collect::<Vec<_>>().join("; ");
+    let length = line.chars().count();
+    line.chars().skip(length.saturating_sub(DETAIL_CHARS_MAX)).collect()
+}
+
+fn millis(length: Duration) -> Millis {
+    Millis::new(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,243 @@
+//! The agent on this machine: many workspaces' runtimes below one state directory.
+//!
+//! Layout: `lock`, `runtimes/<workspace>.json` (what to find again after a kill -9), and per workspace
+//! `workspaces/<workspace>/{checkout,repository.git,home,data,output}`. All directories are private to this user.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use envforge_domain::ids::WorkspaceId;
+use envforge_domain::slug::ServiceName;
+use envforge_domain::time::Millis;
+use futures_util::future::join_all;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::config::Config;
+use crate::failure::{OpenError, OutputError, SleepFailure, WakeFailure};
+use crate::order::{Awake, Stage, WakeOrder};
+use crate::output::{self, private_directory};
+use crate::port::Ports;
+use crate::process::{self, Family, KILL_PATIENCE};
+use crate::record::{self, Record, Records};
+use crate::report::Reports;
+use crate::wake::Host;
+use crate::workspace::{Message, Workspace};
+
+/// For processes that an earlier run left behind: their supervisor is gone, so nobody waits for a tidy end.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs the workspaces of this machine. Clones share one host. Dropping the last one ends everything; `shutdown` waits for it.
+#[derive(Clone)]
+pub struct LocalHost(Arc<Inner>);
+
+struct Inner {
+    host: Arc<Host>,
+    workspaces: Mutex<Workspaces>,
+}
+
+struct Workspaces {
+    actors: HashMap<WorkspaceId, Actor>,
+    /// Epochs that were over when the host was opened.
+    over: HashMap<WorkspaceId, u64>,
+    closed: bool,
+}
+
+#[derive(Clone)]
+struct Actor {
+    messages: mpsc::Sender<Message>,
+    up: watch::Receiver<Option<u64>>,
+}
+
+/// A runtime of an earlier process that was found and ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    pub workspace: WorkspaceId,
+    pub epoch: u64,
+    /// How many processes of it still ran.
+    pub processes: usize,
+}
+
+impl LocalHost {
+    /// Opens the state directory, made if need be, and ends what an earlier process left behind there. One [`Leftover`] for
+    /// each runtime that was not put to sleep, also when none of its processes was alive any more: for the control plane
+    /// all of them are down.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing is started and the directory is released again.
+    pub async fn open(config: Config) -> Result<(Self, Vec<Leftover>), OpenError> {
+        config.check()?;
+        if !process::is_supported() {
+            return Err(OpenError::NoProcesses);
+        }
+        let root = config.state_dir.clone();
+        let state = |source| OpenError::State { path: root.clone(), source };
+        let runtimes = root.join("runtimes");
+        private_directory(&runtimes).map_err(state)?;
+        private_directory(&root.join("workspaces")).map_err(state)?;
+        let lock = hold(root.join("lock"))?;
+        let boot = record::boot().map_err(state)?;
+        let records = Records::in_directory(runtimes);
+        let mut over = HashMap::new();
+        let mut leftovers = Vec::new();
+        for (workspace, record) in records.read_all()? {
+            match record {
+                Record::Over { epoch } => {
+                    over.insert(workspace, epoch);
+                }
+                Record::Running { epoch, marker, boot: of_boot, groups } => {
+                    // After a reboot no process is left, and start times would count from another instant.
+                    let groups = if of_boot == boot { groups } else { Vec::new() };
+                    let family = Family { marker, groups, service: None };
+                    let processes = family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
+                        count: survivors.count,
+                        waited: Millis::new(u64::try_from(KILL_PATIENCE.as_millis()).unwrap_or(u64::MAX)),
+                    })?;
+                    metrics::counter!("leftovers_total").increment(1);
+                    tracing::warn!(%workspace, epoch, processes, "a runtime that an earlier process left behind was ended");
+                    leftovers.push((workspace, Leftover { workspace, epoch, processes }));
+                }
+            }
+        }
+        // Only now: a start that fails half-way must find all of them again.
+        for (workspace, _) in &leftovers {
+            records.remove(*workspace).map_err(state)?;
+        }
+        let host = Host {
+            ports: Ports::default(),
+            room: Arc::new(Semaphore::new(config.runtimes_max)),
+            reports: Reports::new(config.reports_max),
+            records,
+            boot,
+            config: Arc::new(config),
+            _lock: lock,
+        };
+        let workspaces = Mutex::new(Workspaces { actors: HashMap::new(), over, closed: false });
+        let inner = Inner { host: Arc::new(host), workspaces };
+        Ok((Self(Arc::new(inner)), leftovers.into_iter().map(|(_, leftover)| leftover).collect()))
+    }
+
+    /// Checks out the branch's tip, starts the services, and answers when every declared readiness holds. `stages` follows.
+    ///
+    /// Wakes and sleeps of one workspace happen one after the other; those of different workspaces at the same time. An
+    /// order for the epoch that is waking joins it; for one that is up it answers at once; for a newer epoch it ends the
+    /// older one first. Dropping the future does not end the wake: [`LocalHost::sleep`] does.
+    ///
+    /// # Errors
+    /// See [`WakeFailure`]; nothing of the wake is left running.
+    pub async fn wake(&self, order: WakeOrder, stages: watch::Sender<Stage>) -> Result<Awake, WakeFailure> {
+        let actor = self.actor(order.workspace).ok_or(WakeFailure::ShuttingDown)?;
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Wake { order: Box::new(order), stages, reply };
+        actor.messages.send(message).await.map_err(|_| WakeFailure::ShuttingDown)?;
+        answer.await.unwrap_or(Err(WakeFailure::ShuttingDown))
+    }
+
+    /// Runs `on_sleep` (bounded), then ends every process: SIGTERM, and SIGKILL after the grace. Cancels a wake that is
+    /// under way. Does nothing where the epoch is over already. No epoch up to this one wakes again, also after a restart.
+    ///
+    /// # Errors
+    /// See [`SleepFailure`]; asking again is right for each of them.
+    pub async fn sleep(&self, workspace: WorkspaceId, epoch: u64) -> Result<(), SleepFailure> {
+        self.ask(workspace, |reply| Message::Sleep { epoch, reply }).await
+    }
+
+    /// Ends the workspace's runtime and removes everything that the host keeps of it: checkout, data, output.
+    ///
+    /// # Errors
+    /// See [`SleepFailure`]; asking again is right for each of them.
+    pub async fn remove(&self, workspace: WorkspaceId) -> Result<(), SleepFailure> {
+        self.ask(workspace, |reply| Message::Remove { reply }).await
+    }
+
+    async fn ask(
+        &self,
+        workspace: WorkspaceId,
+        message: impl FnOnce(oneshot::Sender<Result<(), SleepFailure>>) -> Message,
+    ) -> Result<(), SleepFailure> {
+        let actor = self.actor(workspace).ok_or(SleepFailure::ShuttingDown)?;
+        let (reply, answer) = oneshot::channel();
+        actor.messages.send(message(reply)).await.map_err(|_| SleepFailure::ShuttingDown)?;
+        answer.await.unwrap_or(Err(SleepFailure::ShuttingDown))
+    }
+
+    /// What happened without being asked for. All handles read one bounded queue.
+    pub fn reports(&self) -> Reports {
+        self.0.host.reports.clone()
+    }
+
+    /// Whether that epoch is ready and not being put to sleep: what a lease may be renewed for.
+    pub fn is_up(&self, workspace: WorkspaceId, epoch: u64) -> bool {
+        self.workspaces().actors.get(&workspace).is_some_and(|actor| *actor.up.borrow() == Some(epoch))
+    }
+
+    /// The last lines of a service's output on this host, oldest first: at most `lines`, 10,000, and 1 MiB. For the
+    /// workspace's team alone: output may hold secrets, and no link ever reaches it.
+    ///
+    /// # Errors
+    /// [`OutputError::None`] where the service never wrote here.
+    pub async fn tail_output(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        lines: usize,
+    ) -> Result<Vec<String>, OutputError> {
+        let directory = self.0.host.place(workspace).join("output");
+        let (name, files_max) = (service.as_str().to_owned(), self.0.host.config.log_files_max);
+        record::blocking(move || output::tail(&directory, &name, lines, files_max))
+            .await
+            .map_err(OutputError::Read)?
+            .ok_or_else(|| OutputError::None { service: service.clone() })
+    }
+
+    /// Ends everything that this host started, `on_sleep` included, and refuses what comes after.
+    pub async fn shutdown(&self) {
+        let actors: Vec<Actor> = {
+            let mut workspaces = self.workspaces();
+            workspaces.closed = true;
+            workspaces.actors.drain().map(|(_, actor)| actor).collect()
+        };
+        join_all(actors.into_iter().map(|actor| async move {
+            let (reply, ended) = oneshot::channel();
+            if actor.messages.send(Message::Shutdown { reply }).await.is_ok() {
+                // The actor gone without a word has ended what it had.
+                let _ = ended.await;
+            }
+        }))
+        .await;
+    }
+
+    /// `None` once the host is shutting down.
+    fn actor(&self, id: WorkspaceId) -> Option<Actor> {
+        let mut workspaces = self.workspaces();
+        if workspaces.closed {
+            return None;
+        }
+        if let Some(actor) = workspaces.actors.get(&id) {
+            return Some(actor.clone());
+        }
+        let over = workspaces.over.remove(&id);
+        let (messages, up) = Workspace::start(Arc::clone(&self.0.host), id, over);
+        let actor = Actor { messages, up };
+        workspaces.actors.insert(id, actor.clone());
+        Some(actor)
+    }
+
+    fn workspaces(&self) -> std::sync::MutexGuard<'_, Workspaces> {
+        self.0.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn hold(path: PathBuf) -> Result<File, OpenError> {
+    let state = |source: io::Error| OpenError::State { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(state)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Held { path: path.parent().unwrap_or(&path).to_owned() }),
+        Err(TryLockError::Error(error)) => Err(state(error)),
+    }
+}

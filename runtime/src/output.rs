@@ -1,0 +1,203 @@
+//! Output of services: rotating files of bounded size, filled by a copier that never holds a service up.
+//!
+//! Output may hold secrets. It lies in files of mode 0600 outside the checkout, stands in no error and no report, and is
+//! read only by [`tail`], which no link's route reaches.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+
+use crate::config::Config;
+use crate::record::blocking;
+
+const CHUNK_BYTES: usize = 64 * 1024;
+/// What one `tail` reads at most.
+const TAIL_BYTES_MAX: u64 = 1024 * 1024;
+pub(crate) const TAIL_LINES_MAX: usize = 10_000;
+
+/// `NAME.log`, and older `NAME.log.1` to `NAME.log.N`.
+pub(crate) struct RotatingFile {
+    directory: PathBuf,
+    name: String,
+    bytes_max: u64,
+    files_max: u32,
+    file: File,
+    bytes: u64,
+}
+
+impl RotatingFile {
+    /// Continues the file where an earlier run ended.
+    pub(crate) fn open(directory: &Path, name: &str, config: &Config) -> io::Result<Self> {
+        let path = path(directory, name, 0);
+        let file = append(&path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self {
+            directory: directory.to_owned(),
+            name: name.to_owned(),
+            bytes_max: config.log_bytes_max,
+            files_max: config.log_files_max,
+            file,
+            bytes,
+        })
+    }
+
+    fn write(&mut self, mut chunk: &[u8]) -> io::Result<()> {
+        while !chunk.is_empty() {
+            if self.bytes >= self.bytes_max {
+                self.rotate()?;
+            }
+            let room = usize::try_from(self.bytes_max - self.bytes).unwrap_or(usize::MAX);
+            let (now, later) = chunk.split_at(room.min(chunk.len()));
+            self.file.write_all(now)?;
+            self.bytes += now.len() as u64;
+            chunk = later;
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        for index in (1..self.files_max).rev() {
+            match fs::rename(path(&self.directory, &self.name, index - 1), path(&self.directory, &self.name, index)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.file = append(&path(&self.directory, &self.name, 0))?;
+        // With a single file there is nowhere to move it to.
+        self.file.set_len(0)?;
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+fn path(directory: &Path, name: &str, index: u32) -> PathBuf {
+    match index {
+        0 => directory.join(format!("{name}.log")),
+        index => directory.join(format!("{name}.log.{index}")),
+    }
+}
+
+/// A directory that only this user enters, with its parents.
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Copies until every holder of the pipe's other end is gone. A disk that takes no more loses output, not the service.
+pub(crate) async fn copy(mut source: Receiver, file: RotatingFile) {
+    let mut kept = Some((file, Vec::with_capacity(CHUNK_BYTES)));
+    while let Some((mut file, mut chunk)) = kept.take() {
+        chunk.clear();
+        match source.read_buf(&mut chunk).await {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a service's output can no longer be read");
+                return;
+            }
+        }
+        kept = blocking(move || {
+            if let Err(error) = file.write(&chunk) {
+                metrics::counter!("service_output_lost_bytes_total").increment(chunk.len() as u64);
+                tracing::warn!(%error, "a service's output could not be written");
+            }
+            chunk.shrink_to(CHUNK_BYTES);
+            Ok((file, chunk))
+        })
+        .await
+        .ok();
+    }
+}
+
+/// The last lines, oldest first; at most 10,000 lines and 1 MiB. `None` where nothing was ever written. Blocking.
+pub(crate) fn tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> io::Result<Option<Vec<String>>> {
+    let lines_max = lines_max.min(TAIL_LINES_MAX);
+    let mut newest_first: Vec<Vec<u8>> = Vec::new();
+    let (mut room, mut newlines) = (TAIL_BYTES_MAX, 0);
+    for index in 0..files_max {
+        let mut file = match File::open(path(directory, name, index)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && index == 0 => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(room)))?;
+        let mut bytes = Vec::new();
+        file.take(room).read_to_end(&mut bytes)?;
+        room = room.saturating_sub(bytes.len() as u64);
+        newlines += bytes.iter().filter(|byte| **byte == b'\n').count();
+        newest_first.push(bytes);
+        // One more than asked for: the first of them may begin in an older file.
+        if room == 0 || newlines > lines_max {
+            break;
+        }
+    }
+    newest_first.reverse();
+    let joined = newest_first.concat();
+    let text = String::from_utf8_lossy(&joined);
+    let lines: Vec<&str> = text.lines().collect();
+    Ok(Some(lines[lines.len().saturating_sub(lines_max)..].iter().map(|line| (*line).to_owned()).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn config(bytes_max: u64, files_max: u32) -> Config {
+        Config { log_bytes_max: bytes_max, log_files_max: files_max, ..Config::new("/nowhere") }
+    }
+
+    #[test]
+    fn files_rotate_at_their_bound_and_the_oldest_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = RotatingFile::open(directory.path(), "web", &config(100, 3)).unwrap();
+        for number in 0..200 {
+            file.write(format!("line {number:04}\n").as_bytes()).unwrap();
+        }
+        let mut sizes: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap())
+            .map(|metadata| (metadata.len(), metadata.permissions().mode() & 0o777))
+            .collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes.len(), 3);
+        assert!(sizes.iter().all(|(length, mode)| *length <= 100 && *mode == 0o600), "{sizes:?}");
+        let tail = tail(directory.path(), "web", 15, 3).unwrap().unwrap();
+        let expected: Vec<_> = (185..200).map(|number| format!("line {number:04}")).collect();
+        assert_eq!(tail, expected, "a tail crosses file boundaries");
+    }
+
+    #[test]
+    fn a_single_file_is_emptied_instead_of_moved() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = RotatingFile::open(directory.path(), "web", &config(10, 1)).unwrap();
+        file.write(b"0123456789abc").unwrap();
+        assert_eq!(fs::read(directory.path().join("web.log")).unwrap(), b"abc");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_reopened_file_counts_what_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        RotatingFile::open(directory.path(), "web", &config(10, 2)).unwrap().write(b"01234567").unwrap();
+        RotatingFile::open(directory.path(), "web", &config(10, 2)).unwrap().write(b"89ab").unwrap();
+        assert_eq!(fs::read(directory.path().join("web.log")).unwrap(), b"ab");
+        assert_eq!(fs::read(directory.path().join("web.log.1")).unwrap(), b"0123456789");
+    }
+
+    #[test]
+    fn a_service_that_wrote_nothing_is_not_an_empty_one() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(tail(directory.path(), "web", 5, 3).unwrap(), None);
+    }
+}
