@@ -48,17 +48,23 @@ pub struct RuntimeMeter {
     open: Option<OpenInterval>,
 }
 
+/// What a meter remembers of a runtime that is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct OpenInterval {
-    epoch: Epoch,
-    since: UnixMillis,
+pub struct OpenInterval {
+    pub epoch: Epoch,
+    pub since: UnixMillis,
     /// When the log last heard from the host.
-    heartbeat: UnixMillis,
-    lease_until: UnixMillis,
-    services: Vec<ReadyService>,
+    pub heartbeat: UnixMillis,
+    pub lease_until: UnixMillis,
+    pub services: Vec<ReadyService>,
 }
 
 impl RuntimeMeter {
+    /// Takes up a meter that was put away: `cause` and `open` as they were answered by the methods of these names.
+    pub fn resume(cause: Option<WakeCause>, open: Option<OpenInterval>) -> Self {
+        Self { cause, open }
+    }
+
     /// Folds one event. Returns the rows of the interval that it extended or closed: each replaces the row of its key.
     /// `recorded_at` is the log's time of the event, in ms; it never goes back.
     pub fn apply(&mut self, event: &RuntimeEvent, recorded_at: UnixMillis) -> BTreeMap<UsageKey, Usage> {
@@ -105,6 +111,11 @@ impl RuntimeMeter {
     /// Why the current or last wake happened: who the cost is attributed to.
     pub fn cause(&self) -> Option<&WakeCause> {
         self.cause.as_ref()
+    }
+
+    /// What is being counted; `None` while nothing runs.
+    pub fn open(&self) -> Option<&OpenInterval> {
+        self.open.as_ref()
     }
 
     /// The open interval as rows up to `now`, for a live figure. Never beyond the lease.

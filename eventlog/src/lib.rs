@@ -8,6 +8,7 @@ pub mod jetstream;
 pub mod schema;
 pub mod sqlite;
 
+mod clock;
 mod measure;
 mod prepared;
 
@@ -29,11 +30,12 @@ pub trait EventLog: Send + Sync + 'static {
     /// Appends one commit or, atomically, several of different streams (claims only: a batch costs about 20 ms on a
     /// single JetStream server). When this returns `Ok`, the commits survive kill -9 of everything.
     ///
-    /// A command that was appended before answers as the first time, with `duplicate: true`.
+    /// A command that stands in the first commit's stream already answers as the first time, with `duplicate: true`. One
+    /// command may stand in several streams, appended together or one after the other, but only once in each.
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError>;
 
-    /// The commits of one stream above `after`, in order; at most `limit`. Reads from the leader: sees every
-    /// acknowledged append.
+    /// The commits of one stream above `after`, in order; at most `limit`, fewer only at the stream's end. Reads from the
+    /// leader: sees every acknowledged append.
     async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError>;
 
     /// The last commit of a stream. Reads from the leader.
@@ -43,7 +45,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// What a decision needs in order to know that its rights are fresh.
     async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError>;
 
-    /// Commits above `after` up to `limit` that pass the filter, oldest first, with the position read up to.
+    /// Commits above `after` up to `limit` that pass the filter, oldest first, with the position read up to. Fewer than
+    /// `limit` where they are large: `at_head` says whether more are there.
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError>;
 
     /// Everything above the checkpoint, then what comes, forever. Sends `Follow::Caught` heartbeats at least once a
@@ -188,6 +191,7 @@ pub struct Page {
 
 /// What a follower is told.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every item is a commit; boxing each would cost more")]
 pub enum Follow {
     Commit {
         recorded: Recorded,

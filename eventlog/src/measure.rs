@@ -5,9 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Clock, UnixMillis};
 use metrics::{counter, histogram};
 
+use crate::clock::SystemClock;
 use crate::{AppendError, Appended, LogError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ impl Backend {
 
     /// How long after its recording a commit reached a follower. Called once a page, not once a commit.
     pub(crate) fn followed(self, recorded_at: UnixMillis) {
-        let lag = Duration::from_millis(now().since(recorded_at).get());
+        let lag = Duration::from_millis(SystemClock.now().since(recorded_at).get());
         histogram!("eventlog_follow_lag_seconds", "backend" => self.token()).record(lag);
     }
 
@@ -50,10 +51,4 @@ impl Backend {
     pub(crate) fn clock_went_back(self) {
         counter!("eventlog_clock_went_back_total", "backend" => self.token()).increment(1);
     }
-}
-
-/// This machine's clock.
-pub(crate) fn now() -> UnixMillis {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    UnixMillis::new(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }

@@ -3,6 +3,7 @@
 //! A golden file is never edited once it has landed. A new event type or version needs a sample here;
 //! `ENVFORGE_WRITE_GOLDEN=1 cargo nextest run -p envforge-eventlog golden` writes the missing files and no other.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

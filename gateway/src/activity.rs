@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ahash::AHashMap;
-use envforge_domain::ids::WorkspaceId;
+use envforge_domain::ids::{LinkId, WorkspaceId};
 use envforge_domain::time::UnixMillis;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 /// Shared between gateway and reactors; cheap to clone.
 #[derive(Clone, Default)]
@@ -22,6 +22,8 @@ struct Counters {
     last: AtomicU64,
     open: AtomicU32,
     sockets: AtomicU32,
+    /// Whose request was the last to begin; read once in a while, written by each request.
+    link: Mutex<Option<LinkId>>,
 }
 
 /// What is known about one workspace.
@@ -34,6 +36,8 @@ pub struct WorkspaceActivity {
     pub open_streams: u32,
     /// Of those, sockets.
     pub open_sockets: u32,
+    /// The link of the request that began last.
+    pub link: Option<LinkId>,
 }
 
 impl Activity {
@@ -57,11 +61,12 @@ impl Activity {
     }
 
     /// Counts a request as begun.
-    pub(crate) fn begin(&self, workspace: WorkspaceId, now: UnixMillis) -> OpenStream {
+    pub(crate) fn begin(&self, workspace: WorkspaceId, link: LinkId, now: UnixMillis) -> OpenStream {
         let known = self.workspaces.read().get(&workspace).map(Arc::clone);
         let counters = known.unwrap_or_else(|| Arc::clone(self.workspaces.write().entry(workspace).or_default()));
         counters.last.fetch_max(now.get(), Ordering::Relaxed);
         counters.open.fetch_add(1, Ordering::AcqRel);
+        *counters.link.lock() = Some(link);
         OpenStream { counters, socket: false }
     }
 }
@@ -73,6 +78,7 @@ impl Counters {
             last_at: UnixMillis::new(self.last.load(Ordering::Relaxed)),
             open_streams: self.open.load(Ordering::Acquire),
             open_sockets: self.sockets.load(Ordering::Acquire),
+            link: *self.link.lock(),
         }
     }
 }
@@ -114,11 +120,13 @@ mod tests {
     fn open_streams_are_counted_until_they_end() {
         let activity = Activity::default();
         let workspace = WorkspaceId::from_uuid(Uuid::from_u128(1));
+        let link = LinkId::from_uuid(Uuid::from_u128(2));
         assert_eq!(activity.of(workspace), None);
-        let first = activity.begin(workspace, UnixMillis::new(5));
-        let socket = activity.begin(workspace, UnixMillis::new(3)).into_socket();
+        let first = activity.begin(workspace, link, UnixMillis::new(5));
+        let socket = activity.begin(workspace, link, UnixMillis::new(3)).into_socket();
         let seen = activity.of(workspace).unwrap();
         assert_eq!((seen.last_at, seen.open_streams, seen.open_sockets), (UnixMillis::new(5), 2, 1));
+        assert_eq!(seen.link, Some(link));
         drop(first);
         activity.forget(UnixMillis::new(10));
         assert_eq!(activity.of(workspace).unwrap().open_streams, 1);

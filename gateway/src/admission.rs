@@ -23,7 +23,7 @@ use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
 use crate::path::CheckedPath;
-use crate::view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
+use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
 
 /// What admission looks at.
 pub struct RequestHead<'a> {
@@ -49,10 +49,10 @@ pub struct ForwardPermit {
     link: Arc<LinkView>,
     session: SessionView,
     service: ServiceName,
-    /// What must stay allowed for as long as the request lives.
+    /// The family of the path.
+    base: RouteFamily,
+    /// What must stay allowed for as long as the request lives: the path's family, and `Websockets` for a socket.
     families: RouteFamilies,
-    cancel: CancellationToken,
-    ends_at: UnixMillis,
 }
 
 /// A refusal, and the link it is counted for where one is known.
@@ -85,14 +85,19 @@ impl ForwardPermit {
         &self.service
     }
 
-    /// Cancelled when the right ends before its time.
+    /// Cancelled when the right to this path ends before its time.
     pub(crate) fn cancel(&self) -> &CancellationToken {
-        &self.cancel
+        self.link.closers.of(self.base)
+    }
+
+    /// Cancelled when sockets end; a socket needs this and its path's family.
+    pub(crate) fn cancel_sockets(&self) -> &CancellationToken {
+        self.link.closers.of(RouteFamily::Websockets)
     }
 
     /// When the right ends by itself.
     pub(crate) fn ends_at(&self) -> UnixMillis {
-        self.ends_at
+        self.link.expires_at
     }
 
     /// The decision of the access policy that this rests on.
@@ -121,7 +126,12 @@ impl ForwardPermit {
 }
 
 /// Decides over one request. The order matters: nothing about a workspace shows before a session is proven.
-pub fn admit(view: &GatewayView, rules: Rules, head: &RequestHead<'_>, now: UnixMillis) -> Result<ForwardPermit, Refused> {
+pub fn admit(
+    view: &GatewayView,
+    rules: Rules,
+    head: &RequestHead<'_>,
+    now: UnixMillis,
+) -> Result<ForwardPermit, Refused> {
     let freshness = view.freshness();
     if Instant::now().saturating_duration_since(freshness.last_heard) > rules.staleness_max {
         return Err(Denial::AuthorizationStale.into());
@@ -142,14 +152,12 @@ pub fn admit(view: &GatewayView, rules: Rules, head: &RequestHead<'_>, now: Unix
     if !is_open(&workspace) {
         return Err(refuse(Denial::AccessRequired));
     }
-    let (service, families) = decide(&workspace, &link, &session, head, now).map_err(refuse)?;
+    let (service, base, families) = decide(&workspace, &link, &session, head, now).map_err(refuse)?;
     let resource =
         Resource::Workspace { org: workspace.org, project: workspace.project, workspace: workspace.workspace };
-    let permit =
-        authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now).map_err(refuse)?;
-    let cancel = closer(&link, families).clone();
-    let ends_at = link.expires_at.min(session.expires_at);
-    Ok(ForwardPermit { permit, service: service.clone(), session, families, cancel, ends_at, link })
+    let permit = authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now)
+        .map_err(refuse)?;
+    Ok(ForwardPermit { permit, service: service.clone(), session, base, families, link })
 }
 
 /// Whether signed links work here at all; a Tailscale-only workspace looks like none.
@@ -166,7 +174,7 @@ fn decide<'w>(
     session: &SessionView,
     head: &RequestHead<'_>,
     now: UnixMillis,
-) -> Result<(&'w ServiceName, RouteFamilies), Denial> {
+) -> Result<(&'w ServiceName, RouteFamily, RouteFamilies), Denial> {
     if workspace.archived {
         return Err(Denial::WorkspaceClosed);
     }
@@ -186,7 +194,7 @@ fn decide<'w>(
     if !families.minus(link.families).is_empty() {
         return Err(Denial::RouteNotIncluded);
     }
-    Ok((base.service, families))
+    Ok((base.service, base.family, families))
 }
 
 fn link_stands(link: &LinkView, session: &SessionView, now: UnixMillis) -> Result<(), Denial> {
@@ -200,9 +208,6 @@ fn link_stands(link: &LinkView, session: &SessionView, now: UnixMillis) -> Resul
     }
     if session.generation != link.generation {
         return Err(Denial::LinkRotated);
-    }
-    if now >= session.expires_at {
-        return Err(Denial::LinkExpired);
     }
     Ok(())
 }
@@ -257,17 +262,6 @@ pub(crate) fn record_permit(link: &LinkView, position: Position, now: UnixMillis
     access::authorize(&Facts { position, actor: ActorFacts::System }, &request).map_err(|_| Denial::RouteNotIncluded)
 }
 
-/// The family whose narrowing ends this request. A socket below `/api` has two; `Websockets` is narrowed with either
-/// being checked at each new request, and the narrower one is watched.
-fn closer(link: &LinkView, families: RouteFamilies) -> &CancellationToken {
-    let watched = if families.contains(RouteFamily::Websockets) {
-        RouteFamily::Websockets
-    } else {
-        families.iter().next().unwrap_or(RouteFamily::Web)
-    };
-    link.closers.of(watched)
-}
-
 /// Whether the request comes from the workspace's own pages, or is a person who follows a link.
 fn check_site(head: &RequestHead<'_>) -> Result<(), Denial> {
     let site = head.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
@@ -298,7 +292,9 @@ fn check_site(head: &RequestHead<'_>) -> Result<(), Denial> {
 
 pub(crate) fn is_top_level_navigation(method: &Method, headers: &HeaderMap) -> bool {
     let is = |name: &str, value: &[u8]| headers.get(name).is_some_and(|found| found.as_bytes() == value);
-    matches!(*method, Method::GET | Method::HEAD) && is("sec-fetch-mode", b"navigate") && is("sec-fetch-dest", b"document")
+    matches!(*method, Method::GET | Method::HEAD)
+        && is("sec-fetch-mode", b"navigate")
+        && is("sec-fetch-dest", b"document")
 }
 
 /// Whether a person looks at the answer: pages for them, typed JSON for everything else.
@@ -310,7 +306,9 @@ pub(crate) fn wants_page(method: &Method, headers: &HeaderMap, websocket: bool) 
         Some(mode) => mode.as_bytes() == b"navigate",
         None => {
             matches!(*method, Method::GET | Method::HEAD)
-                && headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"))
+                && headers
+                    .get(ACCEPT)
+                    .is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"))
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::decisions::{Blocked, Decisions};
 use crate::denial::Denial;
 use crate::metric;
-use crate::view::GatewayView;
+use envforge_projections::gateway_view::GatewayView;
 
 /// Links counted at once; attempts on more are in the metrics alone.
 const LINKS_MAX: usize = 4_096;
@@ -46,10 +46,14 @@ impl BlockedCounters {
         }
         let entry = counts.entry(link).or_insert_with(|| LinkCounts { since: clock::now(), by_code: Vec::new() });
         let code = denial.code();
+        let known = entry.by_code.iter().any(|(known, _)| *known == code);
+        if !known && entry.by_code.len() >= BLOCKED_KINDS_MAX {
+            metric::blocked_report("dropped");
+            return;
+        }
         match entry.by_code.iter_mut().find(|(known, _)| *known == code) {
             Some((_, count)) => *count = count.saturating_add(1),
-            None if entry.by_code.len() < BLOCKED_KINDS_MAX => entry.by_code.push((code, 1)),
-            None => metric::blocked_report("dropped"),
+            None => entry.by_code.push((code, 1)),
         }
     }
 

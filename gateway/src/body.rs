@@ -147,11 +147,6 @@ impl ResponseBody {
         self.in_flight = Some(in_flight);
         self
     }
-
-    /// Whether this is the app's answer (and not a page or an error of ours).
-    pub(crate) fn is_app(&self) -> bool {
-        matches!(self.kind, Kind::App(_))
-    }
 }
 
 impl Body for ResponseBody {

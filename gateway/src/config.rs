@@ -130,14 +130,9 @@ impl Config {
         if self.domain.len() > 180 || !labels.clone().all(label_ok) {
             problems.push(format!("gateway domain `{}` is not a lower-case DNS name without port", self.domain));
         }
-        if self.scheme == Scheme::PlainHttpDev
-            && self.domain != "localhost"
-            && !self.domain.ends_with(".localhost")
-        {
-            problems.push(format!(
-                "plain http serves localhost names alone, `{}` needs certificate files",
-                self.domain
-            ));
+        if self.scheme == Scheme::PlainHttpDev && self.domain != "localhost" && !self.domain.ends_with(".localhost") {
+            problems
+                .push(format!("plain http serves localhost names alone, `{}` needs certificate files", self.domain));
         }
         if self.scheme == Scheme::PlainHttpDev && self.tls.is_some() {
             problems.push("certificate files are given but the scheme is plain http: use https".to_owned());

@@ -23,7 +23,9 @@ pub(crate) const fn session_name(scheme: Scheme) -> &'static str {
 }
 
 fn is_reserved(name: &[u8]) -> bool {
-    RESERVED.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes())))
+    RESERVED
+        .iter()
+        .any(|prefix| name.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes())))
 }
 
 fn trim(mut bytes: &[u8]) -> &[u8] {
@@ -191,7 +193,11 @@ mod tests {
     #[test]
     fn two_session_cookies_are_refused_wherever_they_stand() {
         let ours = format!("__Host-envforge_session={TOKEN}");
-        for lines in [vec![format!("{ours}; {ours}")], vec![ours.clone(), ours.clone()], vec![ours, "__Host-envforge_session=x".to_owned()]] {
+        for lines in [
+            vec![format!("{ours}; {ours}")],
+            vec![ours.clone(), ours.clone()],
+            vec![ours, "__Host-envforge_session=x".to_owned()],
+        ] {
             let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
             assert_eq!(session(&with(&lines), Scheme::Https), Err(Denial::DuplicateSession));
         }

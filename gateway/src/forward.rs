@@ -20,7 +20,7 @@ use crate::denial::Denial;
 use crate::header::{self, Forwarded};
 use crate::metric::Meters;
 use crate::upstream::{Lease, Sent, Upstreams};
-use crate::view::GatewayView;
+use envforge_projections::gateway_view::GatewayView;
 
 /// What forwarding needs, shared by all requests.
 pub(crate) struct Forwarding {
@@ -55,7 +55,7 @@ impl Forwarding {
         passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Denial> {
-        let open = self.activity.begin(passage.permit.workspace(), passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let (mut parts, incoming) = request.into_parts();
         let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;

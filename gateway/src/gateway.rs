@@ -19,9 +19,9 @@ use crate::metric::Meters;
 use crate::service::{Connection, Shared};
 use crate::share::Share;
 use crate::upstream::Upstreams;
-use crate::view::GatewayView;
 use crate::wake::Waker;
 use crate::websocket::Sockets;
+use envforge_projections::gateway_view::GatewayView;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const BLOCKED_REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -67,9 +67,7 @@ impl Gateway {
         }
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let listener = bind(&config)?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| ListenError::Bind { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| ListenError::Bind { address: config.listen, source })?;
         if config.public_port == 0 {
             config.public_port = address.port();
         }
@@ -82,7 +80,7 @@ impl Gateway {
         let origin = format!("{}://{}{}", config.scheme.as_str(), config.domain, config.port_suffix());
         let config = Arc::new(config);
         let stop = CancellationToken::new();
-        let shared = shared(&config, parts, &origin, address, &stop);
+        let shared = shared(&config, parts, &origin, address);
         let serving = tokio::spawn(run(listener, config, certificates.clone(), shared, stop.clone()));
         Ok(Self { address, origin, certificates, stop, serving })
     }
@@ -116,7 +114,6 @@ fn shared(
     parts: Parts,
     origin: &str,
     address: SocketAddr,
-    stop: &CancellationToken,
 ) -> Arc<Shared> {
     let meters = Arc::new(Meters::new());
     let upstreams = Upstreams::new(
@@ -127,12 +124,6 @@ fn shared(
         Arc::clone(&meters),
     );
     let blocked = BlockedCounters::new();
-    tokio::spawn(Arc::clone(&blocked).report(
-        Arc::clone(&parts.view),
-        Arc::clone(&parts.decisions),
-        BLOCKED_REPORT_INTERVAL,
-        stop.clone(),
-    ));
     Arc::new(Shared {
         config: Arc::clone(config),
         view: Arc::clone(&parts.view),
@@ -173,13 +164,21 @@ async fn run(
 ) {
     let chores = tokio::spawn(chores(Arc::clone(&shared), certificates.clone(), stop.clone()));
     let sockets = Arc::clone(&shared.sockets);
+    let (view, decisions) = (Arc::clone(&shared.view), Arc::clone(&shared.share.decisions));
+    let last_report = CancellationToken::new();
+    let reports = Arc::clone(&shared.blocked).report(view, decisions, BLOCKED_REPORT_INTERVAL, last_report.clone());
+    let reports = tokio::spawn(reports);
     let make_service = move |client| Connection::new(Arc::clone(&shared), client);
     serve(listener, certificates, &config.limits, &config.timeouts, make_service, stop).await;
     sockets.tasks.close();
     sockets.stop.cancel();
     sockets.tasks.wait().await;
-    if let Err(error) = chores.await {
-        tracing::error!(%error, "the gateway's chores ended badly");
+    // Nobody counts any more: what was counted is reported now.
+    last_report.cancel();
+    for task in [chores, reports] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "one of the gateway's tasks ended badly");
+        }
     }
 }
 

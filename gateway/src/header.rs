@@ -79,7 +79,12 @@ fn is_dropped_to_app(name: &HeaderName) -> bool {
                 || text.starts_with("x-envforge")
                 || matches!(
                     text,
-                    "x-real-ip" | "x-client-ip" | "x-original-url" | "x-rewrite-url" | "x-original-host" | "x-cluster-client-ip"
+                    "x-real-ip"
+                        | "x-client-ip"
+                        | "x-original-url"
+                        | "x-rewrite-url"
+                        | "x-original-host"
+                        | "x-cluster-client-ip"
                 )
                 || text.contains('_')
         }

@@ -16,7 +16,6 @@ pub(crate) struct Meters {
     status: [Counter; 5],
     pub(crate) held: Gauge,
     pub(crate) sockets: Gauge,
-    pub(crate) connections: Gauge,
 }
 
 impl Meters {
@@ -30,7 +29,6 @@ impl Meters {
             status: [status("1xx"), status("2xx"), status("3xx"), status("4xx"), status("5xx")],
             held: gauge!("gateway_held_requests"),
             sockets: gauge!("gateway_websockets_open"),
-            connections: gauge!("gateway_connections_open"),
         }
     }
 

@@ -72,7 +72,12 @@ mod tests {
             ("GET", "/x", &[], ProtocolFault::MissingHost),
             ("CONNECT", "a.dev:443", &[], ProtocolFault::Connect),
             ("TRACE", "https://a.dev/x", &[], ProtocolFault::Method),
-            ("POST", "https://a.dev/x", &[("content-length", "1"), ("content-length", "1")], ProtocolFault::RepeatedContentLength),
+            (
+                "POST",
+                "https://a.dev/x",
+                &[("content-length", "1"), ("content-length", "1")],
+                ProtocolFault::RepeatedContentLength,
+            ),
             ("POST", "https://a.dev/x", &[("transfer-encoding", "chunked")], ProtocolFault::TransferEncoding),
             ("POST", "https://a.dev/x", &[("expect", "magic")], ProtocolFault::Expectation),
         ] {

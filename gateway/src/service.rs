@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_domain::time::UnixMillis;
-use http::header::HOST;
+use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -24,9 +24,9 @@ use crate::metric;
 use crate::pages::{self, Audience};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
-use crate::view::{GatewayView, RuntimePhase};
 use crate::wake::{self, Waker};
 use crate::websocket::{self, Handshake, Sockets};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase};
 
 /// Paths that the gateway keeps for itself on workspace hosts.
 const RESERVED: &str = "/.envforge/";
@@ -89,7 +89,9 @@ impl Connection {
             Host::Gateway => self.gateway_page(&request, handshake.is_some()).map_err(told),
             // Says as much as a workspace without session: nothing.
             Host::Unknown => Err(told(Denial::AccessRequired)),
-            Host::Workspace(host) => self.workspace(request, handshake, host, &known.forwarded, audience).await.map_err(told),
+            Host::Workspace(host) => {
+                self.workspace(request, handshake, host, &known.forwarded, audience).await.map_err(told)
+            }
         }
     }
 
@@ -236,7 +238,9 @@ impl Connection {
             let news = runtime.borrow_and_update().clone();
             let refusal = match news.phase {
                 RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit.workspace()),
+                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
+                    waker.refusal(permit.workspace())
+                }
             };
             let answer = pages::WakeNews::new(&news, refusal);
             if answer.tag != seen || tokio::time::Instant::now() >= deadline {
@@ -264,7 +268,12 @@ impl Serve for Connection {
             Ok(response) => response,
             Err(Told { denial, audience }) => {
                 metric::denial(denial.code());
-                pages::denial(denial, audience, self.shared.config.scheme)
+                let mut response = pages::denial(denial, audience, self.shared.config.scheme);
+                if matches!(denial, Denial::Protocol(_)) && !self.client.http2 {
+                    // Whoever writes such requests is not trusted with a second one on this connection.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
             }
         };
         response.map(|body| body.counted(in_flight))

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use envforge_domain::ids::SessionId;
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::time::UnixMillis;
 use envforge_identity::share_token::ShareVerifier;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{LOCATION, ORIGIN, SET_COOKIE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use uuid::Uuid;
@@ -28,7 +28,7 @@ use crate::handoff::{Binding, Handoff, HandoffKey};
 use crate::host::WorkspaceHost;
 use crate::metric;
 use crate::pages;
-use crate::view::{GatewayView, LinkPhase, LinkView};
+use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView};
 
 /// Where a handoff is redeemed, on the workspace host.
 pub(crate) const HANDOFF_PATH: &str = "/.envforge/handoff";
@@ -99,9 +99,7 @@ impl Share {
                 Ok(response)
             }
             // The address bar still shows the used code after a reload: who is in already goes on.
-            Err(Denial::HandoffInvalid) if self.has_session(host, headers) => {
-                redirect(&Secret::new("/".to_owned()))
-            }
+            Err(Denial::HandoffInvalid) if self.has_session(host, headers) => redirect(&Secret::new("/".to_owned())),
             Err(denial) => Err(denial),
         }
     }
@@ -197,7 +195,8 @@ impl Share {
 
     fn has_session(&self, host: &WorkspaceHost, headers: &HeaderMap) -> bool {
         let cookie = cookie::session(headers, self.config.scheme).ok().flatten();
-        let link = cookie.and_then(|cookie| self.view.session(&cookie)).and_then(|session| self.view.link(session.link));
+        let link =
+            cookie.and_then(|cookie| self.view.session(&cookie)).and_then(|session| self.view.link(session.link));
         link.is_some_and(|link| link.host == host.label)
     }
 

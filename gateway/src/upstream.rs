@@ -163,11 +163,6 @@ impl Upstreams {
                 || !endpoint.idle.lock().is_empty()
         });
     }
-
-    #[cfg(test)]
-    fn idle_count(&self) -> usize {
-        self.endpoints.read().values().map(|endpoint| endpoint.idle.lock().values().map(VecDeque::len).sum::<usize>()).sum()
-    }
 }
 
 /// Whatever a record says, these are never apps: they would turn the gateway into a way around other boundaries.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
+use envforge_domain::access::Permit;
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::runtime::Epoch;
 use parking_lot::Mutex;
@@ -22,13 +23,14 @@ use crate::config::Limits;
 use crate::decisions::{AskWake, Decisions};
 use crate::denial::Denial;
 use crate::metric;
-use crate::view::{GatewayView, RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
 
 /// A wake that was accepted needs this long at most to show in the view; then it is asked for again.
 const ACCEPTED_SHOWS_WITHIN: Duration = Duration::from_secs(3);
 /// A runtime that failed is not woken again by the same gateway before this.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(15);
-/// Held requests of one megabyte of heads each would still be few.
+const WAKE_ATTEMPTS_MAX: u32 = 4;
+/// Heads are counted in these, rounded up.
 const BYTES_PER_UNIT: usize = 1024;
 
 /// What came of asking for a wake.
@@ -173,7 +175,7 @@ impl Waker {
         };
         let decisions = Arc::clone(&self.decisions);
         tokio::spawn(async move {
-            let result = decisions.wake(&permit, ask).await;
+            let result = wake_patiently(&*decisions, &permit, ask).await;
             metric::wake(match result {
                 Ok(()) => "asked",
                 Err(denial) => denial.code(),
@@ -205,6 +207,19 @@ impl Waker {
             gauge: self.gauge.clone(),
         })
     }
+}
+
+/// Tries again where trying again helps: held requests would rather wait than be told so.
+async fn wake_patiently(decisions: &dyn Decisions, permit: &Permit, ask: AskWake) -> Result<(), Denial> {
+    let mut pause = Duration::from_millis(50);
+    for _ in 1..WAKE_ATTEMPTS_MAX {
+        match decisions.wake(permit, ask).await {
+            Err(Denial::TryAgain | Denial::AuthorizationStale) => tokio::time::sleep(pause).await,
+            outcome => return outcome,
+        }
+        pause *= 3;
+    }
+    decisions.wake(permit, ask).await
 }
 
 /// Where the permit's service answers; `None` while the runtime is not ready.

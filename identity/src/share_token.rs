@@ -217,8 +217,7 @@ pub struct ShareVerifier {
 
 impl ShareVerifier {
     pub fn new(keys: impl IntoIterator<Item = VerificationKey>) -> Result<Self, KeyError> {
-        let keys: Vec<_> =
-            keys.into_iter().map(|key| (key.id, DecodingKey::from_ed_der(&key.public))).collect();
+        let keys: Vec<_> = keys.into_iter().map(|key| (key.id, DecodingKey::from_ed_der(&key.public))).collect();
         if keys.len() > VERIFICATION_KEYS_MAX {
             return Err(KeyError::TooMany);
         }
@@ -274,7 +273,8 @@ impl Wire {
         if self.v != VERSION || self.ms.iter().any(|ms| *ms > 999) {
             return None;
         }
-        let join = |seconds: u64, ms: u16| Some(UnixMillis::new(seconds.checked_mul(1_000)?.checked_add(u64::from(ms))?));
+        let join =
+            |seconds: u64, ms: u16| Some(UnixMillis::new(seconds.checked_mul(1_000)?.checked_add(u64::from(ms))?));
         Some(ShareClaims {
             link: self.lid.parse().ok()?,
             generation: Generation(self.generation),
@@ -389,8 +389,7 @@ mod tests {
         let public = key.verification_key().public;
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some(key.id().as_str().to_owned());
-        let confused =
-            jsonwebtoken::encode(&header, &Wire::of(&claims()), &EncodingKey::from_secret(&public)).unwrap();
+        let confused = jsonwebtoken::encode(&header, &Wire::of(&claims()), &EncodingKey::from_secret(&public)).unwrap();
         assert_eq!(verifier.verify(&confused, NOW), Err(InvalidShareToken::UnknownKey));
         let mut header = Header::new(Algorithm::EdDSA);
         header.kid = Some(key.id().as_str().to_owned());

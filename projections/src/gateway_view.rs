@@ -28,6 +28,10 @@ use tokio_util::sync::CancellationToken;
 /// Locks over which sessions are spread: a write stops few readers, and a sweep few at a time.
 const SESSION_SHARDS: usize = 64;
 
+/// Sessions of ended links that are kept, so that their reviewers are told what became of the link instead of being
+/// taken for strangers. About 400 KiB.
+const SWEPT_SESSIONS_MIN: usize = 4_096;
+
 /// One workspace host: what its label leads to.
 #[derive(Debug)]
 pub struct WorkspaceRoutes {
@@ -57,6 +61,8 @@ pub struct LinkView {
     pub service: ServiceName,
     pub families: RouteFamilies,
     pub generation: Generation,
+    /// When this generation was issued: a claim of its share token.
+    pub issued_at: UnixMillis,
     pub expires_at: UnixMillis,
     pub phase: LinkPhase,
     pub label: String,
@@ -350,7 +356,17 @@ impl GatewayView {
 
     fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
         match event {
-            DevLinkEvent::Issued { project, workspace, service, families, expires_at, label, wake_budget, .. } => {
+            DevLinkEvent::Issued {
+                project,
+                workspace,
+                service,
+                families,
+                issued_at,
+                expires_at,
+                label,
+                wake_budget,
+                ..
+            } => {
                 let Some(known) = fold.workspaces.get_mut(workspace) else { return };
                 let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
                 let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
@@ -363,6 +379,7 @@ impl GatewayView {
                     service: service.clone(),
                     families: *families,
                     generation: Generation(1),
+                    issued_at: *issued_at,
                     expires_at: *expires_at,
                     phase: LinkPhase::Active,
                     label: label.clone(),
@@ -388,10 +405,11 @@ impl GatewayView {
                 view.closers = view.closers.close(view.families.minus(*families));
                 view.families = *families;
             }),
-            DevLinkEvent::Rotated { generation, expires_at, .. } => {
+            DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
                 self.change_link(link, |view| {
                     view.closers = view.closers.close(RouteFamilies::ALL);
                     view.generation = *generation;
+                    view.issued_at = *issued_at;
                     view.expires_at = *expires_at;
                 });
                 self.sessions_ended(fold, link);
@@ -436,7 +454,7 @@ impl GatewayView {
     fn sessions_ended(&self, fold: &mut Fold, link: LinkId) {
         fold.sessions_of_ended_links += fold.sessions_of_link.remove(&link).unwrap_or(0);
         let held = self.session_count();
-        if fold.sessions_of_ended_links * 4 < held || fold.sessions_of_ended_links == 0 {
+        if fold.sessions_of_ended_links * 4 < held || fold.sessions_of_ended_links < SWEPT_SESSIONS_MIN {
             return;
         }
         fold.sessions_of_ended_links = 0;

@@ -1,7 +1,8 @@
-//! The read side: what queries, gateway and policy ask.
+//! What the log means: read models folded from it, and their queries.
 //!
 //! Owns the hot views in memory (`hot`: authorization, gateway, resources) with the fresh decisions made on them, and the
-//! SQL read models (`sql`). Not here: deciding and appending (commands).
+//! read models in PostgreSQL or SQLite (`sql`). Not here: what may happen (domain), where it is remembered (eventlog),
+//! deciding and appending (commands).
 
 pub mod authorization;
 pub mod authorizer;
@@ -9,6 +10,7 @@ pub mod denials;
 pub mod gateway_view;
 pub mod hot;
 pub mod resources;
+pub mod sql;
 
 pub use authorizer::{AuthorizeError, Authorizer};
 pub use denials::DenialSink;

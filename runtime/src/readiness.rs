@@ -106,11 +106,11 @@ impl Prober {
                 Err(format!("HTTP status {}", status.as_u16()))
             }
         };
-        tokio::pin!(connection);
+        tokio::pin!(exchange, connection);
         tokio::select! {
-            biased;
-            result = exchange => result,
-            _ = &mut connection => Err("the connection was closed before an answer".to_owned()),
+            result = &mut exchange => result,
+            // The server closes after its answer, which may be here already without having been looked at.
+            _ = &mut connection => exchange.await,
         }
     }
 }

@@ -35,7 +35,12 @@ impl FirstOwner {
     }
 
     /// Creates user and organization where they do not exist. Repeating it changes nothing.
-    pub(crate) async fn create(&self, commands: &Commands, log: &LogIdentity, now: UnixMillis) -> anyhow::Result<Position> {
+    pub(crate) async fn create(
+        &self,
+        commands: &Commands,
+        log: &LogIdentity,
+        now: UnixMillis,
+    ) -> anyhow::Result<Position> {
         let context = |what: &str| {
             let id = derived_uuid(log.0.as_bytes(), what);
             Context {

@@ -46,6 +46,9 @@ impl DataDir {
             }
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(create)?;
         }
+        for folder in ["keys", "demo"] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(folder)).map_err(create)?;
+        }
         Ok(Self(path))
     }
 

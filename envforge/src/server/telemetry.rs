@@ -16,8 +16,9 @@ pub(crate) enum LogFormat {
 
 /// Installs the process's tracing subscriber and metrics recorder. Once per process.
 pub(crate) fn install(filter: &str, format: LogFormat) -> anyhow::Result<PrometheusHandle> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| anyhow::anyhow!("`{filter}` is not a log filter: {error}; for example `info,envforge_gateway=debug`"))?;
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        anyhow::anyhow!("`{filter}` is not a log filter: {error}; for example `info,envforge_gateway=debug`")
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),

@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use envforge_domain::commit::{Commit, Position};
-use envforge_domain::limits::BATCH_COMMITS_MAX;
 
 use super::leader::{Leader, Stored};
 use super::publish::{Attempt, publish};
@@ -67,11 +66,15 @@ async fn judge(leader: &Leader, append: &PreparedAppend) -> Result<Option<Answer
         let last = leader.last(&subject).await?;
         let end = last.as_ref().map_or(Position::START, |last| last.position);
         // The append is whole or not at all: where its first commit is not, none of it is.
-        if index == 0
-            && let Some(last) = last
-            && let Some(found) = find(leader, append, &subject, commit.expected, last).await?
-        {
-            return first_answer(leader, append, found).await.map(Some);
+        if let Some(last) = last {
+            if index == 0
+                && let Some(found) = find(leader, append, &subject, commit.expected, &last).await?
+            {
+                return first_answer(leader, append, found).await.map(Some);
+            }
+            if index > 0 && end == commit.expected && last.decode()?.commit.command == append.command {
+                return Ok(Some(Err(AppendError::CommandReused { command: append.command })));
+            }
         }
         if end != commit.expected && conflict.is_none() {
             conflict = Some(AppendError::Conflict { stream: commit.stream.clone(), expected: commit.expected });
@@ -88,7 +91,7 @@ async fn find(
     append: &PreparedAppend,
     subject: &str,
     expected: Position,
-    last: Stored,
+    last: &Stored,
 ) -> Result<Option<Position>, LogError> {
     if last.decode()?.commit.command == append.command {
         return Ok(Some(last.position));
@@ -113,19 +116,22 @@ async fn first_answer(leader: &Leader, append: &PreparedAppend, found: Position)
     if commit.request_digest != append.request_digest {
         return Ok(Err(AppendError::CommandReused { command: append.command }));
     }
-    // A batch stands side by side.
-    let (mut first, mut last) = (found.get(), found.get());
-    let is_full = |first: u64, last: u64| (last - first + 1) as usize >= BATCH_COMMITS_MAX;
-    while first > 1 && !is_full(first, last) && of_command(leader, append, Position::new(first - 1)).await?.is_some() {
-        first -= 1;
+    // The rest of a batch stands beside it.
+    let (mut from, mut to, commits) = (found.get(), found.get(), append.commits.len() as u64);
+    while to - from + 1 < commits && of_command(leader, append, Position::new(to + 1)).await?.is_some() {
+        to += 1;
     }
-    while !is_full(first, last) && of_command(leader, append, Position::new(last + 1)).await?.is_some() {
-        last += 1;
+    while to - from + 1 < commits && of_command(leader, append, Position::new(from - 1)).await?.is_some() {
+        from -= 1;
     }
-    Ok(Ok(Appended { positions: (first..=last).map(Position::new).collect(), duplicate: true }))
+    Ok(Ok(Appended { positions: (from..=to).map(Position::new).collect(), duplicate: true }))
 }
 
 async fn of_command(leader: &Leader, append: &PreparedAppend, at: Position) -> Result<Option<Commit>, LogError> {
+    // Nothing stands before the first position; asking for it would ask for the last one.
+    if at == Position::START {
+        return Ok(None);
+    }
     let Some(stored) = leader.at(at).await? else { return Ok(None) };
     let commit = stored.decode()?.commit;
     Ok((commit.command == append.command).then_some(commit))

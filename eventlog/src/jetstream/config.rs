@@ -29,6 +29,8 @@ pub struct Config {
     pub subject_prefix: String,
     /// Copies that the servers keep: 3 in production, 1 on a single server.
     pub replicas: usize,
+    /// How long a cluster may take to elect its leaders when we start.
+    pub open_timeout: Duration,
     /// An append that is not answered by then is `Unknown`.
     pub append_timeout: Duration,
     /// One request to the servers, of which an append or a read may make several.
@@ -47,6 +49,7 @@ impl Config {
             stream: "ENVFORGE".to_owned(),
             subject_prefix: "envforge".to_owned(),
             replicas: 1,
+            open_timeout: Duration::from_secs(15),
             append_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(2),
             appends_in_flight_max: 1_024,

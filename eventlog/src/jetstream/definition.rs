@@ -76,6 +76,8 @@ pub(super) fn unsafe_drift(found: &Config, wanted: &Config) -> Vec<String> {
     must(found.discard == DiscardPolicy::New, "discard", debug(&found.discard), "new");
     let replicas = format!("at least {}", wanted.num_replicas);
     must(found.num_replicas >= wanted.num_replicas, "num_replicas", found.num_replicas.to_string(), &replicas);
+    let first = found.first_sequence.unwrap_or(0);
+    must(first <= 1, "first_seq", first.to_string(), "unset");
     must(found.max_age.is_zero(), "max_age", debug(&found.max_age), "unlimited");
     must(found.max_messages <= 0, "max_msgs", found.max_messages.to_string(), "unlimited");
     let per_subject = found.max_messages_per_subject;
@@ -135,6 +137,7 @@ mod tests {
             ("max_msg_size", Config { max_message_size: 1_000, ..wanted.clone() }),
             ("allow_rollup_hdrs", Config { allow_rollup: true, ..wanted.clone() }),
             ("persist_mode", Config { persist_mode: Some(PersistenceMode::Async), ..wanted.clone() }),
+            ("first_seq", Config { first_sequence: Some(10), ..wanted.clone() }),
             ("subjects", Config { subjects: vec!["other.>".to_owned()], ..wanted.clone() }),
             ("metadata", Config { metadata: HashMap::new(), ..wanted.clone() }),
         ] {

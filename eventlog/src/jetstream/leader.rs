@@ -10,7 +10,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, RawMessageError, Stream};
+use async_nats::jetstream::stream::{self, Info, LastRawMessageErrorKind, RawMessageError, State, Stream};
 use bytes::Bytes;
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
@@ -22,6 +22,8 @@ use crate::{Filter, LogError, LogIdentity, NotTheSameLog, schema};
 
 /// A word of the leader younger than this serves every follower of the process.
 const WORD_AGE_MAX: Duration = Duration::from_millis(400);
+/// Between two attempts to find or make the stream.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The connection to one log.
 pub(super) struct Leader {
@@ -91,19 +93,7 @@ impl Leader {
             .await
             .map_err(|error| LogError::Open(format!("stream `{}`: {error}", config.stream)))?;
         let wanted = definition::wanted(&config.stream, &config.subject_prefix, config.replicas);
-        let info = match request_info(&context, &config.stream).await? {
-            Some(info) => info,
-            None => {
-                let failure = match context.create_stream(&wanted).await {
-                    Ok(_) => String::new(),
-                    // Another process may have made it in the same moment: what stands there now decides.
-                    Err(error) => with_source(&error),
-                };
-                request_info(&context, &config.stream).await?.ok_or_else(|| {
-                    LogError::Open(format!("stream `{}` could not be created: {failure}", config.stream))
-                })?
-            }
-        };
+        let info = found_or_made(&context, config, &wanted).await?;
         let drift = definition::unsafe_drift(&info.config, &wanted);
         if !drift.is_empty() {
             return Err(LogError::Open(format!(
@@ -173,7 +163,10 @@ impl Leader {
             let expected = self.identity.clone();
             return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
         }
-        Ok(Word { asked, head: Position::new(info.state.last_sequence) })
+        match missing(&info.state) {
+            Some(missing) => Err(LogError::NotTheSameLog(missing)),
+            None => Ok(Word { asked, head: Position::new(info.state.last_sequence) }),
+        }
     }
 
     fn gone(&self) -> LogError {
@@ -208,6 +201,27 @@ impl Leader {
     }
 }
 
+/// The stream as it stands, made where there was none. A cluster that just started may need a moment to elect leaders.
+async fn found_or_made(context: &Context, config: &Config, wanted: &stream::Config) -> Result<Info, LogError> {
+    let deadline = Instant::now() + config.open_timeout;
+    loop {
+        let trouble = match request_info(context, &config.stream).await {
+            Ok(Some(info)) => return Ok(info),
+            // Another process may make it in the same moment: what stands there afterwards decides.
+            Ok(None) => match context.create_stream(wanted).await {
+                Ok(_) => continue,
+                Err(error) => format!("stream `{}` could not be created: {}", config.stream, with_source(&error)),
+            },
+            Err(LogError::Unavailable(reason)) => reason,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() + OPEN_PAUSE >= deadline {
+            return Err(LogError::Open(trouble));
+        }
+        tokio::time::sleep(OPEN_PAUSE).await;
+    }
+}
+
 /// `None` where there is no such stream.
 async fn request_info(context: &Context, name: &str) -> Result<Option<Info>, LogError> {
     match context.request(format!("STREAM.INFO.{name}"), &serde_json::json!({})).await {
@@ -228,9 +242,58 @@ fn identity(info: &Info) -> LogIdentity {
     LogIdentity(format!("{random}@{}", info.created.unix_timestamp_nanos()))
 }
 
+/// Commits that the stream has lost, by its own count: nothing may ever be deleted from it. Seen by every follower, whose
+/// own filter hides gaps.
+fn missing(state: &State) -> Option<NotTheSameLog> {
+    let (first, last, count) = (state.first_sequence, state.last_sequence, state.messages);
+    if last == 0 || first == 1 && count == last {
+        return None;
+    }
+    Some(if first > 1 {
+        NotTheSameLog::Gap { after: Position::START, found: Position::new(first) }
+    } else {
+        NotTheSameLog::Replaced { found: format!("it ends at {last} and holds {count} commits") }
+    })
+}
+
 pub(super) fn with_source(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(first: u64, last: u64, messages: u64) -> State {
+        let at = "2026-11-24T00:00:00Z";
+        serde_json::from_value(serde_json::json!({
+            "messages": messages, "bytes": 0, "first_seq": first, "first_ts": at, "last_seq": last, "last_ts": at,
+            "consumer_count": 0,
+        }))
+        .expect("the fields that a server sends")
+    }
+
+    #[test]
+    fn a_whole_stream_misses_nothing() {
+        for whole in [state(0, 0, 0), state(1, 0, 0), state(1, 1, 1), state(1, 7, 7)] {
+            assert_eq!(missing(&whole), None);
+        }
+    }
+
+    #[test]
+    fn a_stream_without_its_beginning_has_a_gap() {
+        let expected = NotTheSameLog::Gap { after: Position::START, found: Position::new(3) };
+        assert_eq!(missing(&state(3, 7, 5)), Some(expected));
+        let expected = NotTheSameLog::Gap { after: Position::START, found: Position::new(8) };
+        assert_eq!(missing(&state(8, 7, 0)), Some(expected), "purged");
+    }
+
+    #[test]
+    fn a_stream_with_a_hole_says_how_much_is_left() {
+        let found = "it ends at 7 and holds 6 commits".to_owned();
+        assert_eq!(missing(&state(1, 7, 6)), Some(NotTheSameLog::Replaced { found }));
     }
 }

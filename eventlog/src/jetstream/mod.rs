@@ -89,7 +89,17 @@ impl EventLog for JetStreamLog {
     }
 
     async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
-        decode(&range::read(&self.leader, &self.leader.subject(stream), after, limit).await?.commits)
+        let subject = self.leader.subject(stream);
+        let mut stored: Vec<Stored> = Vec::new();
+        // A range ends early where commits are large; a stream is read on, so that fewer than `limit` means its end.
+        loop {
+            let last = stored.last().map_or(after, |last| last.position);
+            let range = range::read(&self.leader, &subject, last, limit - stored.len()).await?;
+            stored.extend(range.commits);
+            if range.complete || stored.len() >= limit {
+                return decode(&stored);
+            }
+        }
     }
 
     async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {

@@ -3,6 +3,8 @@
 //! async-nats has no publisher for atomic batches; its headers are written here. Not here: what to do about an answer
 //! (`append`).
 
+use std::time::Duration;
+
 use async_nats::client::RequestErrorKind;
 use async_nats::header::{
     HeaderMap, NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE,
@@ -12,10 +14,15 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::{HeaderValue, Request};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::leader::{Leader, with_source};
 use crate::prepared::{PreparedAppend, PreparedCommit};
+
+/// How long a request may take that waited for a new connection.
+const GRACE_AFTER_RECONNECTION: Duration = Duration::from_millis(100);
 
 /// What one attempt came to.
 #[derive(Debug)]
@@ -49,7 +56,15 @@ pub(super) async fn publish(leader: &Leader, append: &PreparedAppend) -> Attempt
     }
     let headers = headers(leader, append, others.len(), last, batch.as_deref(), true);
     let request = Request::new().headers(headers).payload(last.payload.clone());
-    let message = match leader.client.send_request(leader.subject(&last.stream), request).await {
+    let mut connections = leader.connections.clone();
+    connections.mark_unchanged();
+    let answer = tokio::select! {
+        biased;
+        answer = leader.client.send_request(leader.subject(&last.stream), request) => answer,
+        // The answer went to a connection that is gone, unless the request itself waited for the new one.
+        () = reconnected(&mut connections) => return Attempt::Unanswered("the connection was lost".to_owned()),
+    };
+    let message = match answer {
         Ok(message) => message,
         Err(error) => {
             return match error.kind() {
@@ -72,6 +87,21 @@ pub(super) async fn publish(leader: &Leader, append: &PreparedAppend) -> Attempt
     }
 }
 
+async fn reconnected(connections: &mut watch::Receiver<u64>) {
+    if connections.changed().await.is_err() {
+        // The client is gone, and the request with it.
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(GRACE_AFTER_RECONNECTION).await;
+}
+
+/// One per command and stream: the server forgets neither a command that stands in another stream, nor takes the
+/// commits of a batch for repetitions of each other. 64 bits tell the streams of one command apart.
+fn message_id(append: &PreparedAppend, commit: &PreparedCommit) -> String {
+    let digest = Sha256::digest(commit.stream.subject());
+    format!("{}/{}", append.command, hex::encode(&digest[..8]))
+}
+
 fn headers(
     leader: &Leader,
     append: &PreparedAppend,
@@ -81,8 +111,7 @@ fn headers(
     is_last: bool,
 ) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // One id per message: within a batch equal ids would be duplicates of each other.
-    let message_id = if index == 0 { append.command.to_string() } else { format!("{}/{index}", append.command) };
+    let message_id = message_id(append, commit);
     headers.insert(NATS_MESSAGE_ID, message_id.as_str());
     headers.insert(NATS_EXPECTED_STREAM, leader.name.as_str());
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(commit.expected.get()));

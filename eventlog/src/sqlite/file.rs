@@ -30,11 +30,10 @@ CREATE TABLE log (
     stream INTEGER NOT NULL REFERENCES streams (id),
     scope INTEGER NOT NULL REFERENCES scopes (id),
     command BLOB NOT NULL,
-    part INTEGER NOT NULL,
     recorded_at INTEGER NOT NULL,
     payload BLOB NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX log_by_command ON log (command, part);
+CREATE UNIQUE INDEX log_by_command ON log (command, stream);
 CREATE INDEX log_by_stream ON log (stream);
 CREATE INDEX log_by_scope ON log (scope);
 ";

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use envforge_domain::commit::{Commit, Expectation, Position, Recorded, StreamId};
+use envforge_domain::time::SharedClock;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use self::file::LogFile;
 use self::reader::{Reader, Stored};
 use self::writer::{Job, Writer};
+use crate::clock::SystemClock;
 use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
 use crate::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page};
@@ -30,7 +32,7 @@ const QUEUE_APPENDS_MAX: usize = 1_024;
 /// Stored bytes that may wait for the writer, in KiB.
 const QUEUE_KIB_MAX: u32 = 64 * 1024;
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The log's own directory; made with mode 0700 where it does not exist.
     pub directory: PathBuf,
@@ -38,11 +40,18 @@ pub struct Config {
     pub readers: u32,
     /// An append that is not stored by then answers `Unknown`.
     pub append_timeout: Duration,
+    /// Stamps what is recorded. `recorded_at` does not go back even where this does.
+    pub clock: SharedClock,
 }
 
 impl Config {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), readers: 4, append_timeout: Duration::from_secs(10) }
+        Self {
+            directory: directory.into(),
+            readers: 4,
+            append_timeout: Duration::from_secs(10),
+            clock: Arc::new(SystemClock),
+        }
     }
 }
 
@@ -63,7 +72,7 @@ impl SqliteLog {
     pub async fn open(config: Config) -> Result<Self, LogError> {
         let (file, connection) = LogFile::open(&config.directory).await?;
         let file = Arc::new(file);
-        let (writer, heads) = Writer::new(connection, Arc::clone(&file)).await?;
+        let (writer, heads) = Writer::new(connection, Arc::clone(&file), config.clock).await?;
         let reader = Reader::open(&file, config.readers.max(1)).await?;
         let (jobs, queue) = mpsc::channel(QUEUE_APPENDS_MAX);
         Ok(Self {
@@ -93,7 +102,7 @@ impl SqliteLog {
         let permit = Arc::clone(&self.queue_kib).acquire_many_owned(kib).await.map_err(|_| gone())?;
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job { append, reply, _bytes: permit }).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(AppendError::Unknown))
+        answer.await.unwrap_or(Err(AppendError::Unknown))
     }
 
     fn decode(stored: &[Stored]) -> Result<Vec<Recorded>, LogError> {

@@ -10,15 +10,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use envforge_domain::commit::{Position, StreamId, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{SharedClock, UnixMillis};
 use lru::LruCache;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use uuid::Uuid;
 
 use super::file::LogFile;
-use crate::measure::{self, Backend};
+use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
 use crate::{AppendError, Appended, LogError, NotTheSameLog, schema};
 
@@ -44,10 +43,11 @@ struct StreamState {
     last: Position,
 }
 
-/// A command's first answer.
-#[derive(Clone, Debug)]
-struct Answered {
-    positions: Vec<Position>,
+/// A commit of a command that was appended before.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    position: Position,
+    stream: i64,
     request_digest: Option<[u8; 32]>,
 }
 
@@ -60,6 +60,7 @@ pub(super) struct Writer {
     scopes: HashMap<(OrgId, StreamKind), i64>,
     streams_ever: i64,
     heads: watch::Sender<Position>,
+    clock: SharedClock,
     /// Set when a commit failed half-way: what the file holds is unknown until it is opened again.
     broken: Option<String>,
 }
@@ -97,7 +98,6 @@ struct NewRow {
     stream: i64,
     scope: i64,
     command: CommandId,
-    part: i64,
     payload: Bytes,
 }
 
@@ -105,6 +105,7 @@ impl Writer {
     pub(super) async fn new(
         mut connection: SqliteConnection,
         file: Arc<LogFile>,
+        clock: SharedClock,
     ) -> Result<(Self, watch::Receiver<Position>), LogError> {
         let failed = |error: sqlx::Error| LogError::Open(error.to_string());
         let last: Option<(i64, i64)> =
@@ -129,7 +130,8 @@ impl Writer {
         }
         let (heads, receiver) = watch::channel(head);
         let streams = LruCache::sparse(STREAMS_CACHED_MAX);
-        let writer = Self { connection, file, head, recorded_at, streams, scopes, streams_ever, heads, broken: None };
+        let writer =
+            Self { connection, file, head, recorded_at, streams, scopes, streams_ever, heads, clock, broken: None };
         Ok((writer, receiver))
     }
 
@@ -169,7 +171,7 @@ impl Writer {
     async fn try_store(&mut self, group: &[Job]) -> Result<Vec<Result<Appended, AppendError>>, GroupError> {
         self.file.check_place()?;
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut answered = known_commands(&mut transaction, group, self.head).await?;
+        let mut known = known_commands(&mut transaction, group, self.head).await?;
         let mut states = HashMap::new();
         let mut unknown = Vec::new();
         for commit in group.iter().flat_map(|job| &job.append.commits) {
@@ -187,12 +189,8 @@ impl Writer {
         let mut streams_ever = self.streams_ever;
         let mut answers = Vec::with_capacity(group.len());
         for Job { append, .. } in group {
-            if let Some(first) = answered.get(&append.command) {
-                answers.push(if first.request_digest == append.request_digest {
-                    Ok(Appended { positions: first.positions.clone(), duplicate: true })
-                } else {
-                    Err(AppendError::CommandReused { command: append.command })
-                });
+            if let Some(answer) = known.get(&append.command).and_then(|known| answered_before(append, known, &states)) {
+                answers.push(answer);
                 continue;
             }
             let last_of = |stream: &StreamId| states.get(stream).map_or(Position::START, |state| state.last);
@@ -201,7 +199,7 @@ impl Writer {
                 continue;
             }
             let mut positions = Vec::with_capacity(append.commits.len());
-            for (part, commit) in (0..).zip(&append.commits) {
+            for commit in &append.commits {
                 head = head.next();
                 positions.push(head);
                 let state = states.entry(commit.stream.clone()).or_insert_with(|| {
@@ -216,17 +214,16 @@ impl Writer {
                     StreamState { id: streams_ever, scope, last: Position::START }
                 });
                 state.last = head;
+                let (stream, request_digest) = (state.id, append.request_digest);
+                known.entry(append.command).or_default().push(Known { position: head, stream, request_digest });
                 additions.rows.push(NewRow {
                     position: head,
                     stream: state.id,
                     scope: state.scope,
                     command: append.command,
-                    part,
                     payload: commit.payload.clone(),
                 });
             }
-            let first = Answered { positions: positions.clone(), request_digest: append.request_digest };
-            answered.insert(append.command, first);
             answers.push(Ok(Appended { positions, duplicate: false }));
         }
 
@@ -234,7 +231,7 @@ impl Writer {
             transaction.rollback().await?;
             return Ok(answers);
         }
-        let now = measure::now();
+        let now = self.clock.now();
         if now < self.recorded_at {
             Backend::Sqlite.clock_went_back();
         }
@@ -287,8 +284,8 @@ impl Additions {
         }
         for chunk in self.rows.chunks(ROWS_MAX) {
             let sql = format!(
-                "INSERT INTO log (position, stream, scope, command, part, recorded_at, payload) VALUES {}",
-                repeated("(?,?,?,?,?,?,?)", chunk.len())
+                "INSERT INTO log (position, stream, scope, command, recorded_at, payload) VALUES {}",
+                repeated("(?,?,?,?,?,?)", chunk.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for row in chunk {
@@ -297,7 +294,6 @@ impl Additions {
                     .bind(row.stream)
                     .bind(row.scope)
                     .bind(row.command.as_uuid().as_bytes().as_slice())
-                    .bind(row.part)
                     .bind(recorded_at.get().cast_signed())
                     .bind(&row.payload[..]);
             }
@@ -319,17 +315,47 @@ fn repeated(item: &str, times: usize) -> String {
     text
 }
 
-/// The first answers of those commands of the group that were appended before. On the way it makes sure that the file
-/// still ends where this writer left it.
+/// The answer to an append that was made before. The first commit's stream tells; the rest of a batch stands beside it.
+fn answered_before(
+    append: &PreparedAppend,
+    known: &[Known],
+    states: &HashMap<StreamId, StreamState>,
+) -> Option<Result<Appended, AppendError>> {
+    let reused = || Some(Err(AppendError::CommandReused { command: append.command }));
+    let known_in = |stream: &StreamId| {
+        let id = states.get(stream)?.id;
+        known.iter().find(|known| known.stream == id)
+    };
+    let mut streams = append.commits.iter().map(|commit| &commit.stream);
+    let Some(first) = known_in(streams.next()?) else {
+        // Whole or not at all: where only a later commit's stream has the command, that was another append.
+        return if streams.any(|stream| known_in(stream).is_some()) { reused() } else { None };
+    };
+    if first.request_digest != append.request_digest {
+        return reused();
+    }
+    let stands_at = |position: u64| known.iter().any(|known| known.position.get() == position);
+    let (mut from, mut to, commits) = (first.position.get(), first.position.get(), append.commits.len() as u64);
+    while to - from + 1 < commits && stands_at(to + 1) {
+        to += 1;
+    }
+    while to - from + 1 < commits && stands_at(from - 1) {
+        from -= 1;
+    }
+    Some(Ok(Appended { positions: (from..=to).map(Position::new).collect(), duplicate: true }))
+}
+
+/// The commits of those commands of the group that were appended before. On the way it makes sure that the file still
+/// ends where this writer left it.
 async fn known_commands(
     connection: &mut SqliteConnection,
     group: &[Job],
     head: Position,
-) -> Result<HashMap<CommandId, Answered>, GroupError> {
-    let mut known: HashMap<CommandId, Answered> = HashMap::new();
+) -> Result<HashMap<CommandId, Vec<Known>>, GroupError> {
+    let mut known: HashMap<CommandId, Vec<Known>> = HashMap::new();
     for chunk in group.chunks(ROWS_MAX) {
         let sql = format!(
-            "SELECT NULL, max(position) FROM log UNION ALL SELECT command, position FROM log WHERE command IN ({})",
+            "SELECT NULL, max(position), NULL, NULL FROM log UNION ALL SELECT command, position, stream, payload FROM log WHERE command IN ({})",
             repeated("?", chunk.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -338,32 +364,22 @@ async fn known_commands(
         }
         for row in query.fetch_all(&mut *connection).await? {
             let position = Position::new(row.try_get::<Option<i64>, _>(1)?.unwrap_or(0).cast_unsigned());
-            let Some(command) = row.try_get::<Option<&[u8]>, _>(0)? else {
+            if row.try_get::<Option<&[u8]>, _>(0)?.is_none() {
                 if position != head {
                     let found = format!("it ends at {position}, this process left it at {head}");
                     return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }).into());
                 }
                 continue;
-            };
-            let command = CommandId::from_uuid(Uuid::from_slice(command).map_err(|error| LogError::Undecodable {
-                position,
-                reason: format!("its command id is damaged: {error}"),
-            })?);
-            let answered =
-                known.entry(command).or_insert_with(|| Answered { positions: Vec::new(), request_digest: None });
-            answered.positions.push(position);
+            }
+            let commit = schema::decode(row.try_get(3)?)
+                .map_err(|error| LogError::Undecodable { position, reason: error.to_string() })?;
+            let (stream, request_digest) = (row.try_get(2)?, commit.request_digest);
+            let commits = known.entry(commit.command).or_default();
+            // A command that stands in two chunks of the group is found twice.
+            if commits.iter().all(|known| known.position != position) {
+                commits.push(Known { position, stream, request_digest });
+            }
         }
-    }
-    for answered in known.values_mut() {
-        answered.positions.sort_unstable();
-        let Some(&position) = answered.positions.first() else { continue };
-        let payload: Vec<u8> = sqlx::query_scalar("SELECT payload FROM log WHERE position = ?")
-            .bind(position.get().cast_signed())
-            .fetch_one(&mut *connection)
-            .await?;
-        let commit =
-            schema::decode(&payload).map_err(|error| LogError::Undecodable { position, reason: error.to_string() })?;
-        answered.request_digest = commit.request_digest;
     }
     Ok(known)
 }

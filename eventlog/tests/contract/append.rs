@@ -56,6 +56,34 @@ pub async fn a_command_repeated_later_gets_its_first_position_though_the_stream_
     assert_eq!(all(&log).await.len(), 42);
 }
 
+pub async fn a_command_repeated_on_the_streams_present_end_gets_its_first_position(site: Site) {
+    let log = site.open().await;
+    let first = commit(&claim("a"), "1");
+    append(&log, &first, after(0)).await.unwrap();
+    add(&log, &claim("a"), "2").await;
+    let answer = append(&log, &first, after(2)).await.unwrap();
+    assert_eq!(answer, Appended { positions: vec![at(1)], duplicate: true });
+    assert_eq!(texts(&all(&log).await), ["1", "2"]);
+}
+
+pub async fn a_command_may_stand_once_in_each_of_several_streams(site: Site) {
+    let log = site.open().await;
+    let first = commit(&claim("a"), "a");
+    let second = Commit { command: first.command, ..commit(&claim("b"), "b") };
+    for (duplicate, commit, position) in
+        [(false, &first, 1), (false, &second, 2), (true, &second, 2), (true, &first, 1)]
+    {
+        let answer = append(&log, commit, after(0)).await.unwrap();
+        assert_eq!(answer, Appended { positions: vec![at(position)], duplicate });
+    }
+    let mixed = vec![
+        (Commit { command: first.command, ..commit(&claim("c"), "c") }, after(0)),
+        (Commit { command: first.command, ..commit(&claim("b"), "b") }, after(2)),
+    ];
+    assert!(matches!(log.append(mixed).await, Err(AppendError::CommandReused { .. })));
+    assert_eq!(texts(&all(&log).await), ["a", "b"]);
+}
+
 pub async fn a_command_sent_many_times_at_once_is_stored_once(site: Site) {
     let log = site.open().await;
     for round in 0..20 {
@@ -159,6 +187,8 @@ pub async fn a_batch_repeated_gets_its_first_positions(site: Site) {
     let log = site.restart(log).await;
     let again = log.append(batch(command, &parts)).await.unwrap();
     assert_eq!(again, Appended { positions: vec![at(1), at(2), at(3)], duplicate: true });
+    let another_order = log.append(batch(command, &[("c", 0), ("a", 0), ("b", 0)])).await.unwrap();
+    assert_eq!(another_order, Appended { positions: vec![at(1), at(2), at(3)], duplicate: true });
     let mut other = batch(command, &parts);
     for (commit, _) in &mut other {
         commit.request_digest = Some([9; 32]);

@@ -1,12 +1,13 @@
 //! The contract of the event log: one suite, word for word, for both backends, and what each adds of its own.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::disallowed_methods, reason = "a writing process of the test gets its orders by environment")]
 
 mod append;
 mod commits;
 mod crash;
 mod follow;
-// mod jetstream;
+mod jetstream;
 mod read;
 mod sameness;
 mod site;
@@ -31,10 +32,44 @@ macro_rules! contract {
     };
 }
 
+/// What a cluster does differently: it checks the message id before the expectation, and messages can be on their way.
+macro_rules! contract_of_a_cluster {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        mod on_jetstream_cluster {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::$module::$name(crate::site::Site::jetstream_cluster()).await;
+            })*
+        }
+    };
+}
+
+contract_of_a_cluster! {
+    append::a_conflict_names_the_stream_and_stores_nothing,
+    append::a_command_repeated_after_a_lost_answer_gets_its_first_position,
+    append::a_command_repeated_later_gets_its_first_position_though_the_stream_moved_on,
+    append::a_command_repeated_on_the_streams_present_end_gets_its_first_position,
+    append::a_command_may_stand_once_in_each_of_several_streams,
+    append::a_command_sent_many_times_at_once_is_stored_once,
+    append::a_command_used_for_another_request_is_refused,
+    append::of_sixteen_writers_on_one_stream_exactly_one_wins_each_round,
+    append::a_batch_is_stored_whole_and_side_by_side,
+    append::a_batch_with_one_conflict_stores_nothing,
+    append::a_batch_repeated_gets_its_first_positions,
+    append::of_sixteen_batches_for_one_claim_exactly_one_wins_each_round,
+    read::filters_by_organization_and_kind_hold_over_pages,
+    read::the_last_commit_and_the_last_of_several_streams_are_known_at_once,
+    follow::a_filtered_follower_gets_its_commits_and_hears_of_the_whole_log,
+    follow::a_follower_keeps_up_with_concurrent_writers,
+    crash::every_acknowledged_commit_survives_kill_9_of_the_writer,
+}
+
 contract! {
     append::a_conflict_names_the_stream_and_stores_nothing,
     append::a_command_repeated_after_a_lost_answer_gets_its_first_position,
     append::a_command_repeated_later_gets_its_first_position_though_the_stream_moved_on,
+    append::a_command_repeated_on_the_streams_present_end_gets_its_first_position,
+    append::a_command_may_stand_once_in_each_of_several_streams,
     append::a_command_sent_many_times_at_once_is_stored_once,
     append::a_command_used_for_another_request_is_refused,
     append::of_sixteen_writers_on_one_stream_exactly_one_wins_each_round,

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use envforge_eventlog::jetstream::{self, JetStreamLog};
 use envforge_eventlog::sqlite::{self, SqliteLog};
 use envforge_eventlog::{LogError, SharedLog};
-use envforge_testkit::{NatsOptions, NatsServer, TestDir};
+use envforge_testkit::{NatsOptions, NatsServer, TestDir, free_port};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 pub enum Site {
     Sqlite(TestDir),
-    JetStream(Box<Mutex<NatsServer>>),
+    /// One server, or a cluster with as many replicas as servers.
+    JetStream(Mutex<Vec<NatsServer>>),
 }
 
 /// A copy of everything a log has stored.
@@ -24,35 +25,45 @@ impl Site {
         Self::Sqlite(TestDir::new())
     }
 
-    /// Syncs before each acknowledgement, as in production.
     pub fn jetstream() -> Self {
-        let options = NatsOptions { sync_interval: None, ..NatsOptions::default() };
-        Self::JetStream(Box::new(Mutex::new(NatsServer::start_with(&options))))
+        Self::JetStream(Mutex::new(vec![NatsServer::start_with(&production())]))
+    }
+
+    pub fn jetstream_cluster() -> Self {
+        let routes: Vec<String> = (0..3).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        let all = routes.iter().map(|route| format!("nats://{route}")).collect::<Vec<_>>().join(", ");
+        let servers = routes.iter().map(|route| {
+            let extra_configuration = format!("cluster {{ name: test, listen: \"{route}\", routes: [{all}] }}");
+            NatsServer::start_with(&NatsOptions { extra_configuration, ..production() })
+        });
+        Self::JetStream(Mutex::new(servers.collect()))
     }
 
     pub async fn open(&self) -> SharedLog {
         open(&self.address()).await
     }
 
-    /// What another process needs to open the same log: a directory or a URL.
+    /// What another process needs to open the same log: a directory, or URLs.
     pub fn address(&self) -> String {
         match self {
             Self::Sqlite(directory) => directory.join("log").display().to_string(),
-            Self::JetStream(server) => server.lock().unwrap().url(),
+            Self::JetStream(servers) => {
+                servers.lock().unwrap().iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+            }
         }
     }
 
-    pub fn server(&self) -> std::sync::MutexGuard<'_, NatsServer> {
+    pub fn servers(&self) -> std::sync::MutexGuard<'_, Vec<NatsServer>> {
         match self {
             Self::Sqlite(_) => panic!("the embedded log has no server"),
-            Self::JetStream(server) => server.lock().unwrap(),
+            Self::JetStream(servers) => servers.lock().unwrap(),
         }
     }
 
-    fn store(&self) -> PathBuf {
+    fn stores(&self) -> Vec<PathBuf> {
         match self {
-            Self::Sqlite(directory) => directory.join("log"),
-            Self::JetStream(server) => server.lock().unwrap().store_dir(),
+            Self::Sqlite(directory) => vec![directory.join("log")],
+            Self::JetStream(servers) => servers.lock().unwrap().iter().map(NatsServer::store_dir).collect(),
         }
     }
 
@@ -62,13 +73,13 @@ impl Site {
         match self {
             // The writer closes the file after its last sender is gone; whoever opens it next waits for the lock.
             Self::Sqlite(_) => drop(open(&self.address()).await),
-            Self::JetStream(server) => server.lock().unwrap().kill9(),
+            Self::JetStream(servers) => servers.lock().unwrap().iter_mut().for_each(NatsServer::kill9),
         }
     }
 
     async fn start(&self) -> SharedLog {
-        if let Self::JetStream(server) = self {
-            server.lock().unwrap().restart();
+        if let Self::JetStream(servers) = self {
+            servers.lock().unwrap().iter_mut().for_each(NatsServer::restart);
         }
         self.open().await
     }
@@ -82,21 +93,27 @@ impl Site {
     pub async fn copy(&self, log: SharedLog) -> (SharedLog, OldCopy) {
         self.stop(log).await;
         let copy = TestDir::new();
-        copy_tree(&self.store(), &copy.join("copy"));
+        for (index, store) in self.stores().iter().enumerate() {
+            copy_tree(store, &copy.join(index.to_string()));
+        }
         (self.start().await, OldCopy(copy))
     }
 
     pub async fn put_back(&self, log: SharedLog, copy: &OldCopy) -> SharedLog {
         self.stop(log).await;
-        remove_tree(&self.store()).await;
-        copy_tree(&copy.0.join("copy"), &self.store());
+        for (index, store) in self.stores().iter().enumerate() {
+            remove_tree(store).await;
+            copy_tree(&copy.0.join(index.to_string()), store);
+        }
         self.start().await
     }
 
     /// The same address, but a new log.
     pub async fn begin_anew(&self, log: SharedLog) -> SharedLog {
         self.stop(log).await;
-        remove_tree(&self.store()).await;
+        for store in self.stores() {
+            remove_tree(&store).await;
+        }
         self.start().await
     }
 }
@@ -104,7 +121,10 @@ impl Site {
 /// Opens the log at an address, as any process would. Waits for a former owner of the file to let go of it.
 pub async fn open(address: &str) -> SharedLog {
     if address.starts_with("nats://") {
-        return Arc::new(JetStreamLog::open(jetstream::Config::new(address)).await.unwrap());
+        let servers: Vec<String> = address.split(',').map(str::to_owned).collect();
+        let replicas = servers.len();
+        let config = jetstream::Config { servers, replicas, ..jetstream::Config::new(String::new()) };
+        return Arc::new(JetStreamLog::open(config).await.unwrap());
     }
     let started = Instant::now();
     loop {
@@ -116,6 +136,11 @@ pub async fn open(address: &str) -> SharedLog {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// Syncs before each acknowledgement.
+fn production() -> NatsOptions {
+    NatsOptions { sync_interval: None, ..NatsOptions::default() }
 }
 
 fn copy_tree(from: &Path, to: &Path) {

@@ -1,8 +1,10 @@
 //! What the embedded log adds: one process, one file, private, never swapped unnoticed.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use envforge_domain::commit::{Expectation, Position};
+use envforge_domain::time::{Clock, UnixMillis};
 use envforge_eventlog::sqlite::{Config, SqliteLog};
 use envforge_eventlog::{AppendError, Checkpoint, EventLog, Filter, LogError, NotTheSameLog};
 use envforge_testkit::TestDir;
@@ -157,6 +159,33 @@ async fn an_unknown_event_halts_followers_and_readers() {
         let LogError::Undecodable { position, reason } = error else { panic!("{error}") };
         assert_eq!(position, at(2));
         assert!(reason.contains("claim.taken.v7"), "{reason}");
+    }
+}
+
+/// A clock of which each reading is the next of a list.
+struct Readings(std::sync::Mutex<Vec<u64>>);
+
+impl Clock for Readings {
+    fn now(&self) -> UnixMillis {
+        UnixMillis::new(self.0.lock().unwrap().pop().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn recorded_times_do_not_go_back_with_the_clock() {
+    let directory = TestDir::new();
+    let mut expected = Vec::new();
+    for (readings, recorded) in [([100, 300, 200], [100, 300, 300]), ([250, 50, 400], [300, 300, 400])] {
+        let clock = Arc::new(Readings(std::sync::Mutex::new(readings.into_iter().rev().collect())));
+        let log = SqliteLog::open(Config { clock, ..Config::new(directory.join("log")) }).await.unwrap();
+        for _ in readings {
+            let (commit, head) = (commit(&claim("a"), "x"), log.head().await.unwrap().position);
+            log.append(vec![(commit, Expectation::LastAt(head))]).await.unwrap();
+        }
+        expected.extend(recorded);
+        let page = log.read(Position::START, 10, &Filter::everything()).await.unwrap();
+        assert_eq!(page.commits.iter().map(|recorded| recorded.recorded_at.get()).collect::<Vec<_>>(), expected);
+        log.close().await;
     }
 }
 

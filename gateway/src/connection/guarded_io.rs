@@ -39,7 +39,7 @@ pub struct IoTimeouts {
 
 /// What the connection's service tells its byte stream.
 #[derive(Debug, Default)]
-pub struct ConnectionState {
+pub(crate) struct ConnectionState {
     /// Requests whose answer is not finished: the connection is not idle, however silent.
     in_flight: AtomicU32,
     /// The service has answered 101: what follows is not HTTP.
@@ -203,7 +203,8 @@ impl<S> GuardedIo<S> {
 
     fn refuse(&mut self, fault: ProtocolFault) {
         self.checked.extend_from_slice(
-            format!("{REFUSED_METHOD} /{} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n", fault.code()).as_bytes(),
+            format!("{REFUSED_METHOD} /{} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n", fault.code())
+                .as_bytes(),
         );
     }
 
@@ -231,9 +232,8 @@ impl<S> GuardedIo<S> {
         if waiting != self.waiting {
             self.waiting = waiting;
             self.waiting_since = Instant::now();
-            // These two are rare and their limits short; the others can wait for the timer to come around.
-            if matches!(waiting, Waiting::RestOfHead | Waiting::Body)
-                && let Some(deadline) = self.deadline_of(waiting)
+            // Between requests the timer usually fires earlier anyway and is then set anew.
+            if let Some(deadline) = self.deadline_of(waiting)
                 && deadline < self.read_timer.deadline()
             {
                 self.read_timer.as_mut().reset(deadline);

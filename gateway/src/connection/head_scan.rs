@@ -209,10 +209,7 @@ fn check_target(request: &RequestLine<'_>, host: &[u8]) -> Result<(), ProtocolFa
                 .filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"))
                 .map(|_| &absolute[7..])
                 .or_else(|| {
-                    absolute
-                        .get(..8)
-                        .filter(|scheme| scheme.eq_ignore_ascii_case(b"https://"))
-                        .map(|_| &absolute[8..])
+                    absolute.get(..8).filter(|scheme| scheme.eq_ignore_ascii_case(b"https://")).map(|_| &absolute[8..])
                 })
                 .ok_or(ProtocolFault::Target)?;
             let end = memchr::memchr3(b'/', b'?', b'#', after_scheme).unwrap_or(after_scheme.len());
@@ -226,9 +223,7 @@ fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
     }
-    value
-        .iter()
-        .try_fold(0_u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+    value.iter().try_fold(0_u64, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
 }
 
 fn trim(mut value: &[u8]) -> &[u8] {
@@ -313,12 +308,21 @@ mod tests {
             ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x1\r\n\r\n", ContentLength),
             ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\n", ContentLength),
             ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1111111111111111111\r\n\r\n", ContentLength),
-            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", LengthAndEncoding),
-            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", LengthAndEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                LengthAndEncoding,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+                LengthAndEncoding,
+            ),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", TransferEncoding),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity\r\n\r\n", TransferEncoding),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n", TransferEncoding),
-            ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", TransferEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                TransferEncoding,
+            ),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding : chunked\r\n\r\n", HeaderName),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding\u{b}: chunked\r\n\r\n", HeaderName),
             ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \u{b}chunked\r\n\r\n", HeaderValue),

@@ -35,7 +35,7 @@ pub enum ListenError {
 }
 
 /// Opens the listening socket, so that every error is known before anything is announced.
-pub fn bind(config: &Config) -> Result<TcpListener, ListenError> {
+pub(crate) fn bind(config: &Config) -> Result<TcpListener, ListenError> {
     let address = config.listen;
     let open = || -> io::Result<TcpListener> {
         use socket2::{Domain, Protocol, Socket, Type};
@@ -57,7 +57,6 @@ pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     /// The name that TLS was opened for, lower-case.
     pub(crate) server_name: Option<Box<str>>,
-    pub(crate) tls: bool,
     pub(crate) http2: bool,
     pub(crate) state: Arc<ConnectionState>,
 }
@@ -214,8 +213,7 @@ impl Http {
         stop: &CancellationToken,
     ) {
         let state = Arc::new(ConnectionState::default());
-        let client =
-            Client { address, server_name: None, tls: tls.is_some(), state: Arc::clone(&state), http2: false };
+        let client = Client { address, server_name: None, state: Arc::clone(&state), http2: false };
         let Some(acceptor) = tls else {
             return self.http1(stream, state, Arc::new(make_service(client)), stop).await;
         };

@@ -9,11 +9,11 @@ mod head_scan;
 mod listener;
 mod tls;
 
-pub use guarded_io::{ConnectionState, IoTimeouts};
-pub(crate) use guarded_io::{GuardedIo, InFlight};
+pub use guarded_io::IoTimeouts;
+pub(crate) use guarded_io::{ConnectionState, GuardedIo, InFlight};
 pub use head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
-pub use listener::{ListenError, bind};
-pub(crate) use listener::{Client, Serve, serve};
+pub use listener::ListenError;
+pub(crate) use listener::{Client, Serve, bind, serve};
 pub use tls::{Certificates, TlsError};
 
 /// The method of the head that stands in for a refused one; its path is `/` and the fault's code. Clients cannot

@@ -101,10 +101,8 @@ fn stamp(files: &TlsFiles) -> Stamp {
 }
 
 fn read(files: &TlsFiles) -> Result<Arc<CertifiedKey>, TlsError> {
-    let certificate = |reason: String| TlsError::Certificate {
-        path: files.certificate_chain.display().to_string(),
-        reason,
-    };
+    let certificate =
+        |reason: String| TlsError::Certificate { path: files.certificate_chain.display().to_string(), reason };
     let private = |reason: String| TlsError::PrivateKey { path: files.private_key.display().to_string(), reason };
     let chain = CertificateDer::pem_file_iter(&files.certificate_chain)
         .map_err(|error| certificate(error.to_string()))?
@@ -114,7 +112,8 @@ fn read(files: &TlsFiles) -> Result<Arc<CertifiedKey>, TlsError> {
         return Err(certificate("it holds no `BEGIN CERTIFICATE` block".to_owned()));
     }
     let key = PrivateKeyDer::from_pem_file(&files.private_key).map_err(|error| private(error.to_string()))?;
-    let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|error| private(error.to_string()))?;
+    let signing =
+        rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|error| private(error.to_string()))?;
     let certified = CertifiedKey::new(chain, signing);
     certified.keys_match().map_err(|error| TlsError::Pair(error.to_string()))?;
     Ok(Arc::new(certified))

@@ -45,7 +45,8 @@ mod tests {
 
     #[test]
     fn names_cannot_become_markup() {
-        let html = Markup::default().raw("<p>").text("<script>alert('x')</script>\u{202e}\"&\u{0}").raw("</p>").finish();
+        let html =
+            Markup::default().raw("<p>").text("<script>alert('x')</script>\u{202e}\"&\u{0}").raw("</p>").finish();
         assert_eq!(html, "<p>&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp; </p>");
     }
 

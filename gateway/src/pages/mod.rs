@@ -25,7 +25,7 @@ use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
-use crate::view::{LinkView, RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
 use markup::Markup;
 
 static STYLE: &str = include_str!("style.css");
@@ -75,7 +75,12 @@ struct Allowances<'a> {
     form_to: Option<&'a str>,
 }
 
-fn page(status: StatusCode, title: &str, allow: &Allowances<'_>, content: impl FnOnce(Markup) -> Markup) -> Response<ResponseBody> {
+fn page(
+    status: StatusCode,
+    title: &str,
+    allow: &Allowances<'_>,
+    content: impl FnOnce(Markup) -> Markup,
+) -> Response<ResponseBody> {
     let html = Markup::default()
         .raw("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">")
         .raw("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>")
@@ -95,7 +100,8 @@ fn page(status: StatusCode, title: &str, allow: &Allowances<'_>, content: impl F
         .finish();
     let mut response = respond(status, "text/html; charset=utf-8", html);
     let headers = response.headers_mut();
-    let script = if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
+    let script =
+        if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
     let form = allow.form_to.map_or_else(|| "'none'".to_owned(), |origin| format!("'self' {origin}"));
     let policy = format!(
         "default-src 'none'; style-src {}; img-src data:{script}; form-action {form}; base-uri 'none'; frame-ancestors 'none'",
@@ -160,7 +166,7 @@ pub(crate) fn waking(link: &LinkView, runtime: &RuntimeView) -> Response<Respons
             html.raw(label).raw("</li>")
         });
         html.raw("</ol><button id=\"again\" type=\"button\" hidden>Try again</button>")
-            .raw("<p id=\"spoken\" role=\"status\" class=\"note\" hidden></p>")
+            .raw("<p id=\"spoken\" role=\"status\" class=\"spoken\"></p>")
             .raw("<noscript><p class=\"note\">Please reload this page in a few seconds.</p></noscript>")
     });
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));

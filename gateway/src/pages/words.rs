@@ -4,7 +4,7 @@ use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
 use envforge_domain::runtime::WakeStage;
 use envforge_domain::time::{Millis, UnixMillis};
 
-use crate::view::{RuntimePhase, RuntimeView};
+use envforge_projections::gateway_view::{RuntimePhase, RuntimeView};
 
 /// The steps of a wake, in order.
 pub(super) const STEPS: [&str; 4] =
@@ -88,7 +88,10 @@ mod tests {
         ] {
             assert_eq!(remaining(Millis::from_minutes(minutes)), text);
         }
-        assert_eq!(instant(UnixMillis::new(1_795_512_600_000)), "24 November 2026, 08:10 UTC".replace("08:10", &check()));
+        assert_eq!(
+            instant(UnixMillis::new(1_795_512_600_000)),
+            "24 November 2026, 08:10 UTC".replace("08:10", &check())
+        );
         assert_eq!(families(RouteFamilies::NONE.with(RouteFamily::Web)), "Its pages");
         assert_eq!(
             families(RouteFamilies::NONE.with(RouteFamily::Web).with(RouteFamily::Api).with(RouteFamily::Websockets)),

@@ -152,7 +152,7 @@ impl Forwarding {
         connection: &Arc<ConnectionState>,
     ) -> Result<Response<ResponseBody>, Denial> {
         let Some(socket) = sockets.enter(passage.permit.link().link) else { return Err(Denial::UpstreamBusy) };
-        let open = self.activity.begin(passage.permit.workspace(), passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let client_upgrade = hyper::upgrade::on(&mut request);
         let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
@@ -206,7 +206,7 @@ impl Forwarding {
         }
         let limits = Limits { idle: self.timeouts.websocket_idle, deadline };
         let splice = Splice {
-            cancel: passage.permit.cancel().clone(),
+            cancel: [passage.permit.cancel().clone(), passage.permit.cancel_sockets().clone()],
             stop: sockets.stop.clone(),
             limits,
             open: open.into_socket(),
@@ -247,11 +247,7 @@ fn fresh_key() -> Result<HeaderValue, Denial> {
     HeaderValue::from_str(&STANDARD.encode(nonce)).map_err(|_| Denial::TryAgain)
 }
 
-fn to_app(
-    request: Request<Incoming>,
-    key: &HeaderValue,
-    forwarded: &header::Forwarded,
-) -> Request<RequestBody> {
+fn to_app(request: Request<Incoming>, key: &HeaderValue, forwarded: &header::Forwarded) -> Request<RequestBody> {
     let (mut parts, _) = request.into_parts();
     prepare(&mut parts, forwarded);
     parts.method = Method::GET;
@@ -269,7 +265,10 @@ fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderV
     let chosen = match headers.get(SEC_WEBSOCKET_PROTOCOL) {
         None => true,
         Some(chosen) => offered.is_some_and(|offered| {
-            offered.as_bytes().split(|byte| *byte == b',').any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
+            offered
+                .as_bytes()
+                .split(|byte| *byte == b',')
+                .any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
         }),
     };
     if upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }

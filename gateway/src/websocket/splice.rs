@@ -18,6 +18,8 @@ use crate::forward::LAST_WORD;
 
 /// Bytes under way in one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
+/// How often a socket in use says so to `activity`.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(5);
 /// Private close code (RFC 6455 7.4.2) for a right that has ended; the number follows HTTP's 403.
 const CLOSE_ACCESS_ENDED: u16 = 4403;
 const CLOSE_IDLE: u16 = 4408;
@@ -55,7 +57,8 @@ pub(crate) struct Limits {
 }
 
 pub(crate) struct Splice {
-    pub(crate) cancel: CancellationToken,
+    /// The path's family and that of sockets: either ends it.
+    pub(crate) cancel: [CancellationToken; 2],
     pub(crate) stop: CancellationToken,
     pub(crate) limits: Limits,
     pub(crate) open: OpenStream,
@@ -131,7 +134,10 @@ impl Splice {
         let mut frames = FrameTracker::default();
         let mut moved = false;
         let (mut up_done, mut down_done) = (false, false);
-        let mut idle_timer = std::pin::pin!(tokio::time::sleep(self.limits.idle));
+        // Looked at several times within the idle time, so that activity is reported while it happens.
+        let look = (self.limits.idle / 4).min(ACTIVITY_INTERVAL);
+        let mut look_timer = std::pin::pin!(tokio::time::sleep(look));
+        let mut used_at = Instant::now();
         let ended = loop {
             let copying = poll_fn(|cx| {
                 // One split of each side a poll: both directions share the streams, never at the same time.
@@ -151,16 +157,20 @@ impl Splice {
             });
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => break Ended::AccessEnded,
+                () = self.cancel[0].cancelled() => break Ended::AccessEnded,
+                () = self.cancel[1].cancelled() => break Ended::AccessEnded,
                 () = self.stop.cancelled() => break Ended::Shutdown,
                 result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
                 () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
-                () = idle_timer.as_mut() => {
-                    if !std::mem::take(&mut moved) {
+                () = look_timer.as_mut() => {
+                    let now = Instant::now();
+                    if std::mem::take(&mut moved) {
+                        used_at = now;
+                        self.open.touch(clock::now());
+                    } else if now >= used_at + self.limits.idle {
                         break Ended::Idle;
                     }
-                    self.open.touch(clock::now());
-                    idle_timer.as_mut().reset(Instant::now() + self.limits.idle);
+                    look_timer.as_mut().reset(now + look);
                 }
             }
         };

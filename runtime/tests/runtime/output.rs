@@ -16,7 +16,7 @@ async fn a_flood_stays_within_its_bounds_and_the_service_keeps_running() {
     .await;
     let repository = Repository::with(&[]);
     // 300 MiB, then a last line, then on to other work.
-    let command = "yes 'a line of a flood that nobody reads' | head -c 314572800; echo the last line; \
+    let command = "yes 'a line of a flood that nobody reads' | head -c 314572800; echo; echo the last line; \
                    echo done > \"$ENVFORGE_DATA_DIR/done\"; exec sleep 1000";
     host.wake(order(&repository, [service("app", command)])).await.unwrap();
     host.written(workspace(1), "done").await;

@@ -1,0 +1,13 @@
+//! The roles of the binary: what `dev` runs in one process and `serve` in several.
+//!
+//! Owns wiring: only here do API, gateway, projections, reactors and stores meet. Not here: anything they decide.
+
+mod activity;
+mod bootstrap;
+mod control_plane;
+mod data_dir;
+mod demo;
+mod demo_repository;
+mod denials;
+pub(crate) mod dev;
+mod telemetry;

@@ -1,0 +1,252 @@
+//! What the log of a cluster adds: servers that die, streams that are deleted or set up wrongly, silence.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::stream::{self, DiscardPolicy};
+use envforge_domain::commit::{Expectation, Position};
+use envforge_domain::secret::Secret;
+use envforge_eventlog::jetstream::{Config, Credentials, JetStreamLog};
+use envforge_eventlog::{AppendError, Checkpoint, Filter, LogError, NotTheSameLog, SharedLog};
+use envforge_testkit::{NatsOptions, NatsServer};
+use tokio::task::JoinSet;
+
+use crate::commits::{Follower, add, after, all, append, at, claim, commit, refusal, texts};
+use crate::crash::{verify, write};
+use crate::site::{DEADLINE, Site};
+
+async fn context(site: &Site) -> async_nats::jetstream::Context {
+    let url = site.servers()[0].url();
+    async_nats::jetstream::new(async_nats::connect(url).await.unwrap())
+}
+
+/// Kills servers in the middle of appends, while a follower reads all along; `kill` does one round.
+async fn survives(site: Site, rounds: usize, kill: fn(&Site, usize)) {
+    let log = site.open().await;
+    let site = Arc::new(site);
+    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let left = Arc::new(AtomicU64::new(u64::MAX));
+    let mut writers = JoinSet::new();
+    for writer in 0..6 {
+        let (log, left, acknowledged) = (log.clone(), Arc::clone(&left), Arc::clone(&acknowledged));
+        writers.spawn(async move {
+            write(&log, writer, &left, |append| acknowledged.lock().unwrap().push(append)).await;
+        });
+    }
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    let (known, mut heads) = (log.clone(), Vec::new());
+    let killer = tokio::task::spawn_blocking({
+        let acknowledged = Arc::clone(&acknowledged);
+        move || {
+            for round in 0..rounds {
+                let (before, more) = (acknowledged.lock().unwrap().len(), rand::random_range(20..200));
+                envforge_testkit::wait_until("appends go on", DEADLINE, || {
+                    acknowledged.lock().unwrap().len() >= before + more
+                });
+                kill(&site, round);
+            }
+            left.store(100, Ordering::Relaxed);
+            site
+        }
+    });
+    while !killer.is_finished() {
+        heads.push(follower.next_commit().await.0);
+    }
+    let site = killer.await.unwrap();
+    writers.join_all().await;
+    let head = known.head().await.unwrap().position;
+    heads.extend(follower.until_caught(head).await);
+    let commits = all(&known).await;
+    verify(&commits, &acknowledged.lock().unwrap());
+    assert_eq!(heads, commits, "the follower saw each commit once, across every restart");
+    drop(site);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_commit_survives_kill_9_of_the_server() {
+    survives(Site::jetstream(), 6, |site, _| site.servers()[0].restart()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_commit_survives_kill_9_of_one_server_of_a_cluster_after_the_other() {
+    survives(Site::jetstream_cluster(), 6, |site, round| site.servers()[round % 3].restart()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_goes_on_by_itself_after_the_server_was_killed() {
+    let site = Site::jetstream();
+    let log = site.open().await;
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    for number in 0..4 {
+        add(&log, &claim("a"), &number.to_string()).await;
+        assert_eq!(follower.next_texts(1).await, [number.to_string()]);
+        tokio::task::block_in_place(|| site.servers()[0].restart());
+    }
+    follower.until_caught(at(4)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_to_a_silent_server_is_unknown_and_can_be_repeated() {
+    let site = Site::jetstream();
+    let config = Config {
+        append_timeout: Duration::from_millis(600),
+        request_timeout: Duration::from_millis(200),
+        ..Config::new(site.address())
+    };
+    let log: SharedLog = Arc::new(JetStreamLog::open(config).await.unwrap());
+    add(&log, &claim("a"), "before").await;
+    let signal = |name: &str| {
+        let id = site.servers()[0].id().to_string();
+        assert!(std::process::Command::new("kill").args([name, &id]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let unanswered = commit(&claim("a"), "unanswered");
+    let started = Instant::now();
+    let answer = append(&log, &unanswered, after(1)).await;
+    assert!(matches!(answer, Err(AppendError::Unknown)), "{answer:?}");
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    signal("-CONT");
+    let appended = loop {
+        match append(&log, &unanswered, after(1)).await {
+            Ok(appended) => break appended,
+            Err(AppendError::Unknown | AppendError::Log(LogError::Unavailable(_))) => {
+                assert!(started.elapsed() < DEADLINE);
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert_eq!(appended.positions, [at(2)]);
+    assert_eq!(texts(&all(&log).await), ["before", "unanswered"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_start_at_once_make_one_log() {
+    let site = Arc::new(Site::jetstream());
+    let mut opening = JoinSet::new();
+    for _ in 0..8 {
+        let site = Arc::clone(&site);
+        opening.spawn(async move { site.open().await.head().await.unwrap().identity });
+    }
+    let identities = opening.join_all().await;
+    assert!(identities.iter().all(|identity| *identity == identities[0]), "{identities:?}");
+}
+
+/// The followers of a stream that is deleted, and of one that was made anew under its name, end, and nothing is appended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_deleted_while_in_use_ends_followers() {
+    for made_anew in [false, true] {
+        let site = Site::jetstream();
+        let log = site.open().await;
+        for number in 0..5 {
+            add(&log, &claim("a"), &number.to_string()).await;
+        }
+        let mut everything = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+        let filter = Filter { org: Some(crate::commits::org(1)), kinds: vec![] };
+        let mut filtered = Follower::start(&log, Checkpoint::START, filter).await;
+        let (_, checkpoint) = everything.next_commit().await;
+        everything.until_caught(at(5)).await;
+        filtered.until_caught(at(5)).await;
+        context(&site).await.delete_stream("ENVFORGE").await.unwrap();
+        if made_anew {
+            let other = site.open().await;
+            for number in 0..9 {
+                add(&other, &claim("a"), &format!("other {number}")).await;
+            }
+        }
+        let expected = |error: &LogError| match error {
+            LogError::NotTheSameLog(NotTheSameLog::Replaced { .. }) => !made_anew,
+            LogError::NotTheSameLog(NotTheSameLog::Identity { .. }) => made_anew,
+            _ => false,
+        };
+        for error in [
+            everything.until_error().await,
+            filtered.until_error().await,
+            log.head().await.unwrap_err(),
+            refusal(&log, checkpoint).await,
+        ] {
+            assert!(expected(&error), "made anew: {made_anew}: {error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_could_not_be_a_log_is_refused_with_what_to_mend() {
+    let site = Site::jetstream();
+    drop(site.open().await);
+    let context = context(&site).await;
+    let good = context.get_stream("ENVFORGE").await.unwrap().cached_info().config.clone();
+    let drifted = stream::Config { discard: DiscardPolicy::Old, max_age: Duration::from_secs(3_600), ..good };
+    context.update_stream(&drifted).await.unwrap();
+    let Err(LogError::Open(reason)) = JetStreamLog::open(Config::new(site.address())).await else { panic!("opened") };
+    assert!(reason.contains("`discard` is old and must be new"), "{reason}");
+    assert!(reason.contains("`max_age` is 3600s and must be unlimited"), "{reason}");
+    let three = Config { replicas: 3, ..Config::new(site.address()) };
+    let Err(LogError::Open(reason)) = JetStreamLog::open(three).await else { panic!("opened") };
+    assert!(reason.contains("`num_replicas` is 1 and must be at least 3"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_is_made_so_that_the_server_refuses_to_forget() {
+    let site = Site::jetstream();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    let stream = context(&site).await.get_stream("ENVFORGE").await.unwrap();
+    assert!(stream.delete_message(1).await.is_err());
+    assert!(stream.purge().await.is_err());
+    let mut weaker = stream.cached_info().config.clone();
+    weaker.deny_delete = false;
+    assert!(context(&site).await.update_stream(&weaker).await.is_err());
+    assert_eq!(texts(&all(&log).await), ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_prove_who_they_are_is_told_so() {
+    let extra_configuration = "authorization { user: envforge, password: \"right\" }".to_owned();
+    let server = NatsServer::start_with(&NatsOptions { extra_configuration, ..NatsOptions::default() });
+    let config = |password: &str| Config {
+        credentials: Credentials::UserPassword {
+            user: "envforge".to_owned(),
+            password: Secret::new(password.to_owned()),
+        },
+        ..Config::new(server.url())
+    };
+    let Err(LogError::Open(reason)) = JetStreamLog::open(config("wrong")).await else { panic!("opened") };
+    assert!(reason.contains("authorization"), "{reason}");
+    assert!(!reason.contains("wrong"), "{reason}");
+    let missing = Config { credentials: Credentials::File("/nowhere/at.all".into()), ..Config::new(server.url()) };
+    let Err(LogError::Open(reason)) = JetStreamLog::open(missing).await else { panic!("opened") };
+    assert!(reason.contains("credentials file /nowhere/at.all"), "{reason}");
+    let log: SharedLog = Arc::new(JetStreamLog::open(config("right")).await.unwrap());
+    assert_eq!(add(&log, &claim("a"), "1").await, at(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_not_there_is_named() {
+    let port = envforge_testkit::free_port();
+    let Err(LogError::Open(reason)) = JetStreamLog::open(Config::new(format!("nats://127.0.0.1:{port}"))).await else {
+        panic!("opened")
+    };
+    assert!(reason.contains(&format!("cannot connect to nats://127.0.0.1:{port}")), "{reason}");
+}
+
+/// Somebody publishes into the log past EnvForge: readers halt rather than skip.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_no_commit_halts_followers() {
+    let site = Site::jetstream();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    let subject = format!("envforge.{}", claim("b").subject());
+    context(&site).await.publish(subject, "not a commit".into()).await.unwrap().await.unwrap();
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    follower.next_commit().await;
+    for error in [
+        follower.until_error().await,
+        log.read(Position::START, 10, &Filter::everything()).await.unwrap_err(),
+        log.last_of_stream(&claim("b")).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, LogError::Undecodable { position, .. } if position == at(2)), "{error}");
+    }
+    let blind = append(&log, &commit(&claim("a"), "2"), Expectation::LastAt(at(1))).await.unwrap();
+    assert_eq!(blind.last(), at(3));
+}

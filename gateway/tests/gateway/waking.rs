@@ -1,0 +1,182 @@
+//! Runtimes that sleep: the waking page, held requests, one wake.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use envforge_domain::runtime::WakeStage;
+
+use crate::app::App;
+use crate::client::NAVIGATION;
+use crate::world::{COOKIE, LINK, NewLink, World};
+
+const OTHER: &str = "other67890123456789012345678901234567890abc";
+
+#[tokio::test]
+async fn a_person_gets_a_page_that_follows_the_wake_and_shows_nothing_of_the_inside() {
+    let world = World::start().await;
+    let page = world.visit("/orders").await;
+    assert_eq!(page.status, 202);
+    assert!(page.body.contains("signed-links") && page.body.contains("Checking that it answers"));
+    let policy = page.header("content-security-policy");
+    assert!(
+        policy.contains("script-src 'sha256-") && policy.contains("connect-src 'self'") && !policy.contains("unsafe")
+    );
+    world.woken().await;
+    let news = world.fetch("/.envforge/wake?seen=").await;
+    let first: serde_json::Value = serde_json::from_str(&news.body).unwrap();
+    assert_eq!((first["phase"].as_str(), first["step"].as_u64()), (Some("waking"), Some(0)));
+    let path = format!("/.envforge/wake?seen={}", first["seen"].as_str().unwrap());
+    let (news, ()) = tokio::join!(world.fetch(&path), async {
+        world.stage(WakeStage::Probing).await;
+    });
+    let second: serde_json::Value = serde_json::from_str(&news.body).unwrap();
+    assert_eq!(second["step"], 3);
+    let app = App::start().await;
+    world.ready(app.address).await;
+    let news = world.fetch(&format!("/.envforge/wake?seen={}", second["seen"].as_str().unwrap())).await;
+    let last: serde_json::Value = serde_json::from_str(&news.body).unwrap();
+    assert_eq!(last["phase"], "ready");
+    assert!(world.visit("/orders").await.body.starts_with("GET /orders\n"));
+    assert_eq!(world.wakes().await, 1);
+}
+
+#[tokio::test]
+async fn two_hundred_requests_are_held_for_one_wake_and_all_answered() {
+    let (world, app) = (World::start().await, App::start().await);
+    let world = std::sync::Arc::new(world);
+    let requests: Vec<_> = (0..200)
+        .map(|index| {
+            let world = std::sync::Arc::clone(&world);
+            tokio::spawn(async move { world.fetch(&format!("/{index}")).await.status })
+        })
+        .collect();
+    world.woken().await;
+    world.stage(WakeStage::Starting).await;
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 0);
+    world.ready(app.address).await;
+    for request in requests {
+        assert_eq!(request.await.unwrap(), 200);
+    }
+    assert_eq!(world.wakes().await, 1);
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 200);
+}
+
+#[tokio::test]
+async fn a_held_upload_arrives_whole() {
+    let (world, app) = (World::start().await, App::start().await);
+    let host = world.host();
+    let request = format!(
+        "POST /x HTTP/1.1\r\nHost: {host}\r\nCookie: {}\r\nOrigin: http://{host}\r\nContent-Length: 5\r\n\r\nhello",
+        world.cookie_header()
+    );
+    let (answer, ()) = tokio::join!(world.raw(request), async {
+        world.woken().await;
+        world.ready(app.address).await;
+    });
+    assert!(answer.unwrap().body.ends_with("\nhello"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_take_the_wake_along_nor_keep_its_place() {
+    let world = World::with(|config| config.limits.held_requests_max = 1).await;
+    let app = App::start().await;
+    let mut client = world.client().await;
+    client.send(world.get("/x", "")).await;
+    world.woken().await;
+    let full = world.fetch("/y").await;
+    assert_eq!((full.status, full.code().as_str(), full.header("retry-after")), (503, "too_many_held", "5"));
+    drop(client);
+    let answer = tokio::time::timeout(crate::app::SOON, async {
+        loop {
+            let (answer, ()) = tokio::join!(world.fetch("/z"), async { world.ready(app.address).await });
+            if answer.status == 200 {
+                return answer;
+            }
+        }
+    });
+    assert!(answer.await.unwrap().body.starts_with("GET /z\n"));
+    assert_eq!(world.wakes().await, 1);
+}
+
+#[tokio::test]
+async fn a_refused_wake_is_told_to_programs_and_people() {
+    let world = World::start().await;
+    world.issue(NewLink { number: 9, cookie: OTHER, wake_budget: Some(0), ..LINK }).await;
+    let get = |path: &str, more: &str| world.get(path, more).replace(COOKIE, OTHER);
+    let answer = world.raw(get("/x", "")).await.unwrap();
+    assert_eq!((answer.status, answer.code().as_str()), (429, "wake_budget_spent"));
+    let page = world.raw(get("/x", NAVIGATION)).await.unwrap();
+    assert!(page.status == 429 || page.status == 202, "{}", page.status);
+    let news = world.raw(get("/.envforge/wake?seen=", "")).await.unwrap();
+    assert!(news.body.contains("wake_budget_spent"), "{}", news.body);
+    assert_eq!(world.wakes().await, 0);
+}
+
+#[tokio::test]
+async fn a_wake_that_fails_or_takes_too_long_ends_the_wait() {
+    let world = World::with(|config| config.timeouts.hold = Duration::from_millis(400)).await;
+    let begun = Instant::now();
+    let answer = world.fetch("/x").await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "wake_timeout"));
+    assert!(begun.elapsed() < Duration::from_secs(3));
+
+    let world = World::start().await;
+    let (answer, ()) = tokio::join!(world.fetch("/x"), async {
+        world.woken().await;
+        world.fail().await;
+    });
+    assert_eq!((answer.status, answer.code().as_str()), (502, "wake_failed"));
+    let news = world.fetch("/.envforge/wake?seen=").await;
+    assert!(news.body.contains("The app did not start") && !news.body.contains("private reason"));
+}
+
+#[tokio::test]
+async fn a_revoked_link_lets_go_of_who_waits() {
+    let world = World::start().await;
+    let (answer, ()) = tokio::join!(world.fetch("/x"), async {
+        world.woken().await;
+        world.revoke().await;
+    });
+    assert_eq!((answer.status, answer.code().as_str()), (410, "link_revoked"));
+}
+
+#[tokio::test]
+async fn who_has_no_session_wakes_nothing() {
+    let world = World::start().await;
+    for request in [
+        world.get("/x", "").replace("Cookie", "X-Nothing"),
+        world.get("/x", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\n"),
+        world.get("/.envforge/wake", "").replace("Cookie", "X-Nothing"),
+    ] {
+        assert_eq!(world.raw(request).await.unwrap().status, 403);
+    }
+    assert_eq!(world.wakes().await, 0);
+    assert!(world.activity.of(world.workspace()).is_none());
+}
+
+#[tokio::test]
+async fn a_request_that_arrives_while_going_to_sleep_is_answered_after_one_more_wake() {
+    let (world, app) = (World::start().await, App::start().await);
+    let (first, ()) = tokio::join!(world.fetch("/first"), async {
+        world.woken().await;
+        world.ready(app.address).await;
+    });
+    assert_eq!(first.status, 200);
+    world.go_to_sleep().await;
+    let (second, ()) = tokio::join!(world.fetch("/second"), async {
+        let stream = envforge_domain::commit::StreamId::runtime(world.org(), world.workspace());
+        let deadline = Instant::now() + crate::app::SOON;
+        // The wake is queued in the log; the host finishes going to sleep, and the wake follows.
+        loop {
+            let last = world.log.last_of_stream(&stream).await.unwrap().unwrap().commit;
+            if format!("{:?}", last.events).contains("WakeQueued") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "no wake was queued");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        world.slept().await;
+        world.ready(app.address).await;
+    });
+    assert!(second.body.starts_with("GET /second\n"), "{second:?}");
+}

@@ -1,0 +1,209 @@
+//! One sentence for people about each event. The actor stands in a column of their own and is not repeated.
+
+use envforge_domain::access::{Grantee, Scope};
+use envforge_domain::claim::ClaimEvent;
+use envforge_domain::denial::DeniedAttempts;
+use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent};
+use envforge_domain::event::Event;
+use envforge_domain::organization::OrganizationEvent;
+use envforge_domain::project::ProjectEvent;
+use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::user::{SessionEnd, UserEvent};
+use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
+
+use super::fold::Names;
+
+pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
+    match event {
+        Event::Organization(event) => organization(event, names),
+        Event::User(event) => user(event, &names.of(key)),
+        Event::Project(event) => project(event),
+        Event::Workspace(event) => workspace(event, key, names),
+        Event::Runtime(event) => runtime(event, &names.of(key), names),
+        Event::DevLink(event) => link(event, &names.of(key), names),
+        Event::Claim(event) => claim(event, key),
+        // Never shown: its visibility is the operator's.
+        Event::Host(_) => "Changed a machine".to_owned(),
+        Event::Denial(_) => "Refused attempts".to_owned(),
+    }
+}
+
+/// `link` is the sentence about the link as a whole.
+pub(super) fn of_blocked(attempts: &BlockedAttempts, link: &str) -> String {
+    format!("{link}: {} times {}", attempts.count, attempts.code)
+}
+
+pub(super) fn of_denied(attempt: &DeniedAttempts, names: &Names<'_>) -> String {
+    let what = attempt.resource.as_deref().map(|id| format!(" on “{}”", names.of(id))).unwrap_or_default();
+    format!("Refused {} times: {}{what} ({})", attempt.count, attempt.action, attempt.code)
+}
+
+fn grantee_name(grantee: Grantee, names: &Names<'_>) -> String {
+    match grantee {
+        Grantee::User(user) => names.of(user),
+        Grantee::Team(team) => format!("team {team}"),
+    }
+}
+
+fn scope_name(scope: Scope, names: &Names<'_>) -> String {
+    match scope {
+        Scope::Organization => "the whole organization".to_owned(),
+        Scope::Project(project) => format!("project “{}”", names.of(project)),
+    }
+}
+
+fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
+    match event {
+        OrganizationEvent::Created { name, .. } => format!("Created the organization “{name}”"),
+        OrganizationEvent::MemberAdded { user } => format!("Added {} as a member", names.of(user)),
+        OrganizationEvent::MemberRemoved { user } => format!("Removed the member {} with all roles", names.of(user)),
+        OrganizationEvent::RoleAssigned { grant } => {
+            let until = if grant.expires_at.is_some() { ", with an end" } else { "" };
+            let (who, whole) = (grantee_name(grant.grantee, names), scope_name(grant.scope, names));
+            format!("Gave {who} the role {} for {whole}{until}", grant.role)
+        }
+        OrganizationEvent::RoleRevoked { grantee, role, scope } => {
+            format!("Took the role {role} for {} from {}", scope_name(*scope, names), grantee_name(*grantee, names))
+        }
+        OrganizationEvent::PolicyChanged { policy } => format!(
+            "Changed the policy: links live at most {}, open {}; idle sleep at most {}, keep-awake at most {}",
+            policy.link_lifetime_max,
+            policy.link_families.display(),
+            policy.idle_sleep_max,
+            policy.keep_awake_max
+        ),
+    }
+}
+
+fn user(event: &UserEvent, name: &str) -> String {
+    match event {
+        UserEvent::Created { email, .. } => format!("Created the user {name} ({})", email.as_str()),
+        UserEvent::Deactivated => format!("Deactivated the user {name}"),
+        UserEvent::SessionOpened { surface, .. } => format!("{name} signed in ({})", surface.token()),
+        UserEvent::SessionEnded { reason, .. } => {
+            let why = match reason {
+                SessionEnd::LoggedOut => "signed out",
+                SessionEnd::Revoked => "revoked",
+                SessionEnd::PasswordChanged => "the password was changed",
+                SessionEnd::RefreshReused => "a refresh token was used twice",
+                SessionEnd::Deactivated => "the account was deactivated",
+                SessionEnd::Expired => "its time was over",
+            };
+            format!("A session of {name} ended: {why}")
+        }
+        UserEvent::PasswordChanged => format!("{name} got a new password"),
+    }
+}
+
+fn project(event: &ProjectEvent) -> String {
+    match event {
+        ProjectEvent::Created { name, slug, .. } => format!("Created the project “{name}” ({slug})"),
+        ProjectEvent::Edited { name, .. } => format!("Edited the project “{name}”"),
+    }
+}
+
+fn workspace(event: &WorkspaceEvent, key: &str, names: &Names<'_>) -> String {
+    let name = names.of(key);
+    match event {
+        WorkspaceEvent::Created { project, slug, branch, .. } => {
+            format!("Created the workspace {slug} of “{}” on branch {}", names.of(project), branch.as_str())
+        }
+        WorkspaceEvent::ManifestChanged { .. } => format!("Changed the manifest of workspace {name}"),
+        WorkspaceEvent::AccessModeChanged { access_mode } => match access_mode {
+            AccessMode::SignedLinks => format!("Opened workspace {name} to signed links"),
+            AccessMode::TailscaleOnly => format!("Closed workspace {name} to everything but Tailscale"),
+        },
+        WorkspaceEvent::Archived => format!("Archived workspace {name}"),
+    }
+}
+
+fn wake_cause(cause: &WakeCause, names: &Names<'_>) -> String {
+    match cause {
+        WakeCause::Link { link, .. } => format!("for a visitor of link “{}”", names.of(link)),
+        WakeCause::Person(by) => format!("for {}", names.of(by)),
+        WakeCause::Job { name, by } => format!("for the job {name} of {}", names.of(by)),
+        WakeCause::Agent { name, by } => format!("for the agent {name} of {}", names.of(by)),
+    }
+}
+
+const fn stage(stage: &WakeStage) -> &'static str {
+    match stage {
+        WakeStage::Placed => "being placed",
+        WakeStage::CheckingOut => "checking out",
+        WakeStage::Starting => "starting",
+        WakeStage::Probing => "probing",
+    }
+}
+
+fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
+    match event {
+        RuntimeEvent::WakeRequested { cause, .. } => format!("Woke {name} {}", wake_cause(cause, names)),
+        RuntimeEvent::WakeQueued { cause } => {
+            format!("{name} is woken again once it sleeps, {}", wake_cause(cause, names))
+        }
+        RuntimeEvent::StageReached { stage: reached, .. } => format!("{name} is waking: {}", stage(reached)),
+        RuntimeEvent::Ready { services, .. } => {
+            let services = services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
+            format!("{name} is ready: {services}")
+        }
+        // Never shown: its visibility is the operator's.
+        RuntimeEvent::EndpointsBound { .. } => format!("Bound the endpoints of {name}"),
+        RuntimeEvent::LeaseRenewed { .. } => format!("{name} still runs"),
+        RuntimeEvent::ActivitySeen { source, .. } => match source {
+            ActivitySource::Link(link) => format!("{name} was used through link “{}”", names.of(link)),
+            ActivitySource::Person(user) => format!("{name} was used by {}", names.of(user)),
+        },
+        RuntimeEvent::KeptAwake { reason, by, .. } => format!("{} keeps {name} awake: {reason}", names.of(by)),
+        RuntimeEvent::SleepPostponed { cause } => match cause {
+            PostponeCause::KeepAwake { .. } => format!("{name} does not sleep yet: it is kept awake"),
+            PostponeCause::OpenStreams { count } => format!("{name} does not sleep yet: {count} open streams"),
+        },
+        RuntimeEvent::SleepRequested { cause, .. } => match cause {
+            SleepCause::Idle { idle_for } => format!("{name} goes to sleep: idle for {idle_for}"),
+            SleepCause::Person(by) => format!("{name} goes to sleep: asked for by {}", names.of(by)),
+            SleepCause::WorkspaceArchived => format!("{name} goes to sleep: its workspace was archived"),
+            SleepCause::Shutdown => format!("{name} goes to sleep: EnvForge stops"),
+            SleepCause::UsageCap => format!("{name} goes to sleep: the usage cap is reached"),
+        },
+        RuntimeEvent::Slept { .. } => format!("{name} is asleep"),
+        RuntimeEvent::Failed { stage: Some(at), reason, .. } => {
+            format!("{name} failed while {}: {reason}", stage(at))
+        }
+        RuntimeEvent::Failed { stage: None, reason, .. } => format!("{name} failed: {reason}"),
+        RuntimeEvent::Lost { .. } => format!("{name} was lost; it is billed up to its last sign of life"),
+    }
+}
+
+fn link(event: &DevLinkEvent, name: &str, names: &Names<'_>) -> String {
+    match event {
+        DevLinkEvent::Issued { service, workspace, families, .. } => {
+            format!("Issued the link “{name}” to {service} of {} for {}", names.of(workspace), families.display())
+        }
+        DevLinkEvent::FirstUsed { .. } => format!("The link “{name}” was used for the first time"),
+        DevLinkEvent::SessionOpened { .. } => format!("Opened a session through link “{name}”"),
+        DevLinkEvent::AllowlistChanged { families } => {
+            format!("The link “{name}” now opens {}", families.display())
+        }
+        DevLinkEvent::Rotated { .. } => format!("Rotated the link “{name}”; older share links are void"),
+        DevLinkEvent::WakeSpent { .. } => format!("The link “{name}” spent a wake"),
+        DevLinkEvent::AttemptsBlocked { .. } => format!("Blocked at link “{name}”"),
+        DevLinkEvent::Expired => format!("The link “{name}” expired"),
+        DevLinkEvent::Revoked { reason: Some(reason) } => format!("Revoked the link “{name}”: {reason}"),
+        DevLinkEvent::Revoked { reason: None } => format!("Revoked the link “{name}”"),
+    }
+}
+
+fn claim(event: &ClaimEvent, key: &str) -> String {
+    let (what, value) = key.split_once('_').unwrap_or(("", key));
+    let name = match what {
+        "orgslug" => format!("the organization slug {value}"),
+        "prjslug" => format!("the project slug {value}"),
+        "wspslug" => format!("the workspace slug {value}"),
+        "machine" => "a machine".to_owned(),
+        _ => "a name".to_owned(),
+    };
+    match event {
+        ClaimEvent::Taken { .. } => format!("Took {name}"),
+        ClaimEvent::Retired { .. } => format!("Retired {name}: nobody gets it again"),
+    }
+}
