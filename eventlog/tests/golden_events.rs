@@ -34,6 +34,7 @@ use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{EmailAddress, SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::schema::{self, DecodeError, EncodeError};
+use proptest::prelude::*;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -448,4 +449,31 @@ fn limits_say_what_was_found_and_what_is_allowed() {
     let mut foreign = commit_of(vec![claim(1)]);
     foreign.stream = StreamId::new(OrgId::SYSTEM, StreamKind::Host, "key").unwrap();
     assert_eq!(schema::encode(&foreign), Err(EncodeError::WrongStream { event: "claim", stream: "host" }));
+}
+
+proptest! {
+    #[test]
+    fn any_text_survives_storing(holder in ".{0,200}", id: u128) {
+        let mut commit = commit_of(vec![Event::Claim(ClaimEvent::Taken { holder })]);
+        commit.command = CommandId::from_uuid(Uuid::from_u128(id));
+        prop_assert_eq!(schema::decode(&schema::encode(&commit).unwrap()).unwrap(), commit);
+    }
+
+    /// What is damaged is an error or another commit, never a panic.
+    #[test]
+    fn damaged_bytes_never_panic(sample in 0..200_usize, at: prop::sample::Index, byte: u8, cut: bool) {
+        let samples = samples();
+        let mut stored = schema::encode(&commit_of(vec![samples[sample % samples.len()].clone()])).unwrap().to_vec();
+        let at = at.index(stored.len());
+        stored[at] = byte;
+        if cut {
+            stored.truncate(at);
+        }
+        let _ = schema::decode(&stored);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_no_commit(bytes: Vec<u8>) {
+        prop_assert!(schema::decode(&bytes).is_err());
+    }
 }

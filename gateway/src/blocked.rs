@@ -8,12 +8,11 @@ use std::time::Duration;
 use ahash::AHashMap;
 use envforge_domain::dev_link::{BLOCKED_KINDS_MAX, BlockedAttempts};
 use envforge_domain::ids::LinkId;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{SharedClock, UnixMillis};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
-use crate::clock;
 use crate::decisions::{Blocked, Decisions};
 use crate::denial::Denial;
 use crate::metric;
@@ -38,13 +37,13 @@ impl BlockedCounters {
         Arc::new(Self { counts: Mutex::default() })
     }
 
-    pub(crate) fn count(&self, link: LinkId, denial: Denial) {
+    pub(crate) fn count(&self, link: LinkId, denial: Denial, now: UnixMillis) {
         let mut counts = self.counts.lock();
         if counts.len() >= LINKS_MAX && !counts.contains_key(&link) {
             metric::blocked_report("dropped");
             return;
         }
-        let entry = counts.entry(link).or_insert_with(|| LinkCounts { since: clock::now(), by_code: Vec::new() });
+        let entry = counts.entry(link).or_insert_with(|| LinkCounts { since: now, by_code: Vec::new() });
         let code = denial.code();
         let known = entry.by_code.iter().any(|(known, _)| *known == code);
         if !known && entry.by_code.len() >= BLOCKED_KINDS_MAX {
@@ -80,6 +79,7 @@ impl BlockedCounters {
         self: Arc<Self>,
         view: Arc<GatewayView>,
         decisions: Arc<dyn Decisions>,
+        clock: SharedClock,
         interval: Duration,
         stop: CancellationToken,
     ) {
@@ -88,7 +88,7 @@ impl BlockedCounters {
                 () = tokio::time::sleep(interval) => false,
                 () = stop.cancelled() => true,
             };
-            for blocked in self.take(clock::now()) {
+            for blocked in self.take(clock.now()) {
                 let Some(link) = view.link(blocked.link) else { continue };
                 let permit = match admission::record_permit(&link, view.freshness().position, blocked.until) {
                     Ok(permit) => permit,
@@ -115,11 +115,12 @@ mod tests {
         let counters = BlockedCounters::new();
         let link = LinkId::from_uuid(Uuid::from_u128(1));
         for _ in 0..3 {
-            counters.count(link, Denial::RouteNotIncluded);
+            counters.count(link, Denial::RouteNotIncluded, UnixMillis::new(5));
         }
-        counters.count(link, Denial::ForeignOrigin);
+        counters.count(link, Denial::ForeignOrigin, UnixMillis::new(6));
         let taken = counters.take(UnixMillis::new(u64::MAX));
         assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].since, UnixMillis::new(5));
         let counts: Vec<(&str, u32)> = taken[0].attempts.iter().map(|a| (a.code.as_str(), a.count)).collect();
         assert_eq!(counts, [("route_not_included", 3), ("foreign_origin", 1)]);
         assert!(counters.take(UnixMillis::new(u64::MAX)).is_empty());
@@ -129,7 +130,7 @@ mod tests {
     fn attackers_raise_numbers_and_not_memory() {
         let counters = BlockedCounters::new();
         for index in 0..2 * LINKS_MAX as u128 {
-            counters.count(LinkId::from_uuid(Uuid::from_u128(index)), Denial::AmbiguousPath);
+            counters.count(LinkId::from_uuid(Uuid::from_u128(index)), Denial::AmbiguousPath, UnixMillis::new(5));
         }
         assert_eq!(counters.counts.lock().len(), LINKS_MAX);
         assert_eq!(counters.take(UnixMillis::new(0)).len(), REPORTS_PER_ROUND_MAX);

@@ -13,9 +13,10 @@ use crate::connection::IoTimeouts;
 pub enum Scheme {
     /// Production, and everything that is not this machine: `__Host-envforge_session` with `Secure`.
     Https,
-    /// `dev` on plain-http localhost alone. Safari and curl do not keep `Secure` cookies of `*.localhost` over http,
-    /// so the cookie is `envforge_session` without `Secure`. A sibling host could then plant a second one, which is
-    /// refused as a duplicate.
+    /// `dev` on plain-http localhost alone. There Firefox keeps `Secure` and `__Host-` cookies, Chromium refused the
+    /// prefix for long, Safari refuses `Secure`, and curl makes the exception for the very name `localhost`
+    /// (httpwg/http-extensions#2605, curl#7263). So the cookie is `envforge_session` without `Secure`. A sibling host
+    /// could then plant a second one, which is refused as a duplicate and cleared.
     PlainHttpDev,
 }
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Several processes may listen on one port.
     pub reuse_port: bool,
+    /// `None` under `https` means that a TLS terminator stands in front. The gateway believes nobody's forwarding
+    /// headers, so apps then see the terminator's address as the client's.
     pub tls: Option<TlsFiles>,
     pub limits: Limits,
     pub timeouts: Timeouts,
@@ -75,6 +78,8 @@ pub struct Limits {
     pub held_requests_per_workspace_max: usize,
     /// Sum of the heads of held requests.
     pub held_bytes_max: usize,
+    /// Over all links of this gateway.
+    pub websockets_max: usize,
     pub websockets_per_link_max: usize,
 }
 
@@ -165,6 +170,7 @@ impl Default for Limits {
             held_requests_max: 4_096,
             held_requests_per_workspace_max: 1_024,
             held_bytes_max: 32 * 1024 * 1024,
+            websockets_max: 20_000,
             websockets_per_link_max: 2_000,
         }
     }

@@ -317,12 +317,15 @@ impl Denial {
         }
     }
 
-    /// Whether our session cookie is taken away with the answer.
+    /// Whether our session cookie is taken away with the answer. Not where a link has ended: the cookie opens nothing
+    /// any more, and with it a reload still says what became of the link.
     pub const fn clears_session(self) -> bool {
-        matches!(
-            self,
-            Self::DuplicateSession | Self::LinkRevoked | Self::LinkExpired | Self::LinkRotated | Self::WorkspaceClosed
-        )
+        matches!(self, Self::DuplicateSession)
+    }
+
+    /// Whether what the app left in the browser ends here.
+    pub const fn ends_visit(self) -> bool {
+        matches!(self, Self::LinkRevoked | Self::LinkExpired | Self::LinkRotated | Self::WorkspaceClosed)
     }
 }
 

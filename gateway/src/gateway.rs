@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envforge_domain::time::SharedClock;
 use envforge_identity::share_token::ShareVerifier;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,7 @@ pub struct Parts {
     pub handoff_key: HandoffKey,
     /// Read by whoever decides over idle sleep.
     pub activity: Activity,
+    pub clock: SharedClock,
 }
 
 /// Why a gateway did not start.
@@ -109,12 +111,7 @@ impl Gateway {
     }
 }
 
-fn shared(
-    config: &Arc<Config>,
-    parts: Parts,
-    origin: &str,
-    address: SocketAddr,
-) -> Arc<Shared> {
+fn shared(config: &Arc<Config>, parts: Parts, origin: &str, address: SocketAddr) -> Arc<Shared> {
     let meters = Arc::new(Meters::new());
     let upstreams = Upstreams::new(
         config.limits.upstream_connections_per_endpoint_max,
@@ -127,10 +124,11 @@ fn shared(
     Arc::new(Shared {
         config: Arc::clone(config),
         view: Arc::clone(&parts.view),
-        sockets: Sockets::new(config.limits.websockets_per_link_max, meters.sockets.clone()),
+        sockets: Sockets::new(&config.limits, meters.sockets.clone()),
         waker: Waker::new(
             Arc::clone(&parts.view),
             Arc::clone(&parts.decisions),
+            Arc::clone(&parts.clock),
             &config.limits,
             config.timeouts.hold,
             meters.held.clone(),
@@ -141,6 +139,7 @@ fn shared(
             verifier: parts.verifier,
             handoff_key: parts.handoff_key,
             decisions: parts.decisions,
+            clock: Arc::clone(&parts.clock),
             origin: origin.to_owned(),
         },
         forwarding: Forwarding {
@@ -150,7 +149,9 @@ fn shared(
             meters,
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
+            clock: Arc::clone(&parts.clock),
         },
+        clock: parts.clock,
         blocked,
     })
 }
@@ -166,8 +167,13 @@ async fn run(
     let sockets = Arc::clone(&shared.sockets);
     let (view, decisions) = (Arc::clone(&shared.view), Arc::clone(&shared.share.decisions));
     let last_report = CancellationToken::new();
-    let reports = Arc::clone(&shared.blocked).report(view, decisions, BLOCKED_REPORT_INTERVAL, last_report.clone());
-    let reports = tokio::spawn(reports);
+    let reports = tokio::spawn(Arc::clone(&shared.blocked).report(
+        view,
+        decisions,
+        Arc::clone(&shared.clock),
+        BLOCKED_REPORT_INTERVAL,
+        last_report.clone(),
+    ));
     let make_service = move |client| Connection::new(Arc::clone(&shared), client);
     serve(listener, certificates, &config.limits, &config.timeouts, make_service, stop).await;
     sockets.tasks.close();

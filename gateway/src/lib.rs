@@ -9,7 +9,6 @@ mod activity;
 mod admission;
 mod blocked;
 mod body;
-mod clock;
 mod config;
 mod connection;
 mod cookie;

@@ -5,7 +5,9 @@
 //!
 //! Not here: where the numbers go (the binary installs a recorder).
 
-use metrics::{Counter, Gauge, counter, gauge};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, counter, gauge, histogram};
 
 /// Counters that every request touches.
 pub(crate) struct Meters {
@@ -58,6 +60,12 @@ pub(crate) fn share(step: &'static str) {
 
 pub(crate) fn wake(outcome: &'static str) {
     counter!("gateway_wakes_total", "outcome" => outcome).increment(1);
+}
+
+/// How long a request waited for a runtime.
+pub(crate) fn held(length: Duration, released: bool) {
+    let outcome = if released { "released" } else { "refused" };
+    histogram!("gateway_hold_seconds", "outcome" => outcome).record(length);
 }
 
 pub(crate) fn ended(what: &'static str, reason: &'static str) {

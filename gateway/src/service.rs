@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{SharedClock, UnixMillis};
 use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use crate::admission::{self, ForwardPermit, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
 use crate::body::ResponseBody;
-use crate::clock;
 use crate::config::Config;
 use crate::connection::{Client, REFUSED_METHOD, Serve};
 use crate::denial::{Denial, ProtocolFault};
@@ -44,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) waker: Waker,
     pub(crate) share: Share,
     pub(crate) blocked: Arc<BlockedCounters>,
+    pub(crate) clock: SharedClock,
 }
 
 /// One client's connection: remembers the last host, which rarely changes.
@@ -140,7 +140,7 @@ impl Connection {
         audience: Audience,
     ) -> Result<Response<ResponseBody>, Denial> {
         let shared = &*self.shared;
-        let now = clock::now();
+        let now = shared.clock.now();
         let path = request.uri().path();
         if path.starts_with(RESERVED) || path == &RESERVED[..RESERVED.len() - 1] {
             return self.reserved(request, host, now).await;
@@ -155,9 +155,11 @@ impl Connection {
         let permit = self.admit(&head, now)?;
         let endpoint = match self.endpoint(&permit, request.method(), request.headers(), audience).await? {
             Reached::App(endpoint) => endpoint,
-            Reached::WakingPage(page) => return Ok(page),
+            Reached::WakingPage(page) => return Ok(*page),
         };
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now };
+        // A held request starts anew: it was admitted before it waited, and whatever ended meanwhile has cancelled it.
+        let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
+        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {
@@ -171,7 +173,7 @@ impl Connection {
         let rules = Rules { scheme: config.scheme, staleness_max: config.timeouts.staleness_max };
         admission::admit(&self.shared.view, rules, head, now).map_err(|refused| {
             if let Some(link) = refused.link {
-                self.shared.blocked.count(link, refused.denial);
+                self.shared.blocked.count(link, refused.denial, now);
             }
             refused.denial
         })
@@ -195,7 +197,7 @@ impl Connection {
         };
         if audience == Audience::Person && matches!(*method, Method::GET | Method::HEAD) {
             waker.nudge(permit, &seen)?;
-            return Ok(Reached::WakingPage(pages::waking(permit.link(), &seen)));
+            return Ok(Reached::WakingPage(Box::new(pages::waking(permit.link(), &seen))));
         }
         let head_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum::<usize>();
         waker.hold(permit, head_bytes).await.map(Reached::App)
@@ -238,9 +240,7 @@ impl Connection {
             let news = runtime.borrow_and_update().clone();
             let refusal = match news.phase {
                 RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
-                    waker.refusal(permit.workspace())
-                }
+                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit),
             };
             let answer = pages::WakeNews::new(&news, refusal);
             if answer.tag != seen || tokio::time::Instant::now() >= deadline {
@@ -248,7 +248,7 @@ impl Connection {
             }
             tokio::select! {
                 changed = runtime.changed() => changed.map_err(|_| Denial::TryAgain)?,
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.shared.view, clock::now())),
+                () = permit.cancel().cancelled() => return Err(permit.ended(&self.shared.view, self.shared.clock.now())),
                 // A refused wake changes no runtime: look again now and then.
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }
@@ -258,7 +258,7 @@ impl Connection {
 
 enum Reached {
     App(SocketAddr),
-    WakingPage(Response<ResponseBody>),
+    WakingPage(Box<Response<ResponseBody>>),
 }
 
 impl Serve for Connection {

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use envforge_domain::ids::SessionId;
 use envforge_domain::secret::{Secret, TokenDigest};
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_identity::share_token::ShareVerifier;
 use http::header::{LOCATION, ORIGIN, SET_COOKIE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -18,7 +18,6 @@ use uuid::Uuid;
 
 use crate::admission;
 use crate::body::ResponseBody;
-use crate::clock;
 use crate::config::Config;
 use crate::connection::Client;
 use crate::cookie;
@@ -41,6 +40,7 @@ pub(crate) struct Share {
     pub(crate) verifier: ShareVerifier,
     pub(crate) handoff_key: HandoffKey,
     pub(crate) decisions: Arc<dyn Decisions>,
+    pub(crate) clock: SharedClock,
     /// `https://dev.envforge.ai`
     pub(crate) origin: String,
 }
@@ -59,14 +59,14 @@ impl Share {
                 let link = self.link_of(token)?;
                 metric::share("shown");
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
-                Ok(pages::share(&link, &host, clock::now()))
+                Ok(pages::share(&link, &host, self.clock.now()))
             }
             Method::POST => {
                 self.check_form(headers)?;
                 self.check_fresh()?;
                 let link = self.link_of(token)?;
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
-                let handoff = Handoff::new(link.link, link.generation, clock::now());
+                let handoff = Handoff::new(link.link, link.generation, self.clock.now());
                 let binding = Binding { host: host.name(), browser: self.browser(headers, client) };
                 let code = handoff.seal(&self.handoff_key, &binding);
                 metric::share("handed_off");
@@ -113,7 +113,7 @@ impl Share {
     ) -> Result<HeaderValue, Denial> {
         let code = query.and_then(|query| query.strip_prefix("code=")).ok_or(Denial::HandoffInvalid)?;
         let binding = Binding { host: host.name(), browser: self.browser(headers, client) };
-        let now = clock::now();
+        let now = self.clock.now();
         let handoff = Handoff::open(code, &self.handoff_key, &binding, now).ok_or(Denial::HandoffInvalid)?;
         let link = self.view.link(handoff.link).filter(|link| link.host == host.label).ok_or(Denial::HandoffInvalid)?;
         if link.generation != handoff.generation || !stands(&link, now) {
@@ -150,7 +150,7 @@ impl Share {
 
     /// Forged, unknown, rotated, revoked and expired tokens give one answer.
     fn link_of(&self, token: &str) -> Result<Arc<LinkView>, Denial> {
-        let now = clock::now();
+        let now = self.clock.now();
         let claims = self.verifier.verify(token, now).map_err(|_| Denial::LinkEnded)?;
         let link = self.view.link(claims.link).ok_or(Denial::LinkEnded)?;
         let same = link.generation == claims.generation && link.org == claims.org && link.workspace == claims.workspace;
@@ -204,7 +204,10 @@ impl Share {
     fn browser(&self, headers: &HeaderMap, client: &Client) -> TokenDigest {
         let mut facts = Vec::with_capacity(200);
         if self.config.handoff_bound_to_address {
-            facts.extend_from_slice(client.address.ip().to_canonical().to_string().as_bytes());
+            let address = client.address.ip().to_canonical();
+            // Browsers reach localhost names by either loopback address.
+            let text = if address.is_loopback() { "loopback".to_owned() } else { address.to_string() };
+            facts.extend_from_slice(text.as_bytes());
         }
         facts.push(0);
         for agent in headers.get_all(USER_AGENT) {

@@ -2,9 +2,11 @@
 //!
 //! A pure fold of the log. Not here: the policy itself (`access::authorize`) and asking for freshness (`authorizer`).
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use ahash::{AHashMap, AHashSet};
-use envforge_domain::access::{ActorFacts, Facts, Grant, Grantee};
-use envforge_domain::commit::{Actor, Position, Recorded};
+use envforge_domain::access::{Action, ActorFacts, Facts, Grant, Grantee, Request, Resource, authorize};
+use envforge_domain::commit::{Actor, Position, Recorded, StreamKind, Surface};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
@@ -20,16 +22,30 @@ use parking_lot::RwLock;
 #[derive(Default)]
 pub struct AuthorizationView {
     inner: RwLock<Inner>,
+    /// INVARIANT: never ahead of what `inner` has, so that facts are at least as new as they say.
+    position: AtomicU64,
 }
+
+/// How long the issuer of an open link may have issued it, as of a commit that changed that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IssuerRight {
+    pub(crate) link: LinkId,
+    /// `None` where they may not; the far end of time where no end is set.
+    pub(crate) until: Option<UnixMillis>,
+}
+
+/// Later than any end.
+const FOREVER: UnixMillis = UnixMillis::new(u64::MAX);
 
 #[derive(Default)]
 struct Inner {
-    position: Position,
     organizations: AHashMap<OrgId, OrganizationFacts>,
     organization_by_slug: AHashMap<OrgSlug, OrgId>,
     users: AHashMap<UserId, UserFacts>,
     user_by_subject: AHashMap<(String, String), UserId>,
     links: AHashMap<LinkId, LinkFacts>,
+    /// Open links only.
+    links_by_issuer: AHashMap<UserId, AHashSet<LinkId>>,
     /// Workspaces at whose hosts no link works: archived or Tailscale-only.
     closed_workspaces: AHashSet<WorkspaceId>,
     hosts: AHashMap<HostId, OrgId>,
@@ -57,6 +73,10 @@ struct LinkFacts {
     workspace: WorkspaceId,
     expires_at: UnixMillis,
     open: bool,
+    issued_by: UserId,
+    /// A link stands on its issuer's right: it was held against the policy when the link was issued, and is again
+    /// whenever that right changes. `None` while they may not issue it.
+    issuer_until: Option<UnixMillis>,
 }
 
 /// An organization's name as people see it.
@@ -79,6 +99,7 @@ pub struct UserName {
 impl AuthorizationView {
     /// What the policy needs to know about an actor in an organization, as of the view's position and `now`.
     pub fn facts(&self, actor: &Actor, session: Option<SessionId>, org: OrgId, now: UnixMillis) -> Facts {
+        let position = Position::new(self.position.load(Ordering::Acquire));
         let inner = self.inner.read();
         let facts = match actor {
             Actor::User(user) => inner.member(*user, session, org, now),
@@ -89,9 +110,15 @@ impl AuthorizationView {
             Actor::System(_) => ActorFacts::System,
             Actor::Anonymous => ActorFacts::Nobody,
         };
-        Facts { position: inner.position, actor: facts }
+        Facts { position, actor: facts }
     }
 
+    /// Whose rights a link stands on.
+    pub fn link_issuer(&self, link: LinkId) -> Option<UserId> {
+        self.inner.read().links.get(&link).map(|facts| facts.issued_by)
+    }
+
+    /// Who an identity provider's subject is. The first user of a subject keeps it.
     pub fn user_by_subject(&self, issuer: &str, subject: &str) -> Option<(OrgId, UserId)> {
         let inner = self.inner.read();
         let user = *inner.user_by_subject.get(&(issuer.to_owned(), subject.to_owned()))?;
@@ -106,6 +133,10 @@ impl AuthorizationView {
         let inner = self.inner.read();
         let facts = inner.organizations.get(&org)?;
         Some(OrganizationName { org, slug: facts.slug.clone(), name: facts.name.clone() })
+    }
+
+    pub fn organization_exists(&self, org: OrgId) -> bool {
+        self.inner.read().organizations.contains_key(&org)
     }
 
     pub fn organization_policy(&self, org: OrgId) -> Option<OrganizationPolicy> {
@@ -125,20 +156,45 @@ impl AuthorizationView {
         grants.into_iter().flatten().filter(|grant| grant.is_live(now)).copied().collect()
     }
 
+    /// Whether a session of an active member of its organization still counts.
     pub fn session_live(&self, user: UserId, session: SessionId, now: UnixMillis) -> bool {
-        self.inner.read().session_live(user, session, now)
+        let inner = self.inner.read();
+        let Some(facts) = inner.users.get(&user) else { return false };
+        let member = inner.organizations.get(&facts.org).is_some_and(|org| org.members.contains(&user));
+        member && facts.active && facts.session_live(session, now)
     }
 
-    pub(crate) fn apply(&self, recorded: &Recorded) {
+    /// Folds one commit; answers which open links' issuers have another right than before.
+    pub(crate) fn apply(&self, recorded: &Recorded) -> Vec<IssuerRight> {
+        let rights = match recorded.commit.stream.kind() {
+            StreamKind::Organization
+            | StreamKind::User
+            | StreamKind::Workspace
+            | StreamKind::Host
+            | StreamKind::DevLink => self.apply_relevant(recorded),
+            StreamKind::Project | StreamKind::Runtime | StreamKind::Claim | StreamKind::Denial => Vec::new(),
+        };
+        self.position.store(recorded.position.get(), Ordering::Release);
+        rights
+    }
+
+    fn apply_relevant(&self, recorded: &Recorded) -> Vec<IssuerRight> {
+        let mut rights = Vec::new();
         let mut inner = self.inner.write();
         let org = recorded.commit.stream.org();
         let key = recorded.commit.stream.key();
         for event in &recorded.commit.events {
             match event {
-                Event::Organization(event) => inner.apply_organization(org, event),
+                Event::Organization(event) => {
+                    inner.apply_organization(org, event);
+                    rights.extend(whose_rights(event).into_iter().flat_map(|user| inner.judge_links_of(user)));
+                }
                 Event::User(event) => {
                     if let Ok(user) = key.parse() {
                         inner.apply_user(org, user, event);
+                        if *event == UserEvent::Deactivated {
+                            rights.extend(inner.judge_links_of(user));
+                        }
                     }
                 }
                 Event::Workspace(event) => {
@@ -148,7 +204,7 @@ impl AuthorizationView {
                 }
                 Event::DevLink(event) => {
                     if let Ok(link) = key.parse() {
-                        inner.apply_link(org, link, event);
+                        rights.extend(inner.apply_link(org, link, event));
                     }
                 }
                 Event::Host(HostEvent::Registered { host, org, .. }) => {
@@ -166,7 +222,21 @@ impl AuthorizationView {
                 | Event::Denial(_) => {}
             }
         }
-        inner.position = recorded.position;
+        rights
+    }
+}
+
+/// The user whose rights in the organization an event may change.
+fn whose_rights(event: &OrganizationEvent) -> Option<UserId> {
+    let grantee = match event {
+        OrganizationEvent::MemberAdded { user } | OrganizationEvent::MemberRemoved { user } => return Some(*user),
+        OrganizationEvent::RoleAssigned { grant } => grant.grantee,
+        OrganizationEvent::RoleRevoked { grantee, .. } => *grantee,
+        OrganizationEvent::Created { .. } | OrganizationEvent::PolicyChanged { .. } => return None,
+    };
+    match grantee {
+        Grantee::User(user) => Some(user),
+        Grantee::Team(_) => None,
     }
 }
 
@@ -175,19 +245,48 @@ impl Inner {
         let (Some(facts), Some(organization)) = (self.users.get(&user), self.organizations.get(&org)) else {
             return ActorFacts::Nobody;
         };
-        if !organization.members.contains(&user) {
+        // A person's sessions are of one organization, and so is the person.
+        if facts.org != org || !organization.members.contains(&user) {
             return ActorFacts::Nobody;
         }
         ActorFacts::Member {
             org,
             active: facts.active,
-            session_live: session.is_some_and(|session| self.session_live(user, session, now)),
+            session_live: session.is_some_and(|session| facts.session_live(session, now)),
             grants: organization.grants.get(&Grantee::User(user)).cloned().unwrap_or_default(),
         }
     }
 
-    fn session_live(&self, user: UserId, session: SessionId, now: UnixMillis) -> bool {
-        self.users.get(&user).and_then(|facts| facts.sessions.get(&session)).is_some_and(|end| now < *end)
+    /// Until when a user may issue a link there, by the one policy.
+    fn may_issue_until(&self, user: UserId, resource: Resource) -> Option<UnixMillis> {
+        let now = UnixMillis::EPOCH;
+        let ActorFacts::Member { org, active, grants, .. } = self.member(user, None, resource.org(), now) else {
+            return None;
+        };
+        let (actor, action, surface) = (Actor::User(user), Action::LinkIssue, Surface::Api);
+        let allows = |grant: &&Grant| {
+            let alone = ActorFacts::Member { org, active, session_live: true, grants: vec![**grant] };
+            let facts = Facts { position: Position::START, actor: alone };
+            authorize(&facts, &Request { actor, action, resource, surface, now }).is_ok()
+        };
+        grants.iter().filter(allows).map(|grant| grant.expires_at.unwrap_or(FOREVER)).max()
+    }
+
+    /// Holds the open links of an issuer against their rights as they are now.
+    fn judge_links_of(&mut self, user: UserId) -> Vec<IssuerRight> {
+        let links: Vec<_> = self.links_by_issuer.get(&user).into_iter().flatten().copied().collect();
+        let mut changed = Vec::new();
+        for link in links {
+            let Some(facts) = self.links.get(&link) else { continue };
+            let until = self.may_issue_until(user, facts.resource(link));
+            if let Some(facts) = self.links.get_mut(&link)
+                && facts.issuer_until != until
+            {
+                facts.issuer_until = until;
+                changed.push(IssuerRight { link, until });
+            }
+        }
+        changed
     }
 
     fn link(&self, link: LinkId, now: UnixMillis) -> ActorFacts {
@@ -197,7 +296,10 @@ impl Inner {
             project: facts.project,
             workspace: facts.workspace,
             link,
-            live: facts.open && now < facts.expires_at && !self.closed_workspaces.contains(&facts.workspace),
+            live: facts.open
+                && now < facts.expires_at
+                && facts.issuer_until.is_some_and(|until| now < until)
+                && !self.closed_workspaces.contains(&facts.workspace),
         }
     }
 
@@ -223,6 +325,10 @@ impl Inner {
             OrganizationEvent::MemberRemoved { user } => {
                 facts.members.remove(user);
                 facts.grants.remove(&Grantee::User(*user));
+                // Whoever comes back signs in anew.
+                if let Some(removed) = self.users.get_mut(user).filter(|removed| removed.org == org) {
+                    removed.sessions.clear();
+                }
             }
             OrganizationEvent::RoleAssigned { grant } => {
                 let grants = facts.grants.entry(grant.grantee).or_default();
@@ -247,7 +353,7 @@ impl Inner {
                 name: name.clone(),
                 sessions: AHashMap::new(),
             };
-            self.user_by_subject.insert((issuer.clone(), subject.clone()), user);
+            self.user_by_subject.entry((issuer.clone(), subject.clone())).or_insert(user);
             self.users.insert(user, facts);
             return;
         }
@@ -282,12 +388,25 @@ impl Inner {
         }
     }
 
-    fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent) {
+    /// Answers the issuer's right where it ends before the link.
+    fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent) -> Option<IssuerRight> {
         match event {
-            DevLinkEvent::Issued { project, workspace, expires_at, .. } => {
-                let facts =
-                    LinkFacts { org, project: *project, workspace: *workspace, expires_at: *expires_at, open: true };
+            DevLinkEvent::Issued { project, workspace, expires_at, issued_by, .. } => {
+                let mut facts = LinkFacts {
+                    org,
+                    project: *project,
+                    workspace: *workspace,
+                    expires_at: *expires_at,
+                    open: true,
+                    issued_by: *issued_by,
+                    issuer_until: None,
+                };
+                // The permit of this very commit said yes: what is looked up is only when that right ends.
+                let until = self.may_issue_until(*issued_by, facts.resource(link)).unwrap_or(FOREVER);
+                facts.issuer_until = Some(until);
                 self.links.insert(link, facts);
+                self.links_by_issuer.entry(*issued_by).or_default().insert(link);
+                return (until != FOREVER).then_some(IssuerRight { link, until: Some(until) });
             }
             DevLinkEvent::Rotated { expires_at, .. } => {
                 if let Some(facts) = self.links.get_mut(&link) {
@@ -297,6 +416,9 @@ impl Inner {
             DevLinkEvent::Expired | DevLinkEvent::Revoked { .. } => {
                 if let Some(facts) = self.links.get_mut(&link) {
                     facts.open = false;
+                    if let Some(links) = self.links_by_issuer.get_mut(&facts.issued_by) {
+                        links.remove(&link);
+                    }
                 }
             }
             DevLinkEvent::FirstUsed { .. }
@@ -305,5 +427,21 @@ impl Inner {
             | DevLinkEvent::WakeSpent { .. }
             | DevLinkEvent::AttemptsBlocked { .. } => {}
         }
+        None
     }
 }
+
+impl UserFacts {
+    fn session_live(&self, session: SessionId, now: UnixMillis) -> bool {
+        self.sessions.get(&session).is_some_and(|end| now < *end)
+    }
+}
+
+impl LinkFacts {
+    fn resource(&self, link: LinkId) -> Resource {
+        Resource::Link { org: self.org, project: self.project, workspace: self.workspace, link }
+    }
+}
+
+#[cfg(test)]
+mod tests;

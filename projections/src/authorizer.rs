@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use envforge_domain::access::{Action, Denial, Permit, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, StreamId, Surface};
-use envforge_domain::ids::SessionId;
+use envforge_domain::ids::{SessionId, UserId};
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::{LogError, SharedLog};
 
@@ -52,6 +52,9 @@ impl Authorizer {
     }
 
     /// Decides on rights as fresh as the log's leader has them. One round trip a stream.
+    ///
+    /// # Errors
+    /// `Denied` by the policy; `Stale` when the view does not get there in time; `Log` when the leader does not answer.
     pub async fn permit(
         &self,
         actor: Actor,
@@ -61,23 +64,28 @@ impl Authorizer {
         surface: Surface,
         now: UnixMillis,
     ) -> Result<Permit, AuthorizeError> {
-        let org = resource.org();
-        let streams: Vec<StreamId> = match actor {
-            Actor::User(user) => vec![StreamId::organization(org), StreamId::user(org, user)],
-            Actor::LinkVisitor { link, .. } => {
-                let workspace = resource.workspace().map(|workspace| StreamId::workspace(org, workspace));
-                std::iter::once(StreamId::dev_link(org, link)).chain(workspace).collect()
+        let mut issuer = self.issuer(actor);
+        loop {
+            let streams = access_streams(actor, issuer, resource);
+            if !streams.is_empty() {
+                let position = self.log.last_position_of(&streams).await?;
+                self.hot.wait_for(position, FRESHNESS_WAIT).await?;
             }
-            Actor::Agent(host) => vec![StreamId::host(org, host)],
-            Actor::System(_) | Actor::Anonymous => Vec::new(),
-        };
-        let position = self.log.last_position_of(&streams).await?;
-        self.hot.wait_for(position, FRESHNESS_WAIT).await?;
-        self.permit_from_memory(actor, session, action, resource, surface, now)
+            // The view may have learned only now on whose rights the link stands.
+            match self.issuer(actor) {
+                learned if learned == issuer => break,
+                learned => issuer = learned,
+            }
+        }
+        self.hot.following()?;
+        self.decide(session, Request { actor, action, resource, surface, now })
     }
 
     /// Decides on what the view has. For open streams that are checked again and again, and for reads that may be as
     /// old as the view.
+    ///
+    /// # Errors
+    /// `Denied` by the policy; `Stale` when the log has been silent for longer than is trusted.
     pub fn permit_from_memory(
         &self,
         actor: Actor,
@@ -87,14 +95,47 @@ impl Authorizer {
         surface: Surface,
         now: UnixMillis,
     ) -> Result<Permit, AuthorizeError> {
-        if let Some(reason) = self.hot.failed() {
-            return Err(Stale::Stopped { reason }.into());
-        }
-        let facts = self.hot.authorization.facts(&actor, session, resource.org(), now);
-        let request = Request { actor, action, resource, surface, now };
+        self.hot.fresh()?;
+        self.decide(session, Request { actor, action, resource, surface, now })
+    }
+
+    fn decide(&self, session: Option<SessionId>, request: Request) -> Result<Permit, AuthorizeError> {
+        let authorization = &self.hot.authorization;
+        let org = request.resource.org();
+        let facts = authorization.facts(&request.actor, session, org, request.now);
         authorize(&facts, &request).map_err(|denial| {
-            self.denials.record(&request, denial.code());
+            DenialSink::count(&request, denial.code());
+            // Ids that somebody made up must not fill memory and log: such attempts are counted, not told.
+            if authorization.organization_exists(org) {
+                self.denials.hold(&request, denial.code());
+            }
             denial.into()
         })
     }
+
+    /// Whose rights a link visitor's stand on.
+    fn issuer(&self, actor: Actor) -> Option<UserId> {
+        match actor {
+            Actor::LinkVisitor { link, .. } => self.hot.authorization.link_issuer(link),
+            Actor::User(_) | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => None,
+        }
+    }
 }
+
+/// The streams on which an actor's rights to a resource stand.
+fn access_streams(actor: Actor, issuer: Option<UserId>, resource: Resource) -> Vec<StreamId> {
+    let org = resource.org();
+    match actor {
+        Actor::User(user) => vec![StreamId::organization(org), StreamId::user(org, user)],
+        Actor::LinkVisitor { link, .. } => [StreamId::organization(org), StreamId::dev_link(org, link)]
+            .into_iter()
+            .chain(issuer.map(|issuer| StreamId::user(org, issuer)))
+            .chain(resource.workspace().map(|workspace| StreamId::workspace(org, workspace)))
+            .collect(),
+        Actor::Agent(host) => vec![StreamId::host(org, host)],
+        Actor::System(_) | Actor::Anonymous => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,83 +1,203 @@
 //! Refused attempts, counted in memory until they are written to the log as one report.
 //!
 //! Equal attempts become one entry with a count, so an attacker can neither fill the log nor hide in it. Counts are never
-//! lost: when there are too many kinds, the rest is counted together.
+//! lost: when there are too many kinds, the rest is counted together. Not here: writing the report (the binary).
+
+use std::collections::hash_map::Entry;
 
 use ahash::AHashMap;
 use envforge_domain::access::Request;
-use envforge_domain::commit::Actor;
+use envforge_domain::commit::{Actor, Surface};
 use envforge_domain::denial::{DeniedAttempts, REPORT_ATTEMPTS_MAX};
-use envforge_domain::ids::OrgId;
+use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::time::UnixMillis;
 use parking_lot::Mutex;
 
-/// Kinds of attempts held for one organization; further ones are counted as `other`.
-const KINDS_MAX: usize = REPORT_ATTEMPTS_MAX - 1;
-/// Organizations held between two reports. Attempts need a known organization, so this bounds memory, not counting.
-const ORGANIZATIONS_MAX: usize = 100_000;
+/// Kinds of attempts held for one organization; further ones are counted as `other`, by surface.
+const KINDS_MAX: usize = REPORT_ATTEMPTS_MAX - Surface::ALL.len();
+/// What attempts of too many kinds are counted as.
+const OTHER: &str = "other";
 
-/// Collects denials until they are drained.
+/// Collects denials until they are drained. One entry for each organization that exists, so memory is bounded.
 #[derive(Default)]
 pub struct DenialSink {
-    held: Mutex<AHashMap<OrgId, AHashMap<Kind, DeniedAttempts>>>,
+    held: Mutex<AHashMap<OrgId, AHashMap<Kind, Count>>>,
 }
 
 #[derive(PartialEq, Eq, Hash, Clone, Debug)]
 struct Kind {
     actor: Actor,
     action: String,
+    surface: Surface,
     resource: Option<String>,
     code: String,
 }
 
+#[derive(Clone, Copy)]
+struct Count {
+    count: u32,
+    first_at: UnixMillis,
+    last_at: UnixMillis,
+}
+
 impl DenialSink {
-    /// Counts one refusal.
-    pub fn record(&self, request: &Request, code: &'static str) {
-        let action = request.action.token();
+    /// Counts a refusal in the metrics alone.
+    pub fn count(request: &Request, code: &'static str) {
         metrics::counter!(
-            "envforge_denials_total", "code" => code, "action" => action, "surface" => request.surface.token()
+            "envforge_denials_total",
+            "code" => code, "action" => request.action.token(), "surface" => request.surface.token()
         )
         .increment(1);
+    }
+
+    /// Holds a refusal for the next report. The resource's organization must be one that exists.
+    pub fn hold(&self, request: &Request, code: &'static str) {
         let kind = Kind {
             actor: request.actor,
-            action: action.to_owned(),
+            action: request.action.token().to_owned(),
+            surface: request.surface,
             resource: Some(request.resource.display_id()),
             code: code.to_owned(),
         };
-        let mut held = self.held.lock();
-        let org = request.resource.org();
-        if !held.contains_key(&org) && held.len() >= ORGANIZATIONS_MAX {
-            metrics::counter!("envforge_denials_unrecorded_total").increment(1);
-            return;
-        }
-        let kinds = held.entry(org).or_default();
-        let kind = if kinds.contains_key(&kind) || kinds.len() < KINDS_MAX {
-            kind
-        } else {
-            Kind { actor: Actor::Anonymous, action: "other".to_owned(), resource: None, code: "other".to_owned() }
-        };
-        let attempts = kinds.entry(kind.clone()).or_insert_with(|| DeniedAttempts {
-            actor: kind.actor,
-            action: kind.action,
-            surface: request.surface,
-            resource: kind.resource,
-            code: kind.code,
-            count: 0,
-            first_at: request.now,
-            last_at: request.now,
-        });
-        attempts.count = attempts.count.saturating_add(1);
-        attempts.last_at = attempts.last_at.max(request.now);
+        let once = Count { count: 1, first_at: request.now, last_at: request.now };
+        add(self.held.lock().entry(request.resource.org()).or_default(), kind, once);
     }
 
-    /// Takes everything that was counted since the last time, by organization.
+    /// Counts and holds a wrong password for a known account: nobody got as far as an action.
+    pub fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
+        metrics::counter!(
+            "envforge_denials_total",
+            "code" => "wrong_credentials", "action" => "authenticate", "surface" => surface.token()
+        )
+        .increment(1);
+        let kind = Kind {
+            actor: Actor::Anonymous,
+            action: "authenticate".to_owned(),
+            surface,
+            resource: Some(user.to_string()),
+            code: "wrong_credentials".to_owned(),
+        };
+        let once = Count { count: 1, first_at: now, last_at: now };
+        add(self.held.lock().entry(org).or_default(), kind, once);
+    }
+
+    /// Takes everything that was counted since the last time, by organization. At most `REPORT_ATTEMPTS_MAX` kinds each.
     pub fn drain(&self) -> Vec<(OrgId, Vec<DeniedAttempts>)> {
         let held = std::mem::take(&mut *self.held.lock());
         held.into_iter()
             .map(|(org, kinds)| {
-                let mut attempts: Vec<_> = kinds.into_values().collect();
-                attempts.sort_by_key(|attempt| (attempt.first_at, attempt.code.clone()));
+                let mut attempts: Vec<_> = kinds.into_iter().map(|(kind, count)| attempts(kind, count)).collect();
+                attempts.sort_by(|one, other| (one.first_at, &one.code).cmp(&(other.first_at, &other.code)));
                 (org, attempts)
             })
             .collect()
+    }
+
+    /// Takes back what was drained and could not be written, so that its counts stand in the next report.
+    pub fn put_back(&self, org: OrgId, drained: Vec<DeniedAttempts>) {
+        let mut held = self.held.lock();
+        let kinds = held.entry(org).or_default();
+        for attempts in drained {
+            let DeniedAttempts { actor, action, surface, resource, code, count, first_at, last_at } = attempts;
+            add(kinds, Kind { actor, action, surface, resource, code }, Count { count, first_at, last_at });
+        }
+    }
+}
+
+fn add(kinds: &mut AHashMap<Kind, Count>, kind: Kind, more: Count) {
+    let room = kinds.len() < KINDS_MAX;
+    let kind = if room || kinds.contains_key(&kind) {
+        kind
+    } else {
+        let surface = kind.surface;
+        Kind { actor: Actor::Anonymous, action: OTHER.to_owned(), surface, resource: None, code: OTHER.to_owned() }
+    };
+    match kinds.entry(kind) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(more);
+        }
+        Entry::Occupied(mut held) => {
+            let held = held.get_mut();
+            held.count = held.count.saturating_add(more.count);
+            held.first_at = held.first_at.min(more.first_at);
+            held.last_at = held.last_at.max(more.last_at);
+        }
+    }
+}
+
+fn attempts(kind: Kind, count: Count) -> DeniedAttempts {
+    let Kind { actor, action, surface, resource, code } = kind;
+    let Count { count, first_at, last_at } = count;
+    DeniedAttempts { actor, action, surface, resource, code, count, first_at, last_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use envforge_domain::access::{Action, Resource};
+    use envforge_domain::ids::{ProjectId, UserId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn org() -> OrgId {
+        OrgId::from_uuid(Uuid::from_u128(1))
+    }
+
+    fn attempt(project: u128, surface: Surface, at: u64) -> Request {
+        Request {
+            actor: Actor::User(UserId::from_uuid(Uuid::from_u128(9))),
+            action: Action::ProjectRead,
+            resource: Resource::Project { org: org(), project: ProjectId::from_uuid(Uuid::from_u128(project)) },
+            surface,
+            now: UnixMillis::new(at),
+        }
+    }
+
+    fn report(sink: &DenialSink) -> Vec<DeniedAttempts> {
+        let mut drained = sink.drain();
+        assert!(drained.len() <= 1);
+        drained.pop().map(|(_, attempts)| attempts).unwrap_or_default()
+    }
+
+    #[test]
+    fn equal_attempts_are_one_entry_with_their_first_and_last_time() {
+        let sink = DenialSink::default();
+        for at in [30, 10, 20] {
+            sink.hold(&attempt(1, Surface::Api, at), "role_missing");
+        }
+        sink.hold(&attempt(1, Surface::Cli, 40), "role_missing");
+        let report = report(&sink);
+        let found: Vec<_> = report.iter().map(|kind| (kind.surface, kind.count, kind.first_at, kind.last_at)).collect();
+        assert_eq!(
+            found,
+            [
+                (Surface::Api, 3, UnixMillis::new(10), UnixMillis::new(30)),
+                (Surface::Cli, 1, UnixMillis::new(40), UnixMillis::new(40)),
+            ]
+        );
+        assert!(sink.drain().is_empty());
+    }
+
+    #[test]
+    fn a_flood_of_different_attempts_stays_one_report_and_loses_no_count() {
+        let sink = DenialSink::default();
+        for number in 0..10_000 {
+            let surface = Surface::ALL[number % Surface::ALL.len()];
+            sink.hold(&attempt(number as u128, surface, number as u64), "role_missing");
+        }
+        let report = report(&sink);
+        assert_eq!(report.len(), REPORT_ATTEMPTS_MAX);
+        assert_eq!(report.iter().map(|kind| kind.count).sum::<u32>(), 10_000);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_counted_in_the_next_report() {
+        let sink = DenialSink::default();
+        sink.hold(&attempt(1, Surface::Api, 10), "role_missing");
+        let failed = report(&sink);
+        sink.hold(&attempt(1, Surface::Api, 20), "role_missing");
+        sink.put_back(org(), failed);
+        let report = report(&sink);
+        assert_eq!((report.len(), report[0].count, report[0].first_at.get()), (1, 2, 10));
     }
 }

@@ -1,36 +1,43 @@
 //! What the gateway's request path asks, in memory: hosts, links, sessions and runtimes as the log has them now.
 //!
-//! One writer folds commits; readers hold a lock for the length of one map look-up. Built for 1,000,000 sessions: an
-//! entry holds the cookie's digest, the session's id and an index of its link, nothing else. Not here: deciding
+//! One writer folds commits; readers hold a lock for the length of one map look-up. What a change takes away is gone
+//! from the view before anything open is told to end, so that whoever is ended cannot come in again. Not here: deciding
 //! (`access::authorize`) and any I/O.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use envforge_domain::commit::{Position, Recorded};
-use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies, RouteFamily};
+use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
 use envforge_domain::event::Event;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, WorkspaceId};
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::routing::RouteTable;
-use envforge_domain::runtime::{Epoch, RuntimeEvent, WakeStage};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::{HostLabel, OrgSlug, ServiceName, WorkspaceSlug};
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-/// Locks over which sessions are spread: a write stops few readers, and a sweep few at a time.
-const SESSION_SHARDS: usize = 64;
+use crate::authorization::IssuerRight;
+use crate::runtimes::Runtimes;
+use crate::session_table::SessionTable;
+
+pub use crate::closers::{CloseReason, Closers};
+pub use crate::runtimes::{RuntimePhase, RuntimeView};
+pub use crate::session_table::SessionView;
 
 /// Sessions of ended links that are kept, so that their reviewers are told what became of the link instead of being
 /// taken for strangers. About 400 KiB.
 const SWEPT_SESSIONS_MIN: usize = 4_096;
+/// How long the view knows what became of an ended link, by the log's clock; then it is as good as unknown.
+const ENDED_LINKS_KEPT: Millis = Millis::from_hours(24 * 7);
+/// What a view that failed says of its age: more than any limit.
+const FAILED_AGE: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// One workspace host: what its label leads to.
 #[derive(Debug)]
@@ -47,6 +54,7 @@ pub struct WorkspaceRoutes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkPhase {
     Active,
+    /// By its verb, or for as long as whoever issued it may not issue links there any more.
     Revoked,
     Expired,
 }
@@ -63,6 +71,7 @@ pub struct LinkView {
     pub generation: Generation,
     /// When this generation was issued: a claim of its share token.
     pub issued_at: UnixMillis,
+    /// The link's own end, or that of its issuer's right to issue it, whichever comes first.
     pub expires_at: UnixMillis,
     pub phase: LinkPhase,
     pub label: String,
@@ -74,86 +83,22 @@ pub struct LinkView {
     pub closers: Closers,
 }
 
-/// Cancelled, each for its route family, when what was admitted is no longer allowed.
-#[derive(Debug, Clone, Default)]
-pub struct Closers([CancellationToken; 5]);
-
-impl Closers {
-    pub fn of(&self, family: RouteFamily) -> &CancellationToken {
-        &self.0[family as usize]
-    }
-
-    fn close_all(&self) {
-        self.0.iter().for_each(CancellationToken::cancel);
-    }
-
-    /// Closes some families; the answer has fresh closers for them, should they be opened again.
-    fn close(&self, families: RouteFamilies) -> Self {
-        let mut next = self.clone();
-        for family in families.iter() {
-            self.of(family).cancel();
-            next.0[family as usize] = CancellationToken::new();
-        }
-        next
-    }
-}
-
-/// A reviewer's session, found by its cookie's digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionView {
-    pub session: SessionId,
-    pub link: LinkId,
-    pub generation: Generation,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RuntimePhase {
-    Asleep,
-    Waking,
-    Ready,
-    Sleeping,
-    Failed,
-}
-
-/// A runtime as whoever waits for it sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RuntimeView {
-    pub phase: RuntimePhase,
-    pub epoch: Epoch,
-    pub stage: Option<WakeStage>,
-    /// Only while ready.
-    pub endpoints: Vec<(ServiceName, SocketAddr)>,
-}
-
-impl Default for RuntimeView {
-    fn default() -> Self {
-        Self { phase: RuntimePhase::Asleep, epoch: Epoch(0), stage: None, endpoints: Vec::new() }
-    }
-}
-
 /// How current the view is.
 #[derive(Debug, Clone, Copy)]
 pub struct Freshness {
-    /// When the log last gave a sign of life.
+    /// When the log last gave a sign of life; long ago where the views have failed.
     pub last_heard: Instant,
     pub position: Position,
-}
-
-/// A session in 24 bytes beside its digest. It ends with its link, whose end it shares.
-#[derive(Clone, Copy)]
-struct CompactSession {
-    session: SessionId,
-    link_index: u32,
-    generation: Generation,
+    /// The log is not the one that was followed: the view stays closed for good.
+    pub failed: bool,
 }
 
 /// The read model.
 pub struct GatewayView {
     labels: RwLock<AHashMap<HostLabel, Arc<WorkspaceRoutes>>>,
     links: RwLock<AHashMap<LinkId, Arc<LinkView>>>,
-    link_indexes: RwLock<Vec<LinkId>>,
-    sessions: [RwLock<AHashMap<TokenDigest, CompactSession>>; SESSION_SHARDS],
-    runtimes: RwLock<AHashMap<WorkspaceId, watch::Sender<RuntimeView>>>,
+    sessions: SessionTable,
+    runtimes: Runtimes,
     freshness: RwLock<Freshness>,
     fold: Mutex<Fold>,
 }
@@ -163,9 +108,12 @@ pub struct GatewayView {
 struct Fold {
     organizations: AHashMap<OrgId, (OrgSlug, String)>,
     workspaces: AHashMap<WorkspaceId, KnownWorkspace>,
-    link_index: AHashMap<LinkId, u32>,
-    sessions_of_ended_links: usize,
-    sessions_of_link: AHashMap<LinkId, usize>,
+    /// Links that have not ended.
+    open_links: AHashMap<LinkId, OpenLink>,
+    /// Links that have, oldest first.
+    ended_links: VecDeque<(UnixMillis, LinkId)>,
+    /// Sessions in the table that do not count any more.
+    ended_sessions: usize,
 }
 
 struct KnownWorkspace {
@@ -178,15 +126,35 @@ struct KnownWorkspace {
     links: Vec<LinkId>,
 }
 
+struct OpenLink {
+    workspace: WorkspaceId,
+    generation: Generation,
+    /// Of this generation.
+    sessions: usize,
+    /// Its own end, whatever becomes of its issuer.
+    own_end: UnixMillis,
+    /// Until when its issuer may have issued it; `None` where they may not.
+    issuer_until: Option<UnixMillis>,
+}
+
+impl OpenLink {
+    fn phase(&self) -> LinkPhase {
+        if self.issuer_until.is_some() { LinkPhase::Active } else { LinkPhase::Revoked }
+    }
+
+    fn ends_at(&self) -> UnixMillis {
+        self.issuer_until.map_or(self.own_end, |until| until.min(self.own_end))
+    }
+}
+
 impl Default for GatewayView {
     fn default() -> Self {
         Self {
             labels: RwLock::default(),
             links: RwLock::default(),
-            link_indexes: RwLock::default(),
-            sessions: std::array::from_fn(|_| RwLock::default()),
-            runtimes: RwLock::default(),
-            freshness: RwLock::new(Freshness { last_heard: Instant::now(), position: Position::START }),
+            sessions: SessionTable::default(),
+            runtimes: Runtimes::default(),
+            freshness: RwLock::new(Freshness { last_heard: Instant::now(), position: Position::START, failed: false }),
             fold: Mutex::default(),
         }
     }
@@ -197,23 +165,19 @@ impl GatewayView {
         self.labels.read().get(label).cloned()
     }
 
+    /// A link; one that ended is known for some days more.
     pub fn link(&self, link: LinkId) -> Option<Arc<LinkView>> {
         self.links.read().get(&link).cloned()
     }
 
-    /// The session of a cookie. It may belong to a link that has ended since: hold it against `link`.
+    /// The session of a cookie. It may belong to a link or generation that has ended since: hold it against `link`.
     pub fn session(&self, cookie: &TokenDigest) -> Option<SessionView> {
-        let found = *self.shard(cookie).read().get(cookie)?;
-        let link = *self.link_indexes.read().get(found.link_index as usize)?;
-        Some(SessionView { session: found.session, link, generation: found.generation })
+        self.sessions.get(cookie)
     }
 
     /// A runtime's changes. Waiting on it costs nothing while nothing changes.
     pub fn runtime(&self, workspace: WorkspaceId) -> watch::Receiver<RuntimeView> {
-        if let Some(sender) = self.runtimes.read().get(&workspace) {
-            return sender.subscribe();
-        }
-        self.runtimes.write().entry(workspace).or_default().subscribe()
+        self.runtimes.subscribe(workspace)
     }
 
     pub fn freshness(&self) -> Freshness {
@@ -222,23 +186,39 @@ impl GatewayView {
 
     /// Sessions held, those of ended links included until the next sweep.
     pub fn session_count(&self) -> usize {
-        self.sessions.iter().map(|shard| shard.read().len()).sum()
+        self.sessions.len()
     }
 
-    fn shard(&self, cookie: &TokenDigest) -> &RwLock<AHashMap<TokenDigest, CompactSession>> {
-        // A digest's bytes are uniform; the map hashes all of them again for its own buckets.
-        &self.sessions[cookie.as_bytes()[31] as usize % SESSION_SHARDS]
+    /// Bytes that sessions take.
+    pub fn session_bytes(&self) -> usize {
+        self.sessions.allocated_bytes()
     }
 
     /// The log gave a sign of life: everything up to `position` is folded.
     pub(crate) fn heard(&self, position: Position) {
-        *self.freshness.write() = Freshness { last_heard: Instant::now(), position };
+        let mut freshness = self.freshness.write();
+        if !freshness.failed {
+            *freshness = Freshness { last_heard: Instant::now(), position, failed: false };
+        }
     }
 
-    /// Folds one commit. One caller at a time, in the log's order.
-    pub(crate) fn apply(&self, recorded: &Recorded) {
+    /// Closes for good: nobody is fresh any more, and everything open is ended.
+    pub(crate) fn fail(&self) {
+        {
+            let mut freshness = self.freshness.write();
+            freshness.failed = true;
+            freshness.last_heard = Instant::now().checked_sub(FAILED_AGE).unwrap_or(freshness.last_heard);
+        }
+        let links: Vec<_> = self.links.read().values().cloned().collect();
+        for link in links {
+            link.closers.close(RouteFamilies::ALL, CloseReason::ViewsFailed);
+        }
+    }
+
+    /// Folds one commit, with what it changed about issuers' rights. One caller at a time, in the log's order.
+    pub(crate) fn apply(&self, recorded: &Recorded, rights: &[IssuerRight]) {
         let mut fold = self.fold.lock();
-        let org = recorded.commit.stream.org();
+        let (org, at) = (recorded.commit.stream.org(), recorded.recorded_at);
         let key = recorded.commit.stream.key();
         for event in &recorded.commit.events {
             match event {
@@ -252,12 +232,12 @@ impl GatewayView {
                 }
                 Event::Runtime(event) => {
                     if let Ok(workspace) = key.parse() {
-                        self.apply_runtime(workspace, event);
+                        self.runtimes.apply(workspace, event, at);
                     }
                 }
                 Event::DevLink(event) => {
                     if let Ok(link) = key.parse() {
-                        self.apply_link(&mut fold, org, link, event);
+                        self.apply_link(&mut fold, org, link, event, at);
                     }
                 }
                 Event::Organization(_)
@@ -268,47 +248,55 @@ impl GatewayView {
                 | Event::Denial(_) => {}
             }
         }
+        for right in rights {
+            self.apply_right(&mut fold, right);
+        }
+        self.forget_ended(&mut fold, at);
     }
 
     fn apply_workspace(&self, fold: &mut Fold, org: OrgId, workspace: WorkspaceId, event: &WorkspaceEvent) {
-        match event {
-            WorkspaceEvent::Created { project, slug, manifest, access_mode, .. } => {
-                let known = KnownWorkspace {
-                    org,
-                    project: *project,
-                    slug: slug.clone(),
-                    manifest: manifest.clone(),
-                    access_mode: *access_mode,
-                    archived: false,
-                    links: Vec::new(),
-                };
-                self.publish_hosts(fold, workspace, &known, None);
-                fold.workspaces.insert(workspace, known);
-                return;
-            }
-            WorkspaceEvent::ManifestChanged { .. }
-            | WorkspaceEvent::AccessModeChanged { .. }
-            | WorkspaceEvent::Archived => {}
+        if let WorkspaceEvent::Created { project, slug, manifest, access_mode, .. } = event {
+            let known = KnownWorkspace {
+                org,
+                project: *project,
+                slug: slug.clone(),
+                manifest: manifest.clone(),
+                access_mode: *access_mode,
+                archived: false,
+                links: Vec::new(),
+            };
+            self.publish_hosts(fold, workspace, &known, None);
+            fold.workspaces.insert(workspace, known);
+            return;
         }
         let Some(mut known) = fold.workspaces.remove(&workspace) else { return };
         let before = known.manifest.clone();
-        match event {
-            WorkspaceEvent::Created { .. } => {}
-            WorkspaceEvent::ManifestChanged { manifest } => known.manifest = manifest.clone(),
-            WorkspaceEvent::AccessModeChanged { access_mode } => known.access_mode = *access_mode,
-            WorkspaceEvent::Archived => known.archived = true,
-        }
+        let reason = match event {
+            WorkspaceEvent::Created { .. } => None,
+            WorkspaceEvent::ManifestChanged { manifest } => {
+                known.manifest = manifest.clone();
+                Some(CloseReason::RoutesChanged)
+            }
+            WorkspaceEvent::AccessModeChanged { access_mode } => {
+                known.access_mode = *access_mode;
+                (*access_mode == AccessMode::TailscaleOnly).then_some(CloseReason::TailscaleOnly)
+            }
+            WorkspaceEvent::Archived => {
+                known.archived = true;
+                Some(CloseReason::Archived)
+            }
+        };
         self.publish_hosts(fold, workspace, &known, Some(&before));
-        // What was admitted under the former shape is admitted anew, or not at all.
-        let mut links = self.links.write();
-        for link in &known.links {
-            if let Some(view) = links.get_mut(link) {
-                let mut next = (**view).clone();
-                next.closers = view.closers.close(RouteFamilies::ALL);
-                *view = Arc::new(next);
+        if let Some(reason) = reason {
+            for link in &known.links {
+                self.change_link(*link, |view| {
+                    // What was admitted under other routes is admitted anew, or not at all.
+                    let untouched = reason == CloseReason::RoutesChanged
+                        && RouteTable::of(&before, &view.service) == RouteTable::of(&known.manifest, &view.service);
+                    (!untouched).then_some((RouteFamilies::ALL, reason))
+                });
             }
         }
-        drop(links);
         fold.workspaces.insert(workspace, known);
     }
 
@@ -339,160 +327,159 @@ impl GatewayView {
         }
     }
 
-    fn apply_runtime(&self, workspace: WorkspaceId, event: &RuntimeEvent) {
-        let mut runtimes = self.runtimes.write();
-        let sender = runtimes.entry(workspace).or_default();
-        sender.send_if_modified(|view| {
-            let next = next_runtime(view, event);
-            match next {
-                Some(next) if next != *view => {
-                    *view = next;
-                    true
-                }
-                Some(_) | None => false,
-            }
-        });
-    }
-
-    fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
+    fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent, at: UnixMillis) {
         match event {
-            DevLinkEvent::Issued {
-                project,
-                workspace,
-                service,
-                families,
-                issued_at,
-                expires_at,
-                label,
-                wake_budget,
-                ..
-            } => {
-                let Some(known) = fold.workspaces.get_mut(workspace) else { return };
-                let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
-                let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
-                known.links.push(link);
-                let view = LinkView {
-                    link,
-                    org,
-                    project: *project,
-                    workspace: *workspace,
-                    service: service.clone(),
-                    families: *families,
-                    generation: Generation(1),
-                    issued_at: *issued_at,
-                    expires_at: *expires_at,
-                    phase: LinkPhase::Active,
-                    label: label.clone(),
-                    org_name: org_name.clone(),
-                    workspace_name: known.slug.to_string(),
-                    host,
-                    wakes_left: *wake_budget,
-                    closers: Closers::default(),
-                };
-                self.links.write().insert(link, Arc::new(view));
-            }
+            DevLinkEvent::Issued { .. } => self.issue_link(fold, org, link, event),
             DevLinkEvent::SessionOpened { session, cookie, generation, .. } => {
-                let index = *fold.link_index.entry(link).or_insert_with(|| {
-                    let mut indexes = self.link_indexes.write();
-                    indexes.push(link);
-                    u32::try_from(indexes.len() - 1).expect("fewer than four billion links with sessions")
-                });
-                let compact = CompactSession { session: *session, link_index: index, generation: *generation };
-                self.shard(cookie).write().insert(*cookie, compact);
-                *fold.sessions_of_link.entry(link).or_default() += 1;
+                if let Some(open) = fold.open_links.get_mut(&link) {
+                    open.sessions += 1;
+                }
+                self.sessions.insert(*cookie, SessionView { session: *session, link, generation: *generation });
             }
             DevLinkEvent::AllowlistChanged { families } => self.change_link(link, |view| {
-                view.closers = view.closers.close(view.families.minus(*families));
+                let narrowed = view.families.minus(*families);
                 view.families = *families;
+                Some((narrowed, CloseReason::Narrowed))
             }),
             DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
+                let Some(open) = fold.open_links.get_mut(&link) else { return };
+                open.generation = *generation;
+                open.own_end = *expires_at;
+                let (ends_at, ended) = (open.ends_at(), std::mem::take(&mut open.sessions));
                 self.change_link(link, |view| {
-                    view.closers = view.closers.close(RouteFamilies::ALL);
                     view.generation = *generation;
                     view.issued_at = *issued_at;
-                    view.expires_at = *expires_at;
+                    view.expires_at = ends_at;
+                    Some((RouteFamilies::ALL, CloseReason::Rotated))
                 });
-                self.sessions_ended(fold, link);
+                self.sessions_ended(fold, ended);
             }
             DevLinkEvent::WakeSpent { .. } => self.change_link(link, |view| {
                 view.wakes_left = view.wakes_left.map(|left| left.saturating_sub(1));
+                None
             }),
-            DevLinkEvent::Expired => self.end_link(fold, link, LinkPhase::Expired),
-            DevLinkEvent::Revoked { .. } => self.end_link(fold, link, LinkPhase::Revoked),
+            DevLinkEvent::Expired => self.end_link(fold, link, LinkPhase::Expired, CloseReason::Expired, at),
+            DevLinkEvent::Revoked { .. } => self.end_link(fold, link, LinkPhase::Revoked, CloseReason::Revoked, at),
             DevLinkEvent::FirstUsed { .. } | DevLinkEvent::AttemptsBlocked { .. } => {}
         }
     }
 
-    fn change_link(&self, link: LinkId, change: impl FnOnce(&mut LinkView)) {
+    fn issue_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
+        let DevLinkEvent::Issued {
+            project,
+            workspace,
+            service,
+            families,
+            issued_at,
+            expires_at,
+            label,
+            wake_budget,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let Some(known) = fold.workspaces.get_mut(workspace) else { return };
+        let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
+        let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
+        let view = LinkView {
+            link,
+            org,
+            project: *project,
+            workspace: *workspace,
+            service: service.clone(),
+            families: *families,
+            generation: Generation(1),
+            issued_at: *issued_at,
+            expires_at: *expires_at,
+            phase: LinkPhase::Active,
+            label: label.clone(),
+            org_name: org_name.clone(),
+            workspace_name: known.slug.to_string(),
+            host,
+            wakes_left: *wake_budget,
+            closers: Closers::default(),
+        };
+        let open = OpenLink {
+            workspace: *workspace,
+            generation: Generation(1),
+            sessions: 0,
+            own_end: *expires_at,
+            issuer_until: Some(UnixMillis::new(u64::MAX)),
+        };
+        known.links.push(link);
+        fold.open_links.insert(link, open);
+        self.links.write().insert(link, Arc::new(view));
+    }
+
+    /// The issuer's right has changed: the link stands while it does.
+    fn apply_right(&self, fold: &mut Fold, right: &IssuerRight) {
+        let Some(open) = fold.open_links.get_mut(&right.link) else { return };
+        open.issuer_until = right.until;
+        let (phase, ends_at) = (open.phase(), open.ends_at());
+        self.change_link(right.link, |view| {
+            let less = phase != LinkPhase::Active || ends_at < view.expires_at;
+            view.phase = phase;
+            view.expires_at = ends_at;
+            less.then_some((RouteFamilies::ALL, CloseReason::IssuerLostRight))
+        });
+    }
+
+    /// Changes a link that goes on; then ends what it has open in the families that `change` answers.
+    fn change_link(&self, link: LinkId, change: impl FnOnce(&mut LinkView) -> Option<(RouteFamilies, CloseReason)>) {
         let mut links = self.links.write();
-        if let Some(view) = links.get_mut(&link) {
-            let mut next = (**view).clone();
-            change(&mut next);
-            *view = Arc::new(next);
+        let Some(view) = links.get_mut(&link) else { return };
+        let mut next = (**view).clone();
+        let closing = change(&mut next);
+        if let Some((families, _)) = closing {
+            next.closers = next.closers.renewed(families);
+        }
+        let before = std::mem::replace(view, Arc::new(next));
+        // INVARIANT: the change is visible before the closers are given, so that whoever they end cannot come in again.
+        drop(links);
+        if let Some((families, reason)) = closing {
+            before.closers.close(families, reason);
         }
     }
 
-    fn end_link(&self, fold: &mut Fold, link: LinkId, phase: LinkPhase) {
-        let mut workspace = None;
-        // INVARIANT: the phase is visible before the closers fire, so that whoever they wake cannot come in again.
-        let mut closers = None;
+    fn end_link(&self, fold: &mut Fold, link: LinkId, phase: LinkPhase, reason: CloseReason, at: UnixMillis) {
         self.change_link(link, |view| {
             view.phase = phase;
-            workspace = Some(view.workspace);
-            closers = Some(view.closers.clone());
+            None
         });
-        if let Some(closers) = closers {
-            closers.close_all();
+        // Not renewed: for an ended link they stay given.
+        if let Some(view) = self.link(link) {
+            view.closers.close(RouteFamilies::ALL, reason);
         }
-        if let Some(known) = workspace.and_then(|workspace| fold.workspaces.get_mut(&workspace)) {
+        let Some(open) = fold.open_links.remove(&link) else { return };
+        if let Some(known) = fold.workspaces.get_mut(&open.workspace) {
             known.links.retain(|other| *other != link);
         }
-        self.sessions_ended(fold, link);
+        fold.ended_links.push_back((at, link));
+        self.sessions_ended(fold, open.sessions);
     }
 
-    /// Sessions of ended generations are refused by their link at once, and forgotten in sweeps.
-    fn sessions_ended(&self, fold: &mut Fold, link: LinkId) {
-        fold.sessions_of_ended_links += fold.sessions_of_link.remove(&link).unwrap_or(0);
-        let held = self.session_count();
-        if fold.sessions_of_ended_links * 4 < held || fold.sessions_of_ended_links < SWEPT_SESSIONS_MIN {
+    /// Sessions that ended are refused by their link at once, and forgotten in sweeps.
+    fn sessions_ended(&self, fold: &mut Fold, count: usize) {
+        fold.ended_sessions += count;
+        if fold.ended_sessions < SWEPT_SESSIONS_MIN || fold.ended_sessions * 4 < self.sessions.len() {
             return;
         }
-        fold.sessions_of_ended_links = 0;
-        let live: AHashMap<u32, Generation> = {
-            let links = self.links.read();
-            let active = |link: &LinkId| links.get(link).filter(|view| view.phase == LinkPhase::Active);
-            fold.link_index.iter().filter_map(|(link, index)| Some((*index, active(link)?.generation))).collect()
+        fold.ended_sessions = 0;
+        let counts = |session: &SessionView| {
+            fold.open_links.get(&session.link).is_some_and(|open| open.generation == session.generation)
         };
-        for shard in &self.sessions {
-            let mut shard = shard.write();
-            shard.retain(|_, session| live.get(&session.link_index) == Some(&session.generation));
-            if shard.len() * 4 < shard.capacity() {
-                shard.shrink_to_fit();
+        self.sessions.retain(counts);
+    }
+
+    fn forget_ended(&self, fold: &mut Fold, at: UnixMillis) {
+        while fold.ended_links.front().is_some_and(|(ended_at, _)| ended_at.plus(ENDED_LINKS_KEPT) <= at) {
+            if let Some((_, link)) = fold.ended_links.pop_front() {
+                self.links.write().remove(&link);
             }
         }
     }
 }
 
-fn next_runtime(view: &RuntimeView, event: &RuntimeEvent) -> Option<RuntimeView> {
-    let phase = |phase, epoch: &Epoch| Some(RuntimeView { phase, epoch: *epoch, stage: None, endpoints: Vec::new() });
-    match event {
-        RuntimeEvent::WakeRequested { epoch, .. } => phase(RuntimePhase::Waking, epoch),
-        RuntimeEvent::StageReached { stage, .. } if view.phase == RuntimePhase::Waking => {
-            Some(RuntimeView { stage: Some(stage.clone()), ..view.clone() })
-        }
-        // Ready only with endpoints: both events stand in one commit, the second one makes it visible.
-        RuntimeEvent::EndpointsBound { epoch, endpoints, .. } => {
-            Some(RuntimeView { phase: RuntimePhase::Ready, epoch: *epoch, stage: None, endpoints: endpoints.clone() })
-        }
-        RuntimeEvent::SleepRequested { epoch, .. } => phase(RuntimePhase::Sleeping, epoch),
-        RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. } => phase(RuntimePhase::Asleep, epoch),
-        RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch),
-        RuntimeEvent::StageReached { .. }
-        | RuntimeEvent::WakeQueued { .. }
-        | RuntimeEvent::Ready { .. }
-        | RuntimeEvent::LeaseRenewed { .. }
-        | RuntimeEvent::ActivitySeen { .. }
-        | RuntimeEvent::KeptAwake { .. }
-        | RuntimeEvent::SleepPostponed { .. } => None,
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,40 +1,66 @@
 //! The hot views of a process and the one task that feeds them from the log.
 //!
 //! All views see the same commits in the same order. When the log turns out not to be the one that was followed, the
-//! views stop for good and everything that asks them is refused: better closed than wrong.
+//! views stop for good and everything that asks them is refused: better closed than wrong. Not here: what the views
+//! mean (`authorization`, `gateway_view`, `resources`, `placement`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use envforge_domain::commit::Position;
-use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
+use envforge_domain::commit::{Position, Recorded};
+use envforge_domain::time::SharedClock;
+use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, NotTheSameLog, SharedLog};
 use futures_util::StreamExt;
-use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorization::AuthorizationView;
 use crate::gateway_view::GatewayView;
+use crate::placement::PlacementView;
 use crate::resources::ResourceView;
 
-/// Wait before following again after the log was out of reach.
-const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+/// Commits folded between two reports of metrics while there is no pause.
+const COMMITS_PER_REPORT: u64 = 512;
+
+/// How the views follow and when they are too old.
+#[derive(Clone)]
+pub struct HotConfig {
+    /// Decisions from memory are refused when the log has been silent for longer. Its heartbeats come every second.
+    pub staleness_max: Duration,
+    /// Wait before following again after the log was out of reach; doubled each time up to `reconnect_max`.
+    pub reconnect_min: Duration,
+    pub reconnect_max: Duration,
+    /// For the metric of lag; without one it is not measured.
+    pub clock: Option<SharedClock>,
+}
+
+impl Default for HotConfig {
+    fn default() -> Self {
+        Self {
+            staleness_max: Duration::from_secs(5),
+            reconnect_min: Duration::from_millis(100),
+            reconnect_max: Duration::from_secs(5),
+            clock: None,
+        }
+    }
+}
 
 /// All hot views of a process.
 pub struct Hot {
     pub authorization: Arc<AuthorizationView>,
     pub gateway: Arc<GatewayView>,
     pub resources: Arc<ResourceView>,
+    pub placement: Arc<PlacementView>,
+    config: HotConfig,
     progress: watch::Sender<Progress>,
-    last_heard: RwLock<Instant>,
 }
 
 #[derive(Clone, Debug)]
 struct Progress {
     position: Position,
     caught_up: bool,
-    /// Why the views stopped for good.
-    failed: Option<String>,
+    /// Why nothing is followed any more.
+    ended: Option<String>,
 }
 
 /// The views do not have what was asked for.
@@ -42,6 +68,8 @@ struct Progress {
 pub enum Stale {
     #[error("the views stand at {position}, {wanted} was not reached within {waited_ms} ms")]
     Behind { position: Position, wanted: Position, waited_ms: u64 },
+    #[error("the log has been silent for {silence_ms} ms, at most {limit_ms} ms are trusted")]
+    Silent { silence_ms: u64, limit_ms: u64 },
     #[error("the views have stopped: {reason}")]
     Stopped { reason: String },
 }
@@ -49,74 +77,23 @@ pub enum Stale {
 impl Hot {
     /// Begins to follow the log from its first commit, until `stop`.
     pub fn start(log: SharedLog, stop: CancellationToken) -> Arc<Self> {
-        let (progress, _) = watch::channel(Progress { position: Position::START, caught_up: false, failed: None });
+        Self::start_with(log, HotConfig::default(), stop)
+    }
+
+    /// `start` with other than the usual limits.
+    pub fn start_with(log: SharedLog, config: HotConfig, stop: CancellationToken) -> Arc<Self> {
+        let (progress, _) = watch::channel(Progress { position: Position::START, caught_up: false, ended: None });
         let hot = Arc::new(Self {
             authorization: Arc::default(),
             gateway: Arc::default(),
             resources: Arc::default(),
+            placement: Arc::default(),
+            config,
             progress,
-            last_heard: RwLock::new(Instant::now()),
         });
-        tokio::spawn(Arc::clone(&hot).follow(log, stop));
+        let follower = Follower { hot: Arc::clone(&hot), checkpoint: Checkpoint::START, report: Report::default() };
+        tokio::spawn(follower.run(log, stop));
         hot
-    }
-
-    async fn follow(self: Arc<Self>, log: SharedLog, stop: CancellationToken) {
-        let mut checkpoint = Checkpoint::START;
-        loop {
-            let ended = tokio::select! {
-                () = stop.cancelled() => return,
-                ended = self.follow_once(&log, &mut checkpoint) => ended,
-            };
-            match ended {
-                LogError::Unavailable(reason) => {
-                    tracing::warn!(%reason, "the hot views lost the log; following again");
-                    metrics::counter!("envforge_hot_views_reconnects_total").increment(1);
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(RECONNECT_DELAY) => {}
-                    }
-                }
-                error @ (LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Open(_)) => {
-                    tracing::error!(%error, "the hot views stop: everything that asks them is refused from now on");
-                    metrics::counter!("envforge_hot_views_stopped_total").increment(1);
-                    self.progress.send_modify(|progress| progress.failed = Some(error.to_string()));
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn follow_once(&self, log: &SharedLog, checkpoint: &mut Checkpoint) -> LogError {
-        let mut follow = match log.follow(checkpoint.clone(), Filter::everything()).await {
-            Ok(follow) => follow,
-            Err(error) => return error,
-        };
-        loop {
-            match follow.next().await {
-                None => return LogError::Unavailable("the log's stream ended".to_owned()),
-                Some(Err(error)) => return error,
-                Some(Ok(Follow::Commit { recorded, checkpoint: next })) => {
-                    // Rights first: whoever sees a new position has the rights of that position.
-                    self.authorization.apply(&recorded);
-                    self.resources.apply(&recorded);
-                    self.gateway.apply(&recorded);
-                    *checkpoint = next;
-                    self.heard(recorded.position, false);
-                }
-                Some(Ok(Follow::Caught { position })) => self.heard(position, true),
-            }
-        }
-    }
-
-    fn heard(&self, position: Position, caught_up: bool) {
-        *self.last_heard.write() = Instant::now();
-        self.gateway.heard(position);
-        metrics::gauge!("envforge_hot_views_position").set(position.get() as f64);
-        self.progress.send_modify(|progress| {
-            progress.position = progress.position.max(position);
-            progress.caught_up |= caught_up;
-        });
     }
 
     pub fn position(&self) -> Position {
@@ -124,39 +101,216 @@ impl Hot {
     }
 
     /// Waits until the views have everything that stood in the log when they started.
+    ///
+    /// # Errors
+    /// When the views stop before.
     pub async fn caught_up(&self) -> Result<(), Stale> {
         let mut progress = self.progress.subscribe();
-        let reached = progress.wait_for(|progress| progress.caught_up || progress.failed.is_some()).await;
-        stopped(reached.ok().and_then(|progress| progress.failed.clone()))
+        let reached = progress.wait_for(|progress| progress.caught_up || progress.ended.is_some()).await;
+        still_following(reached.ok().as_deref())
+    }
+
+    /// Whether the views have everything that stood in the log when they started.
+    pub fn is_caught_up(&self) -> bool {
+        self.progress.borrow().caught_up
     }
 
     /// Waits until everything up to `wanted` is folded.
+    ///
+    /// # Errors
+    /// When that takes longer than `deadline`, or the views have stopped.
     pub async fn wait_for(&self, wanted: Position, deadline: Duration) -> Result<(), Stale> {
         let mut progress = self.progress.subscribe();
-        let reached = progress.wait_for(|progress| progress.position >= wanted || progress.failed.is_some());
+        let reached = progress.wait_for(|progress| progress.position >= wanted || progress.ended.is_some());
         match tokio::time::timeout(deadline, reached).await {
-            Ok(reached) => stopped(reached.ok().and_then(|progress| progress.failed.clone())),
-            Err(_) => {
-                let waited_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-                Err(Stale::Behind { position: self.position(), wanted, waited_ms })
-            }
+            Ok(reached) => still_following(reached.ok().as_deref()),
+            Err(_) => Err(Stale::Behind { position: self.position(), wanted, waited_ms: whole_ms(deadline) }),
         }
     }
 
     /// Time since the log last gave a sign of life.
     pub fn silence(&self) -> Duration {
-        self.last_heard.read().elapsed()
+        self.gateway.freshness().last_heard.elapsed()
+    }
+
+    /// Whether the views are fresh enough to decide on without asking the log.
+    ///
+    /// # Errors
+    /// When the log has been silent for too long, or the views have stopped.
+    pub fn fresh(&self) -> Result<(), Stale> {
+        self.following()?;
+        let silence = self.silence();
+        if silence > self.config.staleness_max {
+            let limit_ms = whole_ms(self.config.staleness_max);
+            return Err(Stale::Silent { silence_ms: whole_ms(silence), limit_ms });
+        }
+        Ok(())
+    }
+
+    /// Whether the views still follow, however long they heard nothing.
+    pub(crate) fn following(&self) -> Result<(), Stale> {
+        still_following(Some(&*self.progress.borrow()))
     }
 
     /// Why the views stopped for good, where they did.
     pub fn failed(&self) -> Option<String> {
-        self.progress.borrow().failed.clone()
+        self.progress.borrow().ended.clone()
+    }
+
+    fn fold(&self, recorded: &Recorded) {
+        // Rights first: whoever sees a new position has the rights of that position.
+        let rights = self.authorization.apply(recorded);
+        self.resources.apply(recorded);
+        self.placement.apply(recorded);
+        self.gateway.apply(recorded, &rights);
+    }
+
+    fn heard(&self, position: Position, caught_up: bool) {
+        self.gateway.heard(position);
+        self.progress.send_modify(|progress| {
+            progress.position = progress.position.max(position);
+            progress.caught_up |= caught_up;
+        });
+    }
+
+    fn end(&self, reason: &str) {
+        self.progress.send_if_modified(|progress| {
+            let first = progress.ended.is_none();
+            if first {
+                progress.ended = Some(reason.to_owned());
+            }
+            first
+        });
+    }
+
+    /// Closes everything, in all views, for good.
+    fn fail(&self, reason: &str) {
+        self.end(reason);
+        self.gateway.fail();
+        metrics::counter!("envforge_hot_views_stopped_total").increment(1);
     }
 }
 
-fn stopped(failed: Option<String>) -> Result<(), Stale> {
-    match failed {
+/// The one task.
+struct Follower {
+    hot: Arc<Hot>,
+    checkpoint: Checkpoint,
+    report: Report,
+}
+
+impl Drop for Follower {
+    /// A fold that panicked must not leave views behind that look alive.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.hot.fail("folding a commit failed");
+        }
+        self.hot.end("EnvForge is stopping");
+    }
+}
+
+impl Follower {
+    async fn run(mut self, log: SharedLog, stop: CancellationToken) {
+        let mut delay = self.hot.config.reconnect_min;
+        loop {
+            let before = self.checkpoint.position;
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.follow(&log) => ended,
+            };
+            match ended {
+                LogError::Unavailable(reason) => {
+                    if self.checkpoint.position > before {
+                        delay = self.hot.config.reconnect_min;
+                    }
+                    tracing::warn!(%reason, ?delay, "the hot views lost the log; following again");
+                    metrics::counter!("envforge_hot_views_reconnects_total").increment(1);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(delay) => {}
+                    }
+                    delay = (delay * 2).min(self.hot.config.reconnect_max);
+                }
+                error @ (LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Open(_)) => {
+                    tracing::error!(%error, "the hot views stop: everything that asks them is refused from now on");
+                    self.hot.fail(&error.to_string());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Follows until the log ends it.
+    async fn follow(&mut self, log: &SharedLog) -> LogError {
+        let mut follow = match log.follow(self.checkpoint.clone(), Filter::everything()).await {
+            Ok(follow) => follow,
+            Err(error) => return error,
+        };
+        loop {
+            match follow.next().await {
+                None => return LogError::Unavailable("the log's stream ended".to_owned()),
+                Some(Err(error)) => return error,
+                Some(Ok(Follow::Commit { recorded, checkpoint })) => {
+                    let after = self.checkpoint.position;
+                    if recorded.position <= after {
+                        // Folded twice, a commit could count twice.
+                        let found = recorded.position;
+                        return LogError::NotTheSameLog(NotTheSameLog::Gap { after, found });
+                    }
+                    let started = Instant::now();
+                    self.hot.fold(&recorded);
+                    self.report.folded(started.elapsed());
+                    self.checkpoint = checkpoint;
+                    self.hot.heard(recorded.position, false);
+                    if self.report.commits >= COMMITS_PER_REPORT {
+                        self.tell(Some(&recorded));
+                    }
+                }
+                Some(Ok(Follow::Caught { position })) => {
+                    self.hot.heard(position, true);
+                    self.tell(None);
+                }
+            }
+        }
+    }
+
+    /// `at`: the last commit where more follow; `None` where the views have everything.
+    fn tell(&mut self, at: Option<&Recorded>) {
+        metrics::gauge!("envforge_hot_views_position").set(self.hot.position().get() as f64);
+        metrics::counter!("envforge_hot_views_commits_total").increment(self.report.commits);
+        let micros = u64::try_from(self.report.time.as_micros()).unwrap_or(u64::MAX);
+        metrics::counter!("envforge_hot_views_fold_microseconds_total").increment(micros);
+        if let Some(clock) = &self.hot.config.clock {
+            let lag = at.map_or(0, |recorded| clock.now().since(recorded.recorded_at).get());
+            metrics::gauge!("envforge_hot_views_lag_ms").set(lag as f64);
+        }
+        self.report = Report::default();
+    }
+}
+
+/// What was folded since metrics were last told.
+#[derive(Default)]
+struct Report {
+    commits: u64,
+    time: Duration,
+}
+
+impl Report {
+    fn folded(&mut self, took: Duration) {
+        self.commits += 1;
+        self.time += took;
+    }
+}
+
+fn still_following(progress: Option<&Progress>) -> Result<(), Stale> {
+    match progress.and_then(|progress| progress.ended.clone()) {
         Some(reason) => Err(Stale::Stopped { reason }),
         None => Ok(()),
     }
 }
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

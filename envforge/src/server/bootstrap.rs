@@ -3,15 +3,24 @@
 //! Every step is derived from the log's identity, so that a start that was interrupted is finished by the next one and
 //! never makes a second owner.
 
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
 use envforge_commands::context::derived_uuid;
 use envforge_commands::{Commands, Context, organizations, users};
 use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Component, Position, Surface};
 use envforge_domain::ids::{CommandId, CorrelationId, OrgId, UserId};
+use envforge_domain::secret::Secret;
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::{EmailAddress, UserCommand};
 use envforge_eventlog::LogIdentity;
+use envforge_identity::credentials::Account;
+use envforge_identity::self_hosted::SelfHosted;
+
+use super::control_plane::ControlPlane;
 
 /// Who owns what, from the first start on.
 #[derive(Clone, Debug)]
@@ -32,6 +41,38 @@ impl FirstOwner {
             user: UserId::from_uuid(id("first owner")),
             email,
         }
+    }
+
+    /// Creates account, user and organization where they do not exist; answers a password that was generated.
+    pub(crate) async fn first_start(
+        &self,
+        plane: &ControlPlane,
+        identity: &LogIdentity,
+        self_hosted: &SelfHosted,
+        password_file: Option<&Path>,
+    ) -> anyhow::Result<Option<Secret>> {
+        let now = plane.clock.now();
+        if let Some(existing) = plane.hot.authorization.organization(self.org) {
+            anyhow::ensure!(
+                existing.slug == self.org_slug,
+                "this log belongs to organization `{}` and not to `{}`; name that one, or use another log",
+                existing.slug,
+                self.org_slug
+            );
+        }
+        let given = match password_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                Some(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+            None => None,
+        };
+        let account = Account { user: self.user, org: self.org, email: self.email.clone() };
+        // The account first: an organization whose owner cannot sign in would have no way out.
+        let bootstrapped = self_hosted.bootstrap(account, given, now).await?;
+        let position = self.create(&plane.commands, identity, now).await?;
+        plane.hot.wait_for(position, Duration::from_secs(10)).await?;
+        Ok(bootstrapped.generated_password)
     }
 
     /// Creates user and organization where they do not exist. Repeating it changes nothing.

@@ -14,14 +14,11 @@ use envforge_domain::secret::Secret;
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::user::EmailAddress;
 use envforge_eventlog::sqlite::SqliteLog;
-use envforge_eventlog::{EventLog as _, SharedLog};
-use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts, Scheme};
-use envforge_identity::credentials::{Account, Credentials};
-use envforge_identity::randomness::Randomness;
+use envforge_eventlog::SharedLog;
+use envforge_gateway::{Activity, HandoffKey, Scheme};
+use envforge_identity::credentials::Credentials;
 use envforge_identity::self_hosted::{self, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
-use envforge_reactors::{LocalMachine, RuntimeReactor, Timers};
-use envforge_runtime::LocalHost;
 use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::FirstOwner;
@@ -29,7 +26,7 @@ use super::control_plane::{ControlPlane, Essential, asked_to_stop};
 use super::data_dir::DataDir;
 use super::demo::{self, Demo};
 use super::telemetry::{self, LogFormat};
-use super::{activity, denials};
+use super::roles;
 
 /// Run everything on this machine: log, projections, API, gateway, reactors and local runtimes.
 #[derive(Args, Debug)]
@@ -101,20 +98,25 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
 
     let owner = FirstOwner::of(&identity, org_slug, email);
     let self_hosted = open_identity(&args, &data).await?;
-    let owner_password = first_start(&args, &plane, &owner, &identity, &self_hosted).await?;
+    let owner_password =
+        owner.first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref()).await?;
 
     let signing_key = Arc::new(SigningKey::load_or_create(&data.keys().join("share.key"))?);
     let activity = Activity::default();
-    let gateway = start_gateway(&args, &plane, &signing_key, activity.clone()).await?;
+    let handoff_key = HandoffKey::random().context("this machine gives no randomness")?;
+    let verifier = ShareVerifier::new([signing_key.verification_key()])?;
+    let config = envforge_gateway::Config::new(&args.gateway_domain, Scheme::PlainHttpDev, args.gateway_listen);
+    let gateway = roles::start_gateway(&plane, config, verifier, handoff_key, activity.clone()).await?;
     let mut essential = Essential::default();
     let stop = CancellationToken::new();
     let public_authority = gateway.origin().trim_start_matches("http://").to_owned();
-    start_reactors(&mut essential, &plane, &data, public_authority, &stop).await?;
+    roles::start_reactors(&mut essential, &plane, &data.runtime(), public_authority, &stop).await?;
     let api = {
         let _ = (&metrics, &self_hosted);
         format!("http://{}", args.listen)
     };
-    spawn_reports(&mut essential, &plane, activity, &stop);
+    roles::report_activity(&mut essential, &plane, activity, &stop);
+    roles::report_denials(&mut essential, &plane, &stop);
 
     let demo = match args.demo {
         true => Some(
@@ -164,109 +166,6 @@ async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<Sel
     };
     // Hashes once; that is work for a thread of its own.
     Ok(Arc::new(tokio::task::spawn_blocking(move || SelfHosted::open(config, credentials)).await??))
-}
-
-/// Creates organization, owner and account where they do not exist; answers a password that was generated.
-async fn first_start(
-    args: &DevArgs,
-    plane: &ControlPlane,
-    owner: &FirstOwner,
-    identity: &envforge_eventlog::LogIdentity,
-    self_hosted: &SelfHosted,
-) -> anyhow::Result<Option<Secret>> {
-    let now = plane.clock.now();
-    if let Some(existing) = plane.hot.authorization.organization(owner.org) {
-        anyhow::ensure!(
-            existing.slug == owner.org_slug,
-            "this data directory belongs to organization `{}`; use another --data for `{}`",
-            existing.slug,
-            owner.org_slug
-        );
-    }
-    let given = match &args.owner_password_file {
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("--owner-password-file {}", path.display()))?;
-            Some(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
-        }
-        None => None,
-    };
-    let account = Account { user: owner.user, org: owner.org, email: owner.email.clone() };
-    // The account first: an organization whose owner cannot sign in would have no way out.
-    let bootstrapped = self_hosted.bootstrap(account, given, now).await?;
-    let position = owner.create(&plane.commands, identity, now).await?;
-    plane.hot.wait_for(position, std::time::Duration::from_secs(10)).await?;
-    Ok(bootstrapped.generated_password)
-}
-
-async fn start_gateway(
-    args: &DevArgs,
-    plane: &ControlPlane,
-    signing_key: &SigningKey,
-    activity: Activity,
-) -> anyhow::Result<Gateway> {
-    let mut config = envforge_gateway::Config::new(&args.gateway_domain, Scheme::PlainHttpDev, args.gateway_listen);
-    config.public_port = args.gateway_listen.port();
-    let parts = Parts {
-        view: Arc::clone(&plane.hot.gateway),
-        decisions: Arc::new(LogDecisions::new(Arc::new(plane.commands.clone()), plane.authorizer.clone())),
-        verifier: ShareVerifier::new([signing_key.verification_key()])?,
-        handoff_key: HandoffKey::random().context("this machine gives no randomness")?,
-        activity,
-    };
-    Ok(Gateway::start(config, parts).await?)
-}
-
-async fn start_reactors(
-    essential: &mut Essential,
-    plane: &ControlPlane,
-    data: &DataDir,
-    public_authority: String,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let mut config = envforge_runtime::Config::new(data.runtime());
-    if let Some(path) = std::env::var_os("PATH").and_then(|path| path.into_string().ok()) {
-        config.path = path;
-    }
-    let (host, leftovers) = LocalHost::open(config).await?;
-    for leftover in leftovers {
-        tracing::warn!(workspace = %leftover.workspace, processes = leftover.processes, "ended what an earlier process left running");
-    }
-    let machine = LocalMachine::open(&data.runtime())?;
-    let reactor = RuntimeReactor::new(
-        Arc::clone(&plane.log),
-        plane.commands.clone(),
-        host,
-        machine,
-        Arc::clone(&plane.clock),
-        public_authority,
-    );
-    let timers = Timers::new(Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
-    let (reactor_stop, timers_stop) = (stop.clone(), stop.clone());
-    essential.spawn("the runtime reactor", async move { Ok(reactor.run(reactor_stop).await?) });
-    essential.spawn("the timers", async move { Ok(timers.run(timers_stop).await?) });
-    Ok(())
-}
-
-fn spawn_reports(essential: &mut Essential, plane: &ControlPlane, activity: Activity, stop: &CancellationToken) {
-    let reporting = activity::report(
-        activity,
-        Arc::clone(&plane.hot),
-        plane.authorizer.clone(),
-        plane.commands.clone(),
-        Arc::clone(&plane.clock),
-        stop.clone(),
-    );
-    let denials =
-        denials::report(plane.authorizer.clone(), plane.commands.clone(), Arc::clone(&plane.clock), stop.clone());
-    essential.spawn("activity reports", async move {
-        reporting.await;
-        Ok(())
-    });
-    essential.spawn("denial reports", async move {
-        denials.await;
-        Ok(())
-    });
 }
 
 impl Started {

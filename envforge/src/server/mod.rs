@@ -10,4 +10,5 @@ mod demo;
 mod demo_repository;
 mod denials;
 pub(crate) mod dev;
+mod roles;
 mod telemetry;

@@ -34,7 +34,11 @@ pub(super) async fn append(leader: &Leader, append: &PreparedAppend, timeout: Du
             }
             Attempt::Duplicate(sequence) => first_answer(leader, append, Position::new(sequence)).await.map(Some),
             Attempt::Refused => judge(leader, append).await,
-            Attempt::NotStored(reason) => Err(LogError::Unavailable(reason)),
+            // Nobody may take the messages because the stream is gone, which no other attempt would mend.
+            Attempt::NotStored(reason) => match leader.head().await {
+                Err(error @ LogError::NotTheSameLog(_)) => Err(error),
+                Ok(_) | Err(_) => Err(LogError::Unavailable(reason)),
+            },
             Attempt::Unanswered(reason) => {
                 in_doubt = true;
                 Err(LogError::Unavailable(reason))

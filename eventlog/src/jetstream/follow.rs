@@ -12,6 +12,7 @@ use envforge_domain::time::UnixMillis;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::leader::{Leader, Stored, millis, with_source};
 use crate::measure::Backend;
@@ -191,6 +192,7 @@ impl Follower {
     async fn begin(&self) -> Result<Session, LogError> {
         let connection = *self.leader.connections.borrow();
         let config = pull::Config {
+            name: Some(format!("follower-{}", Uuid::now_v7().simple())),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.position.next().get() },
             ack_policy: AckPolicy::None,
             replay_policy: ReplayPolicy::Instant,

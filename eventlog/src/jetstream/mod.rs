@@ -4,6 +4,15 @@
 //! a decision rests on is read from the stream's leader. `recorded_at` is the server's time; a reader never sees it go back.
 //! With `sync_interval: always` and three replicas an acknowledged append survives kill -9 and power loss; that stands in
 //! the servers' configuration, which a client cannot see. Not here: stored forms (`schema`).
+//!
+//! Once the stream is made, the process needs no more rights on the servers than these (stream `ENVFORGE`, prefix
+//! `envforge`); the contract suite runs with them:
+//!
+//! ```text
+//! publish: envforge.>, $JS.API.STREAM.INFO.ENVFORGE, $JS.API.STREAM.MSG.GET.ENVFORGE, $JS.API.DIRECT.GET.ENVFORGE,
+//!          $JS.API.CONSUMER.CREATE.ENVFORGE.>, $JS.API.CONSUMER.INFO.ENVFORGE.>, $JS.API.CONSUMER.MSG.NEXT.ENVFORGE.>
+//! subscribe: _INBOX.>
+//! ```
 
 mod append;
 mod config;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{self, DiscardPolicy};
-use envforge_domain::commit::{Expectation, Position};
+use envforge_domain::commit::{Commit, Expectation, Position, StreamKind};
 use envforge_domain::secret::Secret;
 use envforge_eventlog::jetstream::{Config, Credentials, JetStreamLog};
 use envforge_eventlog::{AppendError, Checkpoint, Filter, LogError, NotTheSameLog, SharedLog};
@@ -35,14 +35,18 @@ async fn survives(site: Site, rounds: usize, kill: fn(&Site, usize)) {
         });
     }
     let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
-    let (known, mut heads) = (log.clone(), Vec::new());
+    let mut followed = Vec::new();
+    let followed_count = Arc::new(AtomicU64::new(0));
     let killer = tokio::task::spawn_blocking({
-        let acknowledged = Arc::clone(&acknowledged);
+        let (acknowledged, followed_count) = (Arc::clone(&acknowledged), Arc::clone(&followed_count));
         move || {
             for round in 0..rounds {
-                let (before, more) = (acknowledged.lock().unwrap().len(), rand::random_range(20..200));
-                envforge_testkit::wait_until("appends go on", DEADLINE, || {
-                    acknowledged.lock().unwrap().len() >= before + more
+                // One failure at a time: both sides have recovered from the one before.
+                let (appended, more) = (acknowledged.lock().unwrap().len(), rand::random_range(20..200));
+                let delivered = followed_count.load(Ordering::Relaxed);
+                envforge_testkit::wait_until("appends and the follower go on", DEADLINE, || {
+                    acknowledged.lock().unwrap().len() >= appended + more
+                        && followed_count.load(Ordering::Relaxed) > delivered
                 });
                 kill(&site, round);
             }
@@ -51,15 +55,16 @@ async fn survives(site: Site, rounds: usize, kill: fn(&Site, usize)) {
         }
     });
     while !killer.is_finished() {
-        heads.push(follower.next_commit().await.0);
+        followed.push(follower.next_commit().await.0);
+        followed_count.fetch_add(1, Ordering::Relaxed);
     }
     let site = killer.await.unwrap();
     writers.join_all().await;
-    let head = known.head().await.unwrap().position;
-    heads.extend(follower.until_caught(head).await);
-    let commits = all(&known).await;
+    let head = log.head().await.unwrap().position;
+    followed.extend(follower.until_caught(head).await);
+    let commits = all(&log).await;
     verify(&commits, &acknowledged.lock().unwrap());
-    assert_eq!(heads, commits, "the follower saw each commit once, across every restart");
+    assert_eq!(followed, commits, "the follower saw each commit once, across every restart");
     drop(site);
 }
 
@@ -70,7 +75,7 @@ async fn every_acknowledged_commit_survives_kill_9_of_the_server() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_commit_survives_kill_9_of_one_server_of_a_cluster_after_the_other() {
-    survives(Site::jetstream_cluster(), 6, |site, round| site.servers()[round % 3].restart()).await;
+    survives(Site::jetstream_cluster(), 4, |site, round| site.servers()[round % 3].restart()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,6 +224,63 @@ async fn who_cannot_prove_who_they_are_is_told_so() {
     assert!(reason.contains("credentials file /nowhere/at.all"), "{reason}");
     let log: SharedLog = Arc::new(JetStreamLog::open(config("right")).await.unwrap());
     assert_eq!(add(&log, &claim("a"), "1").await, at(1));
+}
+
+/// What the documentation says a process needs is enough for everything but making the stream, and for nothing worse.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_least_rights_are_enough() {
+    let extra_configuration = r#"
+        authorization { users: [
+            { user: operator, password: "operator" }
+            { user: envforge, password: "envforge", permissions: {
+                publish: [ "envforge.>", "$JS.API.STREAM.INFO.ENVFORGE", "$JS.API.STREAM.MSG.GET.ENVFORGE",
+                    "$JS.API.DIRECT.GET.ENVFORGE", "$JS.API.CONSUMER.CREATE.ENVFORGE.>",
+                    "$JS.API.CONSUMER.INFO.ENVFORGE.>", "$JS.API.CONSUMER.MSG.NEXT.ENVFORGE.>" ]
+                subscribe: [ "_INBOX.>" ]
+            } }
+        ] }"#
+        .to_owned();
+    let server = NatsServer::start_with(&NatsOptions { extra_configuration, ..NatsOptions::default() });
+    let config = |user: &str| Config {
+        credentials: Credentials::UserPassword { user: user.to_owned(), password: Secret::new(user.to_owned()) },
+        open_timeout: Duration::from_millis(300),
+        request_timeout: Duration::from_millis(300),
+        ..Config::new(server.url())
+    };
+    assert!(JetStreamLog::open(config("envforge")).await.is_err(), "it cannot make the stream");
+    drop(JetStreamLog::open(config("operator")).await.unwrap());
+    let log: SharedLog = Arc::new(JetStreamLog::open(config("envforge")).await.unwrap());
+    let mut everything = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    let filter = Filter { org: None, kinds: vec![StreamKind::Claim, StreamKind::DevLink] };
+    let mut filtered = Follower::start(&log, Checkpoint::START, filter).await;
+    add(&log, &claim("a"), "1").await;
+    let first = commit(&claim("a"), "2");
+    let second = Commit { command: first.command, ..commit(&claim("b"), "2") };
+    log.append(vec![(first, after(1)), (second, after(0))]).await.unwrap();
+    for follower in [&mut everything, &mut filtered] {
+        assert_eq!(follower.next_texts(3).await, ["1", "2", "2"]);
+        follower.until_caught(at(3)).await;
+    }
+    assert_eq!(all(&log).await.len(), 3);
+    assert_eq!(log.read_stream(&claim("a"), Position::START, 10).await.unwrap().len(), 2);
+    let options = async_nats::ConnectOptions::with_user_and_password("envforge".to_owned(), "envforge".to_owned());
+    let client = options.connect(server.url()).await.unwrap();
+    let mut context = async_nats::jetstream::new(client);
+    context.set_timeout(Duration::from_millis(300));
+    assert!(context.delete_stream("ENVFORGE").await.is_err());
+    assert_eq!(log.head().await.unwrap().position, at(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_to_a_deleted_stream_says_that_it_is_gone() {
+    let site = Site::jetstream();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    context(&site).await.delete_stream("ENVFORGE").await.unwrap();
+    let started = Instant::now();
+    let gone = append(&log, &commit(&claim("a"), "2"), after(1)).await;
+    assert!(matches!(gone, Err(AppendError::Log(LogError::NotTheSameLog(NotTheSameLog::Replaced { .. })))), "{gone:?}");
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -138,8 +138,9 @@ fn read_header<'a>(line: &'a [u8], facts: &mut Facts<'a>) -> Result<(), Protocol
         return Err(ProtocolFault::HeaderValue);
     }
     // Only these lengths can be a name that decides something.
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     match name.len() {
-        4 if name.eq_ignore_ascii_case(b"host") => {
+        4 if is(b"host") => {
             let value = trim(value);
             if facts.host.replace(value).is_some() {
                 return Err(ProtocolFault::RepeatedHost);
@@ -148,26 +149,24 @@ fn read_header<'a>(line: &'a [u8], facts: &mut Facts<'a>) -> Result<(), Protocol
                 return Err(ProtocolFault::InvalidHost);
             }
         }
-        6 if name.eq_ignore_ascii_case(b"expect") => {
-            if !trim(value).eq_ignore_ascii_case(b"100-continue") {
-                return Err(ProtocolFault::Expectation);
-            }
+        6 if is(b"expect") => {
+            let continues = trim(value).eq_ignore_ascii_case(b"100-continue");
+            continues.then_some(()).ok_or(ProtocolFault::Expectation)?;
         }
-        7 if name.eq_ignore_ascii_case(b"upgrade") => {
-            if std::mem::replace(&mut facts.upgrade, true) || !trim(value).eq_ignore_ascii_case(b"websocket") {
-                return Err(ProtocolFault::UpgradeToken);
-            }
+        7 if is(b"upgrade") => {
+            let repeated = std::mem::replace(&mut facts.upgrade, true);
+            let websocket = trim(value).eq_ignore_ascii_case(b"websocket");
+            (websocket && !repeated).then_some(()).ok_or(ProtocolFault::UpgradeToken)?;
         }
-        14 if name.eq_ignore_ascii_case(b"content-length") => {
+        14 if is(b"content-length") => {
             let length = parse_length(trim(value)).ok_or(ProtocolFault::ContentLength)?;
-            if facts.content_length.replace(length).is_some() {
-                return Err(ProtocolFault::RepeatedContentLength);
-            }
+            let repeated = facts.content_length.replace(length).is_some();
+            (!repeated).then_some(()).ok_or(ProtocolFault::RepeatedContentLength)?;
         }
-        17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-            if std::mem::replace(&mut facts.chunked, true) || !trim(value).eq_ignore_ascii_case(b"chunked") {
-                return Err(ProtocolFault::TransferEncoding);
-            }
+        17 if is(b"transfer-encoding") => {
+            let repeated = std::mem::replace(&mut facts.chunked, true);
+            let chunked = trim(value).eq_ignore_ascii_case(b"chunked");
+            (chunked && !repeated).then_some(()).ok_or(ProtocolFault::TransferEncoding)?;
         }
         _ => {}
     }

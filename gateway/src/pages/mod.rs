@@ -244,11 +244,11 @@ pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme) -> Resp
     }
     if denial.clears_session() {
         headers.append(SET_COOKIE, cookie::clear_session(scheme));
-        if denial != Denial::DuplicateSession {
-            // What the app left in this browser (service workers, cached pages) ends with the link. Not `cookies`,
-            // which would reach every workspace below the same domain.
-            headers.insert(&CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
-        }
+    }
+    if denial.ends_visit() && audience == Audience::Person {
+        // Service workers and cached pages of the app end with the link. Not `cookies`, which would reach every
+        // workspace below the same domain.
+        headers.insert(&CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
     }
     response
 }
@@ -297,11 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_link_takes_its_cookie_and_what_the_app_stored_along() {
+    fn an_ended_link_takes_what_the_app_stored_along_and_two_sessions_are_cleared() {
         let response = denial(Denial::LinkExpired, Audience::Person, Scheme::Https);
-        assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
         assert!(!response.headers()["clear-site-data"].to_str().unwrap().contains("cookies"));
-        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https);
         assert!(!response.headers().contains_key(SET_COOKIE));
+        let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https);
+        assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
+        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https);
+        assert!(!response.headers().contains_key(SET_COOKIE) && !response.headers().contains_key("clear-site-data"));
     }
 }

@@ -34,11 +34,11 @@ pub(super) const fn phase(phase: RuntimePhase) -> &'static str {
 /// What a link opens.
 pub(super) fn families(families: RouteFamilies) -> String {
     let named = families.iter().map(|family| match family {
-        RouteFamily::Web => "its pages",
-        RouteFamily::Api => "its data",
-        RouteFamily::Assets => "its images and files",
+        RouteFamily::Web => "pages",
+        RouteFamily::Api => "data",
+        RouteFamily::Assets => "files",
         RouteFamily::Websockets => "live updates",
-        RouteFamily::Marketing => "its public pages",
+        RouteFamily::Marketing => "public pages",
     });
     let named: Vec<&str> = named.collect();
     let text = match named.as_slice() {
@@ -92,10 +92,10 @@ mod tests {
             instant(UnixMillis::new(1_795_512_600_000)),
             "24 November 2026, 08:10 UTC".replace("08:10", &check())
         );
-        assert_eq!(families(RouteFamilies::NONE.with(RouteFamily::Web)), "Its pages");
+        assert_eq!(families(RouteFamilies::NONE.with(RouteFamily::Web)), "Pages");
         assert_eq!(
             families(RouteFamilies::NONE.with(RouteFamily::Web).with(RouteFamily::Api).with(RouteFamily::Websockets)),
-            "Its pages, its data and live updates"
+            "Pages, data and live updates"
         );
     }
 

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Ending, RequestBody, ResponseBody};
+use crate::config;
 use crate::connection::{ConnectionState, GuardedIo};
 use crate::denial::Denial;
 use crate::forward::{Forwarding, Passage, failure, prepare};
@@ -42,17 +43,17 @@ pub(crate) struct Sockets {
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     per_link: Mutex<AHashMap<LinkId, usize>>,
-    per_link_max: usize,
+    limits: config::Limits,
     open: metrics::Gauge,
 }
 
 impl Sockets {
-    pub(crate) fn new(per_link_max: usize, open: metrics::Gauge) -> Arc<Self> {
+    pub(crate) fn new(limits: &config::Limits, open: metrics::Gauge) -> Arc<Self> {
         Arc::new(Self {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             per_link: Mutex::default(),
-            per_link_max,
+            limits: limits.clone(),
             open,
         })
     }
@@ -60,7 +61,7 @@ impl Sockets {
     fn enter(self: &Arc<Self>, link: LinkId) -> Option<Socket> {
         let mut per_link = self.per_link.lock();
         let count = per_link.entry(link).or_insert(0);
-        if *count >= self.per_link_max {
+        if *count >= self.limits.websockets_per_link_max || self.tasks.len() >= self.limits.websockets_max {
             return None;
         }
         *count += 1;
@@ -171,7 +172,7 @@ impl Forwarding {
                 Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
                 Sent::Failed(error) => return Err(failure(&error, None)),
             },
-            () = passage.permit.cancel().cancelled() => return Err(passage.permit.ended(&self.view, passage.now)),
+            () = passage.permit.cancel().cancelled() => return Err(passage.permit.ended(&self.view, self.clock.now())),
             () = tokio::time::sleep(self.timeouts.response_head) => return Err(Denial::UpstreamTimeout),
         };
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -210,11 +211,14 @@ impl Forwarding {
             stop: sockets.stop.clone(),
             limits,
             open: open.into_socket(),
+            clock: Arc::clone(&self.clock),
         };
+        // Over HTTP/2 the connection goes on around the socket and must not pass for idle.
+        let in_flight = connection.begin_request();
         sockets.tasks.spawn(async move {
             let ended = run(splice, client_upgrade, app_upgrade).await;
             metric::ended("websocket", ended.as_str());
-            drop((socket, lease));
+            drop((socket, lease, in_flight));
         });
         Ok(Response::from_parts(parts, ResponseBody::empty()))
     }

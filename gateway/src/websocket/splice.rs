@@ -7,13 +7,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use envforge_domain::time::SharedClock;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{FrameTracker, close_frame};
 use crate::activity::OpenStream;
-use crate::clock;
 use crate::forward::LAST_WORD;
 
 /// Bytes under way in one direction.
@@ -29,7 +29,7 @@ const CLOSE_RESTART: u16 = 1012;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Normally,
-    AccessEnded,
+    Withdrawn,
     Expired,
     Idle,
     Shutdown,
@@ -41,7 +41,7 @@ impl Ended {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Normally => "normally",
-            Self::AccessEnded => "access_ended",
+            Self::Withdrawn => "withdrawn",
             Self::Expired => "expired",
             Self::Idle => "idle",
             Self::Shutdown => "shutdown",
@@ -62,6 +62,7 @@ pub(crate) struct Splice {
     pub(crate) stop: CancellationToken,
     pub(crate) limits: Limits,
     pub(crate) open: OpenStream,
+    pub(crate) clock: SharedClock,
 }
 
 /// One direction: what was read and not yet written.
@@ -157,8 +158,8 @@ impl Splice {
             });
             tokio::select! {
                 biased;
-                () = self.cancel[0].cancelled() => break Ended::AccessEnded,
-                () = self.cancel[1].cancelled() => break Ended::AccessEnded,
+                () = self.cancel[0].cancelled() => break Ended::Withdrawn,
+                () = self.cancel[1].cancelled() => break Ended::Withdrawn,
                 () = self.stop.cancelled() => break Ended::Shutdown,
                 result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
                 () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
@@ -166,7 +167,7 @@ impl Splice {
                     let now = Instant::now();
                     if std::mem::take(&mut moved) {
                         used_at = now;
-                        self.open.touch(clock::now());
+                        self.open.touch(self.clock.now());
                     } else if now >= used_at + self.limits.idle {
                         break Ended::Idle;
                     }
@@ -175,7 +176,7 @@ impl Splice {
             }
         };
         let last_word = match ended {
-            Ended::AccessEnded => Some((CLOSE_ACCESS_ENDED, "access ended")),
+            Ended::Withdrawn => Some((CLOSE_ACCESS_ENDED, "access ended")),
             Ended::Expired => Some((CLOSE_ACCESS_ENDED, "link expired")),
             Ended::Idle => Some((CLOSE_IDLE, "idle")),
             Ended::Shutdown => Some((CLOSE_RESTART, "restarting")),

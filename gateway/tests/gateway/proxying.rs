@@ -272,3 +272,27 @@ async fn a_stopping_gateway_finishes_what_is_under_way() {
     assert_eq!(reading.await.unwrap(), 20_000_000);
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_not_waited_for() {
+    let world = World::with(|config| config.timeouts.io.write = Duration::from_millis(300)).await;
+    let app = App::start().await;
+    world.ready(app.address).await;
+    let mut client = world.client().await;
+    client.send(world.get("/big?1000000000", "")).await;
+    client.head().await.unwrap();
+    // Nothing is read: the gateway gives up, and with it the stream counts no more.
+    until("the stream ends", || world.activity.of(world.workspace()).unwrap().open_streams == 0).await;
+    assert!(app.seen.produced.load(Ordering::SeqCst) < 100_000_000);
+}
+
+#[tokio::test]
+async fn after_a_body_that_an_app_may_leave_unread_its_connection_is_not_used_again() {
+    let (world, app) = ready().await;
+    let mut client = world.client().await;
+    for expected in [1, 2] {
+        client.send(world.get("/x", "Content-Length: 5\r\n") + "hello").await;
+        assert!(client.answer().await.unwrap().body.ends_with("hello"));
+        assert_eq!(app.seen.connections.load(Ordering::SeqCst), expected);
+    }
+}

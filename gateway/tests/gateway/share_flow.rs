@@ -49,7 +49,7 @@ async fn a_reviewer_gets_from_the_link_to_the_app() {
     world.ready(app.address).await;
     let page = world.raw(world.share_head("GET") + "\r\n").await.unwrap();
     assert_eq!(page.status, 200);
-    for part in ["Acme &lt;Works&gt;", "signed-links", "1 hour", "Its pages, its data", "<form method=\"post\">"] {
+    for part in ["Acme &lt;Works&gt;", "signed-links", "1 hour", "Pages, data, files", "<form method=\"post\">"] {
         assert!(page.body.contains(part), "no {part} in {}", page.body);
     }
     let policy = page.header("content-security-policy");
@@ -328,4 +328,26 @@ async fn an_expired_links_time_is_held_to_the_second() {
     assert_eq!(world.raw(&request).await.unwrap().status, 200);
     until("the link has expired", || now() >= end).await;
     assert_eq!(world.raw(&request).await.unwrap().code(), "link_expired");
+}
+
+#[tokio::test]
+async fn a_handoff_may_be_redeemed_at_another_gateway_and_once_over_all() {
+    let world = World::start().await;
+    let other = world.another().await;
+    let location = world.post_share().await.header("location").to_owned();
+    let code = location.split_once("code=").unwrap().1;
+    let redeem = |port: u16| {
+        let request = format!(
+            "GET /.envforge/handoff?code={code} HTTP/1.1\r\nHost: {}.{DOMAIN}:{port}\r\nUser-Agent: Test\r\n\r\n",
+            crate::world::LABEL
+        );
+        async move {
+            let mut client = crate::client::Client::connect(([127, 0, 0, 1], port).into()).await;
+            client.send(request).await;
+            client.answer().await.unwrap().status
+        }
+    };
+    let (here, there) = tokio::join!(redeem(world.port()), redeem(other.address().port()));
+    assert_eq!([here.min(there), here.max(there)], [303, 403]);
+    other.stop().await;
 }

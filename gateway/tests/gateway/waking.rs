@@ -126,6 +126,10 @@ async fn a_wake_that_fails_or_takes_too_long_ends_the_wait() {
         world.fail().await;
     });
     assert_eq!((answer.status, answer.code().as_str()), (502, "wake_failed"));
+    // For a while nobody tries again, and nobody waits for nothing.
+    assert_eq!(world.fetch("/y").await.code(), "wake_failed");
+    assert_eq!(world.visit("/y").await.status, 502);
+    assert_eq!(world.wakes().await, 1);
     let news = world.fetch("/.envforge/wake?seen=").await;
     assert!(news.body.contains("The app did not start") && !news.body.contains("private reason"));
 }
@@ -179,4 +183,36 @@ async fn a_request_that_arrives_while_going_to_sleep_is_answered_after_one_more_
         world.ready(app.address).await;
     });
     assert!(second.body.starts_with("GET /second\n"), "{second:?}");
+}
+
+#[tokio::test]
+async fn four_gateways_with_four_hundred_requests_make_one_wake_and_lose_none() {
+    let (world, app) = (World::start().await, App::start().await);
+    let mut gateways = Vec::new();
+    for _ in 0..3 {
+        gateways.push(world.another().await);
+    }
+    let mut ports = vec![world.port()];
+    ports.extend(gateways.iter().map(|gateway| gateway.address().port()));
+    let requests: Vec<_> = (0..400)
+        .map(|index: usize| {
+            let port = ports[index % ports.len()];
+            let request = world.get(&format!("/{index}"), "").replace(&world.port().to_string(), &port.to_string());
+            tokio::spawn(async move {
+                let mut client = crate::client::Client::connect(([127, 0, 0, 1], port).into()).await;
+                client.send(request).await;
+                client.answer().await.unwrap().status
+            })
+        })
+        .collect();
+    world.woken().await;
+    world.ready(app.address).await;
+    for request in requests {
+        assert_eq!(request.await.unwrap(), 200);
+    }
+    assert_eq!(world.wakes().await, 1);
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 400);
+    for gateway in gateways {
+        gateway.stop().await;
+    }
 }

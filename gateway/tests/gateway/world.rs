@@ -15,7 +15,7 @@ use envforge_domain::manifest::{Manifest, PathPrefix, Probe, Readiness, Route, S
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeStage};
 use envforge_domain::secret::{Secret, TokenDigest};
-use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
@@ -30,6 +30,16 @@ pub(crate) const LABEL: &str = "web--signed-links--acme";
 /// What the reviewer's browser keeps.
 pub(crate) const COOKIE: &str = "0123456789012345678901234567890123456789abc";
 
+/// The machine's clock: these tests measure against real timers and sockets.
+struct MachineClock;
+
+impl Clock for MachineClock {
+    fn now(&self) -> UnixMillis {
+        now()
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the tests' one clock")]
 pub(crate) fn now() -> UnixMillis {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     UnixMillis::new(since.as_millis() as u64)
@@ -98,7 +108,31 @@ fn manifest() -> Manifest {
     }
 }
 
+fn config() -> Config {
+    Config::new(DOMAIN, Scheme::PlainHttpDev, "127.0.0.1:0".parse().unwrap())
+}
+
+fn parts(log: &SharedLog, hot: &Arc<Hot>, signing: &SigningKey, activity: &Activity) -> Parts {
+    let commands = Arc::new(Commands::new(Arc::clone(log)));
+    let authorizer = Authorizer::new(Arc::clone(log), Arc::clone(hot), Arc::new(DenialSink::default()));
+    Parts {
+        view: Arc::clone(&hot.gateway),
+        decisions: Arc::new(LogDecisions::new(commands, authorizer)) as Arc<dyn Decisions>,
+        verifier: ShareVerifier::new([signing.verification_key()]).unwrap(),
+        handoff_key: HandoffKey::derive(&Secret::new("a secret that all gateways of a domain share".to_owned())),
+        activity: activity.clone(),
+        clock: Arc::new(MachineClock),
+    }
+}
+
 impl World {
+    /// Another gateway of the same domain: its own follower of the log, its own port.
+    pub(crate) async fn another(&self) -> Gateway {
+        let hot = Hot::start(Arc::clone(&self.log), self.deaf.clone());
+        hot.caught_up().await.unwrap();
+        Gateway::start(config(), parts(&self.log, &hot, &self.signing, &Activity::default())).await.unwrap()
+    }
+
     /// A gateway with one active link for `web` and one session; the runtime sleeps.
     pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
@@ -110,19 +144,10 @@ impl World {
         let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
         let deaf = CancellationToken::new();
         let hot = Hot::start(Arc::clone(&log), deaf.clone());
-        let commands = Arc::new(Commands::new(Arc::clone(&log)));
-        let authorizer = Authorizer::new(Arc::clone(&log), Arc::clone(&hot), Arc::new(DenialSink::default()));
         let activity = Activity::default();
-        let mut config = Config::new(DOMAIN, Scheme::PlainHttpDev, "127.0.0.1:0".parse().unwrap());
+        let mut config = config();
         change(&mut config);
-        let parts = Parts {
-            view: Arc::clone(&hot.gateway),
-            decisions: Arc::new(LogDecisions::new(commands, authorizer)) as Arc<dyn Decisions>,
-            verifier: ShareVerifier::new([signing.verification_key()]).unwrap(),
-            handoff_key: HandoffKey::random().unwrap(),
-            activity: activity.clone(),
-        };
-        let gateway = Gateway::start(config, parts).await.unwrap();
+        let gateway = Gateway::start(config, parts(&log, &hot, &signing, &activity)).await.unwrap();
         let world = Self { gateway, hot, log, activity, deaf, signing, _directory: directory };
         world.seed().await;
         world

@@ -1,0 +1,119 @@
+//! `envforge projections`: how far the read models are, and rebuilding one beside the live one.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use envforge_eventlog::SharedLog;
+use envforge_eventlog::sqlite::SqliteLog;
+use envforge_projections::sql::rebuild::rebuild;
+use envforge_projections::sql::{Database, ModelName, RebuildProgress};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::data_dir::DataDir;
+use super::serve::StoreArgs;
+use super::telemetry::{self, LogFormat};
+
+/// Look after the SQL read models.
+#[derive(Args, Debug)]
+pub(crate) struct ProjectionsArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Position of each read model and of the log.
+    Ls(#[command(flatten)] Place),
+    /// Fold the whole log into a new copy of a read model, compare it with the live one and switch readers to it.
+    Rebuild {
+        /// directory, audit, meter or command_ids
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Which control plane: `dev`'s embedded stores, or NATS and PostgreSQL.
+#[derive(Args, Debug)]
+struct Place {
+    /// Data directory of `envforge dev`, which must not be running. Default: this user's.
+    #[arg(long, value_name = "DIR", env = "ENVFORGE_DATA", conflicts_with = "nats")]
+    data: Option<PathBuf>,
+    /// NATS servers of the log.
+    #[arg(long, value_name = "URL", value_delimiter = ',', env = "ENVFORGE_NATS_URL", requires = "database_url_file")]
+    nats: Vec<String>,
+    /// File with the PostgreSQL URL.
+    #[arg(long, value_name = "FILE", env = "ENVFORGE_DATABASE_URL_FILE")]
+    database_url_file: Option<PathBuf>,
+    /// Print JSON for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Place {
+    async fn open(&self) -> anyhow::Result<(SharedLog, Database)> {
+        if !self.nats.is_empty() {
+            let stores = StoreArgs::for_tools(self.nats.clone(), self.database_url_file.clone());
+            return Ok((stores.log("projections").await?, stores.database().await?));
+        }
+        let data = DataDir::open(&match &self.data {
+            Some(path) => path.clone(),
+            None => DataDir::default_path()?,
+        })?;
+        let log: SharedLog = Arc::new(SqliteLog::open(envforge_eventlog::sqlite::Config::new(data.log())).await?);
+        Ok((log, Database::connect_sqlite(&data.read_models()).await?))
+    }
+}
+
+pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
+    telemetry::install("warn", LogFormat::Text)?;
+    match args.verb {
+        Verb::Ls(place) => {
+            let (log, database) = place.open().await?;
+            let head = log.head().await?.position;
+            for model in ModelName::ALL {
+                let position = database.position(model).await?;
+                if place.json {
+                    println!("{}", serde_json::json!({ "name": model.to_string(), "position": position.get(), "log": head.get() }));
+                } else {
+                    println!("{:<14} {:>12} of {:>12}", model.to_string(), position.get(), head.get());
+                }
+            }
+            Ok(())
+        }
+        Verb::Rebuild { name, place } => {
+            let model: ModelName = name.parse()?;
+            let (log, database) = place.open().await?;
+            let bar = if place.json || !std::io::stderr().is_terminal() {
+                ProgressBar::hidden()
+            } else {
+                let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} commits, {eta} left")?;
+                ProgressBar::new(0).with_style(style).with_message(format!("Rebuilding {model}"))
+            };
+            let shown = bar.clone();
+            let progress = move |progress: RebuildProgress| {
+                shown.set_length(progress.target.get());
+                shown.set_position(progress.position.get());
+            };
+            let rebuilt = rebuild(&log, &database, model, progress).await?;
+            bar.finish_and_clear();
+            if place.json {
+                println!(
+                    "{}",
+                    serde_json::json!({
+                        "name": model.to_string(),
+                        "generation": rebuilt.generation,
+                        "compared_at": rebuilt.compared_at.get(),
+                        "unchanged": rebuilt.unchanged(),
+                    })
+                );
+            } else {
+                let verdict = if rebuilt.unchanged() { "the rows are the same" } else { "the rows have changed" };
+                println!("Rebuilt {model} up to position {}: {verdict}.", rebuilt.switched_at);
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Builders of history for the tests of the hot views.
+#![allow(clippy::unwrap_used)]

@@ -1,0 +1,148 @@
+//! Hosts and what is placed on them, and the planner that chooses one.
+//!
+//! INVARIANT: a plan never names a host of another organization (SPEC, rule 1): the planner sees the hosts of one
+//! organization only, in a value that nothing but `hosts_of` makes. Not here: registering and placing (commands), which
+//! the host's aggregate and the machine's claim check again.
+
+use std::collections::BTreeMap;
+
+use ahash::{AHashMap, AHashSet};
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::Recorded;
+use envforge_domain::event::Event;
+use envforge_domain::host::{ActiveHost, Capacity, Host};
+use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use parking_lot::RwLock;
+
+/// The view.
+#[derive(Default)]
+pub struct PlacementView {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Active hosts, with what is left on each.
+    hosts: AHashMap<HostId, (ActiveHost, Capacity)>,
+    hosts_of: AHashMap<OrgId, AHashSet<HostId>>,
+    placed_on: AHashMap<WorkspaceId, HostId>,
+}
+
+/// The active hosts of one organization. Only `PlacementView::hosts_of` makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrganizationHosts {
+    org: OrgId,
+    hosts: Vec<HostRoom>,
+}
+
+/// A host as the planner sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct HostRoom {
+    host: HostId,
+    room: Capacity,
+    /// What the workspace to be planned takes there already.
+    own: Option<Capacity>,
+}
+
+/// Where a workspace goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    On(HostId),
+    /// No host of the organization has room: it needs another one.
+    NeedsHost,
+}
+
+impl OrganizationHosts {
+    pub fn org(&self) -> OrgId {
+        self.org
+    }
+
+    /// Chooses a host for the workspace. Pure: the same hosts and needs give the same answer anywhere.
+    ///
+    /// It stays where it is while it fits there. Else the host with the least left afterwards (memory, which cannot be
+    /// shared, before CPU), and of equal ones the oldest.
+    pub fn plan(&self, needs: &Capacity) -> Placement {
+        let with_own = |host: &HostRoom| host.own.map_or(host.room, |own| host.room.plus(&own));
+        let fits = |host: &&HostRoom| needs.fits_into(&with_own(host));
+        let rank = |host: &&HostRoom| {
+            let left = with_own(host).minus(needs);
+            (host.own.is_none(), left.memory_mib, left.cpu_millicores, host.host)
+        };
+        self.hosts.iter().filter(fits).min_by_key(rank).map_or(Placement::NeedsHost, |host| Placement::On(host.host))
+    }
+}
+
+impl PlacementView {
+    /// The active hosts of an organization, as a plan for this workspace needs them.
+    pub fn hosts_of(&self, org: OrgId, workspace: WorkspaceId) -> OrganizationHosts {
+        let inner = self.inner.read();
+        let hosts = inner
+            .hosts_of
+            .get(&org)
+            .into_iter()
+            .flatten()
+            .filter_map(|host| inner.hosts.get(host))
+            .filter(|(host, _)| host.org == org)
+            .map(|(host, room)| HostRoom { host: host.host, room: *room, own: host.placed.get(&workspace).copied() })
+            .collect();
+        OrganizationHosts { org, hosts }
+    }
+
+    /// Where a workspace is placed.
+    pub fn host_of(&self, workspace: WorkspaceId) -> Option<HostId> {
+        self.inner.read().placed_on.get(&workspace).copied()
+    }
+
+    /// What is placed on an active host.
+    pub fn placed(&self, host: HostId) -> Option<BTreeMap<WorkspaceId, Capacity>> {
+        self.inner.read().hosts.get(&host).map(|(host, _)| host.placed.clone())
+    }
+
+    pub(crate) fn apply(&self, recorded: &Recorded) {
+        for event in &recorded.commit.events {
+            if let Event::Host(event) = event
+                && let Ok(host) = recorded.commit.stream.key().parse()
+            {
+                self.inner.write().apply(host, event);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, id: HostId, event: &envforge_domain::host::HostEvent) {
+        use envforge_domain::host::HostEvent;
+        let before = self.hosts.remove(&id).map_or(Host::Unknown, |(host, _)| Host::Active(host));
+        match event {
+            HostEvent::Registered { org, .. } => {
+                self.hosts_of.entry(*org).or_default().insert(id);
+            }
+            HostEvent::Placed { workspace, .. } => {
+                self.placed_on.insert(*workspace, id);
+            }
+            HostEvent::Released { workspace } => self.forget(*workspace, id),
+            HostEvent::Retired => {
+                if let Host::Active(host) = &before {
+                    if let Some(hosts) = self.hosts_of.get_mut(&host.org) {
+                        hosts.remove(&id);
+                    }
+                    host.placed.keys().for_each(|workspace| self.forget(*workspace, id));
+                }
+            }
+        }
+        if let Host::Active(host) = Host::evolve(before, event) {
+            let room = host.room();
+            self.hosts.insert(id, (host, room));
+        }
+    }
+
+    /// It may stand elsewhere already: it was placed there before it was released here.
+    fn forget(&mut self, workspace: WorkspaceId, host: HostId) {
+        if self.placed_on.get(&workspace) == Some(&host) {
+            self.placed_on.remove(&workspace);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Runtimes as whoever waits for one sees them: a channel for each workspace, told by every change.
+//!
+//! Not here: deciding to wake (domain, commands) and what is due for a runtime (reactors).
+
+use std::net::SocketAddr;
+
+use ahash::AHashMap;
+use envforge_domain::ids::WorkspaceId;
+use envforge_domain::runtime::{Epoch, RuntimeEvent, WakeStage};
+use envforge_domain::slug::ServiceName;
+use envforge_domain::time::UnixMillis;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuntimePhase {
+    Asleep,
+    Waking,
+    Ready,
+    Sleeping,
+    Failed,
+}
+
+/// A runtime as of now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeView {
+    pub phase: RuntimePhase,
+    pub epoch: Epoch,
+    pub stage: Option<WakeStage>,
+    /// When the phase began, by the log's clock. The epoch's start for one that was never woken.
+    pub since: UnixMillis,
+    /// Only while ready.
+    pub endpoints: Vec<(ServiceName, SocketAddr)>,
+}
+
+impl Default for RuntimeView {
+    /// Never woken.
+    fn default() -> Self {
+        Self {
+            phase: RuntimePhase::Asleep,
+            epoch: Epoch(0),
+            stage: None,
+            since: UnixMillis::EPOCH,
+            endpoints: Vec::new(),
+        }
+    }
+}
+
+/// All runtimes.
+#[derive(Default)]
+pub(crate) struct Runtimes {
+    channels: RwLock<AHashMap<WorkspaceId, watch::Sender<RuntimeView>>>,
+}
+
+impl Runtimes {
+    pub(crate) fn subscribe(&self, workspace: WorkspaceId) -> watch::Receiver<RuntimeView> {
+        if let Some(sender) = self.channels.read().get(&workspace) {
+            return sender.subscribe();
+        }
+        self.channels.write().entry(workspace).or_default().subscribe()
+    }
+
+    pub(crate) fn apply(&self, workspace: WorkspaceId, event: &RuntimeEvent, at: UnixMillis) {
+        if let Some(sender) = self.channels.read().get(&workspace) {
+            tell(sender, event, at);
+            return;
+        }
+        tell(self.channels.write().entry(workspace).or_default(), event, at);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn snapshot(&self) -> Vec<(WorkspaceId, RuntimeView)> {
+        self.channels.read().iter().map(|(workspace, sender)| (*workspace, sender.borrow().clone())).collect()
+    }
+}
+
+fn tell(sender: &watch::Sender<RuntimeView>, event: &RuntimeEvent, at: UnixMillis) {
+    sender.send_if_modified(|view| match next(view, event, at) {
+        Some(next) => {
+            *view = next;
+            true
+        }
+        None => false,
+    });
+}
+
+/// The view after an event; `None` where nobody who waits would see a difference.
+fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<RuntimeView> {
+    let phase =
+        |phase, epoch: &Epoch| Some(RuntimeView { phase, epoch: *epoch, stage: None, since, endpoints: Vec::new() });
+    match event {
+        RuntimeEvent::WakeRequested { epoch, .. } => phase(RuntimePhase::Waking, epoch),
+        RuntimeEvent::StageReached { stage, .. } if view.phase == RuntimePhase::Waking => {
+            Some(RuntimeView { stage: Some(stage.clone()), ..view.clone() })
+        }
+        // Ready only with endpoints: both events stand in one commit, the second one makes it visible.
+        RuntimeEvent::EndpointsBound { epoch, endpoints, .. } => Some(RuntimeView {
+            phase: RuntimePhase::Ready,
+            epoch: *epoch,
+            stage: None,
+            since,
+            endpoints: endpoints.clone(),
+        }),
+        RuntimeEvent::SleepRequested { epoch, .. } => phase(RuntimePhase::Sleeping, epoch),
+        RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. } => phase(RuntimePhase::Asleep, epoch),
+        RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch),
+        RuntimeEvent::StageReached { .. }
+        | RuntimeEvent::WakeQueued { .. }
+        | RuntimeEvent::Ready { .. }
+        | RuntimeEvent::LeaseRenewed { .. }
+        | RuntimeEvent::ActivitySeen { .. }
+        | RuntimeEvent::KeptAwake { .. }
+        | RuntimeEvent::SleepPostponed { .. } => None,
+    }
+}
