@@ -343,7 +343,7 @@ pub fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> im
                 return found;
             }
             assert!(Instant::now() < deadline, "{what} did not come");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await; // pause: between two looks
         }
     }
 }

@@ -1,1 +1,1 @@
-//!
+//! Specifications of the authorization view: memberships, grants, sessions and links as facts.

@@ -1,1 +1,1 @@
-//!
+//! Specifications of placement: packing, and never two organizations on one host.
