@@ -41,12 +41,14 @@ pub(crate) struct Passage<'a> {
     /// Host name of the workspace, for its cookies.
     pub(crate) own_host: &'a str,
     pub(crate) now: UnixMillis,
+    /// The same moment on the clock of timers.
+    pub(crate) begun: Instant,
 }
 
 impl Passage<'_> {
     /// When the right to this request ends, on the clock of timers.
     pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.permit.ends_at().since(self.now).to_duration()
+        self.begun + self.permit.ends_at().since(self.now).to_duration()
     }
 }
 
@@ -62,8 +64,13 @@ impl Forwarding {
         let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;
         prepare(&mut parts, passage.forwarded);
         let request = Request::from_parts(parts, body);
-        let (response, lease) = self.exchange(&passage, request, upload.as_deref(), deadline).await?;
+        let takes_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref(), deadline).await?;
         self.meters.forwarded.increment(1);
+        // An app that ignores a GET's body, or answers before it has read an upload, may mistake the rest.
+        if upload.as_ref().is_some_and(|upload| !takes_body || !upload.finished()) {
+            lease.retire();
+        }
         self.answer(&passage, response, lease, upload, deadline, open)
     }
 
@@ -130,6 +137,11 @@ impl Forwarding {
     ) -> Result<Sent, Denial> {
         let head_limit = self.timeouts.response_head;
         let mut sending = std::pin::pin!(lease.send(request));
+        // Most answers come within this; only the others pay for being watched. What is revoked meanwhile ends at the
+        // first piece of its body.
+        if let Ok(sent) = tokio::time::timeout_at(passage.begun + QUICK, sending.as_mut()).await {
+            return Ok(sent);
+        }
         loop {
             tokio::select! {
                 biased;
@@ -222,5 +234,7 @@ pub(crate) fn failure(error: &hyper::Error, upload: Option<&UploadOutcome>) -> D
     }
 }
 
+/// An answer that takes longer is watched for the end of its right.
+const QUICK: Duration = Duration::from_millis(50);
 /// Longest time that anything waits for a client to take a last word.
 pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);

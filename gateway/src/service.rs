@@ -157,7 +157,9 @@ impl Connection {
             Reached::App(endpoint) => endpoint,
             Reached::WakingPage(page) => return Ok(*page),
         };
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now };
+        // A held request starts anew: it was admitted before it waited, and whatever ended meanwhile has cancelled it.
+        let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
+        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {
@@ -238,9 +240,7 @@ impl Connection {
             let news = runtime.borrow_and_update().clone();
             let refusal = match news.phase {
                 RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
-                    waker.refusal(permit.workspace())
-                }
+                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit),
             };
             let answer = pages::WakeNews::new(&news, refusal);
             if answer.tag != seen || tokio::time::Instant::now() >= deadline {

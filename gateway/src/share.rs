@@ -204,7 +204,10 @@ impl Share {
     fn browser(&self, headers: &HeaderMap, client: &Client) -> TokenDigest {
         let mut facts = Vec::with_capacity(200);
         if self.config.handoff_bound_to_address {
-            facts.extend_from_slice(client.address.ip().to_canonical().to_string().as_bytes());
+            let address = client.address.ip().to_canonical();
+            // Browsers reach localhost names by either loopback address.
+            let text = if address.is_loopback() { "loopback".to_owned() } else { address.to_string() };
+            facts.extend_from_slice(text.as_bytes());
         }
         facts.push(0);
         for agent in headers.get_all(USER_AGENT) {

@@ -54,6 +54,8 @@ pub(crate) struct Lease {
     endpoint: Arc<Endpoint>,
     link: LinkId,
     reused_after: Option<Duration>,
+    /// Whether another request may follow on this connection.
+    reusable: bool,
 }
 
 impl Upstreams {
@@ -82,7 +84,7 @@ impl Upstreams {
             // Ready at once unless the app is still closing or finishing; either is known within a moment.
             if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, sender.ready()).await {
                 self.meters.reused.increment(1);
-                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()) });
+                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()), reusable: true });
             }
         }
         self.connect(endpoint, link).await
@@ -112,7 +114,7 @@ impl Upstreams {
             }
             drop(slot);
         });
-        Ok(Lease { sender, endpoint, link, reused_after: None })
+        Ok(Lease { sender, endpoint, link, reused_after: None, reusable: true })
     }
 
     async fn slot(&self, endpoint: &Arc<Endpoint>) -> Result<OwnedSemaphorePermit, Denial> {
@@ -222,9 +224,15 @@ impl Lease {
         self.reused_after.is_some_and(|waited| waited > FRESH)
     }
 
+    /// The connection ends with this request: the app may have left bytes of it unread, which it would take for the
+    /// next one.
+    pub(crate) fn retire(&mut self) {
+        self.reusable = false;
+    }
+
     pub(crate) fn give_back(self) {
-        let Self { sender, endpoint, link, .. } = self;
-        if sender.is_closed() {
+        let Self { sender, endpoint, link, reusable, .. } = self;
+        if !reusable || sender.is_closed() {
             return;
         }
         endpoint.idle.lock().entry(link).or_default().push_back(Idle { sender, since: Instant::now() });

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use envforge_domain::access::Permit;
-use envforge_domain::ids::WorkspaceId;
+use envforge_domain::ids::{LinkId, WorkspaceId};
 use envforge_domain::runtime::Epoch;
 use envforge_domain::time::SharedClock;
 use parking_lot::Mutex;
@@ -29,6 +29,8 @@ use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView}
 const ACCEPTED_SHOWS_WITHIN: Duration = Duration::from_secs(3);
 /// A runtime that failed is not woken again by the same gateway before this.
 const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// A refused wake is not asked for again by the same link before this.
+const REFUSED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const WAKE_ATTEMPTS_MAX: u32 = 4;
 /// Heads are counted in these, rounded up.
 const BYTES_PER_UNIT: usize = 1024;
@@ -44,13 +46,18 @@ enum Asked {
 struct Ask {
     outcome: watch::Receiver<Asked>,
     at: Instant,
+    /// What the view showed then: a later epoch is what the ask has led to.
+    epoch: Epoch,
 }
+
+/// Links have budgets of their own, so each asks for itself; between them the log decides.
+type AskKey = (WorkspaceId, LinkId);
 
 pub(crate) struct Waker {
     view: Arc<GatewayView>,
     decisions: Arc<dyn Decisions>,
     clock: SharedClock,
-    asks: Arc<Mutex<AHashMap<WorkspaceId, Ask>>>,
+    asks: Mutex<AHashMap<AskKey, Ask>>,
     held: Arc<Semaphore>,
     held_bytes: Arc<Semaphore>,
     per_workspace: Arc<Mutex<AHashMap<WorkspaceId, usize>>>,
@@ -72,7 +79,7 @@ impl Waker {
             view,
             decisions,
             clock,
-            asks: Arc::default(),
+            asks: Mutex::default(),
             held: Arc::new(Semaphore::new(limits.held_requests_max)),
             held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
             per_workspace: Arc::default(),
@@ -87,7 +94,7 @@ impl Waker {
         if runtime.phase == RuntimePhase::Waking {
             return Ok(());
         }
-        let outcome = *self.ask(permit, runtime).borrow();
+        let outcome = *self.ask(permit, runtime)?.borrow();
         match outcome {
             Asked::Refused(denial) => Err(denial),
             Asked::Pending | Asked::Accepted => Ok(()),
@@ -95,9 +102,9 @@ impl Waker {
     }
 
     /// What the last wake that this gateway asked for was refused with, if it was.
-    pub(crate) fn refusal(&self, workspace: WorkspaceId) -> Option<Denial> {
+    pub(crate) fn refusal(&self, permit: &ForwardPermit) -> Option<Denial> {
         let asks = self.asks.lock();
-        let ask = asks.get(&workspace)?;
+        let ask = asks.get(&(permit.workspace(), permit.link().link))?;
         let outcome = *ask.outcome.borrow();
         match outcome {
             Asked::Refused(denial) => Some(denial),
@@ -126,7 +133,7 @@ impl Waker {
             if seen.phase == RuntimePhase::Failed && seen.epoch > before {
                 return Err(Denial::WakeFailed);
             }
-            let mut asked = (seen.phase != RuntimePhase::Waking).then(|| self.ask(permit, &seen));
+            let mut asked = (seen.phase != RuntimePhase::Waking).then(|| self.ask(permit, &seen)).transpose()?;
             if let Some(asked) = &asked
                 && let Asked::Refused(denial) = *asked.borrow()
             {
@@ -152,35 +159,40 @@ impl Waker {
     }
 
     /// The ask under way, or a new one in a task of its own.
-    fn ask(&self, permit: &ForwardPermit, runtime: &RuntimeView) -> watch::Receiver<Asked> {
-        let workspace = permit.workspace();
+    fn ask(&self, permit: &ForwardPermit, runtime: &RuntimeView) -> Result<watch::Receiver<Asked>, Denial> {
+        let key: AskKey = (permit.workspace(), permit.link().link);
         let mut asks = self.asks.lock();
-        if let Some(ask) = asks.get(&workspace) {
+        if let Some(ask) = asks.get(&key) {
             let outcome = *ask.outcome.borrow();
             let age = ask.at.elapsed();
             let stands = match outcome {
                 Asked::Pending => true,
-                Asked::Accepted if runtime.phase == RuntimePhase::Failed => age < FAILED_AGAIN_AFTER,
+                Asked::Accepted if runtime.phase == RuntimePhase::Failed && runtime.epoch > ask.epoch => {
+                    if age < FAILED_AGAIN_AFTER {
+                        return Err(Denial::WakeFailed);
+                    }
+                    false
+                }
                 Asked::Accepted => age < ACCEPTED_SHOWS_WITHIN,
-                // The next link may have a budget left, and the team may have raised the cap.
-                Asked::Refused(_) => age < Duration::from_millis(500),
+                // The team may have raised the cap meanwhile.
+                Asked::Refused(_) => age < REFUSED_AGAIN_AFTER,
             };
             if stands {
-                return ask.outcome.clone();
+                return Ok(ask.outcome.clone());
             }
         }
         if asks.len() > 10_000 {
             asks.retain(|_, ask| ask.at.elapsed() < FAILED_AGAIN_AFTER);
         }
         let (sender, outcome) = watch::channel(Asked::Pending);
-        asks.insert(workspace, Ask { outcome: outcome.clone(), at: Instant::now() });
+        asks.insert(key, Ask { outcome: outcome.clone(), at: Instant::now(), epoch: runtime.epoch });
         drop(asks);
-        let ask = AskWake { workspace, link: permit.link().link, session: permit.session(), now: self.clock.now() };
+        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.clock.now() };
         let permit = match permit.wake_permit(ask.now) {
             Ok(permit) => permit,
             Err(denial) => {
                 sender.send_replace(Asked::Refused(denial));
-                return outcome;
+                return Ok(outcome);
             }
         };
         let decisions = Arc::clone(&self.decisions);
@@ -195,7 +207,7 @@ impl Waker {
                 Err(denial) => Asked::Refused(denial),
             });
         });
-        outcome
+        Ok(outcome)
     }
 
     pub(crate) fn place(&self, workspace: WorkspaceId, head_bytes: usize) -> Result<Place, Denial> {

@@ -115,6 +115,11 @@ impl Hot {
         still_following(reached.ok().as_deref())
     }
 
+    /// Whether the views have everything that stood in the log when they started.
+    pub fn is_caught_up(&self) -> bool {
+        self.progress.borrow().caught_up
+    }
+
     /// Waits until everything up to `wanted` is folded.
     ///
     /// # Errors

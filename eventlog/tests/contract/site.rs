@@ -9,7 +9,8 @@ use envforge_eventlog::sqlite::{self, SqliteLog};
 use envforge_eventlog::{LogError, SharedLog};
 use envforge_testkit::{NatsOptions, NatsServer, TestDir, free_port};
 
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Ample: a cluster that lost a server elects new leaders for some seconds, in which nobody hears anything.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub enum Site {
     Sqlite(TestDir),
@@ -71,8 +72,8 @@ impl Site {
     async fn stop(&self, log: SharedLog) {
         drop(log);
         match self {
-            // The writer closes the file after its last sender is gone; whoever opens it next waits for the lock.
-            Self::Sqlite(_) => drop(open(&self.address()).await),
+            // The former owner closes the file in its own time; whoever opens it next waits for the lock.
+            Self::Sqlite(_) => open_file(&self.address()).await.close().await,
             Self::JetStream(servers) => servers.lock().unwrap().iter_mut().for_each(NatsServer::kill9),
         }
     }
@@ -126,10 +127,14 @@ pub async fn open(address: &str) -> SharedLog {
         let config = jetstream::Config { servers, replicas, ..jetstream::Config::new(String::new()) };
         return Arc::new(JetStreamLog::open(config).await.unwrap());
     }
+    Arc::new(open_file(address).await)
+}
+
+async fn open_file(directory: &str) -> SqliteLog {
     let started = Instant::now();
     loop {
-        match SqliteLog::open(sqlite::Config::new(address)).await {
-            Ok(log) => return Arc::new(log),
+        match SqliteLog::open(sqlite::Config::new(directory)).await {
+            Ok(log) => return log,
             Err(LogError::Open(reason)) if reason.contains("in use") && started.elapsed() < DEADLINE => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -182,6 +182,7 @@ impl<S> GuardedIo<S> {
                 Wire::Head | Wire::HeadOrUpgraded => match scan(rest) {
                     HeadScan::Complete(head) => {
                         at += head.length;
+                        self.waiting = Waiting::Nothing;
                         self.wire = match BodyScan::begin(head.framing) {
                             BodyScan::Done if head.upgrade => Wire::HeadOrUpgraded,
                             BodyScan::Done => Wire::Head,
@@ -299,7 +300,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedIo<S> {
             if read == 0 {
                 return Poll::Ready(Ok(()));
             }
-            this.waiting = Waiting::Nothing;
+            // The clock of a head that has begun goes on: a byte now and then is no progress.
+            if this.partial.is_empty() && this.waiting != Waiting::RestOfHead {
+                this.waiting = Waiting::Nothing;
+            }
             let outcome = if this.partial.is_empty() {
                 // Borrowed for the check alone: `buf` is the caller's.
                 this.check(&buf.filled()[before..])
@@ -431,6 +435,117 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
                 }
                 Ok(()) | Err(_) => return Poll::Ready(Ok(())),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const TIMEOUTS: IoTimeouts = IoTimeouts {
+        head: Duration::from_secs(5),
+        idle: Duration::from_secs(5),
+        body: Duration::from_secs(5),
+        write: Duration::from_secs(5),
+    };
+
+    /// What hyper would read of `wire` when it comes in pieces of these sizes and is taken in others.
+    fn read_through(wire: &[u8], cuts: &[usize], takes: &[usize]) -> Vec<u8> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(1 << 20);
+            let mut guarded = GuardedIo::http1(server, Arc::new(ConnectionState::default()), TIMEOUTS);
+            let (mut read, mut sent) = (Vec::new(), 0);
+            let (mut cuts, mut takes) = (cuts.iter().cycle(), takes.iter().cycle());
+            loop {
+                let mut buffer = vec![0; *takes.next().unwrap()];
+                let taken = tokio::select! {
+                    biased;
+                    taken = guarded.read(&mut buffer) => taken.unwrap(),
+                    () = tokio::task::yield_now() => {
+                        if sent == wire.len() {
+                            return read;
+                        }
+                        let end = (sent + cuts.next().unwrap()).min(wire.len());
+                        client.write_all(&wire[sent..end]).await.unwrap();
+                        sent = end;
+                        continue;
+                    }
+                };
+                read.extend_from_slice(&buffer[..taken]);
+            }
+        })
+    }
+
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let body = proptest::collection::vec(any::<u8>(), 0..60);
+        (0_u8..4, "[a-z/]{0,12}", body).prop_map(|(kind, path, body)| {
+            let mut wire = match kind {
+                0 => format!("GET /{path} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes(),
+                1 => format!("GET /{path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n").into_bytes(),
+                2 => format!("POST /{path} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes(),
+                _ => b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(),
+            };
+            match kind {
+                2 => wire.extend_from_slice(&body),
+                3 => {
+                    if !body.is_empty() {
+                        wire.extend_from_slice(format!("{:X}\r\n", body.len()).as_bytes());
+                        wire.extend_from_slice(&body);
+                        wire.extend_from_slice(b"\r\n");
+                    }
+                    wire.extend_from_slice(b"0\r\n\r\n");
+                }
+                _ => {}
+            }
+            wire
+        })
+    }
+
+    proptest! {
+        /// Good requests arrive byte for byte, however the network cuts them and hyper takes them; a bad one behind
+        /// them is replaced as a whole, and nothing after it arrives.
+        #[test]
+        fn what_passes_is_unchanged_and_what_is_refused_is_replaced(
+            requests in proptest::collection::vec(request(), 0..5),
+            cuts in proptest::collection::vec(1_usize..90, 1..30),
+            takes in proptest::collection::vec(1_usize..200, 1..10),
+        ) {
+            let good = requests.concat();
+            prop_assert_eq!(read_through(&good, &cuts, &takes), good.clone());
+            let mut bad = good.clone();
+            bad.extend_from_slice(b"GET /smuggled HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\nGET /next HTTP/1.1\r\nHost: h\r\n\r\n");
+            let mut expected = good;
+            expected.extend_from_slice(
+                format!("{REFUSED_METHOD} /host_repeated HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n").as_bytes(),
+            );
+            prop_assert_eq!(read_through(&bad, &cuts, &takes), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_after_a_granted_upgrade_are_nobodys_heads_and_bytes_before_it_refuse_it() {
+        let upgrade = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n";
+        for (early, allowed) in [(false, true), (true, false)] {
+            let (mut client, server) = tokio::io::duplex(1 << 16);
+            let state = Arc::new(ConnectionState::default());
+            let mut guarded = GuardedIo::http1(server, Arc::clone(&state), TIMEOUTS);
+            client.write_all(upgrade).await.unwrap();
+            if early {
+                client.write_all(b"\x81\x00").await.unwrap();
+            }
+            let mut buffer = [0; 1024];
+            assert_eq!(guarded.read(&mut buffer).await.unwrap(), upgrade.len());
+            state.set_upgraded();
+            if !early {
+                client.write_all(b"\x81\x00").await.unwrap();
+                assert_eq!(guarded.read(&mut buffer).await.unwrap(), 2);
+            }
+            assert_eq!(guarded.into_upgraded().is_some(), allowed);
         }
     }
 }

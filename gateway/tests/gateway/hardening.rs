@@ -164,7 +164,7 @@ async fn ambiguous_paths_are_refused_where_a_prefix_decides() {
 #[tokio::test]
 async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waited_for() {
     let (world, app) =
-        (World::with(|config| config.timeouts.io.head = Duration::from_millis(300)).await, App::start().await);
+        (World::with(|config| config.timeouts.io.head = Duration::from_secs(1)).await, App::start().await);
     world.ready(app.address).await;
     let mut client = world.client().await;
     for byte in world.get("/slow", "").as_bytes() {
@@ -175,6 +175,20 @@ async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waite
     assert!(client.is_closed().await);
     let mut silent = world.client().await;
     assert!(silent.is_closed().await);
+    // A byte now and then is no progress.
+    let mut dripping = world.client().await;
+    let begun = tokio::time::Instant::now();
+    let drip = async {
+        for byte in world.get(&format!("/{}", "x".repeat(2_000)), "").as_bytes() {
+            dripping.send([*byte]).await;
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            if tokio::time::timeout(Duration::from_millis(1), dripping.is_closed()).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(drip.await && begun.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]
@@ -216,4 +230,59 @@ async fn connections_of_one_address_are_limited_and_leave_room_when_they_end() {
         }
         assert!(tokio::time::Instant::now() < deadline, "no room after a connection ended");
     }
+}
+
+#[tokio::test]
+async fn no_spelling_of_a_path_gets_a_link_without_api_to_the_api() {
+    let (world, app) = ready().await;
+    let web_only = envforge_domain::dev_link::RouteFamilies::NONE.with(envforge_domain::dev_link::RouteFamily::Web);
+    world.narrow(web_only).await;
+    // A fixed sequence (Knuth's MMIX constants), so that a failure repeats.
+    let mut state = 1_u64;
+    let mut pick = move |count: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % count
+    };
+    let mut client = world.client().await;
+    let mut passed = 0;
+    for _ in 0..3_000 {
+        let mut path = String::new();
+        for byte in "/api/orders".bytes() {
+            let character = char::from(byte);
+            match (character, pick(12)) {
+                ('/', 0) => path.push_str("//"),
+                ('/', 1) => path.push_str("/./"),
+                ('/', 2) => path.push_str("/x/../"),
+                ('/', 3) => path.push_str("/%2e/"),
+                ('/', 4) => path.push_str("%2f"),
+                ('/', 5) => path.push_str("/x/..%2f"),
+                ('/', 6) => path.push_str(";/"),
+                ('/', 7) => path.push('\\'),
+                (_, 0) => path.push_str(&format!("%{byte:02x}")),
+                (_, 1) => path.push_str(&format!("%{byte:02X}")),
+                (_, 2) => path.push_str(&format!("%25{byte:02x}")),
+                (_, 3) => path.push(character.to_ascii_uppercase()),
+                _ => path.push(character),
+            }
+        }
+        client.send(world.get(&path, "")).await;
+        let Some(answer) = client.answer().await else {
+            client = world.client().await;
+            continue;
+        };
+        if answer.status == 200 {
+            passed += 1;
+            assert!(!path.starts_with("/api"), "{path}");
+            // What passed reads as another path, however often it is decoded and folded.
+            let mut decoded = path.clone();
+            for _ in 0..3 {
+                decoded = percent_encoding::percent_decode_str(&decoded).decode_utf8_lossy().into_owned();
+            }
+            assert!(!decoded.starts_with("/api/") && !decoded.starts_with("//"), "{path} reads as {decoded}");
+        }
+        if answer.header("connection") == "close" || answer.status == 400 {
+            client = world.client().await;
+        }
+    }
+    assert_eq!(app.seen.requests.load(std::sync::atomic::Ordering::SeqCst), passed);
 }

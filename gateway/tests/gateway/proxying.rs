@@ -285,3 +285,14 @@ async fn a_client_that_takes_nothing_is_not_waited_for() {
     until("the stream ends", || world.activity.of(world.workspace()).unwrap().open_streams == 0).await;
     assert!(app.seen.produced.load(Ordering::SeqCst) < 100_000_000);
 }
+
+#[tokio::test]
+async fn after_a_body_that_an_app_may_leave_unread_its_connection_is_not_used_again() {
+    let (world, app) = ready().await;
+    let mut client = world.client().await;
+    for expected in [1, 2] {
+        client.send(world.get("/x", "Content-Length: 5\r\n") + "hello").await;
+        assert!(client.answer().await.unwrap().body.ends_with("hello"));
+        assert_eq!(app.seen.connections.load(Ordering::SeqCst), expected);
+    }
+}

@@ -212,3 +212,27 @@ async fn a_wrong_configuration_is_told_whole_before_anything_listens() {
     config.limits.connections_max = 0;
     assert_eq!(config.problems().len(), 3, "{:?}", config.problems());
 }
+
+#[tokio::test]
+async fn a_websocket_over_tls_and_http_1_echoes_and_is_closed_when_revoked() {
+    let (world, app) = (World::with(secure).await, App::start().await);
+    world.ready(app.address).await;
+    let mut client =
+        Client { stream: tokio::io::BufReader::new(connect(&world, &host(), &[b"http/1.1"]).await.unwrap()) };
+    client
+        .send(format!(
+            "GET /ws HTTP/1.1\r\nHost: {host}\r\nCookie: __Host-envforge_session={COOKIE}\r\nOrigin: https://{host}\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            host = host()
+        ))
+        .await;
+    assert_eq!(client.head().await.unwrap().status, 101);
+    let mut socket = WebSocketStream::from_raw_socket(client.stream.into_inner(), Role::Client, None).await;
+    let large = Message::binary(vec![7_u8; 300_000]);
+    socket.send(large.clone()).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap(), large);
+    world.revoke().await;
+    let closed = tokio::time::timeout(crate::app::SOON, socket.next()).await.unwrap();
+    assert!(matches!(closed, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 4403));
+}

@@ -126,6 +126,10 @@ async fn a_wake_that_fails_or_takes_too_long_ends_the_wait() {
         world.fail().await;
     });
     assert_eq!((answer.status, answer.code().as_str()), (502, "wake_failed"));
+    // For a while nobody tries again, and nobody waits for nothing.
+    assert_eq!(world.fetch("/y").await.code(), "wake_failed");
+    assert_eq!(world.visit("/y").await.status, 502);
+    assert_eq!(world.wakes().await, 1);
     let news = world.fetch("/.envforge/wake?seen=").await;
     assert!(news.body.contains("The app did not start") && !news.body.contains("private reason"));
 }

@@ -1,0 +1,197 @@
+//! Exactly once: replays, crashes, rivals, broken logs, and waiting for a position.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envforge_domain::commit::Position;
+use envforge_eventlog::{LogError, SharedLog};
+use envforge_projections::sql::projector::ProjectorError;
+use envforge_projections::sql::{ModelName, ProjectorState, Stale, Supervisor};
+use envforge_testkit::eventually;
+
+use crate::harness::{DEADLINE, Harness, Kind, single_pass};
+use crate::history;
+use crate::log::{MemoryLog, SharedMemoryLog};
+use crate::world::{World, command_id};
+
+pub async fn replaying_twice_equals_once(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::story();
+    let head = world.log.reveal_all();
+    let once = harness.project_all(&world.shared(), head).await;
+    // The second run starts from the checkpoints and finds nothing to do; a third sees one more commit.
+    assert_eq!(harness.project_all(&world.shared(), head).await, once);
+    assert_eq!(single_pass(world.log.commits()).await, once);
+    assert!(once.iter().all(|digest| digest.rows > 0), "{once:?}");
+}
+
+pub async fn a_crash_between_batches_equals_a_single_pass(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::random_story(400, 7);
+    let (log, shared) = (Arc::clone(&world.log), world.shared());
+    let commits = log.commits();
+    let head = commits.len() as u64;
+    for model in ModelName::ALL {
+        log.reveal_up_to(Position::START);
+        // Each round shows a few more commits and ends the projector while it may be anywhere in them.
+        for round in 1..=8 {
+            let running = harness.start(&shared, model);
+            let until = Position::new(head * round / 8);
+            log.reveal_up_to(until);
+            if round % 2 == 0 {
+                harness.wait(model, Position::new(head * (round - 1) / 8 + 1)).await;
+            }
+            running.crash().await;
+        }
+        harness.project(&shared, model, Position::new(head)).await;
+    }
+    assert_eq!(harness.digests().await, single_pass(commits).await);
+}
+
+pub async fn of_two_projectors_one_is_fenced_off_and_rows_are_exact(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::random_story(300, 11);
+    let (log, shared) = (Arc::clone(&world.log), world.shared());
+    let commits = log.commits();
+    let model = ModelName::Directory;
+    let rivals = [harness.start(&shared, model), harness.start(&shared, model)];
+    // One commit at a time, until the two met: then one of them has ended.
+    let mut shown = 0;
+    while rivals.iter().all(|rival| !rival.task.is_finished()) {
+        shown += 1;
+        assert!(shown <= commits.len() as u64, "both projectors went on to the end");
+        log.reveal_up_to(Position::new(shown));
+        harness.wait(model, Position::new(shown)).await;
+    }
+    let head = log.reveal_all();
+    harness.wait(model, head).await;
+    let [one, other] = rivals;
+    let (fenced, survivor) = if one.task.is_finished() { (one, other) } else { (other, one) };
+    let error = fenced.task.await.unwrap().unwrap_err();
+    assert!(matches!(error, ProjectorError::FencedOff { model: ModelName::Directory, .. }), "{error}");
+    assert!(error.to_string().contains("fenced off"), "{error}");
+    survivor.stop().await.unwrap();
+    assert_eq!(harness.database.digest(model).await.unwrap(), single_pass(commits).await[model as usize]);
+}
+
+pub async fn a_commit_that_cannot_be_read_halts_after_what_came_before_it(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = World::acme();
+    world.log.make_undecodable(Position::new(5));
+    world.log.reveal_all();
+    for model in ModelName::ALL {
+        let running = harness.start(&world.shared(), model);
+        let error = running.task.await.unwrap().unwrap_err();
+        assert!(matches!(&error, ProjectorError::Log { error: LogError::Undecodable { .. }, .. }), "{error}");
+        assert!(!error.is_transient());
+        assert!(error.to_string().contains("dev_link.vanished.v9"), "{error}");
+        assert_eq!(harness.database.position(model).await.unwrap(), Position::new(4));
+    }
+}
+
+pub async fn another_log_in_its_place_halts(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = World::acme();
+    let head = world.log.reveal_all();
+    harness.project(&world.shared(), ModelName::Audit, head).await;
+    let before = harness.database.digest(ModelName::Audit).await.unwrap();
+    let other = Arc::new(MemoryLog::of("log-two", world.log.commits()));
+    other.reveal_all();
+    let other: SharedLog = Arc::new(SharedMemoryLog(other));
+    let error = harness.start(&other, ModelName::Audit).task.await.unwrap().unwrap_err();
+    assert!(matches!(&error, ProjectorError::Log { error: LogError::NotTheSameLog(_), .. }), "{error}");
+    assert!(!error.is_transient());
+    assert_eq!(harness.database.digest(ModelName::Audit).await.unwrap(), before);
+}
+
+pub async fn a_waiting_read_returns_once_its_position_is_folded(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = World::acme();
+    let head = Position::new(world.log.commits().len() as u64);
+    let running = harness.start(&world.shared(), ModelName::Directory);
+    // A clone shares the news of this process; a second connection has to look at the checkpoint.
+    let here = harness.database.clone();
+    let waiting = tokio::spawn(async move { here.wait_for(ModelName::Directory, head, DEADLINE).await });
+    world.log.reveal_all();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(harness.database.position(ModelName::Directory).await.unwrap(), head);
+    running.stop().await.unwrap();
+}
+
+pub async fn a_read_that_would_be_stale_says_how_far_it_got(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = World::acme();
+    let head = world.log.reveal_all();
+    harness.project(&world.shared(), ModelName::Directory, head).await;
+    let wanted = head.next();
+    let stale = harness.database.wait_for(ModelName::Directory, wanted, Duration::from_millis(30)).await.unwrap_err();
+    assert!(matches!(stale, Stale::Behind { position, .. } if position == head), "{stale}");
+}
+
+pub async fn a_lost_connection_is_survived_by_the_supervisor(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::story();
+    let commits = world.log.commits();
+    let half = Position::new(commits.len() as u64 / 2);
+    world.log.reveal_up_to(half);
+    let supervisor = Supervisor::start(&world.shared(), &harness.database);
+    for model in ModelName::ALL {
+        harness.wait(model, half).await;
+    }
+    harness.cut_connections().await;
+    let head = world.log.reveal_all();
+    for model in ModelName::ALL {
+        harness.wait(model, head).await;
+    }
+    supervisor.stop().await;
+    assert_eq!(harness.digests().await, single_pass(commits).await);
+}
+
+pub async fn a_second_supervisor_stands_by(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::random_story(120, 3);
+    let commits = world.log.commits();
+    let supervisors =
+        [Supervisor::start(&world.shared(), &harness.database), Supervisor::start(&world.shared(), &harness.database)];
+    for shown in 1..=commits.len() as u64 {
+        world.log.reveal_up_to(Position::new(shown));
+        harness.wait(ModelName::Audit, Position::new(shown)).await;
+    }
+    let stands_by = || async {
+        let states: Vec<_> = supervisors.iter().flat_map(Supervisor::states).collect();
+        let of_audit = states.iter().filter(|(model, _)| *model == ModelName::Audit);
+        let standing = of_audit.filter(|(_, state)| *state == ProjectorState::StandingBy).count();
+        (standing == 1).then_some(())
+    };
+    eventually("one of two supervisors stands by", DEADLINE, stands_by).await;
+    let head = Position::new(commits.len() as u64);
+    for model in ModelName::ALL {
+        harness.wait(model, head).await;
+    }
+    for supervisor in supervisors {
+        supervisor.stop().await;
+    }
+    assert_eq!(harness.digests().await, single_pass(commits).await);
+}
+
+pub async fn commands_with_a_request_are_found_by_their_id(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = World::acme();
+    let head = world.log.reveal_all();
+    harness.project(&world.shared(), ModelName::CommandIds, head).await;
+    let queries = harness.database.command_ids();
+    for recorded in world.log.commits() {
+        let found = queries.find(recorded.commit.command).await.unwrap();
+        match recorded.commit.request_digest {
+            Some(digest) => {
+                let found = found.expect("a command with a request");
+                assert_eq!(found.positions, [recorded.position]);
+                assert_eq!(found.request_digest, digest);
+                assert_eq!(found.org, recorded.commit.stream.org());
+                assert_eq!(found.recorded_at, recorded.recorded_at);
+            }
+            None => assert_eq!(found, None),
+        }
+    }
+    assert_eq!(queries.find(command_id(9_999)).await.unwrap(), None);
+}
