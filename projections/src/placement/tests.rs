@@ -120,9 +120,9 @@ proptest! {
     }
 }
 
-/// A million plans and releases of four organizations that want twice what their hosts hold. The checker shares no code with it.
+/// A million planned placements, with releases, of four organizations that want twice what their hosts hold. The checker shares no code with it.
 #[test]
-fn no_schedule_of_a_million_steps_mixes_organizations() {
+fn a_million_planned_placements_never_mix_organizations() {
     let mut inner = Inner::default();
     for number in 0..16 {
         let registered = HostEvent::Registered {
@@ -143,7 +143,7 @@ fn no_schedule_of_a_million_steps_mixes_organizations() {
         seed % below
     };
     let (mut on, mut placed, mut refused) = (vec![None; 256], 0_u32, 0_u32);
-    for _ in 0..1_000_000 {
+    while placed < 1_000_000 {
         let number = next(256);
         let id = workspace(u128::from(number));
         if let Some(held) = on[number as usize].take() {
@@ -166,5 +166,5 @@ fn no_schedule_of_a_million_steps_mixes_organizations() {
         let held = view.placed(host(number)).unwrap();
         assert!(held.len() <= 8 && held.keys().all(|id| id.as_uuid().as_u128() % 4 == number % 4));
     }
-    assert!(placed > 300_000 && refused > 100_000, "both must happen: {placed} placed, {refused} refused");
+    assert!(refused > 100_000, "full hosts must be part of it: {refused} refused");
 }
