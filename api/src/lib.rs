@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The HTTP API: commands in, queries and event streams out.
+//!
+//! Owns routes, the shapes of requests and answers, the one mapping of errors to RFC 9457 problems, idempotency by key, the
+//! OpenAPI document and the listener. Not here: who somebody is (identity), what they may do (domain's policy, asked through
+//! projections), what happens (commands).
+//!
+//! How a request is answered: `edge` gives it an id and a time; `access::Caller` says who asks; names in the path become a
+//! `Resource`; `Access::permit` asks the policy; the `Permit` goes along to commands or to `reads`, which accept nothing
+//! without one.
+
+mod access;
+mod api;
+mod config;
+mod disclosed;
+mod edge;
+mod endpoints;
+mod instant;
+mod listener;
+mod openapi;
+mod page;
+pub mod problem;
+mod reads;
+mod request_body;
+mod share;
+mod write;
+
+pub use access::SURFACE_HEADER;
+pub use api::{Parts, document, render, router};
+pub use config::{Config, GatewayUrl, InvalidGatewayUrl};
+pub use edge::REQUEST_HEADER;
+pub use listener::serve;
+pub use openapi::{ACTION_EXTENSION, action_of};
+pub use reads::MIN_POSITION_HEADER;
+pub use write::{IDEMPOTENCY_HEADER, POSITION_HEADER};

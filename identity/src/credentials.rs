@@ -169,6 +169,11 @@ impl Credentials {
         row.map(|row| read_account(&row)).transpose()
     }
 
+    /// Whose account an address is.
+    pub async fn account_by_address(&self, email: &EmailAddress) -> Result<Option<Account>, CredentialsError> {
+        Ok(self.account_by_email(email).await?.map(|stored| stored.account))
+    }
+
     /// The account of a user, where they have one.
     pub async fn account_of(&self, user: UserId) -> Result<Option<Account>, CredentialsError> {
         let row: Option<AccountRow> = on_either!(self, pool => sqlx::query_as(

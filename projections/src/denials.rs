@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use envforge_domain::access::Request;
 use envforge_domain::commit::{Actor, Surface};
 use envforge_domain::denial::{DeniedAttempts, REPORT_ATTEMPTS_MAX};
-use envforge_domain::ids::OrgId;
+use envforge_domain::ids::{OrgId, UserId};
 use envforge_domain::time::UnixMillis;
 use parking_lot::Mutex;
 
@@ -61,6 +61,24 @@ impl DenialSink {
         };
         let once = Count { count: 1, first_at: request.now, last_at: request.now };
         add(self.held.lock().entry(request.resource.org()).or_default(), kind, once);
+    }
+
+    /// Counts and holds a wrong password for a known account: nobody got as far as an action.
+    pub fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
+        metrics::counter!(
+            "envforge_denials_total",
+            "code" => "wrong_credentials", "action" => "authenticate", "surface" => surface.token()
+        )
+        .increment(1);
+        let kind = Kind {
+            actor: Actor::Anonymous,
+            action: "authenticate".to_owned(),
+            surface,
+            resource: Some(user.to_string()),
+            code: "wrong_credentials".to_owned(),
+        };
+        let once = Count { count: 1, first_at: now, last_at: now };
+        add(self.held.lock().entry(org).or_default(), kind, once);
     }
 
     /// Takes everything that was counted since the last time, by organization. At most `REPORT_ATTEMPTS_MAX` kinds each.

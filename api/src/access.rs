@@ -1,0 +1,321 @@
+//! Who asks, about what, and whether they may.
+//!
+//! Owns the extraction of a `Caller` from a request, the way from names in a path to ids, and the one call that gets a
+//! `Permit`. Not here: the policy (domain) and the facts (projections).
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, FromRequestParts};
+use envforge_commands::Commands;
+use envforge_domain::access::{Action, Permit, Resource, Scope};
+use envforge_domain::claim::{Claim, ClaimKey};
+use envforge_domain::commit::{Actor, Component, StreamId, Surface};
+use envforge_domain::dev_link::DevLink;
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use envforge_domain::organization::Organization;
+use envforge_domain::slug::{OrgSlug, ProjectSlug, WorkspaceSlug};
+use envforge_domain::time::UnixMillis;
+use envforge_domain::workspace::Workspace;
+use envforge_identity::self_hosted::SelfHosted;
+use envforge_projections::{AuthorizeError, Authorizer};
+use http::request::Parts;
+use http::{HeaderName, header};
+
+use crate::edge::Arrival;
+use crate::endpoints::health::SILENCE_MAX;
+use crate::problem::Problem;
+
+/// On which surface somebody acts: `cli` or `console`; without it, `api`.
+pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface");
+
+/// Somebody who proved who they are. What they may do is another question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    pub user: UserId,
+    pub org: OrgId,
+    pub session: SessionId,
+    pub surface: Surface,
+    /// The access token's end.
+    pub expires_at: UnixMillis,
+    pub arrival: Arrival,
+}
+
+impl Caller {
+    pub(crate) fn actor(&self) -> Actor {
+        Actor::User(self.user)
+    }
+
+    /// The caller's own record.
+    pub(crate) fn own(&self) -> Resource {
+        Resource::User { org: self.org, user: self.user }
+    }
+}
+
+impl<S> FromRequestParts<S> for Caller
+where
+    S: Send + Sync,
+    Access: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let arrival = Arrival::from_request_parts(parts, state).await?;
+        let surface = surface_of(&parts.headers)?;
+        let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let token = match (given.next(), given.next()) {
+            (Some(value), None) => value.to_str().ok().and_then(bearer),
+            // Two of them could be read differently by whoever stands in front of us.
+            _ => None,
+        };
+        let Some(token) = token else {
+            return Err(Problem::new(
+                "unauthenticated",
+                "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
+            ));
+        };
+        let signed_in = Access::from_ref(state).identity.verify(token, arrival.now).map_err(|_| {
+            Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
+        })?;
+        Ok(Self {
+            user: signed_in.user,
+            org: signed_in.org,
+            session: signed_in.session,
+            surface,
+            expires_at: signed_in.expires_at,
+            arrival,
+        })
+    }
+}
+
+/// The token of `Bearer <token>`; the scheme in any case (RFC 9110 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains(' ')).then_some(token)
+}
+
+/// The surface that a request names.
+pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Surface, Problem> {
+    match headers.get(SURFACE_HEADER).map(|value| value.to_str()) {
+        None => Ok(Surface::Api),
+        Some(Ok("api")) => Ok(Surface::Api),
+        Some(Ok("cli")) => Ok(Surface::Cli),
+        Some(Ok("console")) => Ok(Surface::Console),
+        Some(_) => Err(Problem::new("header_invalid", "`EnvForge-Surface` must be `api`, `cli` or `console`.")
+            .with("header", SURFACE_HEADER.as_str())),
+    }
+}
+
+/// What every router needs in order to let anybody do anything.
+#[derive(Clone)]
+pub(crate) struct Access {
+    identity: Arc<SelfHosted>,
+    authorizer: Authorizer,
+    commands: Commands,
+}
+
+impl Access {
+    pub(crate) fn new(identity: Arc<SelfHosted>, authorizer: Authorizer, commands: Commands) -> Self {
+        Self { identity, authorizer, commands }
+    }
+
+    /// Asks the policy, on rights as fresh as the log's leader has them.
+    pub(crate) async fn permit(&self, caller: &Caller, action: Action, resource: Resource) -> Result<Permit, Problem> {
+        let session = Some(caller.session);
+        let permit =
+            self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, caller.arrival.now);
+        permit.await.map_err(denied)
+    }
+
+    /// Asks again while something is open, in memory. `now` moves on where the caller's arrival does not.
+    pub(crate) fn permit_still(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let silence = self.authorizer.hot().silence();
+        if silence > SILENCE_MAX {
+            return Err(denied(AuthorizeError::Stale(envforge_projections::Stale::Stopped {
+                reason: format!("the log gave no sign of life for {} s", silence.as_secs()),
+            })));
+        }
+        self.authorizer
+            .permit_from_memory(caller.actor(), Some(caller.session), action, resource, caller.surface, now)
+            .map_err(denied)
+    }
+
+    /// A permit of the identity component, which records that somebody signed in or out.
+    pub(crate) async fn identity_permit(
+        &self,
+        org: OrgId,
+        user: UserId,
+        surface: Surface,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let (actor, resource) = (Actor::System(Component::Identity), Resource::User { org, user });
+        self.authorizer.permit(actor, None, Action::UserRecordSession, resource, surface, now).await.map_err(denied)
+    }
+
+    /// Counts a password that was tried and wrong, for the organization's audit.
+    pub(crate) fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
+        self.authorizer.denials().record_failed_login(org, user, surface, now);
+    }
+
+    /// What of a list the caller may see: all of the organization, or some of its projects.
+    pub(crate) async fn listing(&self, caller: &Caller, action: Action, org: OrgId) -> Result<Listing, Problem> {
+        let view = &self.authorizer.hot().authorization;
+        let grants = view.grants(org, caller.user, caller.arrival.now);
+        let grants = || grants.iter().filter(|grant| action.row().roles.contains(&grant.role));
+        let mut projects: Vec<_> = grants()
+            .filter_map(|grant| match grant.scope {
+                Scope::Project(project) => Some(project),
+                Scope::Organization => None,
+            })
+            .collect();
+        projects.sort_unstable();
+        projects.dedup();
+        // The view only says which questions to ask; each answer is the policy's, on fresh facts.
+        if projects.is_empty() || grants().any(|grant| grant.scope == Scope::Organization) {
+            let permit = self.permit(caller, action, Resource::Organization(org)).await?;
+            return Ok(Listing { org, permits: vec![permit], everything: true });
+        }
+        let mut permits = Vec::with_capacity(projects.len());
+        let mut refused = Problem::not_found();
+        for project in projects {
+            match self.permit(caller, action, Resource::Project { org, project }).await {
+                Ok(permit) => permits.push(permit),
+                Err(problem) => refused = problem,
+            }
+        }
+        if permits.is_empty() { Err(refused) } else { Ok(Listing { org, permits, everything: false }) }
+    }
+
+    /// An organization by id or slug.
+    pub(crate) async fn org(&self, name: &str) -> Result<OrgId, Problem> {
+        if let Ok(org) = name.parse::<OrgId>() {
+            // A made-up id must not get a record of its own for the attempts to reach it.
+            let known = self.authorizer.hot().authorization.organization(org).is_some()
+                || self.commands.load::<Organization>(&StreamId::organization(org)).await?.state
+                    != Organization::Unknown;
+            return if known { Ok(org) } else { Err(Problem::not_found()) };
+        }
+        let slug: OrgSlug = name.parse().map_err(|_| Problem::not_found())?;
+        match self.authorizer.hot().authorization.organization_by_slug(&slug) {
+            Some(org) => Ok(org),
+            None => self.holder(&ClaimKey::OrgSlug(slug)).await,
+        }
+    }
+
+    /// A project by id or slug.
+    pub(crate) async fn project(&self, org: OrgId, name: &str) -> Result<Resource, Problem> {
+        let resources = &self.authorizer.hot().resources;
+        if let Ok(project) = name.parse::<ProjectId>() {
+            return Ok(resources.project(org, project).unwrap_or(Resource::Project { org, project }));
+        }
+        let slug: ProjectSlug = name.parse().map_err(|_| Problem::not_found())?;
+        match resources.project_by_slug(org, &slug) {
+            Some(resource) => Ok(resource),
+            None => Ok(Resource::Project { org, project: self.holder(&ClaimKey::ProjectSlug(org, slug)).await? }),
+        }
+    }
+
+    /// A workspace by id or slug.
+    pub(crate) async fn workspace(&self, org: OrgId, name: &str) -> Result<Resource, Problem> {
+        let resources = &self.authorizer.hot().resources;
+        let workspace = if let Ok(workspace) = name.parse::<WorkspaceId>() {
+            workspace
+        } else {
+            let slug: WorkspaceSlug = name.parse().map_err(|_| Problem::not_found())?;
+            match resources.workspace_by_slug(org, &slug) {
+                Some(resource) => return Ok(resource),
+                None => self.holder(&ClaimKey::WorkspaceSlug(org, slug)).await?,
+            }
+        };
+        if let Some(resource) = resources.workspace(workspace) {
+            // An id of another organization is as unknown as one that nobody has.
+            return if resource.org() == org { Ok(resource) } else { Err(Problem::not_found()) };
+        }
+        match self.commands.load::<Workspace>(&StreamId::workspace(org, workspace)).await?.state {
+            Workspace::Active(active) => Ok(Resource::Workspace { org, project: active.project, workspace }),
+            Workspace::Archived { project, .. } => Ok(Resource::Workspace { org, project, workspace }),
+            Workspace::Unknown => Err(Problem::not_found()),
+        }
+    }
+
+    /// A link by id.
+    pub(crate) async fn link(&self, org: OrgId, name: &str) -> Result<Resource, Problem> {
+        let link: LinkId = name.parse().map_err(|_| Problem::not_found())?;
+        if let Some(resource) = self.authorizer.hot().resources.link(link) {
+            return if resource.org() == org { Ok(resource) } else { Err(Problem::not_found()) };
+        }
+        // One that was issued so recently that the view has not seen it is still active.
+        match self.commands.load::<DevLink>(&StreamId::dev_link(org, link)).await?.state {
+            DevLink::Active(active) => {
+                Ok(Resource::Link { org, project: active.project, workspace: active.workspace, link })
+            }
+            DevLink::Unknown | DevLink::Expired { .. } | DevLink::Revoked { .. } => Err(Problem::not_found()),
+        }
+    }
+
+    /// Who holds a name, from the log's leader: for names so new that the views have not seen them.
+    async fn holder<T: std::str::FromStr>(&self, key: &ClaimKey) -> Result<T, Problem> {
+        let stream = key.stream().map_err(|_| Problem::not_found())?;
+        let holder = match self.commands.load::<Claim>(&stream).await?.state {
+            Claim::Held { holder } | Claim::Retired { holder } => holder,
+            Claim::Free => return Err(Problem::not_found()),
+        };
+        holder.parse().map_err(|_| Problem::internal("a claim's holder is not an id of its kind"))
+    }
+}
+
+/// What of a list somebody may see. Made by the policy alone; queries take their scope from it.
+pub(crate) struct Listing {
+    org: OrgId,
+    /// INVARIANT: never empty.
+    permits: Vec<Permit>,
+    everything: bool,
+}
+
+impl Listing {
+    pub(crate) fn org(&self) -> OrgId {
+        self.org
+    }
+
+    pub(crate) fn action(&self) -> Action {
+        self.permits[0].action()
+    }
+
+    /// `None`: all of the organization.
+    pub(crate) fn projects(&self) -> Option<Vec<ProjectId>> {
+        let projects = || self.permits.iter().filter_map(|permit| permit.resource().project()).collect();
+        (!self.everything).then(projects)
+    }
+}
+
+fn denied(error: AuthorizeError) -> Problem {
+    match error {
+        AuthorizeError::Denied(denial) => denial.into(),
+        AuthorizeError::Stale(stale) => Problem::new(
+            "rights_stale",
+            "Whether you may do this cannot be made sure of right now; nothing was changed.",
+        )
+        .retry_after_s(1)
+        .because(stale.to_string()),
+        AuthorizeError::Log(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bearer;
+
+    #[test]
+    fn only_one_token_after_the_scheme_is_taken() {
+        assert_eq!(bearer("Bearer abc"), Some("abc"));
+        assert_eq!(bearer("bearer abc"), Some("abc"));
+        for wrong in ["", "Bearer", "Bearer ", "Bearer a b", "Bearer  a", "Basic abc", "abc"] {
+            assert_eq!(bearer(wrong), None, "{wrong}");
+        }
+    }
+}

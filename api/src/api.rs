@@ -1,0 +1,138 @@
+//! The API put together: what it is made of, its router and its document.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use envforge_commands::Commands;
+use envforge_domain::time::SharedClock;
+use envforge_eventlog::SharedLog;
+use envforge_identity::self_hosted::SelfHosted;
+use envforge_identity::share_token::SigningKey;
+use envforge_projections::sql::Database;
+use envforge_projections::{Authorizer, Hot};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::access::Access;
+use crate::config::Config;
+use crate::edge::{Edge, edge, no_such_method, nothing_here};
+use crate::endpoints::{
+    audit, auth, events, handoff, health, links, me, members, organizations, problems, projects, roles, runtime, usage,
+    workspaces,
+};
+use crate::openapi;
+use crate::reads::Reads;
+use crate::share::Share;
+
+/// What the binary hands over. Taken apart at once: each router gets its own few.
+pub struct Parts {
+    pub config: Config,
+    pub clock: SharedClock,
+    pub log: SharedLog,
+    pub commands: Commands,
+    pub authorizer: Authorizer,
+    pub database: Database,
+    pub identity: Arc<SelfHosted>,
+    pub share_key: Arc<SigningKey>,
+    /// For `/metrics`; without it there is none.
+    pub metrics: Option<PrometheusHandle>,
+    /// Ends open event streams, and the listener.
+    pub stop: CancellationToken,
+}
+
+/// The API's router, complete with its outermost layer.
+pub fn router(parts: Parts) -> Router {
+    let Parts { config, clock, log, commands, authorizer, database, identity, share_key, metrics, stop } = parts;
+    let hot: Arc<Hot> = Arc::clone(authorizer.hot());
+    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone());
+    let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
+    let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
+    let streams = events::Streams::new(&config);
+    let layer = Arc::new(Edge::new(&config, Arc::clone(&clock)));
+    let health = health::Health { hot: Arc::clone(&hot), database, metrics };
+
+    let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
+    let (a, c, r) = with_commands(&access);
+    let organizations = organizations::Organizations { access: a, commands: c, reads: r };
+    let (a, c, r) = with_commands(&access);
+    let members = members::Members { access: a, commands: c, reads: r, identity: Arc::clone(&identity) };
+    let (a, c, r) = with_commands(&access);
+    let projects = projects::Projects { access: a, commands: c, reads: r };
+    let (a, c, r) = with_commands(&access);
+    let workspaces = workspaces::Workspaces { access: a, commands: c, reads: r };
+    let (a, c, r) = with_commands(&access);
+    let runtimes = runtime::Runtimes { access: a, commands: c, reads: r };
+    let (a, c, r) = with_commands(&access);
+    let links = links::Links { access: a, commands: c, reads: r, share: share.clone() };
+    let (a, c, r) = with_commands(&access);
+    let handoff = handoff::Handoff { access: a, commands: c, reads: r, share };
+    let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
+    let auth = auth::Auth { access: access.clone(), identity, commands, hot };
+    let me = me::Me { access: access.clone(), reads: reads.clone() };
+    let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
+    let usages = usage::Usages { access: access.clone(), reads };
+    let events = events::Events { access, log, clock, streams, heartbeat: config.heartbeat, stop };
+
+    let (router, document) = OpenApiRouter::new()
+        .merge(auth::routes().with_state(auth))
+        .merge(me::routes().with_state(me))
+        .merge(organizations::routes().with_state(organizations))
+        .merge(members::routes().with_state(members))
+        .merge(roles::routes().with_state(roles))
+        .merge(projects::routes().with_state(projects))
+        .merge(workspaces::routes().with_state(workspaces))
+        .merge(runtime::routes().with_state(runtimes))
+        .merge(links::routes().with_state(links))
+        .merge(handoff::routes().with_state(handoff))
+        .merge(events::routes().with_state(events))
+        .merge(audit::routes().with_state(audits))
+        .merge(usage::routes().with_state(usages))
+        .merge(problems::routes())
+        .merge(health::routes().with_state(health.clone()))
+        .split_for_parts();
+    let document = bytes::Bytes::from(render(&openapi::finish(document)));
+    let serve_document =
+        move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
+    router
+        .route("/v1/openapi.json", get(serve_document))
+        .route("/metrics", get(health::metrics).with_state(health))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(axum::middleware::from_fn_with_state(layer, edge))
+}
+
+/// The OpenAPI document, without anything running.
+pub fn document() -> OpenApi {
+    let mut document = auth::routes().into_openapi();
+    for more in [
+        me::routes().into_openapi(),
+        organizations::routes().into_openapi(),
+        members::routes().into_openapi(),
+        roles::routes().into_openapi(),
+        projects::routes().into_openapi(),
+        workspaces::routes().into_openapi(),
+        runtime::routes().into_openapi(),
+        links::routes().into_openapi(),
+        handoff::routes().into_openapi(),
+        events::routes().into_openapi(),
+        audit::routes().into_openapi(),
+        usage::routes().into_openapi(),
+        problems::routes().into_openapi(),
+        health::routes().into_openapi(),
+    ] {
+        document.merge(more);
+    }
+    openapi::finish(document)
+}
+
+/// The document's text, as served and as committed in `docs/openapi.json`.
+pub fn render(document: &OpenApi) -> String {
+    let mut text = document.to_pretty_json().expect("a document of texts");
+    text.push('\n');
+    text
+}

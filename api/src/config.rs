@@ -1,0 +1,100 @@
+//! What the operator may choose about this API. Only the binary reads environment and files.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Limits and names of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where reviewers open share URLs, without a path: `https://dev.envforge.ai`, `http://dev.localhost:8443`.
+    pub gateway_url: GatewayUrl,
+    /// Requests answered at the same time; the next one gets 503 with `Retry-After`.
+    pub requests_max: usize,
+    /// Connections at the same time; further ones wait to be accepted.
+    pub connections_max: usize,
+    /// Event streams with `follow=true` at the same time, and of one person.
+    pub streams_max: usize,
+    pub streams_per_user_max: usize,
+    /// A request's answer must begin within this time.
+    pub answer_timeout: Duration,
+    /// How long a read waits for `EnvForge-Min-Position`.
+    pub freshness_wait: Duration,
+    /// An event stream sends a blank line after this much silence.
+    pub heartbeat: Duration,
+    /// Reverse proxies whose `X-Forwarded-For` is believed. Anybody else's is ignored.
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+impl Config {
+    pub fn new(gateway_url: GatewayUrl) -> Self {
+        Self {
+            gateway_url,
+            requests_max: 512,
+            connections_max: 4_096,
+            streams_max: 256,
+            streams_per_user_max: 8,
+            answer_timeout: Duration::from_secs(30),
+            freshness_wait: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(15),
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// Scheme and authority of the gateway: hosts of workspaces lie one label below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayUrl {
+    scheme: &'static str,
+    authority: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a gateway URL: expected http:// or https:// with a host and perhaps a port, without a path")]
+pub struct InvalidGatewayUrl {
+    text: String,
+}
+
+impl GatewayUrl {
+    pub fn parse(text: &str) -> Result<Self, InvalidGatewayUrl> {
+        let invalid = || InvalidGatewayUrl { text: text.chars().take(120).collect() };
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("https", rest)) => ("https", rest),
+            Some(("http", rest)) => ("http", rest),
+            _ => return Err(invalid()),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let parsed: http::uri::Authority = authority.parse().map_err(|_| invalid())?;
+        if authority.contains('@') || parsed.host().is_empty() {
+            return Err(invalid());
+        }
+        Ok(Self { scheme, authority: authority.to_owned() })
+    }
+
+    /// The URL that opens a link. Whoever has it can use it.
+    pub(crate) fn share(&self, token: &str) -> String {
+        format!("{}://{}/share/{token}", self.scheme, self.authority)
+    }
+
+    /// The address of a workspace host.
+    pub(crate) fn host(&self, label: &envforge_domain::slug::HostLabel) -> String {
+        format!("{}://{label}.{}/", self.scheme, self.authority)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_gateway_url_has_scheme_and_authority_and_nothing_else() {
+        let url = GatewayUrl::parse("http://dev.localhost:8443/").unwrap();
+        assert_eq!(url.share("abc"), "http://dev.localhost:8443/share/abc");
+        let label = envforge_domain::slug::HostLabel::parse("web--signed-links--acme").unwrap();
+        assert_eq!(url.host(&label), "http://web--signed-links--acme.dev.localhost:8443/");
+        for wrong in ["dev.localhost", "ftp://x", "https://", "https://a/b", "https://u@h", "https://h?x", "https:// h"]
+        {
+            assert!(GatewayUrl::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

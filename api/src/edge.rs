@@ -1,0 +1,192 @@
+//! The outermost layer: what is true for every request, whatever it asks.
+//!
+//! Owns the request's id, its time and address, the limits on how many and how long, panics, security headers and the
+//! rendering of problems. Not here: who asks (`access`) and what the answer is (`endpoints`).
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use envforge_domain::ids::CorrelationId;
+use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_identity::randomness::Randomness;
+use futures_util::FutureExt;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tokio::sync::Semaphore;
+use tracing::Instrument;
+
+use crate::config::Config;
+use crate::problem::{CONTENT_TYPE, Problem};
+
+/// Names a request in answers, logs and the events that follow from it.
+pub const REQUEST_HEADER: HeaderName = HeaderName::from_static("envforge-request");
+
+/// When, whence and under which id a request came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub correlation: CorrelationId,
+    pub now: UnixMillis,
+    pub address: IpAddr,
+}
+
+/// The peer of a connection, as the listener saw it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl<S: Sync> FromRequestParts<S> for Arrival {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().copied().ok_or_else(|| Problem::internal("a request came past the edge"))
+    }
+}
+
+pub(crate) struct Edge {
+    clock: SharedClock,
+    randomness: Randomness,
+    slots: Arc<Semaphore>,
+    answer_timeout: Duration,
+    trusted_proxies: Vec<IpAddr>,
+}
+
+impl Edge {
+    pub(crate) fn new(config: &Config, clock: SharedClock) -> Self {
+        Self {
+            clock,
+            randomness: Randomness,
+            slots: Arc::new(Semaphore::new(config.requests_max)),
+            answer_timeout: config.answer_timeout,
+            trusted_proxies: config.trusted_proxies.clone(),
+        }
+    }
+
+    /// The client's address: the nearest one that is not a trusted proxy's.
+    fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut nearest = peer.to_canonical();
+        let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+        let hops: Vec<_> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
+        for hop in hops.into_iter().rev() {
+            if !self.trusted_proxies.contains(&nearest) {
+                break;
+            }
+            match hop.parse::<IpAddr>() {
+                Ok(address) => nearest = address.to_canonical(),
+                Err(_) => break,
+            }
+        }
+        nearest
+    }
+}
+
+/// Wraps every request.
+pub(crate) async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -> Response {
+    let started = std::time::Instant::now();
+    let now = edge.clock.now();
+    let Ok(id) = edge.randomness.uuid_v7(now) else {
+        // Without random bytes nothing here is safe to do.
+        return http::StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    let peer = request.extensions().get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
+    let arrival =
+        Arrival { correlation: CorrelationId::from_uuid(id), now, address: edge.address(peer, request.headers()) };
+    request.extensions_mut().insert(arrival);
+    let method = request.method().as_str().to_owned();
+    // The route's pattern: paths hold names of customers' things, and would make one metric each.
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let span = tracing::info_span!("request", id = %arrival.correlation, method, route);
+
+    let response = match Arc::clone(&edge.slots).try_acquire_owned() {
+        Err(_) => Problem::new("overloaded", "Too many requests are being answered right now.")
+            .retry_after_s(1)
+            .into_response(),
+        Ok(_slot) => {
+            let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
+            match tokio::time::timeout(edge.answer_timeout, answer).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(_)) => Problem::internal("a handler panicked; the panic's own message is above").into_response(),
+                Err(_) => Problem::new("timed_out", "The answer took too long. It may or may not have happened.")
+                    .retry_after_s(1)
+                    .into_response(),
+            }
+        }
+    };
+    let response = span.in_scope(|| finish(response, &arrival));
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("envforge_api_requests_total", "route" => route.clone(), "method" => method.clone(), "status" => status)
+        .increment(1);
+    metrics::histogram!("envforge_api_answer_seconds", "route" => route, "method" => method)
+        .record(started.elapsed().as_secs_f64());
+    response
+}
+
+/// Renders a problem's body and sets what every answer carries.
+fn finish(mut response: Response, arrival: &Arrival) -> Response {
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        if let Some(reason) = problem.internal_reason() {
+            tracing::error!(code = problem.code(), reason, "a request failed on our side");
+        }
+        metrics::counter!("envforge_api_problems_total", "code" => problem.code()).increment(1);
+        let body = problem.body(&format!("urn:envforge:request:{}", arrival.correlation));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        headers.remove(header::CONTENT_LENGTH);
+        *response.body_mut() = body.into();
+    }
+    let headers = response.headers_mut();
+    let id = HeaderValue::from_str(&arrival.correlation.to_string()).expect("an id is visible ASCII");
+    headers.insert(REQUEST_HEADER, id);
+    for (name, value) in [
+        // Answers hold what only this caller may see; the few public ones set their own.
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// For paths that no route has.
+pub(crate) async fn nothing_here() -> Problem {
+    Problem::not_found()
+}
+
+/// For methods that a route does not have.
+pub(crate) async fn no_such_method() -> Problem {
+    Problem::new("method_not_allowed", "This path exists, but not with this method.")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn address(peer: &str, trusted: &[&str], forwarded: &[&str]) -> String {
+        let mut config = Config::new(crate::config::GatewayUrl::parse("http://dev.localhost").unwrap());
+        config.trusted_proxies = trusted.iter().map(|text| text.parse().unwrap()).collect();
+        let edge = Edge::new(&config, Arc::new(envforge_identity::clock::SystemClock));
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append("x-forwarded-for", value.parse().unwrap());
+        }
+        edge.address(peer.parse().unwrap(), &headers).to_string()
+    }
+
+    #[test]
+    fn a_forwarded_address_counts_only_behind_a_trusted_proxy() {
+        assert_eq!(address("192.0.2.1", &[], &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(address("10.0.0.1", &["10.0.0.1"], &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(address("10.0.0.1", &["10.0.0.1"], &["203.0.113.9, 198.51.100.7"]), "198.51.100.7");
+        assert_eq!(address("10.0.0.1", &["10.0.0.1", "10.0.0.2"], &["198.51.100.7", "10.0.0.2"]), "198.51.100.7");
+        assert_eq!(address("10.0.0.1", &["10.0.0.1"], &["forged, nonsense"]), "10.0.0.1");
+        assert_eq!(address("::ffff:192.0.2.1", &[], &[]), "192.0.2.1");
+    }
+}

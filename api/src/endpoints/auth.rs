@@ -1,0 +1,245 @@
+//! Signing in and out.
+//!
+//! Identity proves who somebody is; the log records that a session was opened or ended, and from then on the
+//! authorization view knows. These requests carry secrets and are not idempotent by key: a refresh token works once.
+
+use axum::extract::State;
+use envforge_commands::{Commands, Context, users};
+use envforge_domain::access::{Action, Scope};
+use envforge_domain::commit::{StreamId, Surface};
+use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
+use envforge_domain::secret::Secret;
+use envforge_domain::slug::OrgSlug;
+use envforge_domain::time::UnixMillis;
+use envforge_domain::user::{SessionEnd, User, UserCommand};
+use envforge_identity::self_hosted::{LoginAttempt, LoginError, RefreshError, SESSION_LIFETIME, SelfHosted};
+use envforge_identity::submitted::SubmittedSecret;
+use envforge_identity::tokens::{Description, Session};
+use envforge_projections::Hot;
+use http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::has_access;
+use crate::access::{Access, surface_of};
+use crate::disclosed::Disclosed;
+use crate::edge::Arrival;
+use crate::problem::Problem;
+use crate::request_body::{Empty, Json};
+use crate::write::{Happened, Write, Written};
+
+#[derive(Clone)]
+pub(crate) struct Auth {
+    pub(crate) access: Access,
+    pub(crate) identity: Arc<SelfHosted>,
+    pub(crate) commands: Commands,
+    pub(crate) hot: Arc<Hot>,
+}
+
+has_access!(Auth);
+
+pub(crate) fn routes() -> OpenApiRouter<Auth> {
+    OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct LoginRequest {
+    email: String,
+    #[schema(value_type = String, format = Password)]
+    password: SubmittedSecret,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RefreshRequest {
+    #[schema(value_type = String, format = Password)]
+    refresh_token: SubmittedSecret,
+}
+
+/// Tokens and whose they are.
+#[derive(Serialize, ToSchema)]
+struct SignedIn {
+    #[schema(value_type = String)]
+    access_token: Disclosed,
+    /// Works once; the answer to its use holds the next one.
+    #[schema(value_type = String)]
+    refresh_token: Disclosed,
+    /// Seconds for which the access token is good.
+    expires_in: u64,
+    user: SignedInUser,
+    org: SignedInOrg,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SignedInUser {
+    id: String,
+    email: String,
+    name: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SignedInOrg {
+    id: String,
+    slug: String,
+}
+
+/// Sign in with e-mail address and password.
+#[utoipa::path(post, path = "/v1/auth/login", tag = "auth", request_body = LoginRequest,
+    responses((status = 200, body = SignedIn)), extensions(("x-envforge-action" = json!("public"))))]
+async fn login(
+    State(auth): State<Auth>,
+    arrival: Arrival,
+    headers: HeaderMap,
+    Json(request): Json<LoginRequest>,
+) -> Result<Written<SignedIn>, Problem> {
+    let surface = surface_of(&headers)?;
+    let attempt =
+        LoginAttempt { email: request.email, password: request.password.into_secret(), address: arrival.address };
+    let account = match auth.identity.login(attempt, arrival.now).await {
+        Ok(account) => account,
+        Err(error) => {
+            if let LoginError::WrongCredentials { account: Some(account) } = &error {
+                auth.access.record_failed_login(account.org, account.user, surface, arrival.now);
+            }
+            return Err(error.into());
+        }
+    };
+    let session = Session {
+        user: account.user,
+        org: account.org,
+        session: SessionId::from_uuid(auth.identity.randomness().uuid_v7(arrival.now).map_err(internal)?),
+        expires_at: arrival.now.plus(SESSION_LIFETIME),
+    };
+    let open = UserCommand::OpenSession {
+        session: session.session,
+        surface,
+        expires_at: session.expires_at,
+        now: arrival.now,
+    };
+    let done = auth.record(account.org, account.user, surface, &arrival, &open).await?;
+    // The organization and the user are in the view for sure once it stands at the commit that opened the session.
+    auth.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
+        Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
+            .retry_after_s(1)
+            .because(stale.to_string())
+    })?;
+    let description = auth.description(account.org, account.user, arrival.now);
+    let tokens = auth.identity.open_session(&session, &description, arrival.now).await?;
+    let answer = auth.signed_in(&session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, arrival.now)?;
+    Ok(Written::ok(done.position, answer))
+}
+
+/// Trade a refresh token for new tokens.
+#[utoipa::path(post, path = "/v1/auth/refresh", tag = "auth", request_body = RefreshRequest,
+    responses((status = 200, body = SignedIn)), extensions(("x-envforge-action" = json!("public"))))]
+async fn refresh(
+    State(auth): State<Auth>,
+    arrival: Arrival,
+    headers: HeaderMap,
+    Json(request): Json<RefreshRequest>,
+) -> Result<Written<SignedIn>, Problem> {
+    let surface = surface_of(&headers)?;
+    let refreshed = match auth.identity.refresh(&request.refresh_token.into_secret(), arrival.now).await {
+        Ok(refreshed) => refreshed,
+        Err(error) => {
+            if let RefreshError::Reused { user, org, session } = error {
+                let end = UserCommand::EndSession { session, reason: SessionEnd::RefreshReused };
+                auth.record(org, user, surface, &arrival, &end).await?;
+            }
+            return Err(error.into());
+        }
+    };
+    let session = refreshed.session;
+    let loaded = auth.commands.load::<User>(&StreamId::user(session.org, session.user)).await?;
+    let live = match &loaded.state {
+        User::Active { sessions, .. } => sessions.get(&session.session).is_some_and(|end| arrival.now < *end),
+        User::Unknown | User::Deactivated { .. } => false,
+    };
+    if !live {
+        auth.identity.revoke_session(session.session, arrival.now).await?;
+        return Err(Problem::new("session_ended", "This session has ended; sign in again."));
+    }
+    let description = auth.description(session.org, session.user, arrival.now);
+    let (access, signed_in) = auth.identity.mint(&session, &description, arrival.now)?;
+    let answer = auth.signed_in(&session, access, signed_in.expires_at, refreshed.refresh, arrival.now)?;
+    Ok(Written::ok(loaded.position, answer))
+}
+
+/// End this session.
+#[utoipa::path(post, path = "/v1/auth/logout", tag = "auth", responses((status = 204)),
+    extensions(("x-envforge-action" = json!("session.revoke_own"))))]
+async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happened, Problem> {
+    let Write { caller, context, .. } = request;
+    let permit = auth.access.permit(&caller, Action::SessionRevokeOwn, caller.own()).await?;
+    let end = UserCommand::EndOwnSession { session: caller.session };
+    let done = users::change(&auth.commands, &permit, &context, caller.user, &end).await?;
+    // Only after the log knows: a refresh token that outlives its session is refused, the other way round it would be
+    // a session that nobody can end by refreshing.
+    auth.identity.revoke_session(caller.session, caller.arrival.now).await?;
+    Ok(Happened(done.position))
+}
+
+/// How long signing in waits until the views know the new session.
+const WAIT_FOR_VIEW: std::time::Duration = std::time::Duration::from_secs(2);
+
+impl Auth {
+    /// Records on the user's stream that they signed in or that a session had to end.
+    async fn record(
+        &self,
+        org: OrgId,
+        user: UserId,
+        surface: Surface,
+        arrival: &Arrival,
+        command: &UserCommand,
+    ) -> Result<envforge_commands::Done, Problem> {
+        let permit = self.access.identity_permit(org, user, surface, arrival.now).await?;
+        let context = Context {
+            command: CommandId::from_uuid(self.identity.randomness().uuid_v7(arrival.now).map_err(internal)?),
+            request_digest: None,
+            correlation: arrival.correlation,
+            causation: None,
+            now: arrival.now,
+        };
+        Ok(users::change(&self.commands, &permit, &context, user, command).await?)
+    }
+
+    fn description(&self, org: OrgId, user: UserId, now: UnixMillis) -> Description {
+        let grants = self.hot.authorization.grants(org, user, now);
+        let mut roles: Vec<_> =
+            grants.iter().filter(|grant| grant.scope == Scope::Organization).map(|grant| grant.role).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        Description { roles, teams: Vec::new() }
+    }
+
+    fn signed_in(
+        &self,
+        session: &Session,
+        access: Secret,
+        access_expires_at: UnixMillis,
+        refresh: Secret,
+        now: UnixMillis,
+    ) -> Result<SignedIn, Problem> {
+        let unknown = || Problem::internal("somebody with an account has no record in the views");
+        let user = self.hot.authorization.user(session.user).ok_or_else(unknown)?;
+        let org = self.hot.authorization.organization(session.org);
+        Ok(SignedIn {
+            access_token: Disclosed(access),
+            refresh_token: Disclosed(refresh),
+            expires_in: access_expires_at.since(now).as_secs(),
+            user: SignedInUser { id: session.user.to_string(), email: user.email, name: user.name },
+            org: SignedInOrg {
+                id: session.org.to_string(),
+                slug: org.map_or_else(String::new, |org| OrgSlug::to_string(&org.slug)),
+            },
+        })
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Problem {
+    Problem::internal(error.to_string())
+}

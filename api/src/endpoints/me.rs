@@ -1,0 +1,86 @@
+//! Who am I, and what may I do here.
+
+use axum::extract::State;
+use envforge_domain::access::{Action, Scope};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::has_access;
+use crate::access::{Access, Caller};
+use crate::instant::Instant;
+use crate::problem::Problem;
+use crate::reads::{AtLeast, Reads};
+
+#[derive(Clone)]
+pub(crate) struct Me {
+    pub(crate) access: Access,
+    pub(crate) reads: Reads,
+}
+
+has_access!(Me);
+
+pub(crate) fn routes() -> OpenApiRouter<Me> {
+    OpenApiRouter::new().routes(routes!(me))
+}
+
+/// The caller, with the roles that they hold now.
+#[derive(Serialize, ToSchema)]
+struct Profile {
+    id: String,
+    email: String,
+    name: String,
+    created_at: Instant,
+    session: String,
+    org: ProfileOrg,
+    roles: Vec<HeldRole>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ProfileOrg {
+    id: String,
+    slug: String,
+    name: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct HeldRole {
+    role: String,
+    /// The project where it counts; `null` for the whole organization.
+    project: Option<String>,
+    expires_at: Option<Instant>,
+}
+
+/// Who the caller is.
+#[utoipa::path(get, path = "/v1/me", tag = "auth", responses((status = 200, body = Profile)),
+    extensions(("x-envforge-action" = json!("profile.read"))))]
+async fn me(State(state): State<Me>, caller: Caller, at: AtLeast) -> Result<axum::Json<Profile>, Problem> {
+    let permit = state.access.permit(&caller, Action::ProfileRead, caller.own()).await?;
+    let profile = state.reads.profile(&permit, at).await?;
+    let grants = state.reads.hot().authorization.grants(permit.org(), caller.user, caller.arrival.now);
+    let roles = grants
+        .into_iter()
+        .map(|grant| HeldRole {
+            role: grant.role.token().to_owned(),
+            project: match grant.scope {
+                Scope::Organization => None,
+                Scope::Project(project) => Some(project.to_string()),
+            },
+            expires_at: grant.expires_at.map(Instant),
+        })
+        .collect();
+    Ok(axum::Json(Profile {
+        id: profile.user.id.to_string(),
+        email: profile.user.email,
+        name: profile.user.name,
+        created_at: profile.user.created_at.into(),
+        session: caller.session.to_string(),
+        org: ProfileOrg {
+            id: profile.organization.id.to_string(),
+            slug: profile.organization.slug.to_string(),
+            name: profile.organization.name,
+        },
+        roles,
+    }))
+}

@@ -1,0 +1,229 @@
+//! Members of an organization.
+//!
+//! Until invitations come, adding somebody who has no account yet makes their account with a first password.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use envforge_commands::context::derived_uuid;
+use envforge_commands::{Commands, Context, organizations, users};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::StreamId;
+use envforge_domain::ids::{CommandId, UserId};
+use envforge_domain::limits::NAME_CHARS_MAX;
+use envforge_domain::organization::OrganizationCommand;
+use envforge_domain::project::name_is_valid;
+use envforge_domain::user::{EmailAddress, User, UserCommand};
+use envforge_identity::credentials::Account;
+use envforge_identity::self_hosted::{AccountError, LOCAL_ISSUER, SelfHosted};
+use envforge_identity::submitted::SubmittedSecret;
+use envforge_projections::sql::MemberRecord;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::has_access;
+use crate::access::{Access, Caller};
+use crate::instant::Instant;
+use crate::page::{Page, Path, Query, Slice};
+use crate::problem::Problem;
+use crate::reads::{AtLeast, Reads};
+use crate::request_body::{Empty, Json};
+use crate::write::{Happened, Write, Written};
+
+#[derive(Clone)]
+pub(crate) struct Members {
+    pub(crate) access: Access,
+    pub(crate) commands: Commands,
+    pub(crate) reads: Reads,
+    pub(crate) identity: Arc<SelfHosted>,
+}
+
+has_access!(Members);
+
+pub(crate) fn routes() -> OpenApiRouter<Members> {
+    OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(remove))
+}
+
+#[derive(Serialize, ToSchema)]
+struct Member {
+    user: String,
+    name: Option<String>,
+    email: Option<String>,
+    active: bool,
+    since: Instant,
+    roles: Vec<MemberRole>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct MemberRole {
+    role: String,
+    project: Option<String>,
+    expires_at: Option<Instant>,
+}
+
+impl From<MemberRecord> for Member {
+    fn from(record: MemberRecord) -> Self {
+        let role = |grant: envforge_projections::sql::MemberGrant| MemberRole {
+            role: grant.role.token().to_owned(),
+            project: grant.project.map(|project| project.to_string()),
+            expires_at: grant.expires_at.map(Instant),
+        };
+        Self {
+            user: record.user.to_string(),
+            name: record.name,
+            email: record.email,
+            active: record.active,
+            since: record.since.into(),
+            roles: record.grants.into_iter().map(role).collect(),
+        }
+    }
+}
+
+/// Somebody new.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewMember {
+    email: String,
+    name: String,
+    /// The first password, at least 12 characters.
+    #[schema(value_type = String, format = Password)]
+    password: SubmittedSecret,
+}
+
+#[derive(Serialize, ToSchema)]
+struct AddedMember {
+    user: String,
+    email: String,
+    name: String,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// 1 to 200; 50 where it is left out.
+    limit: Option<u64>,
+    /// `next` of the page before.
+    after: Option<String>,
+}
+
+/// The members of an organization, with their roles.
+#[utoipa::path(get, path = "/v1/orgs/{org}/members", tag = "members", params(ListQuery),
+    responses((status = 200, body = Page<Member>)), extensions(("x-envforge-action" = json!("member.read"))))]
+async fn list(
+    State(state): State<Members>,
+    caller: Caller,
+    Path(org): Path<String>,
+    Query(query): Query<ListQuery>,
+    at: AtLeast,
+) -> Result<axum::Json<Page<Member>>, Problem> {
+    let org = state.access.org(&org).await?;
+    let permit = state.access.permit(&caller, Action::MemberRead, Resource::Organization(org)).await?;
+    let slice = Slice::new(query.limit, query.after.as_deref())?;
+    Ok(axum::Json(Page::of(state.reads.members(&permit, at, &slice).await?, Member::from)))
+}
+
+/// Make an account for somebody and add them. They have no role until one is given.
+#[utoipa::path(post, path = "/v1/orgs/{org}/members", tag = "members", request_body = NewMember,
+    responses((status = 201, body = AddedMember)), extensions(("x-envforge-action" = json!("member.add"))))]
+async fn add(
+    State(state): State<Members>,
+    Path(org): Path<String>,
+    request: Write<Json<NewMember>>,
+) -> Result<Written<AddedMember>, Problem> {
+    let Write { caller, body: Json(new), context } = request;
+    let org = state.access.org(&org).await?;
+    let add = state.access.permit(&caller, Action::MemberAdd, Resource::Organization(org)).await?;
+    let create = state.access.permit(&caller, Action::UserCreate, Resource::Organization(org)).await?;
+    let email = EmailAddress::parse(&new.email).map_err(|error| Problem::value("email", error))?;
+    if !name_is_valid(&new.name) {
+        return Err(Problem::value("name", format!("a name must have 1 to {NAME_CHARS_MAX} characters")));
+    }
+    let user = UserId::from_uuid(context.new_id());
+    let account = Account { user, org, email: email.clone() };
+    // The account comes first: its address is unique, and a user record that nobody can sign in to would stay forever.
+    state.account(&account, new.password, &caller).await?;
+
+    let command = UserCommand::Create {
+        user,
+        issuer: LOCAL_ISSUER.to_owned(),
+        subject: user.to_string(),
+        email: email.clone(),
+        name: new.name.clone(),
+    };
+    users::change(&state.commands, &create, &part_of(&context, "create user"), user, &command).await?;
+    let command = OrganizationCommand::AddMember { user };
+    let done = organizations::change(&state.commands, &add, &context, &command).await?;
+    let answer = AddedMember { user: user.to_string(), email: email.as_str().to_owned(), name: new.name };
+    Ok(Written::created(done.position, answer))
+}
+
+/// Take somebody out, with all their roles.
+#[utoipa::path(delete, path = "/v1/orgs/{org}/members/{user}", tag = "members", responses((status = 204)),
+    extensions(("x-envforge-action" = json!("member.remove"))))]
+async fn remove(
+    State(state): State<Members>,
+    Path((org, user)): Path<(String, String)>,
+    request: Write<Empty>,
+) -> Result<Happened, Problem> {
+    let Write { caller, context, .. } = request;
+    let org = state.access.org(&org).await?;
+    let permit = state.access.permit(&caller, Action::MemberRemove, Resource::Organization(org)).await?;
+    let user = user.parse().map_err(|_| Problem::not_found())?;
+    let command = OrganizationCommand::RemoveMember { user };
+    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    Ok(Happened(done.position))
+}
+
+impl Members {
+    /// Makes the account, or finds the one that an earlier attempt of the same request made.
+    async fn account(&self, account: &Account, password: SubmittedSecret, caller: &Caller) -> Result<(), Problem> {
+        let exists = || {
+            Problem::new("account_exists", "This e-mail address has an account already.")
+                .with("email", account.email.as_str())
+        };
+        if let Some(known) = self.identity.credentials().account_of(account.user).await.map_err(internal)? {
+            return if known.email == account.email { Ok(()) } else { Err(exists()) };
+        }
+        let now = caller.arrival.now;
+        match self.identity.create_account(account, password.clone().into_secret(), now).await {
+            Ok(()) => Ok(()),
+            Err(AccountError::Exists) => {
+                // An account whose user never came to be is left over from a request that broke off.
+                let Some(left) =
+                    self.identity.credentials().account_by_address(&account.email).await.map_err(internal)?
+                else {
+                    return Err(exists());
+                };
+                let stream = StreamId::user(left.org, left.user);
+                if self.commands.load::<User>(&stream).await?.state != User::Unknown {
+                    return Err(exists());
+                }
+                self.identity.credentials().remove_account(left.user).await.map_err(internal)?;
+                self.identity.create_account(account, password.into_secret(), now).await.map_err(account_problem)
+            }
+            Err(error) => Err(account_problem(error)),
+        }
+    }
+}
+
+/// A step of a request that takes several commits: the same request, so the same command again when it is repeated.
+fn part_of(context: &Context, part: &str) -> Context {
+    let command = CommandId::from_uuid(derived_uuid(context.command.as_uuid().as_bytes(), part));
+    Context { command, ..*context }
+}
+
+fn internal(error: impl std::fmt::Display) -> Problem {
+    Problem::internal(error.to_string())
+}
+
+fn account_problem(error: AccountError) -> Problem {
+    match error {
+        AccountError::Weak(weak) => Problem::from(weak).with("field", "password"),
+        AccountError::Exists => Problem::new("account_exists", error.to_string()),
+        AccountError::Busy => Problem::new("sign_in_busy", error.to_string()).retry_after_s(1),
+        AccountError::Identity(error) => error.into(),
+    }
+}

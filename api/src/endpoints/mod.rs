@@ -1,0 +1,32 @@
+//! The endpoints, one file a noun: thin handlers that read a request, get a permit and call commands or queries.
+//!
+//! Each router has a state of its own with just what it needs. Not here: what every request has in common (`edge`), who
+//! asks (`access`), how a problem looks (`problem`).
+
+pub(crate) mod audit;
+pub(crate) mod auth;
+pub(crate) mod events;
+pub(crate) mod handoff;
+pub(crate) mod health;
+pub(crate) mod links;
+pub(crate) mod me;
+pub(crate) mod members;
+pub(crate) mod organizations;
+pub(crate) mod problems;
+pub(crate) mod projects;
+pub(crate) mod roles;
+pub(crate) mod runtime;
+pub(crate) mod usage;
+pub(crate) mod workspaces;
+
+/// Lets extractors find the part of a router's state that they need.
+macro_rules! has_access {
+    ($state:ty) => {
+        impl axum::extract::FromRef<$state> for crate::access::Access {
+            fn from_ref(state: &$state) -> Self {
+                state.access.clone()
+            }
+        }
+    };
+}
+pub(crate) use has_access;

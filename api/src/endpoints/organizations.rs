@@ -1,0 +1,154 @@
+//! Organizations and their policy.
+
+use axum::extract::State;
+use envforge_commands::{Commands, organizations};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::StreamId;
+use envforge_domain::event::Event;
+use envforge_domain::organization::{
+    Organization as Aggregate, OrganizationCommand, OrganizationEvent, OrganizationPolicy,
+};
+use envforge_domain::time::Millis;
+use envforge_projections::sql::OrganizationRecord;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::has_access;
+use super::links::{families_of, family_tokens};
+use crate::access::{Access, Caller};
+use crate::instant::Instant;
+use crate::page::{Page, Path};
+use crate::problem::Problem;
+use crate::reads::{AtLeast, Reads};
+use crate::request_body::Json;
+use crate::write::{Write, Written};
+
+#[derive(Clone)]
+pub(crate) struct Organizations {
+    pub(crate) access: Access,
+    pub(crate) commands: Commands,
+    pub(crate) reads: Reads,
+}
+
+has_access!(Organizations);
+
+pub(crate) fn routes() -> OpenApiRouter<Organizations> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(change_policy))
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Organization {
+    id: String,
+    slug: String,
+    name: String,
+    policy: Policy,
+    created_at: Instant,
+}
+
+/// What the organization allows at most.
+#[derive(Serialize, ToSchema)]
+struct Policy {
+    link_lifetime_max_seconds: u64,
+    /// Route families that links may open.
+    link_families: Vec<String>,
+    idle_sleep_max_seconds: u64,
+    keep_awake_max_seconds: u64,
+}
+
+impl From<OrganizationPolicy> for Policy {
+    fn from(policy: OrganizationPolicy) -> Self {
+        Self {
+            link_lifetime_max_seconds: policy.link_lifetime_max.as_secs(),
+            link_families: family_tokens(policy.link_families),
+            idle_sleep_max_seconds: policy.idle_sleep_max.as_secs(),
+            keep_awake_max_seconds: policy.keep_awake_max.as_secs(),
+        }
+    }
+}
+
+impl From<OrganizationRecord> for Organization {
+    fn from(record: OrganizationRecord) -> Self {
+        Self {
+            id: record.id.to_string(),
+            slug: record.slug.to_string(),
+            name: record.name,
+            policy: record.policy.into(),
+            created_at: record.created_at.into(),
+        }
+    }
+}
+
+/// The settings to change; the others stay.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PolicyChange {
+    link_lifetime_max_seconds: Option<u64>,
+    link_families: Option<Vec<String>>,
+    idle_sleep_max_seconds: Option<u64>,
+    keep_awake_max_seconds: Option<u64>,
+}
+
+/// The organizations to which the caller belongs.
+#[utoipa::path(get, path = "/v1/orgs", tag = "organizations", responses((status = 200, body = Page<Organization>)),
+    extensions(("x-envforge-action" = json!("organization.read"))))]
+async fn list(
+    State(state): State<Organizations>,
+    caller: Caller,
+    at: AtLeast,
+) -> Result<axum::Json<Page<Organization>>, Problem> {
+    // A session is bound to one organization (SPEC, "Identity").
+    let permit = state.access.permit(&caller, Action::OrganizationRead, Resource::Organization(caller.org)).await?;
+    let record = state.reads.organization(&permit, at).await?;
+    Ok(axum::Json(Page { items: vec![record.into()], next: None }))
+}
+
+/// One organization.
+#[utoipa::path(get, path = "/v1/orgs/{org}", tag = "organizations", responses((status = 200, body = Organization)),
+    extensions(("x-envforge-action" = json!("organization.read"))))]
+async fn get(
+    State(state): State<Organizations>,
+    caller: Caller,
+    Path(org): Path<String>,
+    at: AtLeast,
+) -> Result<axum::Json<Organization>, Problem> {
+    let org = state.access.org(&org).await?;
+    let permit = state.access.permit(&caller, Action::OrganizationRead, Resource::Organization(org)).await?;
+    Ok(axum::Json(state.reads.organization(&permit, at).await?.into()))
+}
+
+/// Change what the organization allows.
+#[utoipa::path(patch, path = "/v1/orgs/{org}/policy", tag = "organizations", request_body = PolicyChange,
+    responses((status = 200, body = Policy)), extensions(("x-envforge-action" = json!("organization.change_policy"))))]
+async fn change_policy(
+    State(state): State<Organizations>,
+    Path(org): Path<String>,
+    request: Write<Json<PolicyChange>>,
+) -> Result<Written<Policy>, Problem> {
+    let Write { caller, body: Json(change), context } = request;
+    let org = state.access.org(&org).await?;
+    let resource = Resource::Organization(org);
+    let permit = state.access.permit(&caller, Action::OrganizationChangePolicy, resource).await?;
+    let seconds = |seconds: Option<u64>, current: Millis| seconds.map_or(current, Millis::from_secs);
+    let current = match state.commands.load::<Aggregate>(&StreamId::organization(org)).await?.state {
+        Aggregate::Active(organization) => organization.policy,
+        Aggregate::Unknown => return Err(Problem::not_found()),
+    };
+    let wanted = OrganizationPolicy {
+        link_lifetime_max: seconds(change.link_lifetime_max_seconds, current.link_lifetime_max),
+        link_families: match change.link_families {
+            Some(families) => families_of("link_families", &families)?,
+            None => current.link_families,
+        },
+        idle_sleep_max: seconds(change.idle_sleep_max_seconds, current.idle_sleep_max),
+        keep_awake_max: seconds(change.keep_awake_max_seconds, current.keep_awake_max),
+    };
+    let command = OrganizationCommand::ChangePolicy { policy: wanted };
+    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    let recorded = done.events.iter().find_map(|event| match event {
+        Event::Organization(OrganizationEvent::PolicyChanged { policy }) => Some(*policy),
+        _ => None,
+    });
+    Ok(Written::ok(done.position, recorded.unwrap_or(wanted).into()))
+}

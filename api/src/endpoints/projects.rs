@@ -1,0 +1,186 @@
+//! Projects.
+
+use axum::extract::State;
+use envforge_commands::{Commands, projects};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::StreamId;
+use envforge_domain::event::Event;
+use envforge_domain::ids::ProjectId;
+use envforge_domain::project::{Project as Aggregate, ProjectEvent, Repository};
+use envforge_domain::slug::ProjectSlug;
+use envforge_projections::sql::ProjectRecord;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::has_access;
+use crate::access::{Access, Caller};
+use crate::instant::Instant;
+use crate::page::{Page, Path, Query, Slice};
+use crate::problem::Problem;
+use crate::reads::{AtLeast, Reads};
+use crate::request_body::Json;
+use crate::write::{Write, Written};
+
+#[derive(Clone)]
+pub(crate) struct Projects {
+    pub(crate) access: Access,
+    pub(crate) commands: Commands,
+    pub(crate) reads: Reads,
+}
+
+has_access!(Projects);
+
+pub(crate) fn routes() -> OpenApiRouter<Projects> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, edit))
+}
+
+#[derive(Serialize, ToSchema)]
+struct Project {
+    id: String,
+    slug: String,
+    name: String,
+    repository: String,
+    created_at: Instant,
+}
+
+impl From<ProjectRecord> for Project {
+    fn from(record: ProjectRecord) -> Self {
+        Self {
+            id: record.id.to_string(),
+            slug: record.slug.to_string(),
+            name: record.name,
+            repository: record.repository,
+            created_at: record.created_at.into(),
+        }
+    }
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewProject {
+    slug: String,
+    name: String,
+    /// `https://…`, `ssh://…`, `git@host:path`, `file://…` or an absolute path; without user name or password.
+    repository: String,
+}
+
+/// What to change; the rest stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ProjectChange {
+    name: Option<String>,
+    repository: Option<String>,
+}
+
+/// A project as it was written.
+#[derive(Serialize, ToSchema)]
+struct WrittenProject {
+    id: String,
+    slug: String,
+    name: String,
+    repository: String,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// 1 to 200; 50 where it is left out.
+    limit: Option<u64>,
+    /// `next` of the page before.
+    after: Option<String>,
+}
+
+/// The projects that the caller may see.
+#[utoipa::path(get, path = "/v1/orgs/{org}/projects", tag = "projects", params(ListQuery),
+    responses((status = 200, body = Page<Project>)), extensions(("x-envforge-action" = json!("project.read"))))]
+async fn list(
+    State(state): State<Projects>,
+    caller: Caller,
+    Path(org): Path<String>,
+    Query(query): Query<ListQuery>,
+    at: AtLeast,
+) -> Result<axum::Json<Page<Project>>, Problem> {
+    let org = state.access.org(&org).await?;
+    let listing = state.access.listing(&caller, Action::ProjectRead, org).await?;
+    let slice = Slice::new(query.limit, query.after.as_deref())?;
+    Ok(axum::Json(Page::of(state.reads.projects(&listing, at, &slice).await?, Project::from)))
+}
+
+/// Create a project. Its slug is never used again.
+#[utoipa::path(post, path = "/v1/orgs/{org}/projects", tag = "projects", request_body = NewProject,
+    responses((status = 201, body = WrittenProject)), extensions(("x-envforge-action" = json!("project.create"))))]
+async fn create(
+    State(state): State<Projects>,
+    Path(org): Path<String>,
+    request: Write<Json<NewProject>>,
+) -> Result<Written<WrittenProject>, Problem> {
+    let Write { caller, body: Json(new), context } = request;
+    let org = state.access.org(&org).await?;
+    let permit = state.access.permit(&caller, Action::ProjectCreate, Resource::Organization(org)).await?;
+    let slug: ProjectSlug = new.slug.parse().map_err(|error| Problem::value("slug", error))?;
+    let repository = repository(&new.repository)?;
+    let (id, done) = projects::create(&state.commands, &permit, &context, slug, new.name.clone(), repository).await?;
+    let answer = WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
+    Ok(Written::created(done.position, answer))
+}
+
+/// One project.
+#[utoipa::path(get, path = "/v1/orgs/{org}/projects/{project}", tag = "projects",
+    responses((status = 200, body = Project)), extensions(("x-envforge-action" = json!("project.read"))))]
+async fn get(
+    State(state): State<Projects>,
+    caller: Caller,
+    Path((org, project)): Path<(String, String)>,
+    at: AtLeast,
+) -> Result<axum::Json<Project>, Problem> {
+    let org = state.access.org(&org).await?;
+    let resource = state.access.project(org, &project).await?;
+    let permit = state.access.permit(&caller, Action::ProjectRead, resource).await?;
+    Ok(axum::Json(state.reads.project(&permit, at).await?.into()))
+}
+
+/// Change a project's name or repository.
+#[utoipa::path(patch, path = "/v1/orgs/{org}/projects/{project}", tag = "projects", request_body = ProjectChange,
+    responses((status = 200, body = WrittenProject)), extensions(("x-envforge-action" = json!("project.edit"))))]
+async fn edit(
+    State(state): State<Projects>,
+    Path((org, project)): Path<(String, String)>,
+    request: Write<Json<ProjectChange>>,
+) -> Result<Written<WrittenProject>, Problem> {
+    let Write { caller, body: Json(change), context } = request;
+    let org = state.access.org(&org).await?;
+    let resource = state.access.project(org, &project).await?;
+    let permit = state.access.permit(&caller, Action::ProjectEdit, resource).await?;
+    let project: ProjectId = resource.project().ok_or_else(Problem::not_found)?;
+    let Aggregate::Active { slug, name, repository: current, .. } =
+        state.commands.load::<Aggregate>(&StreamId::project(org, project)).await?.state
+    else {
+        return Err(Problem::not_found());
+    };
+    let name = change.name.unwrap_or(name);
+    let wanted = change.repository.as_deref().map_or(Ok(current), repository)?;
+    let done = projects::edit(&state.commands, &permit, &context, project, name.clone(), wanted.clone()).await?;
+    // A repeated request is answered with what it wrote then, whatever was written since.
+    let (name, wanted) = done
+        .events
+        .iter()
+        .find_map(|event| match event {
+            Event::Project(ProjectEvent::Edited { name, repository }) => Some((name.clone(), repository.clone())),
+            _ => None,
+        })
+        .unwrap_or((name, wanted));
+    let answer = WrittenProject {
+        id: project.to_string(),
+        slug: slug.to_string(),
+        name,
+        repository: wanted.as_str().to_owned(),
+    };
+    Ok(Written::ok(done.position, answer))
+}
+
+fn repository(text: &str) -> Result<Repository, Problem> {
+    Repository::parse(text).map_err(|error| Problem::value("repository", error))
+}

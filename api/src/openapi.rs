@@ -1,0 +1,151 @@
+//! The OpenAPI document: generated from the endpoints, with what all of them have in common added once.
+
+use serde_json::json;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, Info, OpenApi, Ref, RefOr, Required, ResponseBuilder, Schema,
+};
+
+use crate::access::SURFACE_HEADER;
+use crate::problem::{CONTENT_TYPE, catalogue::CATALOGUE};
+use crate::reads::MIN_POSITION_HEADER;
+use crate::write::{IDEMPOTENCY_HEADER, POSITION_HEADER};
+
+/// Names the action that an operation needs, or `public`.
+pub const ACTION_EXTENSION: &str = "x-envforge-action";
+
+/// Adds to each operation what its path and method say already.
+pub(crate) fn finish(mut document: OpenApi) -> OpenApi {
+    document.info = Info::new("EnvForge API", env!("CARGO_PKG_VERSION"));
+    document.info.description = Some(
+        "Commands in, queries and event streams out. Problems are RFC 9457 with a stable `code`; \
+         every code is listed at /v1/problems."
+            .to_owned(),
+    );
+    let mut components = document.components.take().unwrap_or_else(|| ComponentsBuilder::new().build());
+    components.schemas.insert("Problem".to_owned(), RefOr::T(problem_schema()));
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+    components.security_schemes.insert("access_token".to_owned(), SecurityScheme::Http(bearer).into());
+    document.components = Some(components);
+    for (path, item) in &mut document.paths.paths {
+        let reads = [&mut item.get];
+        let writes = [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in reads.into_iter().flatten() {
+            complete(path, operation, false);
+        }
+        for operation in writes.into_iter().flatten() {
+            complete(path, operation, true);
+        }
+    }
+    document
+}
+
+fn complete(path: &str, operation: &mut Operation, writes: bool) {
+    let public = action_of(operation) == Some("public");
+    let mut parameters = operation.parameters.take().unwrap_or_default();
+    let names = path.split(['{', '}']).skip(1).step_by(2);
+    parameters.extend(names.map(|name| parameter(name, ParameterIn::Path, Type::String, path_parameter(name))));
+    if !public {
+        operation.security = Some(vec![SecurityRequirement::new("access_token", Vec::<String>::new())]);
+        parameters.push(header(
+            SURFACE_HEADER.as_str(),
+            Type::String,
+            "`cli` or `console`; `api` where it is left out.",
+        ));
+        if writes {
+            parameters.push(header(
+                IDEMPOTENCY_HEADER.as_str(),
+                Type::String,
+                "1 to 200 visible ASCII characters. The same key and body get the same answer; another body is refused.",
+            ));
+        } else if !path.ends_with("/events") {
+            parameters.push(header(
+                MIN_POSITION_HEADER.as_str(),
+                Type::Integer,
+                "The answer is at least as fresh as this position, or a `stale_read` problem.",
+            ));
+        }
+    }
+    operation.parameters = (!parameters.is_empty()).then_some(parameters);
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && writes
+            && status.starts_with('2')
+        {
+            let position = HeaderBuilder::new()
+                .schema(Some(ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer))))
+                .description(Some("Where in the log the effect stands."))
+                .build();
+            response.headers.insert(POSITION_HEADER.as_str().to_owned(), position.into());
+        }
+    }
+    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let default = ResponseBuilder::new().description("A problem.").content(CONTENT_TYPE, problem).build();
+    operation.responses.responses.insert("default".to_owned(), RefOr::T(default));
+}
+
+/// The action that an operation names.
+pub fn action_of(operation: &Operation) -> Option<&str> {
+    operation.extensions.as_ref()?.get(ACTION_EXTENSION)?.as_str()
+}
+
+fn path_parameter(name: &str) -> &'static str {
+    match name {
+        "org" => "Slug or id of the organization.",
+        "project" => "Slug or id of the project.",
+        "workspace" => "Slug or id of the workspace.",
+        "link" => "Id of the link.",
+        "user" => "Id of the user.",
+        "code" => "A problem's code.",
+        _ => "",
+    }
+}
+
+fn parameter(name: &str, place: ParameterIn, kind: Type, description: &str) -> RefOr<Parameter> {
+    let required = if matches!(place, ParameterIn::Path) { Required::True } else { Required::False };
+    let parameter = ParameterBuilder::new()
+        .name(name)
+        .parameter_in(place)
+        .required(required)
+        .description(Some(description))
+        .schema(Some(ObjectBuilder::new().schema_type(SchemaType::Type(kind))))
+        .build();
+    RefOr::T(parameter)
+}
+
+fn header(name: &str, kind: Type, description: &str) -> RefOr<Parameter> {
+    parameter(name, ParameterIn::Header, kind, description)
+}
+
+/// RFC 9457, with our `code`. A problem may have more fields.
+fn problem_schema() -> Schema {
+    let text = |description: &str| {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::String))
+            .description(Some(description.to_owned()))
+            .build()
+    };
+    let codes = CATALOGUE.iter().map(|entry| json!(entry.code));
+    let code = ObjectBuilder::new()
+        .schema_type(SchemaType::Type(Type::String))
+        .enum_values(Some(codes))
+        .description(Some("Stable; what programs branch on."))
+        .build();
+    ObjectBuilder::new()
+        .property("type", text("Where the code is explained."))
+        .property("title", text("The same for every occurrence of the code."))
+        .property("status", ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer)))
+        .property("detail", text("What, where, and what would be right."))
+        .property("instance", text("Names this very request."))
+        .property("code", code)
+        .required("type")
+        .required("title")
+        .required("status")
+        .required("detail")
+        .required("instance")
+        .required("code")
+        .into()
+}

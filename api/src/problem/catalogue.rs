@@ -1,0 +1,159 @@
+//! Every problem code that a client can meet, with its status, title and meaning.
+//!
+//! Codes are stable: clients branch on them. Served at `/v1/problems`. A test holds this list against the domain's
+//! refusals and denials.
+
+use http::StatusCode;
+
+/// One documented problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub code: &'static str,
+    pub status: StatusCode,
+    /// The same for every occurrence (RFC 9457 3.1.3).
+    pub title: &'static str,
+    /// What it means and what helps.
+    pub meaning: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($status:ident { $($code:literal $title:literal, $meaning:literal;)* })*) => {
+        pub static CATALOGUE: &[Entry] = &[$($(
+            Entry { code: $code, status: StatusCode::$status, title: $title, meaning: $meaning },
+        )*)*];
+    };
+}
+
+catalogue! {
+    BAD_REQUEST {
+        "body_invalid" "The body cannot be read", "The body is not JSON of the documented shape. `detail` names the line and column, or the field.";
+        "query_invalid" "A query parameter cannot be read", "A parameter is unknown, malformed or out of range. `detail` names it.";
+        "header_invalid" "A header cannot be read", "A header has a value outside of its documented form. `header` names it.";
+        "cursor_invalid" "The cursor cannot be read", "`after` must be the `next` of an earlier answer of the same list.";
+        "idempotency_key_invalid" "The idempotency key cannot be used", "`Idempotency-Key` must be 1 to 200 visible ASCII characters, given once.";
+    }
+    UNAUTHORIZED {
+        "unauthenticated" "Sign in first", "The access token is missing, expired or not valid. Refresh it or sign in.";
+        "session_ended" "The session has ended", "The session was ended or revoked. Sign in again.";
+        "wrong_credentials" "E-mail address and password do not belong together", "Nothing says which of the two is wrong.";
+        "refresh_token_invalid" "The refresh token is not valid", "It is unknown, expired or revoked. Sign in again.";
+        "refresh_token_reused" "The refresh token was used before", "Somebody may have copied it, so its session has ended. Sign in again.";
+    }
+    FORBIDDEN {
+        "role_missing" "Your roles do not allow this", "`action` names what was asked; `detail` names the roles that may.";
+        "grant_expired" "Your role for this has ended", "Ask for the role again.";
+        "surface_not_allowed" "Not possible on this surface", "The action exists, but not on this surface.";
+        "account_deactivated" "The account is deactivated", "An administrator can activate it.";
+        "outside_link" "The link does not open this", "A signed link opens the app surface of one service only.";
+        "link_ended" "The link is no longer open", "Ask for a new link.";
+        "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
+        "too_many_grants" "The organization has too many grants", "`max` is the limit. Revoke what is not needed.";
+        "too_many_sessions" "Too many open sessions", "`max` is the limit. End one first.";
+        "link_families_not_allowed" "The organization does not allow these routes", "Choose fewer families, or have the organization's policy changed.";
+        "link_too_many_sessions" "The link has too many open sessions", "`max` is the limit.";
+        "wake_budget_spent" "The link has spent its wakes", "Somebody of the team can wake the workspace, or issue another link.";
+        "host_cross_organization" "The host belongs to another organization", "One organization per machine.";
+    }
+    NOT_FOUND {
+        "not_found" "There is no such thing", "It does not exist, or you may not know that it does.";
+        "organization_unknown" "There is no such organization", "It does not exist, or you may not know that it does.";
+        "project_unknown" "There is no such project", "Check the slug or id.";
+        "workspace_unknown" "There is no such workspace", "Check the slug or id.";
+        "link_unknown" "There is no such link", "Check the id.";
+        "user_unknown" "There is no such user", "Check the id.";
+        "host_unknown" "There is no such host", "Check the id.";
+        "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
+    }
+    METHOD_NOT_ALLOWED {
+        "method_not_allowed" "This method is not possible here", "`Allow` lists the methods that are.";
+    }
+    REQUEST_TIMEOUT {
+        "body_timeout" "The body came too slowly", "Send the request again.";
+    }
+    CONFLICT {
+        "name_taken" "The name is taken", "Choose another slug.";
+        "name_retired" "The name was used before and is retired", "A retired slug is never used again. Choose one that was never used.";
+        "name_not_held" "The name is held by something else", "Nothing was changed.";
+        "organization_exists" "The organization exists already", "Nothing was changed.";
+        "project_exists" "The project exists already", "Nothing was changed.";
+        "workspace_exists" "The workspace exists already", "Nothing was changed.";
+        "user_exists" "The user exists already", "Nothing was changed.";
+        "account_exists" "This e-mail address has an account already", "Choose another address, or sign in.";
+        "link_exists" "The link exists already", "Nothing was changed.";
+        "link_not_yet_expired" "The link has not expired yet", "Revoke it to end it early.";
+        "last_owner" "The last owner cannot be removed", "Assign another owner first.";
+        "runtime_not_awake" "The runtime is not awake", "Wake it first.";
+        "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
+        "runtime_kept_awake" "The runtime is kept awake", "`until_unix_ms` says until when.";
+        "lease_holds" "The host's lease holds", "`until_unix_ms` says until when.";
+        "host_registered" "The host is registered already", "Nothing was changed.";
+        "host_no_room" "The host has no room", "Choose another host, or smaller services.";
+        "host_not_empty" "The host still holds workspaces", "Release them first.";
+        "contended" "Too many changes to the same thing at once", "Nothing was changed. Try again.";
+    }
+    GONE {
+        "workspace_archived" "The workspace is archived", "Create a new one with another slug.";
+        "link_revoked" "The link is revoked", "Issue a new one.";
+        "link_expired" "The link has expired", "Issue a new one.";
+        "link_rotated" "The share link was replaced by a newer one", "Ask for the current one.";
+        "handoff_used" "The handoff was used already", "Open the share link again.";
+        "handoff_expired" "The handoff is too old", "Open the share link again.";
+        "link_session_unknown" "The session does not belong to the link any more", "Open the share link again.";
+        "host_retired" "The host is retired", "Register another one.";
+    }
+    PAYLOAD_TOO_LARGE {
+        "body_too_large" "The body is too large", "`max_bytes` is the limit.";
+        "event_too_large" "What should be recorded is too large", "`max` is the limit, in `unit`.";
+    }
+    UNSUPPORTED_MEDIA_TYPE {
+        "content_type_unsupported" "The body's content type is not understood", "`supported` lists what is.";
+    }
+    UNPROCESSABLE_ENTITY {
+        "value_invalid" "A value breaks a rule", "`field` names it; `detail` says what would be right.";
+        "manifest_invalid" "envforge.yml is not valid", "`errors` lists each mistake with line and column.";
+        "idempotency_key_reused" "The idempotency key was used for another request", "Use a new key for a new request.";
+        "name_invalid" "The name is not valid", "1 to `max_chars` characters.";
+        "member_unknown" "The user is not a member", "Add them first.";
+        "role_org_wide_only" "The role counts for the whole organization only", "Leave `project` out.";
+        "grant_ends_in_the_past" "The grant would end in the past", "Choose an end in the future.";
+        "policy_out_of_range" "A policy setting is out of range", "`min_ms` and `max_ms` are the limits.";
+        "keep_awake_too_long" "That is longer than the organization allows", "`max_ms` is the longest.";
+        "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";
+        "reason_invalid" "The reason is not valid", "1 to `max_chars` characters on one line.";
+        "host_label_too_long" "The host label would be too long", "DNS allows `max` characters: shorten the service, workspace or organization slug.";
+        "link_lifetime_out_of_range" "The link would live too long or too short", "`min_ms` and `max_ms` are the limits.";
+        "link_without_families" "The link would open nothing", "Name at least one route family.";
+        "link_families_not_declared" "envforge.yml declares no such routes", "Name families that the service declares.";
+        "link_label_invalid" "The label is not valid", "1 to `max_chars` characters.";
+        "wake_budget_out_of_range" "The wake budget is out of range", "`min` to `max` wakes.";
+        "denial_report_too_large" "The report holds too many kinds of attempts", "Split it.";
+        "password_too_short" "The password is too short", "`min_chars` is the least.";
+        "password_too_long" "The password is too long", "`max_bytes` is the limit. Nothing is cut off silently.";
+        "password_common" "The password is too common", "Choose one that nobody would guess.";
+        "password_control_character" "The password holds a control character", "Leave it out.";
+    }
+    TOO_MANY_REQUESTS {
+        "too_many_attempts" "Too many failed attempts", "`Retry-After` says when the next one is looked at.";
+        "sign_in_busy" "Too many people are signing in right now", "Try again after `Retry-After`.";
+        "too_many_streams" "Too many event streams are open", "Close one, or read without `follow`.";
+    }
+    INTERNAL_SERVER_ERROR {
+        "internal" "Something went wrong on our side", "`instance` names the request for a report.";
+    }
+    SERVICE_UNAVAILABLE {
+        "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
+        "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
+        "outcome_unknown" "The event log did not answer in time", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
+        "log_unavailable" "The event log is out of reach", "Nothing was changed. Try again.";
+        "rights_stale" "Rights cannot be checked right now", "Without fresh rights nothing is allowed. Try again.";
+        "read_models_unavailable" "The read models are out of reach", "Try again.";
+    }
+    GATEWAY_TIMEOUT {
+        "stale_read" "The answer would be older than asked for", "The read models have not reached `EnvForge-Min-Position` in time. Try again.";
+    }
+}
+
+/// The entry of a code.
+pub fn find(code: &str) -> Option<&'static Entry> {
+    CATALOGUE.iter().find(|entry| entry.code == code)
+}

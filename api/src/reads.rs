@@ -1,0 +1,310 @@
+//! The read models, for those whom the policy let through.
+//!
+//! Every question takes the `Permit` (or the `Listing`) that allows it and gets its organization, project and thing from
+//! there, never from the request: an endpoint that asked nobody has nothing to ask with, and one that asked about another
+//! thing gets that thing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use envforge_domain::access::{Action, Permit, Resource};
+use envforge_domain::commit::Position;
+use envforge_domain::slug::ServiceName;
+use envforge_domain::time::UnixMillis;
+use envforge_projections::Hot;
+use envforge_projections::gateway_view;
+use envforge_projections::sql::{
+    AuditCursor, AuditFilter, AuditRow, Database, DatabaseError, Direction, GroupBy, Limit, LinkFilter, LinkPhase,
+    LinkRecord, MemberRecord, ModelName, OrganizationRecord, Page, ProjectRecord, RunningUsage, RuntimePhase, Stale,
+    UsageFilter, UsageGroup, UserRecord, WorkspaceFilter, WorkspaceRecord,
+};
+use http::HeaderName;
+use http::request::Parts;
+
+use crate::access::Listing;
+use crate::page::Slice;
+use crate::problem::Problem;
+
+/// How fresh a read must be at least.
+pub const MIN_POSITION_HEADER: HeaderName = HeaderName::from_static("envforge-min-position");
+
+/// The position that a read must have reached; the log's beginning where none is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AtLeast(pub Position);
+
+impl<S: Sync> FromRequestParts<S> for AtLeast {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let invalid = || {
+            Problem::new(
+                "header_invalid",
+                "`EnvForge-Min-Position` must be a position: the `EnvForge-Position` of a write.",
+            )
+            .with("header", MIN_POSITION_HEADER.as_str())
+        };
+        match parts.headers.get(MIN_POSITION_HEADER) {
+            None => Ok(Self(Position::START)),
+            Some(value) => {
+                let text = value.to_str().map_err(|_| invalid())?;
+                text.parse().map(|position| Self(Position::new(position))).map_err(|_| invalid())
+            }
+        }
+    }
+}
+
+/// Questions to the read models.
+#[derive(Clone)]
+pub(crate) struct Reads {
+    database: Database,
+    hot: Arc<Hot>,
+    freshness_wait: Duration,
+}
+
+/// Somebody's own record.
+pub(crate) struct Profile {
+    pub(crate) user: UserRecord,
+    pub(crate) organization: OrganizationRecord,
+}
+
+/// A runtime's phase and the services that answer.
+pub(crate) struct RuntimeNow {
+    pub(crate) phase: &'static str,
+    answering: Vec<ServiceName>,
+}
+
+impl RuntimeNow {
+    fn asleep() -> Self {
+        Self { phase: RuntimePhase::Asleep.token(), answering: Vec::new() }
+    }
+
+    pub(crate) fn is_ready(&self, service: &ServiceName) -> bool {
+        self.answering.contains(service)
+    }
+}
+
+impl Reads {
+    pub(crate) fn new(database: Database, hot: Arc<Hot>, freshness_wait: Duration) -> Self {
+        Self { database, hot, freshness_wait }
+    }
+
+    pub(crate) fn hot(&self) -> &Hot {
+        &self.hot
+    }
+
+    async fn fresh(&self, model: ModelName, at: AtLeast) -> Result<(), Problem> {
+        if at.0 == Position::START {
+            return Ok(());
+        }
+        match self.database.wait_for(model, at.0, self.freshness_wait).await {
+            Ok(()) => Ok(()),
+            Err(Stale::Behind { position, wanted, .. }) => Err(Problem::new(
+                "stale_read",
+                format!(
+                    "The answer would stand at position {position}, {wanted} was asked for and did not come in time."
+                ),
+            )
+            .with("position", position.get())
+            .retry_after_s(1)),
+            Err(Stale::Database(error)) => Err(unavailable(error)),
+        }
+    }
+
+    async fn directory(&self, at: AtLeast) -> Result<envforge_projections::sql::Directory<'_>, Problem> {
+        self.fresh(ModelName::Directory, at).await?;
+        Ok(self.database.directory())
+    }
+
+    pub(crate) async fn profile(&self, permit: &Permit, at: AtLeast) -> Result<Profile, Problem> {
+        needs(permit.action(), Action::ProfileRead)?;
+        let Resource::User { org, user } = permit.resource() else { return Err(Problem::not_found()) };
+        let directory = self.directory(at).await?;
+        let user = directory.user(user).await.map_err(unavailable)?.ok_or_else(Problem::not_found)?;
+        let organization = directory.organization(org).await.map_err(unavailable)?.ok_or_else(Problem::not_found)?;
+        Ok(Profile { user, organization })
+    }
+
+    pub(crate) async fn organization(&self, permit: &Permit, at: AtLeast) -> Result<OrganizationRecord, Problem> {
+        needs(permit.action(), Action::OrganizationRead)?;
+        let found = self.directory(at).await?.organization(permit.org()).await;
+        found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    pub(crate) async fn members(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        slice: &Slice,
+    ) -> Result<Page<MemberRecord>, Problem> {
+        needs(permit.action(), Action::MemberRead)?;
+        let page = self.directory(at).await?.members(permit.org(), slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    pub(crate) async fn projects(
+        &self,
+        listing: &Listing,
+        at: AtLeast,
+        slice: &Slice,
+    ) -> Result<Page<ProjectRecord>, Problem> {
+        needs(listing.action(), Action::ProjectRead)?;
+        let only = listing.projects();
+        let directory = self.directory(at).await?;
+        let page = directory.projects(listing.org(), only.as_deref(), slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    pub(crate) async fn project(&self, permit: &Permit, at: AtLeast) -> Result<ProjectRecord, Problem> {
+        needs(permit.action(), Action::ProjectRead)?;
+        let Some(project) = permit.resource().project() else { return Err(Problem::not_found()) };
+        let found = self.directory(at).await?.project(permit.org(), project).await;
+        found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    pub(crate) async fn workspaces(
+        &self,
+        listing: &Listing,
+        at: AtLeast,
+        archived: Option<bool>,
+        phase: Option<RuntimePhase>,
+        slice: &Slice,
+    ) -> Result<Page<WorkspaceRecord>, Problem> {
+        needs(listing.action(), Action::WorkspaceRead)?;
+        let filter = WorkspaceFilter { projects: listing.projects(), archived, phase };
+        let directory = self.directory(at).await?;
+        let page = directory.workspaces(listing.org(), &filter, slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    pub(crate) async fn workspace(&self, permit: &Permit, at: AtLeast) -> Result<WorkspaceRecord, Problem> {
+        needs(permit.action(), Action::WorkspaceRead)?;
+        let Some(workspace) = permit.resource().workspace() else { return Err(Problem::not_found()) };
+        let found = self.directory(at).await?.workspace(permit.org(), workspace).await;
+        found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    /// Idle time that the organization allows at most, in memory.
+    pub(crate) fn idle_sleep_max(&self, permit: &Permit) -> Option<envforge_domain::time::Millis> {
+        self.hot.authorization.organization_policy(permit.org()).map(|policy| policy.idle_sleep_max)
+    }
+
+    pub(crate) async fn links(
+        &self,
+        listing: &Listing,
+        at: AtLeast,
+        phase: Option<LinkPhase>,
+        slice: &Slice,
+    ) -> Result<Page<LinkRecord>, Problem> {
+        needs(listing.action(), Action::LinkRead)?;
+        let filter = LinkFilter { projects: listing.projects(), workspace: None, phase };
+        let directory = self.directory(at).await?;
+        let page = directory.links(listing.org(), &filter, slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    /// The links of one workspace.
+    pub(crate) async fn links_of(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        phase: Option<LinkPhase>,
+        slice: &Slice,
+    ) -> Result<Page<LinkRecord>, Problem> {
+        needs(permit.action(), Action::LinkRead)?;
+        let Some(workspace) = permit.resource().workspace() else { return Err(Problem::not_found()) };
+        let filter = LinkFilter { projects: None, workspace: Some(workspace), phase };
+        let directory = self.directory(at).await?;
+        let page = directory.links(permit.org(), &filter, slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    /// One link, for those who may read it or show its share URL again.
+    pub(crate) async fn link(&self, permit: &Permit, at: AtLeast) -> Result<LinkRecord, Problem> {
+        if permit.action() != Action::LinkShare {
+            needs(permit.action(), Action::LinkRead)?;
+        }
+        let Resource::Link { org, link, .. } = permit.resource() else { return Err(Problem::not_found()) };
+        let found = self.directory(at).await?.link(org, link).await;
+        found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    /// What the runtime behind a link does now, in memory.
+    pub(crate) fn runtime_of(&self, permit: &Permit) -> RuntimeNow {
+        let Some(workspace) = permit.resource().workspace() else { return RuntimeNow::asleep() };
+        let view = self.hot.gateway.runtime(workspace);
+        let view = view.borrow();
+        RuntimeNow {
+            phase: match view.phase {
+                gateway_view::RuntimePhase::Asleep => RuntimePhase::Asleep,
+                gateway_view::RuntimePhase::Waking => RuntimePhase::Waking,
+                gateway_view::RuntimePhase::Ready => RuntimePhase::Ready,
+                gateway_view::RuntimePhase::Sleeping => RuntimePhase::Sleeping,
+                gateway_view::RuntimePhase::Failed => RuntimePhase::Failed,
+            }
+            .token(),
+            // Their names alone: where they listen never leaves the gateway.
+            answering: view.endpoints.iter().map(|(service, _)| service.clone()).collect(),
+        }
+    }
+
+    pub(crate) async fn audit(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        filter: &AuditFilter,
+        direction: Direction,
+        after: Option<AuditCursor>,
+        limit: Limit,
+    ) -> Result<Page<AuditRow, AuditCursor>, Problem> {
+        needs(permit.action(), Action::AuditRead)?;
+        self.fresh(ModelName::Audit, at).await?;
+        self.database.audit().rows(permit.org(), filter, direction, after, limit).await.map_err(unavailable)
+    }
+
+    pub(crate) async fn usage(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        filter: &UsageFilter,
+        group_by: GroupBy,
+        slice: &Slice,
+    ) -> Result<Page<UsageGroup>, Problem> {
+        needs(permit.action(), Action::UsageRead)?;
+        self.fresh(ModelName::Meter, at).await?;
+        let page =
+            self.database.meter().usage(permit.org(), filter, group_by, slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    pub(crate) async fn running(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        now: UnixMillis,
+        slice: &Slice,
+    ) -> Result<Page<RunningUsage>, Problem> {
+        needs(permit.action(), Action::UsageRead)?;
+        self.fresh(ModelName::Meter, at).await?;
+        let page = self.database.meter().running(permit.org(), now, slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+}
+
+/// The permit at hand must be for this very question; another one is our own mistake.
+fn needs(permitted: Action, needed: Action) -> Result<(), Problem> {
+    if permitted == needed {
+        return Ok(());
+    }
+    Err(Problem::internal(format!(
+        "the permit is for `{}`, the question needs `{}`",
+        permitted.token(),
+        needed.token()
+    )))
+}
+
+fn unavailable(error: DatabaseError) -> Problem {
+    Problem::new("read_models_unavailable", "The read models are out of reach right now.")
+        .retry_after_s(1)
+        .because(error.to_string())
+}
