@@ -22,7 +22,23 @@ macro_rules! demo_files {
     };
 }
 
-const FILES: &[DemoFile] = demo_files!["envforge.yml" false];
+const FILES: &[DemoFile] = demo_files![
+    "envforge.yml" false,
+    ".gitignore" false,
+    "README.md" false,
+    "api/orders.py" false,
+    "api/server.py" false,
+    "mailbox/server.py" false,
+    "scripts/flush.py" false,
+    "tests/test_orders.py" false,
+    "tests/test_websocket.py" false,
+    "web/assets/board.css" false,
+    "web/assets/board.js" false,
+    "web/assets/mark.svg" false,
+    "web/pages/index.html" false,
+    "web/server.py" false,
+    "web/websocket.py" false,
+];
 
 /// The demo app's `envforge.yml`.
 pub(crate) const MANIFEST: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/orders/envforge.yml"));
