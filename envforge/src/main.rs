@@ -14,6 +14,9 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Dev(server::dev::DevArgs),
+    Serve(server::serve::ServeArgs),
+    Setup(server::serve::SetupArgs),
+    Projections(server::projections::ProjectionsArgs),
 }
 
 #[tokio::main]
@@ -21,5 +24,8 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.verb {
         Verb::Dev(args) => server::dev::run(args).await,
+        Verb::Serve(args) => server::serve::run(args).await,
+        Verb::Setup(args) => server::serve::setup(args).await,
+        Verb::Projections(args) => server::projections::run(args).await,
     }
 }

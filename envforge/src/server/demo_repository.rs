@@ -9,35 +9,33 @@ use tokio::process::Command;
 struct DemoFile {
     path: &'static str,
     content: &'static str,
-    executable: bool,
 }
 
 macro_rules! demo_files {
-    ($($path:literal $executable:literal),* $(,)?) => {
+    ($($path:literal),* $(,)?) => {
         &[$(DemoFile {
             path: $path,
             content: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/orders/", $path)),
-            executable: $executable,
         }),*]
     };
 }
 
 const FILES: &[DemoFile] = demo_files![
-    "envforge.yml" false,
-    ".gitignore" false,
-    "README.md" false,
-    "api/orders.py" false,
-    "api/server.py" false,
-    "mailbox/server.py" false,
-    "scripts/flush.py" false,
-    "tests/test_orders.py" false,
-    "tests/test_websocket.py" false,
-    "web/assets/board.css" false,
-    "web/assets/board.js" false,
-    "web/assets/mark.svg" false,
-    "web/pages/index.html" false,
-    "web/server.py" false,
-    "web/websocket.py" false,
+    "envforge.yml",
+    "README.md",
+    ".gitignore",
+    "api/orders.py",
+    "api/server.py",
+    "mailbox/server.py",
+    "scripts/flush.py",
+    "web/assets/board.css",
+    "web/assets/board.js",
+    "web/assets/mark.svg",
+    "web/pages/index.html",
+    "web/server.py",
+    "web/websocket.py",
+    "tests/test_orders.py",
+    "tests/test_websocket.py",
 ];
 
 /// The demo app's `envforge.yml`.
@@ -64,10 +62,6 @@ pub(crate) async fn repository(directory: &Path) -> Result<PathBuf, DemoError> {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
         std::fs::write(&path, file.content).map_err(failed)?;
-        if file.executable {
-            use std::os::unix::fs::PermissionsExt as _;
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        }
     }
     if !root.join(".git").exists() {
         git(&root, &["init", "--quiet", "--initial-branch", BRANCH]).await?;
@@ -108,7 +102,7 @@ mod tests {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             if path.is_dir() {
-                if name != "__pycache__" && name != "tests" {
+                if name != "__pycache__" {
                     files_below(root, &path, found);
                 }
             } else {

@@ -13,12 +13,13 @@ use clap::Args;
 use envforge_domain::secret::Secret;
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::user::EmailAddress;
-use envforge_eventlog::sqlite::SqliteLog;
 use envforge_eventlog::SharedLog;
+use envforge_eventlog::sqlite::SqliteLog;
 use envforge_gateway::{Activity, HandoffKey, Scheme};
 use envforge_identity::credentials::Credentials;
 use envforge_identity::self_hosted::{self, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
+use envforge_projections::sql::{Database, Supervisor};
 use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::FirstOwner;
@@ -26,7 +27,7 @@ use super::control_plane::{ControlPlane, Essential, asked_to_stop};
 use super::data_dir::DataDir;
 use super::demo::{self, Demo};
 use super::telemetry::{self, LogFormat};
-use super::roles;
+use super::{api, roles};
 
 /// Run everything on this machine: log, projections, API, gateway, reactors and local runtimes.
 #[derive(Args, Debug)]
@@ -111,10 +112,16 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let public_authority = gateway.origin().trim_start_matches("http://").to_owned();
     roles::start_reactors(&mut essential, &plane, &data.runtime(), public_authority, &stop).await?;
-    let api = {
-        let _ = (&metrics, &self_hosted);
-        format!("http://{}", args.listen)
+    let database = Database::connect_sqlite(&data.read_models()).await?;
+    let projector = Supervisor::start(&log, &database);
+    let parts = api::Parts {
+        database,
+        identity: self_hosted,
+        signing_key: Arc::clone(&signing_key),
+        gateway_url: gateway.origin().to_owned(),
+        metrics,
     };
+    let api = format!("http://{}", api::start(&mut essential, &plane, parts, args.listen, &stop).await?);
     roles::report_activity(&mut essential, &plane, activity, &stop);
     roles::report_denials(&mut essential, &plane, &stop);
 
@@ -150,6 +157,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     gateway.stop().await;
     stop.cancel();
     essential.finish().await;
+    projector.stop().await;
     stop_views.cancel();
     failure.map_or(Ok(()), Err)
 }

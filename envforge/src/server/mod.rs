@@ -3,6 +3,7 @@
 //! Owns wiring: only here do API, gateway, projections, reactors and stores meet. Not here: anything they decide.
 
 mod activity;
+mod api;
 mod bootstrap;
 mod control_plane;
 mod data_dir;
@@ -10,5 +11,7 @@ mod demo;
 mod demo_repository;
 mod denials;
 pub(crate) mod dev;
+pub(crate) mod projections;
 mod roles;
+pub(crate) mod serve;
 mod telemetry;

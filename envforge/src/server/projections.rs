@@ -76,7 +76,10 @@ pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
             for model in ModelName::ALL {
                 let position = database.position(model).await?;
                 if place.json {
-                    println!("{}", serde_json::json!({ "name": model.to_string(), "position": position.get(), "log": head.get() }));
+                    println!(
+                        "{}",
+                        serde_json::json!({ "name": model.to_string(), "position": position.get(), "log": head.get() })
+                    );
                 } else {
                     println!("{:<14} {:>12} of {:>12}", model.to_string(), position.get(), head.get());
                 }
@@ -89,7 +92,8 @@ pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
             let bar = if place.json || !std::io::stderr().is_terminal() {
                 ProgressBar::hidden()
             } else {
-                let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} commits, {eta} left")?;
+                let style =
+                    ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} commits, {eta} left")?;
                 ProgressBar::new(0).with_style(style).with_message(format!("Rebuilding {model}"))
             };
             let shown = bar.clone();

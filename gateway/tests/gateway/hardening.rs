@@ -181,7 +181,7 @@ async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waite
     let drip = async {
         for byte in world.get(&format!("/{}", "x".repeat(2_000)), "").as_bytes() {
             dripping.send([*byte]).await;
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            tokio::time::sleep(Duration::from_millis(25)).await; // pause: a client that drips on purpose
             if tokio::time::timeout(Duration::from_millis(1), dripping.is_closed()).await.is_ok() {
                 return true;
             }
@@ -257,7 +257,7 @@ async fn no_spelling_of_a_path_gets_a_link_without_api_to_the_api() {
                 ('/', 4) => path.push_str("%2f"),
                 ('/', 5) => path.push_str("/x/..%2f"),
                 ('/', 6) => path.push_str(";/"),
-                ('/', 7) => path.push_str("\\"),
+                ('/', 7) => path.push('\\'),
                 (_, 0) => path.push_str(&format!("%{byte:02x}")),
                 (_, 1) => path.push_str(&format!("%{byte:02X}")),
                 (_, 2) => path.push_str(&format!("%25{byte:02x}")),

@@ -30,7 +30,7 @@ services:
     command: ./web
     route: web
     cpu: 250m
-    memory: 128MiB
+    memory: 128Mi
 ";
 
 /// The first instant of an hour: 2026-11-24T08:00:00Z.

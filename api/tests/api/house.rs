@@ -1,0 +1,349 @@
+//! A real API server in this process: embedded log, hot views, SQL read models, HTTP on a free port.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envforge_api::{Config, GatewayUrl, Parts};
+use envforge_commands::{Commands, Context, organizations, runtimes, users};
+use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
+use envforge_domain::commit::{Actor, Component, Position};
+use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
+use envforge_domain::runtime::{ReadyService, RuntimeCommand};
+use envforge_domain::secret::Secret;
+use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
+use envforge_domain::user::{EmailAddress, UserCommand};
+use envforge_eventlog::SharedLog;
+use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
+use envforge_identity::clock::SkippingClock;
+use envforge_identity::credentials::{Account, Credentials};
+use envforge_identity::self_hosted::{Config as IdentityConfig, SelfHosted};
+use envforge_identity::share_token::{ShareVerifier, SigningKey};
+use envforge_projections::sql::{Database, Supervisor};
+use envforge_projections::{Authorizer, DenialSink, Hot};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub const PASSWORD: &str = "plum kite engine 7";
+/// How long a test waits for what must come soon.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const MANIFEST: &str = r#"
+version: 1
+services:
+  web:
+    command: ./web
+    route: { web: {}, websockets: [/live] }
+  api:
+    command: ./api
+    route: { api: /api }
+"#;
+
+pub struct House {
+    pub base: String,
+    pub commands: Commands,
+    pub log: SharedLog,
+    pub clock: Arc<SkippingClock>,
+    pub hot: Arc<Hot>,
+    pub denials: Arc<DenialSink>,
+    pub verification: ShareVerifier,
+    pub identity: Arc<SelfHosted>,
+    pub client: reqwest::Client,
+    stop: CancellationToken,
+    _supervisor: Supervisor,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Somebody who signed in.
+pub struct Person {
+    pub client: reqwest::Client,
+    pub base: String,
+    pub token: String,
+    pub refresh: String,
+    pub user: String,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub fn position(&self) -> u64 {
+        self.headers["envforge-position"].to_str().unwrap().parse().unwrap()
+    }
+
+    pub fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    pub fn text(&self, field: &str) -> String {
+        self.body[field].as_str().unwrap_or_else(|| panic!("no text `{field}` in {self:?}")).to_owned()
+    }
+
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:#?}");
+        self
+    }
+
+    /// A problem of this code, in its proper form.
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+        assert_eq!((self.status, self.code()), (status, code), "{self:#?}");
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        assert_eq!(self.body["type"], format!("/v1/problems/{code}"));
+        for field in ["title", "detail", "instance"] {
+            assert!(self.body[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {self:#?}");
+        }
+        self
+    }
+}
+
+pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let bytes = response.bytes().await.unwrap();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into()));
+    Answer { status, headers, body }
+}
+
+impl Person {
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    /// A read that sees what was written at `position`.
+    pub async fn get_at(&self, path: &str, position: u64) -> Answer {
+        answer(self.request(Method::GET, path).header("EnvForge-Min-Position", position)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        answer(self.request(Method::POST, path).json(&body)).await
+    }
+
+    pub async fn post_keyed(&self, path: &str, key: &str, body: Value) -> Answer {
+        answer(self.request(Method::POST, path).header("Idempotency-Key", key).json(&body)).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        answer(self.request(Method::PUT, path).json(&body)).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        answer(self.request(Method::PATCH, path).json(&body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        answer(self.request(Method::DELETE, path)).await
+    }
+}
+
+impl House {
+    /// With organization `acme` and its owner `ada@acme.test`.
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
+        let stop = CancellationToken::new();
+        let hot = Hot::start(Arc::clone(&log), stop.clone());
+        let database = Database::connect_sqlite(&directory.path().join("read-models.sqlite")).await.unwrap();
+        let supervisor = Supervisor::start(&log, &database);
+        let commands = Commands::new(Arc::clone(&log));
+        let denials = Arc::new(DenialSink::default());
+        let authorizer = Authorizer::new(Arc::clone(&log), Arc::clone(&hot), Arc::clone(&denials));
+        let credentials = Credentials::open_sqlite(&directory.path().join("credentials.sqlite")).await.unwrap();
+        let config = IdentityConfig {
+            issuer: "http://envforge.test".into(),
+            audience: "http://api.envforge.test".into(),
+            key_file: directory.path().join("access.key"),
+            bcrypt_cost: 4,
+            hash_workers: 2,
+            hash_waiting_max: 64,
+        };
+        let identity = Arc::new(SelfHosted::open(config, credentials).unwrap());
+        let share_key = Arc::new(SigningKey::load_or_create(&directory.path().join("share.pem")).unwrap());
+        let verification = ShareVerifier::new([share_key.verification_key()]).unwrap();
+        let clock = Arc::new(SkippingClock::new());
+        let shared: SharedClock = clock.clone();
+        let mut config = Config::new(GatewayUrl::parse("http://dev.localhost:8443").unwrap());
+        change(&mut config);
+        let connections_max = config.connections_max;
+        let router = envforge_api::router(Parts {
+            config,
+            clock: shared,
+            log: Arc::clone(&log),
+            commands: commands.clone(),
+            authorizer,
+            database,
+            identity: Arc::clone(&identity),
+            share_key,
+            metrics: None,
+            stop: stop.clone(),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        tokio::spawn(envforge_api::serve(listener, router, connections_max, stop.clone()));
+        let house = Self {
+            base: format!("http://{address}"),
+            commands,
+            log,
+            clock,
+            hot,
+            denials,
+            verification,
+            identity,
+            client: reqwest::Client::new(),
+            stop,
+            _supervisor: supervisor,
+            _directory: directory,
+        };
+        house.organization("acme", "ada@acme.test").await;
+        house
+    }
+
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Another organization with its first owner.
+    pub async fn organization(&self, slug: &str, email: &str) -> OrgId {
+        let now = self.clock.now();
+        let (org, user) = (OrgId::from_uuid(Uuid::now_v7()), UserId::from_uuid(Uuid::now_v7()));
+        let email = EmailAddress::parse(email).unwrap();
+        let create = UserCommand::Create {
+            user,
+            issuer: "local".into(),
+            subject: user.to_string(),
+            email: email.clone(),
+            name: format!("Owner of {slug}"),
+        };
+        let permit = self.system(Action::UserCreate, Resource::Organization(org));
+        users::change(&self.commands, &permit, &Context::new(now), user, &create).await.unwrap();
+        let permit = self.system(Action::OrganizationCreate, Resource::Organization(org));
+        let (slug, name) = (slug.parse().unwrap(), format!("The {slug} company"));
+        organizations::create(&self.commands, &permit, &Context::new(now), org, slug, name, user).await.unwrap();
+        self.identity
+            .bootstrap(Account { user, org, email }, Some(Secret::new(PASSWORD.to_owned())), now)
+            .await
+            .unwrap();
+        org
+    }
+
+    fn system(&self, action: Action, resource: Resource) -> Permit {
+        let facts = Facts { position: Position::START, actor: ActorFacts::System };
+        let surface = action.row().surfaces[0];
+        let actor = Actor::System(Component::Setup);
+        authorize(&facts, &Request { actor, action, resource, surface, now: self.clock.now() }).unwrap()
+    }
+
+    pub async fn anonymous(&self, method: Method, path: &str, body: Value) -> Answer {
+        answer(self.client.request(method, format!("{}{path}", self.base)).json(&body)).await
+    }
+
+    pub async fn login(&self, email: &str, password: &str) -> Answer {
+        self.anonymous(Method::POST, "/v1/auth/login", json!({"email": email, "password": password})).await
+    }
+
+    pub async fn person(&self, email: &str) -> Person {
+        let login = self.login(email, PASSWORD).await.expect(200);
+        Person {
+            client: self.client.clone(),
+            base: self.base.clone(),
+            token: login.text("access_token"),
+            refresh: login.text("refresh_token"),
+            user: login.body["user"]["id"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    /// The owner of `acme`.
+    pub async fn owner(&self) -> Person {
+        self.person("ada@acme.test").await
+    }
+
+    /// A member of `acme` with these organization-wide roles.
+    pub async fn member(&self, owner: &Person, name: &str, roles: &[&str]) -> Person {
+        let email = format!("{name}@acme.test");
+        let new = json!({"email": email, "name": name, "password": PASSWORD});
+        let added = owner.post("/v1/orgs/acme/members", new).await.expect(201);
+        for role in roles {
+            let new = json!({"user": added.body["user"], "role": role});
+            owner.post("/v1/orgs/acme/roles", new).await.expect(201);
+        }
+        self.person(&email).await
+    }
+
+    /// Project `orders` with workspace `signed-links`; answers the workspace's id.
+    pub async fn workspace(&self, owner: &Person) -> String {
+        let project = json!({"slug": "orders", "name": "Orders", "repository": "https://git.test/acme/orders"});
+        owner.post("/v1/orgs/acme/projects", project).await.expect(201);
+        let workspace = json!({"project": "orders", "slug": "signed-links", "branch": "main", "manifest": MANIFEST});
+        owner.post("/v1/orgs/acme/workspaces", workspace).await.expect(201).text("id")
+    }
+
+    /// What a host would say: the runtime that was woken is ready. Answers the position.
+    pub async fn report_ready(&self, org: OrgId, workspace: WorkspaceId) -> u64 {
+        let stream = envforge_domain::commit::StreamId::runtime(org, workspace);
+        let state = self.commands.load::<envforge_domain::runtime::Runtime>(&stream).await.unwrap().state;
+        let services: Vec<_> = ["web", "api"].map(|name| name.parse().unwrap()).into();
+        let ready = RuntimeCommand::ReportReady {
+            epoch: state.epoch(),
+            commit: "4bd5cd8".into(),
+            host: HostId::from_uuid(Uuid::now_v7()),
+            services: services
+                .iter()
+                .cloned()
+                .map(|name| ReadyService { name, cpu_millicores: 100, memory_mib: 64 })
+                .collect(),
+            endpoints: services.into_iter().map(|name| (name, ([127, 0, 0, 1], 49_999).into())).collect(),
+            lease_until: self.clock.now().plus(Millis::from_secs(30)),
+        };
+        let project = match self.hot.resources.workspace(workspace) {
+            Some(resource) => resource.project().unwrap(),
+            None => panic!("the views do not know the workspace"),
+        };
+        let resource = Resource::Workspace { org, project, workspace };
+        let permit = self.system(Action::RuntimeReport, resource);
+        let context = Context::new(self.clock.now());
+        runtimes::report(&self.commands, &permit, &context, workspace, &ready).await.unwrap().position.get()
+    }
+
+    pub fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+}
+
+/// Waits for a condition, and says which one did not come.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
+    let what = what.to_owned();
+    async move {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{what} did not come");
+            tokio::time::sleep(Duration::from_millis(10)).await; // pause: between two looks
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The API over real HTTP: each file a chapter, each test a sentence.
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+#![allow(clippy::unwrap_used)]
+
+mod document;
+mod events;
+mod house;
+mod limits;
+mod links;
+mod permissions;
+mod reads;
+mod runtimes;
+mod signing_in;
+mod writes;
