@@ -230,7 +230,8 @@ impl Auth {
         Ok(SignedIn {
             access_token: Disclosed(access),
             refresh_token: Disclosed(refresh),
-            expires_in: access_expires_at.since(now).as_secs(),
+            // Its end stands in whole seconds; what is lost by that is not told as a second less.
+            expires_in: access_expires_at.since(now).get().div_ceil(1_000),
             user: SignedInUser { id: session.user.to_string(), email: user.email, name: user.name },
             org: SignedInOrg {
                 id: session.org.to_string(),
