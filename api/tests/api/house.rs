@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use envforge_api::{Config, GatewayUrl, Parts};
 use envforge_commands::{Commands, Context, organizations, runtimes, users};
@@ -352,17 +352,6 @@ impl House {
 }
 
 /// Waits for a condition, and says which one did not come.
-#[track_caller]
-pub(crate) fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
-    let what = what.to_owned();
-    async move {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            assert!(Instant::now() < deadline, "{what} did not come");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
+pub(crate) async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    envforge_testkit::eventually(what, PATIENCE, look).await
 }
