@@ -82,18 +82,23 @@ impl Hot {
 
     /// `start` with other than the usual limits.
     pub fn start_with(log: SharedLog, config: HotConfig, stop: CancellationToken) -> Arc<Self> {
+        let hot = Self::unfed(config);
+        let follower = Follower { hot: Arc::clone(&hot), checkpoint: Checkpoint::START, report: Report::default() };
+        tokio::spawn(follower.run(log, stop));
+        hot
+    }
+
+    /// Views that nothing feeds yet.
+    pub(crate) fn unfed(config: HotConfig) -> Arc<Self> {
         let (progress, _) = watch::channel(Progress { position: Position::START, caught_up: false, ended: None });
-        let hot = Arc::new(Self {
+        Arc::new(Self {
             authorization: Arc::default(),
             gateway: Arc::default(),
             resources: Arc::default(),
             placement: Arc::default(),
             config,
             progress,
-        });
-        let follower = Follower { hot: Arc::clone(&hot), checkpoint: Checkpoint::START, report: Report::default() };
-        tokio::spawn(follower.run(log, stop));
-        hot
+        })
     }
 
     pub fn position(&self) -> Position {
@@ -157,7 +162,7 @@ impl Hot {
         self.progress.borrow().ended.clone()
     }
 
-    fn fold(&self, recorded: &Recorded) {
+    pub(crate) fn fold(&self, recorded: &Recorded) {
         // Rights first: whoever sees a new position has the rights of that position.
         let rights = self.authorization.apply(recorded);
         self.resources.apply(recorded);
@@ -313,4 +318,4 @@ fn whole_ms(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

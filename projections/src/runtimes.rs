@@ -67,11 +67,6 @@ impl Runtimes {
         }
         tell(self.channels.write().entry(workspace).or_default(), event, at);
     }
-
-    #[cfg(test)]
-    pub(crate) fn snapshot(&self) -> Vec<(WorkspaceId, RuntimeView)> {
-        self.channels.read().iter().map(|(workspace, sender)| (*workspace, sender.borrow().clone())).collect()
-    }
 }
 
 fn tell(sender: &watch::Sender<RuntimeView>, event: &RuntimeEvent, at: UnixMillis) {

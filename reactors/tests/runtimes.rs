@@ -19,7 +19,7 @@ use envforge_domain::project::Repository;
 use envforge_domain::runtime::{Runtime, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch};
-use envforge_eventlog::{EventLog, Filter, SharedLog};
+use envforge_eventlog::{Filter, SharedLog};
 use envforge_reactors::{LocalMachine, RuntimeReactor, Timers};
 use envforge_runtime::LocalHost;
 use envforge_testkit::eventually;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::io::AsyncReadExt;
@@ -18,6 +18,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// What one `tail` reads at most.
 const TAIL_BYTES_MAX: u64 = 1024 * 1024;
 pub(crate) const TAIL_LINES_MAX: usize = 10_000;
+/// Readings of one `tail` while the file rotates under it; the last one counts as it is.
+const TAIL_ATTEMPTS_MAX: usize = 5;
 
 /// `NAME.log`, and older `NAME.log.1` to `NAME.log.N`.
 pub(crate) struct RotatingFile {
@@ -117,14 +119,40 @@ pub(crate) async fn copy(mut source: Receiver, file: RotatingFile) {
 }
 
 /// The last lines, oldest first; at most 10,000 lines and 1 MiB. `None` where nothing was ever written. Blocking.
+///
+/// The copier may rotate at any moment, also between two reads: then the reading starts over, a few times at most.
 pub(crate) fn tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> io::Result<Option<Vec<String>>> {
+    let newest = path(directory, name, 0);
+    let mut attempt = 1;
+    loop {
+        let before = inode(&newest)?;
+        let lines = read_tail(directory, name, lines_max, files_max)?;
+        let undisturbed = before.is_some() && before == inode(&newest)?;
+        let nothing = before.is_none() && lines.is_none();
+        if undisturbed || nothing || attempt == TAIL_ATTEMPTS_MAX {
+            return Ok(lines);
+        }
+        attempt += 1;
+    }
+}
+
+fn inode(path: &Path) -> io::Result<Option<u64>> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> io::Result<Option<Vec<String>>> {
     let lines_max = lines_max.min(TAIL_LINES_MAX);
     let mut newest_first: Vec<Vec<u8>> = Vec::new();
     let (mut room, mut newlines) = (TAIL_BYTES_MAX, 0);
     for index in 0..files_max {
         let mut file = match File::open(path(directory, name, index)) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && index == 0 => return Ok(None),
+            // For a moment of each rotation there is no newest file, but there are older ones.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && index == 0 => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
@@ -139,6 +167,9 @@ pub(crate) fn tail(directory: &Path, name: &str, lines_max: usize, files_max: u3
         if room == 0 || newlines > lines_max {
             break;
         }
+    }
+    if newest_first.is_empty() {
+        return Ok(None);
     }
     newest_first.reverse();
     let joined = newest_first.concat();
@@ -193,6 +224,13 @@ mod tests {
         RotatingFile::open(directory.path(), "web", &config(10, 2)).unwrap().write(b"89ab").unwrap();
         assert_eq!(fs::read(directory.path().join("web.log")).unwrap(), b"ab");
         assert_eq!(fs::read(directory.path().join("web.log.1")).unwrap(), b"0123456789");
+    }
+
+    #[test]
+    fn a_tail_in_the_middle_of_a_rotation_reads_the_older_file() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("web.log.1"), "older\n").unwrap();
+        assert_eq!(tail(directory.path(), "web", 5, 3).unwrap(), Some(vec!["older".to_owned()]));
     }
 
     #[test]

@@ -275,7 +275,10 @@ fn sleeps_in_tests(path: &Path, text: &str) -> Vec<String> {
     let begin = text.lines().position(|line| line.trim() == "#[cfg(test)]");
     let begin = if in_tests_folder { 0 } else { begin.unwrap_or(usize::MAX) };
     let sleeps = |line: &str| {
-        let calls = line.contains(concat!("thread::", "sleep")) || line.contains(concat!("time::", "sleep"));
+        // A pause between two looks at a condition, or of a peer that is slow on purpose, says so on its own line.
+        let reasoned = line.contains("// pause: ");
+        let calls =
+            !reasoned && (line.contains(concat!("thread::", "sleep")) || line.contains(concat!("time::", "sleep")));
         calls || (line.trim().starts_with("use ") && line.contains("time::{") && line.contains("sleep"))
     };
     let what_instead = "wait for a condition (envforge_testkit::wait_until, eventually) or advance the clock";

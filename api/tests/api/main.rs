@@ -1,4 +1,5 @@
 //! The API over real HTTP: each file a chapter, each test a sentence.
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used)]
 
 mod document;

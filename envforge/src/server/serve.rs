@@ -151,7 +151,7 @@ impl Keys<'_> {
 
     fn handoff_key(&self) -> anyhow::Result<HandoffKey> {
         let key = key_file::open_or_create(&self.handoff(), Randomness)?;
-        Ok(HandoffKey::derive(&Secret::new(hex::encode(&*key))))
+        Ok(HandoffKey::derive(&Secret::new(hex::encode(*key))))
     }
 }
 

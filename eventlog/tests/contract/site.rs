@@ -136,7 +136,7 @@ async fn open_file(directory: &str) -> SqliteLog {
         match SqliteLog::open(sqlite::Config::new(directory)).await {
             Ok(log) => return log,
             Err(LogError::Open(reason)) if reason.contains("in use") && started.elapsed() < DEADLINE => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await; // pause: between two looks
             }
             Err(error) => panic!("{error}"),
         }
@@ -166,6 +166,6 @@ async fn remove_tree(path: &Path) {
     let started = Instant::now();
     while let Err(error) = std::fs::remove_dir_all(path) {
         assert!(started.elapsed() < DEADLINE, "cannot remove {}: {error}", path.display());
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await; // pause: between two looks
     }
 }

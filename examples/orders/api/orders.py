@@ -10,7 +10,7 @@ import threading
 import time
 
 CATALOG = {
-    "yirgacheffe": ("Yirgacheffe, whole bean", 1650),
+    "yirgacheffe": ("Yirgacheffe, 500 g", 1650),
     "espresso": ("House espresso, 1 kg", 2890),
     "decaf": ("Decaf Sierra, ground", 1490),
     "filters": ("Paper filters, 100", 420),

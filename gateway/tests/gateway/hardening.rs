@@ -181,7 +181,7 @@ async fn a_head_in_single_bytes_is_understood_and_a_head_that_stops_is_not_waite
     let drip = async {
         for byte in world.get(&format!("/{}", "x".repeat(2_000)), "").as_bytes() {
             dripping.send([*byte]).await;
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            tokio::time::sleep(Duration::from_millis(25)).await; // pause: a client that drips on purpose
             if tokio::time::timeout(Duration::from_millis(1), dripping.is_closed()).await.is_ok() {
                 return true;
             }

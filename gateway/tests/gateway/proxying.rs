@@ -106,7 +106,7 @@ async fn a_hundred_megabytes_pass_down_without_being_collected() {
     until("the app is held back", || {
         let produced = app.seen.produced.load(Ordering::SeqCst);
         std::mem::replace(&mut before, produced) == produced && produced > 0 && {
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50)); // pause: between two looks
             app.seen.produced.load(Ordering::SeqCst) == produced
         }
     })

@@ -177,7 +177,7 @@ async fn a_request_that_arrives_while_going_to_sleep_is_answered_after_one_more_
                 break;
             }
             assert!(Instant::now() < deadline, "no wake was queued");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await; // pause: between two looks
         }
         world.slept().await;
         world.ready(app.address).await;

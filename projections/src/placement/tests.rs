@@ -1,1 +1,170 @@
-//!
+//! The planner: best fit, the same answer each time, and never another organization's host.
+#![allow(clippy::unwrap_used)]
+
+use envforge_domain::host::HostEvent;
+use proptest::prelude::*;
+
+use super::*;
+use crate::given::*;
+
+const fn capacity(cpu_millicores: u32, memory_mib: u32) -> Capacity {
+    Capacity { cpu_millicores, memory_mib }
+}
+
+impl Story {
+    fn hosts(&self) -> &PlacementView {
+        &self.hot.placement
+    }
+
+    fn plan(&self, of: u128, number: u128, needs: Capacity) -> Placement {
+        self.hosts().hosts_of(org(of), workspace(number)).plan(&needs)
+    }
+
+    fn place(&mut self, of: u128, on: u128, number: u128, needs: Capacity) {
+        self.on_host(of, on, HostEvent::Placed { workspace: workspace(number), needs });
+    }
+}
+
+#[test]
+fn the_fullest_host_that_fits_is_chosen_and_of_equal_ones_the_oldest() {
+    let mut story = Story::empty();
+    for (number, memory_mib) in [(3, 4_000), (2, 2_000), (1, 2_000), (4, 900)] {
+        story.host(1, number, capacity(8_000, memory_mib));
+    }
+    assert_eq!(story.plan(1, 1, capacity(100, 1_000)), Placement::On(host(1)));
+    story.place(1, 1, 1, capacity(100, 1_000));
+    assert_eq!(story.plan(1, 2, capacity(100, 1_000)), Placement::On(host(1)), "exactly full");
+    assert_eq!(story.plan(1, 2, capacity(100, 1_500)), Placement::On(host(2)));
+    assert_eq!(story.plan(1, 2, capacity(100, 4_001)), Placement::NeedsHost);
+    assert_eq!(story.plan(1, 2, capacity(8_001, 1)), Placement::NeedsHost);
+}
+
+#[test]
+fn a_workspace_stays_where_it_is_while_it_fits_there() {
+    let mut story = Story::empty();
+    story.host(1, 1, capacity(1_000, 1_000));
+    story.host(1, 2, capacity(1_000, 4_000));
+    story.place(1, 2, 1, capacity(500, 3_500));
+    assert_eq!(story.plan(1, 1, capacity(500, 900)), Placement::On(host(2)));
+    assert_eq!(story.plan(1, 1, capacity(500, 4_000)), Placement::On(host(2)), "its own room counts");
+    assert_eq!(story.hosts().host_of(workspace(1)), Some(host(2)));
+}
+
+#[test]
+fn a_workspace_that_moved_is_not_lost_by_its_release() {
+    let mut story = Story::empty();
+    story.host(1, 1, capacity(1_000, 1_000));
+    story.host(1, 2, capacity(1_000, 1_000));
+    story.place(1, 1, 7, capacity(1, 1));
+    story.place(1, 2, 7, capacity(1, 1));
+    story.on_host(1, 1, HostEvent::Released { workspace: workspace(7) });
+    assert_eq!(story.hosts().host_of(workspace(7)), Some(host(2)));
+    assert!(story.hosts().placed(host(1)).unwrap().is_empty());
+    story.on_host(1, 1, HostEvent::Retired);
+    assert_eq!(story.hosts().placed(host(1)), None);
+    assert_eq!(story.plan(1, 8, capacity(1_000, 1_000)), Placement::NeedsHost, "retired hosts take nothing");
+}
+
+#[test]
+fn an_organization_without_hosts_needs_one_however_empty_others_are() {
+    let mut story = Story::empty();
+    story.host(2, 1, capacity(64_000, 64_000));
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::NeedsHost);
+    assert_eq!(story.plan(2, 1, capacity(1, 1)), Placement::On(host(1)));
+}
+
+proptest! {
+    #[test]
+    fn no_schedule_places_a_workspace_on_another_organizations_host(
+        steps in prop::collection::vec((0_u8..4, 0_u128..4, 0_u128..12, 1_u32..500), 1..120)
+    ) {
+        let mut story = Story::empty();
+        let mut owner_of: BTreeMap<HostId, u128> = BTreeMap::new();
+        for (what, of, number, size) in steps {
+            // A workspace is of one organization for good, as ids are in the log.
+            let (id, needs) = (number * 4 + of, capacity(size, size));
+            match what {
+                0 if owner_of.len() < 12 => {
+                    let next = owner_of.len() as u128;
+                    owner_of.insert(host(next), of);
+                    story.host(of, next, capacity(1_000, 1_000));
+                }
+                1 => {
+                    if let Some(on) = story.hosts().host_of(workspace(id)) {
+                        let on = on.as_uuid().as_u128();
+                        story.on_host(of, on, HostEvent::Released { workspace: workspace(id) });
+                    }
+                }
+                _ => {
+                    let hosts = story.hosts().hosts_of(org(of), workspace(id));
+                    let planned = hosts.plan(&needs);
+                    prop_assert_eq!(planned, hosts.plan(&needs));
+                    match planned {
+                        Placement::On(on) => {
+                            prop_assert_eq!(owner_of[&on], of);
+                            // What is planned is what the host's own aggregate accepts.
+                            let room = story.hosts().inner.read().hosts[&on].1;
+                            let own = story.hosts().placed(on).unwrap().get(&workspace(id)).copied();
+                            prop_assert!(needs.fits_into(&room.plus(&own.unwrap_or_default())));
+                            story.place(of, on.as_uuid().as_u128(), id, needs);
+                        }
+                        Placement::NeedsHost => {
+                            let room = |(host, _): (&HostId, _)| story.hosts().inner.read().hosts[host].1;
+                            let none = owner_of.iter().filter(|(_, owner)| **owner == of).map(room);
+                            prop_assert!(none.into_iter().all(|room| !needs.fits_into(&room)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A million planned placements, with releases, of four organizations that want twice what their hosts hold. The checker shares no code with it.
+#[test]
+fn a_million_planned_placements_never_mix_organizations() {
+    let mut inner = Inner::default();
+    for number in 0..16 {
+        let registered = HostEvent::Registered {
+            host: host(number),
+            org: org(number % 4),
+            provider: "local".to_owned(),
+            machine: format!("local-{number}"),
+            capacity: capacity(8, 8),
+        };
+        inner.apply(host(number), &registered);
+    }
+    let view = PlacementView { inner: RwLock::new(inner) };
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let (mut on, mut placed, mut refused) = (vec![None; 256], 0_u32, 0_u32);
+    while placed < 1_000_000 {
+        let number = next(256);
+        let id = workspace(u128::from(number));
+        if let Some(held) = on[number as usize].take() {
+            view.inner.write().apply(host(held), &HostEvent::Released { workspace: id });
+            continue;
+        }
+        let of = u128::from(number % 4);
+        match view.hosts_of(org(of), id).plan(&capacity(1, 1)) {
+            Placement::NeedsHost => refused += 1,
+            Placement::On(chosen) => {
+                let chosen = chosen.as_uuid().as_u128();
+                assert_eq!(chosen % 4, of, "host {chosen} is another organization's");
+                view.inner.write().apply(host(chosen), &HostEvent::Placed { workspace: id, needs: capacity(1, 1) });
+                on[number as usize] = Some(chosen);
+                placed += 1;
+            }
+        }
+    }
+    for number in 0..16 {
+        let held = view.placed(host(number)).unwrap();
+        assert!(held.len() <= 8 && held.keys().all(|id| id.as_uuid().as_u128() % 4 == number % 4));
+    }
+    assert!(refused > 100_000, "full hosts must be part of it: {refused} refused");
+}

@@ -139,7 +139,7 @@ impl ProjectorError {
 }
 
 /// Projects the live generation of one read model until `cancel`, or until something makes it stop. Ends without an
-/// error only where it was cancelled; what a batch left behind then is rolled back and folded by the next run.
+/// error only where it was cancelled: after the batch in hand, with the log let go.
 pub async fn run(
     log: SharedLog,
     database: Database,
@@ -147,14 +147,10 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), ProjectorError> {
     let ended = loop {
-        let round = tokio::select! {
-            biased;
-            () = cancel.cancelled() => break Ok(()),
-            round = project(&log, &database, model) => round,
-        };
-        match round {
+        match project(&log, &database, model, &cancel).await {
+            Ok(Pause::Cancelled) => break Ok(()),
             // A rebuild has switched the readers to another generation: go on there.
-            Ok(Superseded) => tracing::info!(%model, "the projector goes on with the rebuilt generation"),
+            Ok(Pause::Superseded) => tracing::info!(%model, "the projector goes on with the rebuilt generation"),
             Err(error) => break Err(error),
         }
     };
@@ -165,25 +161,49 @@ pub async fn run(
     ended
 }
 
-/// The generation that was projected is no longer the live one.
-struct Superseded;
+/// Why projecting ended without an error.
+enum Pause {
+    Cancelled,
+    /// The generation that was projected is no longer the live one.
+    Superseded,
+}
 
-async fn project(log: &SharedLog, database: &Database, model: ModelName) -> Result<Superseded, ProjectorError> {
-    let database_error = |error| ProjectorError::Database { model, error };
-    let standing = checkpoint::live(database, model).await.map_err(database_error)?;
+async fn project(
+    log: &SharedLog,
+    database: &Database,
+    model: ModelName,
+    cancel: &CancellationToken,
+) -> Result<Pause, ProjectorError> {
+    let standing = checkpoint::live(database, model).await;
+    let standing = standing.map_err(|error| ProjectorError::Database { model, error })?;
     database.freshness.committed(model, standing.checkpoint.position);
     let mut batches = Batches::follow(log, model, standing.checkpoint.clone()).await?;
-    let mut fold = Fold::new(model, standing);
+    let ended = fold_all(&mut batches, database, Fold::new(model, standing), cancel).await;
+    batches.close().await;
+    ended
+}
+
+async fn fold_all(
+    batches: &mut Batches,
+    database: &Database,
+    mut fold: Fold,
+    cancel: &CancellationToken,
+) -> Result<Pause, ProjectorError> {
+    let model = fold.name;
+    let database_error = |error| ProjectorError::Database { model, error };
     let gauge = metrics::gauge!("envforge_projector_position", "read_model" => model.token());
     let commits_total = metrics::counter!("envforge_projector_commits_total", "read_model" => model.token());
     let batch_seconds = metrics::histogram!("envforge_projector_batch_seconds", "read_model" => model.token());
     loop {
-        let batch = batches.next(fold.position()).await?;
+        let Some(batch) = cancel.run_until_cancelled(batches.next(fold.position())).await else {
+            return Ok(Pause::Cancelled);
+        };
+        let batch = batch?;
         let begun = Instant::now();
         if !fold.flush(database, &batch).await.map_err(database_error)? {
             let live = checkpoint::live(database, model).await.map_err(database_error)?;
             if live.generation != fold.generation() {
-                return Ok(Superseded);
+                return Ok(Pause::Superseded);
             }
             let (expected, found) = (fold.position(), live.checkpoint.position);
             return Err(ProjectorError::FencedOff { model, expected, found });
@@ -229,6 +249,16 @@ impl Batches {
         let stream = stream.map_err(|error| ProjectorError::Log { model, position, error })?;
         let (sender, batches) = mpsc::channel(1);
         Ok(Self { model, batches, reader: tokio::spawn(read_ahead(stream, sender)) })
+    }
+
+    /// Stops reading, and returns once nothing follows the log any more.
+    pub(crate) async fn close(mut self) {
+        self.reader.abort();
+        if let Err(error) = (&mut self.reader).await
+            && !error.is_cancelled()
+        {
+            tracing::error!(model = %self.model, %error, "reading ahead ended badly");
+        }
     }
 
     /// `after` says where we stand, for the error.

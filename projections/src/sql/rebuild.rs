@@ -94,6 +94,7 @@ pub async fn rebuild(
         metrics::counter!("envforge_rebuild_differences_total", "read_model" => model.token()).increment(1);
     }
     let switched_at = new.switch().await?;
+    new.batches.close().await;
     remove_older(database, model, generation).await?;
     Ok(Rebuilt { model, generation, compared_at, old, new: fresh, switched_at })
 }

@@ -62,7 +62,7 @@ impl Supervisor {
         self.projectors.iter().map(|(model, state, _)| (*model, state.borrow().clone())).collect()
     }
 
-    /// Ends all projectors; returns once none of them touches the database any more.
+    /// Ends all projectors; returns once none of them touches the database or follows the log any more.
     pub async fn stop(mut self) {
         self.cancel.cancel();
         for (model, _, task) in self.projectors.drain(..) {

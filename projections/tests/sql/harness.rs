@@ -1,5 +1,6 @@
 //! A database of the test's own, and the steps that most tests take with it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,12 @@ pub enum Kind {
 pub struct Harness {
     pub database: Database,
     raw: Raw,
-    _directory: Option<tempfile::TempDir>,
+    address: Address,
+}
+
+enum Address {
+    Sqlite { path: PathBuf, _directory: tempfile::TempDir },
+    Postgres(String),
 }
 
 enum Raw {
@@ -41,15 +47,23 @@ impl Harness {
                 let path = directory.path().join("read-models.sqlite");
                 let database = Database::connect_sqlite(&path).await.unwrap();
                 let raw = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
-                Self { database, raw: Raw::Sqlite(raw), _directory: Some(directory) }
+                Self { database, raw: Raw::Sqlite(raw), address: Address::Sqlite { path, _directory: directory } }
             }
             Kind::Postgres => {
                 let shared = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
                 let database = Database::connect_postgres(shared.database_url()).await.unwrap();
                 let options = sqlx::postgres::PgPoolOptions::new().max_connections(1);
                 let raw = options.connect(shared.database_url()).await.unwrap();
-                Self { database, raw: Raw::Postgres(raw), _directory: None }
+                Self { database, raw: Raw::Postgres(raw), address: Address::Postgres(shared.database_url().to_owned()) }
             }
+        }
+    }
+
+    /// The same database as another process has it.
+    pub async fn connect_again(&self) -> Database {
+        match &self.address {
+            Address::Sqlite { path, .. } => Database::connect_sqlite(path).await.unwrap(),
+            Address::Postgres(url) => Database::connect_postgres(url).await.unwrap(),
         }
     }
 

@@ -108,7 +108,8 @@ impl World {
                 self.work(org, thing, other, &WorkspaceCommand::ChangeManifest { org_slug, manifest })
             }
             14 => {
-                let access_mode = if step.other % 2 == 0 { AccessMode::TailscaleOnly } else { AccessMode::SignedLinks };
+                let access_mode =
+                    if step.other.is_multiple_of(2) { AccessMode::TailscaleOnly } else { AccessMode::SignedLinks };
                 self.work(org, thing, other, &WorkspaceCommand::ChangeAccessMode { access_mode })
             }
             15 if step.other == 1 => self.work(org, thing, other, &WorkspaceCommand::Archive),
@@ -157,7 +158,7 @@ impl World {
             }
             31 => {
                 let epoch = self.epoch(org, thing);
-                let source = if step.other % 2 == 0 {
+                let source = if step.other.is_multiple_of(2) {
                     ActivitySource::Link(link_id(other))
                 } else {
                     ActivitySource::Person(person)
@@ -176,7 +177,7 @@ impl World {
                 self.run(org, thing, system(), &RuntimeCommand::PostponeSleep { epoch, cause })
             }
             34 => {
-                let cause = if step.other % 2 == 0 {
+                let cause = if step.other.is_multiple_of(2) {
                     SleepCause::Idle { idle_for: Millis::from_minutes(15) }
                 } else {
                     SleepCause::Person(person)
@@ -295,7 +296,7 @@ async fn project_in_pieces(harness: &Harness, world: &World, pieces: &[u64]) {
             if shown == head {
                 break;
             }
-            if piece % 5 == 0 {
+            if piece.is_multiple_of(5) {
                 running.crash().await;
                 running = harness.start(&shared, model);
             }

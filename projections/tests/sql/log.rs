@@ -114,7 +114,7 @@ impl EventLog for SharedMemoryLog {
 
     async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
         let commits = self.0.commits();
-        let last = commits.iter().filter(|recorded| streams.contains(&recorded.commit.stream)).next_back();
+        let last = commits.iter().rfind(|recorded| streams.contains(&recorded.commit.stream));
         Ok(last.map_or(Position::START, |recorded| recorded.position))
     }
 

@@ -45,6 +45,7 @@ on_both_databases! {
         a_read_that_would_be_stale_says_how_far_it_got
         a_lost_connection_is_survived_by_the_supervisor
         a_second_supervisor_stands_by
+        over_the_embedded_log
         commands_with_a_request_are_found_by_their_id;
     rebuilding:
         a_rebuild_while_writing_fails_no_read_and_loses_nothing

@@ -1,10 +1,12 @@
 //! Exactly once: replays, crashes, rivals, broken logs, and waiting for a position.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::commit::Position;
-use envforge_eventlog::{LogError, SharedLog};
+use envforge_domain::commit::{Expectation, Position};
+use envforge_eventlog::sqlite::{Config, SqliteLog};
+use envforge_eventlog::{EventLog, Filter, LogError, SharedLog};
 use envforge_projections::sql::projector::ProjectorError;
 use envforge_projections::sql::{ModelName, ProjectorState, Stale, Supervisor};
 use envforge_testkit::eventually;
@@ -109,11 +111,13 @@ pub async fn a_waiting_read_returns_once_its_position_is_folded(kind: Kind) {
     let world = World::acme();
     let head = Position::new(world.log.commits().len() as u64);
     let running = harness.start(&world.shared(), ModelName::Directory);
-    // A clone shares the news of this process; a second connection has to look at the checkpoint.
-    let here = harness.database.clone();
-    let waiting = tokio::spawn(async move { here.wait_for(ModelName::Directory, head, DEADLINE).await });
+    // A clone shares the news of this process; another process has to look at the checkpoint.
+    let waiting = [harness.database.clone(), harness.connect_again().await]
+        .map(|database| tokio::spawn(async move { database.wait_for(ModelName::Directory, head, DEADLINE).await }));
     world.log.reveal_all();
-    waiting.await.unwrap().unwrap();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
     assert_eq!(harness.database.position(ModelName::Directory).await.unwrap(), head);
     running.stop().await.unwrap();
 }
@@ -172,6 +176,39 @@ pub async fn a_second_supervisor_stands_by(kind: Kind) {
         supervisor.stop().await;
     }
     assert_eq!(harness.digests().await, single_pass(commits).await);
+}
+
+/// The supervisor's projectors on the log as customers have it, ended anywhere, on a log that is opened again.
+pub async fn over_the_embedded_log(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::random_story(300, 21);
+    let directory = tempfile::tempdir().unwrap();
+    let commits = world.log.commits();
+    let mut positions = HashMap::new();
+    for part in commits.chunks(commits.len() / 3) {
+        let log = Arc::new(SqliteLog::open(Config::new(directory.path())).await.unwrap());
+        let shared: SharedLog = log.clone();
+        let supervisor = Supervisor::start(&shared, &harness.database);
+        for recorded in part {
+            let stream = recorded.commit.stream.clone();
+            let last = positions.get(&stream).copied().unwrap_or(Position::START);
+            let appended = log.append(vec![(recorded.commit.clone(), Expectation::LastAt(last))]).await.unwrap();
+            assert_eq!(appended.last(), recorded.position);
+            positions.insert(stream, appended.last());
+        }
+        // Ended while it may be in the middle: whatever is not folded now is folded by the next one.
+        harness.wait(ModelName::Directory, part[part.len() / 2].position).await;
+        supervisor.stop().await;
+        drop(shared);
+        Arc::into_inner(log).expect("a stopped supervisor holds no log").close().await;
+    }
+    let log: SharedLog = Arc::new(SqliteLog::open(Config::new(directory.path())).await.unwrap());
+    let page = log.read(Position::START, commits.len() + 1, &Filter::everything()).await.unwrap();
+    let head = page.commits.last().unwrap().position;
+    assert_eq!(head, commits.last().unwrap().position);
+    // The log has its own clock, so the single pass is over what it remembers.
+    let found = harness.project_all(&log, head).await;
+    assert_eq!(found, single_pass(page.commits).await);
 }
 
 pub async fn commands_with_a_request_are_found_by_their_id(kind: Kind) {

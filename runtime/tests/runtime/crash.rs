@@ -1,4 +1,5 @@
 //! kill -9 of the process that runs the host, and the next start.
+#![allow(clippy::disallowed_methods, reason = "the test binary runs itself as a child, told by its environment")]
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;

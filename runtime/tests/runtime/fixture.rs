@@ -221,7 +221,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await; // pause: between two looks
     }
 }
 

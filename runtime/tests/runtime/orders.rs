@@ -142,7 +142,7 @@ async fn the_order_board_serves_pages_api_assets_and_live_updates_and_keeps_orde
             let (status, answer) =
                 post(api, "/api/orders", r#"{"customer":"Ada Test","item":"decaf","quantity":2}"#).await;
             assert_eq!(status, 201, "{answer}");
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await; // pause: orders come in while the board goes to sleep
         }
     });
     let heard = tokio::task::block_in_place(|| live.hear("Ada Test"));

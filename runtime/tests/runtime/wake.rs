@@ -1,4 +1,5 @@
 //! From an order to services that answer: joins, epochs, environments, ports, secrets.
+#![allow(clippy::disallowed_methods, reason = "the test binary runs itself as a child, told by its environment")]
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
