@@ -1,0 +1,186 @@
+//! The command line: a client of the HTTP API, for people and for scripts.
+//!
+//! Owns the verbs and how a command is run from arguments to exit code. Each noun has its own file. Not here: the server's roles
+//! (`dev`, `serve`, `projections`), which stand beside this in the binary's `Verb`.
+
+mod audit;
+mod branch_slug;
+mod checkout;
+mod client;
+mod completions;
+mod credentials;
+mod doctor;
+mod failure;
+mod here;
+mod instant;
+mod link;
+mod manifest_file;
+mod org;
+mod output;
+mod private_file;
+mod problem;
+mod project;
+mod session;
+mod settings;
+mod up;
+mod usage;
+mod wake;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+pub(crate) use self::settings::GlobalArguments;
+
+use self::client::Client;
+use self::failure::{EXIT_CODES_HELP, Exit, Failure};
+use self::instant::Instants;
+use self::output::Output;
+use self::settings::Settings;
+
+/// What stands below the list of commands in `envforge --help`.
+pub(crate) const AFTER_HELP: &str = "\
+First steps:
+  envforge dev                                    run everything on this machine
+  envforge login --email you@example.com          sign in
+  envforge up                                     in a repository: its branch as a workspace, awake
+  envforge link create --for 2h --label \"Dana's review\"
+                                                  a link that opens the app and nothing else
+
+Programs: every command takes --json; `envforge help exit-codes` lists the exit codes.";
+
+/// The commands that talk to the API.
+#[derive(Subcommand, Debug)]
+pub(crate) enum ClientVerb {
+    /// Sign in with e-mail address and password
+    Login(session::LoginArguments),
+    /// End this machine's session
+    Logout,
+    /// Bring up this repository's branch as a workspace and wait until it is ready
+    Up(up::UpArguments),
+    /// Workspaces: branches with the services of their envforge.yml
+    #[command(alias = "ws")]
+    Workspace(workspace::WorkspaceArguments),
+    /// Signed dev links: the app surface of one workspace for a reviewer
+    Link(link::LinkArguments),
+    /// Who did what: rows, replay of the events, live tail
+    Audit(audit::AuditArguments),
+    /// Awake time, CPU and memory, by service, link or cause
+    Usage(usage::UsageArguments),
+    /// Projects: the repositories of an organization
+    Project(project::ProjectArguments),
+    /// Organization: policy, members, roles
+    Org(org::OrgArguments),
+    /// Look for what keeps envforge from working here
+    Doctor(doctor::DoctorArguments),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArguments),
+    /// The exit codes of every command
+    #[command(name = "exit-codes", long_about = EXIT_CODES_HELP)]
+    ExitCodes,
+}
+
+/// What every command works with.
+struct Context {
+    output: Output,
+    settings: Settings,
+    client: Client,
+}
+
+impl Context {
+    /// The organization to ask about: the one that was named, else the one of whoever is signed in.
+    fn org(&self) -> Result<String, Failure> {
+        match &self.settings.org {
+            Some(org) => Ok(org.clone()),
+            None => self.client.account().map(
+                |account| {
+                    if account.org_slug.is_empty() { account.org } else { account.org_slug }
+                },
+            ),
+        }
+    }
+}
+
+/// Runs one command. `whole`: the complete command line, which completions are made of.
+pub(crate) fn run(global: &GlobalArguments, verb: ClientVerb, whole: fn() -> clap::Command) -> ExitCode {
+    let color_refused = global.no_color || settings::environment_refuses_color();
+    let output = Output::of_terminal(global.json, color_refused, Instants::of_machine());
+    let exit = match run_verb(global, verb, whole, &output) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            if !matches!(failure, Failure::OutputClosed) {
+                output.failure(&failure);
+            }
+            failure.exit()
+        }
+    };
+    exit.into()
+}
+
+fn run_verb(
+    global: &GlobalArguments,
+    verb: ClientVerb,
+    whole: fn() -> clap::Command,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    match verb {
+        ClientVerb::Completions(arguments) => completions::print(arguments, whole()),
+        ClientVerb::ExitCodes => output.line(EXIT_CODES_HELP).map(|()| Exit::Ok),
+        ClientVerb::Login(arguments) => {
+            // Asked before anything runs: Ctrl-C at the prompt then simply ends the process.
+            let settings = Settings::resolve(global)?;
+            let submitted = arguments.ask(output)?;
+            work(output, settings, async move |context| session::login(context, submitted).await)
+        }
+        ClientVerb::Org(arguments) => {
+            let settings = Settings::resolve(global)?;
+            let asked = arguments.ask(output)?;
+            work(output, settings, async move |context| org::run(context, asked).await)
+        }
+        ClientVerb::Logout => work(output, Settings::resolve(global)?, async |context| session::logout(context).await),
+        ClientVerb::Up(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| up::run(context, arguments).await)
+        }
+        ClientVerb::Workspace(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| workspace::run(context, arguments).await)
+        }
+        ClientVerb::Link(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| link::run(context, arguments).await)
+        }
+        ClientVerb::Audit(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| audit::run(context, arguments).await)
+        }
+        ClientVerb::Usage(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| usage::run(context, arguments).await)
+        }
+        ClientVerb::Project(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| project::run(context, arguments).await)
+        }
+        ClientVerb::Doctor(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| doctor::run(context, arguments).await)
+        }
+    }
+}
+
+/// Runs a command to its end or to Ctrl-C.
+fn work(
+    output: &Output,
+    settings: Settings,
+    command: impl AsyncFnOnce(&Context) -> Result<Exit, Failure>,
+) -> Result<Exit, Failure> {
+    let client = Client::new(&settings, output.instants.clone())?;
+    let context = Context { output: output.clone(), settings, client };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let outcome = tokio::select! {
+            outcome = command(&context) => outcome,
+            signal = tokio::signal::ctrl_c() => {
+                signal?;
+                Err(Failure::Interrupted)
+            }
+        };
+        context.client.settle().await;
+        outcome
+    })
+}

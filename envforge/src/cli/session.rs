@@ -1,0 +1,140 @@
+//! `envforge login` and `envforge logout`.
+//!
+//! A password comes from a prompt or from standard input, never from the command line, where other processes and the shell's
+//! history would see it. Not here: how tokens are kept (`credentials`) and renewed (`client`).
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+
+use clap::Args;
+use envforge_domain::secret::Secret;
+use envforge_domain::user::EmailAddress;
+use serde_json::json;
+
+use super::Context;
+use super::failure::{Exit, Failure};
+use super::output::{Output, printable};
+use super::settings::Profile;
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  envforge login --email dana@example.com
+  envforge login --api https://api.envforge.ai
+  envforge login --email ci@example.com --password-stdin < password.txt
+
+The API is remembered for later commands; the tokens are kept in a file that only you may read.")]
+pub(crate) struct LoginArguments {
+    /// E-mail address of your account; asked for where it is left out
+    #[arg(long, value_name = "EMAIL")]
+    email: Option<String>,
+
+    /// Read the password from standard input (its first line) instead of asking for it
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+/// What somebody signs in with.
+pub(super) struct Submitted {
+    email: String,
+    password: Secret,
+}
+
+/// Longer than any password that the API takes.
+const PASSWORD_BYTES_MAX: u64 = 4_096;
+
+impl LoginArguments {
+    /// Asks for what was not given.
+    pub(super) fn ask(self, output: &Output) -> Result<Submitted, Failure> {
+        let email = match self.email {
+            Some(email) => email,
+            None if self.password_stdin || !std::io::stdin().is_terminal() => {
+                return Err(Failure::usage("the e-mail address is missing", "name it: --email you@example.com"));
+            }
+            None => ask_line("E-mail address: ")?,
+        };
+        let email = EmailAddress::parse(email.trim())
+            .map_err(|error| Failure::usage(error.to_string(), "write it as you@example.com"))?;
+        let email = email.as_str().to_owned();
+        let password = if self.password_stdin {
+            password_from_stdin()?
+        } else {
+            ask_password(output, &format!("Password of {}: ", printable(&email)))?
+        };
+        Ok(Submitted { email, password })
+    }
+}
+
+fn ask_line(prompt: &str) -> Result<String, Failure> {
+    let mut out = std::io::stderr().lock();
+    out.write_all(prompt.as_bytes())?;
+    out.flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().take(PASSWORD_BYTES_MAX).read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+/// The first line of standard input.
+pub(super) fn password_from_stdin() -> Result<Secret, Failure> {
+    let mut line = String::new();
+    std::io::stdin().lock().take(PASSWORD_BYTES_MAX).read_line(&mut line)?;
+    let password = Secret::new(line.trim_end_matches(['\r', '\n']).to_owned());
+    if password.expose().is_empty() {
+        return Err(Failure::usage("standard input holds no password", "write it on the first line"));
+    }
+    Ok(password)
+}
+
+/// Asks on the terminal, without showing what is typed.
+pub(super) fn ask_password(output: &Output, prompt: &str) -> Result<Secret, Failure> {
+    if output.json || !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "there is no terminal to ask for the password on",
+            "write it to standard input: --password-stdin < FILE",
+        ));
+    }
+    let typed = rpassword::prompt_password(prompt)?;
+    if typed.is_empty() { Err(Failure::usage("no password was typed", "")) } else { Ok(Secret::new(typed)) }
+}
+
+pub(super) async fn login(context: &Context, submitted: Submitted) -> Result<Exit, Failure> {
+    let Context { output, settings, client } = context;
+    let (account, answer) = client.login(&submitted.email, &submitted.password).await?;
+    // Another API or account has other organizations.
+    Profile { api: Some(client.api().key()), org: None }.write(&settings.config_dir)?;
+    if let Some(org) = settings.org.as_deref().filter(|org| **org != account.org && **org != account.org_slug) {
+        output.warn(&format!(
+            "you are signed in to {}, not to {org}: a session holds for one organization",
+            account.org_slug
+        ));
+    }
+    output.result(&answer, || {
+        let who = format!("Signed in as {} at {}", printable(&account.email), client.api().key());
+        let next = "Next: `envforge up` in a repository with an envforge.yml, or `envforge workspace ls`.";
+        format!("{who}, organization {}.\n{}", output.bold(&printable(&account.org_slug)), output.dim(next))
+    })?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn logout(context: &Context) -> Result<Exit, Failure> {
+    let Context { output, client, .. } = context;
+    let api = client.api().key();
+    let Some(account) = client.credentials().account(&api)? else {
+        output.result(&json!({ "api": api, "signed_out": false }), || format!("Nobody was signed in at {api}."))?;
+        return Ok(Exit::Ok);
+    };
+    // The server first: tokens that are only forgotten here would stay good elsewhere.
+    match client.post(&["v1", "auth", "logout"], serde_json::Value::Null).await {
+        Ok(_) | Err(Failure::SignedOut(_)) => {}
+        // It does not know the session any more: that is what was wanted.
+        Err(Failure::Refused(problem)) if problem.status == 401 => {}
+        Err(failure) => {
+            output.note("The session still stands, on the server and here.");
+            return Err(failure);
+        }
+    }
+    client.credentials().lock().await?.remove(&api)?;
+    output.result(&json!({ "api": api, "signed_out": true }), || {
+        format!("Signed out {} at {api}; the session has ended on the server too.", printable(&account.email))
+    })?;
+    Ok(Exit::Ok)
+}

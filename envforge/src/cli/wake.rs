@@ -1,0 +1,258 @@
+//! Waking a workspace and watching it come up, stage by stage.
+//!
+//! The server wakes; this only looks on, so that an interrupted command leaves nothing half done.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::Context;
+use super::client::{Answer, view};
+use super::failure::Failure;
+use super::instant::show_length_ms;
+use super::output::{Output, printable};
+
+/// Between two looks at the runtime. The server answers from memory and one indexed row.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A runtime, as far as commands need it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Runtime {
+    /// `asleep`, `waking`, `ready`, `sleeping` or `failed`.
+    pub phase: String,
+    #[serde(default)]
+    pub stage: Option<String>,
+    /// Counts the wakes.
+    #[serde(default)]
+    pub epoch: u64,
+    #[serde(default)]
+    pub failure: Option<String>,
+    #[serde(default)]
+    pub commit: Option<String>,
+    #[serde(default)]
+    pub awake_because: Option<String>,
+    #[serde(default)]
+    pub services: Vec<Service>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Service {
+    pub name: String,
+    #[serde(default)]
+    pub route: String,
+    #[serde(default)]
+    pub ready: bool,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    phase: String,
+    epoch: u64,
+}
+
+/// What a watched runtime is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sight {
+    /// Not there yet; what it is doing.
+    Coming(String),
+    Ready,
+    /// Will not become ready by itself; why.
+    Over(String),
+}
+
+/// Asks for a wake. Returns the wake to wait for: the present one, or the next where the runtime is still going to sleep.
+pub(crate) async fn ask(context: &Context, org: &str, workspace: &str, body: Value) -> Result<u64, Failure> {
+    let answer = context.client.post(&["v1", "orgs", org, "workspaces", workspace, "wake"], body).await?;
+    awaited(&answer)
+}
+
+fn awaited(answer: &Answer) -> Result<u64, Failure> {
+    let asked: Asked = answer.view()?;
+    Ok(if asked.phase == "sleeping" { asked.epoch + 1 } else { asked.epoch })
+}
+
+/// Waits until wake number `epoch` is ready. Shows each stage to people on standard error, to programs as JSON Lines on
+/// standard output. Returns the runtime as the API describes it.
+///
+/// # Errors
+/// `Failed` where the wake failed or somebody put the runtime to sleep, `TimedOut` after `patience`.
+pub(crate) async fn until_ready(
+    context: &Context,
+    org: &str,
+    workspace: &str,
+    epoch: u64,
+    patience: Duration,
+) -> Result<Value, Failure> {
+    let deadline = Instant::now() + patience;
+    let mut progress = Progress::start(&context.output, workspace, epoch);
+    loop {
+        let answer = context.client.get(&["v1", "orgs", org, "workspaces", workspace, "runtime"], &[]).await?;
+        let runtime: Runtime = answer.view()?;
+        match sight(&runtime, epoch) {
+            Sight::Ready => {
+                progress.end()?;
+                return Ok(answer.body);
+            }
+            Sight::Over(why) => {
+                progress.end()?;
+                return Err(Failure::failed(
+                    format!("workspace {workspace} did not become ready: {why}"),
+                    format!("mend it and run the command again; `envforge workspace show {workspace}` shows its state"),
+                ));
+            }
+            Sight::Coming(stage) => progress.reached(&stage)?,
+        }
+        if Instant::now() >= deadline {
+            let stage = progress.stage.clone().unwrap_or_default();
+            progress.end()?;
+            return Err(Failure::timed_out(
+                format!("workspace {workspace} is not ready after {} s; it is at `{stage}`", patience.as_secs()),
+                format!("it goes on by itself: `envforge workspace show {workspace}`; wait longer with --timeout"),
+            ));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn sight(runtime: &Runtime, epoch: u64) -> Sight {
+    if runtime.epoch < epoch {
+        return Sight::Coming(if runtime.phase == "sleeping" { "going to sleep first" } else { "queued" }.to_owned());
+    }
+    match runtime.phase.as_str() {
+        "ready" => Sight::Ready,
+        "waking" => Sight::Coming(stage_in_words(runtime.stage.as_deref())),
+        "failed" => {
+            let place = runtime.stage.as_ref().map(|stage| format!(" while {}", stage_in_words(Some(stage))));
+            let reason = runtime.failure.as_deref().unwrap_or("the host gave no reason");
+            Sight::Over(format!("it failed{}: {reason}", place.unwrap_or_default()))
+        }
+        "asleep" | "sleeping" => Sight::Over("somebody put it to sleep".to_owned()),
+        other => Sight::Coming(other.to_owned()),
+    }
+}
+
+fn stage_in_words(stage: Option<&str>) -> String {
+    match stage {
+        None => "looking for a host",
+        Some("placed") => "placed on a host",
+        Some("checking_out") => "checking out the branch",
+        Some("starting") => "starting services",
+        Some("probing") => "waiting until routes answer",
+        Some(other) => other,
+    }
+    .to_owned()
+}
+
+/// What is shown while waiting.
+struct Progress<'a> {
+    output: &'a Output,
+    workspace: String,
+    epoch: u64,
+    spinner: Option<ProgressBar>,
+    stage: Option<String>,
+    stage_since: Instant,
+}
+
+impl<'a> Progress<'a> {
+    fn start(output: &'a Output, workspace: &str, epoch: u64) -> Self {
+        let spinner = output.live.then(|| {
+            let bar =
+                ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_finish(ProgressFinish::AndClear);
+            bar.set_style(ProgressStyle::default_spinner());
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        let workspace = workspace.to_owned();
+        Self { output, workspace, epoch, spinner, stage: None, stage_since: Instant::now() }
+    }
+
+    fn reached(&mut self, stage: &str) -> Result<(), Failure> {
+        if self.stage.as_deref() == Some(stage) {
+            return Ok(());
+        }
+        self.close_stage();
+        self.stage = Some(stage.to_owned());
+        self.stage_since = Instant::now();
+        match &self.spinner {
+            Some(spinner) => spinner.set_message(printable(stage)),
+            None if self.output.json => {
+                self.output.value(&json!({
+                    "event": "stage", "workspace": self.workspace, "epoch": self.epoch, "stage": stage,
+                }))?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The stage that is over, as a line that stays.
+    fn close_stage(&mut self) {
+        let Some(stage) = self.stage.take() else { return };
+        let length = show_length_ms(u64::try_from(self.stage_since.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let line = format!("  {} {}", printable(&stage), self.output.dim(&length));
+        match &self.spinner {
+            Some(spinner) => spinner.println(line),
+            None => self.output.note(&line),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Failure> {
+        self.close_stage();
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+        Ok(())
+    }
+}
+
+/// Reads a runtime out of an answer that was printed or kept.
+pub(crate) fn read(value: &Value) -> Result<Runtime, Failure> {
+    view(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime(phase: &str, epoch: u64, stage: Option<&str>) -> Runtime {
+        let stage = stage.map(str::to_owned);
+        Runtime {
+            phase: phase.into(),
+            stage,
+            epoch,
+            failure: Some("`web` exited with 1".into()),
+            commit: None,
+            awake_because: None,
+            services: vec![],
+        }
+    }
+
+    #[test]
+    fn an_older_wake_that_is_still_ready_is_not_the_one_we_wait_for() {
+        assert!(matches!(sight(&runtime("ready", 3, None), 4), Sight::Coming(_)));
+        assert_eq!(sight(&runtime("sleeping", 3, None), 4), Sight::Coming("going to sleep first".into()));
+        assert_eq!(sight(&runtime("ready", 4, None), 4), Sight::Ready);
+        assert_eq!(sight(&runtime("ready", 5, None), 4), Sight::Ready);
+    }
+
+    #[test]
+    fn a_wake_that_cannot_succeed_any_more_is_not_waited_for() {
+        assert_eq!(
+            sight(&runtime("failed", 4, Some("probing")), 4),
+            Sight::Over("it failed while waiting until routes answer: `web` exited with 1".into())
+        );
+        assert_eq!(sight(&runtime("asleep", 4, None), 4), Sight::Over("somebody put it to sleep".into()));
+        assert!(matches!(sight(&runtime("failed", 3, None), 4), Sight::Coming(_)), "that was the wake before");
+    }
+
+    #[test]
+    fn a_wake_asked_for_while_going_to_sleep_is_the_next_one() {
+        let answer = |phase: &str| Answer { body: json!({"phase": phase, "epoch": 7}), date: None };
+        assert_eq!(awaited(&answer("sleeping")).unwrap(), 8);
+        assert_eq!(awaited(&answer("waking")).unwrap(), 7);
+        assert_eq!(awaited(&answer("ready")).unwrap(), 7);
+    }
+}
