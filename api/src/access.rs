@@ -24,6 +24,7 @@ use http::{HeaderName, header};
 use crate::edge::Arrival;
 use crate::endpoints::health::SILENCE_MAX;
 use crate::problem::Problem;
+use crate::write::Keys;
 
 /// On which surface somebody acts: `cli` or `console`; without it, `api`.
 pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface");
@@ -111,11 +112,17 @@ pub(crate) struct Access {
     identity: Arc<SelfHosted>,
     authorizer: Authorizer,
     commands: Commands,
+    keys: Keys,
 }
 
 impl Access {
-    pub(crate) fn new(identity: Arc<SelfHosted>, authorizer: Authorizer, commands: Commands) -> Self {
-        Self { identity, authorizer, commands }
+    pub(crate) fn new(identity: Arc<SelfHosted>, authorizer: Authorizer, commands: Commands, keys: Keys) -> Self {
+        Self { identity, authorizer, commands, keys }
+    }
+
+    /// What idempotency keys were used for.
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// Asks the policy, on rights as fresh as the log's leader has them.
@@ -164,8 +171,18 @@ impl Access {
 
     /// What of a list the caller may see: all of the organization, or some of its projects.
     pub(crate) async fn listing(&self, caller: &Caller, action: Action, org: OrgId) -> Result<Listing, Problem> {
-        let view = &self.authorizer.hot().authorization;
-        let grants = view.grants(org, caller.user, caller.arrival.now);
+        if caller.org != org {
+            // Nobody is a member of two organizations; the policy says so, and it is counted.
+            return Err(self
+                .permit(caller, action, Resource::Organization(org))
+                .await
+                .err()
+                .unwrap_or_else(Problem::not_found));
+        }
+        // A question that every live member may ask makes the view as fresh as the log's leader: which grants there are
+        // decides what is asked next.
+        self.permit(caller, Action::ProfileRead, caller.own()).await?;
+        let grants = self.authorizer.hot().authorization.grants(org, caller.user, caller.arrival.now);
         let grants = || grants.iter().filter(|grant| action.row().roles.contains(&grant.role));
         let mut projects: Vec<_> = grants()
             .filter_map(|grant| match grant.scope {
@@ -175,15 +192,15 @@ impl Access {
             .collect();
         projects.sort_unstable();
         projects.dedup();
-        // The view only says which questions to ask; each answer is the policy's, on fresh facts.
+        let now = caller.arrival.now;
         if projects.is_empty() || grants().any(|grant| grant.scope == Scope::Organization) {
-            let permit = self.permit(caller, action, Resource::Organization(org)).await?;
+            let permit = self.permit_still(caller, action, Resource::Organization(org), now)?;
             return Ok(Listing { org, permits: vec![permit], everything: true });
         }
         let mut permits = Vec::with_capacity(projects.len());
         let mut refused = Problem::not_found();
         for project in projects {
-            match self.permit(caller, action, Resource::Project { org, project }).await {
+            match self.permit_still(caller, action, Resource::Project { org, project }, now) {
                 Ok(permit) => permits.push(permit),
                 Err(problem) => refused = problem,
             }

@@ -28,6 +28,7 @@ use crate::endpoints::{
 use crate::openapi;
 use crate::reads::Reads;
 use crate::share::Share;
+use crate::write::Keys;
 
 /// What the binary hands over. Taken apart at once: each router gets its own few.
 pub struct Parts {
@@ -49,7 +50,8 @@ pub struct Parts {
 pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
-    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone());
+    let keys = Keys::new(database.clone(), config.freshness_wait);
+    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys);
     let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);

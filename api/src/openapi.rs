@@ -45,6 +45,10 @@ pub(crate) fn finish(mut document: OpenApi) -> OpenApi {
 
 fn complete(path: &str, operation: &mut Operation, writes: bool) {
     let public = action_of(operation) == Some("public");
+    // Handlers are called after what they do; their router's noun makes the name unique.
+    if let (Some(name), Some(tag)) = (&operation.operation_id, operation.tags.as_ref().and_then(|tags| tags.first())) {
+        operation.operation_id = Some(format!("{tag}_{name}"));
+    }
     let mut parameters = operation.parameters.take().unwrap_or_default();
     let names = path.split(['{', '}']).skip(1).step_by(2);
     parameters.extend(names.map(|name| parameter(name, ParameterIn::Path, Type::String, path_parameter(name))));

@@ -3,19 +3,23 @@
 //! A command's id follows from organization, person and `Idempotency-Key`, so a repeated request meets its own first
 //! commit in the log and is answered from it. Not here: the memory of commands, which is the log itself.
 
+use std::time::Duration;
+
 use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
-use envforge_commands::Context;
 use envforge_commands::context::derived_uuid;
+use envforge_commands::{CommandError, Context};
 use envforge_domain::commit::Position;
 use envforge_domain::ids::CommandId;
 use envforge_identity::randomness::Randomness;
+use envforge_projections::sql::{Database, ModelName};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::access::{Access, Caller};
 use crate::problem::Problem;
+use crate::reads::AtLeast;
 use crate::request_body::{RequestBody, collect};
 
 /// Makes a repeated request harmless.
@@ -44,6 +48,7 @@ where
         let (mut parts, body) = request.into_parts();
         // Who asks comes first: nobody else's bodies are even read.
         let caller = Caller::from_request_parts(&mut parts, state).await?;
+        let at = AtLeast::from_request_parts(&mut parts, state).await?;
         let key = idempotency_key(&parts.headers)?;
         let bytes = collect(body, B::BYTES_MAX).await?;
         let body = B::read(&parts.headers, &bytes)?;
@@ -59,9 +64,12 @@ where
             },
             Some(key) => {
                 let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+                let command = command_id(&caller, key);
+                let digest = request_digest(parts.method.as_str(), path, &B::canonical(&bytes));
+                Access::from_ref(state).keys().check(command, digest, at).await?;
                 Context {
-                    command: command_id(&caller, key),
-                    request_digest: Some(request_digest(parts.method.as_str(), path, &B::canonical(&bytes))),
+                    command,
+                    request_digest: Some(digest),
                     correlation: caller.arrival.correlation,
                     causation: None,
                     now: caller.arrival.now,
@@ -69,6 +77,39 @@ where
             }
         };
         Ok(Self { caller, body, context })
+    }
+}
+
+/// What keys were used for, as the read model of command ids has it.
+///
+/// A stream remembers its own commands, so a repeated request is recognised there, whatever this says. This finds the key
+/// that was used for another thing: as soon as the read model has seen it, at the latest with `EnvForge-Min-Position`.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    database: Database,
+    freshness_wait: Duration,
+}
+
+impl Keys {
+    pub(crate) fn new(database: Database, freshness_wait: Duration) -> Self {
+        Self { database, freshness_wait }
+    }
+
+    async fn check(&self, command: CommandId, digest: [u8; 32], at: AtLeast) -> Result<(), Problem> {
+        if at.0 != Position::START
+            && let Err(error) = self.database.wait_for(ModelName::CommandIds, at.0, self.freshness_wait).await
+        {
+            tracing::warn!(%error, "the command ids are behind; a key used for another thing may go unnoticed");
+        }
+        match self.database.command_ids().find(command).await {
+            Ok(Some(first)) if first.request_digest != digest => Err(CommandError::CommandReused.into()),
+            Ok(_) => Ok(()),
+            // A client's mistake goes unnoticed for once; nothing that was asked for is lost or done twice by that.
+            Err(error) => {
+                tracing::warn!(%error, "the command ids are out of reach");
+                Ok(())
+            }
+        }
     }
 }
 

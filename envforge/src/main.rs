@@ -21,6 +21,9 @@ struct Envforge {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Dev(server::dev::DevArgs),
+    Serve(server::serve::ServeArgs),
+    Setup(server::serve::SetupArgs),
+    Projections(server::projections::ProjectionsArgs),
     #[command(flatten)]
     Client(cli::ClientVerb),
 }
@@ -29,6 +32,9 @@ fn main() -> ExitCode {
     let Envforge { global, verb } = Envforge::parse();
     match verb {
         Verb::Dev(arguments) => serve(server::dev::run(arguments)),
+        Verb::Serve(arguments) => serve(server::serve::run(arguments)),
+        Verb::Setup(arguments) => serve(server::serve::setup(arguments)),
+        Verb::Projections(arguments) => serve(server::projections::run(arguments)),
         Verb::Client(verb) => cli::run(&global, verb, Envforge::command),
     }
 }

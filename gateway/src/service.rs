@@ -86,7 +86,10 @@ impl Connection {
         let known = self.host_of(&request).map_err(told)?;
         let handshake = handshake.map_err(told)?;
         match &known.host {
-            Host::Gateway => self.gateway_page(&request, handshake.is_some()).map_err(told),
+            Host::Gateway => {
+                let (method, path) = (request.method(), request.uri().path());
+                self.gateway_page(method, path, request.headers(), handshake.is_some()).await.map_err(told)
+            }
             // Says as much as a workspace without session: nothing.
             Host::Unknown => Err(told(Denial::AccessRequired)),
             Host::Workspace(host) => {
@@ -120,13 +123,19 @@ impl Connection {
         Ok(known)
     }
 
-    fn gateway_page<B>(&self, request: &Request<B>, websocket: bool) -> Result<Response<ResponseBody>, Denial> {
+    async fn gateway_page(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        websocket: bool,
+    ) -> Result<Response<ResponseBody>, Denial> {
         if websocket {
             return Err(Denial::NotFound);
         }
-        match request.uri().path().strip_prefix("/share/") {
-            Some(token) => self.shared.share.answer(request.method(), token, request.headers(), &self.client),
-            None if request.uri().path() == "/robots.txt" => Ok(pages::robots()),
+        match path.strip_prefix("/share/") {
+            Some(token) => self.shared.share.answer(method, token, headers, &self.client).await,
+            None if path == "/robots.txt" => Ok(pages::robots()),
             None => Err(Denial::NotFound),
         }
     }

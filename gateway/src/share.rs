@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use envforge_domain::ids::SessionId;
+use envforge_domain::dev_link::Generation;
+use envforge_domain::ids::{LinkId, SessionId};
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_identity::share_token::ShareVerifier;
@@ -31,6 +32,8 @@ use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView};
 
 /// Where a handoff is redeemed, on the workspace host.
 pub(crate) const HANDOFF_PATH: &str = "/.envforge/handoff";
+/// How long a share page waits for a link that its genuine token names.
+const LINK_SHOWS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a redeemed session may take to reach this gateway's own view.
 const SESSION_SHOWS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -47,7 +50,7 @@ pub(crate) struct Share {
 
 impl Share {
     /// Everything under `/share/` of the gateway's own domain.
-    pub(crate) fn answer(
+    pub(crate) async fn answer(
         &self,
         method: &Method,
         token: &str,
@@ -56,7 +59,7 @@ impl Share {
     ) -> Result<Response<ResponseBody>, Denial> {
         match *method {
             Method::GET | Method::HEAD => {
-                let link = self.link_of(token)?;
+                let link = self.link_of(token).await?;
                 metric::share("shown");
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
                 Ok(pages::share(&link, &host, self.clock.now()))
@@ -64,7 +67,7 @@ impl Share {
             Method::POST => {
                 self.check_form(headers)?;
                 self.check_fresh()?;
-                let link = self.link_of(token)?;
+                let link = self.link_of(token).await?;
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
                 let handoff = Handoff::new(link.link, link.generation, self.clock.now());
                 let binding = Binding { host: host.name(), browser: self.browser(headers, client) };
@@ -149,10 +152,10 @@ impl Share {
     }
 
     /// Forged, unknown, rotated, revoked and expired tokens give one answer.
-    fn link_of(&self, token: &str) -> Result<Arc<LinkView>, Denial> {
+    async fn link_of(&self, token: &str) -> Result<Arc<LinkView>, Denial> {
         let now = self.clock.now();
         let claims = self.verifier.verify(token, now).map_err(|_| Denial::LinkEnded)?;
-        let link = self.view.link(claims.link).ok_or(Denial::LinkEnded)?;
+        let link = self.shown_link(claims.link, claims.generation).await.ok_or(Denial::LinkEnded)?;
         let same = link.generation == claims.generation && link.org == claims.org && link.workspace == claims.workspace;
         // A workspace that was archived or closed to links shows nothing, not even its name.
         let open = self
@@ -160,6 +163,20 @@ impl Share {
             .workspace_by_label(&link.host)
             .is_some_and(|workspace| !workspace.archived && admission::is_open(&workspace));
         if same && open && stands(&link, now) { Ok(link) } else { Err(Denial::LinkEnded) }
+    }
+
+    /// A genuine token may be opened before this gateway has heard of its link: it was issued a moment ago, elsewhere.
+    /// Only tokens that we signed get here, so nobody can make the gateway wait for links that never were.
+    async fn shown_link(&self, id: LinkId, generation: Generation) -> Option<Arc<LinkView>> {
+        let deadline = Instant::now() + LINK_SHOWS_WITHIN;
+        loop {
+            let link = self.view.link(id);
+            let behind = link.as_ref().is_none_or(|link| link.generation < generation);
+            if !behind || Instant::now() >= deadline {
+                return link;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The form must have been sent from our own page.

@@ -120,7 +120,10 @@ async fn login(
         expires_at: session.expires_at,
         now: arrival.now,
     };
-    let done = auth.record(account.org, account.user, surface, &arrival, &open).await?;
+    let done = auth.record(account.org, account.user, surface, &arrival, &open).await.map_err(|problem| {
+        // A first start that broke off between the two: not the fault of whoever signs in.
+        if problem.code() == "user_unknown" { internal("an account has no user in the log") } else { problem }
+    })?;
     // The organization and the user are in the view for sure once it stands at the commit that opened the session.
     auth.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
         Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
@@ -230,7 +233,8 @@ impl Auth {
         Ok(SignedIn {
             access_token: Disclosed(access),
             refresh_token: Disclosed(refresh),
-            expires_in: access_expires_at.since(now).as_secs(),
+            // Its end stands in whole seconds; what is lost by that is not told as a second less.
+            expires_in: access_expires_at.since(now).get().div_ceil(1_000),
             user: SignedInUser { id: session.user.to_string(), email: user.email, name: user.name },
             org: SignedInOrg {
                 id: session.org.to_string(),

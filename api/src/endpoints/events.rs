@@ -63,6 +63,7 @@ pub(crate) fn routes() -> OpenApiRouter<Events> {
 /// How many streams may be open, in all and of one person.
 pub(crate) struct Streams {
     all: Arc<Semaphore>,
+    all_max: usize,
     of_user: Mutex<HashMap<UserId, usize>>,
     per_user_max: usize,
 }
@@ -71,6 +72,7 @@ impl Streams {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(config.streams_max)),
+            all_max: config.streams_max,
             of_user: Mutex::default(),
             per_user_max: config.streams_per_user_max,
         })
@@ -82,8 +84,7 @@ impl Streams {
                 .with("max", max)
                 .retry_after_s(5)
         };
-        let place =
-            Arc::clone(&self.all).try_acquire_owned().map_err(|_| full("Too many", self.all.available_permits()))?;
+        let place = Arc::clone(&self.all).try_acquire_owned().map_err(|_| full("Too many", self.all_max))?;
         let mut of_user = self.of_user.lock();
         let open = of_user.entry(user).or_default();
         if *open >= self.per_user_max {

@@ -28,14 +28,14 @@ impl From<&Entry> for Documented {
 }
 
 /// Every problem code.
-#[utoipa::path(get, path = "/v1/problems", tag = "operation", responses((status = 200, body = Page<Documented>)),
+#[utoipa::path(get, path = "/v1/problems", tag = "problems", responses((status = 200, body = Page<Documented>)),
     extensions(("x-envforge-action" = json!("public"))))]
 async fn list() -> axum::Json<Page<Documented>> {
     axum::Json(Page { items: CATALOGUE.iter().map(Documented::from).collect(), next: None })
 }
 
 /// One problem code.
-#[utoipa::path(get, path = "/v1/problems/{code}", tag = "operation", responses((status = 200, body = Documented)),
+#[utoipa::path(get, path = "/v1/problems/{code}", tag = "problems", responses((status = 200, body = Documented)),
     extensions(("x-envforge-action" = json!("public"))))]
 async fn get(Path(code): Path<String>) -> Result<axum::Json<Documented>, Problem> {
     let entry = catalogue::find(&code).ok_or_else(Problem::not_found)?;

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use envforge_api::{Config, GatewayUrl, Parts};
 use envforge_commands::{Commands, Context, organizations, runtimes, users};
@@ -13,6 +14,7 @@ use envforge_domain::runtime::{ReadyService, RuntimeCommand};
 use envforge_domain::secret::Secret;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
 use envforge_domain::user::{EmailAddress, UserCommand};
+use envforge_domain::workspace::{ActiveWorkspace, Workspace};
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
 use envforge_identity::clock::SkippingClock;
@@ -26,11 +28,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub const PASSWORD: &str = "plum kite engine 7";
+pub(crate) const PASSWORD: &str = "plum kite engine 7";
 /// How long a test waits for what must come soon.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub const MANIFEST: &str = r#"
+pub(crate) const MANIFEST: &str = r#"
 version: 1
 services:
   web:
@@ -41,16 +43,17 @@ services:
     route: { api: /api }
 "#;
 
-pub struct House {
-    pub base: String,
-    pub commands: Commands,
-    pub log: SharedLog,
-    pub clock: Arc<SkippingClock>,
-    pub hot: Arc<Hot>,
-    pub denials: Arc<DenialSink>,
-    pub verification: ShareVerifier,
-    pub identity: Arc<SelfHosted>,
-    pub client: reqwest::Client,
+pub(crate) struct House {
+    pub(crate) base: String,
+    pub(crate) commands: Commands,
+    pub(crate) log: SharedLog,
+    pub(crate) clock: Arc<SkippingClock>,
+    pub(crate) hot: Arc<Hot>,
+    pub(crate) denials: Arc<DenialSink>,
+    pub(crate) verification: ShareVerifier,
+    pub(crate) identity: Arc<SelfHosted>,
+    pub(crate) client: reqwest::Client,
+    seen: Arc<AtomicU64>,
     stop: CancellationToken,
     _supervisor: Supervisor,
     _directory: tempfile::TempDir,
@@ -63,44 +66,45 @@ impl Drop for House {
 }
 
 /// Somebody who signed in.
-pub struct Person {
-    pub client: reqwest::Client,
-    pub base: String,
-    pub token: String,
-    pub refresh: String,
-    pub user: String,
+pub(crate) struct Person {
+    pub(crate) client: reqwest::Client,
+    pub(crate) base: String,
+    pub(crate) token: String,
+    pub(crate) refresh: String,
+    pub(crate) user: String,
+    seen: Arc<AtomicU64>,
 }
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl Answer {
-    pub fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.headers["envforge-position"].to_str().unwrap().parse().unwrap()
     }
 
-    pub fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         self.body["code"].as_str().unwrap_or_default()
     }
 
-    pub fn text(&self, field: &str) -> String {
+    pub(crate) fn text(&self, field: &str) -> String {
         self.body[field].as_str().unwrap_or_else(|| panic!("no text `{field}` in {self:?}")).to_owned()
     }
 
     #[track_caller]
-    pub fn expect(self, status: u16) -> Self {
+    pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self:#?}");
         self
     }
 
     /// A problem of this code, in its proper form.
     #[track_caller]
-    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+    pub(crate) fn expect_problem(self, status: u16, code: &str) -> Self {
         assert_eq!((self.status, self.code()), (status, code), "{self:#?}");
         assert_eq!(self.headers["content-type"], "application/problem+json");
         assert_eq!(self.body["status"], status);
@@ -112,7 +116,7 @@ impl Answer {
     }
 }
 
-pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let bytes = response.bytes().await.unwrap();
@@ -121,47 +125,56 @@ pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
 }
 
 impl Person {
-    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
-        answer(self.request(Method::GET, path)).await
+    /// A read that sees everything that anybody of the house was answered, as a client reads who remembers positions.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.get_at(path, self.seen.load(Ordering::SeqCst)).await
+    }
+
+    async fn remembered(&self, request: reqwest::RequestBuilder) -> Answer {
+        let answer = answer(request).await;
+        if answer.headers.contains_key("envforge-position") {
+            self.seen.fetch_max(answer.position(), Ordering::SeqCst);
+        }
+        answer
     }
 
     /// A read that sees what was written at `position`.
-    pub async fn get_at(&self, path: &str, position: u64) -> Answer {
+    pub(crate) async fn get_at(&self, path: &str, position: u64) -> Answer {
         answer(self.request(Method::GET, path).header("EnvForge-Min-Position", position)).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
-        answer(self.request(Method::POST, path).json(&body)).await
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.remembered(self.request(Method::POST, path).json(&body)).await
     }
 
-    pub async fn post_keyed(&self, path: &str, key: &str, body: Value) -> Answer {
-        answer(self.request(Method::POST, path).header("Idempotency-Key", key).json(&body)).await
+    pub(crate) async fn post_keyed(&self, path: &str, key: &str, body: Value) -> Answer {
+        self.remembered(self.request(Method::POST, path).header("Idempotency-Key", key).json(&body)).await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
-        answer(self.request(Method::PUT, path).json(&body)).await
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
+        self.remembered(self.request(Method::PUT, path).json(&body)).await
     }
 
-    pub async fn patch(&self, path: &str, body: Value) -> Answer {
-        answer(self.request(Method::PATCH, path).json(&body)).await
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.remembered(self.request(Method::PATCH, path).json(&body)).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
-        answer(self.request(Method::DELETE, path)).await
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.remembered(self.request(Method::DELETE, path)).await
     }
 }
 
 impl House {
     /// With organization `acme` and its owner `ada@acme.test`.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
     }
 
-    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
         let stop = CancellationToken::new();
@@ -213,6 +226,7 @@ impl House {
             verification,
             identity,
             client: reqwest::Client::new(),
+            seen: Arc::default(),
             stop,
             _supervisor: supervisor,
             _directory: directory,
@@ -221,12 +235,12 @@ impl House {
         house
     }
 
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
 
     /// Another organization with its first owner.
-    pub async fn organization(&self, slug: &str, email: &str) -> OrgId {
+    pub(crate) async fn organization(&self, slug: &str, email: &str) -> OrgId {
         let now = self.clock.now();
         let (org, user) = (OrgId::from_uuid(Uuid::now_v7()), UserId::from_uuid(Uuid::now_v7()));
         let email = EmailAddress::parse(email).unwrap();
@@ -241,7 +255,9 @@ impl House {
         users::change(&self.commands, &permit, &Context::new(now), user, &create).await.unwrap();
         let permit = self.system(Action::OrganizationCreate, Resource::Organization(org));
         let (slug, name) = (slug.parse().unwrap(), format!("The {slug} company"));
-        organizations::create(&self.commands, &permit, &Context::new(now), org, slug, name, user).await.unwrap();
+        let context = Context::new(now);
+        let done = organizations::create(&self.commands, &permit, &context, org, slug, name, user).await.unwrap();
+        self.seen.fetch_max(done.position.get(), Ordering::SeqCst);
         self.identity
             .bootstrap(Account { user, org, email }, Some(Secret::new(PASSWORD.to_owned())), now)
             .await
@@ -256,15 +272,15 @@ impl House {
         authorize(&facts, &Request { actor, action, resource, surface, now: self.clock.now() }).unwrap()
     }
 
-    pub async fn anonymous(&self, method: Method, path: &str, body: Value) -> Answer {
+    pub(crate) async fn anonymous(&self, method: Method, path: &str, body: Value) -> Answer {
         answer(self.client.request(method, format!("{}{path}", self.base)).json(&body)).await
     }
 
-    pub async fn login(&self, email: &str, password: &str) -> Answer {
+    pub(crate) async fn login(&self, email: &str, password: &str) -> Answer {
         self.anonymous(Method::POST, "/v1/auth/login", json!({"email": email, "password": password})).await
     }
 
-    pub async fn person(&self, email: &str) -> Person {
+    pub(crate) async fn person(&self, email: &str) -> Person {
         let login = self.login(email, PASSWORD).await.expect(200);
         Person {
             client: self.client.clone(),
@@ -272,16 +288,17 @@ impl House {
             token: login.text("access_token"),
             refresh: login.text("refresh_token"),
             user: login.body["user"]["id"].as_str().unwrap().to_owned(),
+            seen: Arc::clone(&self.seen),
         }
     }
 
     /// The owner of `acme`.
-    pub async fn owner(&self) -> Person {
+    pub(crate) async fn owner(&self) -> Person {
         self.person("ada@acme.test").await
     }
 
     /// A member of `acme` with these organization-wide roles.
-    pub async fn member(&self, owner: &Person, name: &str, roles: &[&str]) -> Person {
+    pub(crate) async fn member(&self, owner: &Person, name: &str, roles: &[&str]) -> Person {
         let email = format!("{name}@acme.test");
         let new = json!({"email": email, "name": name, "password": PASSWORD});
         let added = owner.post("/v1/orgs/acme/members", new).await.expect(201);
@@ -293,7 +310,7 @@ impl House {
     }
 
     /// Project `orders` with workspace `signed-links`; answers the workspace's id.
-    pub async fn workspace(&self, owner: &Person) -> String {
+    pub(crate) async fn workspace(&self, owner: &Person) -> String {
         let project = json!({"slug": "orders", "name": "Orders", "repository": "https://git.test/acme/orders"});
         owner.post("/v1/orgs/acme/projects", project).await.expect(201);
         let workspace = json!({"project": "orders", "slug": "signed-links", "branch": "main", "manifest": MANIFEST});
@@ -301,7 +318,7 @@ impl House {
     }
 
     /// What a host would say: the runtime that was woken is ready. Answers the position.
-    pub async fn report_ready(&self, org: OrgId, workspace: WorkspaceId) -> u64 {
+    pub(crate) async fn report_ready(&self, org: OrgId, workspace: WorkspaceId) -> u64 {
         let stream = envforge_domain::commit::StreamId::runtime(org, workspace);
         let state = self.commands.load::<envforge_domain::runtime::Runtime>(&stream).await.unwrap().state;
         let services: Vec<_> = ["web", "api"].map(|name| name.parse().unwrap()).into();
@@ -317,9 +334,11 @@ impl House {
             endpoints: services.into_iter().map(|name| (name, ([127, 0, 0, 1], 49_999).into())).collect(),
             lease_until: self.clock.now().plus(Millis::from_secs(30)),
         };
-        let project = match self.hot.resources.workspace(workspace) {
-            Some(resource) => resource.project().unwrap(),
-            None => panic!("the views do not know the workspace"),
+        let at = envforge_domain::commit::StreamId::workspace(org, workspace);
+        let Workspace::Active(ActiveWorkspace { project, .. }) =
+            self.commands.load::<Workspace>(&at).await.unwrap().state
+        else {
+            panic!("the workspace is not active")
         };
         let resource = Resource::Workspace { org, project, workspace };
         let permit = self.system(Action::RuntimeReport, resource);
@@ -327,23 +346,12 @@ impl House {
         runtimes::report(&self.commands, &permit, &context, workspace, &ready).await.unwrap().position.get()
     }
 
-    pub fn now(&self) -> UnixMillis {
+    pub(crate) fn now(&self) -> UnixMillis {
         self.clock.now()
     }
 }
 
 /// Waits for a condition, and says which one did not come.
-#[track_caller]
-pub fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
-    let what = what.to_owned();
-    async move {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            assert!(Instant::now() < deadline, "{what} did not come");
-            tokio::time::sleep(Duration::from_millis(10)).await; // pause: between two looks
-        }
-    }
+pub(crate) async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    envforge_testkit::eventually(what, PATIENCE, look).await
 }

@@ -117,13 +117,11 @@ async fn usage_appears_once_a_runtime_was_ready_and_went_to_sleep() {
     let ready = house.report_ready(org, workspace.parse().unwrap()).await;
     let running = owner.get_at("/v1/orgs/acme/usage/running", ready).await.expect(200);
     assert_eq!(running.body["items"].as_array().unwrap().len(), 2, "{running:#?}");
-    let usage = eventually("recorded usage", async || {
-        // The log has its own clock, which no test moves: some milliseconds have to pass.
-        let slept = owner.post("/v1/orgs/acme/workspaces/signed-links/sleep", json!({})).await.expect(202);
-        let usage = owner.get_at("/v1/orgs/acme/usage?group_by=cause", slept.position()).await.expect(200);
-        (usage.body["items"] != json!([])).then_some(usage)
-    })
-    .await;
+    // The log has its own clock, which no test moves: some milliseconds have to pass between ready and asleep.
+    let ready_since = std::time::Instant::now();
+    eventually("a few milliseconds", async || (ready_since.elapsed().as_millis() > 5).then_some(())).await;
+    let slept = owner.post("/v1/orgs/acme/workspaces/signed-links/sleep", json!({})).await.expect(202);
+    let usage = owner.get_at("/v1/orgs/acme/usage?group_by=cause", slept.position()).await.expect(200);
     assert_eq!(usage.body["items"][0]["key"], "person");
     assert!(usage.body["items"][0]["service_ms"].as_u64().unwrap() > 0);
 }

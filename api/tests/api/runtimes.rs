@@ -20,7 +20,8 @@ async fn a_wake_is_under_way_with_its_cause_and_a_second_one_joins_it() {
     let house = House::start().await;
     let owner = house.owner().await;
     house.workspace(&owner).await;
-    let asleep = owner.get_at(&format!("{RUNTIME}/runtime"), 1).await.expect(200);
+    let head = house.log.head().await.unwrap().position.get();
+    let asleep = owner.get_at(&format!("{RUNTIME}/runtime"), head).await.expect(200);
     assert_eq!((asleep.text("phase"), asleep.body["epoch"].as_u64()), ("asleep".into(), Some(0)));
     let first = owner.post(&format!("{RUNTIME}/wake"), json!({"job": "unit tests"})).await.expect(202);
     assert_eq!(first.body, json!({"phase": "waking", "epoch": 1}));

@@ -26,11 +26,14 @@ async fn the_same_key_for_another_request_is_refused_wherever_it_is_used() {
     let owner = house.owner().await;
     house.workspace(&owner).await;
     let project = |slug: &str| json!({"slug": slug, "name": "P", "repository": "https://git.test/p"});
-    owner.post_keyed("/v1/orgs/acme/projects", "k", project("one")).await.expect(201);
+    let first = owner.post_keyed("/v1/orgs/acme/projects", "k", project("one")).await.expect(201);
     let other_body = owner.post_keyed("/v1/orgs/acme/projects", "k", project("two")).await;
     other_body.expect_problem(422, "idempotency_key_reused");
-    let other_thing = owner.post_keyed("/v1/orgs/acme/workspaces/signed-links/wake", "k", json!({})).await;
-    other_thing.expect_problem(422, "idempotency_key_reused");
+    let other_thing = owner
+        .request(Method::POST, "/v1/orgs/acme/workspaces/signed-links/wake")
+        .header("Idempotency-Key", "k")
+        .header("EnvForge-Min-Position", first.position());
+    answer(other_thing).await.expect_problem(422, "idempotency_key_reused");
 }
 
 #[tokio::test]

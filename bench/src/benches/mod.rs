@@ -1,0 +1,47 @@
+//! The benchmarks, one file each; the first line of each file is what `cargo xtask bench` lists.
+
+mod append;
+mod replay;
+
+use crate::machine::{self, Cores};
+use crate::verdict::Verdicts;
+use anyhow::Result;
+
+/// Which benchmark, by its file's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Name {
+    Append,
+    Replay,
+}
+
+/// How much of it.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Extent {
+    /// How often ours and the peer take turns.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rounds: u32,
+    /// How long one turn of a rate is measured, in seconds.
+    #[arg(long, default_value_t = 3.0)]
+    pub(crate) seconds: f64,
+    /// Commits in the log that is replayed (`replay`).
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2_000..=5_000_000))]
+    pub(crate) commits: u64,
+}
+
+impl Extent {
+    pub(crate) fn turn(&self) -> std::time::Duration {
+        std::time::Duration::from_secs_f64(self.seconds.clamp(0.2, 60.0))
+    }
+}
+
+pub(crate) fn run(name: Name, extent: &Extent) -> Result<()> {
+    let cores = Cores::choose()?;
+    print!("{}", machine::facts(&cores));
+    let mut verdicts = Verdicts::default();
+    match name {
+        Name::Append => append::run(&cores, extent, &mut verdicts),
+        Name::Replay => replay::run(&cores, extent, &mut verdicts),
+    }?;
+    verdicts.conclude();
+    Ok(())
+}
