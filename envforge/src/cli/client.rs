@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::credentials::{Account, Credentials};
 use super::failure::Failure;
 use super::instant::Instants;
+use super::lines::Lines;
 use super::positions::Positions;
 use super::problem::Problem;
 use super::settings::{Api, Settings, Source};
@@ -26,8 +27,6 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longer than the server itself takes before it gives up and says so.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(35);
 const ANSWER_BYTES_MAX: usize = 32 << 20;
-/// One event is at most 64 KiB; its envelope is small.
-const LINE_BYTES_MAX: usize = 1 << 20;
 /// Pauses before the second, third and fourth attempt; each is shortened by up to half at random.
 const RETRY_PAUSES_MS: [u64; 3] = [200, 800, 2_500];
 /// A server that asks for more patience than this is answered with an error.
@@ -511,52 +510,6 @@ struct RefreshAnswer {
     expires_in: u64,
 }
 
-/// The lines of an answer that may stay open.
-pub(crate) struct Lines {
-    response: Response,
-    buffer: Vec<u8>,
-    /// Where in `buffer` the first line begins that was not returned yet.
-    start: usize,
-    /// Up to where no line end was found.
-    searched: usize,
-}
-
-impl Lines {
-    fn of(response: Response) -> Self {
-        Self { response, buffer: Vec::new(), start: 0, searched: 0 }
-    }
-
-    /// The next line that is not empty; `None` at the end of the answer. A last line without line end is an answer that
-    /// broke off in the middle of it, and is not returned.
-    ///
-    /// # Errors
-    /// `Unreachable` where the connection broke, `Local` for a line beyond any event's size.
-    pub(crate) async fn next(&mut self) -> Result<Option<String>, Failure> {
-        loop {
-            while let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
-                let end = self.searched + end;
-                let line = String::from_utf8_lossy(&self.buffer[self.start..end]).trim().to_owned();
-                (self.start, self.searched) = (end + 1, end + 1);
-                if !line.is_empty() {
-                    return Ok(Some(line));
-                }
-            }
-            self.buffer.drain(..self.start);
-            (self.start, self.searched) = (0, self.buffer.len());
-            if self.buffer.len() > LINE_BYTES_MAX {
-                return Err(Failure::local(format!("the API sent a line of more than {LINE_BYTES_MAX} bytes"), ""));
-            }
-            match self.response.chunk().await {
-                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
-                Ok(None) => return Ok(None),
-                Err(error) => {
-                    return Err(Failure::unreachable(format!("the event stream broke: {}", cause(&error)), ""));
-                }
-            }
-        }
-    }
-}
-
 async fn read_body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     loop {
@@ -609,7 +562,7 @@ fn jittered(ms: u64) -> Duration {
 }
 
 /// The innermost reason: the outer ones say "error sending request".
-fn cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -13,6 +13,7 @@ mod doctor;
 mod failure;
 mod here;
 mod instant;
+mod lines;
 mod link;
 mod manifest_file;
 mod org;

@@ -19,8 +19,8 @@ pub(crate) struct Output {
     color: bool,
     /// A person watches standard error: spinners are welcome.
     pub live: bool,
-    /// Columns of the terminal; `None` when there is none: tables are then as wide as they are.
-    width: Option<u16>,
+    /// A person reads standard output: JSON is then spread over several lines.
+    pretty: bool,
     pub instants: Instants,
 }
 
@@ -36,8 +36,7 @@ pub(crate) struct ColorWish {
 impl Output {
     pub(crate) fn new(json: bool, wish: ColorWish, instants: Instants) -> Self {
         let color = !wish.refused && !json && wish.stdout_is_terminal && wish.stderr_is_terminal;
-        let width = wish.stdout_is_terminal.then(|| console_width().unwrap_or(100));
-        Self { json, color, live: !json && wish.stderr_is_terminal, width, instants }
+        Self { json, color, live: !json && wish.stderr_is_terminal, pretty: wish.stdout_is_terminal, instants }
     }
 
     /// Of this process.
@@ -52,7 +51,7 @@ impl Output {
 
     #[cfg(test)]
     pub(crate) fn plain() -> Self {
-        Self { json: false, color: false, live: false, width: None, instants: Instants::for_tests() }
+        Self { json: false, color: false, live: false, pretty: false, instants: Instants::for_tests() }
     }
 
     /// One line of a result.
@@ -66,9 +65,18 @@ impl Output {
 
     /// A result as JSON, over several lines for a terminal and on one line for a program.
     pub(crate) fn value(&self, value: &Value) -> Result<(), Failure> {
-        let text =
-            if self.width.is_some() { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+        let text = if self.pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
         self.line(&text.map_err(std::io::Error::from)?)
+    }
+
+    /// One of several JSON objects of a command that reports as it goes: a line each, also on a terminal.
+    pub(crate) fn event(&self, event: &Value) -> Result<(), Failure> {
+        self.line(&serde_json::to_string(event).map_err(std::io::Error::from)?)
+    }
+
+    /// As `result`, for the last of several objects.
+    pub(crate) fn last_event(&self, event: &Value, people: impl FnOnce() -> String) -> Result<(), Failure> {
+        if self.json { self.event(event) } else { self.result(event, people) }
     }
 
     /// `value` for programs, what `people` renders for people.
@@ -102,14 +110,8 @@ impl Output {
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        match self.width {
-            Some(width) => {
-                table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-            }
-            None => {
-                table.set_content_arrangement(ContentArrangement::Disabled);
-            }
-        }
+        // Never wrapped within a cell: ids and addresses are copied from here, and a terminal wraps whole lines itself.
+        table.set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(header.map(str::to_owned));
         for row in rows {
             table.add_row(row.map(|cell| printable(&cell)));
@@ -160,10 +162,6 @@ impl Output {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
-}
-
-fn console_width() -> Option<u16> {
-    Table::new().width()
 }
 
 /// `text` fit for a terminal: labels, names and titles come from other people, and an escape sequence in one of them

@@ -102,7 +102,7 @@ pub(super) async fn run(context: &Context, arguments: UpArguments) -> Result<Exi
     let whole = here::workspace(context, org, slug).await?;
     if arguments.no_wait {
         let result = json!({ "event": "waking", "workspace": slug, "epoch": epoch, "urls": urls(&whole.urls) });
-        output.result(&result, || {
+        output.last_event(&result, || {
             format!("{} is waking. See how far it is: `envforge workspace show {slug}`", output.bold(slug))
         })?;
         return Ok(Exit::Ok);
@@ -112,7 +112,7 @@ pub(super) async fn run(context: &Context, arguments: UpArguments) -> Result<Exi
         "event": "ready", "workspace": slug, "id": workspace.id, "project": project.slug, "branch": local.branch.as_str(),
         "epoch": epoch, "urls": urls(&whole.urls), "runtime": runtime,
     });
-    output.result(&ready, || ready_text(context, slug, &whole.urls, &local.file))?;
+    output.last_event(&ready, || ready_text(context, slug, &whole.urls, &local.file))?;
     if awake && !arguments.restart {
         let commit = before.commit.as_deref().map(|commit| commit.chars().take(12).collect::<String>());
         let at = commit.map(|commit| format!(" at {commit}")).unwrap_or_default();
@@ -305,7 +305,7 @@ async fn send_manifest(
 /// A step that was done: a line for people, a JSON line for programs.
 fn step(context: &Context, event: &str, sentence: &str, name: &str) -> Result<(), Failure> {
     if context.output.json {
-        return context.output.value(&json!({ "event": event, "name": name }));
+        return context.output.event(&json!({ "event": event, "name": name }));
     }
     context.output.note(&format!("  {}", printable(sentence)));
     Ok(())

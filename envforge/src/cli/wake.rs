@@ -183,7 +183,7 @@ impl<'a> Progress<'a> {
         match &self.spinner {
             Some(spinner) => spinner.set_message(printable(stage)),
             None if self.output.json => {
-                self.output.value(&json!({
+                self.output.event(&json!({
                     "event": "stage", "workspace": self.workspace, "epoch": self.epoch, "stage": stage,
                 }))?;
             }

@@ -141,7 +141,7 @@ pub(super) async fn run(context: &Context, arguments: WorkspaceArguments) -> Res
             } else {
                 let runtime = wake::until_ready(context, org, &name, epoch, Duration::from_secs(timeout)).await?;
                 let ready = json!({ "event": "ready", "workspace": name, "epoch": epoch, "runtime": runtime });
-                output.result(&ready, || format!("{} is ready.", output.bold(&name)))?;
+                output.last_event(&ready, || format!("{} is ready.", output.bold(&name)))?;
             }
         }
         WorkspaceVerb::Sleep(meant) => {
