@@ -5,8 +5,10 @@
 
 mod benches;
 mod commits;
+#[allow(dead_code, reason = "the comparisons of gateway, revoke and wake use the rest")]
 mod machine;
 mod memory_log;
+#[allow(dead_code, reason = "the comparisons of gateway, revoke and wake use the rest")]
 mod verdict;
 
 use clap::Parser;
