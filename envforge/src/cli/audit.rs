@@ -53,6 +53,9 @@ Examples:
     Tail {
         #[command(flatten)]
         which: Which,
+        /// Also the signs of life of runtimes that are awake
+        #[arg(long)]
+        all: bool,
     },
 }
 
@@ -115,13 +118,15 @@ pub(super) async fn run(context: &Context, arguments: AuditArguments) -> Result<
             let mut print = |line: &str, _: &Value| context.output.line(line);
             read(context, org, Span { from, to, follow }, &which, &mut print).await?;
         }
-        AuditVerb::Tail { which } => {
+        AuditVerb::Tail { which, all } => {
             let output = &context.output;
             let names = names(context, org).await;
             let from = head(context, org).await? + 1;
             output.note(&output.dim("Waiting for events; Ctrl-C ends this."));
-            let mut print = |line: &str, event: &Value| {
-                if output.json { output.line(line) } else { output.line(&tail_line(output, &names, event)) }
+            let mut print = |line: &str, event: &Value| match (output.json, all || !is_sign_of_life(event)) {
+                (_, false) => Ok(()),
+                (true, true) => output.line(line),
+                (false, true) => output.line(&tail_line(output, &names, event)),
             };
             read(context, org, Span { from, to: None, follow: true }, &which, &mut print).await?;
         }
@@ -290,6 +295,12 @@ impl Reader {
         self.seen_any = true;
         Ok(Some(event))
     }
+}
+
+/// What comes every few seconds from each runtime that is awake, and tells nobody anything new.
+fn is_sign_of_life(event: &Value) -> bool {
+    let event_type = event["type"].as_str().unwrap_or_default();
+    ["runtime.lease_renewed.", "runtime.activity_seen."].iter().any(|start| event_type.starts_with(start))
 }
 
 /// `08:00:03  cli  dana@acme.example  dev_link.issued  lnk_1  label="Dana's review" service=web`

@@ -47,7 +47,9 @@ impl Instants {
         let seconds = instant.duration_since(self.now()).as_secs();
         match seconds {
             -1..=1 => "now".to_owned(),
-            2.. => format!("in {}", coarse(seconds.unsigned_abs())),
+            // An end that is near is worth a second unit: `in 1 h 59 min`, not `in 1 h`.
+            2..172_800 => format!("in {}", show_length_ms(seconds.unsigned_abs() * 1_000).replace(".0 s", " s")),
+            172_800.. => format!("in {}", coarse(seconds.unsigned_abs())),
             _ => format!("{} ago", coarse(seconds.unsigned_abs())),
         }
     }
@@ -195,6 +197,9 @@ mod tests {
         assert_eq!(instants.relative(shifted(0)), "now");
         assert_eq!(instants.relative(shifted(-180)), "3 min ago");
         assert_eq!(instants.relative(shifted(7_200)), "in 2 h");
+        assert_eq!(instants.relative(shifted(7_199)), "in 1 h 59 min");
+        assert_eq!(instants.relative(shifted(30)), "in 30 s");
+        assert_eq!(instants.relative(shifted(864_000)), "in 10 days");
         assert_eq!(instants.relative(shifted(-300_000)), "3 days ago");
         let wire = json!("2026-11-24T02:36:00Z");
         assert!(

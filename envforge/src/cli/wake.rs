@@ -15,8 +15,11 @@ use super::failure::Failure;
 use super::instant::show_length_ms;
 use super::output::{Output, printable};
 
-/// Between two looks at the runtime. The server answers from memory and one indexed row.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two looks at the runtime, while a person waits for each stage; the server reads one indexed row.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two looks at one that takes longer than `PROMPT_FOR`.
+const LOOK_INTERVAL_LATER: Duration = Duration::from_millis(500);
+const PROMPT_FOR: Duration = Duration::from_secs(15);
 
 /// A runtime, as far as commands need it.
 #[derive(Clone, Debug, Deserialize)]
@@ -86,7 +89,7 @@ pub(crate) async fn until_ready(
     epoch: u64,
     patience: Duration,
 ) -> Result<Value, Failure> {
-    let deadline = Instant::now() + patience;
+    let begun = Instant::now();
     let mut progress = Progress::start(&context.output, workspace, epoch);
     loop {
         let answer = context.client.get(&["v1", "orgs", org, "workspaces", workspace, "runtime"], &[]).await?;
@@ -105,7 +108,7 @@ pub(crate) async fn until_ready(
             }
             Sight::Coming(stage) => progress.reached(&stage)?,
         }
-        if Instant::now() >= deadline {
+        if begun.elapsed() >= patience {
             let stage = progress.stage.clone().unwrap_or_default();
             progress.end()?;
             return Err(Failure::timed_out(
@@ -113,7 +116,8 @@ pub(crate) async fn until_ready(
                 format!("it goes on by itself: `envforge workspace show {workspace}`; wait longer with --timeout"),
             ));
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        let pause = if begun.elapsed() < PROMPT_FOR { LOOK_INTERVAL } else { LOOK_INTERVAL_LATER };
+        tokio::time::sleep(pause).await;
     }
 }
 

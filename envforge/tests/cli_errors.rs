@@ -1,0 +1,365 @@
+//! What the command line makes of an API that refuses, breaks, is away or asks for patience: exit codes, hints, retries.
+//!
+//! The API here is a double that answers canned errors. What succeeds is tested against the real one (`cli_dev`).
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use envforge_testkit::{TestDir, free_port};
+use serde_json::{Value, json};
+
+const ACCESS: &str = "secret-access-token";
+const REFRESH: &str = "secret-refresh-token";
+
+/// A request that the double got.
+#[derive(Clone, Debug)]
+struct Request {
+    line: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Request {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Answers each request with the next of its answers, and the last one for ever.
+struct Double {
+    url: String,
+    got: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Double {
+    /// `answers`: status, more header lines, body.
+    fn answering(answers: Vec<(u16, &'static str, String)>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&got);
+        std::thread::spawn(move || {
+            for (index, stream) in listener.incoming().enumerate() {
+                let (status, headers, body) = &answers[index.min(answers.len() - 1)];
+                let Some(request) = answer(stream.unwrap(), *status, headers, body) else { return };
+                seen.lock().unwrap().push(request);
+            }
+        });
+        Self { url, got }
+    }
+
+    fn problem(status: u16, code: &str) -> Self {
+        Self::answering(vec![(status, "", problem(status, code))])
+    }
+
+    fn got(&self) -> Vec<Request> {
+        self.got.lock().unwrap().clone()
+    }
+}
+
+fn problem(status: u16, code: &str) -> String {
+    let instance = "urn:envforge:request:cor_7";
+    json!({"type": format!("/v1/problems/{code}"), "title": "It was refused", "status": status, "detail": "for a reason",
+        "code": code, "instance": instance})
+    .to_string()
+}
+
+fn answer(mut stream: TcpStream, status: u16, headers: &str, body: &str) -> Option<Request> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        match line.trim_end() {
+            "" => break,
+            text => lines.push(text.to_owned()),
+        }
+    }
+    let pairs = lines.iter().skip(1).filter_map(|line| line.split_once(':'));
+    let headers_got: Vec<_> = pairs.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
+    let request = Request { line: lines.first()?.clone(), headers: headers_got };
+    let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let mut ignored = vec![0; length];
+    reader.read_exact(&mut ignored).ok()?;
+    write!(
+        stream,
+        "HTTP/1.1 {status} X\r\ncontent-type: application/problem+json\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .ok()?;
+    Some(request)
+}
+
+/// Somebody who is signed in at `api`, with a token that is good for as long as `expires_in_ms`.
+fn signed_in(dir: &Path, api: &str, expires_at_unix_ms: u64) {
+    let account = json!({"access_token": ACCESS, "refresh_token": REFRESH, "access_expires_at_unix_ms": expires_at_unix_ms,
+        "email": "dana@acme.example", "user": "usr_1", "org": "org_1", "org_slug": "acme"});
+    let stored = json!({"version": 1, "accounts": {api: account}});
+    std::fs::write(dir.join("credentials.json"), stored.to_string()).unwrap();
+}
+
+const FAR_AWAY: u64 = 32_503_680_000_000;
+
+fn envforge(dir: &Path, api: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+    command
+        .args(args)
+        .arg("--api")
+        .arg(api)
+        .env("ENVFORGE_CONFIG_DIR", dir)
+        .env_remove("ENVFORGE_ORG")
+        .current_dir(dir);
+    let output = command.output().unwrap();
+    for stream in [&output.stdout, &output.stderr] {
+        let text = String::from_utf8_lossy(stream);
+        assert!(!text.contains(ACCESS) && !text.contains(REFRESH), "a token was shown: {text}");
+    }
+    output
+}
+
+fn error(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let parsed: Value = serde_json::from_str(text.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("no JSON on standard error ({error}): {text}"));
+    parsed["error"].clone()
+}
+
+#[test]
+fn every_kind_of_refusal_has_its_exit_code_and_says_what_to_try() {
+    for (status, code, exit) in [
+        (400, "query_invalid", 1),
+        (403, "role_missing", 3),
+        (404, "workspace_unknown", 4),
+        (409, "name_taken", 5),
+        (410, "workspace_archived", 4),
+        (422, "value_invalid", 1),
+        (500, "internal", 1),
+    ] {
+        let dir = TestDir::new();
+        let double = Double::problem(status, code);
+        signed_in(dir.path(), &double.url, FAR_AWAY);
+        let output = envforge(dir.path(), &double.url, &["workspace", "show", "x", "--json"]);
+        let error = error(&output);
+        assert_eq!(output.status.code(), Some(exit), "{error}");
+        assert_eq!((&error["code"], &error["status"]), (&json!(code), &json!(status)));
+        assert_eq!((&error["exit_code"], &error["request_id"]), (&json!(exit), &json!("cor_7")));
+        assert!(output.stdout.is_empty());
+        assert_eq!(double.got().len(), 1, "{status} is not asked again");
+    }
+}
+
+#[test]
+fn people_read_title_detail_hint_and_request() {
+    let dir = TestDir::new();
+    let double = Double::problem(404, "workspace_unknown");
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["workspace", "show", "x"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[..2], ["error: It was refused", "  for a reason"], "{text}");
+    assert!(lines[2].starts_with("hint: check the name"), "{text}");
+    assert_eq!(lines[3], "request: cor_7", "{text}");
+}
+
+#[test]
+fn a_write_that_is_sent_again_keeps_its_idempotency_key() {
+    let dir = TestDir::new();
+    let busy = |code| (503, "retry-after: 0\r\n", problem(503, code));
+    let double =
+        Double::answering(vec![busy("outcome_unknown"), busy("timed_out"), (409, "", problem(409, "name_taken"))]);
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["workspace", "sleep", "x"]);
+    assert_eq!(output.status.code(), Some(5));
+    let got = double.got();
+    let keys: Vec<_> = got.iter().map(|request| request.header("idempotency-key").unwrap()).collect();
+    assert_eq!(keys.len(), 3);
+    assert!(keys.iter().all(|key| *key == keys[0] && key.len() == 36), "{keys:?}");
+    assert!(got.iter().all(|request| request.line.starts_with("POST /v1/orgs/acme/workspaces/x/sleep ")));
+    assert!(got.iter().all(|request| request.header("envforge-surface") == Some("cli")));
+
+    envforge(dir.path(), &double.url, &["workspace", "sleep", "x"]);
+    assert_ne!(
+        double.got().last().unwrap().header("idempotency-key"),
+        Some(keys[0]),
+        "another command is another write"
+    );
+}
+
+#[test]
+fn a_server_that_stays_unavailable_is_given_up_with_the_code_of_the_unreachable() {
+    let dir = TestDir::new();
+    let double = Double::answering(vec![(503, "retry-after: 0\r\n", problem(503, "log_unavailable"))]);
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["workspace", "show", "x", "--json"]);
+    assert_eq!(output.status.code(), Some(6));
+    assert_eq!(error(&output)["code"], "log_unavailable");
+    assert_eq!(double.got().len(), 4, "one attempt and three more");
+}
+
+#[test]
+fn a_server_that_asks_for_long_patience_is_not_waited_for() {
+    let dir = TestDir::new();
+    let double = Double::answering(vec![(503, "retry-after: 600\r\n", problem(503, "overloaded"))]);
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["org", "show", "--json"]);
+    assert_eq!((output.status.code(), double.got().len()), (Some(6), 1));
+}
+
+#[test]
+fn an_api_that_is_away_is_said_at_once() {
+    let dir = TestDir::new();
+    let api = format!("http://127.0.0.1:{}", free_port());
+    signed_in(dir.path(), &api, FAR_AWAY);
+    let started = Instant::now();
+    let output = envforge(dir.path(), &api, &["workspace", "ls", "--json"]);
+    assert_eq!(output.status.code(), Some(6));
+    assert_eq!(error(&output)["code"], "unreachable");
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_session_that_the_server_ended_is_forgotten_here() {
+    let dir = TestDir::new();
+    let double = Double::problem(401, "refresh_token_reused");
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["workspace", "ls", "--json"]);
+    let error = error(&output);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("envforge login"), "{error}");
+    let lines: Vec<_> = double.got().iter().map(|request| request.line.clone()).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[1].starts_with("POST /v1/auth/refresh "), "{lines:?}");
+    let kept = std::fs::read_to_string(dir.join("credentials.json")).unwrap();
+    assert!(!kept.contains(ACCESS) && !kept.contains(REFRESH), "{kept}");
+    let mode = std::fs::metadata(dir.join("credentials.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "rewritten for its owner alone");
+}
+
+#[test]
+fn a_refresh_that_failed_for_another_reason_keeps_the_session() {
+    let dir = TestDir::new();
+    let double = Double::problem(500, "internal");
+    signed_in(dir.path(), &double.url, 0);
+    let output = envforge(dir.path(), &double.url, &["workspace", "ls", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let got = double.got();
+    assert_eq!(got.len(), 1, "{got:?}");
+    assert_eq!(got[0].header("authorization"), None, "a token that has ended is not sent");
+    assert!(std::fs::read_to_string(dir.join("credentials.json")).unwrap().contains(REFRESH));
+}
+
+#[test]
+fn a_redirect_is_not_followed_with_the_token() {
+    let dir = TestDir::new();
+    let elsewhere = Double::problem(500, "internal");
+    let location: &'static str = Box::leak(format!("location: {}/\r\n", elsewhere.url).into_boxed_str());
+    let double = Double::answering(vec![(302, location, String::new())]);
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["workspace", "ls", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(elsewhere.got().len(), 0);
+}
+
+#[test]
+fn somebody_elses_page_is_not_taken_for_an_answer() {
+    let dir = TestDir::new();
+    let double = Double::answering(vec![(200, "", "<html>welcome</html>".to_owned())]);
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["org", "show"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not JSON"));
+}
+
+#[test]
+fn wrong_credentials_leave_nothing_behind() {
+    let dir = TestDir::new();
+    let double = Double::problem(401, "wrong_credentials");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+    command.args(["login", "--json", "--email", "dana@acme.example", "--password-stdin", "--api", &double.url]);
+    command.env("ENVFORGE_CONFIG_DIR", dir.path()).stdin(std::process::Stdio::piped());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"wrong horse\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(error(&output)["code"], "wrong_credentials");
+    assert!(!dir.join("credentials.json").exists() && !dir.join("profile.json").exists());
+    assert_eq!(double.got().len(), 1, "a wrong password is not tried twice");
+}
+
+#[test]
+fn mistakes_on_the_command_line_end_with_2_and_send_nothing() {
+    let dir = TestDir::new();
+    let double = Double::problem(500, "internal");
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    for args in [
+        &["link", "create", "--families", "shell"][..],
+        &["link", "create", "--for", "2 moons"],
+        &["link", "revoke", "wsp_1"],
+        &["workspace", "archive", "x"],
+        &["audit", "log", "--since", "soonish"],
+        &["audit", "replay", "--from", "0"],
+        &["org", "policy", "set"],
+        &["org", "role", "assign", "dana@acme.example", "king"],
+        &["up"],
+    ] {
+        let output = envforge(dir.path(), &double.url, args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(double.got().len(), 0);
+}
+
+#[test]
+fn a_broken_manifest_is_shown_with_a_caret_before_anything_is_sent() {
+    let dir = TestDir::new();
+    let double = Double::problem(500, "internal");
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let git =
+        |args: &[&str]| assert!(Command::new("git").current_dir(dir.path()).args(args).status().unwrap().success());
+    git(&["init", "-q", "-b", "main"]);
+    std::fs::write(dir.join("envforge.yml"), "version: 1\nservices:\n  web:\n    comand: x\n    route: { web: {} }\n")
+        .unwrap();
+    let output = envforge(dir.path(), &double.url, &["up"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("envforge.yml:4:5: ") && text.contains("\n    |     ^\n"), "{text}");
+    let json = envforge(dir.path(), &double.url, &["up", "--json"]);
+    assert!(error(&json)["title"].as_str().unwrap().contains("envforge.yml:4:5:"));
+    assert_eq!(double.got().len(), 0);
+}
+
+#[test]
+fn doctor_fails_and_says_why_where_nothing_is_right() {
+    let dir = TestDir::new();
+    let api = format!("http://127.0.0.1:{}", free_port());
+    let output = envforge(dir.path(), &api, &["doctor", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["ok"]), (Some(1), &json!(false)));
+    let verdict = |name: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no check {name}"))["verdict"]
+            .clone()
+    };
+    assert_eq!((verdict("api"), verdict("session"), verdict("git")), (json!("fail"), json!("fail"), json!("ok")));
+    assert_eq!(verdict("repository"), json!("warn"));
+}
+
+#[test]
+fn completions_are_made_for_each_shell_and_help_lists_the_exit_codes() {
+    let dir = TestDir::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = envforge(dir.path(), "http://127.0.0.1:1", &["completions", shell]);
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && script.contains("keep-awake"), "{shell}");
+    }
+    let help = Command::new(env!("CARGO_BIN_EXE_envforge")).args(["help", "exit-codes"]).output().unwrap();
+    let text = String::from_utf8(help.stdout).unwrap();
+    for line in ["3    not signed in", "6    the API cannot be reached", "130  interrupted"] {
+        assert!(text.contains(line), "`{line}` is not in:\n{text}");
+    }
+}
