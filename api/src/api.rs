@@ -66,7 +66,7 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let projects = projects::Projects { access: a, commands: c, reads: r };
     let (a, c, r) = with_commands(&access);
-    let workspaces = workspaces::Workspaces { access: a, commands: c, reads: r };
+    let workspaces = workspaces::Workspaces { access: a, commands: c, reads: r, gateway: config.gateway_url.clone() };
     let (a, c, r) = with_commands(&access);
     let runtimes = runtime::Runtimes { access: a, commands: c, reads: r };
     let (a, c, r) = with_commands(&access);

@@ -165,7 +165,7 @@ fn a_branch_comes_up_is_shared_and_revoked_with_the_commands_of_the_readme() {
     assert_eq!((&link["label"], &link["wake_budget"]), (&json!("Dana's review"), &json!(5)));
     let id = link["id"].as_str().unwrap();
     let card = world.text(&["link", "handoff", id]);
-    assert!(card.contains("Dana's review") && card.contains("open    answers"), "{card}");
+    assert!(card.contains("Dana's review") && card.contains("open  answers"), "{card}");
     assert_eq!(items(&world.json(&["link", "ls"])).len(), 1);
     let rotated = world.json(&["link", "rotate", id]);
     assert_ne!(rotated["share_url"], link["share_url"]);

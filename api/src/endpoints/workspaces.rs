@@ -4,7 +4,7 @@ use axum::extract::State;
 use envforge_commands::Commands;
 use envforge_commands::workspaces::{self, NewWorkspace as New};
 use envforge_domain::access::{Action, Resource};
-use envforge_domain::ids::WorkspaceId;
+use envforge_domain::ids::{OrgId, WorkspaceId};
 use envforge_domain::manifest::{Manifest, Route};
 use envforge_domain::slug::{HostLabel, OrgSlug, WorkspaceSlug};
 use envforge_domain::workspace::{AccessMode, Branch};
@@ -16,6 +16,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use crate::access::{Access, Caller};
+use crate::config::GatewayUrl;
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice, one_of};
 use crate::problem::Problem;
@@ -28,6 +29,7 @@ pub(crate) struct Workspaces {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
+    pub(crate) gateway: GatewayUrl,
 }
 
 has_access!(Workspaces);
@@ -54,12 +56,22 @@ struct Workspace {
     /// Canonical text of `envforge.yml`; only of a single workspace, not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     manifest: Option<String>,
+    /// Where its web services answer those who came through a link; only of a single workspace, not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    urls: Option<Vec<ServiceUrl>>,
     /// What its runtime does: `asleep`, `waking`, `ready`, `sleeping` or `failed`.
     phase: String,
     created_by: Option<String>,
     created_by_name: Option<String>,
     created_at: Instant,
     archived_at: Option<Instant>,
+}
+
+/// The address of one web service.
+#[derive(Serialize, ToSchema)]
+struct ServiceUrl {
+    service: String,
+    url: String,
 }
 
 impl From<WorkspaceRecord> for Workspace {
@@ -73,6 +85,7 @@ impl From<WorkspaceRecord> for Workspace {
             access_mode: access_mode_token(record.access_mode).to_owned(),
             manifest_digest: record.manifest_digest,
             manifest: None,
+            urls: None,
             phase: record.runtime.map_or(RuntimePhase::Asleep, |runtime| runtime.phase).token().to_owned(),
             created_by: record.created_by.map(|user| user.to_string()),
             created_by_name: record.created_by_name,
@@ -202,7 +215,10 @@ async fn create(
         branch: new.branch.clone(),
         access_mode: access_mode_token(access_mode).to_owned(),
         manifest_digest: manifest.digest().to_string(),
-        hosts: org_slug.as_ref().map(|org| hosts(&manifest, &slug, org)).unwrap_or_default(),
+        hosts: org_slug
+            .as_ref()
+            .map(|org| hosts(&manifest, &slug, org).map(|label| label.to_string()).collect())
+            .unwrap_or_default(),
     };
     let create = New { project, slug: slug.clone(), branch, manifest: manifest.clone(), access_mode };
     let (id, done) = workspaces::create(&state.commands, &permit, &context, create).await?;
@@ -222,8 +238,9 @@ async fn get(
     let resource = state.access.workspace(org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::WorkspaceRead, resource).await?;
     let record = state.reads.workspace(&permit, at).await?;
+    let urls = Some(state.urls(org, &record)?);
     let manifest = Some(record.manifest.clone());
-    Ok(axum::Json(Workspace { manifest, ..Workspace::from(record) }))
+    Ok(axum::Json(Workspace { manifest, urls, ..Workspace::from(record) }))
 }
 
 /// Replace the manifest. It counts from the next wake on; routes count at once.
@@ -279,6 +296,19 @@ async fn archive(
 }
 
 impl Workspaces {
+    /// Empty where nobody from outside gets to it: an archived workspace, or one within Tailscale only.
+    fn urls(&self, org: OrgId, record: &WorkspaceRecord) -> Result<Vec<ServiceUrl>, Problem> {
+        if record.archived_at.is_some() || record.access_mode != AccessMode::SignedLinks {
+            return Ok(Vec::new());
+        }
+        let manifest = Manifest::parse(&record.manifest)
+            .map_err(|errors| Problem::internal(format!("a recorded manifest cannot be read: {errors}")))?;
+        let organization = self.reads.hot().authorization.organization(org).ok_or_else(Problem::not_found)?;
+        let url =
+            |label: HostLabel| ServiceUrl { service: label.service().to_string(), url: self.gateway.host(&label) };
+        Ok(hosts(&manifest, &record.slug, &organization.slug).map(url).collect())
+    }
+
     async fn named(&self, org: &str, workspace: &str) -> Result<(Resource, WorkspaceId), Problem> {
         let org = self.access.org(org).await?;
         let resource = self.access.workspace(org, workspace).await?;
@@ -302,9 +332,7 @@ fn access_mode(text: &str) -> Result<AccessMode, Problem> {
 }
 
 /// Labels of the hosts that a workspace's web services have.
-fn hosts(manifest: &Manifest, slug: &WorkspaceSlug, org: &OrgSlug) -> Vec<String> {
+fn hosts(manifest: &Manifest, slug: &WorkspaceSlug, org: &OrgSlug) -> impl Iterator<Item = HostLabel> {
     let web = manifest.services.iter().filter(|service| matches!(service.route, Route::Web { .. }));
     web.filter_map(|service| HostLabel::new(service.name.clone(), slug.clone(), org.clone()).ok())
-        .map(|label| label.to_string())
-        .collect()
 }

@@ -142,3 +142,18 @@ async fn a_new_name_works_at_once_in_the_very_next_request() {
         owner.post(&format!("/v1/orgs/acme/links/{id}/revoke"), json!({})).await.expect(200);
     }
 }
+
+#[tokio::test]
+async fn a_workspace_says_where_its_web_services_answer_as_long_as_links_reach_them() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    house.workspace(&owner).await;
+    let path = "/v1/orgs/acme/workspaces/signed-links";
+    let one = owner.get(path).await.expect(200);
+    assert_eq!(one.body["urls"][0]["url"], "http://web--signed-links--acme.dev.localhost:8443/", "{one:#?}");
+    assert_eq!(one.body["urls"][0]["service"], "web");
+    let list = owner.get("/v1/orgs/acme/workspaces").await.expect(200);
+    assert_eq!(list.body["items"][0].get("urls"), None);
+    let closed = owner.put(&format!("{path}/access-mode"), json!({"access_mode": "tailscale_only"})).await.expect(200);
+    assert_eq!(owner.get_at(path, closed.position()).await.expect(200).body["urls"], json!([]));
+}

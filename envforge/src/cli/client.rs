@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::credentials::{Account, Credentials};
 use super::failure::Failure;
 use super::instant::Instants;
+use super::positions::Positions;
 use super::problem::Problem;
 use super::settings::{Api, Settings, Source};
 
@@ -46,7 +47,8 @@ pub(crate) struct Client {
     http: reqwest::Client,
     credentials: Credentials,
     instants: Instants,
-    /// Position of the last write; reads ask to be at least that fresh.
+    positions: Positions,
+    /// Position of the last write, of this command or of the one just before; reads ask to be at least that fresh.
     position: Cell<Option<u64>>,
     /// Whether the API has answered before: then a refused connection may be a restart, worth waiting for.
     reached: Cell<bool>,
@@ -111,13 +113,16 @@ impl Client {
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|error| Failure::local(format!("no HTTP client: {}", cause(&error)), ""))?;
+        let positions = Positions::in_folder(&settings.config_dir);
+        let position = positions.recent(&settings.api.key(), instants.now_unix_millis());
         Ok(Self {
             api: settings.api.clone(),
             api_source: settings.api_source,
             http,
             credentials: Credentials::in_folder(&settings.config_dir),
             instants,
-            position: Cell::new(None),
+            positions,
+            position: Cell::new(position),
             reached: Cell::new(false),
             exchanging: Arc::default(),
         })
@@ -202,6 +207,7 @@ impl Client {
         // Nothing to keep apart: a login that is sent twice opens two sessions, one of which nobody holds.
         call.idempotency_key = None;
         let sent_at_ms = self.instants.now_unix_millis();
+        self.positions.forget(&self.api.key());
         let answer = self.answer(call).await?;
         let tokens: LoginAnswer = answer.view()?;
         let account = Account {
@@ -274,7 +280,9 @@ impl Client {
             let (failure, asked_pause) = match outcome {
                 Ok(response) if response.status().is_success() => {
                     self.reached.set(true);
-                    self.remember_position(&response);
+                    if call.method != Method::GET {
+                        self.remember_position(&response);
+                    }
                     return Ok(response);
                 }
                 Ok(response) => {
@@ -342,6 +350,7 @@ impl Client {
         let header = response.headers().get("envforge-position").and_then(|value| value.to_str().ok());
         if let Some(position) = header.and_then(|text| text.parse::<u64>().ok()) {
             self.position.set(self.position.get().max(Some(position)));
+            self.positions.remember(&self.api.key(), position, self.instants.now_unix_millis());
         }
     }
 

@@ -17,6 +17,7 @@ mod link;
 mod manifest_file;
 mod org;
 mod output;
+mod positions;
 mod private_file;
 mod problem;
 mod project;
