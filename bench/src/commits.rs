@@ -54,6 +54,13 @@ pub(crate) fn commit(stream: StreamId, id: Uuid, at: UnixMillis, events: Vec<Eve
     }
 }
 
+/// This machine's clock, for links that must not have ended.
+#[allow(clippy::disallowed_methods, reason = "a benchmark is a program of its own, and reads the clock for itself")]
+pub(crate) fn now() -> UnixMillis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
 /// What things there are, by number.
 pub(crate) fn org() -> OrgId {
     OrgId::from_uuid(Uuid::from_u128(1))
@@ -166,8 +173,8 @@ pub(crate) fn session_opened(number: u64, at: UnixMillis) -> Event {
     })
 }
 
-/// What the agent reports when the services of a workspace answer at `app`.
-pub(crate) fn ready(epoch: Epoch, at: UnixMillis, app: SocketAddr) -> Result<Vec<Event>> {
+/// What the agent reports when the services of a workspace answer.
+pub(crate) fn ready(epoch: Epoch, at: UnixMillis, web: SocketAddr, backend: SocketAddr) -> Result<Vec<Event>> {
     let service =
         |name: &str| Ok::<_, anyhow::Error>(ReadyService { name: name.parse()?, cpu_millicores: 500, memory_mib: 512 });
     let ready = RuntimeEvent::Ready {
@@ -176,7 +183,7 @@ pub(crate) fn ready(epoch: Epoch, at: UnixMillis, app: SocketAddr) -> Result<Vec
         services: vec![service("web")?, service("backend")?],
         lease_until: at.plus(Millis::from_minutes(1)),
     };
-    let endpoints = vec![("web".parse()?, app), ("backend".parse()?, app)];
+    let endpoints = vec![("web".parse()?, web), ("backend".parse()?, backend)];
     let bound = RuntimeEvent::EndpointsBound { epoch, host: host(), endpoints };
     Ok(vec![Event::Runtime(ready), Event::Runtime(bound)])
 }
@@ -199,8 +206,8 @@ fn manifest() -> Result<Manifest> {
     };
     Ok(Manifest {
         services: vec![
-            service("web", Route::Web { websockets: vec![prefix("/ws")?] })?,
-            service("backend", Route::Api { prefix: prefix("/api")?, websockets: vec![] })?,
+            service("web", Route::Web { websockets: vec![] })?,
+            service("backend", Route::Api { prefix: prefix("/api")?, websockets: vec![prefix("/api/live")?] })?,
         ],
         resources: Vec::new(),
         jobs: Vec::new(),
@@ -280,7 +287,10 @@ fn runtime_events(of: u64, step: u64, at: UnixMillis) -> Result<Vec<Event>> {
         2 => stage(WakeStage::CheckingOut),
         3 => stage(WakeStage::Starting),
         4 => stage(WakeStage::Probing),
-        5 => return ready(epoch, at, SocketAddr::from((Ipv4Addr::LOCALHOST, 20_000))),
+        5 => {
+            let app = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            return ready(epoch, at, app(20_000), app(20_001));
+        }
         step if step == CYCLE - 2 => {
             RuntimeEvent::SleepRequested { epoch, cause: SleepCause::Idle { idle_for: Millis::from_minutes(15) } }
         }

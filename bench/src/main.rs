@@ -5,8 +5,11 @@
 
 mod benches;
 mod commits;
+mod load;
 mod machine;
 mod memory_log;
+mod peers;
+mod processes;
 mod verdict;
 
 use clap::Parser;
@@ -14,12 +17,22 @@ use clap::Parser;
 /// Our speed beside a peer's.
 #[derive(Parser)]
 struct CommandLine {
-    name: benches::Name,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(clap::Subcommand)]
+enum Task {
     #[command(flatten)]
-    extent: benches::Extent,
+    Bench(benches::Bench),
+    /// What the benchmarks start.
+    #[command(flatten)]
+    Serve(processes::Role),
 }
 
 fn main() -> anyhow::Result<()> {
-    let CommandLine { name, extent } = CommandLine::parse();
-    benches::run(name, &extent)
+    match CommandLine::parse().task {
+        Task::Bench(bench) => benches::run(&bench),
+        Task::Serve(role) => processes::serve(&role),
+    }
 }

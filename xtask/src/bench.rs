@@ -45,10 +45,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let cores = Cores::of_this_process()?;
 
     // Built first and on all cores; only the measurement is confined.
-    let status = workspace
-        .cargo()
-        .args(["build", "--locked", "--profile", PROFILE, "--package", "envforge-bench"])
-        .status()?;
+    let status =
+        workspace.cargo().args(["build", "--locked", "--profile", PROFILE, "--package", "envforge-bench"]).status()?;
     if !status.success() {
         bail!("the benchmark was not built");
     }

@@ -119,7 +119,9 @@ async fn a_surface_must_be_one_that_people_have() {
     let house = House::start().await;
     let owner = house.owner().await;
     let on = |surface: &str| owner.request(Method::GET, "/v1/orgs/acme").header("EnvForge-Surface", surface);
-    answer(on("cli")).await.expect(200);
+    // The first read right after the first start: its answer is as fresh as it asks for.
+    let head = house.log.head().await.unwrap().position.to_string();
+    answer(on("cli").header("EnvForge-Min-Position", head)).await.expect(200);
     answer(on("console")).await.expect(200);
     for surface in ["gateway", "agent", "", "CLI"] {
         answer(on(surface)).await.expect_problem(400, "header_invalid");

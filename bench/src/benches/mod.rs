@@ -1,6 +1,7 @@
 //! The benchmarks, one file each; the first line of each file is what `cargo xtask bench` lists.
 
 mod append;
+mod gateway;
 mod replay;
 
 use crate::machine::{self, Cores};
@@ -8,10 +9,11 @@ use crate::verdict::Verdicts;
 use anyhow::Result;
 
 /// Which benchmark, by its file's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Name {
-    Append,
-    Replay,
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum Bench {
+    Append(Extent),
+    Gateway(Extent),
+    Replay(Extent),
 }
 
 /// How much of it.
@@ -34,13 +36,14 @@ impl Extent {
     }
 }
 
-pub(crate) fn run(name: Name, extent: &Extent) -> Result<()> {
+pub(crate) fn run(bench: &Bench) -> Result<()> {
     let cores = Cores::choose()?;
     print!("{}", machine::facts(&cores));
     let mut verdicts = Verdicts::default();
-    match name {
-        Name::Append => append::run(&cores, extent, &mut verdicts),
-        Name::Replay => replay::run(&cores, extent, &mut verdicts),
+    match bench {
+        Bench::Append(extent) => append::run(&cores, extent, &mut verdicts),
+        Bench::Gateway(extent) => gateway::run(&cores, extent, &mut verdicts),
+        Bench::Replay(extent) => replay::run(&cores, extent, &mut verdicts),
     }?;
     verdicts.conclude();
     Ok(())

@@ -163,6 +163,9 @@ impl Leader {
             let expected = self.identity.clone();
             return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
         }
+        if unsettled(&info.state) {
+            return Err(LogError::Unavailable("the server's count of the stream is not settled yet".to_owned()));
+        }
         match missing(&info.state) {
             Some(missing) => Err(LogError::NotTheSameLog(missing)),
             None => Ok(Word { asked, head: Position::new(info.state.last_sequence) }),
@@ -242,6 +245,12 @@ fn identity(info: &Info) -> LogIdentity {
     LogIdentity(format!("{random}@{}", info.created.unix_timestamp_nanos()))
 }
 
+/// More commits than positions: no loss makes that, but a server that is catching up after its start answers it for a
+/// moment. Its word is worth nothing yet, neither for going on nor for giving up.
+fn unsettled(state: &State) -> bool {
+    state.messages > state.last_sequence
+}
+
 /// Commits that the stream has lost, by its own count: nothing may ever be deleted from it. Seen by every follower, whose
 /// own filter hides gaps.
 fn missing(state: &State) -> Option<NotTheSameLog> {
@@ -280,6 +289,14 @@ mod tests {
     fn a_whole_stream_misses_nothing() {
         for whole in [state(0, 0, 0), state(1, 0, 0), state(1, 1, 1), state(1, 7, 7)] {
             assert_eq!(missing(&whole), None);
+        }
+    }
+
+    #[test]
+    fn a_server_that_counts_more_commits_than_positions_is_not_believed_either_way() {
+        assert!(unsettled(&state(1, 12_063, 13_694)));
+        for settled in [state(0, 0, 0), state(1, 7, 7), state(1, 7, 6), state(3, 7, 5)] {
+            assert!(!unsettled(&settled));
         }
     }
 
