@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -274,7 +275,7 @@ impl Http {
         service: Arc<S>,
         stop: &CancellationToken,
     ) {
-        let io = TokioIo::new(GuardedIo::opaque(stream, Arc::clone(&state), self.timeouts.io));
+        let io = TokioIo::new(GuardedIo::http2(stream, Arc::clone(&state), self.timeouts.io));
         let service = service_fn(move |request| {
             let service = Arc::clone(&service);
             async move { Ok::<_, Infallible>(service.serve(request).await) }
@@ -283,6 +284,8 @@ impl Http {
         let mut idle_check = tokio::time::interval(self.timeouts.io.idle / 2);
         idle_check.tick().await;
         let (mut stopping, mut idle_before) = (false, false);
+        // A polite end needs the client's word, so it has a limit. Armed with the shutdown.
+        let mut end = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             tokio::select! {
                 result = connection.as_mut() => {
@@ -293,13 +296,22 @@ impl Http {
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
+                    end.as_mut().reset(Instant::now() + self.timeouts.drain);
                     connection.as_mut().graceful_shutdown();
+                }
+                () = end.as_mut(), if stopping => {
+                    if state.in_flight() == 0 {
+                        metric::connection_timeout("shutdown");
+                        return;
+                    }
+                    end.as_mut().reset(Instant::now() + self.timeouts.drain);
                 }
                 _ = idle_check.tick(), if !stopping => {
                     // Idle at two checks in a row, and no request in between.
                     let idle = state.in_flight() == 0 && !state.take_served();
                     if idle && idle_before {
                         stopping = true;
+                        end.as_mut().reset(Instant::now() + self.timeouts.drain);
                         connection.as_mut().graceful_shutdown();
                     }
                     idle_before = idle;
