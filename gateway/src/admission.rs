@@ -4,7 +4,7 @@
 //! whether the wire form is sound (`connection`, `request_check`), and what passing does (`forward`, `websocket`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use envforge_domain::access::{self, Action, ActorFacts, Facts, Permit, Resource};
 use envforge_domain::commit::{Actor, Component, Position, Surface};
@@ -16,6 +16,7 @@ use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::AccessMode;
 use http::header::{ACCEPT, HeaderMap, ORIGIN};
 use http::{HeaderValue, Method};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Scheme;
@@ -23,6 +24,7 @@ use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
 use crate::path::CheckedPath;
+use crate::standing::{Right, Standing};
 use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
 
 /// What admission looks at.
@@ -95,6 +97,21 @@ impl ForwardPermit {
         self.link.closers.of(RouteFamily::Websockets)
     }
 
+    /// Whether it opens a socket.
+    pub(crate) fn is_socket(&self) -> bool {
+        self.families.contains(RouteFamily::Websockets)
+    }
+
+    /// Whether the right was taken away since it was given.
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.families.iter().any(|family| self.link.closers.reason(family).is_some())
+    }
+
+    /// The right to the answer, which outlives the request.
+    pub(crate) fn right(&self, standing: &Arc<Standing>, deadline: Instant) -> Right {
+        Right::new(Arc::clone(&self.link), self.base, standing, deadline)
+    }
+
     /// When the right ends by itself.
     pub(crate) fn ends_at(&self) -> UnixMillis {
         self.link.expires_at
@@ -133,7 +150,7 @@ pub fn admit(
     now: UnixMillis,
 ) -> Result<ForwardPermit, Refused> {
     let freshness = view.freshness();
-    if Instant::now().saturating_duration_since(freshness.last_heard) > rules.staleness_max {
+    if freshness.last_heard.elapsed() > rules.staleness_max {
         return Err(Denial::AuthorizationStale.into());
     }
     let cookie = cookie::session(head.headers, rules.scheme)?;

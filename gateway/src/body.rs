@@ -13,11 +13,11 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::activity::OpenStream;
 use crate::connection::InFlight;
 use crate::metric;
+use crate::standing::Right;
 use crate::upstream::Lease;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,24 +36,22 @@ pub(crate) enum BodyError {
 
 /// What ends a stream before its own end.
 pub(crate) struct Ending {
-    cancel: CancellationToken,
-    /// When the link expires.
-    deadline: Instant,
+    right: Right,
     idle: Duration,
     armed: Option<Box<Armed>>,
     frames: u32,
 }
 
 struct Armed {
-    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+    withdrawn: Pin<Box<dyn Future<Output = ()> + Send>>,
     timer: Pin<Box<Sleep>>,
     /// Something came since the timer was set.
     moved: bool,
 }
 
 impl Ending {
-    pub(crate) fn new(cancel: CancellationToken, deadline: Instant, idle: Duration) -> Self {
-        Self { cancel, deadline, idle, armed: None, frames: 0 }
+    pub(crate) fn new(right: Right, idle: Duration) -> Self {
+        Self { right, idle, armed: None, frames: 0 }
     }
 
     /// Asked for each piece that is there at once.
@@ -62,28 +60,29 @@ impl Ending {
         if let Some(armed) = &mut self.armed {
             armed.moved = true;
         }
-        // Reading the clock for each piece would cost more than it is worth; the token covers the log's own expiry.
-        self.cancel.is_cancelled() || (self.frames.is_multiple_of(64) && Instant::now() >= self.deadline)
+        // Reading the clock for each piece would cost more than it is worth; the log's own word on expiry comes too.
+        self.right.is_withdrawn() || (self.frames.is_multiple_of(64) && Instant::now() >= self.right.deadline)
     }
 
     /// Asked where there is nothing to read.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let next = |now: Instant, idle: Duration, deadline: Instant| (now + idle).min(deadline);
+        let deadline = self.right.deadline;
         let armed = self.armed.get_or_insert_with(|| {
             Box::new(Armed {
-                cancelled: Box::pin(self.cancel.clone().cancelled_owned()),
-                timer: Box::pin(tokio::time::sleep_until(next(Instant::now(), self.idle, self.deadline))),
+                withdrawn: Box::pin(self.right.withdrawn()),
+                timer: Box::pin(tokio::time::sleep_until(next(Instant::now(), self.idle, deadline))),
                 moved: false,
             })
         });
-        if armed.cancelled.as_mut().poll(cx).is_ready() {
+        if armed.withdrawn.as_mut().poll(cx).is_ready() {
             metric::ended("body", "access_ended");
             return Poll::Ready(BodyError::Ended);
         }
         loop {
             ready!(armed.timer.as_mut().poll(cx));
             let now = Instant::now();
-            if now >= self.deadline {
+            if now >= deadline {
                 metric::ended("body", "expired");
                 return Poll::Ready(BodyError::Ended);
             }
@@ -91,7 +90,7 @@ impl Ending {
                 metric::ended("body", "app_idle");
                 return Poll::Ready(BodyError::AppIdle);
             }
-            armed.timer.as_mut().reset(next(now, self.idle, self.deadline));
+            armed.timer.as_mut().reset(next(now, self.idle, deadline));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_domain::time::UnixMillis;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
@@ -19,18 +19,17 @@ use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
 use crate::header::{self, Forwarded};
 use crate::metric::Meters;
+use crate::standing::Standing;
 use crate::upstream::{Lease, Sent, Upstreams};
-use envforge_projections::gateway_view::GatewayView;
 
 /// What forwarding needs, shared by all requests.
 pub(crate) struct Forwarding {
     pub(crate) upstreams: Arc<Upstreams>,
-    pub(crate) view: Arc<GatewayView>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) activity: Activity,
     pub(crate) meters: Arc<Meters>,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
-    pub(crate) clock: SharedClock,
 }
 
 /// One request on its way.
@@ -65,7 +64,7 @@ impl Forwarding {
         prepare(&mut parts, passage.forwarded);
         let request = Request::from_parts(parts, body);
         let takes_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref(), deadline).await?;
+        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref()).await?;
         self.meters.forwarded.increment(1);
         // An app that ignores a GET's body, or answers before it has read an upload, may mistake the rest.
         if upload.as_ref().is_some_and(|upload| !takes_body || !upload.finished()) {
@@ -89,8 +88,8 @@ impl Forwarding {
             return Err(Denial::BodyTooLarge);
         }
         let total = Instant::now() + self.timeouts.request_body_total;
-        let ending =
-            Ending::new(passage.permit.cancel().clone(), deadline.min(total), self.timeouts.request_body_total);
+        let right = passage.permit.right(&self.standing, deadline.min(total));
+        let ending = Ending::new(right, self.timeouts.request_body_total);
         let (body, outcome) = RequestBody::upload(incoming, self.limits.request_body_bytes_max, ending);
         Ok((body, Some(outcome)))
     }
@@ -101,14 +100,13 @@ impl Forwarding {
         passage: &Passage<'_>,
         request: Request<RequestBody>,
         upload: Option<&UploadOutcome>,
-        deadline: Instant,
     ) -> Result<(Response<Incoming>, Lease), Denial> {
         let link = passage.permit.link().link;
         let mut lease = self.upstreams.lease(link, passage.endpoint).await?;
         let repeatable = upload.is_none()
             && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
         let copy = (repeatable && lease.may_be_stale()).then(|| copy_without_body(&request));
-        let again = match self.send(passage, &mut lease, request, upload, deadline).await? {
+        let again = match self.send(passage, &mut lease, request, upload).await? {
             Sent::Answer(response) => return Ok((response, lease)),
             Sent::NotTaken(request) if lease.is_reused() => *request,
             Sent::Failed(error) if lease.is_reused() && closed_without_answer(&error) && copy.is_some() => {
@@ -120,7 +118,7 @@ impl Forwarding {
         drop(lease);
         self.meters.retried.increment(1);
         let mut lease = self.upstreams.lease_new(link, passage.endpoint).await?;
-        match self.send(passage, &mut lease, again, upload, deadline).await? {
+        match self.send(passage, &mut lease, again, upload).await? {
             Sent::Answer(response) => Ok((response, lease)),
             Sent::NotTaken(_) => Err(Denial::UpstreamUnreachable),
             Sent::Failed(error) => Err(failure(&error, upload)),
@@ -133,7 +131,6 @@ impl Forwarding {
         lease: &mut Lease,
         request: Request<RequestBody>,
         upload: Option<&UploadOutcome>,
-        deadline: Instant,
     ) -> Result<Sent, Denial> {
         let head_limit = self.timeouts.response_head;
         let mut sending = std::pin::pin!(lease.send(request));
@@ -142,17 +139,13 @@ impl Forwarding {
         if let Ok(sent) = tokio::time::timeout_at(passage.begun + QUICK, sending.as_mut()).await {
             return Ok(sent);
         }
+        let mut ended = Box::pin(self.standing.ended(&passage.permit));
         loop {
             tokio::select! {
                 biased;
+                denial = ended.as_mut() => return Err(denial),
                 sent = sending.as_mut() => return Ok(sent),
-                () = passage.permit.cancel().cancelled() => {
-                    return Err(passage.permit.ended(&self.view, self.clock.now()));
-                }
-                () = tokio::time::sleep_until((Instant::now() + head_limit).min(deadline)) => {
-                    if Instant::now() >= deadline {
-                        return Err(Denial::LinkExpired);
-                    }
+                () = tokio::time::sleep(head_limit) => {
                     // The clock for an answer starts when the app has the whole request.
                     if upload.is_none_or(UploadOutcome::finished) {
                         return Err(Denial::UpstreamTimeout);
@@ -180,7 +173,7 @@ impl Forwarding {
         header::to_client(&mut parts.headers, passage.own_host);
         parts.extensions.clear();
         parts.version = Version::HTTP_11;
-        let ending = Ending::new(passage.permit.cancel().clone(), deadline, self.timeouts.response_body_idle);
+        let ending = Ending::new(passage.permit.right(&self.standing, deadline), self.timeouts.response_body_idle);
         let body = ResponseBody::app(incoming, lease, upload, ending, open);
         Ok(Response::from_parts(parts, body))
     }

@@ -23,6 +23,7 @@ use crate::metric;
 use crate::pages::{self, Audience};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
+use crate::standing::Standing;
 use crate::wake::{self, Waker};
 use crate::websocket::{self, Handshake, Sockets};
 use envforge_projections::gateway_view::{GatewayView, RuntimePhase};
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) waker: Waker,
     pub(crate) share: Share,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) blocked: Arc<BlockedCounters>,
     pub(crate) clock: SharedClock,
 }
@@ -166,7 +168,7 @@ impl Connection {
             Reached::App(endpoint) => endpoint,
             Reached::WakingPage(page) => return Ok(*page),
         };
-        // A held request starts anew: it was admitted before it waited, and whatever ended meanwhile has cancelled it.
+        // A held request starts anew: it was held against the state again when its wait was over.
         let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
         let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now, begun };
         match handshake {
@@ -257,7 +259,7 @@ impl Connection {
             }
             tokio::select! {
                 changed = runtime.changed() => changed.map_err(|_| Denial::TryAgain)?,
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.shared.view, self.shared.clock.now())),
+                denial = self.shared.standing.ended(permit) => return Err(denial),
                 // A refused wake changes no runtime: look again now and then.
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             }

@@ -28,6 +28,7 @@ use crate::handoff::{Binding, Handoff, HandoffKey};
 use crate::host::WorkspaceHost;
 use crate::metric;
 use crate::pages;
+use crate::standing::Standing;
 use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView};
 
 /// Where a handoff is redeemed, on the workspace host.
@@ -43,6 +44,7 @@ pub(crate) struct Share {
     pub(crate) verifier: ShareVerifier,
     pub(crate) handoff_key: HandoffKey,
     pub(crate) decisions: Arc<dyn Decisions>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) clock: SharedClock,
     /// `https://dev.envforge.ai`
     pub(crate) origin: String,
@@ -206,8 +208,7 @@ impl Share {
     }
 
     fn check_fresh(&self) -> Result<(), Denial> {
-        let age = Instant::now().saturating_duration_since(self.view.freshness().last_heard);
-        if age > self.config.timeouts.staleness_max { Err(Denial::AuthorizationStale) } else { Ok(()) }
+        if self.standing.is_fresh() { Ok(()) } else { Err(Denial::AuthorizationStale) }
     }
 
     fn has_session(&self, host: &WorkspaceHost, headers: &HeaderMap) -> bool {

@@ -13,7 +13,6 @@ use ahash::AHashMap;
 use envforge_domain::access::Permit;
 use envforge_domain::ids::{LinkId, WorkspaceId};
 use envforge_domain::runtime::Epoch;
-use envforge_domain::time::SharedClock;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
@@ -23,6 +22,7 @@ use crate::config::Limits;
 use crate::decisions::{AskWake, Decisions};
 use crate::denial::Denial;
 use crate::metric;
+use crate::standing::Standing;
 use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
 
 /// A wake that was accepted needs this long at most to show in the view; then it is asked for again.
@@ -56,7 +56,7 @@ type AskKey = (WorkspaceId, LinkId);
 pub(crate) struct Waker {
     view: Arc<GatewayView>,
     decisions: Arc<dyn Decisions>,
-    clock: SharedClock,
+    standing: Arc<Standing>,
     asks: Mutex<AHashMap<AskKey, Ask>>,
     held: Arc<Semaphore>,
     held_bytes: Arc<Semaphore>,
@@ -70,7 +70,7 @@ impl Waker {
     pub(crate) fn new(
         view: Arc<GatewayView>,
         decisions: Arc<dyn Decisions>,
-        clock: SharedClock,
+        standing: Arc<Standing>,
         limits: &Limits,
         hold: Duration,
         gauge: metrics::Gauge,
@@ -78,7 +78,7 @@ impl Waker {
         Self {
             view,
             decisions,
-            clock,
+            standing,
             asks: Mutex::default(),
             held: Arc::new(Semaphore::new(limits.held_requests_max)),
             held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
@@ -112,11 +112,17 @@ impl Waker {
         }
     }
 
-    /// Waits until the service can be reached. `head_bytes` is what the waiting request keeps in memory.
+    /// Waits until the service can be reached by who may still reach it. `head_bytes` is what the waiting request keeps in memory.
     pub(crate) async fn hold(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<SocketAddr, Denial> {
         let _place = self.place(permit.workspace(), head_bytes)?;
         let begun = Instant::now();
-        let outcome = self.wait(permit).await;
+        let outcome = tokio::select! {
+            // An end that comes together with the app's readiness counts.
+            biased;
+            denial = self.standing.ended(permit) => Err(denial),
+            outcome = self.wait(permit) => outcome,
+        };
+        let outcome = outcome.and_then(|address| self.standing.check(permit).map(|()| address));
         metric::held(begun.elapsed(), outcome.is_ok());
         outcome
     }
@@ -147,7 +153,6 @@ impl Waker {
                     }
                 }
                 () = outcome_changed(&mut asked) => {}
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, self.clock.now())),
                 () = tokio::time::sleep_until((Instant::now() + ACCEPTED_SHOWS_WITHIN).min(deadline)) => {
                     if Instant::now() >= deadline {
                         metric::wake("hold_timeout");
@@ -187,7 +192,7 @@ impl Waker {
         let (sender, outcome) = watch::channel(Asked::Pending);
         asks.insert(key, Ask { outcome: outcome.clone(), at: Instant::now(), epoch: runtime.epoch });
         drop(asks);
-        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.clock.now() };
+        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.standing.now() };
         let permit = match permit.wake_permit(ask.now) {
             Ok(permit) => permit,
             Err(denial) => {

@@ -3,11 +3,11 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use envforge_domain::time::SharedClock;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::frame::{FrameTracker, close_frame};
 use crate::activity::OpenStream;
 use crate::forward::LAST_WORD;
+use crate::standing::Standing;
 
 /// Bytes under way in one direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -25,12 +26,16 @@ const CLOSE_ACCESS_ENDED: u16 = 4403;
 const CLOSE_IDLE: u16 = 4408;
 /// The gateway stops; the client may connect again.
 const CLOSE_RESTART: u16 = 1012;
+/// The gateway has not heard from the log for too long; later it may have.
+const CLOSE_STALE: u16 = 1013;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Normally,
     Withdrawn,
     Expired,
+    /// Nobody knows whether the right still stands.
+    Stale,
     Idle,
     Shutdown,
     Broken,
@@ -43,6 +48,7 @@ impl Ended {
             Self::Normally => "normally",
             Self::Withdrawn => "withdrawn",
             Self::Expired => "expired",
+            Self::Stale => "authorization_stale",
             Self::Idle => "idle",
             Self::Shutdown => "shutdown",
             Self::Broken => "broken",
@@ -59,10 +65,12 @@ pub(crate) struct Limits {
 pub(crate) struct Splice {
     /// The path's family and that of sockets: either ends it.
     pub(crate) cancel: [CancellationToken; 2],
+    /// Given when the log has been silent for too long.
+    pub(crate) cut: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) limits: Limits,
     pub(crate) open: OpenStream,
-    pub(crate) clock: SharedClock,
+    pub(crate) standing: Arc<Standing>,
 }
 
 /// One direction: what was read and not yet written.
@@ -160,6 +168,7 @@ impl Splice {
                 biased;
                 () = self.cancel[0].cancelled() => break Ended::Withdrawn,
                 () = self.cancel[1].cancelled() => break Ended::Withdrawn,
+                () = self.cut.cancelled() => break Ended::Stale,
                 () = self.stop.cancelled() => break Ended::Shutdown,
                 result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
                 () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
@@ -167,7 +176,7 @@ impl Splice {
                     let now = Instant::now();
                     if std::mem::take(&mut moved) {
                         used_at = now;
-                        self.open.touch(self.clock.now());
+                        self.open.touch(self.standing.now());
                     } else if now >= used_at + self.limits.idle {
                         break Ended::Idle;
                     }
@@ -178,6 +187,7 @@ impl Splice {
         let last_word = match ended {
             Ended::Withdrawn => Some((CLOSE_ACCESS_ENDED, "access ended")),
             Ended::Expired => Some((CLOSE_ACCESS_ENDED, "link expired")),
+            Ended::Stale => Some((CLOSE_STALE, "access cannot be confirmed")),
             Ended::Idle => Some((CLOSE_IDLE, "idle")),
             Ended::Shutdown => Some((CLOSE_RESTART, "restarting")),
             Ended::Normally | Ended::Broken | Ended::EarlyBytes => None,
