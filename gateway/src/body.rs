@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::activity::OpenStream;
-use crate::connection::InFlight;
+use crate::connection::{InFlight, http2_stream};
 use crate::metric;
 use crate::standing::Right;
 use crate::upstream::Lease;
@@ -100,6 +100,8 @@ pub(crate) struct ResponseBody {
     kind: Kind,
     /// The connection is not idle while this lives.
     in_flight: Option<InFlight>,
+    /// The stream's task is told when this is asked for more.
+    http2: bool,
 }
 
 enum Kind {
@@ -120,11 +122,11 @@ struct AppBody {
 
 impl ResponseBody {
     pub(crate) fn empty() -> Self {
-        Self { kind: Kind::Empty, in_flight: None }
+        Self::of(Kind::Empty)
     }
 
     pub(crate) fn page(content: Bytes) -> Self {
-        Self { kind: Kind::Page(Some(content)), in_flight: None }
+        Self::of(Kind::Page(Some(content)))
     }
 
     /// Streams what the app answers; the lease goes back to the pool when the answer was read to its end.
@@ -136,14 +138,23 @@ impl ResponseBody {
         open: OpenStream,
     ) -> Self {
         let finished = incoming.is_end_stream();
-        Self {
-            kind: Kind::App(AppBody { incoming, ending, lease: Some(lease), upload, finished, _open: open }),
-            in_flight: None,
-        }
+        Self::of(Kind::App(AppBody { incoming, ending, lease: Some(lease), upload, finished, _open: open }))
     }
 
-    pub(crate) fn counted(mut self, in_flight: InFlight) -> Self {
+    fn of(kind: Kind) -> Self {
+        Self { kind, in_flight: None, http2: false }
+    }
+
+    /// On its way to the client, as a request under way of its connection.
+    pub(crate) fn begun(mut self, in_flight: InFlight, http2: bool) -> Self {
         self.in_flight = Some(in_flight);
+        self.http2 = http2;
+        if http2 {
+            http2_stream::begun(match &self.kind {
+                Kind::App(body) => Some(&body.ending.right),
+                Kind::Empty | Kind::Page(_) => None,
+            });
+        }
         self
     }
 }
@@ -153,11 +164,16 @@ impl Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let polled = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Page(content) => Poll::Ready(content.take().map(|content| Ok(Frame::data(content)))),
             Kind::App(body) => body.poll_frame(cx),
+        };
+        if this.http2 {
+            http2_stream::asked(polled.is_pending());
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -240,6 +256,7 @@ pub(crate) struct Upload {
 pub(crate) struct UploadOutcome {
     finished: AtomicBool,
     too_large: AtomicBool,
+    too_slow: AtomicBool,
 }
 
 impl UploadOutcome {
@@ -250,10 +267,14 @@ impl UploadOutcome {
     pub(crate) fn too_large(&self) -> bool {
         self.too_large.load(Ordering::Acquire)
     }
+
+    pub(crate) fn too_slow(&self) -> bool {
+        self.too_slow.load(Ordering::Acquire)
+    }
 }
 
 impl RequestBody {
-    /// `ending`'s deadline bounds the whole upload; its idle time is the wire's own.
+    /// `ending`'s deadline bounds the whole upload.
     pub(crate) fn upload(incoming: Incoming, bytes_max: u64, ending: Ending) -> (Self, Arc<UploadOutcome>) {
         let outcome = Arc::new(UploadOutcome::default());
         let upload = Upload { incoming, remaining_bytes: bytes_max, ending, outcome: Arc::clone(&outcome) };
@@ -313,7 +334,9 @@ impl Upload {
                     Poll::Ready(None)
                 }
                 Poll::Pending => self.ending.poll_ended(cx).map(|ended| {
-                    Some(Err(if matches!(ended, BodyError::AppIdle) { BodyError::TooSlow } else { ended }))
+                    let BodyError::AppIdle = ended else { return Some(Err(ended)) };
+                    self.outcome.too_slow.store(true, Ordering::Release);
+                    Some(Err(BodyError::TooSlow))
                 }),
             };
         }

@@ -188,6 +188,8 @@ pub enum Denial {
     /// All connections to the app are in use.
     UpstreamBusy,
     BodyTooLarge,
+    /// An upload that stopped under way.
+    BodyTooSlow,
     /// A websocket handshake without a valid version or key.
     BadHandshake,
     /// A path that the gateway keeps for itself but does not serve.
@@ -288,6 +290,8 @@ denials! {
         "The app is busy", "It is already answering as many requests as it can. Please try again in a moment.";
     Self::BodyTooLarge => PAYLOAD_TOO_LARGE, "body_too_large",
         "Too much data", "The upload is larger than what is accepted here.";
+    Self::BodyTooSlow => REQUEST_TIMEOUT, "body_too_slow",
+        "The upload stopped", "Nothing more of it arrived for too long. Please try again.";
     Self::BadHandshake => BAD_REQUEST, "bad_websocket_handshake",
         "Not a valid live connection", "The connection must use WebSocket version 13 with a valid key.";
     Self::NotFound => NOT_FOUND, "not_found",

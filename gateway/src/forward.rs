@@ -39,6 +39,7 @@ pub(crate) struct Passage<'a> {
     pub(crate) forwarded: &'a Forwarded,
     /// Host name of the workspace, for its cookies.
     pub(crate) own_host: &'a str,
+    pub(crate) http2: bool,
     pub(crate) now: UnixMillis,
     /// The same moment on the clock of timers.
     pub(crate) begun: Instant,
@@ -89,7 +90,9 @@ impl Forwarding {
         }
         let total = Instant::now() + self.timeouts.request_body_total;
         let right = passage.permit.right(&self.standing, deadline.min(total));
-        let ending = Ending::new(right, self.timeouts.request_body_total);
+        // Over HTTP/1 the connection itself sees that nothing comes; over HTTP/2 other streams may go on.
+        let idle = if passage.http2 { self.timeouts.io.body } else { self.timeouts.request_body_total };
+        let ending = Ending::new(right, idle);
         let (body, outcome) = RequestBody::upload(incoming, self.limits.request_body_bytes_max, ending);
         Ok((body, Some(outcome)))
     }
@@ -220,6 +223,8 @@ pub(crate) fn failure(error: &hyper::Error, upload: Option<&UploadOutcome>) -> D
     tracing::debug!(%error, "the app did not answer");
     if upload.is_some_and(UploadOutcome::too_large) {
         Denial::BodyTooLarge
+    } else if upload.is_some_and(UploadOutcome::too_slow) {
+        Denial::BodyTooSlow
     } else if error.is_parse() {
         Denial::UpstreamInvalid
     } else {

@@ -170,7 +170,7 @@ impl Connection {
         };
         // A held request starts anew: it was held against the state again when its wait was over.
         let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now, begun };
+        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {
@@ -287,6 +287,6 @@ impl Serve for Connection {
                 response
             }
         };
-        response.map(|body| body.counted(in_flight))
+        response.map(|body| body.begun(in_flight, self.client.http2))
     }
 }

@@ -12,7 +12,7 @@ use ahash::AHashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::guarded_io::{ConnectionState, GuardedIo};
 use super::head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
+use super::http2_stream::StreamExecutor;
 use super::tls::Certificates;
 use crate::body::ResponseBody;
 use crate::config::{Config, Limits, Timeouts};
@@ -181,7 +182,7 @@ pub(crate) async fn serve<S: Serve>(
 /// The two protocols, set up once.
 struct Http {
     http1: hyper::server::conn::http1::Builder,
-    http2: hyper::server::conn::http2::Builder<TokioExecutor>,
+    http2: hyper::server::conn::http2::Builder<StreamExecutor>,
     timeouts: Timeouts,
 }
 
@@ -191,7 +192,7 @@ impl Http {
         // No `pipeline_flush`: it loses 400 and 431 answers. No `header_read_timeout` of hyper's: `GuardedIo` holds
         // the deadlines with one timer a connection instead of one a request.
         http1.timer(TokioTimer::new()).header_read_timeout(None).max_headers(HEADERS_MAX + 8).half_close(false);
-        let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let mut http2 = hyper::server::conn::http2::Builder::new(StreamExecutor { write: timeouts.io.write });
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams_max)

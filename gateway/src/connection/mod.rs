@@ -6,6 +6,7 @@
 mod body_scan;
 mod guarded_io;
 mod head_scan;
+pub(crate) mod http2_stream;
 mod listener;
 mod tls;
 
