@@ -105,7 +105,10 @@ impl Forwarding {
         upload: Option<&UploadOutcome>,
     ) -> Result<(Response<Incoming>, Lease), Denial> {
         let link = passage.permit.link().link;
-        let mut lease = self.upstreams.lease(link, passage.endpoint).await?;
+        let mut lease = match self.upstreams.ready(link, passage.endpoint)? {
+            Some(lease) => lease,
+            None => self.waited(passage, self.upstreams.lease(link, passage.endpoint)).await?,
+        };
         let repeatable = upload.is_none()
             && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
         let copy = (repeatable && lease.may_be_stale()).then(|| copy_without_body(&request));
@@ -120,12 +123,30 @@ impl Forwarding {
         };
         drop(lease);
         self.meters.retried.increment(1);
-        let mut lease = self.upstreams.lease_new(link, passage.endpoint).await?;
+        let mut lease = self.waited(passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
         match self.send(passage, &mut lease, again, upload).await? {
             Sent::Answer(response) => Ok((response, lease)),
             Sent::NotTaken(_) => Err(Denial::UpstreamUnreachable),
             Sent::Failed(error) => Err(failure(&error, upload)),
         }
+    }
+
+    /// A connection that had to be waited for, for who may still use it. In a box, since most requests find one ready.
+    pub(crate) async fn waited(
+        &self,
+        passage: &Passage<'_>,
+        lease: impl Future<Output = Result<Lease, Denial>>,
+    ) -> Result<Lease, Denial> {
+        let lease = Box::pin(async {
+            tokio::select! {
+                biased;
+                denial = self.standing.ended(&passage.permit) => Err(denial),
+                lease = lease => lease,
+            }
+        });
+        let lease = lease.await?;
+        self.standing.check(&passage.permit)?;
+        Ok(lease)
     }
 
     async fn send(

@@ -76,22 +76,40 @@ impl Upstreams {
         })
     }
 
-    /// A connection to `address` for `link`: the one used last, or a new one.
-    pub(crate) async fn lease(self: &Arc<Self>, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+    /// The connection to `address` that `link` used last, if it is there and ready at once.
+    pub(crate) fn ready(&self, link: LinkId, address: SocketAddr) -> Result<Option<Lease>, Denial> {
         let endpoint = self.endpoint(address)?;
         while let Some(idle) = endpoint.take_idle(link) {
-            let mut sender = idle.sender;
-            // Ready at once unless the app is still closing or finishing; either is known within a moment.
-            if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, sender.ready()).await {
-                self.meters.reused.increment(1);
-                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()), reusable: true });
+            if idle.sender.is_ready() {
+                return Ok(Some(self.reuse(endpoint, link, idle)));
+            }
+            if !idle.sender.is_closed() {
+                // The app is still closing or finishing: `lease` waits for the outcome.
+                endpoint.keep(link, idle);
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// A connection to `address` for `link`: the one used last, or a new one. May wait for either.
+    pub(crate) async fn lease(&self, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+        let endpoint = self.endpoint(address)?;
+        while let Some(mut idle) = endpoint.take_idle(link) {
+            if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, idle.sender.ready()).await {
+                return Ok(self.reuse(endpoint, link, idle));
             }
         }
         self.connect(endpoint, link).await
     }
 
+    fn reuse(&self, endpoint: Arc<Endpoint>, link: LinkId, idle: Idle) -> Lease {
+        self.meters.reused.increment(1);
+        Lease { sender: idle.sender, endpoint, link, reused_after: Some(idle.since.elapsed()), reusable: true }
+    }
+
     /// A new connection, whatever is idle.
-    pub(crate) async fn lease_new(self: &Arc<Self>, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+    pub(crate) async fn lease_new(&self, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
         self.connect(self.endpoint(address)?, link).await
     }
 
@@ -181,6 +199,10 @@ impl Endpoint {
         self.idle.lock().get_mut(&link)?.pop_back()
     }
 
+    fn keep(&self, link: LinkId, idle: Idle) {
+        self.idle.lock().entry(link).or_default().push_back(idle);
+    }
+
     fn evict_oldest(&self) {
         let mut idle = self.idle.lock();
         let oldest = idle.iter().filter_map(|(link, all)| all.front().map(|first| (first.since, *link))).min();
@@ -235,7 +257,7 @@ impl Lease {
         if !reusable || sender.is_closed() {
             return;
         }
-        endpoint.idle.lock().entry(link).or_default().push_back(Idle { sender, since: Instant::now() });
+        endpoint.keep(link, Idle { sender, since: Instant::now() });
     }
 }
 

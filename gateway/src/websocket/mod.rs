@@ -165,7 +165,7 @@ impl Forwarding {
         let outgoing = to_app(request, &key, passage.forwarded);
         let link = passage.permit.link().link;
         // A socket's connection is never used for anything else, before or after.
-        let mut lease = self.upstreams.lease_new(link, passage.endpoint).await?;
+        let mut lease = self.waited(&passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
         let answer = tokio::select! {
             biased;
             denial = self.standing.ended(&passage.permit) => return Err(denial),
