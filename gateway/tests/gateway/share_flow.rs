@@ -99,6 +99,23 @@ async fn a_handoff_works_once_for_one_browser_on_one_host() {
 }
 
 #[tokio::test]
+async fn below_a_public_suffix_a_handoff_arrives_from_another_site() {
+    for (is_public_suffix, status) in [(false, 403), (true, 303)] {
+        let world = World::with(|config| config.domain_is_public_suffix = is_public_suffix).await;
+        let location = world.post_share().await.header("location").to_owned();
+        let (host, path) = location.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        let arrival = |fetch: &str| {
+            format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Test\r\nSec-Fetch-Site: cross-site\r\n{fetch}\r\n")
+        };
+        // Never as part of a page of another site.
+        let framed = arrival("Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n");
+        assert_eq!(world.raw(framed).await.unwrap().status, 403);
+        let opened = arrival("Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n");
+        assert_eq!(world.raw(opened).await.unwrap().status, status, "{is_public_suffix}");
+    }
+}
+
+#[tokio::test]
 async fn reloading_a_used_handoff_leads_on_whoever_is_in() {
     let world = World::start().await;
     let request = world.get("/.envforge/handoff?code=used", NAVIGATION);
