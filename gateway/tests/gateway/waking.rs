@@ -7,6 +7,8 @@ use envforge_domain::runtime::WakeStage;
 
 use crate::app::App;
 use crate::client::NAVIGATION;
+use envforge_domain::time::Millis;
+
 use crate::world::{COOKIE, LINK, NewLink, World};
 
 const OTHER: &str = "other67890123456789012345678901234567890abc";
@@ -142,6 +144,52 @@ async fn a_revoked_link_lets_go_of_who_waits() {
         world.revoke().await;
     });
     assert_eq!((answer.status, answer.code().as_str()), (410, "link_revoked"));
+}
+
+#[tokio::test]
+async fn who_waits_is_let_go_at_the_links_end_and_not_at_the_waits() {
+    let world = World::start().await;
+    world.issue(NewLink { number: 9, cookie: OTHER, lifetime: Millis::new(500), ..LINK }).await;
+    let begun = Instant::now();
+    let answer = world.raw(world.get("/x", "").replace(COOKIE, OTHER)).await.unwrap();
+    assert_eq!((answer.status, answer.code().as_str()), (410, "link_expired"));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn an_end_that_comes_together_with_the_apps_readiness_counts() {
+    let (world, app) = (std::sync::Arc::new(World::start().await), App::start().await);
+    let requests: Vec<_> = (0..20)
+        .map(|index| {
+            let world = std::sync::Arc::clone(&world);
+            tokio::spawn(async move { world.fetch(&format!("/{index}")).await })
+        })
+        .collect();
+    world.woken().await;
+    world.ready_and_revoked(app.address).await;
+    for request in requests {
+        assert_eq!(request.await.unwrap().code(), "link_revoked");
+    }
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_to_the_app_is_let_go_when_the_link_ends() {
+    let world = World::with(|config| config.limits.upstream_connections_per_endpoint_max = 1).await;
+    let app = App::start().await;
+    world.ready(app.address).await;
+    let mut first = world.client().await;
+    first.send(world.get("/events", "")).await;
+    assert_eq!(first.head().await.unwrap().status, 200);
+    let begun = Instant::now();
+    let (answer, ()) = tokio::join!(world.fetch("/x"), async {
+        let waits = || world.activity.of(world.workspace()).is_some_and(|seen| seen.open_streams == 2);
+        crate::world::until("the second one waits", waits).await;
+        world.revoke().await;
+    });
+    assert_eq!((answer.status, answer.code().as_str()), (410, "link_revoked"));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
