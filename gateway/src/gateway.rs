@@ -116,13 +116,7 @@ impl Gateway {
 
 fn shared(config: &Arc<Config>, parts: Parts, origin: &str, address: SocketAddr) -> Arc<Shared> {
     let meters = Arc::new(Meters::new());
-    let upstreams = Upstreams::new(
-        config.limits.upstream_connections_per_endpoint_max,
-        config.timeouts.upstream_connect,
-        config.timeouts.upstream_idle,
-        address,
-        Arc::clone(&meters),
-    );
+    let upstreams = Upstreams::new(&config.limits, &config.timeouts, address, Arc::clone(&meters));
     let blocked = BlockedCounters::new();
     let standing = Standing::new(Arc::clone(&parts.view), Arc::clone(&parts.clock), config.timeouts.staleness_max);
     Arc::new(Shared {

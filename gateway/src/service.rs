@@ -244,7 +244,7 @@ impl Connection {
     /// Answers when something has changed since `seen`, or after a while.
     async fn wake_news(&self, permit: &ForwardPermit, seen: &str) -> Result<Response<ResponseBody>, Denial> {
         let waker = &self.shared.waker;
-        let _place = waker.place(permit.workspace(), 1)?;
+        let _place = waker.page_place(permit.link().link)?;
         let mut runtime = self.shared.view.runtime(permit.workspace());
         let deadline = tokio::time::Instant::now() + WAKE_NEWS_MAX;
         loop {

@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::body::RequestBody;
+use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
 use crate::metric::Meters;
 
@@ -30,6 +31,7 @@ const FRESH: Duration = Duration::from_millis(20);
 pub(crate) struct Upstreams {
     endpoints: RwLock<AHashMap<SocketAddr, Arc<Endpoint>>>,
     connections_per_endpoint_max: usize,
+    connections_per_link_max: usize,
     connect_timeout: Duration,
     idle_max: Duration,
     meters: Arc<Meters>,
@@ -40,6 +42,8 @@ pub(crate) struct Upstreams {
 struct Endpoint {
     address: SocketAddr,
     slots: Arc<Semaphore>,
+    /// What each link may still open of them. Touched by connections that open and not by requests.
+    link_slots: Mutex<AHashMap<LinkId, Arc<Semaphore>>>,
     idle: Mutex<AHashMap<LinkId, VecDeque<Idle>>>,
 }
 
@@ -59,18 +63,13 @@ pub(crate) struct Lease {
 }
 
 impl Upstreams {
-    pub(crate) fn new(
-        connections_per_endpoint_max: usize,
-        connect_timeout: Duration,
-        idle_max: Duration,
-        own: SocketAddr,
-        meters: Arc<Meters>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(limits: &Limits, timeouts: &Timeouts, own: SocketAddr, meters: Arc<Meters>) -> Arc<Self> {
         Arc::new(Self {
             endpoints: RwLock::default(),
-            connections_per_endpoint_max,
-            connect_timeout,
-            idle_max,
+            connections_per_endpoint_max: limits.upstream_connections_per_endpoint_max,
+            connections_per_link_max: limits.upstream_connections_per_link_max,
+            connect_timeout: timeouts.upstream_connect,
+            idle_max: timeouts.upstream_idle,
             meters,
             own,
         })
@@ -114,7 +113,7 @@ impl Upstreams {
     }
 
     async fn connect(&self, endpoint: Arc<Endpoint>, link: LinkId) -> Result<Lease, Denial> {
-        let slot = self.slot(&endpoint).await?;
+        let slot = self.slot(&endpoint, link).await?;
         let opened = tokio::time::timeout(self.connect_timeout, async {
             let stream = TcpStream::connect(endpoint.address).await.ok()?;
             let _ = stream.set_nodelay(true);
@@ -135,15 +134,22 @@ impl Upstreams {
         Ok(Lease { sender, endpoint, link, reused_after: None, reusable: true })
     }
 
-    async fn slot(&self, endpoint: &Arc<Endpoint>) -> Result<OwnedSemaphorePermit, Denial> {
-        if let Ok(slot) = Arc::clone(&endpoint.slots).try_acquire_owned() {
-            return Ok(slot);
-        }
-        // Other links' idle connections give way before anybody waits.
-        endpoint.evict_oldest();
-        match tokio::time::timeout(self.connect_timeout, Arc::clone(&endpoint.slots).acquire_owned()).await {
-            Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(_) => Err(Denial::UpstreamBusy),
+    /// The link's own share first: who has used it up waits without taking anything from the others.
+    async fn slot(&self, endpoint: &Arc<Endpoint>, link: LinkId) -> Result<Slot, Denial> {
+        let of_link = {
+            let mut links = endpoint.link_slots.lock();
+            let new = || Arc::new(Semaphore::new(self.connections_per_link_max));
+            Arc::clone(links.entry(link).or_insert_with(new))
+        };
+        let waiting = async {
+            let of_link = acquire(of_link, || endpoint.evict_oldest_of(link)).await?;
+            // Other links' idle connections give way before anybody waits.
+            let of_endpoint = acquire(Arc::clone(&endpoint.slots), || endpoint.evict_oldest()).await?;
+            Some(Slot { _of_endpoint: of_endpoint, _of_link: of_link })
+        };
+        match tokio::time::timeout(self.connect_timeout, waiting).await {
+            Ok(Some(slot)) => Ok(slot),
+            Ok(None) | Err(_) => Err(Denial::UpstreamBusy),
         }
     }
 
@@ -159,6 +165,7 @@ impl Upstreams {
             Arc::new(Endpoint {
                 address,
                 slots: Arc::new(Semaphore::new(self.connections_per_endpoint_max)),
+                link_slots: Mutex::default(),
                 idle: Mutex::default(),
             })
         };
@@ -172,6 +179,9 @@ impl Upstreams {
             endpoint.idle.lock().retain(|_, connections| {
                 connections.retain(|idle| now.duration_since(idle.since) < self.idle_max && !idle.sender.is_closed());
                 !connections.is_empty()
+            });
+            endpoint.link_slots.lock().retain(|_, slots| {
+                Arc::strong_count(slots) > 1 || slots.available_permits() < self.connections_per_link_max
             });
         }
         self.endpoints.write().retain(|_, endpoint| {
@@ -204,14 +214,34 @@ impl Endpoint {
     }
 
     fn evict_oldest(&self) {
-        let mut idle = self.idle.lock();
+        let idle = self.idle.lock();
         let oldest = idle.iter().filter_map(|(link, all)| all.front().map(|first| (first.since, *link))).min();
-        if let Some((_, link)) = oldest
-            && let Some(connections) = idle.get_mut(&link)
-        {
+        drop(idle);
+        if let Some((_, link)) = oldest {
+            self.evict_oldest_of(link);
+        }
+    }
+
+    fn evict_oldest_of(&self, link: LinkId) {
+        if let Some(connections) = self.idle.lock().get_mut(&link) {
             connections.pop_front();
         }
     }
+}
+
+/// A permit at once, or else, after room was made, as soon as there is one.
+async fn acquire(slots: Arc<Semaphore>, make_room: impl FnOnce()) -> Option<OwnedSemaphorePermit> {
+    if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+        return Some(slot);
+    }
+    make_room();
+    slots.acquire_owned().await.ok()
+}
+
+/// What an open connection takes of its endpoint and of its link's share.
+struct Slot {
+    _of_endpoint: OwnedSemaphorePermit,
+    _of_link: OwnedSemaphorePermit,
 }
 
 /// What became of a request on a leased connection.

@@ -193,6 +193,45 @@ async fn who_waits_for_a_connection_to_the_app_is_let_go_when_the_link_ends() {
 }
 
 #[tokio::test]
+async fn one_link_keeps_neither_connections_nor_places_from_the_others() {
+    let world = World::with(|config| {
+        config.limits.upstream_connections_per_link_max = 1;
+        config.limits.held_requests_per_link_max = 1;
+        config.limits.waking_pages_per_link_max = 1;
+        config.timeouts.upstream_connect = Duration::from_millis(200);
+    })
+    .await;
+    let app = App::start().await;
+    world.issue(NewLink { number: 9, cookie: OTHER, ..LINK }).await;
+    let other = |path: &str| world.raw(world.get(path, "").replace(COOKIE, OTHER));
+    let mut holding = world.client().await;
+    holding.send(world.get("/events", "")).await;
+    world.woken().await;
+    assert_eq!(world.fetch("/y").await.code(), "too_many_held");
+    // A waking page takes no place of a held request, nor a second one that of another link's.
+    let news: serde_json::Value =
+        serde_json::from_str(&world.fetch("/.envforge/wake?seen=").await.body).unwrap();
+    let wait_for_more = format!("/.envforge/wake?seen={}", news["seen"].as_str().unwrap());
+    let mut following = world.client().await;
+    following.send(world.get(&wait_for_more, "")).await;
+    let full = async {
+        while world.fetch(&wait_for_more).await.status != 503 {}
+    };
+    tokio::time::timeout(crate::app::SOON, full).await.expect("a full house in time");
+    assert_eq!(other("/.envforge/wake?seen=").await.unwrap().status, 200);
+    let (held, ()) = tokio::join!(other("/x"), world.ready(app.address));
+    assert_eq!(held.unwrap().status, 200);
+    assert_eq!(holding.head().await.unwrap().status, 200);
+    let busy = world.fetch("/y").await;
+    assert_eq!((busy.status, busy.code().as_str()), (503, "app_busy"));
+    assert_eq!(other("/x").await.unwrap().status, 200);
+    // What a link itself left idle makes room for what needs a connection of its own.
+    drop(holding);
+    crate::world::until("the stream ended", || app.seen.open_streams.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(world.fetch("/y").await.status, 200);
+}
+
+#[tokio::test]
 async fn who_has_no_session_wakes_nothing() {
     let world = World::start().await;
     for request in [
