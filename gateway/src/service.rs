@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
-use crate::admission::{self, ForwardPermit, RequestHead, Rules, wants_page};
+use crate::admission::{self, ForwardPermit, Refused, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
 use crate::body::ResponseBody;
 use crate::config::Config;
@@ -136,7 +136,10 @@ impl Connection {
             return Err(Denial::NotFound);
         }
         match path.strip_prefix("/share/") {
-            Some(token) => self.shared.share.answer(method, token, headers, &self.client).await,
+            Some(token) => {
+                let answer = self.shared.share.answer(method, token, headers, &self.client).await;
+                answer.map_err(|refused| self.counted(refused))
+            }
             None if path == "/robots.txt" => Ok(pages::robots()),
             None => Err(Denial::NotFound),
         }
@@ -164,9 +167,14 @@ impl Connection {
             websocket: handshake.is_some(),
         };
         let permit = self.admit(&head, now)?;
-        let endpoint = match self.endpoint(&permit, request.method(), request.headers(), audience).await? {
-            Reached::App(endpoint) => endpoint,
-            Reached::WakingPage(page) => return Ok(*page),
+        let endpoint = match self.endpoint(&permit, request.method(), request.headers(), audience).await {
+            Ok(Reached::App(endpoint)) => endpoint,
+            Ok(Reached::WakingPage(page)) => return Ok(*page),
+            // What a link may not cause counts; what befalls a runtime does not.
+            Err(denial @ (Denial::WakeBudgetSpent | Denial::WakeRefused | Denial::TooManyHeld)) => {
+                return Err(self.counted(Refused { denial, link: Some(permit.link().link) }));
+            }
+            Err(denial) => return Err(denial),
         };
         // A held request starts anew: it was held against the state again when its wait was over.
         let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
@@ -182,12 +190,15 @@ impl Connection {
     fn admit(&self, head: &RequestHead<'_>, now: UnixMillis) -> Result<ForwardPermit, Denial> {
         let config = &self.shared.config;
         let rules = Rules { scheme: config.scheme, staleness_max: config.timeouts.staleness_max };
-        admission::admit(&self.shared.view, rules, head, now).map_err(|refused| {
-            if let Some(link) = refused.link {
-                self.shared.blocked.count(link, refused.denial, now);
-            }
-            refused.denial
-        })
+        admission::admit(&self.shared.view, rules, head, now).map_err(|refused| self.counted(refused))
+    }
+
+    /// A refusal, counted for its link where one is known.
+    fn counted(&self, refused: Refused) -> Denial {
+        if let Some(link) = refused.link {
+            self.shared.blocked.count(link, refused.denial, self.shared.clock.now());
+        }
+        refused.denial
     }
 
     async fn endpoint(
@@ -222,7 +233,10 @@ impl Connection {
     ) -> Result<Response<ResponseBody>, Denial> {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         match uri.path() {
-            HANDOFF_PATH => self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await,
+            HANDOFF_PATH => {
+                let answer = self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await;
+                answer.map_err(|refused| self.counted(refused))
+            }
             WAKE_PATH => {
                 let head = RequestHead { host, method, path: "/", headers, websocket: false };
                 let permit = self.admit(&head, now)?;
