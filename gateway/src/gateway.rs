@@ -100,7 +100,7 @@ impl Gateway {
         &self.origin
     }
 
-    /// For SIGHUP; changed files are also noticed without it.
+    /// To have changed files read at once; within ten seconds they are noticed anyway.
     pub fn certificates(&self) -> Option<&Arc<Certificates>> {
         self.certificates.as_ref()
     }

@@ -317,6 +317,12 @@ async fn an_event_stream_over_http_2_ends_when_the_link_is_revoked() {
     assert_eq!(sender.send_request(get("/events", COOKIE)).await.unwrap().status(), 410);
 }
 
+/// The certificate that a new connection is shown.
+async fn shown(world: &World) -> CertificateDer<'static> {
+    let stream = connect(world, &host(), &[b"h2"]).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
 #[tokio::test]
 async fn a_changed_certificate_is_used_and_a_broken_one_is_not() {
     let directory = tempfile::tempdir().unwrap();
@@ -324,27 +330,32 @@ async fn a_changed_certificate_is_used_and_a_broken_one_is_not() {
         certificate_chain: directory.path().join("chain.pem"),
         private_key: directory.path().join("key.pem"),
     };
-    std::fs::copy(file("test-localhost.pem"), &files.certificate_chain).unwrap();
-    std::fs::copy(file("test-localhost.key"), &files.private_key).unwrap();
+    let put = |name: &str| {
+        std::fs::copy(file(&format!("{name}.pem")), &files.certificate_chain).unwrap();
+        std::fs::copy(file(&format!("{name}.key")), &files.private_key).unwrap();
+    };
+    let certificate = |name: &str| CertificateDer::from_pem_file(file(name)).unwrap();
+    put("test-localhost");
     let given = files.clone();
     let world = World::with(move |config| {
         secure(config);
         config.tls = Some(given);
     })
     .await;
-    assert!(connect(&world, &host(), &[b"h2"]).await.is_ok());
+    let (first, renewed) = (certificate("test-localhost.pem"), certificate("test-localhost-renewed.pem"));
+    assert_eq!(shown(&world).await, first);
     let certificates = world.gateway.certificates().unwrap();
     assert!(!certificates.reload_if_changed().unwrap());
-    // A certificate that does not belong to the key changes nothing.
-    std::fs::copy(file("test-ca.pem"), &files.certificate_chain).unwrap();
+    // A certificate that does not belong to the key changes nothing: half of a renewal may be on the disk already.
+    std::fs::copy(file("test-localhost-renewed.pem"), &files.certificate_chain).unwrap();
     assert!(certificates.reload_if_changed().is_err());
-    assert!(connect(&world, &host(), &[b"h2"]).await.is_ok());
+    assert_eq!(shown(&world).await, first);
     std::fs::write(&files.certificate_chain, "").unwrap();
     assert!(certificates.reload().is_err());
-    assert!(connect(&world, &host(), &[b"h2"]).await.is_ok());
-    std::fs::copy(file("test-localhost.pem"), &files.certificate_chain).unwrap();
-    certificates.reload().unwrap();
-    assert!(connect(&world, &host(), &[b"h2"]).await.is_ok());
+    assert_eq!(shown(&world).await, first);
+    put("test-localhost-renewed");
+    assert!(certificates.reload_if_changed().unwrap());
+    assert_eq!(shown(&world).await, renewed);
     // Plain http on a TLS port is no request.
     let mut plain = Client::connect(world.address()).await;
     plain.send("GET / HTTP/1.1\r\nHost: dev.localhost\r\n\r\n").await;
