@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::Stream;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -107,6 +108,8 @@ pub(crate) struct ResponseBody {
 enum Kind {
     Empty,
     Page(Option<Bytes>),
+    /// Of our own, with an end of its own.
+    Events(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
     App(AppBody),
 }
 
@@ -127,6 +130,10 @@ impl ResponseBody {
 
     pub(crate) fn page(content: Bytes) -> Self {
         Self::of(Kind::Page(Some(content)))
+    }
+
+    pub(crate) fn events(events: impl Stream<Item = Bytes> + Send + 'static) -> Self {
+        Self::of(Kind::Events(Box::pin(events)))
     }
 
     /// Streams what the app answers; the lease goes back to the pool when the answer was read to its end.
@@ -152,7 +159,7 @@ impl ResponseBody {
         if http2 {
             http2_stream::begun(match &self.kind {
                 Kind::App(body) => Some(&body.ending.right),
-                Kind::Empty | Kind::Page(_) => None,
+                Kind::Empty | Kind::Page(_) | Kind::Events(_) => None,
             });
         }
         self
@@ -168,6 +175,7 @@ impl Body for ResponseBody {
         let polled = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Page(content) => Poll::Ready(content.take().map(|content| Ok(Frame::data(content)))),
+            Kind::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|event| Ok(Frame::data(event)))),
             Kind::App(body) => body.poll_frame(cx),
         };
         if this.http2 {
@@ -180,6 +188,7 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Page(content) => content.is_none(),
+            Kind::Events(_) => false,
             Kind::App(body) => body.finished || body.incoming.is_end_stream(),
         }
     }
@@ -188,6 +197,7 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Page(content) => SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64)),
+            Kind::Events(_) => SizeHint::default(),
             Kind::App(body) => body.incoming.size_hint(),
         }
     }

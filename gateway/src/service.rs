@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use envforge_domain::time::{SharedClock, UnixMillis};
+use futures_util::stream;
 use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::admission::{self, ForwardPermit, Refused, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
@@ -20,18 +23,22 @@ use crate::forward::{Forwarding, Passage};
 use crate::header::Forwarded;
 use crate::host::{Host, WorkspaceHost, split};
 use crate::metric;
-use crate::pages::{self, Audience};
+use crate::pages::{self, Audience, WakeNews};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
 use crate::standing::Standing;
-use crate::wake::{self, Waker};
+use crate::wake::{self, PagePlace, Waker};
 use crate::websocket::{self, Handshake, Sockets};
-use envforge_projections::gateway_view::{GatewayView, RuntimePhase};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
 
 /// Paths that the gateway keeps for itself on workspace hosts.
 const RESERVED: &str = "/.envforge/";
-/// Where the waking page asks how far the wake is.
-pub(crate) const WAKE_PATH: &str = "/.envforge/wake";
+/// Where the waking page is told how far the wake is.
+const WAKE_EVENTS_PATH: &str = "/.envforge/wake/events";
+/// Where it asks instead, if events do not reach it.
+const WAKE_PATH: &str = "/.envforge/wake";
+/// Longest silence in events.
+const EVENTS_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Longest time that one such question waits for news.
 const WAKE_NEWS_MAX: Duration = Duration::from_secs(20);
 
@@ -237,14 +244,17 @@ impl Connection {
                 let answer = self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await;
                 answer.map_err(|refused| self.counted(refused))
             }
-            WAKE_PATH => {
+            WAKE_PATH | WAKE_EVENTS_PATH => {
                 let head = RequestHead { host, method, path: "/", headers, websocket: false };
                 let permit = self.admit(&head, now)?;
                 if *method != Method::GET {
                     return Err(Denial::MethodNotAllowed);
                 }
+                if uri.path() == WAKE_EVENTS_PATH {
+                    return self.wake_events(permit);
+                }
                 let seen = uri.query().and_then(|query| query.strip_prefix("seen=")).unwrap_or_default();
-                self.wake_news(&permit, seen).await
+                self.wake_news(permit, seen).await
             }
             // Admitted or not, there is nothing here; without a session that is not said.
             _ => {
@@ -255,28 +265,77 @@ impl Connection {
         }
     }
 
-    /// Answers when something has changed since `seen`, or after a while.
-    async fn wake_news(&self, permit: &ForwardPermit, seen: &str) -> Result<Response<ResponseBody>, Denial> {
-        let waker = &self.shared.waker;
-        let _place = waker.page_place(permit.link().link)?;
-        let mut runtime = self.shared.view.runtime(permit.workspace());
+    /// Answers when something has changed since `seen`, or after a while. For pages that cannot follow events.
+    async fn wake_news(&self, permit: ForwardPermit, seen: &str) -> Result<Response<ResponseBody>, Denial> {
+        let mut following = Following::new(&self.shared, permit)?;
         let deadline = tokio::time::Instant::now() + WAKE_NEWS_MAX;
         loop {
-            let news = runtime.borrow_and_update().clone();
-            let refusal = match news.phase {
-                RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit),
-            };
-            let answer = pages::WakeNews::new(&news, refusal);
-            if answer.tag != seen || tokio::time::Instant::now() >= deadline {
-                return Ok(pages::wake_news(&answer));
+            let news = following.news();
+            if news.tag != seen || tokio::time::Instant::now() >= deadline {
+                return Ok(pages::wake_news(&news));
             }
-            tokio::select! {
-                changed = runtime.changed() => changed.map_err(|_| Denial::TryAgain)?,
-                denial = self.shared.standing.ended(permit) => return Err(denial),
-                // A refused wake changes no runtime: look again now and then.
-                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            following.changed().await?;
+        }
+    }
+
+    /// Tells everything that changes until the wake is over, or the right to know of it.
+    fn wake_events(&self, permit: ForwardPermit) -> Result<Response<ResponseBody>, Denial> {
+        let following = Following::new(&self.shared, permit)?;
+        let told = (following, String::new(), tokio::time::Instant::now());
+        let events = stream::unfold(Some(told), |told| async {
+            let (mut following, seen, mut last) = told?;
+            loop {
+                let news = following.news();
+                let now = tokio::time::Instant::now();
+                if news.tag != seen {
+                    let event = news.event();
+                    return Some((event, (!news.is_last()).then_some((following, news.tag, now))));
+                }
+                // Whatever stands between keeps a stream open in which something comes.
+                if now >= last + EVENTS_SILENCE_MAX {
+                    last = now;
+                    return Some((Bytes::from_static(b":\n\n"), Some((following, seen, last))));
+                }
+                following.changed().await.ok()?;
             }
+        });
+        Ok(pages::wake_events(events))
+    }
+}
+
+/// A waking page that is told how far the wake is.
+struct Following {
+    shared: Arc<Shared>,
+    permit: ForwardPermit,
+    runtime: watch::Receiver<RuntimeView>,
+    _place: PagePlace,
+}
+
+impl Following {
+    fn new(shared: &Arc<Shared>, permit: ForwardPermit) -> Result<Self, Denial> {
+        let place = shared.waker.page_place(permit.link().link)?;
+        let runtime = shared.view.runtime(permit.workspace());
+        Ok(Self { shared: Arc::clone(shared), permit, runtime, _place: place })
+    }
+
+    fn news(&mut self) -> WakeNews {
+        let runtime = self.runtime.borrow_and_update().clone();
+        let refusal = match runtime.phase {
+            RuntimePhase::Ready | RuntimePhase::Waking => None,
+            RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
+                self.shared.waker.refusal(&self.permit)
+            }
+        };
+        WakeNews::new(&runtime, refusal)
+    }
+
+    async fn changed(&mut self) -> Result<(), Denial> {
+        tokio::select! {
+            biased;
+            denial = self.shared.standing.ended(&self.permit) => Err(denial),
+            changed = self.runtime.changed() => changed.map_err(|_| Denial::TryAgain),
+            // A refused wake changes no runtime: look again now and then.
+            () = tokio::time::sleep(Duration::from_millis(500)) => Ok(()),
         }
     }
 }

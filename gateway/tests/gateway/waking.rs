@@ -42,6 +42,44 @@ async fn a_person_gets_a_page_that_follows_the_wake_and_shows_nothing_of_the_ins
     assert_eq!(world.wakes().await, 1);
 }
 
+fn news(chunk: Option<Vec<u8>>) -> serde_json::Value {
+    let event = String::from_utf8(chunk.expect("news")).unwrap();
+    let data = event.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n"));
+    serde_json::from_str(data.unwrap_or_else(|| panic!("{event:?} is no event"))).unwrap()
+}
+
+#[tokio::test]
+async fn a_waking_page_is_told_every_stage_until_the_app_is_there() {
+    let (world, app) = (World::start().await, App::start().await);
+    assert_eq!(world.visit("/").await.status, 202);
+    world.woken().await;
+    let mut events = world.client().await;
+    events.send(world.get("/.envforge/wake/events", "")).await;
+    assert_eq!(events.head().await.unwrap().header("content-type"), "text/event-stream");
+    assert_eq!(news(events.chunk().await)["phase"], "waking");
+    for (stage, step) in [(WakeStage::Starting, 2), (WakeStage::Probing, 3)] {
+        world.stage(stage).await;
+        assert_eq!(news(events.chunk().await)["step"], step);
+    }
+    world.ready(app.address).await;
+    assert_eq!(news(events.chunk().await)["phase"], "ready");
+    assert_eq!(events.chunk().await.unwrap(), b"", "nothing follows");
+    assert_eq!(world.wakes().await, 1);
+}
+
+#[tokio::test]
+async fn a_waking_page_is_told_nothing_once_the_link_has_ended() {
+    let world = World::start().await;
+    let mut events = world.client().await;
+    events.send(world.get("/.envforge/wake/events", "")).await;
+    assert_eq!(events.head().await.unwrap().status, 200);
+    assert_eq!(news(events.chunk().await)["phase"], "asleep");
+    world.revoke().await;
+    assert_eq!(events.chunk().await.unwrap(), b"");
+    assert_eq!(world.fetch("/.envforge/wake/events").await.code(), "link_revoked");
+    assert_eq!(world.wakes().await, 0, "following wakes nothing");
+}
+
 #[tokio::test]
 async fn two_hundred_requests_are_held_for_one_wake_and_all_answered() {
     let (world, app) = (World::start().await, App::start().await);
