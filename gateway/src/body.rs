@@ -2,6 +2,7 @@
 //!
 //! Timers and the watch on revocation are armed only where a body has to wait, so that a small answer costs neither.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
@@ -248,6 +250,45 @@ impl Drop for AppBody {
     }
 }
 
+/// The beginning of a body that came while its request was held.
+#[derive(Default)]
+pub(crate) struct Early {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// Bytes read of a body whose request is held: enough to see a client leave that sends a form or waits for its turn.
+pub(crate) const EARLY_BYTES_MAX: usize = 64 * 1024;
+
+impl Early {
+    /// Reads on within the bound. Comes back when the client has left; nobody would see it if nobody read.
+    pub(crate) async fn read(&mut self, body: &mut Incoming) {
+        while self.bytes < EARLY_BYTES_MAX && !body.is_end_stream() {
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.bytes += piece.len();
+                        self.pieces.push_back(piece);
+                    }
+                }
+                Some(Err(_)) => return,
+                None => break,
+            }
+        }
+        std::future::pending().await
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.pop_front()?;
+        self.bytes -= piece.len();
+        Some(piece)
+    }
+}
+
 /// The body of a request on its way to the app.
 pub(crate) enum RequestBody {
     Empty,
@@ -255,6 +296,7 @@ pub(crate) enum RequestBody {
 }
 
 pub(crate) struct Upload {
+    early: Early,
     incoming: Incoming,
     remaining_bytes: u64,
     ending: Ending,
@@ -285,9 +327,14 @@ impl UploadOutcome {
 
 impl RequestBody {
     /// `ending`'s deadline bounds the whole upload.
-    pub(crate) fn upload(incoming: Incoming, bytes_max: u64, ending: Ending) -> (Self, Arc<UploadOutcome>) {
+    pub(crate) fn upload(
+        early: Early,
+        incoming: Incoming,
+        bytes_max: u64,
+        ending: Ending,
+    ) -> (Self, Arc<UploadOutcome>) {
         let outcome = Arc::new(UploadOutcome::default());
-        let upload = Upload { incoming, remaining_bytes: bytes_max, ending, outcome: Arc::clone(&outcome) };
+        let upload = Upload { early, incoming, remaining_bytes: bytes_max, ending, outcome: Arc::clone(&outcome) };
         (Self::Upload(Box::new(upload)), outcome)
     }
 }
@@ -306,22 +353,41 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Upload(upload) => upload.incoming.is_end_stream(),
+            Self::Upload(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Upload(upload) => upload.incoming.size_hint(),
+            Self::Upload(upload) => {
+                let (early, rest) = (upload.early.bytes as u64, upload.incoming.size_hint());
+                let mut whole = SizeHint::new();
+                whole.set_lower(rest.lower() + early);
+                if let Some(upper) = rest.upper() {
+                    whole.set_upper(upper + early);
+                }
+                whole
+            }
         }
     }
 }
 
 impl Upload {
+    fn is_end_stream(&self) -> bool {
+        self.early.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.early.next() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            return match Pin::new(&mut self.incoming).poll_frame(cx) {
+            return match self.poll_next(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Some(data) = frame.data_ref() else { continue };
                     let length = data.len() as u64;
@@ -333,7 +399,7 @@ impl Upload {
                     if self.ending.has_ended() {
                         return Poll::Ready(Some(Err(BodyError::Ended)));
                     }
-                    if self.incoming.is_end_stream() {
+                    if self.is_end_stream() {
                         self.outcome.finished.store(true, Ordering::Release);
                     }
                     Poll::Ready(Some(Ok(frame)))

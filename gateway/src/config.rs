@@ -79,7 +79,7 @@ pub struct Limits {
     pub held_requests_max: usize,
     pub held_requests_per_workspace_max: usize,
     pub held_requests_per_link_max: usize,
-    /// Sum of the heads of held requests.
+    /// Sum of what is kept of held requests: heads, and the beginnings of bodies.
     pub held_bytes_max: usize,
     /// Waking pages that are told how far the wake is. They take no place of a held request.
     pub waking_pages_max: usize,

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use envforge_domain::time::UnixMillis;
 use http::header::{CONTENT_LENGTH, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
 use crate::activity::{Activity, OpenStream};
 use crate::admission::ForwardPermit;
-use crate::body::{Ending, RequestBody, ResponseBody, UploadOutcome};
+use crate::body::{Early, Ending, RequestBody, ResponseBody, UploadOutcome};
 use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
 use crate::header::{self, Forwarded};
@@ -40,6 +40,7 @@ pub(crate) struct Passage<'a> {
     /// Host name of the workspace, for its cookies.
     pub(crate) own_host: &'a str,
     pub(crate) http2: bool,
+    pub(crate) early: Early,
     pub(crate) now: UnixMillis,
     /// The same moment on the clock of timers.
     pub(crate) begun: Instant,
@@ -55,13 +56,14 @@ impl Passage<'_> {
 impl Forwarding {
     pub(crate) async fn forward(
         &self,
-        passage: Passage<'_>,
+        mut passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Denial> {
         let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let (mut parts, incoming) = request.into_parts();
-        let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;
+        let early = std::mem::take(&mut passage.early);
+        let (body, upload) = self.request_body(&parts.headers, early, incoming, &passage, deadline)?;
         prepare(&mut parts, passage.forwarded);
         let request = Request::from_parts(parts, body);
         let takes_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
@@ -76,16 +78,16 @@ impl Forwarding {
 
     fn request_body(
         &self,
-        headers: &http::HeaderMap,
+        headers: &HeaderMap,
+        early: Early,
         incoming: Incoming,
         passage: &Passage<'_>,
         deadline: Instant,
     ) -> Result<(RequestBody, Option<Arc<UploadOutcome>>), Denial> {
-        if incoming.is_end_stream() {
+        if incoming.is_end_stream() && early.is_empty() {
             return Ok((RequestBody::Empty, None));
         }
-        let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.limits.request_body_bytes_max) {
+        if announced_length(headers).is_some_and(|length| length > self.limits.request_body_bytes_max) {
             return Err(Denial::BodyTooLarge);
         }
         let total = Instant::now() + self.timeouts.request_body_total;
@@ -93,7 +95,7 @@ impl Forwarding {
         // Over HTTP/1 the connection itself sees that nothing comes; over HTTP/2 other streams may go on.
         let idle = if passage.http2 { self.timeouts.io.body } else { self.timeouts.request_body_total };
         let ending = Ending::new(right, idle);
-        let (body, outcome) = RequestBody::upload(incoming, self.limits.request_body_bytes_max, ending);
+        let (body, outcome) = RequestBody::upload(early, incoming, self.limits.request_body_bytes_max, ending);
         Ok((body, Some(outcome)))
     }
 
@@ -201,6 +203,10 @@ impl Forwarding {
         let body = ResponseBody::app(incoming, lease, upload, ending, open);
         Ok(Response::from_parts(parts, body))
     }
+}
+
+pub(crate) fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// Makes the head an HTTP/1.1 request in origin form with the headers that the app may see.

@@ -9,17 +9,17 @@ use envforge_domain::time::{SharedClock, UnixMillis};
 use futures_util::stream;
 use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::admission::{self, ForwardPermit, Refused, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
-use crate::body::ResponseBody;
+use crate::body::{EARLY_BYTES_MAX, Early, ResponseBody};
 use crate::config::Config;
-use crate::connection::{Client, REFUSED_METHOD, Serve};
+use crate::connection::{Client, HTTP2_STREAM_WINDOW_BYTES, REFUSED_METHOD, Serve};
 use crate::denial::{Denial, ProtocolFault};
-use crate::forward::{Forwarding, Passage};
+use crate::forward::{Forwarding, Passage, announced_length};
 use crate::header::Forwarded;
 use crate::host::{Host, WorkspaceHost, split};
 use crate::metric;
@@ -154,7 +154,7 @@ impl Connection {
 
     async fn workspace(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         handshake: Option<Handshake>,
         host: &WorkspaceHost,
         forwarded: &Forwarded,
@@ -174,8 +174,8 @@ impl Connection {
             websocket: handshake.is_some(),
         };
         let permit = self.admit(&head, now)?;
-        let endpoint = match self.endpoint(&permit, request.method(), request.headers(), audience).await {
-            Ok(Reached::App(endpoint)) => endpoint,
+        let (endpoint, early) = match self.endpoint(&permit, &mut request, audience).await {
+            Ok(Reached::App(endpoint, early)) => (endpoint, early),
             Ok(Reached::WakingPage(page)) => return Ok(*page),
             // What a link may not cause counts; what befalls a runtime does not.
             Err(denial @ (Denial::WakeBudgetSpent | Denial::WakeRefused | Denial::TooManyHeld)) => {
@@ -185,7 +185,7 @@ impl Connection {
         };
         // A held request starts anew: it was held against the state again when its wait was over.
         let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, now, begun };
+        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, early, now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {
@@ -211,8 +211,7 @@ impl Connection {
     async fn endpoint(
         &self,
         permit: &ForwardPermit,
-        method: &Method,
-        headers: &HeaderMap,
+        request: &mut Request<Incoming>,
         audience: Audience,
     ) -> Result<Reached, Denial> {
         let waker = &self.shared.waker;
@@ -220,16 +219,42 @@ impl Connection {
         let seen = {
             let seen = runtime.borrow();
             if let Some(address) = wake::endpoint(&seen, permit) {
-                return address.map(Reached::App);
+                return address.map(|address| Reached::App(address, Early::default()));
             }
             seen.clone()
         };
-        if audience == Audience::Person && matches!(*method, Method::GET | Method::HEAD) {
+        if audience == Audience::Person && matches!(*request.method(), Method::GET | Method::HEAD) {
             waker.nudge(permit, &seen)?;
             return Ok(Reached::WakingPage(Box::new(pages::waking(permit.link(), &seen))));
         }
-        let head_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum::<usize>();
-        waker.hold(permit, head_bytes).await.map(Reached::App)
+        self.held(permit, request).await
+    }
+
+    /// Waits for the runtime, or for the client to leave.
+    async fn held(&self, permit: &ForwardPermit, request: &mut Request<Incoming>) -> Result<Reached, Denial> {
+        let head = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum::<usize>();
+        let bytes = head + self.kept_of_body(request);
+        let mut early = Early::default();
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.shared.waker.hold(permit, bytes) => Some(outcome),
+            () = early.read(request.body_mut()) => None,
+        };
+        match outcome {
+            Some(outcome) => outcome.map(|address| Reached::App(address, early)),
+            // Nobody hears this.
+            None => Err(Denial::TryAgain),
+        }
+    }
+
+    /// What may be kept of a held request's body: what we read, and over HTTP/2 what fills the stream's window besides.
+    fn kept_of_body(&self, request: &Request<Incoming>) -> usize {
+        if request.body().is_end_stream() {
+            return 0;
+        }
+        let most = EARLY_BYTES_MAX + if self.client.http2 { HTTP2_STREAM_WINDOW_BYTES as usize } else { 0 };
+        let announced = announced_length(request.headers()).and_then(|length| usize::try_from(length).ok());
+        announced.map_or(most, |length| length.min(most))
     }
 
     async fn reserved(
@@ -341,7 +366,7 @@ impl Following {
 }
 
 enum Reached {
-    App(SocketAddr),
+    App(SocketAddr, Early),
     WakingPage(Box<Response<ResponseBody>>),
 }
 

@@ -33,7 +33,7 @@ const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(15);
 /// A refused wake is not asked for again by the same link before this.
 const REFUSED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const WAKE_ATTEMPTS_MAX: u32 = 4;
-/// Heads are counted in these, rounded up.
+/// What is kept is counted in these, rounded up.
 const BYTES_PER_UNIT: usize = 1024;
 
 /// What came of asking for a wake.
@@ -117,9 +117,9 @@ impl Waker {
         }
     }
 
-    /// Waits until the service can be reached by who may still reach it. `head_bytes` is what the waiting request keeps in memory.
-    pub(crate) async fn hold(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<SocketAddr, Denial> {
-        let _place = self.place(permit, head_bytes)?;
+    /// Waits until the service can be reached by who may still reach it. `bytes` is what the waiting request keeps in memory.
+    pub(crate) async fn hold(&self, permit: &ForwardPermit, bytes: usize) -> Result<SocketAddr, Denial> {
+        let _place = self.place(permit, bytes)?;
         let begun = Instant::now();
         let outcome = tokio::select! {
             // An end that comes together with the app's readiness counts.
@@ -220,15 +220,15 @@ impl Waker {
         Ok(outcome)
     }
 
-    fn place(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<Place, Denial> {
+    fn place(&self, permit: &ForwardPermit, bytes: usize) -> Result<Place, Denial> {
         let full = |_| Denial::TooManyHeld;
         let one = Arc::clone(&self.held).try_acquire_owned().map_err(full)?;
-        let units = u32::try_from(head_bytes.div_ceil(BYTES_PER_UNIT)).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.held_bytes).try_acquire_many_owned(units).map_err(full)?;
+        let units = u32::try_from(bytes.div_ceil(BYTES_PER_UNIT)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.held_bytes).try_acquire_many_owned(units).map_err(full)?;
         let of_workspace = self.per_workspace.enter(permit.workspace()).ok_or(Denial::TooManyHeld)?;
         let of_link = self.per_link.enter(permit.link().link).ok_or(Denial::TooManyHeld)?;
         self.gauge.increment(1);
-        Ok(Place { _slots: (one, bytes), _counted: (of_workspace, of_link), gauge: self.gauge.clone() })
+        Ok(Place { _slots: (one, room), _counted: (of_workspace, of_link), gauge: self.gauge.clone() })
     }
 
     /// A place for a waking page that is told how far the wake is.

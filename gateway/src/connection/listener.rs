@@ -30,6 +30,10 @@ use crate::body::ResponseBody;
 use crate::config::{Config, Limits, Timeouts};
 use crate::metric;
 
+/// What a client may send of one body before any of it is read. The same for all streams, since hyper sets no window of
+/// a single one; what a held request may so fill is counted for it.
+pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("cannot listen on {address}: {source}")]
@@ -199,7 +203,7 @@ impl Http {
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .keep_alive_interval(Some(Duration::from_secs(20)))
             .keep_alive_timeout(Duration::from_secs(20))
-            .initial_stream_window_size(256 * 1024)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(1024 * 1024)
             .max_send_buf_size(256 * 1024)
             .enable_connect_protocol();

@@ -101,19 +101,67 @@ async fn two_hundred_requests_are_held_for_one_wake_and_all_answered() {
     assert_eq!(app.seen.requests.load(Ordering::SeqCst), 200);
 }
 
+impl World {
+    fn post(&self, path: &str, framing: &str) -> String {
+        let (host, cookie) = (self.host(), self.cookie_header());
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\nOrigin: http://{host}\r\n{framing}\r\n\r\n"
+        )
+    }
+}
+
 #[tokio::test]
 async fn a_held_upload_arrives_whole() {
-    let (world, app) = (World::start().await, App::start().await);
-    let host = world.host();
-    let request = format!(
-        "POST /x HTTP/1.1\r\nHost: {host}\r\nCookie: {}\r\nOrigin: http://{host}\r\nContent-Length: 5\r\n\r\nhello",
-        world.cookie_header()
-    );
-    let (answer, ()) = tokio::join!(world.raw(request), async {
-        world.woken().await;
-        world.ready(app.address).await;
-    });
-    assert!(answer.unwrap().body.ends_with("\nhello"));
+    // More than is read while it is held.
+    let body: String = (0..60_000).map(|index| format!("{:05}", index)).collect();
+    for (framing, sent) in [
+        (format!("Content-Length: {}", body.len()), body.clone()),
+        ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())),
+        ("Content-Length: 5".to_owned(), "hello".to_owned()),
+    ] {
+        let (world, app) = (World::start().await, App::start().await);
+        let request = world.post("/x", &framing) + &sent;
+        let (answer, ()) = tokio::join!(world.raw(request), async {
+            world.woken().await;
+            world.ready(app.address).await;
+        });
+        let expected = if sent == "hello" { "hello" } else { &body };
+        assert!(answer.unwrap().body.ends_with(&format!("\n{expected}")), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_during_a_held_upload_leaves_its_place() {
+    let world = World::with(|config| config.limits.held_requests_max = 1).await;
+    let mut client = world.client().await;
+    client.send(world.post("/x", "Content-Length: 100000") + "the beginning").await;
+    world.woken().await;
+    assert_eq!(world.fetch("/y").await.code(), "too_many_held");
+    drop(client);
+    let free = async {
+        loop {
+            let mut next = world.client().await;
+            next.send(world.get("/y", "")).await;
+            // Held now, where it was refused before.
+            if tokio::time::timeout(Duration::from_millis(200), next.answer()).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(crate::app::SOON, free).await.expect("the place is free in time");
+}
+
+#[tokio::test]
+async fn what_held_uploads_may_keep_is_bounded() {
+    let world = World::with(|config| config.limits.held_bytes_max = 100 * 1024).await;
+    let mut first = world.client().await;
+    first.send(world.post("/x", "Content-Length: 1000000")).await;
+    world.woken().await;
+    assert_eq!(world.raw(world.post("/y", "Content-Length: 1000000")).await.unwrap().code(), "too_many_held");
+    let mut small = world.client().await;
+    small.send(world.post("/z", "Content-Length: 5") + "hello").await;
+    let held = tokio::time::timeout(Duration::from_millis(200), small.answer()).await.is_err();
+    assert!(held, "a small one has room beside it");
 }
 
 #[tokio::test]
