@@ -50,7 +50,8 @@ pub struct ForwardPermit {
     permit: Permit,
     link: Arc<LinkView>,
     session: SessionView,
-    service: ServiceName,
+    /// Where that is another one than the link's own.
+    service: Option<ServiceName>,
     /// The family of the path.
     base: RouteFamily,
     /// What must stay allowed for as long as the request lives: the path's family, and `Websockets` for a socket.
@@ -84,7 +85,7 @@ impl ForwardPermit {
     }
 
     pub fn service(&self) -> &ServiceName {
-        &self.service
+        self.service.as_ref().unwrap_or(&self.link.service)
     }
 
     /// Cancelled when the right to this path ends before its time.
@@ -174,7 +175,8 @@ pub fn admit(
         Resource::Workspace { org: workspace.org, project: workspace.project, workspace: workspace.workspace };
     let permit = authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now)
         .map_err(refuse)?;
-    Ok(ForwardPermit { permit, service: service.clone(), session, base, families, link })
+    let service = (*service != link.service).then(|| service.clone());
+    Ok(ForwardPermit { permit, service, session, base, families, link })
 }
 
 /// Whether signed links work here at all; a Tailscale-only workspace looks like none.

@@ -174,8 +174,10 @@ impl Connection {
             websocket: handshake.is_some(),
         };
         let permit = self.admit(&head, now)?;
-        let (endpoint, early) = match self.endpoint(&permit, &mut request, audience).await {
-            Ok(Reached::App(endpoint, early)) => (endpoint, early),
+        let (endpoint, early, now) = match self.endpoint(&permit, &mut request, audience).await {
+            Ok(Reached::App(endpoint)) => (endpoint, Early::default(), now),
+            // A held request starts anew: it was held against the state again when its wait was over.
+            Ok(Reached::AppAfterHold(endpoint, early)) => (endpoint, early, shared.clock.now()),
             Ok(Reached::WakingPage(page)) => return Ok(*page),
             // What a link may not cause counts; what befalls a runtime does not.
             Err(denial @ (Denial::WakeBudgetSpent | Denial::WakeRefused | Denial::TooManyHeld)) => {
@@ -183,8 +185,7 @@ impl Connection {
             }
             Err(denial) => return Err(denial),
         };
-        // A held request starts anew: it was held against the state again when its wait was over.
-        let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
+        let begun = tokio::time::Instant::now();
         let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, early, now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
@@ -215,13 +216,12 @@ impl Connection {
         audience: Audience,
     ) -> Result<Reached, Denial> {
         let waker = &self.shared.waker;
-        let runtime = self.shared.view.runtime(permit.workspace());
-        let seen = {
-            let seen = runtime.borrow();
-            if let Some(address) = wake::endpoint(&seen, permit) {
-                return address.map(|address| Reached::App(address, Early::default()));
-            }
-            seen.clone()
+        let seen = self.shared.view.look_at_runtime(permit.workspace(), |runtime| {
+            wake::endpoint(runtime, permit).ok_or_else(|| runtime.clone())
+        });
+        let seen = match seen {
+            Ok(address) => return address.map(Reached::App),
+            Err(seen) => seen,
         };
         if audience == Audience::Person && matches!(*request.method(), Method::GET | Method::HEAD) {
             waker.nudge(permit, &seen)?;
@@ -241,7 +241,7 @@ impl Connection {
             () = early.read(request.body_mut()) => None,
         };
         match outcome {
-            Some(outcome) => outcome.map(|address| Reached::App(address, early)),
+            Some(outcome) => outcome.map(|address| Reached::AppAfterHold(address, early)),
             // Nobody hears this.
             None => Err(Denial::TryAgain),
         }
@@ -366,7 +366,8 @@ impl Following {
 }
 
 enum Reached {
-    App(SocketAddr, Early),
+    App(SocketAddr),
+    AppAfterHold(SocketAddr, Early),
     WakingPage(Box<Response<ResponseBody>>),
 }
 

@@ -186,6 +186,11 @@ impl GatewayView {
         self.runtimes.subscribe(workspace)
     }
 
+    /// A runtime as it is now, for the length of `look`.
+    pub fn look_at_runtime<T>(&self, workspace: WorkspaceId, look: impl FnOnce(&RuntimeView) -> T) -> T {
+        self.runtimes.look(workspace, look)
+    }
+
     pub fn freshness(&self) -> Freshness {
         *self.freshness.read()
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{FrameTracker, close_frame};
@@ -17,8 +18,9 @@ use crate::activity::OpenStream;
 use crate::forward::LAST_WORD;
 use crate::standing::Standing;
 
-/// Bytes under way in one direction.
+/// Bytes under way in one direction, once it has filled a small buffer. Most sockets say little, and many are open.
 const BUFFER_BYTES: usize = 16 * 1024;
+const SMALL_BUFFER_BYTES: usize = 1024;
 /// How often a socket in use says so to `activity`.
 const ACTIVITY_INTERVAL: Duration = Duration::from_secs(5);
 /// Private close code (RFC 6455 7.4.2) for a right that has ended; the number follows HTTP's 403.
@@ -75,18 +77,16 @@ pub(crate) struct Splice {
 
 /// One direction: what was read and not yet written.
 struct Copy {
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    buffer: BytesMut,
+    /// Room made before a read.
+    room: usize,
     finished: bool,
     needs_flush: bool,
 }
 
 impl Copy {
     fn new(early: &[u8]) -> Self {
-        let mut buffer = vec![0; BUFFER_BYTES.max(early.len())].into_boxed_slice();
-        buffer[..early.len()].copy_from_slice(early);
-        Self { buffer, start: 0, end: early.len(), finished: false, needs_flush: false }
+        Self { buffer: BytesMut::from(early), room: SMALL_BUFFER_BYTES, finished: false, needs_flush: false }
     }
 
     /// Runs until it has to wait. `moved` is set where bytes were written, `wrote` sees them.
@@ -99,23 +99,26 @@ impl Copy {
         mut wrote: impl FnMut(&[u8]),
     ) -> Poll<io::Result<()>> {
         loop {
-            while self.start < self.end {
-                let written = ready!(to.as_mut().poll_write(cx, &self.buffer[self.start..self.end]))?;
+            while !self.buffer.is_empty() {
+                let written = ready!(to.as_mut().poll_write(cx, &self.buffer))?;
                 if written == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                wrote(&self.buffer[self.start..self.start + written]);
-                self.start += written;
+                wrote(&self.buffer[..written]);
+                self.buffer.advance(written);
                 (*moved, self.needs_flush) = (true, true);
             }
             if self.finished {
                 return to.as_mut().poll_shutdown(cx);
             }
-            let mut buffer = ReadBuf::new(&mut self.buffer);
-            match from.as_mut().poll_read(cx, &mut buffer)? {
-                Poll::Ready(()) => {
-                    (self.start, self.end) = (0, buffer.filled().len());
-                    self.finished = self.end == 0;
+            // What was written is given up, so this makes no new buffer unless it grows.
+            self.buffer.reserve(self.room);
+            match poll_read_buf(from.as_mut(), cx, &mut self.buffer)? {
+                Poll::Ready(read) => {
+                    self.finished = read == 0;
+                    if read >= self.room {
+                        self.room = BUFFER_BYTES;
+                    }
                 }
                 Poll::Pending => {
                     if self.needs_flush {
