@@ -2,8 +2,10 @@
 //!
 //! `forward` is the only way to an app besides `websocket`, and both take a `ForwardPermit`.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use envforge_domain::time::UnixMillis;
@@ -159,10 +161,15 @@ impl Forwarding {
         upload: Option<&UploadOutcome>,
     ) -> Result<Sent, Denial> {
         let head_limit = self.timeouts.response_head;
-        let mut sending = std::pin::pin!(lease.send(request));
+        let (sending, patience) = lease.send(request);
+        let mut sending = std::pin::pin!(sending);
         // Most answers come within this; only the others pay for being watched. What is revoked meanwhile ends at the
         // first piece of its body.
-        if let Ok(sent) = tokio::time::timeout_at(passage.begun + QUICK, sending.as_mut()).await {
+        let quick = poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(sent) => Poll::Ready(Some(sent)),
+            Poll::Pending => patience.poll(cx, passage.begun + QUICK).map(|()| None),
+        });
+        if let Some(sent) = quick.await {
             return Ok(sent);
         }
         let mut ended = Box::pin(self.standing.ended(&passage.permit));

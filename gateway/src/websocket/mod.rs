@@ -169,7 +169,7 @@ impl Forwarding {
         let answer = tokio::select! {
             biased;
             denial = self.standing.ended(&passage.permit) => return Err(denial),
-            sent = lease.send(outgoing) => match sent {
+            sent = lease.send(outgoing).0 => match sent {
                 Sent::Answer(answer) => answer,
                 Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
                 Sent::Failed(error) => return Err(failure(&error, None)),
