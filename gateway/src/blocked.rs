@@ -146,7 +146,8 @@ impl BlockedCounters {
         // A link that the view has forgotten ended long ago; nobody reads its counters.
         let Some(link) = view.link(taken.link) else { return };
         let Ok(permit) = admission::record_permit(&link, view.freshness().position, until) else { return };
-        let attempts = taken.by_code.iter().map(|(code, count)| BlockedAttempts { code: (*code).to_owned(), count: *count });
+        let attempts =
+            taken.by_code.iter().map(|(code, count)| BlockedAttempts { code: (*code).to_owned(), count: *count });
         let blocked = Blocked { link: taken.link, attempts: attempts.collect(), since: taken.since, until };
         match decisions.record_blocked(&permit, blocked).await {
             Ok(()) => metric::blocked_report("recorded"),

@@ -177,7 +177,9 @@ impl Body for ResponseBody {
         let polled = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Page(content) => Poll::Ready(content.take().map(|content| Ok(Frame::data(content)))),
-            Kind::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|event| Ok(Frame::data(event)))),
+            Kind::Events(events) => {
+                events.as_mut().poll_next(cx).map(|event| event.map(|event| Ok(Frame::data(event))))
+            }
             Kind::App(body) => body.poll_frame(cx),
         };
         if this.http2 {

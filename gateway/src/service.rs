@@ -186,7 +186,8 @@ impl Connection {
             Err(denial) => return Err(denial),
         };
         let begun = tokio::time::Instant::now();
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, early, now, begun };
+        let passage =
+            Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, early, now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {
@@ -227,7 +228,8 @@ impl Connection {
             waker.nudge(permit, &seen)?;
             return Ok(Reached::WakingPage(Box::new(pages::waking(permit.link(), &seen))));
         }
-        self.held(permit, request).await
+        // In a box: what most requests never need.
+        Box::pin(self.held(permit, request)).await
     }
 
     /// Waits for the runtime, or for the client to leave.
@@ -308,7 +310,7 @@ impl Connection {
         let following = Following::new(&self.shared, permit)?;
         let told = (following, String::new(), tokio::time::Instant::now());
         let events = stream::unfold(Some(told), |told| async {
-            let (mut following, seen, mut last) = told?;
+            let (mut following, seen, last) = told?;
             loop {
                 let news = following.news();
                 let now = tokio::time::Instant::now();
@@ -318,8 +320,7 @@ impl Connection {
                 }
                 // Whatever stands between keeps a stream open in which something comes.
                 if now >= last + EVENTS_SILENCE_MAX {
-                    last = now;
-                    return Some((Bytes::from_static(b":\n\n"), Some((following, seen, last))));
+                    return Some((Bytes::from_static(b":\n\n"), Some((following, seen, now))));
                 }
                 following.changed().await.ok()?;
             }

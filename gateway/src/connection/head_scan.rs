@@ -202,7 +202,8 @@ fn conclude(request: &RequestLine<'_>, facts: &Facts, length: usize) -> Result<H
 /// Absolute form is for proxies that clients choose. Two places for one host is one too many, even where they agree:
 /// the next server may read the other one.
 fn check_target(request: &RequestLine<'_>) -> Result<(), ProtocolFault> {
-    let names = |scheme: &[u8]| request.target.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme));
+    let names =
+        |scheme: &[u8]| request.target.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme));
     match request.target {
         [b'/', ..] => Ok(()),
         b"*" if request.method == b"OPTIONS" => Ok(()),

@@ -305,7 +305,9 @@ async fn an_event_stream_over_http_2_ends_when_the_link_is_revoked() {
     world.ready(app.address).await;
     let stream = connect(&world, &host(), &[b"h2"]).await.unwrap();
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Upload>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake::<_, _, Upload>(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(connection);
     let mut events = sender.send_request(get("/events", COOKIE)).await.unwrap().into_body();
     assert_eq!(events.frame().await.unwrap().unwrap().into_data().unwrap(), "data: hello\n\n");

@@ -105,7 +105,9 @@ async fn below_a_public_suffix_a_handoff_arrives_from_another_site() {
         let location = world.post_share().await.header("location").to_owned();
         let (host, path) = location.strip_prefix("http://").unwrap().split_once('/').unwrap();
         let arrival = |fetch: &str| {
-            format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Test\r\nSec-Fetch-Site: cross-site\r\n{fetch}\r\n")
+            format!(
+                "GET /{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Test\r\nSec-Fetch-Site: cross-site\r\n{fetch}\r\n"
+            )
         };
         // Never as part of a page of another site.
         let framed = arrival("Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n");

@@ -295,14 +295,11 @@ async fn one_link_keeps_neither_connections_nor_places_from_the_others() {
     world.woken().await;
     assert_eq!(world.fetch("/y").await.code(), "too_many_held");
     // A waking page takes no place of a held request, nor a second one that of another link's.
-    let news: serde_json::Value =
-        serde_json::from_str(&world.fetch("/.envforge/wake?seen=").await.body).unwrap();
+    let news: serde_json::Value = serde_json::from_str(&world.fetch("/.envforge/wake?seen=").await.body).unwrap();
     let wait_for_more = format!("/.envforge/wake?seen={}", news["seen"].as_str().unwrap());
     let mut following = world.client().await;
     following.send(world.get(&wait_for_more, "")).await;
-    let full = async {
-        while world.fetch(&wait_for_more).await.status != 503 {}
-    };
+    let full = async { while world.fetch(&wait_for_more).await.status != 503 {} };
     tokio::time::timeout(crate::app::SOON, full).await.expect("a full house in time");
     assert_eq!(other("/.envforge/wake?seen=").await.unwrap().status, 200);
     let (held, ()) = tokio::join!(other("/x"), world.ready(app.address));

@@ -171,19 +171,19 @@ impl World {
 
     /// The same for several streams, which the views hear of at once.
     pub(crate) async fn append_all(&self, streams: Vec<(StreamId, Vec<Event>)>) {
-        let mut batch = Vec::new();
+        let (mut batch, command) = (Vec::new(), CommandId::from_uuid(Uuid::now_v7()));
         for (stream, events) in streams {
             let last = self.log.last_of_stream(&stream).await.unwrap();
             let expected = Expectation::LastAt(last.map_or(Position::START, |last| last.position));
             let id = Uuid::now_v7();
             let commit = Commit {
                 id: CommitId::from_uuid(id),
-                command: CommandId::from_uuid(id),
+                command,
                 request_digest: None,
                 stream,
                 actor: Actor::System(Component::Setup),
                 surface: Surface::Cli,
-                correlation: CorrelationId::from_uuid(id),
+                correlation: CorrelationId::from_uuid(*command.as_uuid()),
                 causation: None,
                 decided_at: now(),
                 events,
