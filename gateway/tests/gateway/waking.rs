@@ -245,6 +245,11 @@ async fn who_waits_is_let_go_at_the_links_end_and_not_at_the_waits() {
 #[tokio::test]
 async fn an_end_that_comes_together_with_the_apps_readiness_counts() {
     let (world, app) = (std::sync::Arc::new(World::start().await), App::start().await);
+    // A connection that is there already makes nobody wait once more.
+    world.ready(app.address).await;
+    assert_eq!(world.fetch("/before").await.status, 200);
+    world.go_to_sleep().await;
+    world.slept().await;
     let requests: Vec<_> = (0..20)
         .map(|index| {
             let world = std::sync::Arc::clone(&world);
@@ -256,7 +261,7 @@ async fn an_end_that_comes_together_with_the_apps_readiness_counts() {
     for request in requests {
         assert_eq!(request.await.unwrap().code(), "link_revoked");
     }
-    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 0);
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
@@ -264,8 +269,9 @@ async fn who_waits_for_a_connection_to_the_app_is_let_go_when_the_link_ends() {
     let world = World::with(|config| config.limits.upstream_connections_per_endpoint_max = 1).await;
     let app = App::start().await;
     world.ready(app.address).await;
+    world.issue(NewLink { number: 9, cookie: OTHER, ..LINK }).await;
     let mut first = world.client().await;
-    first.send(world.get("/events", "")).await;
+    first.send(world.get("/events", "").replace(COOKIE, OTHER)).await;
     assert_eq!(first.head().await.unwrap().status, 200);
     let begun = Instant::now();
     let (answer, ()) = tokio::join!(world.fetch("/x"), async {

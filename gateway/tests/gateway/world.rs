@@ -21,6 +21,7 @@ use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
 use envforge_gateway::{Activity, Config, Decisions, Gateway, HandoffKey, LogDecisions, Parts, Scheme};
 use envforge_identity::share_token::{ShareClaims, ShareVerifier, SigningKey};
+use envforge_projections::gateway_view::RuntimePhase;
 use envforge_projections::{Authorizer, DenialSink, Hot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -332,7 +333,7 @@ impl World {
     /// Waits until a wake stands in the log.
     pub(crate) async fn woken(&self) {
         let mut runtime = self.hot.gateway.runtime(self.workspace());
-        let waking = runtime.wait_for(|view| view.epoch >= Epoch(1));
+        let waking = runtime.wait_for(|view| view.epoch >= Epoch(1) && view.phase != RuntimePhase::Asleep);
         tokio::time::timeout(crate::app::SOON, waking).await.expect("a wake in time").unwrap();
     }
 
