@@ -169,6 +169,14 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
     let api = &revoked["api"];
     assert!(matches!(api["status"].as_u64(), Some(401 | 403 | 410)) && api["redirected"] == false, "{api}");
     assert!(api["type"].as_str().unwrap().contains("json") && api["body"]["code"].is_string(), "{api}");
+    let looks = reviewer.saw("looks")["looked"].as_array().unwrap().clone();
+    assert_eq!(looks.len(), 9, "three pages in three views: {looks:?}");
+    for look in &looks {
+        assert!(look["overflow"].as_f64().unwrap() <= 0.0 && look["sticksOut"] == json!([]), "{look}");
+        // WCAG 2.2, 1.4.3: what is read at this size.
+        assert!(look["contrast"].as_f64().unwrap() >= 4.5, "{look}");
+        assert_eq!(look["ground"].as_f64().unwrap() < 0.2, look["scheme"] == "dark", "{look}");
+    }
     let again = reviewer.saw("share-again");
     assert_eq!(again["buttons"], 0, "{again}");
 

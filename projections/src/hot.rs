@@ -30,7 +30,8 @@ pub struct HotConfig {
     /// Wait before following again after the log was out of reach; doubled each time up to `reconnect_max`.
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
-    /// For the metric of lag; without one it is not measured.
+    /// For the metric of lag, and to know how old a commit is. Without one, nothing but the log's word that there is
+    /// no more makes the views fresh.
     pub clock: Option<SharedClock>,
 }
 
@@ -133,7 +134,7 @@ impl Hot {
         }
     }
 
-    /// Time since the log last gave a sign of life.
+    /// Time since the views last had everything that the log had.
     pub fn silence(&self) -> Duration {
         self.gateway.freshness().last_heard.elapsed()
     }
@@ -170,12 +171,19 @@ impl Hot {
         self.gateway.apply(recorded, &rights);
     }
 
-    fn heard(&self, position: Position, caught_up: bool) {
-        self.gateway.heard(position);
+    fn heard(&self, position: Position, current_at: Option<Instant>, caught_up: bool) {
+        self.gateway.heard(position, current_at);
         self.progress.send_modify(|progress| {
             progress.position = progress.position.max(position);
             progress.caught_up |= caught_up;
         });
+    }
+
+    /// When the views that have this commit were current. A backlog that is read after a partition is as old as it
+    /// says, however fast it comes: only what was recorded within the limit counts, and from then on.
+    fn current_at(&self, recorded: &Recorded) -> Option<Instant> {
+        let age = self.config.clock.as_ref()?.now().since(recorded.recorded_at).to_duration();
+        (age <= self.config.staleness_max).then(|| Instant::now().checked_sub(age)).flatten()
     }
 
     fn end(&self, reason: &str) {
@@ -265,13 +273,13 @@ impl Follower {
                     self.hot.fold(&recorded);
                     self.report.folded(started.elapsed());
                     self.checkpoint = checkpoint;
-                    self.hot.heard(recorded.position, false);
+                    self.hot.heard(recorded.position, self.hot.current_at(&recorded), false);
                     if self.report.commits >= COMMITS_PER_REPORT {
                         self.tell(Some(&recorded));
                     }
                 }
                 Some(Ok(Follow::Caught { position })) => {
-                    self.hot.heard(position, true);
+                    self.hot.heard(position, Some(Instant::now()), true);
                     self.tell(None);
                 }
             }

@@ -60,6 +60,14 @@ impl Runtimes {
         self.channels.write().entry(workspace).or_default().subscribe()
     }
 
+    /// A look without waiting: costs less than a subscription.
+    pub(crate) fn look<T>(&self, workspace: WorkspaceId, look: impl FnOnce(&RuntimeView) -> T) -> T {
+        match self.channels.read().get(&workspace) {
+            Some(sender) => look(&sender.borrow()),
+            None => look(&RuntimeView::default()),
+        }
+    }
+
     pub(crate) fn apply(&self, workspace: WorkspaceId, event: &RuntimeEvent, at: UnixMillis) {
         if let Some(sender) = self.channels.read().get(&workspace) {
             tell(sender, event, at);

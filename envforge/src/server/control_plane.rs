@@ -6,7 +6,7 @@ use envforge_commands::Commands;
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::SharedLog;
 use envforge_identity::clock::SystemClock;
-use envforge_projections::{Authorizer, DenialSink, Hot};
+use envforge_projections::{Authorizer, DenialSink, Hot, HotConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,10 +23,12 @@ pub(crate) struct ControlPlane {
 impl ControlPlane {
     /// Starts the hot views and waits until they have what the log holds.
     pub(crate) async fn start(log: SharedLog, stop: CancellationToken) -> anyhow::Result<Self> {
-        let hot = Hot::start(Arc::clone(&log), stop);
+        let clock: SharedClock = Arc::new(SystemClock);
+        let hot_config = HotConfig { clock: Some(Arc::clone(&clock)), ..HotConfig::default() };
+        let hot = Hot::start_with(Arc::clone(&log), hot_config, stop);
         hot.caught_up().await?;
         let authorizer = Authorizer::new(Arc::clone(&log), Arc::clone(&hot), Arc::new(DenialSink::default()));
-        Ok(Self { commands: Commands::new(Arc::clone(&log)), log, hot, authorizer, clock: Arc::new(SystemClock) })
+        Ok(Self { commands: Commands::new(Arc::clone(&log)), log, hot, authorizer, clock })
     }
 }
 

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::FirstOwner;
 use super::control_plane::{ControlPlane, Essential, asked_to_stop};
+use super::gateway_args::GatewayArgs;
 use super::telemetry::{self, LogFormat};
 use super::{api, roles};
 
@@ -87,6 +88,8 @@ pub(crate) struct ServeArgs {
     gateway_tls_certificate: Option<PathBuf>,
     #[arg(long, value_name = "FILE", requires = "gateway_tls_certificate")]
     gateway_tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
     /// Where this machine's agent keeps its state.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
@@ -247,6 +250,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     if has(RoleName::Gateway) {
         let mut config = envforge_gateway::Config::new(domain, scheme, args.gateway_listen);
         config.public_port = port;
+        args.gateway.apply(&mut config);
         config.tls = match (args.gateway_tls_certificate, args.gateway_tls_key) {
             (Some(certificate_chain), Some(private_key)) => Some(TlsFiles { certificate_chain, private_key }),
             (Some(_), None) | (None, Some(_)) | (None, None) => None,
