@@ -57,6 +57,13 @@ pub trait EventLog: Send + Sync + 'static {
         filter: Filter,
     ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError>;
 
+    /// Holds a checkpoint against the log: fails with `NotTheSameLog` where it is of another one, or of a later state of
+    /// this one. Waits for nothing, so a log out of reach is an error here, which it is not to a follower.
+    async fn verify(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
+        // Where following looks before it begins, that is all there is to it.
+        self.follow(checkpoint.clone(), Filter::everything()).await.map(drop)
+    }
+
     /// Identity and last position.
     async fn head(&self) -> Result<Head, LogError>;
 }

@@ -58,6 +58,8 @@ pub struct Hot {
 #[derive(Clone, Debug)]
 struct Progress {
     position: Position,
+    /// Of the last commit that was folded.
+    checkpoint: Checkpoint,
     caught_up: bool,
     /// Why nothing is followed any more.
     ended: Option<String>,
@@ -90,7 +92,12 @@ impl Hot {
 
     /// Views that nothing feeds yet.
     pub(crate) fn unfed(config: HotConfig) -> Arc<Self> {
-        let (progress, _) = watch::channel(Progress { position: Position::START, caught_up: false, ended: None });
+        let (progress, _) = watch::channel(Progress {
+            position: Position::START,
+            checkpoint: Checkpoint::START,
+            caught_up: false,
+            ended: None,
+        });
         Arc::new(Self {
             authorization: Arc::default(),
             gateway: Arc::default(),
@@ -103,6 +110,26 @@ impl Hot {
 
     pub fn position(&self) -> Position {
         self.progress.borrow().position
+    }
+
+    /// Where the views stand, once they have folded something beyond `position`: what the next start of this process
+    /// can hold against the log.
+    ///
+    /// # Errors
+    /// When the views stop before.
+    pub async fn checkpoint_beyond(&self, position: Position) -> Result<Checkpoint, Stale> {
+        let mut progress = self.progress.subscribe();
+        let beyond = |progress: &Progress| progress.checkpoint.position > position || progress.ended.is_some();
+        let Ok(reached) = progress.wait_for(beyond).await else {
+            return Err(Stale::Stopped { reason: "the views are gone".to_owned() });
+        };
+        still_following(Some(&*reached))?;
+        Ok(reached.checkpoint.clone())
+    }
+
+    /// Where the views stand.
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.progress.borrow().checkpoint.clone()
     }
 
     /// Waits until the views have everything that stood in the log when they started.
@@ -185,6 +212,14 @@ impl Hot {
                 progress.ended = Some(reason.to_owned());
             }
             first
+    fn folded(&self, checkpoint: Checkpoint) {
+        self.gateway.heard(checkpoint.position);
+        self.progress.send_modify(|progress| {
+            progress.position = progress.position.max(checkpoint.position);
+            progress.checkpoint = checkpoint;
+        });
+    }
+
         });
     }
 
@@ -264,8 +299,8 @@ impl Follower {
                     let started = Instant::now();
                     self.hot.fold(&recorded);
                     self.report.folded(started.elapsed());
-                    self.checkpoint = checkpoint;
-                    self.hot.heard(recorded.position, false);
+                    self.checkpoint = checkpoint.clone();
+                    self.hot.folded(checkpoint);
                     if self.report.commits >= COMMITS_PER_REPORT {
                         self.tell(Some(&recorded));
                     }

@@ -11,6 +11,7 @@ mod demo;
 mod demo_repository;
 mod denials;
 pub(crate) mod dev;
+mod known_log;
 pub(crate) mod projections;
 mod roles;
 pub(crate) mod serve;

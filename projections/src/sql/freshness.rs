@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use envforge_domain::commit::Position;
+use envforge_eventlog::Checkpoint;
 use tokio::sync::watch;
 
 use super::checkpoint;
@@ -60,6 +61,11 @@ impl Database {
             }
             let stored = self.position(model).await?;
             if stored >= position {
+    /// Where the live generation of a read model stands in which log.
+    pub async fn checkpoint(&self, model: ModelName) -> Result<Checkpoint, DatabaseError> {
+        Ok(checkpoint::live(self, model).await?.checkpoint)
+    }
+
                 return Ok(());
             }
             let left = end.saturating_duration_since(Instant::now());
