@@ -260,6 +260,7 @@ impl Follower {
         let recorded = stored.decode()?;
         let digest = digest_of(&stored.payload);
         self.position = found;
+        self.leader.saw(found);
         self.digest = Some(digest);
         self.heard = Instant::now();
         self.ask_at = self.ask_at.max(self.heard + QUIET);
