@@ -184,6 +184,13 @@ impl Hot {
         still_following(Some(&*self.progress.borrow()))
     }
 
+    /// Waits until the views stop for good; says why.
+    pub async fn ended(&self) -> String {
+        let mut progress = self.progress.subscribe();
+        let ended = progress.wait_for(|progress| progress.ended.is_some()).await;
+        ended.ok().and_then(|progress| progress.ended.clone()).unwrap_or_default()
+    }
+
     /// Why the views stopped for good, where they did.
     pub fn failed(&self) -> Option<String> {
         self.progress.borrow().ended.clone()

@@ -118,6 +118,15 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let public_authority = gateway.origin().trim_start_matches("http://").to_owned();
     roles::start_reactors(&mut essential, &plane, &data.runtime(), public_authority, &stop).await?;
     let projector = Supervisor::start(&log, &database);
+    // One process, one log: where it turns out to be another one, nothing here is worth running.
+    let (another_log, hot, stopped) = (projector.another_log(), Arc::clone(&plane.hot), stop.clone());
+    essential.spawn("the event log", async move {
+        tokio::select! {
+            () = stopped.cancelled() => Ok(()),
+            why = another_log => anyhow::bail!(why),
+            why = hot.ended() => anyhow::bail!("the views of rights have stopped: {why}"),
+        }
+    });
     let parts = api::Parts {
         database,
         identity: self_hosted,

@@ -39,5 +39,5 @@ pub use freshness::Stale;
 pub use meter::{GroupBy, Meter, RunningUsage, UsageFilter, UsageGroup, UsageTotals};
 pub use page::{Limit, LimitOutOfRange, Page};
 pub use projector::{ModelName, ProjectorError, UnknownModel};
-pub use rebuild::{RebuildError, RebuildProgress, Rebuilt};
+pub use rebuild::{Comparison, RebuildError, RebuildProgress, Rebuilt};
 pub use supervisor::{ProjectorState, Supervisor};

@@ -176,7 +176,7 @@ async fn project(
 ) -> Result<Pause, ProjectorError> {
     let standing = checkpoint::live(database, model).await;
     let standing = standing.map_err(|error| ProjectorError::Database { model, error })?;
-    database.freshness.committed(model, standing.checkpoint.position);
+    database.freshness.begun_at(model, standing.checkpoint.position);
     let mut batches = Batches::follow(log, model, standing.checkpoint.clone()).await?;
     let ended = fold_all(&mut batches, database, Fold::new(model, standing), cancel).await;
     batches.close().await;
