@@ -175,10 +175,14 @@ impl Keys<'_> {
 
 impl StoreArgs {
     /// Stores alone, for tools that need no keys.
-    pub(crate) fn for_tools(nats: Vec<String>, database_url_file: Option<PathBuf>) -> Self {
+    pub(crate) fn for_tools(
+        nats: Vec<String>,
+        nats_credentials: Option<PathBuf>,
+        database_url_file: Option<PathBuf>,
+    ) -> Self {
         Self {
             nats,
-            nats_credentials: None,
+            nats_credentials,
             nats_replicas: 1,
             database_url_file,
             keys: PathBuf::new(),
@@ -263,12 +267,12 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
     let plane = ControlPlane::start(&known, stop_views.clone()).await?;
     let mut essential = Essential::default();
+    let keeper = Keeper::start(&state, files, Arc::clone(&plane.hot)).await?;
+    essential.spawn("the log's checkpoint", keeper.run(stop.clone()));
 
     let projector = match &database {
         Some(database) if has(RoleName::Projector) => Some(Supervisor::start(&log, database)),
         Some(_) | None => None,
-    let keeper = Keeper::start(&state, files, Arc::clone(&plane.hot)).await?;
-    essential.spawn("the log's checkpoint", keeper.run(stop.clone()));
     };
     let mut addresses = serde_json::Map::new();
     let mut gateway = None;
