@@ -118,6 +118,9 @@ pub enum LogError {
     Undecodable { position: Position, reason: String },
     #[error("the log could not be opened: {0}")]
     Open(String),
+    /// Its file is broken. Waiting mends nothing: it has to be put back from a copy.
+    #[error("the log is damaged: {0}")]
+    Damaged(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

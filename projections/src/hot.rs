@@ -277,7 +277,10 @@ impl Follower {
                     }
                     delay = (delay * 2).min(self.hot.config.reconnect_max);
                 }
-                error @ (LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Open(_)) => {
+                error @ (LogError::NotTheSameLog(_)
+                | LogError::Undecodable { .. }
+                | LogError::Open(_)
+                | LogError::Damaged(_)) => {
                     tracing::error!(%error, "the hot views stop: everything that asks them is refused from now on");
                     self.hot.fail(&error.to_string());
                     return;
