@@ -18,6 +18,8 @@ mod freshness;
 mod held;
 mod meter;
 mod page;
+#[cfg(test)]
+mod plans;
 pub mod projector;
 mod ready_services;
 pub mod rebuild;
