@@ -206,9 +206,9 @@ pub enum Follow {
     Commit {
         recorded: Recorded,
         checkpoint: Checkpoint,
+        /// As it is stored: what a reader that gathers commits bounds itself by.
+        bytes: usize,
     },
     /// Nothing above this position existed a moment ago: a sign of life, and proof of freshness.
-    Caught {
-        position: Position,
-    },
+    Caught { position: Position },
 }

@@ -212,13 +212,6 @@ impl Hot {
         });
     }
 
-    fn end(&self, reason: &str) {
-        self.progress.send_if_modified(|progress| {
-            let first = progress.ended.is_none();
-            if first {
-                progress.ended = Some(reason.to_owned());
-            }
-            first
     fn folded(&self, checkpoint: Checkpoint) {
         self.gateway.heard(checkpoint.position);
         self.progress.send_modify(|progress| {
@@ -227,6 +220,13 @@ impl Hot {
         });
     }
 
+    fn end(&self, reason: &str) {
+        self.progress.send_if_modified(|progress| {
+            let first = progress.ended.is_none();
+            if first {
+                progress.ended = Some(reason.to_owned());
+            }
+            first
         });
     }
 
@@ -299,7 +299,7 @@ impl Follower {
             match follow.next().await {
                 None => return LogError::Unavailable("the log's stream ended".to_owned()),
                 Some(Err(error)) => return error,
-                Some(Ok(Follow::Commit { recorded, checkpoint })) => {
+                Some(Ok(Follow::Commit { recorded, checkpoint, .. })) => {
                     let after = self.checkpoint.position;
                     if recorded.position <= after {
                         // Folded twice, a commit could count twice.

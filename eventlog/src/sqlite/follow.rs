@@ -151,7 +151,7 @@ impl Follower {
     fn deliver(&self, stored: &Stored) -> Result<Follow, LogError> {
         let proof = CheckpointProof { identity: self.file.identity().clone(), digest: digest(&stored.payload) };
         let checkpoint = Checkpoint { position: stored.position, proof: Some(proof) };
-        Ok(Follow::Commit { recorded: stored.decode()?, checkpoint })
+        Ok(Follow::Commit { recorded: stored.decode()?, checkpoint, bytes: stored.payload.len() })
     }
 }
 
