@@ -266,13 +266,15 @@ impl Access {
         if let Some(resource) = self.authorizer.hot().resources.link(link) {
             return if resource.org() == org { Ok(resource) } else { Err(Problem::not_found()) };
         }
-        // One that was issued so recently that the view has not seen it is still active.
-        match self.commands.load::<DevLink>(&StreamId::dev_link(org, link)).await?.state {
-            DevLink::Active(active) => {
-                Ok(Resource::Link { org, project: active.project, workspace: active.workspace, link })
+        // Issued so recently that the view has not seen it, or ended: the view forgets those.
+        let (project, workspace) = match self.commands.load::<DevLink>(&StreamId::dev_link(org, link)).await?.state {
+            DevLink::Active(active) => (active.project, active.workspace),
+            DevLink::Expired { project, workspace, .. } | DevLink::Revoked { project, workspace, .. } => {
+                (project, workspace)
             }
-            DevLink::Unknown | DevLink::Expired { .. } | DevLink::Revoked { .. } => Err(Problem::not_found()),
-        }
+            DevLink::Unknown => return Err(Problem::not_found()),
+        };
+        Ok(Resource::Link { org, project, workspace, link })
     }
 
     /// Who holds a name, from the log's leader: for names so new that the views have not seen them.

@@ -56,7 +56,7 @@ pub fn router(parts: Parts) -> Router {
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
     let layer = Arc::new(Edge::new(&config, Arc::clone(&clock)));
-    let health = health::Health { hot: Arc::clone(&hot), database, metrics };
+    let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
     let (a, c, r) = with_commands(&access);

@@ -57,6 +57,13 @@ pub trait EventLog: Send + Sync + 'static {
         filter: Filter,
     ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError>;
 
+    /// Holds a checkpoint against the log: fails with `NotTheSameLog` where it is of another one, or of a later state of
+    /// this one. Waits for nothing, so a log out of reach is an error here, which it is not to a follower.
+    async fn verify(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
+        // Where following looks before it begins, that is all there is to it.
+        self.follow(checkpoint.clone(), Filter::everything()).await.map(drop)
+    }
+
     /// Identity and last position.
     async fn head(&self) -> Result<Head, LogError>;
 }
@@ -111,6 +118,9 @@ pub enum LogError {
     Undecodable { position: Position, reason: String },
     #[error("the log could not be opened: {0}")]
     Open(String),
+    /// Its file is broken. Waiting mends nothing: it has to be put back from a copy.
+    #[error("the log is damaged: {0}")]
+    Damaged(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -196,9 +206,9 @@ pub enum Follow {
     Commit {
         recorded: Recorded,
         checkpoint: Checkpoint,
+        /// As it is stored: what a reader that gathers commits bounds itself by.
+        bytes: usize,
     },
     /// Nothing above this position existed a moment ago: a sign of life, and proof of freshness.
-    Caught {
-        position: Position,
-    },
+    Caught { position: Position },
 }

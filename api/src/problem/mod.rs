@@ -215,7 +215,9 @@ impl From<LogError> for Problem {
                     .retry_after_s(1)
                     .because(error.to_string())
             }
-            LogError::NotTheSameLog(_) | LogError::Undecodable { .. } => Self::internal(error.to_string()),
+            LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Damaged(_) => {
+                Self::internal(error.to_string())
+            }
         }
     }
 }

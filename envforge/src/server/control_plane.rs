@@ -10,6 +10,8 @@ use envforge_projections::{Authorizer, DenialSink, Hot, HotConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::known_log::KnownLog;
+
 /// A process's view of the log. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ControlPlane {
@@ -22,7 +24,8 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     /// Starts the hot views and waits until they have what the log holds.
-    pub(crate) async fn start(log: SharedLog, stop: CancellationToken) -> anyhow::Result<Self> {
+    pub(crate) async fn start(log: &KnownLog, stop: CancellationToken) -> anyhow::Result<Self> {
+        let log = Arc::clone(log.log());
         let clock: SharedClock = Arc::new(SystemClock);
         let hot_config = HotConfig { clock: Some(Arc::clone(&clock)), ..HotConfig::default() };
         let hot = Hot::start_with(Arc::clone(&log), hot_config, stop);

@@ -26,6 +26,7 @@ use super::bootstrap::FirstOwner;
 use super::control_plane::{ControlPlane, Essential, asked_to_stop};
 use super::data_dir::DataDir;
 use super::demo::{self, Demo};
+use super::known_log::{KnownLog, Memory};
 use super::telemetry::{self, LogFormat};
 use super::{api, roles};
 
@@ -95,7 +96,11 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let log = SqliteLog::open(envforge_eventlog::sqlite::Config::new(data.log())).await?;
     let log: SharedLog = Arc::new(log);
     let identity = log.head().await?.identity;
-    let plane = ControlPlane::start(Arc::clone(&log), stop_views.clone()).await?;
+    let database = Database::connect_sqlite(&data.read_models()).await?;
+    let rebuild = format!("envforge projections rebuild NAME --data {}", data.path().display());
+    let memory = Memory { database: Some(&database), rebuild: &rebuild, files: &[] };
+    let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
+    let plane = ControlPlane::start(&known, stop_views.clone()).await?;
 
     let owner = FirstOwner::of(&identity, org_slug, email);
     let self_hosted = open_identity(&args, &data).await?;
@@ -112,8 +117,16 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let public_authority = gateway.origin().trim_start_matches("http://").to_owned();
     roles::start_reactors(&mut essential, &plane, &data.runtime(), public_authority, &stop).await?;
-    let database = Database::connect_sqlite(&data.read_models()).await?;
     let projector = Supervisor::start(&log, &database);
+    // One process, one log: where it turns out to be another one, nothing here is worth running.
+    let (another_log, hot, stopped) = (projector.another_log(), Arc::clone(&plane.hot), stop.clone());
+    essential.spawn("the event log", async move {
+        tokio::select! {
+            () = stopped.cancelled() => Ok(()),
+            why = another_log => anyhow::bail!(why),
+            why = hot.ended() => anyhow::bail!("the views of rights have stopped: {why}"),
+        }
+    });
     let parts = api::Parts {
         database,
         identity: self_hosted,

@@ -12,6 +12,7 @@ mod demo_repository;
 mod denials;
 pub(crate) mod dev;
 mod gateway_args;
+mod known_log;
 pub(crate) mod projections;
 mod roles;
 pub(crate) mod serve;

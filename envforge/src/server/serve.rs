@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::bootstrap::FirstOwner;
 use super::control_plane::{ControlPlane, Essential, asked_to_stop};
 use super::gateway_args::GatewayArgs;
+use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
 use super::telemetry::{self, LogFormat};
 use super::{api, roles};
 
@@ -40,6 +41,20 @@ pub(crate) enum RoleName {
     /// The agent of this machine, and the timers.
     Reactors,
 }
+
+impl RoleName {
+    /// What a role without a database remembers the log by.
+    fn checkpoint_file(self, state: &Path) -> Option<CheckpointFile> {
+        match self {
+            Self::Gateway => Some(CheckpointFile::of(state, "gateway")),
+            Self::Reactors => Some(CheckpointFile::of(state, "reactors")),
+            Self::Api | Self::Projector => None,
+        }
+    }
+}
+
+/// What folds read models anew, for errors.
+const REBUILD: &str = "envforge projections rebuild NAME --nats … --database-url-file …";
 
 /// Where log, database and keys are.
 #[derive(Args, Debug)]
@@ -93,6 +108,9 @@ pub(crate) struct ServeArgs {
     /// Where this machine's agent keeps its state.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
+    /// Where gateway and reactors keep how far they have followed the log. Default: `state` in the folder of the keys.
+    #[arg(long, value_name = "DIR", env = "ENVFORGE_STATE")]
+    state: Option<PathBuf>,
 }
 
 /// Create the first organization with its owner, and the keys. Repeating it changes nothing.
@@ -160,10 +178,14 @@ impl Keys<'_> {
 
 impl StoreArgs {
     /// Stores alone, for tools that need no keys.
-    pub(crate) fn for_tools(nats: Vec<String>, database_url_file: Option<PathBuf>) -> Self {
+    pub(crate) fn for_tools(
+        nats: Vec<String>,
+        nats_credentials: Option<PathBuf>,
+        database_url_file: Option<PathBuf>,
+    ) -> Self {
         Self {
             nats,
-            nats_credentials: None,
+            nats_credentials,
             nats_replicas: 1,
             database_url_file,
             keys: PathBuf::new(),
@@ -238,12 +260,22 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let names = args.roles.iter().filter_map(|role| role.to_possible_value()).map(|value| value.get_name().to_owned());
     let log = args.stores.log(&names.collect::<Vec<_>>().join("+")).await?;
-    let plane = ControlPlane::start(Arc::clone(&log), stop_views.clone()).await?;
-    let mut essential = Essential::default();
-
-    let projector = match has(RoleName::Projector) {
-        true => Some(Supervisor::start(&log, &args.stores.database().await?)),
+    let database = match has(RoleName::Api) || has(RoleName::Projector) {
+        true => Some(args.stores.database().await?),
         false => None,
+    };
+    let state = args.state.unwrap_or_else(|| args.stores.keys.join("state"));
+    let files: Vec<_> = args.roles.iter().filter_map(|role| role.checkpoint_file(&state)).collect();
+    let memory = Memory { database: database.as_ref(), rebuild: REBUILD, files: &files };
+    let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
+    let plane = ControlPlane::start(&known, stop_views.clone()).await?;
+    let mut essential = Essential::default();
+    let keeper = Keeper::start(&state, files, Arc::clone(&plane.hot)).await?;
+    essential.spawn("the log's checkpoint", keeper.run(stop.clone()));
+
+    let projector = match &database {
+        Some(database) if has(RoleName::Projector) => Some(Supervisor::start(&log, database)),
+        Some(_) | None => None,
     };
     let mut addresses = serde_json::Map::new();
     let mut gateway = None;
@@ -266,9 +298,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         roles::start_reactors(&mut essential, &plane, &args.runtime, authority.clone(), &stop).await?;
     }
-    if has(RoleName::Api) {
+    if let Some(database) = database.filter(|_| has(RoleName::Api)) {
         let parts = api::Parts {
-            database: args.stores.database().await?,
+            database,
             identity: args.stores.identity(args.gateway_url.clone()).await?,
             signing_key: Arc::new(SigningKey::load(&keys.share())?),
             gateway_url: args.gateway_url.clone(),
@@ -305,7 +337,10 @@ pub(crate) async fn setup(args: SetupArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let log = args.stores.log("setup").await?;
     let identity = log.head().await?.identity;
-    let plane = ControlPlane::start(Arc::clone(&log), stop.clone()).await?;
+    let database = args.stores.database().await?;
+    let memory = Memory { database: Some(&database), rebuild: REBUILD, files: &[] };
+    let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
+    let plane = ControlPlane::start(&known, stop.clone()).await?;
     let self_hosted = args.stores.identity(String::new()).await?;
     let owner = FirstOwner::of(&identity, org_slug, email);
     let password = owner.first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref()).await?;

@@ -93,7 +93,8 @@ impl EventLog for ScriptedLog {
             let commits = self.history[after.min(upto)..upto].iter().map(|recorded| {
                 let proof = Some(CheckpointProof { identity: identity.clone(), digest: [0; 32] });
                 let checkpoint = Checkpoint { position: recorded.position, proof };
-                Ok(Follow::Commit { recorded: recorded.clone(), checkpoint })
+                let bytes = envforge_eventlog::schema::encode(&recorded.commit).unwrap().len();
+                Ok(Follow::Commit { recorded: recorded.clone(), checkpoint, bytes })
             });
             commits.collect::<Vec<_>>()
         };

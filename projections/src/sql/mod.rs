@@ -18,6 +18,8 @@ mod freshness;
 mod held;
 mod meter;
 mod page;
+#[cfg(test)]
+mod plans;
 pub mod projector;
 mod ready_services;
 pub mod rebuild;
@@ -39,5 +41,5 @@ pub use freshness::Stale;
 pub use meter::{GroupBy, Meter, RunningUsage, UsageFilter, UsageGroup, UsageTotals};
 pub use page::{Limit, LimitOutOfRange, Page};
 pub use projector::{ModelName, ProjectorError, UnknownModel};
-pub use rebuild::{RebuildError, RebuildProgress, Rebuilt};
+pub use rebuild::{Comparison, RebuildError, RebuildProgress, Rebuilt};
 pub use supervisor::{ProjectorState, Supervisor};

@@ -45,13 +45,15 @@ on_both_databases! {
         a_read_that_would_be_stale_says_how_far_it_got
         a_lost_connection_is_survived_by_the_supervisor
         a_second_supervisor_stands_by
+        a_supervisor_on_another_log_says_so_and_goes_on_after_a_rebuild
         over_the_embedded_log
         commands_with_a_request_are_found_by_their_id;
     rebuilding:
         a_rebuild_while_writing_fails_no_read_and_loses_nothing
         a_rebuild_puts_right_what_was_wrong_and_says_so
         a_newer_rebuild_ends_an_older_one
-        an_unfinished_rebuild_leaves_the_live_rows_alone;
+        an_unfinished_rebuild_leaves_the_live_rows_alone
+        a_rebuild_on_a_log_that_went_back_takes_what_it_says_now;
     directory:
         organizations_members_and_roles_are_listed
         projects_and_workspaces_are_found_by_id_and_slug
