@@ -55,8 +55,11 @@ pub enum OrganizationCommand {
     AddMember {
         user: UserId,
     },
+    /// Whoever takes somebody out takes all their roles with that.
     RemoveMember {
+        by: Actor,
         user: UserId,
+        now: UnixMillis,
     },
     AssignRole {
         by: Actor,
@@ -113,8 +116,18 @@ impl ActiveOrganization {
             .count()
     }
 
-    fn is_only_owner(&self, user: UserId) -> bool {
+    pub fn is_only_owner(&self, user: UserId) -> bool {
         self.owners() == 1 && self.grants.get(&(Grantee::User(user), Role::Owner, Scope::Organization)) == Some(&None)
+    }
+
+    /// The first live role of `user`, wherever it counts, that `by` could not take from them: nobody takes somebody out
+    /// who stands above them.
+    pub fn beyond(&self, by: Actor, user: UserId, now: UnixMillis) -> Option<Role> {
+        self.grants
+            .iter()
+            .filter(|((grantee, _, _), end)| *grantee == Grantee::User(user) && end.is_none_or(|end| now < end))
+            .map(|((_, role, _), _)| *role)
+            .find(|role| !self.may_grant(by, *role, now))
     }
 
     fn may_grant(&self, by: Actor, role: Role, now: UnixMillis) -> bool {
@@ -318,9 +331,12 @@ fn decide_active(
         OrganizationCommand::AddMember { user } => {
             Ok(if org.members.contains(user) { vec![] } else { vec![OrganizationEvent::MemberAdded { user: *user }] })
         }
-        OrganizationCommand::RemoveMember { user } => {
+        OrganizationCommand::RemoveMember { by, user, now } => {
             if !org.members.contains(user) {
                 return Ok(vec![]);
+            }
+            if let Some(role) = org.beyond(*by, *user, *now) {
+                return Err(OrganizationRefusal::AboveYourself { role });
             }
             if org.is_only_owner(*user) {
                 return Err(OrganizationRefusal::LastOwner);

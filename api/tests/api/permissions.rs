@@ -80,6 +80,25 @@ async fn somebody_who_was_taken_out_knows_the_organization_no_more() {
 }
 
 #[tokio::test]
+async fn nobody_takes_out_whoever_stands_above_them() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let second = house.member(&owner, "olga", &["owner"]).await;
+    let admin = house.member(&owner, "abe", &["admin"]).await;
+    let cashier = house.member(&owner, "bill", &["billing"]).await;
+    let moderator = house.member(&owner, "mia", &["mod"]).await;
+    for (who, whom) in
+        [(&moderator, &admin), (&moderator, &second), (&moderator, &cashier), (&admin, &cashier), (&admin, &owner)]
+    {
+        let refused = who.delete(&format!("/v1/orgs/acme/members/{}", whom.user)).await;
+        refused.expect_problem(403, "grant_above_yourself");
+        whom.get("/v1/me").await.expect(200);
+    }
+    admin.delete(&format!("/v1/orgs/acme/members/{}", moderator.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/members/{}", second.user)).await.expect(204);
+}
+
+#[tokio::test]
 async fn a_role_for_one_project_shows_that_project_and_no_other() {
     let house = House::start().await;
     let owner = house.owner().await;
