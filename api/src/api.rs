@@ -50,12 +50,12 @@ pub struct Parts {
 pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
-    let keys = Keys::new(database.clone(), config.freshness_wait);
-    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys);
+    let keys = Keys::new(database.clone());
+    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone());
     let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
-    let layer = Arc::new(Edge::new(&config, Arc::clone(&clock)));
+    let layer = Arc::new(Edge::new(&config, Arc::clone(&clock), keys));
     let health = health::Health { hot: Arc::clone(&hot), database, metrics };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());

@@ -63,7 +63,8 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
             parameters.push(header(
                 IDEMPOTENCY_HEADER.as_str(),
                 Type::String,
-                "1 to 200 visible ASCII characters. The same key and body get the same answer; another body is refused.",
+                "1 to 200 visible ASCII characters. The same key and body get the same answer, for 30 days at \
+                 least; another body is refused. Secrets in a body are not compared.",
             ));
         } else if !path.ends_with("/events") {
             parameters.push(header(
