@@ -124,7 +124,7 @@ async fn create(
     let repository = repository(&new.repository)?;
     let (id, done) = projects::create(&state.commands, &permit, &context, slug, new.name.clone(), repository).await?;
     let answer = WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
-    Ok(Written::created(done.position, answer))
+    Ok(Written::created(&done, answer))
 }
 
 /// One project.
@@ -178,7 +178,7 @@ async fn edit(
         name,
         repository: wanted.as_str().to_owned(),
     };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 fn repository(text: &str) -> Result<Repository, Problem> {

@@ -101,7 +101,7 @@ async fn assign(
         },
         expires_at: grant.expires_at.map(Instant),
     };
-    Ok(Written::created(done.position, answer))
+    Ok(Written::created(&done, answer))
 }
 
 /// Take a role. It is gone at once, in what is open already too.
@@ -124,7 +124,7 @@ async fn revoke(
         now: context.now,
     };
     let done = organizations::change(&state.commands, &permit, &context, &command).await?;
-    Ok(Happened(done.position))
+    Ok(Happened::new(&done))
 }
 
 impl Roles {

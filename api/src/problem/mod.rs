@@ -241,7 +241,7 @@ impl From<LoginError> for Problem {
 impl From<RefreshError> for Problem {
     fn from(error: RefreshError) -> Self {
         match error {
-            RefreshError::Invalid => Self::new("refresh_token_invalid", error.to_string()),
+            RefreshError::Invalid | RefreshError::Revoked { .. } => Self::new("refresh_token_invalid", error.to_string()),
             RefreshError::Reused { .. } => Self::new("refresh_token_reused", error.to_string()),
             RefreshError::Identity(error) => error.into(),
         }
