@@ -331,12 +331,11 @@ impl Listing {
 fn denied(error: AuthorizeError) -> Problem {
     match error {
         AuthorizeError::Denied(denial) => denial.into(),
-        AuthorizeError::Stale(stale) => Problem::new(
-            "rights_stale",
-            "Whether you may do this cannot be made sure of right now.",
-        )
-        .retry_after_s(1)
-        .because(stale.to_string()),
+        AuthorizeError::Stale(stale) => {
+            Problem::new("rights_stale", "Whether you may do this cannot be made sure of right now.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        }
         AuthorizeError::Log(error) => error.into(),
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the request's id, its time and address, the limits on how many and how long, panics, security headers and the
 //! rendering of problems. Not here: who asks (`access`) and what the answer is (`endpoints`).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -52,17 +53,22 @@ pub(crate) struct Edge {
     randomness: Randomness,
     keys: Keys,
     slots: Arc<Semaphore>,
+    /// Routes whose body is read before anybody has proved who they are, with places of their own.
+    anonymous_routes: BTreeSet<String>,
+    anonymous_slots: Arc<Semaphore>,
     answer_timeout: Duration,
     trusted_proxies: Vec<IpAddr>,
 }
 
 impl Edge {
-    pub(crate) fn new(config: &Config, clock: SharedClock, keys: Keys) -> Self {
+    pub(crate) fn new(config: &Config, clock: SharedClock, keys: Keys, anonymous_routes: BTreeSet<String>) -> Self {
         Self {
             clock,
             randomness: Randomness,
             keys,
             slots: Arc::new(Semaphore::new(config.requests_max)),
+            anonymous_routes,
+            anonymous_slots: Arc::new(Semaphore::new(config.anonymous_requests_max)),
             answer_timeout: config.answer_timeout,
             trusted_proxies: config.trusted_proxies.clone(),
         }
@@ -105,7 +111,8 @@ pub(crate) async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, ne
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!("request", id = %arrival.correlation, method, route);
 
-    let response = match Arc::clone(&edge.slots).try_acquire_owned() {
+    let slots = if edge.anonymous_routes.contains(&route) { &edge.anonymous_slots } else { &edge.slots };
+    let response = match Arc::clone(slots).try_acquire_owned() {
         Err(_) => Problem::new("overloaded", "Too many requests are being answered right now.")
             .retry_after_s(1)
             .into_response(),

@@ -52,7 +52,12 @@ impl RememberedCommand {
 
 impl<S: Clone> Clone for Folded<S> {
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), position: self.position, commands: self.commands.clone(), forgot: self.forgot }
+        Self {
+            state: self.state.clone(),
+            position: self.position,
+            commands: self.commands.clone(),
+            forgot: self.forgot,
+        }
     }
 }
 

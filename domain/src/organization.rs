@@ -149,6 +149,8 @@ pub enum OrganizationRefusal {
     Name { max: usize },
     #[error("this user is not a member; add them first")]
     NotAMember,
+    #[error("there is no such team; give the role to its members")]
+    TeamUnknown,
     #[error("the last owner cannot be removed; assign another owner first")]
     LastOwner,
     #[error("you cannot give or take the role `{role}`: your own roles do not reach it")]
@@ -175,6 +177,7 @@ impl Refusal for OrganizationRefusal {
             Self::Exists => "organization_exists",
             Self::Name { .. } => "name_invalid",
             Self::NotAMember => "member_unknown",
+            Self::TeamUnknown => "team_unknown",
             Self::LastOwner => "last_owner",
             Self::AboveYourself { .. } => "grant_above_yourself",
             Self::OrgWideOnly { .. } => "role_org_wide_only",
@@ -187,7 +190,7 @@ impl Refusal for OrganizationRefusal {
 
     fn kind(&self) -> RefusalKind {
         match self {
-            Self::Unknown | Self::NotAssigned => RefusalKind::NotFound,
+            Self::Unknown | Self::TeamUnknown | Self::NotAssigned => RefusalKind::NotFound,
             Self::Exists | Self::LastOwner => RefusalKind::Conflict,
             Self::Name { .. }
             | Self::NotAMember
@@ -206,6 +209,7 @@ impl Refusal for OrganizationRefusal {
             Self::Unknown
             | Self::Exists
             | Self::NotAMember
+            | Self::TeamUnknown
             | Self::LastOwner
             | Self::AboveYourself { .. }
             | Self::OrgWideOnly { .. }
@@ -344,10 +348,11 @@ fn decide_active(
             Ok(vec![OrganizationEvent::MemberRemoved { user: *user }])
         }
         OrganizationCommand::AssignRole { by, grant, now } => {
-            if let Grantee::User(user) = grant.grantee
-                && !org.members.contains(&user)
-            {
-                return Err(OrganizationRefusal::NotAMember);
+            match grant.grantee {
+                Grantee::User(user) if !org.members.contains(&user) => return Err(OrganizationRefusal::NotAMember),
+                Grantee::User(_) => {}
+                // A role for a team that comes to be later would be held by whoever gets that id.
+                Grantee::Team(_) => return Err(OrganizationRefusal::TeamUnknown),
             }
             if grant.role.only_org_wide() && grant.scope != Scope::Organization {
                 return Err(OrganizationRefusal::OrgWideOnly { role: grant.role });

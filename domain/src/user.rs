@@ -304,10 +304,11 @@ fn decide_active(
                 .take(16)
                 .map(|session| UserEvent::SessionEnded { session, reason: SessionEnd::Expired })
                 .collect();
-            events.extend(live.into_iter().take(displaced).map(|(_, session)| UserEvent::SessionEnded {
-                session,
-                reason: SessionEnd::Displaced,
-            }));
+            events.extend(
+                live.into_iter()
+                    .take(displaced)
+                    .map(|(_, session)| UserEvent::SessionEnded { session, reason: SessionEnd::Displaced }),
+            );
             events.push(UserEvent::SessionOpened { session: *session, surface: *surface, expires_at: *expires_at });
             Ok(events)
         }

@@ -523,7 +523,9 @@ mod tests {
         assert!(matches!(identity.session_of(&secret("efr_nobody"), NOW).await, Err(RefreshError::Invalid)));
         // Whoever shows a used one has copied it, looked at or not.
         assert!(matches!(identity.session_of(&tokens.refresh, NOW).await, Err(RefreshError::Reused { .. })));
-        assert!(matches!(identity.session_of(&next, NOW).await, Err(RefreshError::Revoked { session: ended, .. }) if ended == session.session));
+        assert!(
+            matches!(identity.session_of(&next, NOW).await, Err(RefreshError::Revoked { session: ended, .. }) if ended == session.session)
+        );
     }
 
     #[tokio::test]

@@ -210,13 +210,7 @@ impl Members {
 
     /// Ends whatever is open of somebody who was taken out. Nothing of it works for them any more; it must not work again
     /// either when they come back.
-    async fn end_sessions(
-        &self,
-        org: OrgId,
-        user: UserId,
-        caller: &Caller,
-        context: &Context,
-    ) -> Result<(), Problem> {
+    async fn end_sessions(&self, org: OrgId, user: UserId, caller: &Caller, context: &Context) -> Result<(), Problem> {
         // A repeated request must not end what somebody opened who is back since.
         let organization = self.commands.load::<Organization>(&StreamId::organization(org)).await?.state;
         if matches!(organization, Organization::Active(organization) if organization.members.contains(&user)) {

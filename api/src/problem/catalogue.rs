@@ -61,6 +61,7 @@ catalogue! {
         "workspace_unknown" "There is no such workspace", "Check the slug or id.";
         "link_unknown" "There is no such link", "Check the id.";
         "user_unknown" "There is no such user", "Check the id.";
+        "team_unknown" "There is no such team", "Check the id, or give the role to each member.";
         "host_unknown" "There is no such host", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
@@ -89,7 +90,7 @@ catalogue! {
         "host_registered" "The host is registered already", "Nothing was changed.";
         "host_no_room" "The host has no room", "Choose another host, or smaller services.";
         "host_not_empty" "The host still holds workspaces", "Release them first.";
-        "contended" "Too many changes to the same thing at once", "Nothing was changed. Try again.";
+        "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
     GONE {
         "workspace_archived" "The workspace is archived", "Create a new one with another slug.";
@@ -144,7 +145,7 @@ catalogue! {
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
         "outcome_unknown" "The event log did not answer in time", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
-        "log_unavailable" "The event log is out of reach", "Nothing was changed. Try again.";
+        "log_unavailable" "The event log is out of reach", "Part of a change may have happened. Repeat it with the same `Idempotency-Key`.";
         "rights_stale" "Rights cannot be checked right now", "Without fresh rights nothing is allowed. Try again.";
         "request_keys_unavailable" "Idempotency keys cannot be checked right now", "Nothing was changed. Repeat it with the same `Idempotency-Key`.";
         "read_models_unavailable" "The read models are out of reach", "Try again.";

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use envforge_domain::commit::{Commit, Expectation, Position, Recorded, StreamId, StreamKind};
-use envforge_eventlog::{
-    AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog,
-};
+use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;

@@ -207,7 +207,6 @@ impl House {
         let share_key = Arc::new(SigningKey::load_or_create(&directory.path().join("share.pem")).unwrap());
         let verification = ShareVerifier::new([share_key.verification_key()]).unwrap();
         let clock = Arc::new(SkippingClock::new());
-        let shared: SharedClock = clock.clone();
         let mut config = Config::new(GatewayUrl::parse("http://dev.localhost:8443").unwrap());
         change(&mut config);
         let mut house = Self {

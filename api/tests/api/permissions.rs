@@ -134,6 +134,17 @@ async fn nobody_grants_above_themselves_and_the_last_owner_stays() {
 }
 
 #[tokio::test]
+async fn a_role_for_nobody_or_nowhere_is_refused() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let team = json!({"team": "tea_00000000000000000000000000000007", "role": "viewer"});
+    owner.post("/v1/orgs/acme/roles", team).await.expect_problem(404, "team_unknown");
+    let guest = house.member(&owner, "gina", &[]).await;
+    let nowhere = json!({"user": guest.user, "role": "viewer", "project": "prj_00000000000000000000000000000007"});
+    owner.post("/v1/orgs/acme/roles", nowhere).await.expect_problem(404, "not_found");
+}
+
+#[tokio::test]
 async fn a_surface_must_be_one_that_people_have() {
     let house = House::start().await;
     let owner = house.owner().await;

@@ -175,9 +175,8 @@ async fn a_membership_that_ended_is_noticed_however_far_its_removal_got() {
     };
     let permit = house.system(Action::MemberRemove, Resource::Organization(org));
     organizations::change(&house.commands, &permit, &Context::new(house.now()), &command).await.unwrap();
-    let refresh = async || {
-        house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": dev.refresh})).await
-    };
+    let refresh =
+        async || house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": dev.refresh})).await;
     refresh().await.expect_problem(401, "session_ended");
     refresh().await.expect_problem(401, "refresh_token_invalid");
     house.login("dave@acme.test", PASSWORD).await.expect_problem(403, "membership_ended");
@@ -189,9 +188,8 @@ async fn a_membership_that_ended_is_noticed_however_far_its_removal_got() {
 async fn a_refresh_token_is_not_spent_while_nobody_can_tell_whether_its_session_stands() {
     let house = House::start().await;
     let owner = house.owner().await;
-    let refresh = async || {
-        house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": owner.refresh})).await
-    };
+    let refresh =
+        async || house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": owner.refresh})).await;
     house.faults.users_unreadable(true);
     refresh().await.expect_problem(503, "log_unavailable");
     refresh().await.expect_problem(503, "log_unavailable");

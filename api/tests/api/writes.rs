@@ -177,9 +177,24 @@ async fn a_wrong_value_is_named_and_says_what_would_be_right() {
     let secret = secret.expect_problem(422, "value_invalid");
     assert_eq!(secret.body["field"], "repository");
     assert!(!secret.body.to_string().contains("hunter2"));
+    let secret = owner.post("/v1/orgs/acme/projects", project("p", "ssh://me:hunter2@git.test/p")).await;
+    assert!(!secret.expect_problem(422, "value_invalid").body.to_string().contains("hunter2"));
+    for local in ["/etc", "file:///etc"] {
+        let local = owner.post("/v1/orgs/acme/projects", project("p", local)).await;
+        assert_eq!(local.expect_problem(422, "value_invalid").body["field"], "repository");
+    }
     let unknown = json!({"slug": "p", "name": "P", "repository": "https://git.test/p", "owner": "me"});
     let unknown = owner.post("/v1/orgs/acme/projects", unknown).await.expect_problem(400, "body_invalid");
     assert!(unknown.text("detail").contains("owner"));
+}
+
+#[tokio::test]
+async fn a_path_of_the_machine_is_a_repository_where_the_operator_says_so() {
+    let house = House::start_with(|config| config.local_repositories = true).await;
+    let owner = house.owner().await;
+    let local = json!({"slug": "p", "name": "P", "repository": "/srv/orders"});
+    owner.post("/v1/orgs/acme/projects", local).await.expect(201);
+    owner.patch("/v1/orgs/acme/projects/p", json!({"repository": "file:///srv/orders"})).await.expect(200);
 }
 
 #[tokio::test]

@@ -55,10 +55,7 @@ fn an_organization_begins_with_an_owner() {
 #[test]
 fn the_last_owner_stays() {
     given::<Organization>([]).and(create()).when(revoke(1, 1, Role::Owner)).then_refused("last_owner");
-    given::<Organization>([])
-        .and(create())
-        .when(remove(1, 1))
-        .then_refused("last_owner");
+    given::<Organization>([]).and(create()).when(remove(1, 1)).then_refused("last_owner");
     let ending = Grant { expires_at: Some(at(5_000)), ..grant(1, Role::Owner) };
     given::<Organization>([]).and(create()).when(assign(1, ending)).then_refused("last_owner");
     with_members(&[(2, Role::Owner)]).when(revoke(1, 1, Role::Owner)).events();
@@ -96,11 +93,8 @@ fn nobody_takes_out_whoever_stands_above_them() {
     for (by, on) in [(1, 6), (6, 1), (1, 5), (2, 3), (2, 4), (2, 7), (3, 3)] {
         members().when(remove(by, on)).then([OrganizationEvent::MemberRemoved { user: user(on) }]);
     }
-    let by_system = OrganizationCommand::RemoveMember {
-        by: Actor::System(Component::Setup),
-        user: user(2),
-        now: at(100),
-    };
+    let by_system =
+        OrganizationCommand::RemoveMember { by: Actor::System(Component::Setup), user: user(2), now: at(100) };
     members().when(by_system).events();
 }
 

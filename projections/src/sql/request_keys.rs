@@ -34,6 +34,10 @@ struct KeyRow {
     done_position: Option<i64>,
 }
 
+fn compared(first: &str, now: &str, satisfied_at: Option<Position>) -> KeyUse {
+    if first == now { KeyUse::Again { satisfied_at } } else { KeyUse::OtherRequest }
+}
+
 /// Questions and notes about keys.
 #[derive(Debug)]
 pub struct RequestKeys<'a> {
@@ -53,8 +57,11 @@ impl<'a> RequestKeys<'a> {
         now: UnixMillis,
     ) -> Result<KeyUse, DatabaseError> {
         let digest = hex::encode(digest);
-        // Between two statements a sweep may take the row away; the next round puts it back.
-        for _ in 0..3 {
+        // Between two statements somebody else may be first, or a sweep may take the row away.
+        for _ in 0..4 {
+            if let Some(known) = self.known(command, &digest).await? {
+                return Ok(known);
+            }
             let insert = Statement::new("INSERT INTO request_keys (command_id, request_digest, first_at) VALUES (")
                 .bind(command.to_string())
                 .push(", ")
@@ -63,29 +70,23 @@ impl<'a> RequestKeys<'a> {
                 .bind(int(now.get()))
                 .push(") ON CONFLICT DO NOTHING");
             if self.database.execute_durably(insert).await? == 1 {
-                return self.known_from_the_log(command, &digest).await;
-            }
-            let find = Statement::new("SELECT request_digest, done_position FROM request_keys WHERE command_id = ")
-                .bind(command.to_string());
-            if let Some(row) = self.database.fetch_optional::<KeyRow>(find).await? {
-                return Ok(if row.request_digest == digest {
-                    let satisfied_at = row.done_position.map(|position| Position::new(uint(position)));
-                    KeyUse::Again { satisfied_at }
-                } else {
-                    KeyUse::OtherRequest
-                });
+                return Ok(KeyUse::First);
             }
         }
         Err(DatabaseError::Row { table: "request_keys", reason: "a key came and went".to_owned() })
     }
 
-    /// A key that is new here may be older than what is kept here: what it changed stands in the log for good.
-    async fn known_from_the_log(&self, command: CommandId, digest: &str) -> Result<KeyUse, DatabaseError> {
-        Ok(match self.database.command_ids().find(command).await? {
-            None => KeyUse::First,
-            Some(known) if hex::encode(known.request_digest) == digest => KeyUse::Again { satisfied_at: None },
-            Some(_) => KeyUse::OtherRequest,
-        })
+    async fn known(&self, command: CommandId, digest: &str) -> Result<Option<KeyUse>, DatabaseError> {
+        let find = Statement::new("SELECT request_digest, done_position FROM request_keys WHERE command_id = ")
+            .bind(command.to_string());
+        if let Some(row) = self.database.fetch_optional::<KeyRow>(find).await? {
+            let satisfied_at = row.done_position.map(|position| Position::new(uint(position)));
+            return Ok(Some(compared(&row.request_digest, digest, satisfied_at)));
+        }
+        // A key that is new here may be older than what is kept here: what it changed stands in the log for good. It gets
+        // no row again, for a row says who was first.
+        let logged = self.database.command_ids().find(command).await?;
+        Ok(logged.map(|logged| compared(&hex::encode(logged.request_digest), digest, None)))
     }
 
     /// Remembers that a request was carried out and changed nothing, so that its repetition changes nothing either.
