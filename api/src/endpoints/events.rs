@@ -256,8 +256,14 @@ impl Replay {
                 None => (self.read().await?, true),
                 Some(live) => (self.wait(live).await?, false),
             };
-            if !lines.is_empty() && !self.may_receive(from_history).await? {
-                return Ok(None);
+            if !lines.is_empty() {
+                match self.may_receive(from_history).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
+                    // The views stop with the process; what was read goes to nobody.
+                    Err(_) if self.state.stop.is_cancelled() => return Ok(None),
+                    Err(error) => return Err(error),
+                }
             }
             if lines.is_empty() && self.sent.elapsed() < self.state.heartbeat {
                 continue;
