@@ -14,4 +14,5 @@ pub(crate) mod dev;
 pub(crate) mod projections;
 mod roles;
 pub(crate) mod serve;
+mod sweeping;
 mod telemetry;
