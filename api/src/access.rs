@@ -4,12 +4,13 @@
 //! `Permit`. Not here: the policy (domain) and the facts (projections).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
 use envforge_commands::Commands;
 use envforge_domain::access::{Action, Permit, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
-use envforge_domain::commit::{Actor, Component, StreamId, Surface};
+use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::dev_link::DevLink;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::organization::Organization;
@@ -28,6 +29,9 @@ use crate::write::Keys;
 
 /// On which surface somebody acts: `cli` or `console`; without it, `api`.
 pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface");
+
+/// How long an open stream waits until the views of rights know what it is about to tell.
+const DELIVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// Somebody who proved who they are. What they may do is another question.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +154,20 @@ impl Access {
         self.authorizer
             .permit_from_memory(caller.actor(), Some(caller.session), action, resource, caller.surface, now)
             .map_err(denied)
+    }
+
+    /// Asks again for what tells of the log up to `position`: whoever revoked a right before that has revoked this too.
+    pub(crate) async fn permit_as_of(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+        position: Position,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let hot = self.authorizer.hot();
+        hot.wait_for(position, DELIVERY_WAIT).await.map_err(|stale| denied(AuthorizeError::Stale(stale)))?;
+        self.permit_still(caller, action, resource, now)
     }
 
     /// A permit of the identity component, which records that somebody signed in or out.
@@ -315,12 +333,11 @@ impl Listing {
 fn denied(error: AuthorizeError) -> Problem {
     match error {
         AuthorizeError::Denied(denial) => denial.into(),
-        AuthorizeError::Stale(stale) => Problem::new(
-            "rights_stale",
-            "Whether you may do this cannot be made sure of right now; nothing was changed.",
-        )
-        .retry_after_s(1)
-        .because(stale.to_string()),
+        AuthorizeError::Stale(stale) => {
+            Problem::new("rights_stale", "Whether you may do this cannot be made sure of right now.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        }
         AuthorizeError::Log(error) => error.into(),
     }
 }

@@ -10,7 +10,7 @@ use envforge_domain::limits::BATCH_COMMITS_MAX;
 use envforge_eventlog::AppendError;
 
 use crate::context::Context;
-use crate::engine::{ATTEMPTS_MAX, Commands, Done, answered_before, back_off, check_permit, commit};
+use crate::engine::{ATTEMPTS_MAX, Commands, Done, back_off, check_permit, commit, first_answer};
 use crate::error::CommandError;
 
 type Decided = Result<StepOutcome, CommandError>;
@@ -48,7 +48,7 @@ impl<'a> Transaction<'a> {
             Box::pin(async move {
                 check_permit(permit, A::action_of(&command), &stream)?;
                 let folded = commands.folded::<A>(&stream, true).await?;
-                if let Some(done) = answered_before(&folded, context)? {
+                if let Some(done) = commands.answered_before(&folded, context, &stream).await? {
                     return Ok(StepOutcome::Before(done));
                 }
                 let events = A::decide(&folded.state, &command).map_err(CommandError::refused)?;
@@ -70,7 +70,16 @@ impl<'a> Transaction<'a> {
             let mut satisfied = Position::START;
             for (index, step) in self.steps.iter().enumerate() {
                 match step().await? {
-                    StepOutcome::Before(done) if index == 0 => return Ok(done),
+                    StepOutcome::Before(done) if index == 0 => {
+                        // The others stand beside it: whoever reads at the answer's position sees them all.
+                        let mut position = done.position;
+                        for other in &self.steps[1..] {
+                            if let Ok(StepOutcome::Before(other)) = other().await {
+                                position = position.max(other.position);
+                            }
+                        }
+                        return Ok(Done { position, ..done });
+                    }
                     StepOutcome::Before(done) => satisfied = satisfied.max(done.position),
                     StepOutcome::Satisfied(position) => satisfied = satisfied.max(position),
                     StepOutcome::Append(commit, at) => appends.push((commit, Expectation::LastAt(at))),
@@ -80,9 +89,19 @@ impl<'a> Transaction<'a> {
                 return Ok(Done { position: satisfied, events: Vec::new(), duplicate: false });
             }
             let events = appends.iter().flat_map(|(commit, _)| commit.events.iter().cloned()).collect();
+            let answering = appends[0].0.stream.clone();
             match self.commands.log().append(appends).await {
                 Ok(appended) => {
-                    return Ok(Done { position: appended.last(), events, duplicate: appended.duplicate });
+                    let position = appended.last();
+                    // What was decided now was never stored where an earlier attempt was.
+                    let first = match appended.duplicate {
+                        true => self.commands.find_in_stream(&answering, self.context).await?,
+                        false => None,
+                    };
+                    return match first {
+                        Some(first) => first_answer(&first, self.context).map(|done| Done { position, ..done }),
+                        None => Ok(Done { position, events, duplicate: appended.duplicate }),
+                    };
                 }
                 Err(AppendError::Conflict { .. }) => back_off(attempt).await,
                 Err(error) => return Err(error.into()),

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use envforge_commands::context::derived_uuid;
-use envforge_commands::{CommandError, Commands, Context, hosts, links, organizations, projects, runtimes, workspaces};
+use envforge_commands::{
+    CommandError, Commands, Context, hosts, links, organizations, projects, runtimes, users, workspaces,
+};
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
 };
@@ -18,6 +20,7 @@ use envforge_domain::project::Repository;
 use envforge_domain::runtime::{Epoch, RuntimeCommand, RuntimeEvent, WakeCause};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::UnixMillis;
+use envforge_domain::user::{EmailAddress, UserCommand};
 use envforge_domain::workspace::{AccessMode, Branch};
 use envforge_eventlog::{EventLog, Filter};
 use uuid::Uuid;
@@ -334,6 +337,42 @@ async fn a_permit_for_one_thing_does_nothing_to_another() {
         )
         .await;
     assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
+}
+
+#[tokio::test]
+async fn nobody_deactivates_an_owner_from_below_and_nobody_the_last_one() {
+    let world = world().await;
+    let resource = Resource::Organization(acme());
+    let create = UserCommand::Create {
+        user: owner(),
+        issuer: "local".to_owned(),
+        subject: "1".to_owned(),
+        email: EmailAddress::parse("ada@acme.test").unwrap(),
+        name: "Ada".to_owned(),
+    };
+    let setup = system(Component::Setup, Action::UserCreate, resource);
+    users::change(&world.commands, &setup, &Context::new(NOW), owner(), &create).await.unwrap();
+    let below = UserId::from_uuid(Uuid::from_u128(2));
+    let facts = ActorFacts::Member {
+        org: acme(),
+        active: true,
+        session_live: true,
+        grants: vec![Grant {
+            grantee: Grantee::User(below),
+            role: Role::Admin,
+            scope: Scope::Organization,
+            expires_at: None,
+        }],
+    };
+    let facts = Facts { position: Position::START, actor: facts };
+    let action = Action::UserDeactivate;
+    let request = Request { actor: Actor::User(below), action, resource, surface: Surface::Api, now: NOW };
+    let admins = authorize(&facts, &request).unwrap();
+    let refused = users::deactivate(&world.commands, &admins, &Context::new(NOW), owner()).await.unwrap_err();
+    assert_eq!(refused.refusal_code(), Some("grant_above_yourself"));
+    let owners = permit(action, resource);
+    let refused = users::deactivate(&world.commands, &owners, &Context::new(NOW), owner()).await.unwrap_err();
+    assert_eq!(refused.refusal_code(), Some("last_owner"));
 }
 
 #[tokio::test]

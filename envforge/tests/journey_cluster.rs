@@ -67,6 +67,8 @@ impl Cluster {
         command.args(["--listen", &format!("127.0.0.1:{}", self.api_port)]);
         command.args(["--gateway-listen", &format!("127.0.0.1:{}", self.gateway_port)]);
         command.args(["--gateway-url", &self.gateway_url()]);
+        // The demo's repository is a path of this machine.
+        command.arg("--allow-local-repositories");
         command.arg("--runtime").arg(self.place.path().join("runtime"));
         let logs = self.place.path().join(format!("logs-{}-{role}", self.starts));
         std::fs::create_dir_all(&logs).unwrap();

@@ -30,7 +30,9 @@ pub trait EventLog: Send + Sync + 'static {
     /// Appends one commit or, atomically, several of different streams (claims only: a batch costs about 20 ms on a
     /// single JetStream server). When this returns `Ok`, the commits survive kill -9 of everything.
     ///
-    /// A command that stands in the first commit's stream already answers as the first time, with `duplicate: true`. One
+    /// A command that stands in the first commit's stream at or after the expected position already answers as the first
+    /// time, with `duplicate: true`. Of older ones the embedded log knows all, and JetStream those of its duplicate window
+    /// (two minutes): whoever may repeat a command later finds out first whether it stands there, as `commands` does. One
     /// command may stand in several streams, appended together or one after the other, but only once in each.
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError>;
 

@@ -136,6 +136,7 @@ fn samples() -> Vec<Event> {
         SessionEnd::RefreshReused,
         SessionEnd::Deactivated,
         SessionEnd::Expired,
+        SessionEnd::Displaced,
     ]
     .map(|reason| UserEvent::SessionEnded { session, reason });
     let surfaces = Surface::ALL.map(|surface| UserEvent::SessionOpened { session, surface, expires_at: at(0) });
@@ -447,7 +448,11 @@ fn golden_the_envelope_is_stored_as_its_golden_file() {
     commit.causation = None;
     commit.actor = Actor::Anonymous;
     compare(&golden().join("commits/1-least.json"), &current(&commit));
-    for name in ["1-full", "1-least"] {
+    // A reason that came later: what wrote the first ones still reads as it did.
+    let session = SessionId::from_uuid(uuid(8));
+    let displaced = UserEvent::SessionEnded { session, reason: SessionEnd::Displaced };
+    compare(&golden().join("commits/1-session-displaced.json"), &current(&commit_of(vec![displaced.into()])));
+    for name in ["1-full", "1-least", "1-session-displaced"] {
         let stored = std::fs::read(golden().join(format!("commits/{name}.json"))).unwrap();
         schema::decode(&stored).unwrap();
     }

@@ -258,7 +258,7 @@ async fn issue(
     };
     let (_, done) = links::issue(&state.commands, &permit, &context, new).await?;
     let issued = state.issued(org, &done)?;
-    Ok(Written::created(done.position, issued))
+    Ok(Written::created(&done, issued))
 }
 
 /// One link.
@@ -301,7 +301,7 @@ async fn rotate(
         expires_at: claims.expires_at.into(),
         share_url: state.share.url(&claims),
     };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 /// Change which route families the link opens. What is taken away closes at once, WebSockets included.
@@ -318,7 +318,7 @@ async fn change_families(
     let families = families_of("families", &change.families)?;
     let done = links::change_allowlist(&state.commands, &permit, &context, id, families).await?;
     let answer = ChangedFamilies { id: id.to_string(), families: family_tokens(families) };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 /// Close the link for good, with everything that is open through it.
@@ -333,7 +333,7 @@ async fn revoke(
     let (resource, id) = state.named(&org, &link).await?;
     let permit = state.access.permit(&caller, Action::LinkRevoke, resource).await?;
     let done = links::revoke(&state.commands, &permit, &context, id, revocation.reason).await?;
-    Ok(Written::ok(done.position, RevokedLink { id: id.to_string(), phase: LinkPhase::Revoked.token() }))
+    Ok(Written::ok(&done, RevokedLink { id: id.to_string(), phase: LinkPhase::Revoked.token() }))
 }
 
 impl Links {

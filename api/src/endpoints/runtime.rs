@@ -170,7 +170,7 @@ async fn wake(
     };
     let done = runtimes::wake(&state.commands, &permit, &context, id, cause).await?;
     let phase = state.phase(resource, id, &done.events).await?;
-    Ok(Written::accepted(done.position, phase))
+    Ok(Written::accepted(&done, phase))
 }
 
 /// Put the runtime to sleep.
@@ -187,7 +187,7 @@ async fn sleep(
     let cause = SleepCause::Person(caller.user);
     let done = runtimes::sleep(&state.commands, &permit, &context, id, cause).await?;
     let phase = state.phase(resource, id, &done.events).await?;
-    Ok(Written::accepted(done.position, phase))
+    Ok(Written::accepted(&done, phase))
 }
 
 /// Keep a ready runtime awake for a while, within the organization's cap.
@@ -211,7 +211,7 @@ async fn keep_awake(
         _ => None,
     });
     let answer = KeptAwake { until: recorded.unwrap_or(until).into(), reason: keep.reason };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 impl Runtimes {

@@ -28,6 +28,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::faults::{Faults, FaultyLog};
+
 pub(crate) const PASSWORD: &str = "plum kite engine 7";
 /// How long a test waits for what must come soon.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -53,9 +55,14 @@ pub(crate) struct House {
     pub(crate) verification: ShareVerifier,
     pub(crate) identity: Arc<SelfHosted>,
     pub(crate) client: reqwest::Client,
+    pub(crate) database: Database,
+    pub(crate) faults: Arc<Faults>,
     seen: Arc<AtomicU64>,
     stop: CancellationToken,
-    _supervisor: Supervisor,
+    supervisor: Option<Supervisor>,
+    config: Config,
+    authorizer: Authorizer,
+    share_key: Arc<SigningKey>,
     _directory: tempfile::TempDir,
 }
 
@@ -66,6 +73,7 @@ impl Drop for House {
 }
 
 /// Somebody who signed in.
+#[derive(Clone)]
 pub(crate) struct Person {
     pub(crate) client: reqwest::Client,
     pub(crate) base: String,
@@ -177,6 +185,8 @@ impl House {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
+        let faults = Arc::new(Faults::default());
+        let log: SharedLog = Arc::new(FaultyLog { log, faults: Arc::clone(&faults) });
         let stop = CancellationToken::new();
         let hot = Hot::start(Arc::clone(&log), stop.clone());
         let database = Database::connect_sqlite(&directory.path().join("read-models.sqlite")).await.unwrap();
@@ -197,27 +207,10 @@ impl House {
         let share_key = Arc::new(SigningKey::load_or_create(&directory.path().join("share.pem")).unwrap());
         let verification = ShareVerifier::new([share_key.verification_key()]).unwrap();
         let clock = Arc::new(SkippingClock::new());
-        let shared: SharedClock = clock.clone();
         let mut config = Config::new(GatewayUrl::parse("http://dev.localhost:8443").unwrap());
         change(&mut config);
-        let connections_max = config.connections_max;
-        let router = envforge_api::router(Parts {
-            config,
-            clock: shared,
-            log: Arc::clone(&log),
-            commands: commands.clone(),
-            authorizer,
-            database,
-            identity: Arc::clone(&identity),
-            share_key,
-            metrics: None,
-            stop: stop.clone(),
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
-        tokio::spawn(envforge_api::serve(listener, router, connections_max, stop.clone()));
-        let house = Self {
-            base: format!("http://{address}"),
+        let mut house = Self {
+            base: String::new(),
             commands,
             log,
             clock,
@@ -226,13 +219,53 @@ impl House {
             verification,
             identity,
             client: reqwest::Client::new(),
+            database,
+            faults,
             seen: Arc::default(),
             stop,
-            _supervisor: supervisor,
+            supervisor: Some(supervisor),
+            config,
+            authorizer,
+            share_key,
             _directory: directory,
         };
+        house.base = house.serve(house.commands.clone()).await;
         house.organization("acme", "ada@acme.test").await;
         house
+    }
+
+    /// Serves the API with these commands, and answers where.
+    async fn serve(&self, commands: Commands) -> String {
+        let clock: SharedClock = self.clock.clone();
+        let router = envforge_api::router(Parts {
+            config: self.config.clone(),
+            clock,
+            log: Arc::clone(&self.log),
+            commands,
+            authorizer: self.authorizer.clone(),
+            database: self.database.clone(),
+            identity: Arc::clone(&self.identity),
+            share_key: Arc::clone(&self.share_key),
+            metrics: None,
+            stop: self.stop.clone(),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        tokio::spawn(envforge_api::serve(listener, router, self.config.connections_max, self.stop.clone()));
+        format!("http://{address}")
+    }
+
+    /// The same person at another API process on the same log and database, which remembers nothing of this one's.
+    pub(crate) async fn elsewhere(&self, person: &Person) -> Person {
+        let base = self.serve(Commands::new(Arc::clone(&self.log))).await;
+        Person { base, ..person.clone() }
+    }
+
+    /// From now on the read models stay as they are.
+    pub(crate) async fn stop_projecting(&mut self) {
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.stop().await;
+        }
     }
 
     pub(crate) fn stop(&self) {
@@ -265,7 +298,7 @@ impl House {
         org
     }
 
-    fn system(&self, action: Action, resource: Resource) -> Permit {
+    pub(crate) fn system(&self, action: Action, resource: Resource) -> Permit {
         let facts = Facts { position: Position::START, actor: ActorFacts::System };
         let surface = action.row().surfaces[0];
         let actor = Actor::System(Component::Setup);

@@ -87,6 +87,7 @@ impl FirstOwner {
             Context {
                 command: CommandId::from_uuid(id),
                 request_digest: None,
+                repeated: None,
                 correlation: CorrelationId::from_uuid(derived_uuid(log.0.as_bytes(), "first start")),
                 causation: None,
                 now,

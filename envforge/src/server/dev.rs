@@ -133,6 +133,9 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
         signing_key: Arc::clone(&signing_key),
         gateway_url: gateway.origin().to_owned(),
         metrics,
+        trusted_proxies: Vec::new(),
+        // Everything runs on this machine, as whoever started it.
+        local_repositories: true,
     };
     let api = format!("http://{}", api::start(&mut essential, &plane, parts, args.listen, &stop).await?);
     roles::report_activity(&mut essential, &plane, activity, &stop);

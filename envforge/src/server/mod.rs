@@ -16,4 +16,5 @@ mod known_log;
 pub(crate) mod projections;
 mod roles;
 pub(crate) mod serve;
+mod sweeping;
 mod telemetry;

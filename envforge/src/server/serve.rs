@@ -2,7 +2,7 @@
 //!
 //! And `envforge setup`: the first owner and the keys, once, before anything serves.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,6 +92,14 @@ pub(crate) struct ServeArgs {
     /// Where the API listens. Speaks plain http: put TLS in front of it.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
+    /// Address of a reverse proxy in front of the API, whose `X-Forwarded-For` is believed; repeat it for each. Without
+    /// it everybody behind the proxy counts as one when sign-ins fail.
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
+    trusted_proxies: Vec<IpAddr>,
+    /// Let projects name repositories by a path of the machine that runs workspaces: everybody who may create a project
+    /// can then read what its agent can.
+    #[arg(long)]
+    allow_local_repositories: bool,
     /// Where the gateway listens.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7080")]
     gateway_listen: SocketAddr,
@@ -305,6 +313,8 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
             signing_key: Arc::new(SigningKey::load(&keys.share())?),
             gateway_url: args.gateway_url.clone(),
             metrics,
+            trusted_proxies: args.trusted_proxies,
+            local_repositories: args.allow_local_repositories,
         };
         let address = api::start(&mut essential, &plane, parts, args.listen, &stop).await?;
         addresses.insert("api".to_owned(), format!("http://{address}").into());
@@ -359,4 +369,30 @@ pub(crate) async fn setup(args: SetupArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    #[test]
+    fn proxies_are_named_one_by_one_and_only_addresses_are_taken() {
+        let parse = |more: &[&str]| {
+            let line = ["serve", "api", "--nats", "nats://localhost", "--keys", "/keys"].iter().chain(more);
+            Line::try_parse_from(line).map(|line| line.serve.trusted_proxies).map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(&[]).unwrap(), Vec::<IpAddr>::new());
+        let two = parse(&["--trusted-proxy", "10.0.0.1", "--trusted-proxy", "fd00::1"]).unwrap();
+        assert_eq!(two, ["10.0.0.1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()));
+        assert!(parse(&["--trusted-proxy", "10.0.0.0/8"]).is_err());
+    }
 }

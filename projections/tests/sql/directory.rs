@@ -30,8 +30,16 @@ pub async fn organizations_members_and_roles_are_listed(kind: Kind) {
     world.grant(1, 3, Role::Admin, Scope::Organization).unwrap();
     let policy = OrganizationPolicy { link_lifetime_max: Millis::from_hours(3), ..OrganizationPolicy::default() };
     world.organize(1, 1, &OrganizationCommand::ChangePolicy { policy }).unwrap();
-    world.organize(1, 1, &OrganizationCommand::RemoveMember { user: user_id(2) }).unwrap();
-    world.act::<User>(StreamId::user(org_id(1), user_id(3)), system(), &UserCommand::Deactivate).unwrap();
+    world
+        .organize(1, 1, &OrganizationCommand::RemoveMember { by: system(), user: user_id(2), now: world.now })
+        .unwrap();
+    world
+        .act::<User>(
+            StreamId::user(org_id(1), user_id(3)),
+            system(),
+            &UserCommand::Deactivate { beyond: None, only_owner: false },
+        )
+        .unwrap();
     world.organization(2, 1).unwrap();
     let harness = directory_of(kind, &world).await;
     let directory = harness.database.directory();

@@ -76,7 +76,11 @@ impl World {
             0 => self.user(org, thing, &format!("User{thing}")),
             1 => self.organization(org, other),
             2 => self.organize(org, other, &OrganizationCommand::AddMember { user: user_id(thing) }),
-            3 => self.organize(org, other, &OrganizationCommand::RemoveMember { user: user_id(thing) }),
+            3 => self.organize(
+                org,
+                other,
+                &OrganizationCommand::RemoveMember { by: system(), user: user_id(thing), now },
+            ),
             4 => self.assign(org, thing, Role::Developer, Scope::Project(project_id(other))),
             5 => self.assign(org, thing, Role::Admin, Scope::Organization),
             6 => {

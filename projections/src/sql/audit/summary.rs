@@ -88,6 +88,7 @@ fn user(event: &UserEvent, name: &str) -> String {
                 SessionEnd::RefreshReused => "a refresh token was used twice",
                 SessionEnd::Deactivated => "the account was deactivated",
                 SessionEnd::Expired => "its time was over",
+                SessionEnd::Displaced => "it was the oldest of too many",
             };
             format!("A session of {name} ended: {why}")
         }

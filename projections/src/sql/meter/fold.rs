@@ -83,7 +83,7 @@ pub(crate) struct MeterModel {
 }
 
 /// Who the cost of a wake is attributed to: kind, person, name, link.
-fn attribution(cause: Option<&WakeCause>) -> (String, Option<String>, Option<String>, Option<String>) {
+pub(super) fn attribution(cause: Option<&WakeCause>) -> (String, Option<String>, Option<String>, Option<String>) {
     let kind = cause.map_or("unknown", wake_cause::kind).to_owned();
     match cause {
         Some(WakeCause::Link { link, .. }) => (kind, None, None, Some(link.to_string())),
