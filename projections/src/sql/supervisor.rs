@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use envforge_eventlog::SharedLog;
+use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,21 @@ impl Supervisor {
     /// For readiness checks and `doctor`.
     pub fn states(&self) -> Vec<(ModelName, ProjectorState)> {
         self.projectors.iter().map(|(model, state, _)| (*model, state.borrow().clone())).collect()
+    }
+
+    /// Waits until one of them needs a person: which, and why. For ever while all work, retry or stand by.
+    pub fn failure(&self) -> impl Future<Output = (ModelName, String)> + Send + use<> {
+        let first = select_all(self.projectors.iter().map(|(model, state, _)| {
+            let (model, mut state) = (*model, state.clone());
+            Box::pin(async move {
+                let failed = state.wait_for(|state| matches!(state, ProjectorState::Failed { .. })).await;
+                match failed.ok().map(|state| state.clone()) {
+                    Some(ProjectorState::Failed { error }) => (model, error),
+                    _ => std::future::pending().await,
+                }
+            })
+        }));
+        async move { first.await.0 }
     }
 
     /// Ends all projectors; returns once none of them touches the database or follows the log any more.
