@@ -1,6 +1,5 @@
 //! `envforge projections`: how far the read models are, and rebuilding one beside the live one.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,10 +9,13 @@ use envforge_eventlog::sqlite::SqliteLog;
 use envforge_projections::sql::rebuild::rebuild;
 use envforge_projections::sql::{Database, ModelName, RebuildProgress};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
 use super::data_dir::DataDir;
 use super::serve::StoreArgs;
 use super::telemetry::{self, LogFormat};
+use super::usable;
+use crate::cli::output::Output;
 
 /// Look after the SQL read models.
 #[derive(Args, Debug)]
@@ -47,9 +49,6 @@ struct Place {
     /// File with the PostgreSQL URL.
     #[arg(long, value_name = "FILE", env = "ENVFORGE_DATABASE_URL_FILE")]
     database_url_file: Option<PathBuf>,
-    /// Print JSON for programs.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Place {
@@ -67,7 +66,7 @@ impl Place {
     }
 }
 
-pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(args: ProjectionsArgs, output: Output) -> anyhow::Result<()> {
     telemetry::install("warn", LogFormat::Text)?;
     match args.verb {
         Verb::Ls(place) => {
@@ -75,26 +74,21 @@ pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
             let head = log.head().await?.position;
             for model in ModelName::ALL {
                 let position = database.position(model).await?;
-                if place.json {
-                    println!(
-                        "{}",
-                        serde_json::json!({ "name": model.to_string(), "position": position.get(), "log": head.get() })
-                    );
-                } else {
-                    println!("{:<14} {:>12} of {:>12}", model.to_string(), position.get(), head.get());
-                }
+                let line = json!({ "name": model.to_string(), "position": position.get(), "log": head.get() });
+                let text = || format!("{:<14} {:>12} of {:>12}", model.to_string(), position.get(), head.get());
+                output.last_event(&line, text)?;
             }
             Ok(())
         }
         Verb::Rebuild { name, place } => {
-            let model: ModelName = name.parse()?;
+            let model: ModelName = usable("the read model", name.parse())?;
             let (log, database) = place.open().await?;
-            let bar = if place.json || !std::io::stderr().is_terminal() {
-                ProgressBar::hidden()
-            } else {
+            let bar = if output.live {
                 let style =
                     ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} commits, {eta} left")?;
                 ProgressBar::new(0).with_style(style).with_message(format!("Rebuilding {model}"))
+            } else {
+                ProgressBar::hidden()
             };
             let shown = bar.clone();
             let progress = move |progress: RebuildProgress| {
@@ -103,20 +97,16 @@ pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
             };
             let rebuilt = rebuild(&log, &database, model, progress).await?;
             bar.finish_and_clear();
-            if place.json {
-                println!(
-                    "{}",
-                    serde_json::json!({
-                        "name": model.to_string(),
-                        "generation": rebuilt.generation,
-                        "compared_at": rebuilt.compared_at.get(),
-                        "unchanged": rebuilt.unchanged(),
-                    })
-                );
-            } else {
+            let line = json!({
+                "name": model.to_string(),
+                "generation": rebuilt.generation,
+                "compared_at": rebuilt.compared_at.get(),
+                "unchanged": rebuilt.unchanged(),
+            });
+            output.last_event(&line, || {
                 let verdict = if rebuilt.unchanged() { "the rows are the same" } else { "the rows have changed" };
-                println!("Rebuilt {model} up to position {}: {verdict}.", rebuilt.switched_at);
-            }
+                format!("Rebuilt {model} up to position {}: {verdict}.", rebuilt.switched_at)
+            })?;
             Ok(())
         }
     }
