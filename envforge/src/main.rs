@@ -30,7 +30,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let Envforge { global, verb } = Envforge::parse();
+    let Envforge { global, verb } = match Envforge::try_parse() {
+        Ok(parsed) => parsed,
+        Err(error) => return misused(error),
+    };
     let output = cli::output_of(&global);
     match verb {
         Verb::Dev(arguments) => role(&output, server::dev::run(arguments, output.clone())),
@@ -39,6 +42,20 @@ fn main() -> ExitCode {
         Verb::Projections(arguments) => role(&output, server::projections::run(arguments, output.clone())),
         Verb::Client(verb) => cli::run(&global, verb, Envforge::command, &output),
     }
+}
+
+/// A command line that is none: help and version too, which are asked for in this way.
+fn misused(error: clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
+    if !error.use_stderr() || !wants_json {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let told = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let what = told.strip_prefix("error: ").unwrap_or(&told);
+    let output = cli::output_of(&cli::GlobalArguments { json: true, ..Default::default() });
+    let hint = "`--help` after a command shows what it takes";
+    cli::ended(&output, Err(cli::failure::Failure::usage(what, hint)))
 }
 
 /// What is still at work on a thread of its own gets this long to end; all that matters has ended before.

@@ -243,6 +243,25 @@ fn roles_fail_with_the_codes_and_the_json_of_every_other_command() {
 }
 
 #[test]
+fn a_command_line_that_is_none_is_an_error_of_json_too() {
+    let dir = TestDir::new();
+    for (args, part) in [
+        (&["workspace", "ls", "--nonsense", "--json"][..], "--nonsense"),
+        (&["link", "--json", "allow"], "required arguments were not provided"),
+        (&["dev", "--json", "--listen", "nowhere"], "nowhere"),
+    ] {
+        let output = envforge(dir.path(), "http://127.0.0.1:1", args);
+        let error = error(&output);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert_eq!((&error["code"], &error["exit_code"]), (&json!("usage"), &json!(2)));
+        assert!(error["title"].as_str().unwrap().contains(part), "{error}");
+    }
+    let help = envforge(dir.path(), "http://127.0.0.1:1", &["link", "--json", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8(help.stdout).unwrap().contains("Usage:"));
+}
+
+#[test]
 fn an_api_that_is_away_is_said_at_once() {
     let dir = TestDir::new();
     let api = format!("http://127.0.0.1:{}", free_port());

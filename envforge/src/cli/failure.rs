@@ -35,8 +35,8 @@ Every command of envforge ends with one of these codes; they are stable, so scri
     3    not signed in, or not permitted
     4    there is no such organization, project, workspace, link or member
     5    conflict: somebody else changed it, or the name is taken
-    6    the API, or what a role works with (NATS, PostgreSQL), cannot be reached, or it or a wait took too long;
-         repeating the command is safe
+    6    the API cannot be reached, or what a role works with (NATS, PostgreSQL), or one of them or a wait took too
+         long; repeating the command is safe
     130  interrupted by Ctrl-C; what was sent already is carried out by the server
 
 With --json an error is one line of JSON on standard error:
