@@ -226,10 +226,10 @@ fn tests_of(text: &str) -> BTreeSet<String> {
     for line in text.lines().map(str::trim) {
         if line.starts_with("#[test]") || line.starts_with(concat!("#[tokio::", "test")) {
             marked = true;
-        } else if let Some(rest) = line.trim_start_matches("pub ").trim_start_matches("async ").strip_prefix("fn ") {
-            if std::mem::take(&mut marked) {
-                tests.insert(rest.split(['(', '<']).next().unwrap().to_owned());
-            }
+        } else if let Some(rest) = line.trim_start_matches("pub ").trim_start_matches("async ").strip_prefix("fn ")
+            && std::mem::take(&mut marked)
+        {
+            tests.insert(rest.split(['(', '<']).next().unwrap().to_owned());
         }
     }
     for rest in text.split("macro_rules! ").skip(1) {

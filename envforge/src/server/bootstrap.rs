@@ -56,12 +56,11 @@ impl FirstOwner {
         first_password: &FirstPassword,
     ) -> anyhow::Result<Option<Secret>> {
         let now = plane.clock.now();
-        if let Some(existing) = plane.hot.authorization.organization(self.org) {
-            if existing.slug != self.org_slug {
-                let what =
-                    format!("this log belongs to organization `{}` and not to `{}`", existing.slug, self.org_slug);
-                return Err(Failure::conflict(what, "name that one, or use another log").into());
-            }
+        if let Some(existing) = plane.hot.authorization.organization(self.org)
+            && existing.slug != self.org_slug
+        {
+            let what = format!("this log belongs to organization `{}` and not to `{}`", existing.slug, self.org_slug);
+            return Err(Failure::conflict(what, "name that one, or use another log").into());
         }
         let given = match password_file {
             Some(path) => {
