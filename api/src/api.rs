@@ -110,6 +110,11 @@ pub fn router(parts: Parts) -> Router {
         .layer(axum::middleware::from_fn_with_state(layer, edge))
 }
 
+/// `/metrics` alone, for processes that serve no API.
+pub fn metrics_router(metrics: PrometheusHandle) -> Router {
+    Router::new().route("/metrics", get(health::metrics_alone).with_state(metrics)).fallback(nothing_here)
+}
+
 /// The OpenAPI document, without anything running.
 pub fn document() -> OpenApi {
     let mut document = auth::routes().into_openapi();

@@ -160,8 +160,9 @@ async fn a_review_survives_the_death_of_every_process_over_nats_and_postgres() {
     let password = cluster.set_up();
     let mut projector = cluster.start("projector");
     let mut api = cluster.start("api");
-    let mut gateway = cluster.start("gateway");
+    // A gateway stands beside the reactors, and sees their machine's key.
     let mut reactors = cluster.start("reactors");
+    let mut gateway = cluster.start("gateway");
     // Browsers resolve everything below `localhost` to this machine; a library asks the system, which may not.
     let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], cluster.gateway_port));
     let client = Client::builder()
@@ -212,5 +213,37 @@ async fn a_review_survives_the_death_of_every_process_over_nats_and_postgres() {
     .await;
     for process in [&mut gateway, &mut api, &mut reactors, &mut projector] {
         assert!(process.terminate(DEADLINE).success(), "{}", process.stderr());
+    }
+}
+
+/// What a role said on its first line.
+fn said(role: &TestProcess) -> Value {
+    serde_json::from_str(role.stdout().lines().next().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_show_their_metrics_and_end_when_the_log_is_no_longer_the_same() {
+    let mut cluster = Cluster::new();
+    cluster.set_up();
+    let mut roles: Vec<_> = ["reactors", "gateway", "projector"].map(|role| (role, cluster.start(role))).into();
+    for (role, process) in &roles {
+        let url = said(process)["metrics"].as_str().unwrap().to_owned();
+        let text = reqwest::get(&url).await.unwrap().text().await.unwrap();
+        // Without upkeep the memory of histograms grows until somebody asks.
+        assert!(text.contains("envforge_metrics_upkeeps_total"), "{role}: {text}");
+        let elsewhere = url.replace("/metrics", "/readyz");
+        assert_eq!(reqwest::get(&elsewhere).await.unwrap().status(), StatusCode::NOT_FOUND, "{role}");
+        let forwarded = Client::new().get(&url).header("X-Forwarded-For", "192.0.2.1").send().await.unwrap();
+        assert_eq!(forwarded.status(), StatusCode::NOT_FOUND, "{role}");
+    }
+
+    cluster.nats.lose_store();
+    cluster.nats.restart();
+    // Another log at the same place, with an organization of its own.
+    let mut setup = cluster.command(&["setup", "--org", "other", "--owner-email", "owner@example.com"]);
+    let _ = setup.output().unwrap();
+    for (role, process) in &mut roles {
+        assert_eq!(process.wait(DEADLINE).code(), Some(1), "{role}");
+        assert!(process.stderr().contains("log is not the one"), "{role}: {}", process.stderr());
     }
 }

@@ -214,6 +214,8 @@ async fn a_second_start_goes_on_where_the_first_one_was_killed_in_this_journey()
     let owner = Owner::login(second.text("api"), &email, &password).await;
     // What ran was ended, and the log says so: the meter is closed.
     until_phase(&owner, "asleep").await;
+    let runtime = owner.get("/v1/orgs/acme/workspaces/signed-links/runtime").await;
+    assert_eq!(runtime["asleep_because"], "host_lost", "{runtime}");
     let types: Vec<Value> = owner.events().await.into_iter().map(|event| event["type"].clone()).collect();
     assert!(types.iter().any(|found| found.as_str().unwrap().ends_with("runtime.lost.v1")), "{types:?}");
     assert!(second.process.terminate(DEADLINE).success(), "{}", second.process.stderr());

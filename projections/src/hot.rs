@@ -185,11 +185,12 @@ impl Hot {
         still_following(Some(&*self.progress.borrow()))
     }
 
-    /// Waits until the views stop for good; says why.
-    pub async fn ended(&self) -> String {
+    /// Waits until the views have stopped for good, and says why.
+    pub async fn stopped(&self) -> Stale {
         let mut progress = self.progress.subscribe();
-        let ended = progress.wait_for(|progress| progress.ended.is_some()).await;
-        ended.ok().and_then(|progress| progress.ended.clone()).unwrap_or_default()
+        let reason =
+            progress.wait_for(|progress| progress.ended.is_some()).await.ok().and_then(|end| end.ended.clone());
+        Stale::Stopped { reason: reason.unwrap_or_else(|| "nothing feeds them any more".to_owned()) }
     }
 
     /// Why the views stopped for good, where they did.

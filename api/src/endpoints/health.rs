@@ -178,10 +178,27 @@ pub(crate) async fn metrics(
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    shown(state.metrics.as_ref(), peer, &headers)
+}
+
+/// The same, of a process that serves no API.
+pub(crate) async fn metrics_alone(
+    State(metrics): State<PrometheusHandle>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    shown(Some(&metrics), peer, &headers)
+}
+
+fn shown(
+    metrics: Option<&PrometheusHandle>,
+    peer: Option<Extension<Peer>>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     // A request that was forwarded comes from somewhere else, even where its peer is this machine.
     let forwarded = ["forwarded", "x-forwarded-for"].into_iter().any(|name| headers.contains_key(name));
     let local = peer.is_some_and(|Extension(peer)| peer.0.ip().to_canonical().is_loopback());
-    match &state.metrics {
+    match metrics {
         Some(handle) if local && !forwarded => {
             Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()).into_response())
         }

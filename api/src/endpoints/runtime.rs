@@ -54,6 +54,8 @@ struct Runtime {
     cause: Option<Cause>,
     /// While it is ready: `kept_awake`, `open_streams` or `activity`.
     awake_because: Option<String>,
+    /// Why it sleeps: `idle`, `person`, `workspace_archived`, `shutdown`, `usage_cap`, or `host_lost` where its host died.
+    asleep_because: Option<String>,
     /// When it goes to sleep unless something happens; `null` while it is not ready or a stream is open.
     sleeps_at: Option<Instant>,
     kept_awake_until: Option<Instant>,
@@ -280,6 +282,7 @@ impl Runtime {
                 since: None,
                 cause: None,
                 awake_because: None,
+                asleep_because: None,
                 sleeps_at: None,
                 kept_awake_until: None,
                 kept_awake_reason: None,
@@ -289,6 +292,7 @@ impl Runtime {
             });
         };
         let awake = Awake::of(&runtime, manifest.idle_sleep.min(idle_max));
+        let asleep_because = asleep_because(&runtime);
         Ok(Self {
             phase: runtime.phase.token().to_owned(),
             stage: runtime.stage,
@@ -296,6 +300,7 @@ impl Runtime {
             since: Some(runtime.since.into()),
             cause: Some((&runtime.wake_cause).into()),
             awake_because: awake.as_ref().map(|awake| awake.because.to_owned()),
+            asleep_because,
             sleeps_at: awake.and_then(|awake| awake.sleeps_at).map(Instant),
             kept_awake_until: runtime.keep_awake_until.map(Instant),
             kept_awake_reason: runtime.keep_awake_reason,
@@ -304,6 +309,15 @@ impl Runtime {
             services,
         })
     }
+}
+
+/// What kind of cause put it to sleep. The read model keeps causes as JSON with a `kind`.
+fn asleep_because(runtime: &RuntimeRecord) -> Option<String> {
+    if !matches!(runtime.phase, RuntimePhase::Asleep | RuntimePhase::Sleeping) {
+        return None;
+    }
+    let cause: serde_json::Value = serde_json::from_str(runtime.sleep_cause.as_deref()?).ok()?;
+    Some(cause["kind"].as_str()?.to_owned())
 }
 
 /// Why a ready runtime is awake, and until when.

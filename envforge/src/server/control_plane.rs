@@ -1,4 +1,4 @@
-//! What every role needs: the log, commands on it, the hot views with fresh decisions, a clock, and how to stop.
+//! What every role needs: the log, commands on it, the hot views with fresh decisions, a clock, and its essential tasks.
 
 use std::sync::Arc;
 
@@ -69,21 +69,5 @@ impl Essential {
                 Err(error) => tracing::error!(%error, "a task ended badly"),
             }
         }
-    }
-}
-
-/// Ctrl-C or SIGTERM.
-pub(crate) async fn asked_to_stop() {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(signal) => signal,
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be heard; Ctrl-C can");
-            let _ = tokio::signal::ctrl_c().await;
-            return;
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
     }
 }

@@ -1,6 +1,5 @@
 //! `envforge projections`: how far the read models are, and rebuilding one beside the live one.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +10,13 @@ use envforge_eventlog::sqlite::SqliteLog;
 use envforge_projections::sql::rebuild::rebuild;
 use envforge_projections::sql::{Comparison, Database, ModelName, RebuildProgress, Rebuilt};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
 use super::data_dir::DataDir;
 use super::serve::StoreArgs;
 use super::telemetry::{self, LogFormat};
+use super::usable;
+use crate::cli::output::Output;
 
 /// Between two lines of progress where nobody watches a bar.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
@@ -54,9 +56,6 @@ struct Place {
     /// File with the PostgreSQL URL.
     #[arg(long, value_name = "FILE", env = "ENVFORGE_DATABASE_URL_FILE")]
     database_url_file: Option<PathBuf>,
-    /// Print JSON for programs.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Place {
@@ -75,7 +74,7 @@ impl Place {
     }
 }
 
-pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(args: ProjectionsArgs, output: Output) -> anyhow::Result<()> {
     telemetry::install("warn", LogFormat::Text)?;
     match args.verb {
         Verb::Ls(place) => {
@@ -83,35 +82,26 @@ pub(crate) async fn run(args: ProjectionsArgs) -> anyhow::Result<()> {
             let head = log.head().await?.position;
             for model in ModelName::ALL {
                 let position = database.position(model).await?;
-                if place.json {
-                    println!(
-                        "{}",
-                        serde_json::json!({ "name": model.to_string(), "position": position.get(), "log": head.get() })
-                    );
-                } else {
-                    println!("{:<14} {:>12} of {:>12}", model.to_string(), position.get(), head.get());
-                }
+                let line = json!({ "name": model.to_string(), "position": position.get(), "log": head.get() });
+                let text = || format!("{:<14} {:>12} of {:>12}", model.to_string(), position.get(), head.get());
+                output.last_event(&line, text)?;
             }
             Ok(())
         }
         Verb::Rebuild { name, place } => {
-            let model: ModelName = name.parse()?;
+            let model: ModelName = usable("the read model", name.parse())?;
             let (log, database) = place.open().await?;
-            let mut progress = Progress::of(model, place.json)?;
+            let mut progress = Progress::of(model, &output)?;
             let rebuilt = rebuild(&log, &database, model, |at| progress.tell(at)).await?;
             progress.finish();
-            if place.json {
-                println!("{}", json(&rebuilt))
-            } else {
-                println!("{}", text(&rebuilt))
-            }
+            output.last_event(&json(&rebuilt), || text(&rebuilt))?;
             Ok(())
         }
     }
 }
 
 fn json(rebuilt: &Rebuilt) -> serde_json::Value {
-    let mut json = serde_json::json!({
+    let mut json = json!({
         "name": rebuilt.model.to_string(),
         "generation": rebuilt.generation,
         "switched_at": rebuilt.switched_at.get(),
@@ -143,11 +133,11 @@ enum Progress {
 }
 
 impl Progress {
-    fn of(model: ModelName, json: bool) -> anyhow::Result<Self> {
-        if json {
+    fn of(model: ModelName, output: &Output) -> anyhow::Result<Self> {
+        if output.json {
             return Ok(Self::Silent);
         }
-        if !std::io::stderr().is_terminal() {
+        if !output.live {
             return Ok(Self::Lines { model, told: None });
         }
         let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} commits, {eta} left")?;
