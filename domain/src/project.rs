@@ -20,6 +20,14 @@ pub struct InvalidRepository {
     text: String,
 }
 
+/// What of a refused address may be repeated: nothing of what stands before an `@`, which may be a password.
+fn shown(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{}", rest.chars().take(120).collect::<String>()),
+        None => text.chars().take(120).collect(),
+    }
+}
+
 impl Repository {
     pub const CHARS_MAX: usize = 500;
 
@@ -27,14 +35,13 @@ impl Repository {
         let printable = text.chars().all(|c| !c.is_control() && !c.is_whitespace()) || text.starts_with('/');
         let scheme_is_known =
             ["https://", "ssh://", "git@", "file:///", "/"].iter().any(|start| text.starts_with(start));
-        // `https://user:token@host` would carry a secret into the log.
-        let credentials = text
-            .strip_prefix("https://")
-            .is_some_and(|rest| rest.split('/').next().is_some_and(|host| host.contains('@')));
+        // `https://user:token@host` would carry a secret into the log. A user alone is how ssh addresses a host.
+        let authority = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
+        let credentials = authority
+            .and_then(|authority| authority.rsplit_once('@'))
+            .is_some_and(|(user, _)| user.contains(':') || !text.starts_with("ssh://"));
         if text.len() > Self::CHARS_MAX || !printable || text.contains('\0') || !scheme_is_known || credentials {
-            // The text is not repeated where it may hold credentials.
-            let text = if credentials { "https://…@…".to_owned() } else { text.chars().take(120).collect() };
-            return Err(InvalidRepository { text });
+            return Err(InvalidRepository { text: shown(text) });
         }
         Ok(Self(text.to_owned()))
     }
