@@ -109,8 +109,7 @@ impl Site {
             anyhow::Ok(command)
         };
         let mut setup = command(&["setup", "--org", "acme", "--owner-email", EMAIL, "--owner-password-file"])?;
-        // The password file is the option's value, so it comes before the stores' options.
-        setup = insert_after_verb(setup, &password_file);
+        setup = with_password_file(setup, &password_file);
         let output = setup.output().context("envforge setup")?;
         ensure!(output.status.success(), "envforge setup: {}", String::from_utf8_lossy(&output.stderr));
         let mut processes = Vec::new();
@@ -119,7 +118,7 @@ impl Site {
             command.args(["--listen", &loopback(api_port).to_string()]);
             command.args(["--gateway-listen", &loopback(gateway_port).to_string()]);
             command.args(["--gateway-url", &format!("http://{DOMAIN}:{public_port}"), "--runtime"]);
-            command.arg(place.path().join("runtime"));
+            command.arg(place.path().join("runtime")).arg("--allow-local-repositories");
             processes.push(start(name, &command, place.path()));
             anyhow::Ok(())
         };
@@ -323,7 +322,7 @@ fn password_file(below: &Path) -> Result<PathBuf> {
 }
 
 /// `setup --owner-password-file FILE ...`: the file's name goes where the option stands.
-fn insert_after_verb(command: Command, file: &Path) -> Command {
+fn with_password_file(command: Command, file: &Path) -> Command {
     let mut changed = Command::new(command.get_program());
     for argument in command.get_args() {
         changed.arg(argument);

@@ -8,7 +8,7 @@ use envforge_commands::{
     CommandError, Commands, Context, hosts, links, organizations, projects, runtimes, users, workspaces,
 };
 use envforge_domain::access::{
-    Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
 use envforge_domain::commit::{Actor, Component, Position, Surface};
 use envforge_domain::dev_link::{DevLinkEvent, Generation};
@@ -47,7 +47,7 @@ fn permit(action: Action, resource: Resource) -> Permit {
 
 fn system(component: Component, action: Action, resource: Resource) -> Permit {
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
-    let surface = action.row().surfaces[0];
+    let surface = action.row().surfaces_of(Principal::System)[0];
     authorize(&facts, &Request { actor: Actor::System(component), action, resource, surface, now: NOW }).unwrap()
 }
 

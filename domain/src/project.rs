@@ -20,6 +20,14 @@ pub struct InvalidRepository {
     text: String,
 }
 
+/// What of a refused address may be repeated: nothing of what stands before an `@`, which may be a password.
+fn shown(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{}", rest.chars().take(120).collect::<String>()),
+        None => text.chars().take(120).collect(),
+    }
+}
+
 impl Repository {
     pub const CHARS_MAX: usize = 500;
 
@@ -27,11 +35,13 @@ impl Repository {
         let printable = text.chars().all(|c| !c.is_control() && !c.is_whitespace()) || text.starts_with('/');
         let scheme_is_known =
             ["https://", "ssh://", "git@", "file:///", "/"].iter().any(|start| text.starts_with(start));
-        let credentials = holds_credentials(text);
-        if text.len() > Self::CHARS_MAX || !printable || text.contains('\0') || !scheme_is_known || credentials {
-            // The text is not repeated where it may hold credentials.
-            let text = if credentials { "…//…@…".to_owned() } else { text.chars().take(120).collect() };
-            return Err(InvalidRepository { text });
+        if text.len() > Self::CHARS_MAX
+            || !printable
+            || text.contains('\0')
+            || !scheme_is_known
+            || holds_credentials(text)
+        {
+            return Err(InvalidRepository { text: shown(text) });
         }
         Ok(Self(text.to_owned()))
     }

@@ -44,6 +44,34 @@ fn the_domain_reads_no_clock_and_does_no_io() {
     assert_no_findings(found.collect());
 }
 
+/// Whoever makes `ActorFacts::System` acts with EnvForge's own rights, so these files and no others do: a new one is
+/// reviewed like a change of the policy.
+const MAY_ACT_AS_ENVFORGE: [&str; 5] = [
+    // The policy itself.
+    "domain/src/access/mod.rs",
+    // Whoever has the machine's command line, at the first start.
+    "envforge/src/server/bootstrap.rs",
+    // The gateway's counters of a link, which outlive it.
+    "gateway/src/admission.rs",
+    // The facts of an actor that says it is a component of ours.
+    "projections/src/authorization.rs",
+    // Reactors and timers.
+    "reactors/src/permit.rs",
+];
+
+#[test]
+fn only_the_listed_files_act_with_envforges_own_rights() {
+    assert_no_findings(each_source(|path, text| {
+        let listed = MAY_ACT_AS_ENVFORGE.iter().any(|listed| path == Path::new(listed));
+        let found = acts_as_envforge(path, text);
+        match (listed, found.is_empty()) {
+            (true, true) => vec!["1: does not act as EnvForge any more: take it off the list".to_owned()],
+            (true, false) => vec![],
+            (false, _) => found,
+        }
+    }));
+}
+
 #[test]
 fn every_source_file_opens_by_saying_what_it_owns() {
     assert_no_findings(each_source(|_, text| opening(text)));
@@ -300,6 +328,20 @@ fn forbidden_modules(path: &Path, text: &str) -> Vec<String> {
     found
 }
 
+/// Where a file of the product names EnvForge's own rights, or the type of facts by another name, which would hide that.
+fn acts_as_envforge(path: &Path, text: &str) -> Vec<String> {
+    if path.iter().any(|part| part == "tests") || path.file_stem().is_some_and(|name| name == "tests") {
+        return vec![];
+    }
+    let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
+    // `concat!`, so that this file is not among what it finds.
+    let marks = ["::System", "::{", "::*", " as "].map(|after| format!("{}{after}", concat!("Actor", "Facts")));
+    lines_with(text, |line| marks.iter().any(|mark| line.contains(mark)))
+        .filter(|line| *line <= end)
+        .map(|line| format!("{line}: acts with EnvForge's own rights: ask for a permit of the one who asked"))
+        .collect()
+}
+
 /// What would make a decision depend on more than its arguments. Tests of the domain may read golden files.
 fn impurities(text: &str) -> Vec<String> {
     let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
@@ -524,6 +566,18 @@ mod each_rule_can_fail {
     fn clocks_and_io_in_the_domain_are_found() {
         assert_eq!(impurities("let now = Instant::now();\nlet text = std::fs::read(path);\n").len(), 2);
         assert_eq!(impurities("let now = context.now;\n#[cfg(test)]\nlet text = std::fs::read(path);\n").len(), 0);
+    }
+
+    #[test]
+    fn acting_as_envforge_is_found() {
+        let found = |path: &str, text: &str| acts_as_envforge(Path::new(path), text).len();
+        let facts = concat!("let facts = Facts { position, actor: Actor", "Facts::System };\n");
+        assert_eq!(found("api/src/access.rs", facts), 1);
+        assert_eq!(found("api/src/access.rs", concat!("use envforge_domain::access::Actor", "Facts as Who;\n")), 1);
+        assert_eq!(found("api/src/access.rs", concat!("use envforge_domain::access::Actor", "Facts::*;\n")), 1);
+        assert_eq!(found("api/tests/api/house.rs", facts), 0);
+        assert_eq!(found("api/src/access.rs", &format!("#[cfg(test)]\n{facts}")), 0);
+        assert_eq!(found("api/src/access.rs", concat!("Actor", "Facts::Nobody => Err(Denial::NotAMember),\n")), 0);
     }
 
     #[test]

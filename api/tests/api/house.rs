@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use envforge_api::{Config, GatewayUrl, Parts};
 use envforge_commands::{Commands, Context, organizations, runtimes, users};
-use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
+use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Principal, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Component, Position};
 use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
 use envforge_domain::runtime::{ReadyService, RuntimeCommand};
@@ -300,7 +300,7 @@ impl House {
 
     pub(crate) fn system(&self, action: Action, resource: Resource) -> Permit {
         let facts = Facts { position: Position::START, actor: ActorFacts::System };
-        let surface = action.row().surfaces[0];
+        let surface = action.row().surfaces_of(Principal::System)[0];
         let actor = Actor::System(Component::Setup);
         authorize(&facts, &Request { actor, action, resource, surface, now: self.clock.now() }).unwrap()
     }

@@ -208,7 +208,7 @@ async fn every_operation_asks_for_the_action_that_it_names() {
         }
     }
     let people = |row: &&envforge_domain::access::Row| {
-        row.surfaces.contains(&Surface::Api) && !row.roles.is_empty() && !row.principals.contains(&Principal::Agent)
+        row.surfaces.contains(&Surface::Api) && !row.roles.is_empty() && row.surfaces_of(Principal::Agent).is_empty()
     };
     // Actions that have a role but no operation of their own yet.
     let without = ["user.create", "user.deactivate"];

@@ -1,7 +1,6 @@
 //! Organizations.
 
 use envforge_domain::access::{Grant, Grantee, Role, Scope};
-use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Actor, Component};
 use envforge_domain::organization::*;
 use envforge_domain::time::Millis;
@@ -169,26 +168,50 @@ proptest! {
     /// However members and roles change, an owner without an end remains.
     #[test]
     fn there_is_always_an_owner(steps in prop::collection::vec((0..4u8, 1..4u128, 1..4u128, 0..8usize), 1..60)) {
-        let mut state = Organization::default();
-        for event in Organization::decide(&state, &create()).unwrap() {
-            state = Organization::evolve(state, &event);
-        }
-        for (verb, by, on, role) in steps {
+        let changes = steps.into_iter().map(|(verb, by, on, role)| {
             let role = Role::ALL[role];
-            let command = match verb {
+            match verb {
                 0 => OrganizationCommand::AddMember { user: user(on) },
                 1 => remove(by, on),
                 2 => assign(by, grant(on, role)),
                 _ => revoke(by, on, role),
-            };
-            let Ok(events) = Organization::decide(&state, &command) else { continue };
-            for event in &events {
-                prop_assert!(belongs::<Organization>(event));
-                state = Organization::evolve(state, event);
             }
-            let Organization::Active(active) = &state else { panic!() };
-            let owners = active.members.iter().filter(|member| active.roles_of(**member, at(u64::MAX)).any(|role| role == Role::Owner)).count();
-            prop_assert!(owners >= 1);
-        }
+        });
+        histories::<Organization>(std::iter::once(create()).chain(changes), |_, after| {
+            let Organization::Active(active) = after else { panic!() };
+            let endless = |member| active.roles_of(member, at(u64::MAX)).any(|role| role == Role::Owner);
+            prop_assert!(active.members.iter().any(|member| endless(*member)));
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn any_accepted_history_evolves(
+        steps in prop::collection::vec((0..6u8, 1..4u128, 1..4u128, 0..8usize, prop::option::of(90..110u64), any::<bool>()), 1..60),
+    ) {
+        let commands = steps.into_iter().map(|(verb, by, on, role, end, on_project)| {
+            let role = Role::ALL[role];
+            let scope = if on_project { Scope::Project(project(1)) } else { Scope::Organization };
+            match verb {
+                0 => create(),
+                1 => OrganizationCommand::AddMember { user: user(on) },
+                2 => OrganizationCommand::RemoveMember { user: user(on) },
+                3 => assign(by, Grant { scope, expires_at: end.map(at), ..grant(on, role) }),
+                4 => revoke(by, on, role),
+                _ => OrganizationCommand::ChangePolicy {
+                    policy: OrganizationPolicy { keep_awake_max: Millis::from_hours(on as u64 * 5), ..Default::default() },
+                },
+            }
+        });
+        histories::<Organization>(commands, |_, after| {
+            let Organization::Active(active) = after else { return Ok(()) };
+            for (grantee, role, scope) in active.grants.keys() {
+                if let Grantee::User(user) = grantee {
+                    prop_assert!(active.members.contains(user), "{:?} of somebody who is no member", role);
+                }
+                prop_assert!(*scope == Scope::Organization || !role.only_org_wide());
+            }
+            Ok(())
+        })?;
     }
 }

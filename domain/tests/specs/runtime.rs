@@ -1,6 +1,5 @@
 //! Runtimes.
 
-use envforge_domain::aggregate::Aggregate;
 use envforge_domain::runtime::*;
 use envforge_domain::time::{Millis, UnixMillis};
 use proptest::prelude::*;
@@ -190,25 +189,19 @@ proptest! {
     /// Any accepted history evolves, epochs only grow, each wake has exactly one cause, and a queued wake is never lost.
     #[test]
     fn any_accepted_history_evolves(commands in prop::collection::vec(any_command(), 1..60)) {
-        let mut state = Runtime::default();
         let mut wakes = 0;
-        for command in commands {
-            let queued = matches!(&state, Runtime::Sleeping { queued: Some(_), .. });
-            let before = state.epoch();
-            let Ok(events) = Runtime::decide(&state, &command) else { continue };
-            for event in &events {
-                prop_assert!(belongs::<Runtime>(event));
-                if let RuntimeEvent::WakeRequested { epoch, .. } = event {
-                    wakes += 1;
-                    prop_assert_eq!(*epoch, Epoch(wakes));
-                }
-                state = Runtime::evolve(state, event);
+        histories::<Runtime>(commands, |before, after| {
+            prop_assert!(after.epoch() >= before.epoch());
+            if after.epoch() > before.epoch() {
+                wakes += 1;
+                prop_assert_eq!(after.epoch(), Epoch(wakes));
+                prop_assert!(matches!(after, Runtime::Waking { .. }), "a wake that is no wake: {:?}", after);
             }
-            prop_assert!(state.epoch() >= before);
-            if queued {
-                let kept = matches!(&state, Runtime::Sleeping { queued: Some(_), .. } | Runtime::Waking { .. });
-                prop_assert!(kept, "a queued wake was lost: {:?}", state);
+            if matches!(before, Runtime::Sleeping { queued: Some(_), .. }) {
+                let kept = matches!(after, Runtime::Sleeping { queued: Some(_), .. } | Runtime::Waking { .. });
+                prop_assert!(kept, "a queued wake was lost: {:?}", after);
             }
-        }
+            Ok(())
+        })?;
     }
 }

@@ -5,6 +5,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::Surface;
 use envforge_domain::limits::COMMIT_EVENTS_MAX;
 use envforge_domain::user::*;
+use proptest::prelude::*;
 
 use crate::given::*;
 
@@ -93,4 +94,40 @@ fn ending_an_unknown_session_is_no_event() {
     given::<User>([created()]).when(UserCommand::EndOwnSession { session: session(4) }).then_nothing();
     assert!(belongs::<User>(&created()));
     assert_eq!(User::KIND.token(), "user");
+}
+
+fn create() -> UserCommand {
+    UserCommand::Create {
+        user: user(1),
+        issuer: "local".to_owned(),
+        subject: "1".to_owned(),
+        email: EmailAddress::parse("dana@example.org").unwrap(),
+        name: "Dana".to_owned(),
+    }
+}
+
+proptest! {
+    /// Whatever was accepted evolves, sessions stay bounded, and a deactivated account stays so.
+    #[test]
+    fn any_accepted_history_evolves(steps in prop::collection::vec((0..20u8, 0..80u128, 1..3_000u64), 1..200)) {
+        let commands = steps.into_iter().map(|(verb, number, now)| match verb {
+            0 => UserCommand::Deactivate,
+            1 => UserCommand::EndAllSessions { reason: SessionEnd::RefreshReused },
+            2 => UserCommand::RecordPasswordChange,
+            3 => UserCommand::EndOwnSession { session: session(number) },
+            4 => UserCommand::EndSession { session: session(number), reason: SessionEnd::Revoked },
+            5 => create(),
+            _ => open(number, now),
+        });
+        histories::<User>(std::iter::once(create()).chain(commands), |before, after| {
+            match after {
+                User::Unknown => prop_assert!(false, "a user was forgotten"),
+                User::Active { sessions, .. } => prop_assert!(sessions.len() <= SESSIONS_MAX),
+                User::Deactivated { .. } => {}
+            }
+            let revived = matches!((before, after), (User::Deactivated { .. }, User::Active { .. }));
+            prop_assert!(!revived);
+            Ok(())
+        })?;
+    }
 }
