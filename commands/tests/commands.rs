@@ -258,7 +258,8 @@ async fn a_spent_wake_budget_wakes_nothing() {
     };
     wake().await.unwrap();
     let report = system(Component::RuntimeReactor, Action::RuntimeReport, world.on_workspace());
-    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(1), reason: "broken".to_owned() };
+    let host = HostId::from_uuid(Uuid::from_u128(7));
+    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(1), host, reason: "broken".to_owned() };
     runtimes::report(&world.commands, &report, &Context::new(NOW), world.workspace, &failed).await.unwrap();
     let before = world.log.head().await.unwrap().position;
     assert_eq!(wake().await.unwrap_err().refusal_code(), Some("wake_budget_spent"));
