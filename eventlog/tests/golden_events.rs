@@ -182,6 +182,7 @@ fn samples() -> Vec<Event> {
     .map(|cause| RuntimeEvent::SleepRequested { epoch, cause });
     let runtimes = [
         RuntimeEvent::WakeQueued { cause: WakeCause::Person(user) },
+        RuntimeEvent::HostChosen { epoch, host },
         RuntimeEvent::Ready {
             epoch,
             commit: "4f2a9c".to_owned(),

@@ -107,7 +107,8 @@ fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<R
         RuntimeEvent::SleepRequested { epoch, .. } => phase(RuntimePhase::Sleeping, epoch),
         RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. } => phase(RuntimePhase::Asleep, epoch),
         RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch),
-        RuntimeEvent::StageReached { .. }
+        RuntimeEvent::HostChosen { .. }
+        | RuntimeEvent::StageReached { .. }
         | RuntimeEvent::WakeQueued { .. }
         | RuntimeEvent::Ready { .. }
         | RuntimeEvent::LeaseRenewed { .. }

@@ -85,6 +85,7 @@ catalogue! {
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
         "runtime_not_awake" "The runtime is not awake", "Wake it first.";
         "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
+        "runtime_other_host" "The wake belongs to another host", "Only the host that was chosen for it may start it and report about it.";
         "runtime_kept_awake" "The runtime is kept awake", "`until_unix_ms` says until when.";
         "lease_holds" "The host's lease holds", "`until_unix_ms` says until when.";
         "host_registered" "The host is registered already", "Nothing was changed.";

@@ -354,11 +354,12 @@ impl House {
     pub(crate) async fn report_ready(&self, org: OrgId, workspace: WorkspaceId) -> u64 {
         let stream = envforge_domain::commit::StreamId::runtime(org, workspace);
         let state = self.commands.load::<envforge_domain::runtime::Runtime>(&stream).await.unwrap().state;
+        let (epoch, host) = (state.epoch(), HostId::from_uuid(Uuid::now_v7()));
         let services: Vec<_> = ["web", "api"].map(|name| name.parse().unwrap()).into();
         let ready = RuntimeCommand::ReportReady {
-            epoch: state.epoch(),
+            epoch,
             commit: "4bd5cd8".into(),
-            host: HostId::from_uuid(Uuid::now_v7()),
+            host,
             services: services
                 .iter()
                 .cloned()
@@ -375,6 +376,9 @@ impl House {
         };
         let resource = Resource::Workspace { org, project, workspace };
         let permit = self.system(Action::RuntimeReport, resource);
+        let choose = RuntimeCommand::ChooseHost { epoch, host };
+        let context = Context::new(self.clock.now());
+        runtimes::report(&self.commands, &permit, &context, workspace, &choose).await.unwrap();
         let context = Context::new(self.clock.now());
         runtimes::report(&self.commands, &permit, &context, workspace, &ready).await.unwrap().position.get()
     }

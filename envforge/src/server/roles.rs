@@ -6,7 +6,7 @@ use std::sync::Arc;
 use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::sql::{Database, Supervisor};
-use envforge_reactors::{LocalMachine, RuntimeReactor, Timers};
+use envforge_reactors::{LocalMachine, MACHINE_ID, RuntimeReactor, Timers};
 use envforge_runtime::LocalHost;
 
 use super::control_plane::ControlPlane;
@@ -77,7 +77,7 @@ pub(crate) async fn start_reactors(
             "ended what an earlier process had left running"
         );
     }
-    let machine = LocalMachine::open(state_dir)?;
+    let machine = LocalMachine::open(state_dir, Path::new(MACHINE_ID))?;
     let reactor = RuntimeReactor::new(
         Arc::clone(&plane.log),
         plane.commands.clone(),

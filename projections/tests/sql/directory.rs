@@ -193,10 +193,12 @@ pub async fn a_runtime_is_shown_as_it_stands(kind: Kind) {
     assert_eq!(sleeping.queued_cause, Some(WakeCause::Person(user_id(1))));
     assert!(sleeping.sleep_cause.unwrap().contains("person"));
 
-    world.run(1, 1, Actor::Agent(host_id(1)), &RuntimeCommand::ReportSlept { epoch: Epoch(1) }).unwrap();
+    world
+        .run(1, 1, Actor::Agent(host_id(1)), &RuntimeCommand::ReportSlept { epoch: Epoch(1), host: host_id(1) })
+        .unwrap();
     let again = look(&world).await.unwrap();
     assert_eq!((again.phase, again.epoch, again.queued_cause), (RuntimePhase::Waking, 2, None));
-    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(2), reason: "web left with 1".into() };
+    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(2), host: host_id(1), reason: "web left with 1".into() };
     world.run(1, 1, Actor::Agent(host_id(1)), &failed).unwrap();
     let failed = look(&world).await.unwrap();
     assert_eq!((failed.phase, failed.failure.as_deref()), (RuntimePhase::Failed, Some("web left with 1")));

@@ -190,16 +190,17 @@ impl World {
             }
             35 => {
                 let epoch = self.epoch(org, thing);
-                self.run(org, thing, system(), &RuntimeCommand::ReportSlept { epoch })
+                self.run(org, thing, system(), &RuntimeCommand::ReportSlept { epoch, host: host_id(1) })
             }
             36 => {
                 let epoch = self.epoch(org, thing);
                 if step.other == 1 {
                     // A text that PostgreSQL cannot store as it is.
                     let reason = "web left with 1\0".to_owned();
-                    self.run(org, thing, system(), &RuntimeCommand::ReportFailed { epoch, reason })
+                    let command = RuntimeCommand::ReportFailed { epoch, host: host_id(1), reason };
+                    self.run(org, thing, system(), &command)
                 } else {
-                    let command = RuntimeCommand::DeclareLost { epoch, host_confirms: false, now };
+                    let command = RuntimeCommand::DeclareLost { epoch, confirmed_by: None, now };
                     self.run(org, thing, system(), &command)
                 }
             }

@@ -78,7 +78,7 @@ pub async fn a_lost_host_is_counted_to_its_last_heartbeat(kind: Kind) {
     world.pass(20_000);
     world.renew(1, 1, 1, 30_000).unwrap();
     world.pass(10 * MINUTE);
-    let lost = RuntimeCommand::DeclareLost { epoch: Epoch(1), host_confirms: false, now: world.now };
+    let lost = RuntimeCommand::DeclareLost { epoch: Epoch(1), confirmed_by: None, now: world.now };
     world.run(1, 1, system(), &lost).unwrap().unwrap();
     let head = world.log.reveal_all();
     harness.project(&world.shared(), ModelName::Meter, head).await;

@@ -147,7 +147,8 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             let services = services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
             format!("{name} is ready: {services}")
         }
-        // Never shown: its visibility is the operator's.
+        // These two are never shown: their visibility is the operator's.
+        RuntimeEvent::HostChosen { .. } => format!("Chose a host for {name}"),
         RuntimeEvent::EndpointsBound { .. } => format!("Bound the endpoints of {name}"),
         RuntimeEvent::LeaseRenewed { .. } => format!("{name} still runs"),
         RuntimeEvent::ActivitySeen { source, .. } => match source {

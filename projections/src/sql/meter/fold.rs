@@ -142,6 +142,7 @@ impl MeterModel {
             | RuntimeEvent::Failed { .. }
             | RuntimeEvent::Lost { .. } => {}
             RuntimeEvent::WakeQueued { .. }
+            | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }
