@@ -46,6 +46,9 @@ pub(crate) enum Role {
     /// Answers 204 where a cookie is that of one of so many sessions.
     #[command(name = "serve-check", hide = true)]
     Check { sessions: u64, port: u16 },
+    /// Fills a log for `serve-gateway`, to look at one by hand: with a profiler, for example.
+    #[command(name = "fill", hide = true)]
+    Fill { log: PathBuf, sessions: u64, web: SocketAddr },
     /// The app of a measured workspace, on the port that the runtime names.
     #[command(name = "serve-app", hide = true)]
     App,
@@ -94,6 +97,7 @@ pub(crate) fn serve(role: &Role) -> Result<()> {
         match role {
             Role::Gateway { log, port } => serve_gateway(log, *port).await,
             Role::Check { sessions, port } => serve_check(*sessions, *port).await,
+            Role::Fill { log, sessions, web } => fill(log, *sessions, *sessions, *web, *web).await,
             Role::App => crate::app::serve().await,
         }
     })

@@ -30,6 +30,10 @@ use crate::metric::Meters;
 
 /// A connection that waited longer than this may have been closed by the app at the very moment we use it.
 const FRESH: Duration = Duration::from_millis(20);
+/// Connections to one endpoint that are being opened at the same time. When a runtime has just woken, everybody who waited
+/// comes at once: more than this overflow an app's queue of connections (5 in Python's http.server), and each one that did
+/// not fit is tried again only after a second. Opening takes well under a millisecond, so nobody waits long for a turn.
+const OPENING_MAX: usize = 4;
 
 pub(crate) struct Upstreams {
     endpoints: RwLock<AHashMap<SocketAddr, Arc<Endpoint>>>,
@@ -45,6 +49,7 @@ pub(crate) struct Upstreams {
 struct Endpoint {
     address: SocketAddr,
     slots: Arc<Semaphore>,
+    opening: Arc<Semaphore>,
     /// Touched where a connection opens or is waited for, and not by requests that find one.
     shares: Mutex<AHashMap<LinkId, Arc<Share>>>,
     /// Requests that wait for a connection, of all links.
@@ -178,13 +183,15 @@ impl Upstreams {
         Lease { sender, patience, endpoint, link, reused_after: Some(since.elapsed()), reusable: true }
     }
 
-    async fn open(&self, endpoint: Arc<Endpoint>, link: LinkId, slot: Slot) -> Result<Lease, Denial> {
+    async fn open(&self, endpoint: Arc<Endpoint>, link: LinkId, mut slot: Slot) -> Result<Lease, Denial> {
         let opened = tokio::time::timeout(self.connect_timeout, async {
             let stream = TcpStream::connect(endpoint.address).await.ok()?;
             let _ = stream.set_nodelay(true);
             http1::Builder::new().handshake::<_, RequestBody>(TokioIo::new(stream)).await.ok()
         });
-        let (sender, connection) = match opened.await {
+        let opened = opened.await;
+        slot.opening = None;
+        let (sender, connection) = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => return Err(Denial::UpstreamUnreachable),
             Err(_) => return Err(Denial::UpstreamTimeout),
@@ -211,6 +218,7 @@ impl Upstreams {
             Arc::new(Endpoint {
                 address,
                 slots: Arc::new(Semaphore::new(self.connections_per_endpoint_max)),
+                opening: Arc::new(Semaphore::new(OPENING_MAX)),
                 shares: Mutex::default(),
                 waiting: AtomicUsize::new(0),
                 idle: Mutex::default(),
@@ -289,7 +297,8 @@ impl Endpoint {
         let of_link = acquire(&share.slots, || self.evict_oldest_of(link)).await?;
         // Other links' idle connections give way before anybody waits.
         let of_endpoint = acquire(&self.slots, || self.evict_oldest()).await?;
-        Some(Slot { _of_endpoint: of_endpoint, _of_link: of_link })
+        let opening = Arc::clone(&self.opening).acquire_owned().await.ok()?;
+        Some(Slot { _of_endpoint: of_endpoint, _of_link: of_link, opening: Some(opening) })
     }
 
     fn evict_oldest(&self) {
@@ -342,6 +351,8 @@ impl Drop for Waiting {
 struct Slot {
     _of_endpoint: OwnedSemaphorePermit,
     _of_link: OwnedSemaphorePermit,
+    /// Until it is open.
+    opening: Option<OwnedSemaphorePermit>,
 }
 
 /// What became of a request on a leased connection.

@@ -63,8 +63,7 @@ async fn refusals(site: &Site, extent: &Extent, what: &str, goal_ms: f64, verdic
         site.until_it_answers(&visit).await?;
         let mut reviewers = tokio::task::JoinSet::new();
         for gateway in &site.gateways {
-            let connection = Connection::open(*gateway, Ipv4Addr::LOCALHOST).await?;
-            reviewers.spawn(ask_until_refused(connection, site.fetch(&visit, "/ping")?));
+            reviewers.spawn(ask_until_refused(*gateway, site.fetch(&visit, "/ping")?));
         }
         tokio::time::sleep(BEFORE).await;
         site.revoke(&mut owner, &visit).await?;
@@ -90,14 +89,19 @@ async fn refusals(site: &Site, extent: &Extent, what: &str, goal_ms: f64, verdic
 }
 
 async fn ask_until_refused(
-    mut connection: Connection,
+    gateway: SocketAddr,
     request: hyper::Request<http_body_util::Full<bytes::Bytes>>,
 ) -> Result<Seen> {
+    let mut connection = Connection::open(gateway, Ipv4Addr::LOCALHOST).await?;
     let deadline = Instant::now() + DEADLINE;
     let mut last_let_in = Instant::now();
     loop {
         let sent = Instant::now();
-        let answer = connection.send(request.clone()).await?;
+        // An answer under way at that moment is cut off with its connection: the next question tells why.
+        let Ok(answer) = connection.send(request.clone()).await else {
+            connection = Connection::open(gateway, Ipv4Addr::LOCALHOST).await?;
+            continue;
+        };
         match answer.status {
             StatusCode::OK => last_let_in = sent,
             StatusCode::GONE => return Ok(Seen { refused_at: Instant::now(), last_let_in }),
