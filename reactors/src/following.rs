@@ -57,7 +57,7 @@ impl Following {
                     Err(error) => self.lost(error)?,
                 },
                 State::Following(commits) => match commits.next().await {
-                    Some(Ok(Follow::Commit { recorded, checkpoint })) => {
+                    Some(Ok(Follow::Commit { recorded, checkpoint, bytes })) => {
                         let (after, found) = (self.checkpoint.position, recorded.position);
                         if found <= after {
                             // Folded twice, a commit could count twice.
@@ -65,7 +65,7 @@ impl Following {
                         }
                         self.checkpoint = checkpoint.clone();
                         self.delay = RECONNECT_MIN;
-                        return Ok(Follow::Commit { recorded, checkpoint });
+                        return Ok(Follow::Commit { recorded, checkpoint, bytes });
                     }
                     Some(Ok(caught @ Follow::Caught { .. })) => {
                         self.delay = RECONNECT_MIN;
@@ -88,7 +88,10 @@ impl Following {
                 self.delay = (delay * 2).min(RECONNECT_MAX);
                 Ok(())
             }
-            error @ (LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Open(_)) => Err(error),
+            error @ (LogError::NotTheSameLog(_)
+            | LogError::Undecodable { .. }
+            | LogError::Open(_)
+            | LogError::Damaged(_)) => Err(error),
         }
     }
 }

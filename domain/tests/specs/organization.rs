@@ -1,6 +1,7 @@
 //! Organizations.
 
 use envforge_domain::access::{Grant, Grantee, Role, Scope};
+use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Actor, Component};
 use envforge_domain::organization::*;
 use envforge_domain::time::Millis;
@@ -195,7 +196,7 @@ proptest! {
             match verb {
                 0 => create(),
                 1 => OrganizationCommand::AddMember { user: user(on) },
-                2 => OrganizationCommand::RemoveMember { user: user(on) },
+                2 => remove(by, on),
                 3 => assign(by, Grant { scope, expires_at: end.map(at), ..grant(on, role) }),
                 4 => revoke(by, on, role),
                 _ => OrganizationCommand::ChangePolicy {

@@ -111,7 +111,7 @@ proptest! {
     #[test]
     fn any_accepted_history_evolves(steps in prop::collection::vec((0..20u8, 0..80u128, 1..3_000u64), 1..200)) {
         let commands = steps.into_iter().map(|(verb, number, now)| match verb {
-            0 => UserCommand::Deactivate,
+            0 => UserCommand::Deactivate { beyond: None, only_owner: false },
             1 => UserCommand::EndAllSessions { reason: SessionEnd::RefreshReused },
             2 => UserCommand::RecordPasswordChange,
             3 => UserCommand::EndOwnSession { session: session(number) },

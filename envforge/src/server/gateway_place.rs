@@ -11,7 +11,7 @@ use envforge_domain::event::Event;
 use envforge_domain::ids::HostId;
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
-use envforge_reactors::LocalMachine;
+use envforge_reactors::{LocalMachine, MACHINE_ID};
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 
@@ -35,7 +35,7 @@ impl GatewayPlace {
                         name its folder with --runtime, or run both roles in one process";
             return Err(Failure::local(what, hint).into());
         }
-        Ok(Self { machine: LocalMachine::open(state_dir)?.host })
+        Ok(Self { machine: LocalMachine::open(state_dir, Path::new(MACHINE_ID))?.host })
     }
 
     /// Looks through the log, and on: a process whose log sends the gateway to another machine's loopback does not start,
@@ -91,7 +91,7 @@ impl Elsewhere {
         while let Some(next) = follow.next().await {
             match next {
                 Err(error) => return lost(error),
-                Ok(Follow::Commit { recorded, checkpoint: reached }) => {
+                Ok(Follow::Commit { recorded, checkpoint: reached, .. }) => {
                     self.apply(&recorded);
                     *checkpoint = reached;
                     if looked.is_none() {
@@ -135,7 +135,8 @@ impl Elsewhere {
             | RuntimeEvent::Lost { .. } => {
                 self.ready.remove(workspace);
             }
-            RuntimeEvent::StageReached { .. }
+            RuntimeEvent::HostChosen { .. }
+            | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::Ready { .. }
             | RuntimeEvent::LeaseRenewed { .. }

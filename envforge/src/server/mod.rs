@@ -20,8 +20,8 @@ pub(crate) mod projections;
 mod roles;
 mod running;
 pub(crate) mod serve;
-mod sweeping;
 mod stop;
+mod sweeping;
 mod telemetry;
 
 pub(crate) use self::data_dir::DataDir;
@@ -47,9 +47,8 @@ pub(crate) fn failure(error: anyhow::Error) -> Failure {
         Some(LogError::Unavailable(_)) => {
             Failure::unreachable(what, "see whether it runs, and whether this machine may reach it")
         }
-        Some(LogError::Open(_) | LogError::NotTheSameLog(_) | LogError::Undecodable { .. }) | None => {
-            Failure::local(what, "")
-        }
+        Some(LogError::Open(_) | LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Damaged(_))
+        | None => Failure::local(what, ""),
     }
 }
 
