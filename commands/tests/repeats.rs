@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use envforge_commands::{CommandError, Commands, Context, Done, Repeated, organizations};
-use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
+use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Principal, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Component, Position, StreamId};
 use envforge_domain::ids::{CommandId, OrgId, UserId};
 use envforge_domain::organization::OrganizationCommand;
@@ -27,7 +27,7 @@ fn acme() -> OrgId {
 
 fn system(action: Action) -> Permit {
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
-    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces[0]);
+    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces_of(Principal::System)[0]);
     authorize(&facts, &Request { actor, action, resource: Resource::Organization(acme()), surface, now: NOW }).unwrap()
 }
 

@@ -229,6 +229,8 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
         ("user", &workspace),
     ];
     wire.read_everything(&mut world, &owner.access, &ids).await;
+    // What an archived workspace wrote goes with it.
+    services_say_what_they_like_in_their_own_output(&world, &workspace);
     end_with_the_command_line(&mut world, &link);
     let missing: Vec<String> = world
         .verbs_of_help()
@@ -241,7 +243,6 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
 
     // Once while it runs, and once when everything was written.
     world.saw_stores();
-    services_say_what_they_like_in_their_own_output(&world, &workspace);
     assert!(world.dev.terminate(DEADLINE).success(), "{}", world.dev.stderr());
     world.saw_stores();
     let (out, err) = (world.dev.stdout(), world.dev.stderr());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use envforge_commands::{CommandError, Commands, Context, organizations, projects, runtimes, workspaces};
 use envforge_domain::access::{
-    Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::event::Event;
@@ -286,7 +286,8 @@ impl Site {
             _ => Component::Timer,
         };
         let facts = Facts { position: Position::START, actor: ActorFacts::System };
-        let (actor, surface, now) = (Actor::System(component), action.row().surfaces[0], self.now());
+        let (actor, surface, now) =
+            (Actor::System(component), action.row().surfaces_of(Principal::System)[0], self.now());
         let permit = authorize(&facts, &Request { actor, action, resource: thing.resource(), surface, now }).unwrap();
         runtimes::report(&self.commands, &permit, &Context::new(now), thing.id, report).await.map(drop)
     }
