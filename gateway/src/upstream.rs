@@ -20,7 +20,7 @@ use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use crate::body::RequestBody;
@@ -30,10 +30,12 @@ use crate::metric::Meters;
 
 /// A connection that waited longer than this may have been closed by the app at the very moment we use it.
 const FRESH: Duration = Duration::from_millis(20);
-/// Connections to one endpoint that are being opened at the same time. When a runtime has just woken, everybody who waited
-/// comes at once: more than this overflow an app's queue of connections (5 in Python's http.server), and each one that did
-/// not fit is tried again only after a second. Opening takes well under a millisecond, so nobody waits long for a turn.
+/// Connections to one endpoint that are being opened at the same time, each until the app has answered on it: the kernel says
+/// that a connection is open before an app has taken it from its queue. When a runtime has just woken, everybody who waited comes at
+/// once; more than fit into the queue (5 in Python's http.server, 128 usually) are tried again only after a second.
 const OPENING_MAX: usize = 4;
+/// An app that takes longer for its first answer has taken the connection all the same, most probably.
+const FIRST_ANSWER: Duration = Duration::from_millis(50);
 
 pub(crate) struct Upstreams {
     endpoints: RwLock<AHashMap<SocketAddr, Arc<Endpoint>>>,
@@ -101,6 +103,8 @@ pub(crate) struct Lease {
     reused_after: Option<Duration>,
     /// Whether another request may follow on this connection.
     reusable: bool,
+    /// Dropped with the first answer on a new connection.
+    unproven: Option<oneshot::Sender<()>>,
 }
 
 impl Upstreams {
@@ -180,7 +184,8 @@ impl Upstreams {
     fn reuse(&self, endpoint: Arc<Endpoint>, link: LinkId, idle: Idle) -> Lease {
         self.meters.reused.increment(1);
         let Idle { sender, patience, since } = idle;
-        Lease { sender, patience, endpoint, link, reused_after: Some(since.elapsed()), reusable: true }
+        let reused_after = Some(since.elapsed());
+        Lease { sender, patience, endpoint, link, reused_after, reusable: true, unproven: None }
     }
 
     async fn open(&self, endpoint: Arc<Endpoint>, link: LinkId, mut slot: Slot) -> Result<Lease, Denial> {
@@ -189,21 +194,25 @@ impl Upstreams {
             let _ = stream.set_nodelay(true);
             http1::Builder::new().handshake::<_, RequestBody>(TokioIo::new(stream)).await.ok()
         });
-        let opened = opened.await;
-        slot.opening = None;
-        let (sender, connection) = match opened {
+        let (sender, connection) = match opened.await {
             Ok(Some(opened)) => opened,
             Ok(None) => return Err(Denial::UpstreamUnreachable),
             Err(_) => return Err(Denial::UpstreamTimeout),
         };
         self.meters.connected.increment(1);
+        let (opening, (unproven, first_answer)) = (slot.opening.take(), oneshot::channel());
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(FIRST_ANSWER, first_answer).await;
+            drop(opening);
+        });
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
             drop(slot);
         });
-        Ok(Lease { sender, patience: Patience::new(), endpoint, link, reused_after: None, reusable: true })
+        let (patience, unproven) = (Patience::new(), Some(unproven));
+        Ok(Lease { sender, patience, endpoint, link, reused_after: None, reusable: true, unproven })
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Arc<Endpoint>, Denial> {
@@ -351,7 +360,7 @@ impl Drop for Waiting {
 struct Slot {
     _of_endpoint: OwnedSemaphorePermit,
     _of_link: OwnedSemaphorePermit,
-    /// Until it is open.
+    /// Until it is known that the app has taken it.
     opening: Option<OwnedSemaphorePermit>,
 }
 
@@ -367,8 +376,11 @@ impl Lease {
     /// Sends, with the connection's own timer for whoever waits for the answer.
     pub(crate) fn send(&mut self, request: Request<RequestBody>) -> (impl Future<Output = Sent> + Send, &mut Patience) {
         let answer = self.sender.try_send_request(request);
+        let unproven = self.unproven.take();
         let sending = async move {
-            match answer.await {
+            let answer = answer.await;
+            drop(unproven);
+            match answer {
                 Ok(answer) => Sent::Answer(answer),
                 Err(error) => Self::failed(error),
             }
