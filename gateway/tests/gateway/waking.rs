@@ -99,6 +99,9 @@ async fn two_hundred_requests_are_held_for_one_wake_and_all_answered() {
     }
     assert_eq!(world.wakes().await, 1);
     assert_eq!(app.seen.requests.load(Ordering::SeqCst), 200);
+    // An app's queue of connections is short; what overflows it is tried again only after a second.
+    let connections = app.seen.connections.load(Ordering::SeqCst);
+    assert!(connections < 64, "{connections} connections for one burst");
 }
 
 impl World {
