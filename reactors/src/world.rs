@@ -99,7 +99,7 @@ impl World {
                         self.apply_link(org, link, event);
                     }
                 }
-                Event::User(_) | Event::Claim(_) | Event::Denial(_) => {}
+                Event::User(_) | Event::Claim(_) | Event::Denial(_) | Event::Decision(_) => {}
             }
         }
         touched
