@@ -5,13 +5,14 @@ use std::pin::Pin;
 
 use envforge_domain::access::Permit;
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::{Commit, Expectation, Position, StreamId};
+use envforge_domain::commit::{Commit, Position, StreamId};
 use envforge_domain::limits::BATCH_COMMITS_MAX;
 use envforge_eventlog::AppendError;
 
 use crate::context::Context;
 use crate::engine::{ATTEMPTS_MAX, Commands, Done, answered_before, back_off, check_permit, commit};
 use crate::error::CommandError;
+use crate::fence::{Fenced, fenced};
 
 type Decided = Result<StepOutcome, CommandError>;
 type Step<'a> = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Decided> + Send + 'a>> + Send + Sync + 'a>;
@@ -28,11 +29,13 @@ pub struct Transaction<'a> {
     commands: &'a Commands,
     context: &'a Context,
     steps: Vec<Step<'a>>,
+    /// Of the steps, in their order.
+    permits: Vec<&'a Permit>,
 }
 
 impl<'a> Transaction<'a> {
     pub(crate) fn new(commands: &'a Commands, context: &'a Context) -> Self {
-        Self { commands, context, steps: Vec::new() }
+        Self { commands, context, steps: Vec::new(), permits: Vec::new() }
     }
 
     /// Adds a decision on another stream. Each stream may appear once.
@@ -43,6 +46,7 @@ impl<'a> Transaction<'a> {
     {
         let (commands, context) = (self.commands, self.context);
         let command = std::sync::Arc::new(command);
+        self.permits.push(permit);
         self.steps.push(Box::new(move || {
             let (stream, command) = (stream.clone(), std::sync::Arc::clone(&command));
             Box::pin(async move {
@@ -66,23 +70,30 @@ impl<'a> Transaction<'a> {
     pub async fn commit(self) -> Result<Done, CommandError> {
         debug_assert!(self.steps.len() <= BATCH_COMMITS_MAX);
         for attempt in 0..ATTEMPTS_MAX {
-            let mut appends = Vec::with_capacity(self.steps.len());
+            let mut decided = Vec::with_capacity(self.steps.len());
             let mut satisfied = Position::START;
             for (index, step) in self.steps.iter().enumerate() {
                 match step().await? {
                     StepOutcome::Before(done) if index == 0 => return Ok(done),
                     StepOutcome::Before(done) => satisfied = satisfied.max(done.position),
                     StepOutcome::Satisfied(position) => satisfied = satisfied.max(position),
-                    StepOutcome::Append(commit, at) => appends.push((commit, Expectation::LastAt(at))),
+                    StepOutcome::Append(commit, at) => decided.push((commit, at)),
                 }
             }
-            if appends.is_empty() {
+            if decided.is_empty() {
                 return Ok(Done { position: satisfied, events: Vec::new(), duplicate: false });
             }
-            let events = appends.iter().flat_map(|(commit, _)| commit.events.iter().cloned()).collect();
-            match self.commands.log().append(appends).await {
+            let events = decided.iter().flat_map(|(commit, _)| commit.events.iter().cloned()).collect();
+            let steps = decided.len();
+            let Fenced::Ready(append) = fenced(self.context, &self.permits, decided)? else {
+                back_off(attempt).await;
+                continue;
+            };
+            match self.commands.log().append(append).await {
                 Ok(appended) => {
-                    return Ok(Done { position: appended.last(), events, duplicate: appended.duplicate });
+                    // Behind the last step stands why all this was allowed.
+                    let position = appended.positions.get(steps - 1).copied().unwrap_or_else(|| appended.last());
+                    return Ok(Done { position, events, duplicate: appended.duplicate });
                 }
                 Err(AppendError::Conflict { .. }) => back_off(attempt).await,
                 Err(error) => return Err(error.into()),

@@ -11,7 +11,7 @@ use envforge_commands::{Commands, Context, organizations, projects, runtimes, wo
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
 };
-use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
+use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{OrgId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
@@ -103,7 +103,7 @@ impl Site {
         let on_org = Resource::Organization(acme());
         let (project, _) = projects::create(
             &commands,
-            &permit(Action::ProjectCreate, on_org, now),
+            &permit(&log, Action::ProjectCreate, on_org, now).await,
             &Context::new(now),
             "orders".parse().unwrap(),
             "Orders".to_owned(),
@@ -121,7 +121,7 @@ impl Site {
             manifest: Manifest::parse(&manifest).unwrap(),
             access_mode: AccessMode::SignedLinks,
         };
-        let on_project = permit(Action::WorkspaceCreate, Resource::Project { org: acme(), project }, now);
+        let on_project = permit(&log, Action::WorkspaceCreate, Resource::Project { org: acme(), project }, now).await;
         let (workspace, _) = workspaces::create(&commands, &on_project, &Context::new(now), new).await.unwrap();
         Self { directory, log, commands, clock, project, workspace }
     }
@@ -159,14 +159,14 @@ impl Site {
 
     async fn wake(&self) {
         let now = self.clock.now();
-        let permit = permit(Action::RuntimeWake, self.resource(), now);
+        let permit = permit(&self.log, Action::RuntimeWake, self.resource(), now).await;
         let cause = WakeCause::Person(owner());
         runtimes::wake(&self.commands, &permit, &Context::new(now), self.workspace, cause).await.unwrap();
     }
 
     async fn sleep(&self) {
         let now = self.clock.now();
-        let permit = permit(Action::RuntimeSleep, self.resource(), now);
+        let permit = permit(&self.log, Action::RuntimeSleep, self.resource(), now).await;
         let cause = SleepCause::Person(owner());
         runtimes::sleep(&self.commands, &permit, &Context::new(now), self.workspace, cause).await.unwrap();
     }
@@ -211,12 +211,17 @@ async fn log_now(log: &SharedLog, commands: &Commands) -> UnixMillis {
     log.last_of_stream(&StreamId::organization(acme())).await.unwrap().unwrap().recorded_at
 }
 
-fn permit(action: Action, resource: Resource, now: UnixMillis) -> Permit {
+async fn permit(log: &SharedLog, action: Action, resource: Resource, now: UnixMillis) -> Permit {
     let grant =
         Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
     let actor = ActorFacts::Member { org: acme(), active: true, session_live: true, grants: vec![grant] };
     let facts = Facts { position: Position::START, actor };
-    authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now }).unwrap()
+    let streams = vec![StreamId::organization(acme()), StreamId::user(acme(), owner())];
+    let lasts = log.last_positions_of(&streams).await.unwrap();
+    let rests_on = streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last });
+    authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now })
+        .unwrap()
+        .resting_on(rests_on)
 }
 
 const SERVER: &str = "exec python3 -m http.server $PORT --bind 127.0.0.1";
@@ -298,7 +303,7 @@ async fn an_archived_workspace_is_put_to_sleep() {
     site.wake().await;
     site.until("ready", ready).await;
     let now = site.clock.now();
-    let archive = permit(Action::WorkspaceArchive, site.resource(), now);
+    let archive = permit(&site.log, Action::WorkspaceArchive, site.resource(), now).await;
     workspaces::archive(&site.commands, &archive, &Context::new(now), site.workspace).await.unwrap();
     site.until("asleep", asleep).await;
     running.stop().await;

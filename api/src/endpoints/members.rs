@@ -24,7 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
@@ -153,9 +153,10 @@ async fn add(
         email: email.clone(),
         name: new.name.clone(),
     };
-    users::change(&state.commands, &create, &part_of(&context, "create user"), user, &command).await?;
+    let creating = part_of(&context, "create user");
+    act!(state.access, &caller, create, users::change(&state.commands, create, &creating, user, &command));
     let command = OrganizationCommand::AddMember { user };
-    let done = organizations::change(&state.commands, &add, &context, &command).await?;
+    let done = act!(state.access, &caller, add, organizations::change(&state.commands, add, &context, &command));
     let answer = AddedMember { user: user.to_string(), email: email.as_str().to_owned(), name: new.name };
     Ok(Written::created(done.position, answer))
 }
@@ -173,7 +174,7 @@ async fn remove(
     let permit = state.access.permit(&caller, Action::MemberRemove, Resource::Organization(org)).await?;
     let user = user.parse().map_err(|_| Problem::not_found())?;
     let command = OrganizationCommand::RemoveMember { user };
-    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
     Ok(Happened(done.position))
 }
 

@@ -28,6 +28,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::rights::Overtaken;
+
 pub(crate) const PASSWORD: &str = "plum kite engine 7";
 /// How long a test waits for what must come soon.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,6 +65,13 @@ impl Drop for House {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// A permit of EnvForge itself.
+pub(crate) fn system(action: Action, resource: Resource, now: UnixMillis) -> Permit {
+    let facts = Facts { position: Position::START, actor: ActorFacts::System };
+    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces[0]);
+    authorize(&facts, &Request { actor, action, resource, surface, now }).unwrap()
 }
 
 /// Somebody who signed in.
@@ -176,7 +185,23 @@ impl House {
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
+        let log = Self::log_in(&directory).await;
+        Self::start_on(directory, log, change).await
+    }
+
+    /// On a log where others can be made to be first.
+    pub(crate) async fn start_overtaken() -> (Self, Arc<Overtaken>) {
+        let directory = tempfile::tempdir().unwrap();
+        let overtaken = Overtaken::new(Self::log_in(&directory).await);
+        let log: SharedLog = Arc::<Overtaken>::clone(&overtaken);
+        (Self::start_on(directory, log, |_| {}).await, overtaken)
+    }
+
+    async fn log_in(directory: &tempfile::TempDir) -> SharedLog {
+        Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap())
+    }
+
+    async fn start_on(directory: tempfile::TempDir, log: SharedLog, change: impl FnOnce(&mut Config)) -> Self {
         let stop = CancellationToken::new();
         let hot = Hot::start(Arc::clone(&log), stop.clone());
         let database = Database::connect_sqlite(&directory.path().join("read-models.sqlite")).await.unwrap();
@@ -266,10 +291,7 @@ impl House {
     }
 
     fn system(&self, action: Action, resource: Resource) -> Permit {
-        let facts = Facts { position: Position::START, actor: ActorFacts::System };
-        let surface = action.row().surfaces[0];
-        let actor = Actor::System(Component::Setup);
-        authorize(&facts, &Request { actor, action, resource, surface, now: self.clock.now() }).unwrap()
+        system(action, resource, self.clock.now())
     }
 
     pub(crate) async fn anonymous(&self, method: Method, path: &str, body: Value) -> Answer {

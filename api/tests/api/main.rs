@@ -9,6 +9,7 @@ mod limits;
 mod links;
 mod permissions;
 mod reads;
+mod rights;
 mod runtimes;
 mod signing_in;
 mod writes;
