@@ -140,14 +140,14 @@ async fn revoke(
 }
 
 pub async fn of_a_guarded_append_and_a_revocation_at_once_the_append_never_stands_behind(site: Site) {
-    const WRITERS: usize = 6;
+    const WRITERS: usize = 3;
     let log = site.open().await;
     let (rights, account) = (claim("rights"), claim("account"));
     let mut last = add(&log, &rights, "given").await;
     let account = (account.clone(), add(&log, &account, "signed in").await);
     let mut own = [Position::START; WRITERS];
     let (mut stored, mut refused) = (0, 0);
-    for round in 0..200 {
+    for round in 0..100 {
         let barrier = Arc::new(Barrier::new(WRITERS + 1));
         let mut writers = JoinSet::new();
         for (writer, own) in own.iter().copied().enumerate() {
@@ -183,5 +183,5 @@ pub async fn of_a_guarded_append_and_a_revocation_at_once_the_append_never_stand
     assert!(stored > 0 && refused > 0, "{stored} stored and {refused} refused: nothing raced");
     // What the log itself says: each guarded commit stands where the rights were those that it rests on.
     let moves = all(&log).await.iter().filter(|recorded| recorded.commit.stream == rights).count();
-    assert_eq!(moves, 201);
+    assert_eq!(moves, 101);
 }
