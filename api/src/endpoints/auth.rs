@@ -24,7 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, surface_of, act};
+use crate::access::{Access, act, surface_of};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::problem::Problem;

@@ -186,7 +186,8 @@ async fn sleep(
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::RuntimeSleep, resource).await?;
     let cause = SleepCause::Person(caller.user);
-    let done = act!(state.access, &caller, permit, runtimes::sleep(&state.commands, permit, &context, id, cause.clone()));
+    let done =
+        act!(state.access, &caller, permit, runtimes::sleep(&state.commands, permit, &context, id, cause.clone()));
     let phase = state.phase(resource, id, &done.events).await?;
     Ok(Written::accepted(done.position, phase))
 }

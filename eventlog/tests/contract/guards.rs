@@ -181,7 +181,7 @@ pub async fn of_a_guarded_append_and_a_revocation_at_once_the_append_never_stand
         last = taken;
     }
     assert!(stored > 0 && refused > 0, "{stored} stored and {refused} refused: nothing raced");
-    // What the log itself says: each guarded commit stands where the rights were those that it rests on.
+    // Guards moved nothing, and each revocation was stored once.
     let moves = all(&log).await.iter().filter(|recorded| recorded.commit.stream == rights).count();
     assert_eq!(moves, 101);
 }
