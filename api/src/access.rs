@@ -4,12 +4,13 @@
 //! `Permit`. Not here: the policy (domain) and the facts (projections).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
 use envforge_commands::{CommandError, Commands, back_off};
 use envforge_domain::access::{Action, Permit, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
-use envforge_domain::commit::{Actor, Component, StreamId, Surface};
+use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::dev_link::DevLink;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::organization::Organization;
@@ -32,6 +33,9 @@ const PERMITS_MAX: u32 = 16;
 
 /// On which surface somebody acts: `cli` or `console`; without it, `api`.
 pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface");
+
+/// How long an open stream waits until the views of rights know what it is about to tell.
+const DELIVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// Somebody who proved who they are. What they may do is another question.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +165,20 @@ impl Access {
             .map_err(denied)
     }
 
+    /// Asks again for what tells of the log up to `position`: whoever revoked a right before that has revoked this too.
+    pub(crate) async fn permit_as_of(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+        position: Position,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let hot = self.authorizer.hot();
+        hot.wait_for(position, DELIVERY_WAIT).await.map_err(|stale| denied(AuthorizeError::Stale(stale)))?;
+        self.permit_still(caller, action, resource, now)
+    }
+
     /// A permit of the identity component, which records that somebody signed in or out.
     pub(crate) async fn identity_permit(
         &self,
@@ -275,13 +293,15 @@ impl Access {
         if let Some(resource) = self.authorizer.hot().resources.link(link) {
             return if resource.org() == org { Ok(resource) } else { Err(Problem::not_found()) };
         }
-        // One that was issued so recently that the view has not seen it is still active.
-        match self.commands.load::<DevLink>(&StreamId::dev_link(org, link)).await?.state {
-            DevLink::Active(active) => {
-                Ok(Resource::Link { org, project: active.project, workspace: active.workspace, link })
+        // Issued so recently that the view has not seen it, or ended: the view forgets those.
+        let (project, workspace) = match self.commands.load::<DevLink>(&StreamId::dev_link(org, link)).await?.state {
+            DevLink::Active(active) => (active.project, active.workspace),
+            DevLink::Expired { project, workspace, .. } | DevLink::Revoked { project, workspace, .. } => {
+                (project, workspace)
             }
-            DevLink::Unknown | DevLink::Expired { .. } | DevLink::Revoked { .. } => Err(Problem::not_found()),
-        }
+            DevLink::Unknown => return Err(Problem::not_found()),
+        };
+        Ok(Resource::Link { org, project, workspace, link })
     }
 
     /// Who holds a name, from the log's leader: for names so new that the views have not seen them.
@@ -367,12 +387,11 @@ impl Listing {
 fn denied(error: AuthorizeError) -> Problem {
     match error {
         AuthorizeError::Denied(denial) => denial.into(),
-        AuthorizeError::Stale(stale) => Problem::new(
-            "rights_stale",
-            "Whether you may do this cannot be made sure of right now; nothing was changed.",
-        )
-        .retry_after_s(1)
-        .because(stale.to_string()),
+        AuthorizeError::Stale(stale) => {
+            Problem::new("rights_stale", "Whether you may do this cannot be made sure of right now.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        }
         AuthorizeError::Log(error) => error.into(),
     }
 }

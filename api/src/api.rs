@@ -50,13 +50,12 @@ pub struct Parts {
 pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
-    let keys = Keys::new(database.clone(), config.freshness_wait);
-    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys);
+    let keys = Keys::new(database.clone());
+    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone());
     let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
-    let layer = Arc::new(Edge::new(&config, Arc::clone(&clock)));
-    let health = health::Health { hot: Arc::clone(&hot), database, metrics };
+    let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
     let (a, c, r) = with_commands(&access);
@@ -64,7 +63,8 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let members = members::Members { access: a, commands: c, reads: r, identity: Arc::clone(&identity) };
     let (a, c, r) = with_commands(&access);
-    let projects = projects::Projects { access: a, commands: c, reads: r };
+    let local_repositories = config.local_repositories;
+    let projects = projects::Projects { access: a, commands: c, reads: r, local_repositories };
     let (a, c, r) = with_commands(&access);
     let workspaces = workspaces::Workspaces { access: a, commands: c, reads: r, gateway: config.gateway_url.clone() };
     let (a, c, r) = with_commands(&access);
@@ -78,7 +78,7 @@ pub fn router(parts: Parts) -> Router {
     let me = me::Me { access: access.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
     let usages = usage::Usages { access: access.clone(), reads };
-    let events = events::Events { access, log, clock, streams, heartbeat: config.heartbeat, stop };
+    let events = events::Events { access, log, clock: Arc::clone(&clock), streams, heartbeat: config.heartbeat, stop };
 
     let (router, document) = OpenApiRouter::new()
         .merge(auth::routes().with_state(auth))
@@ -97,7 +97,9 @@ pub fn router(parts: Parts) -> Router {
         .merge(problems::routes())
         .merge(health::routes().with_state(health.clone()))
         .split_for_parts();
-    let document = bytes::Bytes::from(render(&openapi::finish(document)));
+    let document = openapi::finish(document);
+    let layer = Arc::new(Edge::new(&config, clock, keys, openapi::anonymous_routes(&document)));
+    let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
     router
@@ -106,6 +108,11 @@ pub fn router(parts: Parts) -> Router {
         .fallback(nothing_here)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::middleware::from_fn_with_state(layer, edge))
+}
+
+/// `/metrics` alone, for processes that serve no API.
+pub fn metrics_router(metrics: PrometheusHandle) -> Router {
+    Router::new().route("/metrics", get(health::metrics_alone).with_state(metrics)).fallback(nothing_here)
 }
 
 /// The OpenAPI document, without anything running.

@@ -10,6 +10,8 @@ pub struct Config {
     pub gateway_url: GatewayUrl,
     /// Requests answered at the same time; the next one gets 503 with `Retry-After`.
     pub requests_max: usize,
+    /// Of anonymous ones that send a body, as signing in does: slow strangers take no place of whoever has signed in.
+    pub anonymous_requests_max: usize,
     /// Connections at the same time; further ones wait to be accepted.
     pub connections_max: usize,
     /// Event streams with `follow=true` at the same time, and of one person.
@@ -23,6 +25,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Reverse proxies whose `X-Forwarded-For` is believed. Anybody else's is ignored.
     pub trusted_proxies: Vec<IpAddr>,
+    /// Whether a project's repository may be a path of the machine that runs workspaces.
+    pub local_repositories: bool,
 }
 
 impl Config {
@@ -30,6 +34,7 @@ impl Config {
         Self {
             gateway_url,
             requests_max: 512,
+            anonymous_requests_max: 64,
             connections_max: 4_096,
             streams_max: 256,
             streams_per_user_max: 8,
@@ -37,6 +42,7 @@ impl Config {
             freshness_wait: Duration::from_secs(5),
             heartbeat: Duration::from_secs(15),
             trusted_proxies: Vec::new(),
+            local_repositories: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the request's id, its time and address, the limits on how many and how long, panics, security headers and the
 //! rendering of problems. Not here: who asks (`access`) and what the answer is (`endpoints`).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tracing::Instrument;
 
 use crate::config::Config;
 use crate::problem::{CONTENT_TYPE, Problem};
+use crate::write::{Keys, UsedKey};
 
 /// Names a request in answers, logs and the events that follow from it.
 pub const REQUEST_HEADER: HeaderName = HeaderName::from_static("envforge-request");
@@ -49,38 +51,45 @@ impl<S: Sync> FromRequestParts<S> for Arrival {
 pub(crate) struct Edge {
     clock: SharedClock,
     randomness: Randomness,
+    keys: Keys,
     slots: Arc<Semaphore>,
+    /// Routes whose body is read before anybody has proved who they are, with places of their own.
+    anonymous_routes: BTreeSet<String>,
+    anonymous_slots: Arc<Semaphore>,
     answer_timeout: Duration,
     trusted_proxies: Vec<IpAddr>,
 }
 
 impl Edge {
-    pub(crate) fn new(config: &Config, clock: SharedClock) -> Self {
+    pub(crate) fn new(config: &Config, clock: SharedClock, keys: Keys, anonymous_routes: BTreeSet<String>) -> Self {
         Self {
             clock,
             randomness: Randomness,
+            keys,
             slots: Arc::new(Semaphore::new(config.requests_max)),
+            anonymous_routes,
+            anonymous_slots: Arc::new(Semaphore::new(config.anonymous_requests_max)),
             answer_timeout: config.answer_timeout,
             trusted_proxies: config.trusted_proxies.clone(),
         }
     }
+}
 
-    /// The client's address: the nearest one that is not a trusted proxy's.
-    fn address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let mut nearest = peer.to_canonical();
-        let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-        let hops: Vec<_> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
-        for hop in hops.into_iter().rev() {
-            if !self.trusted_proxies.contains(&nearest) {
-                break;
-            }
-            match hop.parse::<IpAddr>() {
-                Ok(address) => nearest = address.to_canonical(),
-                Err(_) => break,
-            }
+/// The client's address: the nearest one that is not a trusted proxy's.
+fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpAddr]) -> IpAddr {
+    let mut nearest = peer.to_canonical();
+    let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let hops: Vec<_> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
+    for hop in hops.into_iter().rev() {
+        if !trusted_proxies.contains(&nearest) {
+            break;
         }
-        nearest
+        match hop.parse::<IpAddr>() {
+            Ok(address) => nearest = address.to_canonical(),
+            Err(_) => break,
+        }
     }
+    nearest
 }
 
 /// Wraps every request.
@@ -92,20 +101,25 @@ pub(crate) async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, ne
         return http::StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     let peer = request.extensions().get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
-    let arrival =
-        Arrival { correlation: CorrelationId::from_uuid(id), now, address: edge.address(peer, request.headers()) };
+    let address = client_address(peer, request.headers(), &edge.trusted_proxies);
+    let arrival = Arrival { correlation: CorrelationId::from_uuid(id), now, address };
+    let used = UsedKey::default();
     request.extensions_mut().insert(arrival);
+    request.extensions_mut().insert(used.clone());
     let method = request.method().as_str().to_owned();
     // The route's pattern: paths hold names of customers' things, and would make one metric each.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!("request", id = %arrival.correlation, method, route);
 
-    let response = match Arc::clone(&edge.slots).try_acquire_owned() {
+    let slots = if edge.anonymous_routes.contains(&route) { &edge.anonymous_slots } else { &edge.slots };
+    let response = match Arc::clone(slots).try_acquire_owned() {
         Err(_) => Problem::new("overloaded", "Too many requests are being answered right now.")
             .retry_after_s(1)
             .into_response(),
         Ok(_slot) => {
-            let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
+            let keys = edge.keys.clone();
+            let answer = async move { keys.remember(&used, next.run(request).await).await };
+            let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone());
             match tokio::time::timeout(edge.answer_timeout, answer).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(_)) => Problem::internal("a handler panicked; the panic's own message is above").into_response(),
@@ -170,14 +184,12 @@ mod tests {
     use super::*;
 
     fn address(peer: &str, trusted: &[&str], forwarded: &[&str]) -> String {
-        let mut config = Config::new(crate::config::GatewayUrl::parse("http://dev.localhost").unwrap());
-        config.trusted_proxies = trusted.iter().map(|text| text.parse().unwrap()).collect();
-        let edge = Edge::new(&config, Arc::new(envforge_identity::clock::SystemClock));
+        let trusted: Vec<IpAddr> = trusted.iter().map(|text| text.parse().unwrap()).collect();
         let mut headers = HeaderMap::new();
         for value in forwarded {
             headers.append("x-forwarded-for", value.parse().unwrap());
         }
-        edge.address(peer.parse().unwrap(), &headers).to_string()
+        client_address(peer.parse().unwrap(), &headers, &trusted).to_string()
     }
 
     #[test]

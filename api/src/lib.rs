@@ -25,7 +25,7 @@ mod share;
 mod write;
 
 pub use access::SURFACE_HEADER;
-pub use api::{Parts, document, render, router};
+pub use api::{Parts, document, metrics_router, render, router};
 pub use config::{Config, GatewayUrl, InvalidGatewayUrl};
 pub use edge::REQUEST_HEADER;
 pub use listener::serve;

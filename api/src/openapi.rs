@@ -1,5 +1,7 @@
 //! The OpenAPI document: generated from the endpoints, with what all of them have in common added once.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
@@ -63,7 +65,8 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
             parameters.push(header(
                 IDEMPOTENCY_HEADER.as_str(),
                 Type::String,
-                "1 to 200 visible ASCII characters. The same key and body get the same answer; another body is refused.",
+                "1 to 200 visible ASCII characters. The same key and body get the same answer, for 30 days at \
+                 least; another body is refused. Secrets in a body are not compared.",
             ));
         } else if !path.ends_with("/events") {
             parameters.push(header(
@@ -94,6 +97,13 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
 /// The action that an operation names.
 pub fn action_of(operation: &Operation) -> Option<&str> {
     operation.extensions.as_ref()?.get(ACTION_EXTENSION)?.as_str()
+}
+
+/// Paths to which anybody may send a body.
+pub(crate) fn anonymous_routes(document: &OpenApi) -> BTreeSet<String> {
+    let anonymous = |operation: &&Operation| action_of(operation) == Some("public");
+    let posts = document.paths.paths.iter().filter(|(_, item)| item.post.as_ref().is_some_and(|post| anonymous(&post)));
+    posts.map(|(path, _)| path.clone()).collect()
 }
 
 fn path_parameter(name: &str) -> &'static str {

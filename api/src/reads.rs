@@ -268,12 +268,13 @@ impl Reads {
         at: AtLeast,
         filter: &UsageFilter,
         group_by: GroupBy,
+        now: UnixMillis,
         slice: &Slice,
     ) -> Result<Page<UsageGroup>, Problem> {
         needs(permit.action(), Action::UsageRead)?;
         self.fresh(ModelName::Meter, at).await?;
         let page =
-            self.database.meter().usage(permit.org(), filter, group_by, slice.after.as_deref(), slice.limit).await;
+            self.database.meter().usage(permit.org(), filter, group_by, now, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)
     }
 

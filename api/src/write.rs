@@ -1,25 +1,26 @@
 //! Requests that change something: idempotency on the way in, the log's position on the way out.
 //!
-//! A command's id follows from organization, person and `Idempotency-Key`, so a repeated request meets its own first
-//! commit in the log and is answered from it. Not here: the memory of commands, which is the log itself.
+//! A command's id follows from organization, person and `Idempotency-Key`. Before anything is decided, the key is looked up
+//! and remembered in a table that all API processes share: a repeated request is then answered from its own first commit
+//! in the log, or changes nothing where it changed nothing (docs/adr/0003). Not here: finding that commit (`commands`).
 
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use envforge_commands::context::derived_uuid;
-use envforge_commands::{CommandError, Context};
+use envforge_commands::{CommandError, Context, Done, Repeated};
 use envforge_domain::commit::Position;
 use envforge_domain::ids::CommandId;
+use envforge_domain::time::UnixMillis;
 use envforge_identity::randomness::Randomness;
-use envforge_projections::sql::{Database, ModelName};
+use envforge_projections::sql::{Database, DatabaseError, KeyUse};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::access::{Access, Caller};
 use crate::problem::Problem;
-use crate::reads::AtLeast;
 use crate::request_body::{RequestBody, collect};
 
 /// Makes a repeated request harmless.
@@ -48,7 +49,6 @@ where
         let (mut parts, body) = request.into_parts();
         // Who asks comes first: nobody else's bodies are even read.
         let caller = Caller::from_request_parts(&mut parts, state).await?;
-        let at = AtLeast::from_request_parts(&mut parts, state).await?;
         let key = idempotency_key(&parts.headers)?;
         let bytes = collect(body, B::BYTES_MAX).await?;
         let body = B::read(&parts.headers, &bytes)?;
@@ -58,6 +58,7 @@ where
                     Randomness.uuid_v7(caller.arrival.now).map_err(|error| Problem::internal(error.to_string()))?,
                 ),
                 request_digest: None,
+                repeated: None,
                 correlation: caller.arrival.correlation,
                 causation: None,
                 now: caller.arrival.now,
@@ -66,10 +67,14 @@ where
                 let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
                 let command = command_id(&caller, key);
                 let digest = request_digest(parts.method.as_str(), path, &B::canonical(&bytes));
-                Access::from_ref(state).keys().check(command, digest, at).await?;
+                let repeated = Access::from_ref(state).keys().first_use(command, digest, caller.arrival.now).await?;
+                if let Some(used) = parts.extensions.get::<UsedKey>() {
+                    used.set(command);
+                }
                 Context {
                     command,
                     request_digest: Some(digest),
+                    repeated,
                     correlation: caller.arrival.correlation,
                     causation: None,
                     now: caller.arrival.now,
@@ -80,38 +85,70 @@ where
     }
 }
 
-/// What keys were used for, as the read model of command ids has it.
-///
-/// A stream remembers its own commands, so a repeated request is recognised there, whatever this says. This finds the key
-/// that was used for another thing: as soon as the read model has seen it, at the latest with `EnvForge-Min-Position`.
+/// What idempotency keys were used for.
 #[derive(Clone)]
 pub(crate) struct Keys {
     database: Database,
-    freshness_wait: Duration,
 }
 
 impl Keys {
-    pub(crate) fn new(database: Database, freshness_wait: Duration) -> Self {
-        Self { database, freshness_wait }
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database }
     }
 
-    async fn check(&self, command: CommandId, digest: [u8; 32], at: AtLeast) -> Result<(), Problem> {
-        if at.0 != Position::START
-            && let Err(error) = self.database.wait_for(ModelName::CommandIds, at.0, self.freshness_wait).await
-        {
-            tracing::warn!(%error, "the command ids are behind; a key used for another thing may go unnoticed");
+    /// Remembers the key before anything is decided. Fails closed: who cannot tell whether a request is a repetition must
+    /// not carry it out.
+    async fn first_use(
+        &self,
+        command: CommandId,
+        digest: [u8; 32],
+        now: UnixMillis,
+    ) -> Result<Option<Repeated>, Problem> {
+        let unavailable = |error: DatabaseError| {
+            Problem::new(
+                "request_keys_unavailable",
+                "Whether this Idempotency-Key was used before cannot be made sure of right now; nothing was changed.",
+            )
+            .retry_after_s(1)
+            .because(error.to_string())
+        };
+        match self.database.request_keys().first_use(command, digest, now).await.map_err(unavailable)? {
+            KeyUse::First => Ok(None),
+            KeyUse::Again { satisfied_at } => Ok(Some(Repeated { satisfied_at })),
+            KeyUse::OtherRequest => Err(CommandError::CommandReused.into()),
         }
-        match self.database.command_ids().find(command).await {
-            Ok(Some(first)) if first.request_digest != digest => Err(CommandError::CommandReused.into()),
-            Ok(_) => Ok(()),
-            // A client's mistake goes unnoticed for once; nothing that was asked for is lost or done twice by that.
-            Err(error) => {
-                tracing::warn!(%error, "the command ids are out of reach");
-                Ok(())
-            }
+    }
+
+    /// Takes note of a keyed request that changed nothing, before it is answered.
+    pub(crate) async fn remember(&self, used: &UsedKey, mut response: Response) -> Response {
+        let (Some(Satisfied(at)), Some(command)) = (response.extensions_mut().remove(), used.get()) else {
+            return response;
+        };
+        match self.database.request_keys().satisfied(command, at).await {
+            Ok(()) => response,
+            // Told now, it might be carried out by its repetition after all.
+            Err(error) => Problem::from(CommandError::Unknown).because(error.to_string()).into_response(),
         }
     }
 }
+
+/// The command that follows from a request's key, for whoever sees the answer. Put into each request by the edge.
+#[derive(Clone, Default)]
+pub(crate) struct UsedKey(Arc<OnceLock<CommandId>>);
+
+impl UsedKey {
+    fn set(&self, command: CommandId) {
+        let _ = self.0.set(command);
+    }
+
+    fn get(&self) -> Option<CommandId> {
+        self.0.get().copied()
+    }
+}
+
+/// Marks an answer to a request that changed nothing, as of a position.
+#[derive(Clone, Copy)]
+struct Satisfied(Position);
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut given = headers.get_all(IDEMPOTENCY_HEADER).iter();
@@ -148,42 +185,77 @@ fn request_digest(method: &str, path: &str, canonical_body: &[u8]) -> [u8; 32] {
     hasher.finalize().into()
 }
 
+/// What a write came to.
+#[derive(Clone, Copy)]
+pub(crate) struct Effect {
+    position: Position,
+    /// It was decided now, and there was nothing to change.
+    satisfied: bool,
+}
+
+impl From<&Done> for Effect {
+    fn from(done: &Done) -> Self {
+        Self { position: done.position, satisfied: done.events.is_empty() && !done.duplicate }
+    }
+}
+
+/// For requests without keys.
+impl From<Position> for Effect {
+    fn from(position: Position) -> Self {
+        Self { position, satisfied: false }
+    }
+}
+
+impl Effect {
+    fn of(self, mut response: Response) -> Response {
+        response.headers_mut().insert(POSITION_HEADER, HeaderValue::from(self.position.get()));
+        if self.satisfied {
+            response.extensions_mut().insert(Satisfied(self.position));
+        }
+        response
+    }
+}
+
 /// An answer to a write.
 pub(crate) struct Written<T> {
     status: StatusCode,
-    position: Position,
+    effect: Effect,
     body: T,
 }
 
 impl<T> Written<T> {
-    pub(crate) fn ok(position: Position, body: T) -> Self {
-        Self { status: StatusCode::OK, position, body }
+    pub(crate) fn ok(effect: impl Into<Effect>, body: T) -> Self {
+        Self { status: StatusCode::OK, effect: effect.into(), body }
     }
 
-    pub(crate) fn created(position: Position, body: T) -> Self {
-        Self { status: StatusCode::CREATED, position, body }
+    pub(crate) fn created(effect: impl Into<Effect>, body: T) -> Self {
+        Self { status: StatusCode::CREATED, effect: effect.into(), body }
     }
 
     /// Asked for; the world follows.
-    pub(crate) fn accepted(position: Position, body: T) -> Self {
-        Self { status: StatusCode::ACCEPTED, position, body }
+    pub(crate) fn accepted(effect: impl Into<Effect>, body: T) -> Self {
+        Self { status: StatusCode::ACCEPTED, effect: effect.into(), body }
     }
 }
 
 impl<T: Serialize> IntoResponse for Written<T> {
     fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(self.body)).into_response();
-        response.headers_mut().insert(POSITION_HEADER, HeaderValue::from(self.position.get()));
-        response
+        self.effect.of((self.status, axum::Json(self.body)).into_response())
     }
 }
 
 /// An answer to a write that has nothing to tell but that it happened.
-pub(crate) struct Happened(pub(crate) Position);
+pub(crate) struct Happened(Effect);
+
+impl Happened {
+    pub(crate) fn new(effect: impl Into<Effect>) -> Self {
+        Self(effect.into())
+    }
+}
 
 impl IntoResponse for Happened {
     fn into_response(self) -> Response {
-        (StatusCode::NO_CONTENT, [(POSITION_HEADER, HeaderValue::from(self.0.get()))]).into_response()
+        self.0.of(StatusCode::NO_CONTENT.into_response())
     }
 }
 

@@ -3,6 +3,7 @@
 //! `cargo xtask bench` builds it, finds the peers and names the cores; what the figures were is in docs/benchmarks.md. It belongs to
 //! contributors and is no part of the product.
 
+mod app;
 mod benches;
 mod commits;
 mod load;
@@ -10,6 +11,7 @@ mod machine;
 mod memory_log;
 mod peers;
 mod processes;
+mod site;
 mod verdict;
 
 use clap::Parser;

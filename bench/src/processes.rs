@@ -41,11 +41,17 @@ const READY: &str = "ready";
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Role {
     /// A gateway that follows the log in a folder.
-    #[command(hide = true)]
-    ServeGateway { log: PathBuf, port: u16 },
+    #[command(name = "serve-gateway", hide = true)]
+    Gateway { log: PathBuf, port: u16 },
     /// Answers 204 where a cookie is that of one of so many sessions.
-    #[command(hide = true)]
-    ServeCheck { sessions: u64, port: u16 },
+    #[command(name = "serve-check", hide = true)]
+    Check { sessions: u64, port: u16 },
+    /// Fills a log for `serve-gateway`, to look at one by hand: with a profiler, for example.
+    #[command(name = "fill", hide = true)]
+    Fill { log: PathBuf, sessions: u64, web: SocketAddr },
+    /// The app of a measured workspace, on the port that the runtime names.
+    #[command(name = "serve-app", hide = true)]
+    App,
 }
 
 /// A process of ours on the measured core, ready to serve.
@@ -89,8 +95,10 @@ pub(crate) fn host(workspace: u64, port: u16) -> String {
 pub(crate) fn serve(role: &Role) -> Result<()> {
     runtime()?.block_on(async {
         match role {
-            Role::ServeGateway { log, port } => serve_gateway(log, *port).await,
-            Role::ServeCheck { sessions, port } => serve_check(*sessions, *port).await,
+            Role::Gateway { log, port } => serve_gateway(log, *port).await,
+            Role::Check { sessions, port } => serve_check(*sessions, *port).await,
+            Role::Fill { log, sessions, web } => fill(log, *sessions, *sessions, *web, *web).await,
+            Role::App => crate::app::serve().await,
         }
     })
 }

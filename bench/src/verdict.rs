@@ -41,6 +41,11 @@ impl Series {
     pub(crate) fn median(&self) -> f64 {
         median(&self.rounds)
     }
+
+    /// The largest; 0 before the first round.
+    pub(crate) fn worst(&self) -> f64 {
+        self.rounds.iter().copied().fold(0.0, f64::max)
+    }
 }
 
 impl fmt::Display for Series {

@@ -1,5 +1,6 @@
 //! What a decision must be told and may not find out itself: the time, the request it answers, and fresh ids.
 
+use envforge_domain::commit::Position;
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId};
 use envforge_domain::time::UnixMillis;
 use uuid::Uuid;
@@ -11,9 +12,19 @@ pub struct Context {
     pub command: CommandId,
     /// SHA-256 of the request, where a client may repeat it: another digest under the same id is refused.
     pub request_digest: Option<[u8; 32]>,
+    /// Whoever keeps account of requests has seen this one before. Its first answer is then looked for in the whole
+    /// stream, however long ago that was.
+    pub repeated: Option<Repeated>,
     pub correlation: CorrelationId,
     pub causation: Option<CommitId>,
     pub now: UnixMillis,
+}
+
+/// What is known of a request that came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeated {
+    /// It was carried out and changed nothing, as of this position. `None`: it changed something, was refused, or broke off.
+    pub satisfied_at: Option<Position>,
 }
 
 impl Context {
@@ -23,6 +34,7 @@ impl Context {
         Self {
             command: CommandId::from_uuid(id),
             request_digest: None,
+            repeated: None,
             correlation: CorrelationId::from_uuid(id),
             causation: None,
             now,
@@ -35,6 +47,7 @@ impl Context {
         Self {
             command: CommandId::from_uuid(derived_uuid(commit.as_uuid().as_bytes(), purpose)),
             request_digest: None,
+            repeated: None,
             correlation,
             causation: Some(commit),
             now,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::error::CommandError;
 use crate::fence::{Fenced, fenced};
-use crate::stream_cache::{Folded, StreamCache};
+use crate::stream_cache::{Folded, RememberedCommand, StreamCache};
 use crate::transaction::Transaction;
 
 /// Rounds of load, decide and append before giving up with `Contended`.
@@ -69,10 +69,11 @@ impl Commands {
         command: &A::Command,
     ) -> Result<Done, CommandError> {
         check_permit(permit, A::action_of(command), stream)?;
-        let mut fresh = false;
+        // Where an answer from memory would do, a repetition still asks the leader.
+        let mut fresh = context.repeated.is_some();
         for attempt in 0..ATTEMPTS_MAX {
             let folded = self.folded::<A>(stream, fresh).await?;
-            if let Some(done) = answered_before(&folded, context)? {
+            if let Some(done) = self.answered_before(&folded, context, stream).await? {
                 return Ok(done);
             }
             let decided = A::decide(&folded.state, command);
@@ -105,9 +106,9 @@ impl Commands {
                         .increment(1);
                     if appended.duplicate {
                         // Appended by an earlier attempt whose answer was lost: answer from what stands in the log.
-                        let folded = self.folded::<A>(stream, true).await?;
-                        if let Some(done) = answered_before(&folded, context)? {
-                            return Ok(done);
+                        // What was decided now was never stored and must not be told.
+                        if let Some(first) = self.find_in_stream(stream, context).await? {
+                            return first_answer(&first, context);
                         }
                     }
                     // The first commit is the effect; those behind it say why it was allowed.
@@ -148,7 +149,47 @@ impl Commands {
     ) -> Result<Option<Done>, CommandError> {
         check_permit(permit, needed, stream)?;
         let folded = self.folded::<A>(stream, true).await?;
-        answered_before(&folded, context)
+        self.answered_before(&folded, context, stream).await
+    }
+
+    /// The first answer, where this command stands in the stream already, or where it is known to have changed nothing.
+    /// For a repetition `folded` must be fresh: an older state may lack the very commit.
+    pub(crate) async fn answered_before<S: Clone + Default>(
+        &self,
+        folded: &Folded<S>,
+        context: &Context,
+        stream: &StreamId,
+    ) -> Result<Option<Done>, CommandError> {
+        if let Some(first) = folded.find(context.command) {
+            return first_answer(first, context).map(Some);
+        }
+        let Some(repeated) = context.repeated else { return Ok(None) };
+        if folded.forgot
+            && let Some(first) = self.find_in_stream(stream, context).await?
+        {
+            return first_answer(&first, context).map(Some);
+        }
+        let satisfied = |position| Done { position, events: Vec::new(), duplicate: true };
+        Ok(repeated.satisfied_at.map(satisfied))
+    }
+
+    /// The commit of this command, from the leader, however long ago it was.
+    pub(crate) async fn find_in_stream(
+        &self,
+        stream: &StreamId,
+        context: &Context,
+    ) -> Result<Option<RememberedCommand>, LogError> {
+        let mut after = Position::START;
+        loop {
+            let page = self.log.read_stream(stream, after, LOAD_PAGE).await?;
+            if let Some(found) = page.iter().find(|recorded| recorded.commit.command == context.command) {
+                return Ok(Some(RememberedCommand::of(found)));
+            }
+            match page.last() {
+                Some(last) if page.len() == LOAD_PAGE => after = last.position,
+                Some(_) | None => return Ok(None),
+            }
+        }
     }
 
     /// Several streams in one atomic append, for claims.
@@ -186,16 +227,12 @@ impl Commands {
     }
 }
 
-/// The first answer, where this command stands in the stream already.
-pub(crate) fn answered_before<S: Clone + Default>(
-    folded: &Folded<S>,
-    context: &Context,
-) -> Result<Option<Done>, CommandError> {
-    match folded.find(context.command) {
-        None => Ok(None),
-        Some(first) if first.request_digest != context.request_digest => Err(CommandError::CommandReused),
-        Some(first) => Ok(Some(Done { position: first.position, events: first.events.to_vec(), duplicate: true })),
+/// What a commit answered, to the request that it answered.
+pub(crate) fn first_answer(first: &RememberedCommand, context: &Context) -> Result<Done, CommandError> {
+    if first.request_digest != context.request_digest {
+        return Err(CommandError::CommandReused);
     }
+    Ok(Done { position: first.position, events: first.events.to_vec(), duplicate: true })
 }
 
 /// Waits a little longer, and less predictably, each time somebody else was first.

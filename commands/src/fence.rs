@@ -4,7 +4,7 @@
 //! Each guard needs a commit that carries it, for a commit expects one thing of one stream. So the record of the decision,
 //! which belongs in the log anyway, carries them. EnvForge's own components rest on no streams; a host's agent and a
 //! reviewer are stopped by their own stream's state and stay single commits, which a log of one server takes a hundred
-//! times as fast (docs/adr/0003). Not here: finding out where the streams stood (projections' authorizer).
+//! times as fast (docs/adr/0005). Not here: finding out where the streams stood (projections' authorizer).
 
 use envforge_domain::access::Permit;
 use envforge_domain::commit::{Actor, Commit, Expectation, Position, Standing, StreamId};

@@ -32,6 +32,18 @@ pub async fn register(
         .await
 }
 
+/// Claims the machine of a host that is registered already, for the permit's organization. Refused where another one
+/// holds it.
+pub async fn claim_machine(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    machine: MachineKey,
+) -> Result<Done, CommandError> {
+    let take = ClaimCommand::Take { holder: permit.org().to_string(), for_action: Action::HostRegister };
+    commands.transaction(context).step::<Claim>(permit, machine.claim, take).commit().await
+}
+
 /// A machine's key in its claim.
 pub struct MachineKey {
     key: String,
@@ -58,6 +70,7 @@ pub async fn place(
     commands.execute::<Host>(permit, context, &StreamId::host(org, host), &command).await
 }
 
+/// Gives back the room that a workspace takes.
 pub async fn release(
     commands: &Commands,
     permit: &Permit,

@@ -18,7 +18,7 @@ mod transaction;
 pub mod users;
 pub mod workspaces;
 
-pub use context::Context;
+pub use context::{Context, Repeated};
 pub use engine::{Commands, Done, Loaded, back_off};
 pub use error::CommandError;
 pub use transaction::Transaction;

@@ -24,7 +24,7 @@ pub async fn wake(
 }
 
 /// Wakes on behalf of a link's session. The link's wake budget and the wake stand in one atomic append: a budget cannot
-/// be overdrawn by gateways that ask at once, and a wake that happened is counted once.
+/// be overdrawn by gateways that ask at once, and a link pays for the wakes that it caused and for no other, each once.
 pub async fn wake_by_link(
     commands: &Commands,
     permit: &Permit,
@@ -35,25 +35,22 @@ pub async fn wake_by_link(
 ) -> Result<Done, CommandError> {
     let org = permit.org();
     let stream = StreamId::runtime(org, workspace);
-    let runtime = commands.load::<Runtime>(&stream).await?;
-    let needs_wake = match &runtime.state {
-        Runtime::NeverWoken | Runtime::Asleep { .. } | Runtime::Failed { .. } => true,
-        Runtime::Sleeping { queued, .. } => queued.is_none(),
-        Runtime::Waking { .. } | Runtime::Ready(_) => false,
-    };
-    if !needs_wake {
-        return Ok(Done { position: runtime.position, events: Vec::new(), duplicate: false });
-    }
-    let epoch = Epoch(runtime.state.epoch().0 + 1);
     let wake = request_wake(commands, permit, workspace, WakeCause::Link { link, session }).await?;
+    let spend = {
+        let (stream, now) = (stream.clone(), context.now);
+        move || {
+            let stream = stream.clone();
+            async move {
+                // Also a queued wake opens the epoch after the current one.
+                let epoch = Epoch(commands.load::<Runtime>(&stream).await?.state.epoch().0 + 1);
+                Ok(DevLinkCommand::SpendWake { epoch, session, now })
+            }
+        }
+    };
     commands
         .transaction(context)
         .step::<Runtime>(permit, stream, wake)
-        .step::<DevLink>(
-            permit,
-            StreamId::dev_link(org, link),
-            DevLinkCommand::SpendWake { epoch, session, now: context.now },
-        )
+        .step_with::<DevLink, _>(permit, StreamId::dev_link(org, link), spend)
         .commit()
         .await
 }

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 
 /// Streams kept; a busy control plane touches few at a time.
 const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(8_192).expect("not zero");
-/// Commands remembered per stream. Older ones are found by the projection of command ids.
+/// Commands remembered per stream, so that an immediate repetition costs nothing. An older one is found where the request
+/// is known to be a repetition (`Context::repeated`): the engine then reads the stream again.
 const COMMANDS_MAX: usize = 256;
 
 /// A stream folded up to `position`.
@@ -25,6 +26,8 @@ pub(crate) struct Folded<S> {
     pub(crate) position: Position,
     /// Newest last.
     pub(crate) commands: Vec<RememberedCommand>,
+    /// There were more commands than these.
+    pub(crate) forgot: bool,
 }
 
 /// A commit as idempotency needs it.
@@ -36,15 +39,31 @@ pub(crate) struct RememberedCommand {
     pub(crate) events: Arc<[Event]>,
 }
 
+impl RememberedCommand {
+    pub(crate) fn of(recorded: &Recorded) -> Self {
+        Self {
+            command: recorded.commit.command,
+            request_digest: recorded.commit.request_digest,
+            position: recorded.position,
+            events: recorded.commit.events.clone().into(),
+        }
+    }
+}
+
 impl<S: Clone> Clone for Folded<S> {
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), position: self.position, commands: self.commands.clone() }
+        Self {
+            state: self.state.clone(),
+            position: self.position,
+            commands: self.commands.clone(),
+            forgot: self.forgot,
+        }
     }
 }
 
 impl<S: Default> Default for Folded<S> {
     fn default() -> Self {
-        Self { state: S::default(), position: Position::START, commands: Vec::new() }
+        Self { state: S::default(), position: Position::START, commands: Vec::new(), forgot: false }
     }
 }
 
@@ -58,13 +77,9 @@ impl<S: Clone + Default> Folded<S> {
         self.position = recorded.position;
         if self.commands.len() >= COMMANDS_MAX {
             self.commands.drain(..COMMANDS_MAX / 2);
+            self.forgot = true;
         }
-        self.commands.push(RememberedCommand {
-            command: recorded.commit.command,
-            request_digest: recorded.commit.request_digest,
-            position: recorded.position,
-            events: recorded.commit.events.clone().into(),
-        });
+        self.commands.push(RememberedCommand::of(recorded));
     }
 
     pub(crate) fn find(&self, command: CommandId) -> Option<&RememberedCommand> {

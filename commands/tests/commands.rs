@@ -2,13 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use envforge_commands::context::derived_uuid;
-use envforge_commands::{CommandError, Commands, Context, hosts, links, organizations, projects, runtimes, workspaces};
-use envforge_domain::access::{
-    Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
+use envforge_commands::{
+    CommandError, Commands, Context, hosts, links, organizations, projects, runtimes, users, workspaces,
 };
-use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Surface};
+use envforge_domain::access::{
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
+};
+use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, Recorded, Standing, StreamId, Surface};
 use envforge_domain::decision::DecisionEvent;
 use envforge_domain::dev_link::{DevLinkEvent, Generation};
 use envforge_domain::event::Event;
@@ -20,8 +24,11 @@ use envforge_domain::project::Repository;
 use envforge_domain::runtime::{Epoch, RuntimeCommand, RuntimeEvent, WakeCause};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::UnixMillis;
+use envforge_domain::user::{EmailAddress, UserCommand};
 use envforge_domain::workspace::{AccessMode, Branch};
-use envforge_eventlog::{EventLog, Filter};
+use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page};
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use uuid::Uuid;
 
 const NOW: UnixMillis = UnixMillis::new(1_800_000_000_000);
@@ -50,7 +57,7 @@ async fn permit(log: &Arc<dyn EventLog>, action: Action, resource: Resource) -> 
 
 fn system(component: Component, action: Action, resource: Resource) -> Permit {
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
-    let surface = action.row().surfaces[0];
+    let surface = action.row().surfaces_of(Principal::System)[0];
     authorize(&facts, &Request { actor: Actor::System(component), action, resource, surface, now: NOW }).unwrap()
 }
 
@@ -268,7 +275,8 @@ async fn a_spent_wake_budget_wakes_nothing() {
     };
     wake().await.unwrap();
     let report = system(Component::RuntimeReactor, Action::RuntimeReport, world.on_workspace());
-    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(1), reason: "broken".to_owned() };
+    let host = HostId::from_uuid(Uuid::from_u128(7));
+    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(1), host, reason: "broken".to_owned() };
     runtimes::report(&world.commands, &report, &Context::new(NOW), world.workspace, &failed).await.unwrap();
     let before = world.log.head().await.unwrap().position;
     assert_eq!(wake().await.unwrap_err().refusal_code(), Some("wake_budget_spent"));
@@ -344,6 +352,42 @@ async fn a_permit_for_one_thing_does_nothing_to_another() {
         )
         .await;
     assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
+}
+
+#[tokio::test]
+async fn nobody_deactivates_an_owner_from_below_and_nobody_the_last_one() {
+    let world = world().await;
+    let resource = Resource::Organization(acme());
+    let create = UserCommand::Create {
+        user: owner(),
+        issuer: "local".to_owned(),
+        subject: "1".to_owned(),
+        email: EmailAddress::parse("ada@acme.test").unwrap(),
+        name: "Ada".to_owned(),
+    };
+    let setup = system(Component::Setup, Action::UserCreate, resource);
+    users::change(&world.commands, &setup, &Context::new(NOW), owner(), &create).await.unwrap();
+    let below = UserId::from_uuid(Uuid::from_u128(2));
+    let facts = ActorFacts::Member {
+        org: acme(),
+        active: true,
+        session_live: true,
+        grants: vec![Grant {
+            grantee: Grantee::User(below),
+            role: Role::Admin,
+            scope: Scope::Organization,
+            expires_at: None,
+        }],
+    };
+    let facts = Facts { position: Position::START, actor: facts };
+    let action = Action::UserDeactivate;
+    let request = Request { actor: Actor::User(below), action, resource, surface: Surface::Api, now: NOW };
+    let admins = authorize(&facts, &request).unwrap();
+    let refused = users::deactivate(&world.commands, &admins, &Context::new(NOW), owner()).await.unwrap_err();
+    assert_eq!(refused.refusal_code(), Some("grant_above_yourself"));
+    let owners = permit(&world.log, action, resource).await;
+    let refused = users::deactivate(&world.commands, &owners, &Context::new(NOW), owner()).await.unwrap_err();
+    assert_eq!(refused.refusal_code(), Some("last_owner"));
 }
 
 #[tokio::test]
@@ -454,4 +498,111 @@ async fn a_persons_permit_that_rests_on_nothing_changes_nothing() {
     let cause = WakeCause::Person(owner());
     let outcome = runtimes::wake(&world.commands, &from_memory, &Context::new(NOW), world.workspace, cause).await;
     assert!(matches!(outcome, Err(CommandError::PermitRestsOnNothing { .. })), "{outcome:?}");
+}
+
+/// A log on which somebody else acts at the worst moment: before one of the reads of a stream.
+struct Interrupted {
+    log: Arc<dyn EventLog>,
+    stream: StreamId,
+    reads_until: AtomicUsize,
+    interruption: tokio::sync::Mutex<Option<BoxFuture<'static, ()>>>,
+}
+
+#[async_trait]
+impl EventLog for Interrupted {
+    async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
+        self.log.append(commits).await
+    }
+
+    async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
+        if *stream == self.stream && self.reads_until.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let interruption = self.interruption.lock().await.take().unwrap();
+            interruption.await;
+        }
+        self.log.read_stream(stream, after, limit).await
+    }
+
+    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
+        self.log.last_of_stream(stream).await
+    }
+
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
+        self.log.last_positions_of(streams).await
+    }
+
+    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
+        self.log.read(after, limit, filter).await
+    }
+
+    async fn follow(
+        &self,
+        from: Checkpoint,
+        filter: Filter,
+    ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
+        self.log.follow(from, filter).await
+    }
+
+    async fn head(&self) -> Result<Head, LogError> {
+        self.log.head().await
+    }
+}
+
+#[tokio::test]
+async fn a_link_pays_only_for_the_wakes_that_it_caused_however_others_come_in_between() {
+    // The second link, or a person, wakes before the first, second or third look at the runtime.
+    for (reads, by_person) in [(1, false), (2, false), (3, false), (1, true), (2, true), (3, true)] {
+        let world = Arc::new(world().await);
+        let mut visitors = Vec::new();
+        for number in [5, 6] {
+            let (link, _) = issue(&world, &Context::new(NOW), Some(9)).await.unwrap();
+            let session = open_session(&world, &world.commands, link, number, number).await.unwrap();
+            let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+            visitors.push((visitor(Action::RuntimeWake, resource, link, session), link, session));
+        }
+        let (permit, link, session) = visitors.remove(0);
+        let (others, other, others_session) = visitors.remove(0);
+        let other_wake = {
+            let world = Arc::clone(&world);
+            async move {
+                let (commands, workspace, context) = (&world.commands, world.workspace, Context::new(NOW));
+                if by_person {
+                    let permit = self::permit(&world.log, Action::RuntimeWake, world.on_workspace()).await;
+                    let cause = WakeCause::Person(owner());
+                    runtimes::wake(commands, &permit, &context, workspace, cause).await.unwrap();
+                } else {
+                    runtimes::wake_by_link(commands, &others, &context, workspace, other, others_session)
+                        .await
+                        .unwrap();
+                }
+            }
+        };
+        let interrupted = Interrupted {
+            log: Arc::clone(&world.log),
+            stream: StreamId::runtime(acme(), world.workspace),
+            reads_until: AtomicUsize::new(reads),
+            interruption: tokio::sync::Mutex::new(Some(Box::pin(other_wake))),
+        };
+        let commands = Commands::new(Arc::new(interrupted));
+        runtimes::wake_by_link(&commands, &permit, &Context::new(NOW), world.workspace, link, session).await.unwrap();
+
+        let history = world.history().await;
+        let woken_by = |event: &Event| match event {
+            Event::Runtime(RuntimeEvent::WakeRequested { cause: WakeCause::Link { link, .. }, epoch, .. }) => {
+                Some((*link, *epoch))
+            }
+            _ => None,
+        };
+        let woken: Vec<_> = history.iter().filter_map(woken_by).collect();
+        let page = world.log.read(Position::START, 10_000, &Filter::everything()).await.unwrap();
+        let spent: Vec<_> = page
+            .commits
+            .iter()
+            .flat_map(|recorded| recorded.commit.events.iter().map(|event| (recorded.commit.stream.key(), event)))
+            .filter_map(|(key, event)| match event {
+                Event::DevLink(DevLinkEvent::WakeSpent { epoch, .. }) => Some((key.parse().unwrap(), *epoch)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(spent, woken, "interrupted at read {reads}, by a person: {by_person}");
+    }
 }

@@ -222,9 +222,13 @@ pub enum DevLink {
     Active(ActiveLink),
     Expired {
         link: LinkId,
+        project: ProjectId,
+        workspace: WorkspaceId,
     },
     Revoked {
         link: LinkId,
+        project: ProjectId,
+        workspace: WorkspaceId,
     },
 }
 
@@ -502,10 +506,13 @@ impl Aggregate for DevLink {
                 sessions: BTreeMap::new(),
                 redeemed: BTreeMap::new(),
             }),
-            (Self::Active(active), DevLinkEvent::Expired) => Self::Expired { link: active.link },
-            (Self::Active(ActiveLink { link, .. }) | Self::Expired { link }, DevLinkEvent::Revoked { .. }) => {
-                Self::Revoked { link }
+            (Self::Active(ActiveLink { link, project, workspace, .. }), DevLinkEvent::Expired) => {
+                Self::Expired { link, project, workspace }
             }
+            (
+                Self::Active(ActiveLink { link, project, workspace, .. }) | Self::Expired { link, project, workspace },
+                DevLinkEvent::Revoked { .. },
+            ) => Self::Revoked { link, project, workspace },
             (Self::Active(active), event) => Self::Active(evolve_active(active, event)),
             (
                 state @ (Self::Unknown | Self::Expired { .. } | Self::Revoked { .. }),

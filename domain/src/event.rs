@@ -57,7 +57,9 @@ impl Event {
 
     pub const fn visibility(&self) -> Visibility {
         match self {
-            Self::Runtime(RuntimeEvent::EndpointsBound { .. }) | Self::Host(_) => Visibility::Operator,
+            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. }) | Self::Host(_) => {
+                Visibility::Operator
+            }
             Self::Runtime(_)
             | Self::Organization(_)
             | Self::User(_)

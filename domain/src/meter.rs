@@ -99,6 +99,7 @@ impl RuntimeMeter {
                 self.close((*closed_at).min(heartbeat))
             }
             RuntimeEvent::WakeQueued { .. }
+            | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }

@@ -55,8 +55,11 @@ pub enum OrganizationCommand {
     AddMember {
         user: UserId,
     },
+    /// Whoever takes somebody out takes all their roles with that.
     RemoveMember {
+        by: Actor,
         user: UserId,
+        now: UnixMillis,
     },
     AssignRole {
         by: Actor,
@@ -113,8 +116,18 @@ impl ActiveOrganization {
             .count()
     }
 
-    fn is_only_owner(&self, user: UserId) -> bool {
+    pub fn is_only_owner(&self, user: UserId) -> bool {
         self.owners() == 1 && self.grants.get(&(Grantee::User(user), Role::Owner, Scope::Organization)) == Some(&None)
+    }
+
+    /// The first live role of `user`, wherever it counts, that `by` could not take from them: nobody takes somebody out
+    /// who stands above them.
+    pub fn beyond(&self, by: Actor, user: UserId, now: UnixMillis) -> Option<Role> {
+        self.grants
+            .iter()
+            .filter(|((grantee, _, _), end)| *grantee == Grantee::User(user) && end.is_none_or(|end| now < end))
+            .map(|((_, role, _), _)| *role)
+            .find(|role| !self.may_grant(by, *role, now))
     }
 
     fn may_grant(&self, by: Actor, role: Role, now: UnixMillis) -> bool {
@@ -136,6 +149,8 @@ pub enum OrganizationRefusal {
     Name { max: usize },
     #[error("this user is not a member; add them first")]
     NotAMember,
+    #[error("there is no such team; give the role to its members")]
+    TeamUnknown,
     #[error("the last owner cannot be removed; assign another owner first")]
     LastOwner,
     #[error("you cannot give or take the role `{role}`: your own roles do not reach it")]
@@ -162,6 +177,7 @@ impl Refusal for OrganizationRefusal {
             Self::Exists => "organization_exists",
             Self::Name { .. } => "name_invalid",
             Self::NotAMember => "member_unknown",
+            Self::TeamUnknown => "team_unknown",
             Self::LastOwner => "last_owner",
             Self::AboveYourself { .. } => "grant_above_yourself",
             Self::OrgWideOnly { .. } => "role_org_wide_only",
@@ -174,7 +190,7 @@ impl Refusal for OrganizationRefusal {
 
     fn kind(&self) -> RefusalKind {
         match self {
-            Self::Unknown | Self::NotAssigned => RefusalKind::NotFound,
+            Self::Unknown | Self::TeamUnknown | Self::NotAssigned => RefusalKind::NotFound,
             Self::Exists | Self::LastOwner => RefusalKind::Conflict,
             Self::Name { .. }
             | Self::NotAMember
@@ -193,6 +209,7 @@ impl Refusal for OrganizationRefusal {
             Self::Unknown
             | Self::Exists
             | Self::NotAMember
+            | Self::TeamUnknown
             | Self::LastOwner
             | Self::AboveYourself { .. }
             | Self::OrgWideOnly { .. }
@@ -318,9 +335,12 @@ fn decide_active(
         OrganizationCommand::AddMember { user } => {
             Ok(if org.members.contains(user) { vec![] } else { vec![OrganizationEvent::MemberAdded { user: *user }] })
         }
-        OrganizationCommand::RemoveMember { user } => {
+        OrganizationCommand::RemoveMember { by, user, now } => {
             if !org.members.contains(user) {
                 return Ok(vec![]);
+            }
+            if let Some(role) = org.beyond(*by, *user, *now) {
+                return Err(OrganizationRefusal::AboveYourself { role });
             }
             if org.is_only_owner(*user) {
                 return Err(OrganizationRefusal::LastOwner);
@@ -328,10 +348,11 @@ fn decide_active(
             Ok(vec![OrganizationEvent::MemberRemoved { user: *user }])
         }
         OrganizationCommand::AssignRole { by, grant, now } => {
-            if let Grantee::User(user) = grant.grantee
-                && !org.members.contains(&user)
-            {
-                return Err(OrganizationRefusal::NotAMember);
+            match grant.grantee {
+                Grantee::User(user) if !org.members.contains(&user) => return Err(OrganizationRefusal::NotAMember),
+                Grantee::User(_) => {}
+                // A role for a team that comes to be later would be held by whoever gets that id.
+                Grantee::Team(_) => return Err(OrganizationRefusal::TeamUnknown),
             }
             if grant.role.only_org_wide() && grant.scope != Scope::Organization {
                 return Err(OrganizationRefusal::OrgWideOnly { role: grant.role });

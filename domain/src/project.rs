@@ -14,10 +14,18 @@ pub struct Repository(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is not a repository: expected https://…, ssh://…, git@host:path, file://… or an absolute path, without user name or password"
+    "`{text}` is not a repository: expected https://…, ssh://…, git@host:path, file://… or an absolute path, without a password or token"
 )]
 pub struct InvalidRepository {
     text: String,
+}
+
+/// What of a refused address may be repeated: nothing of what stands before an `@`, which may be a password.
+fn shown(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{}", rest.chars().take(120).collect::<String>()),
+        None => text.chars().take(120).collect(),
+    }
 }
 
 impl Repository {
@@ -27,20 +35,40 @@ impl Repository {
         let printable = text.chars().all(|c| !c.is_control() && !c.is_whitespace()) || text.starts_with('/');
         let scheme_is_known =
             ["https://", "ssh://", "git@", "file:///", "/"].iter().any(|start| text.starts_with(start));
-        // `https://user:token@host` would carry a secret into the log.
-        let credentials = text
-            .strip_prefix("https://")
-            .is_some_and(|rest| rest.split('/').next().is_some_and(|host| host.contains('@')));
-        if text.len() > Self::CHARS_MAX || !printable || text.contains('\0') || !scheme_is_known || credentials {
-            // The text is not repeated where it may hold credentials.
-            let text = if credentials { "https://…@…".to_owned() } else { text.chars().take(120).collect() };
-            return Err(InvalidRepository { text });
+        if text.len() > Self::CHARS_MAX
+            || !printable
+            || text.contains('\0')
+            || !scheme_is_known
+            || holds_credentials(text)
+        {
+            return Err(InvalidRepository { text: shown(text) });
         }
         Ok(Self(text.to_owned()))
     }
 
+    /// What an event says. It was accepted by the rules of its day and stays readable under stricter ones.
+    pub fn recorded(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// Whether it names a path of whatever machine checks it out.
+    pub fn is_local(&self) -> bool {
+        self.0.starts_with('/') || self.0.starts_with("file://")
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// `https://user:token@host` and `ssh://user:password@host` would carry a secret into the log. A user name alone is one
+/// with https, where it may be a token; with ssh it is how the host is reached.
+fn holds_credentials(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    match authority.rsplit_once('@') {
+        Some((user, _)) => scheme != "ssh" || user.contains(':'),
+        None => false,
     }
 }
 

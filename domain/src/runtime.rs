@@ -2,6 +2,9 @@
 //!
 //! Owns the state machine, its causes and leases. Not here: how services are started (runtime crate) and what the time
 //! costs (`meter`). Each wake opens a new epoch; what a host reports about an older epoch changes nothing.
+//!
+//! INVARIANT: a wake belongs to one host. It is chosen on the runtime's own stream, where two hosts that want the same
+//! wake conflict, before anything is started; only that host's word about the wake counts.
 
 use std::net::SocketAddr;
 
@@ -82,6 +85,11 @@ pub enum RuntimeEvent {
     WakeQueued {
         cause: WakeCause,
     },
+    /// The one host that carries out this wake. Where it runs is for operators only.
+    HostChosen {
+        epoch: Epoch,
+        host: HostId,
+    },
     StageReached {
         epoch: Epoch,
         stage: WakeStage,
@@ -147,6 +155,11 @@ pub enum RuntimeCommand {
         cause: WakeCause,
         workspace_active: bool,
     },
+    /// A host takes the wake. Nothing may be started for it before this was accepted.
+    ChooseHost {
+        epoch: Epoch,
+        host: HostId,
+    },
     ReportStage {
         epoch: Epoch,
         stage: WakeStage,
@@ -161,6 +174,7 @@ pub enum RuntimeCommand {
     },
     RenewLease {
         epoch: Epoch,
+        host: HostId,
         lease_until: UnixMillis,
     },
     RecordActivity {
@@ -187,15 +201,18 @@ pub enum RuntimeCommand {
     },
     ReportSlept {
         epoch: Epoch,
+        host: HostId,
     },
+    /// By the wake's host; while none is chosen, by any that found no room for it.
     ReportFailed {
         epoch: Epoch,
+        host: HostId,
         reason: String,
     },
     /// Refused while the lease holds, unless the host itself says that nothing runs any more.
     DeclareLost {
         epoch: Epoch,
-        host_confirms: bool,
+        confirmed_by: Option<HostId>,
         now: UnixMillis,
     },
 }
@@ -216,12 +233,15 @@ pub enum Runtime {
         project: ProjectId,
         cause: WakeCause,
         stage: Option<WakeStage>,
+        host: Option<HostId>,
     },
     Ready(ReadyRuntime),
     Sleeping {
         epoch: Epoch,
         workspace: WorkspaceId,
         project: ProjectId,
+        /// `None` where it was put to sleep before a host had been chosen.
+        host: Option<HostId>,
         queued: Option<WakeCause>,
     },
     Failed {
@@ -236,6 +256,8 @@ pub struct ReadyRuntime {
     pub epoch: Epoch,
     pub workspace: WorkspaceId,
     pub project: ProjectId,
+    /// Where it runs. `None` only in the midst of a commit of former times, which chose none.
+    pub host: Option<HostId>,
     pub lease_until: UnixMillis,
     pub keep_awake_until: Option<UnixMillis>,
     /// The latest use that was reported; `None` until the first one.
@@ -252,6 +274,8 @@ pub enum RuntimeRefusal {
     NotAwake,
     #[error("this report is about wake {reported}, the runtime is at wake {current}")]
     OtherEpoch { reported: u64, current: u64 },
+    #[error("only the host that was chosen for this wake may start it and report about it")]
+    OtherHost,
     #[error("the runtime is kept awake until {} (Unix milliseconds)", .until.get())]
     KeptAwake { until: UnixMillis },
     #[error("a runtime may be kept awake for at most {max}")]
@@ -270,6 +294,7 @@ impl Refusal for RuntimeRefusal {
             Self::WorkspaceArchived => "workspace_archived",
             Self::NotAwake => "runtime_not_awake",
             Self::OtherEpoch { .. } => "runtime_other_epoch",
+            Self::OtherHost => "runtime_other_host",
             Self::KeptAwake { .. } => "runtime_kept_awake",
             Self::KeepAwakeTooLong { .. } => "keep_awake_too_long",
             Self::KeepAwakeInThePast => "keep_awake_in_the_past",
@@ -281,9 +306,11 @@ impl Refusal for RuntimeRefusal {
     fn kind(&self) -> RefusalKind {
         match self {
             Self::WorkspaceArchived => RefusalKind::Gone,
-            Self::NotAwake | Self::OtherEpoch { .. } | Self::KeptAwake { .. } | Self::LeaseHolds { .. } => {
-                RefusalKind::Conflict
-            }
+            Self::NotAwake
+            | Self::OtherEpoch { .. }
+            | Self::OtherHost
+            | Self::KeptAwake { .. }
+            | Self::LeaseHolds { .. } => RefusalKind::Conflict,
             Self::KeepAwakeTooLong { .. } | Self::KeepAwakeInThePast | Self::Reason { .. } => RefusalKind::Invalid,
         }
     }
@@ -294,7 +321,7 @@ impl Refusal for RuntimeRefusal {
             Self::Reason { max } => vec![("max_chars", *max as u64)],
             Self::KeptAwake { until } | Self::LeaseHolds { until } => vec![("until_unix_ms", until.get())],
             Self::OtherEpoch { current, .. } => vec![("current_epoch", *current)],
-            Self::WorkspaceArchived | Self::NotAwake | Self::KeepAwakeInThePast => vec![],
+            Self::WorkspaceArchived | Self::NotAwake | Self::OtherHost | Self::KeepAwakeInThePast => vec![],
         }
     }
 }
@@ -319,6 +346,23 @@ impl Runtime {
         }
     }
 
+    /// The host of the current wake; `None` while none is chosen and once nothing runs.
+    pub fn host(&self) -> Option<HostId> {
+        match self {
+            Self::Waking { host, .. } | Self::Sleeping { host, .. } => *host,
+            Self::Ready(ready) => ready.host,
+            Self::NeverWoken | Self::Asleep { .. } | Self::Failed { .. } => None,
+        }
+    }
+
+    /// Refuses the word of a host while another one has the wake.
+    fn no_other_host(&self, reported: HostId) -> Result<(), RuntimeRefusal> {
+        match self.host() {
+            Some(host) if host != reported => Err(RuntimeRefusal::OtherHost),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn same_epoch(&self, reported: Epoch) -> Result<(), RuntimeRefusal> {
         let current = self.epoch();
         if reported == current {
@@ -326,6 +370,21 @@ impl Runtime {
         } else {
             Err(RuntimeRefusal::OtherEpoch { reported: reported.0, current: current.0 })
         }
+    }
+
+    /// A sleep that is done, and the wake that waited for it.
+    fn slept(&self) -> Vec<RuntimeEvent> {
+        let Self::Sleeping { epoch, workspace, project, queued, .. } = self else { return Vec::new() };
+        let mut events = vec![RuntimeEvent::Slept { epoch: *epoch }];
+        if let Some(cause) = queued {
+            events.push(RuntimeEvent::WakeRequested {
+                epoch: Epoch(epoch.0 + 1),
+                workspace: *workspace,
+                project: *project,
+                cause: cause.clone(),
+            });
+        }
+        events
     }
 
     fn identity(&self) -> Option<(WorkspaceId, ProjectId)> {
@@ -366,6 +425,19 @@ impl Aggregate for Runtime {
                     Self::Waking { .. } | Self::Ready(_) | Self::Sleeping { queued: Some(_), .. } => Ok(vec![]),
                 }
             }
+            RuntimeCommand::ChooseHost { epoch, host } => {
+                state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
+                match state {
+                    Self::Waking { host: None, .. } => {
+                        Ok(vec![RuntimeEvent::HostChosen { epoch: *epoch, host: *host }])
+                    }
+                    Self::Waking { host: Some(_), .. } | Self::Ready(_) => Ok(vec![]),
+                    Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => {
+                        Err(RuntimeRefusal::NotAwake)
+                    }
+                }
+            }
             RuntimeCommand::ReportStage { epoch, stage } => {
                 state.same_epoch(*epoch)?;
                 match state {
@@ -382,8 +454,10 @@ impl Aggregate for Runtime {
             }
             RuntimeCommand::ReportReady { epoch, commit, host, services, endpoints, lease_until } => {
                 state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
                 match state {
-                    Self::Waking { .. } => Ok(vec![
+                    Self::Waking { host: None, .. } => Err(RuntimeRefusal::OtherHost),
+                    Self::Waking { host: Some(_), .. } => Ok(vec![
                         RuntimeEvent::Ready {
                             epoch: *epoch,
                             commit: commit.clone(),
@@ -399,8 +473,9 @@ impl Aggregate for Runtime {
                     }
                 }
             }
-            RuntimeCommand::RenewLease { epoch, lease_until } => {
+            RuntimeCommand::RenewLease { epoch, host, lease_until } => {
                 state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
                 match state {
                     Self::Ready(ready) if ready.lease_until < *lease_until => {
                         Ok(vec![RuntimeEvent::LeaseRenewed { epoch: *epoch, lease_until: *lease_until }])
@@ -483,30 +558,14 @@ impl Aggregate for Runtime {
                 }
                 Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => Ok(vec![]),
             },
-            RuntimeCommand::ReportSlept { epoch } => {
+            RuntimeCommand::ReportSlept { epoch, host } => {
                 state.same_epoch(*epoch)?;
-                match state {
-                    Self::Sleeping { epoch, workspace, project, queued } => {
-                        let mut events = vec![RuntimeEvent::Slept { epoch: *epoch }];
-                        if let Some(cause) = queued {
-                            events.push(RuntimeEvent::WakeRequested {
-                                epoch: Epoch(epoch.0 + 1),
-                                workspace: *workspace,
-                                project: *project,
-                                cause: cause.clone(),
-                            });
-                        }
-                        Ok(events)
-                    }
-                    Self::NeverWoken
-                    | Self::Asleep { .. }
-                    | Self::Waking { .. }
-                    | Self::Ready(_)
-                    | Self::Failed { .. } => Ok(vec![]),
-                }
+                state.no_other_host(*host)?;
+                Ok(state.slept())
             }
-            RuntimeCommand::ReportFailed { epoch, reason } => {
+            RuntimeCommand::ReportFailed { epoch, host, reason } => {
                 state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
                 let reason: String =
                     reason.chars().filter(|c| !c.is_control()).take(crate::limits::REASON_CHARS_MAX).collect();
                 match state {
@@ -519,21 +578,27 @@ impl Aggregate for Runtime {
                     Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => Ok(vec![]),
                 }
             }
-            RuntimeCommand::DeclareLost { epoch, host_confirms, now } => {
+            RuntimeCommand::DeclareLost { epoch, confirmed_by, now } => {
                 state.same_epoch(*epoch)?;
+                if let Some(host) = confirmed_by {
+                    state.no_other_host(*host)?;
+                }
                 match state {
-                    Self::Ready(ready) if !host_confirms && *now < ready.lease_until => {
+                    Self::Ready(ready) if confirmed_by.is_none() && *now < ready.lease_until => {
                         Err(RuntimeRefusal::LeaseHolds { until: ready.lease_until })
                     }
                     Self::Ready(ready) => {
                         Ok(vec![RuntimeEvent::Lost { epoch: *epoch, closed_at: ready.lease_until.min(*now) }])
                     }
-                    Self::Waking { stage, .. } => Ok(vec![RuntimeEvent::Failed {
+                    Self::Waking { stage, host, .. } => Ok(vec![RuntimeEvent::Failed {
                         epoch: *epoch,
                         stage: Some(stage.clone().unwrap_or(WakeStage::Placed)),
-                        reason: "the host was lost while waking".to_owned(),
+                        reason: match host {
+                            Some(_) => "the host was lost while waking".to_owned(),
+                            None => "no host took this wake".to_owned(),
+                        },
                     }]),
-                    Self::Sleeping { .. } => Self::decide(state, &RuntimeCommand::ReportSlept { epoch: *epoch }),
+                    Self::Sleeping { .. } => Ok(state.slept()),
                     Self::NeverWoken | Self::Asleep { .. } | Self::Failed { .. } => Ok(vec![]),
                 }
             }
@@ -548,25 +613,35 @@ impl Aggregate for Runtime {
                 project: *project,
                 cause: cause.clone(),
                 stage: None,
+                host: None,
             };
         }
+        let host = state.host();
         let Some((workspace, project)) = state.identity() else { return state };
         match (state, event) {
             (Self::Sleeping { epoch, .. }, RuntimeEvent::WakeQueued { cause }) => {
-                Self::Sleeping { epoch, workspace, project, queued: Some(cause.clone()) }
+                Self::Sleeping { epoch, workspace, project, host, queued: Some(cause.clone()) }
+            }
+            (Self::Waking { epoch, cause, stage, .. }, RuntimeEvent::HostChosen { host, .. }) => {
+                Self::Waking { epoch, workspace, project, cause, stage, host: Some(*host) }
             }
             (Self::Waking { epoch, cause, .. }, RuntimeEvent::StageReached { stage, .. }) => {
-                Self::Waking { epoch, workspace, project, cause, stage: Some(stage.clone()) }
+                Self::Waking { epoch, workspace, project, cause, stage: Some(stage.clone()), host }
             }
             (Self::Waking { .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => Self::Ready(ReadyRuntime {
                 epoch: *epoch,
                 workspace,
                 project,
+                host,
                 lease_until: *lease_until,
                 keep_awake_until: None,
                 last_activity: None,
                 postponed: None,
             }),
+            // Wakes of former times named their host here for the first time.
+            (Self::Ready(ready), RuntimeEvent::EndpointsBound { host, .. }) => {
+                Self::Ready(ReadyRuntime { host: Some(*host), ..ready })
+            }
             (Self::Ready(ready), RuntimeEvent::LeaseRenewed { lease_until, .. }) => {
                 Self::Ready(ReadyRuntime { lease_until: *lease_until, ..ready })
             }
@@ -581,7 +656,7 @@ impl Aggregate for Runtime {
                 Self::Ready(ReadyRuntime { postponed: Some(cause.clone()), ..ready })
             }
             (_, RuntimeEvent::SleepRequested { epoch, .. }) => {
-                Self::Sleeping { epoch: *epoch, workspace, project, queued: None }
+                Self::Sleeping { epoch: *epoch, workspace, project, host, queued: None }
             }
             (_, RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. }) => {
                 Self::Asleep { epoch: *epoch, workspace, project }
@@ -591,6 +666,7 @@ impl Aggregate for Runtime {
                 state,
                 RuntimeEvent::WakeRequested { .. }
                 | RuntimeEvent::WakeQueued { .. }
+                | RuntimeEvent::HostChosen { .. }
                 | RuntimeEvent::StageReached { .. }
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
@@ -612,7 +688,8 @@ impl Aggregate for Runtime {
             RuntimeCommand::RequestSleep { .. } | RuntimeCommand::PostponeSleep { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
-            RuntimeCommand::ReportStage { .. }
+            RuntimeCommand::ChooseHost { .. }
+            | RuntimeCommand::ReportStage { .. }
             | RuntimeCommand::ReportReady { .. }
             | RuntimeCommand::RenewLease { .. }
             | RuntimeCommand::ReportSlept { .. }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::access::Action;
+use crate::access::{Action, Role};
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::{StreamKind, Surface};
 use crate::event::Event;
@@ -59,6 +59,8 @@ pub enum SessionEnd {
     RefreshReused,
     Deactivated,
     Expired,
+    /// The person opened one more than they may have; the oldest made room.
+    Displaced,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +95,11 @@ pub enum UserCommand {
         email: EmailAddress,
         name: String,
     },
-    Deactivate,
+    /// With what the organization knows of the person: see `ActiveOrganization::beyond` and `is_only_owner`.
+    Deactivate {
+        beyond: Option<Role>,
+        only_owner: bool,
+    },
     OpenSession {
         session: SessionId,
         surface: Surface,
@@ -139,11 +145,14 @@ pub enum UserRefusal {
     Deactivated,
     #[error("a name must have 1 to {max} characters")]
     Name { max: usize },
-    #[error("a user has at most {max} open sessions; end one first")]
-    TooManySessions { max: usize },
+    #[error("you cannot deactivate somebody with the role `{role}`: your own roles do not reach it")]
+    AboveYourself { role: Role },
+    #[error("the last owner cannot be deactivated; assign another owner first")]
+    LastOwner,
 }
 
-/// Open sessions of one person. Expired ones make room by themselves. Ending all of them fits into one commit.
+/// Open sessions of one person. Expired ones make room by themselves, and then the oldest does: signing in is never
+/// refused for want of room. Ending all of them fits into one commit.
 pub const SESSIONS_MAX: usize = crate::limits::COMMIT_EVENTS_MAX - 4;
 
 impl Refusal for UserRefusal {
@@ -153,15 +162,16 @@ impl Refusal for UserRefusal {
             Self::Exists => "user_exists",
             Self::Deactivated => "account_deactivated",
             Self::Name { .. } => "name_invalid",
-            Self::TooManySessions { .. } => "too_many_sessions",
+            Self::AboveYourself { .. } => "grant_above_yourself",
+            Self::LastOwner => "last_owner",
         }
     }
 
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Unknown => RefusalKind::NotFound,
-            Self::Exists => RefusalKind::Conflict,
-            Self::Deactivated | Self::TooManySessions { .. } => RefusalKind::Forbidden,
+            Self::Exists | Self::LastOwner => RefusalKind::Conflict,
+            Self::Deactivated | Self::AboveYourself { .. } => RefusalKind::Forbidden,
             Self::Name { .. } => RefusalKind::Invalid,
         }
     }
@@ -169,8 +179,7 @@ impl Refusal for UserRefusal {
     fn bounds(&self) -> Vec<(&'static str, u64)> {
         match self {
             Self::Name { max } => vec![("max_chars", *max as u64)],
-            Self::TooManySessions { max } => vec![("max", *max as u64)],
-            Self::Unknown | Self::Exists | Self::Deactivated => vec![],
+            Self::Unknown | Self::Exists | Self::Deactivated | Self::AboveYourself { .. } | Self::LastOwner => vec![],
         }
     }
 }
@@ -199,7 +208,7 @@ impl Aggregate for User {
             (Self::Active { .. } | Self::Deactivated { .. }, UserCommand::Create { .. }) => Err(UserRefusal::Exists),
             (
                 Self::Unknown,
-                UserCommand::Deactivate
+                UserCommand::Deactivate { .. }
                 | UserCommand::OpenSession { .. }
                 | UserCommand::EndSession { .. }
                 | UserCommand::EndOwnSession { .. }
@@ -209,7 +218,7 @@ impl Aggregate for User {
             (Self::Active { sessions, .. }, command) => decide_active(sessions, command),
             (
                 Self::Deactivated { .. },
-                UserCommand::Deactivate
+                UserCommand::Deactivate { .. }
                 | UserCommand::EndSession { .. }
                 | UserCommand::EndOwnSession { .. }
                 | UserCommand::EndAllSessions { .. },
@@ -250,7 +259,7 @@ impl Aggregate for User {
     fn action_of(command: &UserCommand) -> Action {
         match command {
             UserCommand::Create { .. } => Action::UserCreate,
-            UserCommand::Deactivate => Action::UserDeactivate,
+            UserCommand::Deactivate { .. } => Action::UserDeactivate,
             UserCommand::OpenSession { .. }
             | UserCommand::EndSession { .. }
             | UserCommand::EndAllSessions { .. }
@@ -276,22 +285,30 @@ fn decide_active(
     };
     match command {
         UserCommand::Create { .. } => Err(UserRefusal::Exists),
+        UserCommand::Deactivate { beyond: Some(role), .. } => Err(UserRefusal::AboveYourself { role: *role }),
+        UserCommand::Deactivate { beyond: None, only_owner: true } => Err(UserRefusal::LastOwner),
         // Deactivation ends every session by itself: the state forgets them, and views treat it so.
-        UserCommand::Deactivate => Ok(vec![UserEvent::Deactivated]),
+        UserCommand::Deactivate { beyond: None, only_owner: false } => Ok(vec![UserEvent::Deactivated]),
         UserCommand::OpenSession { session, surface, expires_at, now } => {
             if sessions.contains_key(session) {
                 return Ok(vec![]);
             }
             let expired: Vec<_> = sessions.iter().filter(|(_, end)| *end <= now).map(|(id, _)| *id).collect();
-            if sessions.len() - expired.len() >= SESSIONS_MAX {
-                return Err(UserRefusal::TooManySessions { max: SESSIONS_MAX });
-            }
+            let mut live: Vec<_> = sessions.iter().filter(|(_, end)| *end > now).map(|(id, end)| (*end, *id)).collect();
+            live.sort_unstable();
+            // All last equally long, so the one that ends first is the oldest.
+            let displaced = (live.len() + 1).saturating_sub(SESSIONS_MAX);
             // At most a few expired sessions are swept along, so that one commit stays small.
             let mut events: Vec<_> = expired
                 .into_iter()
                 .take(16)
                 .map(|session| UserEvent::SessionEnded { session, reason: SessionEnd::Expired })
                 .collect();
+            events.extend(
+                live.into_iter()
+                    .take(displaced)
+                    .map(|(_, session)| UserEvent::SessionEnded { session, reason: SessionEnd::Displaced }),
+            );
             events.push(UserEvent::SessionOpened { session: *session, surface: *surface, expires_at: *expires_at });
             Ok(events)
         }

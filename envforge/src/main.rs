@@ -4,6 +4,7 @@ mod cli;
 mod server;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -29,24 +30,44 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let Envforge { global, verb } = Envforge::parse();
+    let Envforge { global, verb } = match Envforge::try_parse() {
+        Ok(parsed) => parsed,
+        Err(error) => return misused(error),
+    };
+    let output = cli::output_of(&global);
     match verb {
-        Verb::Dev(arguments) => serve(server::dev::run(arguments)),
-        Verb::Serve(arguments) => serve(server::serve::run(arguments)),
-        Verb::Setup(arguments) => serve(server::serve::setup(arguments)),
-        Verb::Projections(arguments) => serve(server::projections::run(arguments)),
-        Verb::Client(verb) => cli::run(&global, verb, Envforge::command),
+        Verb::Dev(arguments) => role(&output, server::dev::run(arguments, output.clone())),
+        Verb::Serve(arguments) => role(&output, server::serve::run(arguments, output.clone())),
+        Verb::Setup(arguments) => role(&output, server::serve::setup(arguments, output.clone())),
+        Verb::Projections(arguments) => role(&output, server::projections::run(arguments, output.clone())),
+        Verb::Client(verb) => cli::run(&global, verb, Envforge::command, &output),
     }
 }
 
-/// Runs a role of the control plane on all cores. The command line has a smaller runtime of its own.
-fn serve(role: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(role)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+/// A command line that is none: help and version too, which are asked for in this way.
+fn misused(error: clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
+    if !error.use_stderr() || !wants_json {
+        error.exit();
     }
+    let text = error.render().to_string();
+    let told = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let what = told.strip_prefix("error: ").unwrap_or(&told);
+    let output = cli::output_of(&cli::GlobalArguments { json: true, ..Default::default() });
+    let hint = "`--help` after a command shows what it takes";
+    cli::ended(&output, Err(cli::failure::Failure::usage(what, hint)))
+}
+
+/// What is still at work on a thread of its own gets this long to end; all that matters has ended before.
+const THREADS_WAIT: Duration = Duration::from_millis(500);
+
+/// Runs a role of the control plane on all cores. The command line has a smaller runtime of its own.
+fn role(output: &cli::output::Output, role: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return cli::ended(output, Err(error.into())),
+    };
+    let outcome = runtime.block_on(role);
+    runtime.shutdown_timeout(THREADS_WAIT);
+    cli::ended(output, outcome.map(|()| cli::failure::Exit::Ok).map_err(server::failure))
 }

@@ -286,6 +286,79 @@ fn a_replay_that_follows_shows_what_happens_next_once_and_in_order() {
 }
 
 #[test]
+fn a_workspace_is_created_woken_kept_awake_and_its_link_narrowed() {
+    let world = World::signed_in();
+    let repository = world.repository().display().to_string();
+    world.json(&["project", "create", "orders", "--repository", &repository]);
+    let create =
+        ["workspace", "create", "--project", "orders", "--branch", "feature/First_steps", "--slug", "first-steps"];
+    let created = world.json(&create);
+    assert_eq!((&created["slug"], &created["branch"]), (&json!("first-steps"), &json!("feature/First_steps")));
+    assert_eq!(world.json(&["workspace", "show", "first-steps"])["runtime"]["phase"], "asleep");
+
+    // Awake for a while takes a runtime that is ready.
+    let keep = ["workspace", "keep-awake", "first-steps", "--for", "30m", "--reason", "demo at 14:00"];
+    assert_eq!(world.refused(5, &keep)["code"], "runtime_not_awake");
+    let asked = world.json(&["workspace", "wake", "first-steps", "--no-wait"]);
+    assert_eq!((&asked["workspace"], &asked["epoch"]), (&json!("first-steps"), &json!(1)));
+    let ready = world.json(&["workspace", "wake", "first-steps"]);
+    assert_eq!(
+        (&ready["event"], &ready["epoch"], &ready["runtime"]["phase"]),
+        (&json!("ready"), &json!(1), &json!("ready"))
+    );
+    assert!(world.text(&["workspace", "wake", "first-steps"]).contains("is ready"));
+    let kept = world.json(&keep);
+    assert_eq!(kept["reason"], "demo at 14:00");
+    let card = world.text(&["workspace", "show", "first-steps"]);
+    assert!(card.contains("kept awake: demo at 14:00"), "{card}");
+
+    // What a link opens is narrowed, and the audit says so.
+    let link = world.json(&["link", "create", "--workspace", "first-steps"]);
+    let id = link["id"].as_str().unwrap();
+    let allowed = world.json(&["link", "allow", id, "--families", "web"]);
+    assert_eq!(allowed["families"], json!(["web"]), "{allowed}");
+    let rows = world.json(&["audit", "log", "--link", id, "--type", "dev_link."]);
+    assert!(items(&rows).iter().any(|row| row["surface"] == "cli"), "{rows}");
+
+    world.json(&["workspace", "sleep", "first-steps"]);
+    envforge_testkit::wait_until("the runtime sleeps and says why", DEADLINE, || {
+        let runtime = world.json(&["workspace", "show", "first-steps"])["runtime"].clone();
+        runtime["phase"] == "asleep" && runtime["asleep_because"] == "person"
+    });
+}
+
+#[test]
+fn a_wake_that_fails_says_where_the_services_said_why() {
+    let world = World::signed_in();
+    std::fs::write(world.repository().join("envforge.yml"), MANIFEST.replace("exec", "echo broken >&2; exit 3;"))
+        .unwrap();
+    let error = world.refused(1, &["up"]);
+    assert!(error["title"].as_str().unwrap().contains("exit status 3"), "{error}");
+    let hint = error["hint"].as_str().unwrap();
+    let below = hint.split_once("runtime/workspaces/").unwrap().1;
+    let (workspace, _) = below.split_once('/').unwrap();
+    let output = world.dir.join("data/runtime/workspaces").join(workspace).join("output/web.log");
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), "broken\n", "{hint}");
+}
+
+#[test]
+fn a_tail_shows_what_happens_from_now_on_by_name() {
+    let world = World::signed_in();
+    let mut tail = world.command(&["audit", "tail"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Said once it knows where the log ends: what comes later is shown.
+    let waits = BufReader::new(tail.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    assert!(waits.contains("Waiting for events"), "{waits}");
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    world.json(&["project", "create", "orders", "--repository", "https://git.example/acme/orders.git"]);
+    let line = lines.next().unwrap().unwrap();
+    for part in ["project.created", "owner@envforge.localhost", "cli"] {
+        assert!(line.contains(part), "`{part}` is not in: {line}");
+    }
+    tail.kill().unwrap();
+    tail.wait().unwrap();
+}
+
+#[test]
 fn an_interrupted_up_leaves_nothing_half_done() {
     use nix::sys::signal::{Signal, kill};
     let world = World::signed_in();

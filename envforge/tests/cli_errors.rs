@@ -211,6 +211,57 @@ fn a_server_that_asks_for_long_patience_is_not_waited_for() {
 }
 
 #[test]
+fn roles_fail_with_the_codes_and_the_json_of_every_other_command() {
+    let dir = TestDir::new();
+    let role = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+        command.args(args).arg("--json").current_dir(dir.path()).env_remove("ENVFORGE_ORG");
+        let output = command.output().unwrap();
+        let error = error(&output);
+        assert_eq!(error["exit_code"], json!(output.status.code()), "{args:?}: {error}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        error
+    };
+    let nats = format!("nats://127.0.0.1:{}", free_port());
+    let stores = ["--nats", &nats, "--keys", "keys"];
+    let any = ["--metrics-listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--runtime", "runtime"];
+
+    let error = role(&[&["serve", "reactors"], &stores[..], &any].concat());
+    assert_eq!((&error["code"], &error["exit_code"]), (&json!("unreachable"), &json!(6)));
+    let setup = ["setup", "--org", "acme", "--owner-email", "owner@example.org"];
+    assert_eq!(role(&[&setup[..], &stores].concat())["exit_code"], 6);
+    let error = role(&[&["serve", "gateway"], &stores[..], &any].concat());
+    assert!(error["title"].as_str().unwrap().contains("no reactors have run on this machine"), "{error}");
+    let error = role(&[&["serve", "api"], &stores[..], &["--metrics-listen", "0.0.0.0:0"]].concat());
+    assert!(error["title"].as_str().unwrap().contains("loopback"), "{error}");
+    let error = role(&["dev", "--data", "data", "--org", "No Slug"]);
+    assert_eq!((&error["code"], &error["exit_code"]), (&json!("usage"), &json!(2)));
+    assert_eq!(role(&["dev", "--data", "data", "--listen", "0.0.0.0:0"])["exit_code"], 2);
+    assert_eq!(role(&["projections", "rebuild", "nonsense", "--data", "data"])["exit_code"], 2);
+    std::fs::write(dir.join("file"), "").unwrap();
+    assert_eq!(role(&["projections", "ls", "--data", "file"])["exit_code"], 1);
+}
+
+#[test]
+fn a_command_line_that_is_none_is_an_error_of_json_too() {
+    let dir = TestDir::new();
+    for (args, part) in [
+        (&["workspace", "ls", "--nonsense", "--json"][..], "--nonsense"),
+        (&["link", "--json", "allow"], "required arguments were not provided"),
+        (&["dev", "--json", "--listen", "nowhere"], "nowhere"),
+    ] {
+        let output = envforge(dir.path(), "http://127.0.0.1:1", args);
+        let error = error(&output);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert_eq!((&error["code"], &error["exit_code"]), (&json!("usage"), &json!(2)));
+        assert!(error["title"].as_str().unwrap().contains(part), "{error}");
+    }
+    let help = envforge(dir.path(), "http://127.0.0.1:1", &["link", "--json", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8(help.stdout).unwrap().contains("Usage:"));
+}
+
+#[test]
 fn an_api_that_is_away_is_said_at_once() {
     let dir = TestDir::new();
     let api = format!("http://127.0.0.1:{}", free_port());

@@ -2,6 +2,8 @@
 //! each killed with SIGKILL and started again in the middle.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
+mod reviewer;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +12,10 @@ use envforge_testkit::{NatsServer, Postgres, PostgresDatabase, TestDir, TestProc
 use reqwest::header::{COOKIE, LOCATION, ORIGIN, SET_COOKIE};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use reviewer::Reviewer;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -67,6 +73,8 @@ impl Cluster {
         command.args(["--listen", &format!("127.0.0.1:{}", self.api_port)]);
         command.args(["--gateway-listen", &format!("127.0.0.1:{}", self.gateway_port)]);
         command.args(["--gateway-url", &self.gateway_url()]);
+        // The demo's repository is a path of this machine.
+        command.arg("--allow-local-repositories");
         command.arg("--runtime").arg(self.place.path().join("runtime"));
         let logs = self.place.path().join(format!("logs-{}-{role}", self.starts));
         std::fs::create_dir_all(&logs).unwrap();
@@ -78,14 +86,91 @@ impl Cluster {
     fn api(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.api_port)
     }
+
+    /// Browsers resolve everything below `localhost` to this machine; a library asks the system, which may not.
+    fn client(&self) -> Client {
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], self.gateway_port));
+        Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .resolve("dev.localhost", loopback)
+            .resolve("web--main--acme.dev.localhost", loopback)
+            .build()
+            .unwrap()
+    }
+
+    fn owner(&self, client: &Client, token: &str) -> Owner<'_> {
+        Owner { cluster: self, client: client.clone(), token: token.to_owned() }
+    }
+
+    /// Until this file is there, the app's web service does not begin to listen.
+    fn gate(&self) -> PathBuf {
+        self.place.join("gate")
+    }
+
+    fn open_gate(&self) {
+        std::fs::write(self.gate(), "").unwrap();
+    }
 }
 
-/// The demo app as a Git repository of its own.
-fn repository(below: &Path) -> PathBuf {
+/// The owner, who repeats what a process that died did not answer.
+struct Owner<'a> {
+    cluster: &'a Cluster,
+    client: Client,
+    token: String,
+}
+
+impl Owner<'_> {
+    async fn get(&self, path: &str) -> Option<Value> {
+        let answer = self.client.get(self.cluster.api(path)).bearer_auth(&self.token).send().await.ok()?;
+        answer.error_for_status().ok()?.json().await.ok()
+    }
+
+    /// Types and data of the organization's events of this type.
+    async fn events(&self, kind: &str) -> Option<Vec<Value>> {
+        let path = format!("/v1/orgs/acme/events?type={kind}");
+        let answer = self.client.get(self.cluster.api(&path)).bearer_auth(&self.token).send().await.ok()?;
+        let text = answer.error_for_status().ok()?.text().await.ok()?;
+        text.lines().filter(|line| !line.is_empty()).map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// How often something of this kind happened.
+    async fn count(&self, kind: &str) -> usize {
+        eventually("the events", DEADLINE, async || self.events(kind).await).await.len()
+    }
+
+    async fn until_events(&self, what: &str, kind: &str, holds: impl Fn(&[Value]) -> bool) {
+        eventually(what, DEADLINE, async || holds(&self.events(kind).await?).then_some(())).await;
+    }
+
+    fn revoke(&self, link: &str) -> reqwest::RequestBuilder {
+        let url = self.cluster.api(&format!("/v1/orgs/acme/links/{link}/revoke"));
+        let request = self.client.post(url).bearer_auth(&self.token).json(&json!({ "reason": "done" }));
+        request.header("Idempotency-Key", format!("revoke-{link}"))
+    }
+
+    /// Until it is answered, by whichever process.
+    async fn revoke_until_answered(&self, link: &str) {
+        eventually("the answer to a repeated request", DEADLINE, async || {
+            let answer = self.revoke(link).send().await.ok()?;
+            assert!(answer.status().is_server_error() || answer.status() == StatusCode::OK, "{answer:?}");
+            (answer.status() == StatusCode::OK).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The demo app as a Git repository of its own, with a web service that waits for `gate`.
+fn repository(below: &Path, gate: &Path) -> PathBuf {
     let root = below.join("orders");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/orders");
     let copied = Command::new("cp").args(["-r", source]).arg(&root).status().unwrap();
     assert!(copied.success());
+    let manifest = root.join("envforge.yml");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let waits = format!("until [ -e {} ]; do sleep 0.05; done; exec python3 web/server.py", gate.display());
+    let changed = text.replace("command: python3 web/server.py", &format!("command: \"{waits}\""));
+    assert_ne!(changed, text);
+    std::fs::write(&manifest, changed).unwrap();
     for arguments in [
         &["init", "-q", "-b", "main"][..],
         &["add", "-A"],
@@ -109,7 +194,7 @@ async fn prepare(cluster: &Cluster, client: &Client, password: &str) -> (String,
         assert_eq!(status, StatusCode::CREATED, "{path}: {answer}");
         answer
     };
-    let root = repository(cluster.place.path());
+    let root = repository(cluster.place.path(), &cluster.gate());
     post("/v1/orgs/acme/projects", json!({ "slug": "orders", "name": "Orders", "repository": root })).await;
     let manifest = std::fs::read_to_string(root.join("envforge.yml")).unwrap();
     let workspace = json!({ "project": "orders", "slug": "main", "branch": "main", "manifest": manifest });
@@ -152,23 +237,25 @@ async fn orders(client: &Client, url: &str, cookie: &str) -> StatusCode {
     }
 }
 
+/// A reviewer's request, repeated while gateways come and go.
+async fn until_answered(client: Client, url: String, cookie: String, status: StatusCode) {
+    eventually("an answer by whichever gateway", DEADLINE, async || {
+        (orders(&client, &url, &cookie).await == status).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_review_survives_the_death_of_every_process_over_nats_and_postgres() {
     let mut cluster = Cluster::new();
     let password = cluster.set_up();
     let mut projector = cluster.start("projector");
     let mut api = cluster.start("api");
-    let mut gateway = cluster.start("gateway");
+    // A gateway stands beside the reactors, and sees their machine's key.
     let mut reactors = cluster.start("reactors");
-    // Browsers resolve everything below `localhost` to this machine; a library asks the system, which may not.
-    let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], cluster.gateway_port));
-    let client = Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .resolve("dev.localhost", loopback)
-        .resolve("web--main--acme.dev.localhost", loopback)
-        .build()
-        .unwrap();
-
+    let mut gateway = cluster.start("gateway");
+    let client = cluster.client();
+    cluster.open_gate();
     let (token, link, share_url) = prepare(&cluster, &client, &password).await;
     let (cookie, url) = open_link(&cluster, &client, &share_url).await;
     // The runtime sleeps: this request wakes it, is held, and is answered by the app.
@@ -209,6 +296,175 @@ async fn a_review_survives_the_death_of_every_process_over_nats_and_postgres() {
     })
     .await;
     for process in [&mut gateway, &mut api, &mut reactors, &mut projector] {
+        assert!(process.terminate(DEADLINE).success(), "{}", process.stderr());
+    }
+}
+
+/// What a role said on its first line.
+fn said(role: &TestProcess) -> Value {
+    serde_json::from_str(role.stdout().lines().next().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_show_their_metrics_and_end_when_the_log_is_no_longer_the_same() {
+    let mut cluster = Cluster::new();
+    cluster.set_up();
+    let mut roles: Vec<_> = ["reactors", "gateway", "projector"].map(|role| (role, cluster.start(role))).into();
+    for (role, process) in &roles {
+        let url = said(process)["metrics"].as_str().unwrap().to_owned();
+        let text = reqwest::get(&url).await.unwrap().text().await.unwrap();
+        // Without upkeep the memory of histograms grows until somebody asks.
+        assert!(text.contains("envforge_metrics_upkeeps_total"), "{role}: {text}");
+        let elsewhere = url.replace("/metrics", "/readyz");
+        assert_eq!(reqwest::get(&elsewhere).await.unwrap().status(), StatusCode::NOT_FOUND, "{role}");
+        let forwarded = Client::new().get(&url).header("X-Forwarded-For", "192.0.2.1").send().await.unwrap();
+        assert_eq!(forwarded.status(), StatusCode::NOT_FOUND, "{role}");
+    }
+
+    cluster.nats.lose_store();
+    cluster.nats.restart();
+    // Another log at the same place, with an organization of its own.
+    let mut setup = cluster.command(&["setup", "--org", "other", "--owner-email", "owner@example.com"]);
+    let _ = setup.output().unwrap();
+    for (role, process) in &mut roles {
+        assert_eq!(process.wait(DEADLINE).code(), Some(1), "{role}");
+        assert!(process.stderr().contains("log is not the one"), "{role}: {}", process.stderr());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_reviews_over_nats_and_postgres_although_the_reactors_die_while_the_app_starts() {
+    let mut cluster = Cluster::new();
+    let password = cluster.set_up();
+    let (_projector, _api) = (cluster.start("projector"), cluster.start("api"));
+    let mut reactors = cluster.start("reactors");
+    let _gateway = cluster.start("gateway");
+    let client = cluster.client();
+    let (token, link, share_url) = prepare(&cluster, &client, &password).await;
+    let shots = cluster.place.join("shots");
+    std::fs::create_dir_all(&shots).unwrap();
+    let mut reviewer = Reviewer::open(&share_url, &shots);
+    reviewer.sees_the_share_page(&["acme", "main", "web"]);
+
+    // A stage that lasts no longer than its report takes is overtaken by the next; the gate holds the app in either.
+    let starts = |event: &Value| matches!(event["data"]["stage"].as_str(), Some("starting" | "probing"));
+    cluster
+        .owner(&client, &token)
+        .until_events("the stage `starting`", "runtime.stage_reached", |events| events.iter().any(starts))
+        .await;
+    reactors.kill9();
+    reactors = cluster.start("reactors");
+    cluster.open_gate();
+    reviewer.sees_it_waking("http://web--main--acme.dev.localhost");
+    reviewer.uses_the_app();
+
+    let owner = cluster.owner(&client, &token);
+    assert_eq!(owner.count("runtime.wake_requested").await, 1, "the wake went on, it did not begin anew");
+    assert_eq!(owner.count("runtime.ready").await, 1);
+    assert_eq!(owner.revoke(&link).send().await.unwrap().status(), StatusCode::OK);
+    reviewer.go_on();
+    reviewer.is_out();
+
+    let sleep = client.post(cluster.api("/v1/orgs/acme/workspaces/main/sleep")).bearer_auth(&owner.token);
+    assert_eq!(sleep.send().await.unwrap().status(), StatusCode::ACCEPTED);
+    owner.until_events("its sleep", "runtime.slept", |events| events.len() == 1).await;
+    eventually("the meter of what was used", DEADLINE, async || {
+        let by_link = owner.get("/v1/orgs/acme/usage?group_by=link").await?;
+        let items = by_link["items"].as_array().unwrap();
+        items.iter().any(|item| item["key"] == *link && item["service_ms"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+    assert!(reactors.terminate(DEADLINE).success(), "{}", reactors.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_when_its_process_is_killed_happens_once_over_nats_and_postgres() {
+    let mut cluster = Cluster::new();
+    let password = cluster.set_up();
+    let mut projector = cluster.start("projector");
+    let mut api = cluster.start("api");
+    let _reactors = cluster.start("reactors");
+    let mut gateway = cluster.start("gateway");
+    let client = cluster.client();
+    let (token, link, share_url) = prepare(&cluster, &client, &password).await;
+    let (cookie, url) = open_link(&cluster, &client, &share_url).await;
+
+    // The gateway, while it holds requests for a runtime that wakes.
+    let mut visits = JoinSet::new();
+    for _ in 0..8 {
+        let (client, url, cookie) = (client.clone(), url.clone(), cookie.clone());
+        visits.spawn_blocking(move || {
+            Handle::current().block_on(until_answered(client, url, cookie, StatusCode::OK));
+        });
+    }
+    cluster
+        .owner(&client, &token)
+        .until_events("the wake", "runtime.wake_requested", |events| !events.is_empty())
+        .await;
+    gateway.kill9();
+    gateway = cluster.start("gateway");
+    cluster.open_gate();
+    visits.join_all().await;
+    assert_eq!(cluster.owner(&client, &token).count("runtime.wake_requested").await, 1, "held requests wake once");
+
+    // The projector, while its read models are read: they stand still, and then lack and double nothing.
+    let renamed = async |cluster: &Cluster, name: &str| {
+        let request = client.patch(cluster.api("/v1/orgs/acme/projects/orders")).bearer_auth(&token);
+        let answer = request.json(&json!({ "name": name })).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    };
+    let read = async |cluster: &Cluster| {
+        let owner = cluster.owner(&client, &token);
+        let audit = owner.get("/v1/orgs/acme/audit?type=project.edited&order=oldest&limit=200").await.unwrap();
+        let items = audit["items"].as_array().unwrap();
+        items.iter().map(|row| row["position"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let mut seen = Vec::new();
+    for round in 0..3 {
+        for change in 0..10 {
+            renamed(&cluster, &format!("Orders {round} {change}")).await;
+            let now = read(&cluster).await;
+            assert!(now.starts_with(&seen), "rows that were there are gone: {seen:?}, then {now:?}");
+            seen = now;
+        }
+        projector.kill9();
+        seen = read(&cluster).await;
+        projector = cluster.start("projector");
+    }
+    let positions = eventually("the whole story in the audit", DEADLINE, async || {
+        let now = read(&cluster).await;
+        (now.len() >= 30).then_some(now)
+    })
+    .await;
+    assert_eq!(positions.len(), 30, "{positions:?}");
+    assert!(positions.is_sorted_by(|one, next| one < next), "{positions:?}");
+
+    // The API, while it revokes: its client repeats the request and gets one revocation.
+    let mut links = vec![link];
+    for label in ["one", "two"] {
+        let request = client.post(cluster.api("/v1/orgs/acme/workspaces/main/links")).bearer_auth(&token);
+        let answer = request.json(&json!({ "service": "web", "label": label })).send().await.unwrap();
+        links.push(answer.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned());
+    }
+    for (round, link) in links.iter().enumerate() {
+        let request = cluster.owner(&client, &token).revoke(link);
+        let asked = tokio::spawn(async move { request.send().await.map(|answer| answer.status()) });
+        if round == 0 {
+            // Appended, and perhaps not answered.
+            until_answered(client.clone(), url.clone(), cookie.clone(), StatusCode::GONE).await;
+        } else {
+            // On its way.
+            tokio::task::yield_now().await;
+        }
+        api.kill9();
+        let _ = asked.await.unwrap();
+        api = cluster.start("api");
+        cluster.owner(&client, &token).revoke_until_answered(link).await;
+        cluster.owner(&client, &token).revoke_until_answered(link).await;
+    }
+    let revoked = cluster.owner(&client, &token).count("dev_link.revoked").await;
+    assert_eq!(revoked, links.len(), "one event for each link");
+    for process in [&mut gateway, &mut api, &mut projector] {
         assert!(process.terminate(DEADLINE).success(), "{}", process.stderr());
     }
 }

@@ -2,13 +2,15 @@
 //! wakes, the app works, the link is revoked and the reviewer is out at once; the audit replay shows who did what.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod reviewer;
+
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use envforge_testkit::tools::Tool;
-use envforge_testkit::{TestDir, TestProcess};
+use envforge_testkit::{TestDir, TestProcess, eventually};
 use serde_json::{Value, json};
+
+use reviewer::Reviewer;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -81,53 +83,19 @@ impl Owner {
         text.lines().filter(|line| !line.is_empty()).map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// The newest row of the audit of this type that names `subject`, as soon as it is there.
+    async fn audit_row(&self, kind: &str, subject: &str) -> Value {
+        eventually(&format!("{kind} in the audit"), DEADLINE, async || {
+            let page = self.get(&format!("/v1/orgs/acme/audit?type={kind}")).await;
+            page["items"].as_array().unwrap().iter().find(|row| row.to_string().contains(subject)).cloned()
+        })
+        .await
+    }
+
     async fn revoke(&self, link: &str) {
         let url = format!("{}/v1/orgs/acme/links/{link}/revoke", self.api);
         let answer = self.client.post(url).bearer_auth(&self.token).json(&json!({ "reason": "done" })).send().await;
         assert_eq!(answer.unwrap().status(), 200);
-    }
-}
-
-/// A reviewer's browser, told what to do by lines.
-struct Reviewer {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-}
-
-impl Reviewer {
-    fn open(share_url: &str, shots: &std::path::Path) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/browser/review.mjs");
-        let mut child = Command::new(Tool::Node.path())
-            .args([script, share_url])
-            .arg(shots)
-            .env("ENVFORGE_TEST_BROWSER_DIR", Tool::BrowserDir.path())
-            .env("ENVFORGE_TEST_CHROMIUM", Tool::Chromium.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let stdin = child.stdin.take().unwrap();
-        Self { child, lines, stdin }
-    }
-
-    fn saw(&mut self, event: &str) -> Value {
-        let line = self.lines.next().unwrap_or_else(|| panic!("the browser ended before `{event}`")).unwrap();
-        let saw: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(saw["event"], event, "{saw}");
-        saw
-    }
-
-    fn go_on(&mut self) {
-        writeln!(self.stdin).unwrap();
-    }
-}
-
-impl Drop for Reviewer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -139,23 +107,9 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
     let dev = Dev::start(&place.path().join("data"), &place.path().join("logs"));
     let link = dev.text("link_id");
     let mut reviewer = Reviewer::open(dev.text("share_url"), &shots);
-
-    let share = reviewer.saw("share");
-    for word in ["acme", "signed-links", "web"] {
-        assert!(share["text"].as_str().unwrap().contains(word), "{share}");
-    }
-    assert_eq!(share["cookies"], 0, "looking at a share page must leave nothing behind");
-
-    let opened = reviewer.saw("opened");
-    assert!(opened["url"].as_str().unwrap().starts_with(dev.text("workspace_url")), "{opened}");
-
-    let app = reviewer.saw("app");
-    assert!(app["orders"].as_i64().unwrap() > 0, "{app}");
-    assert_eq!(app["style"], 200);
-    assert!(app["echo"].as_str().unwrap().contains("across the gateway"), "{app}");
-    assert_eq!(app["socket"], "open");
-    assert!(!app["cookie"].as_str().unwrap().contains("envforge"), "scripts must not see the session: {app}");
-    assert_eq!(app["failures"], json!([]));
+    reviewer.sees_the_share_page(&["acme", "signed-links", "web"]);
+    reviewer.sees_it_waking(dev.text("workspace_url"));
+    reviewer.uses_the_app();
 
     let owner = Owner::login(dev.text("api"), dev.text("owner_email"), dev.text("owner_password")).await;
     let runtime = owner.get("/v1/orgs/acme/workspaces/signed-links/runtime").await;
@@ -163,14 +117,7 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
     assert_eq!(runtime["cause"]["link"], *link, "{runtime}");
     owner.revoke(link).await;
     reviewer.go_on();
-
-    let revoked = reviewer.saw("revoked");
-    assert!(revoked["socketMs"].as_u64().unwrap() < 1_000, "{revoked}");
-    let api = &revoked["api"];
-    assert!(matches!(api["status"].as_u64(), Some(401 | 403 | 410)) && api["redirected"] == false, "{api}");
-    assert!(api["type"].as_str().unwrap().contains("json") && api["body"]["code"].is_string(), "{api}");
-    let again = reviewer.saw("share-again");
-    assert_eq!(again["buttons"], 0, "{again}");
+    reviewer.is_out();
 
     let types: Vec<String> =
         owner.events().await.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect();
@@ -185,6 +132,42 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
         assert!(types.iter().any(|found| found.ends_with(wanted)), "{wanted} is missing in {types:?}");
     }
     assert!(!types.iter().any(|found| found.contains("endpoints_bound")), "addresses are for operators alone");
+
+    // The audit says who, from where, and in words what.
+    let me = owner.get("/v1/me").await["id"].clone();
+    let revoked = owner.audit_row("dev_link.revoked", link).await;
+    assert_eq!((&revoked["actor"]["kind"], &revoked["actor"]["id"]), (&json!("user"), &me), "{revoked}");
+    assert_eq!((&revoked["actor"]["name"], &revoked["surface"]), (&json!("Owner"), &json!("api")), "{revoked}");
+    let opened = owner.audit_row("dev_link.session_opened", link).await;
+    assert_eq!((&opened["actor"]["kind"], &opened["actor"]["id"]), (&json!("link_visitor"), &json!(link)), "{opened}");
+    assert_eq!(opened["surface"], "gateway", "{opened}");
+    let workspace = owner.get("/v1/orgs/acme/workspaces/signed-links").await["id"].as_str().unwrap().to_owned();
+    let woken = owner.audit_row("runtime.wake_requested", &workspace).await;
+    assert_eq!((&woken["actor"]["kind"], &woken["actor"]["id"]), (&json!("link_visitor"), &json!(link)), "{woken}");
+    let ready = owner.audit_row("runtime.ready", &workspace).await;
+    assert!(matches!(ready["actor"]["kind"].as_str(), Some("system" | "agent")), "{ready}");
+    assert_eq!(ready["surface"], "agent", "{ready}");
+
+    // What the review cost, once the runtime sleeps: each service, on account of this link.
+    let sleep = format!("{}/v1/orgs/acme/workspaces/signed-links/sleep", owner.api);
+    assert_eq!(owner.client.post(&sleep).bearer_auth(&owner.token).send().await.unwrap().status(), 202);
+    until_phase(&owner, "asleep").await;
+    eventually("the meter of what was used", DEADLINE, async || {
+        let by_service = owner.get("/v1/orgs/acme/usage").await;
+        let used = |key: &str| {
+            let items = by_service["items"].as_array().unwrap();
+            items.iter().find(|item| item["key"] == key).and_then(|item| item["service_ms"].as_u64()) > Some(0)
+        };
+        ["web", "api", "mailbox"].into_iter().all(used).then_some(())
+    })
+    .await;
+    let by_link = owner.get("/v1/orgs/acme/usage?group_by=link").await;
+    let [cost] = by_link["items"].as_array().unwrap().as_slice() else { panic!("{by_link}") };
+    assert_eq!(cost["key"], *link, "{by_link}");
+    for unit in ["service_ms", "millicore_ms", "mib_ms"] {
+        assert!(cost[unit].as_u64() > Some(0), "{by_link}");
+    }
+    assert_eq!(owner.get("/v1/orgs/acme/usage/running").await["items"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,6 +189,8 @@ async fn a_second_start_goes_on_where_the_first_one_was_killed_in_this_journey()
     let owner = Owner::login(second.text("api"), &email, &password).await;
     // What ran was ended, and the log says so: the meter is closed.
     until_phase(&owner, "asleep").await;
+    let runtime = owner.get("/v1/orgs/acme/workspaces/signed-links/runtime").await;
+    assert_eq!(runtime["asleep_because"], "host_lost", "{runtime}");
     let types: Vec<Value> = owner.events().await.into_iter().map(|event| event["type"].clone()).collect();
     assert!(types.iter().any(|found| found.as_str().unwrap().ends_with("runtime.lost.v1")), "{types:?}");
     assert!(second.process.terminate(DEADLINE).success(), "{}", second.process.stderr());
@@ -213,7 +198,7 @@ async fn a_second_start_goes_on_where_the_first_one_was_killed_in_this_journey()
 
 async fn until_phase(owner: &Owner, phase: &str) {
     let begun = Instant::now();
-    envforge_testkit::eventually(phase, DEADLINE, async || {
+    eventually(phase, DEADLINE, async || {
         let runtime = owner.get("/v1/orgs/acme/workspaces/signed-links/runtime").await;
         assert_ne!(runtime["phase"], "failed", "after {:?}: {runtime}", begun.elapsed());
         (runtime["phase"] == phase).then_some(())

@@ -30,7 +30,9 @@ pub trait EventLog: Send + Sync + 'static {
     /// Appends one commit or, atomically, several of different streams (claims only: a batch costs about 20 ms on a
     /// single JetStream server). When this returns `Ok`, the commits survive kill -9 of everything.
     ///
-    /// A command that stands in the first commit's stream already answers as the first time, with `duplicate: true`. One
+    /// A command that stands in the first commit's stream at or after the expected position already answers as the first
+    /// time, with `duplicate: true`. Of older ones the embedded log knows all, and JetStream those of its duplicate window
+    /// (two minutes): whoever may repeat a command later finds out first whether it stands there, as `commands` does. One
     /// command may stand in several streams, appended together or one after the other, but only once in each.
     ///
     /// A commit expects where its own stream ends or, unless it is the first one, guards another stream
@@ -66,6 +68,13 @@ pub trait EventLog: Send + Sync + 'static {
         from: Checkpoint,
         filter: Filter,
     ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError>;
+
+    /// Holds a checkpoint against the log: fails with `NotTheSameLog` where it is of another one, or of a later state of
+    /// this one. Waits for nothing, so a log out of reach is an error here, which it is not to a follower.
+    async fn verify(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
+        // Where following looks before it begins, that is all there is to it.
+        self.follow(checkpoint.clone(), Filter::everything()).await.map(drop)
+    }
 
     /// Identity and last position.
     async fn head(&self) -> Result<Head, LogError>;
@@ -125,6 +134,9 @@ pub enum LogError {
     Undecodable { position: Position, reason: String },
     #[error("the log could not be opened: {0}")]
     Open(String),
+    /// Its file is broken. Waiting mends nothing: it has to be put back from a copy.
+    #[error("the log is damaged: {0}")]
+    Damaged(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -210,9 +222,9 @@ pub enum Follow {
     Commit {
         recorded: Recorded,
         checkpoint: Checkpoint,
+        /// As it is stored: what a reader that gathers commits bounds itself by.
+        bytes: usize,
     },
     /// Nothing above this position existed a moment ago: a sign of life, and proof of freshness.
-    Caught {
-        position: Position,
-    },
+    Caught { position: Position },
 }

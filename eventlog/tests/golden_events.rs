@@ -1,11 +1,12 @@
-//! Every event version that was ever written decodes forever: `golden/events/<type>.json` holds one of each.
+//! Every event version that was ever written decodes forever: `golden/events/<type>.json` holds one of each, and
+//! `golden/variants/<type>.json` one of each shape that its values take, down to every token of every enum.
 //!
 //! A golden file is never edited once it has landed. A new event type or version needs a sample here;
 //! `ENVFORGE_WRITE_GOLDEN=1 cargo nextest run -p envforge-eventlog golden` writes the missing files and no other.
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -136,6 +137,7 @@ fn samples() -> Vec<Event> {
         SessionEnd::RefreshReused,
         SessionEnd::Deactivated,
         SessionEnd::Expired,
+        SessionEnd::Displaced,
     ]
     .map(|reason| UserEvent::SessionEnded { session, reason });
     let surfaces = Surface::ALL.map(|surface| UserEvent::SessionOpened { session, surface, expires_at: at(0) });
@@ -181,6 +183,7 @@ fn samples() -> Vec<Event> {
     .map(|cause| RuntimeEvent::SleepRequested { epoch, cause });
     let runtimes = [
         RuntimeEvent::WakeQueued { cause: WakeCause::Person(user) },
+        RuntimeEvent::HostChosen { epoch, host },
         RuntimeEvent::Ready {
             epoch,
             commit: "4f2a9c".to_owned(),
@@ -325,7 +328,11 @@ fn golden() -> PathBuf {
 }
 
 fn golden_types() -> BTreeSet<String> {
-    std::fs::read_dir(golden().join("events"))
+    types_in("events")
+}
+
+fn types_in(folder: &str) -> BTreeSet<String> {
+    std::fs::read_dir(golden().join(folder))
         .unwrap()
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
         .collect()
@@ -351,6 +358,84 @@ fn golden_every_event_variant_has_a_sample_and_every_sample_is_stored_as_its_gol
         }
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), schema::current_event_types());
+}
+
+/// Samples of one type in their order, as stored.
+fn variants() -> BTreeMap<&'static str, Vec<Event>> {
+    let mut variants: BTreeMap<&str, Vec<Event>> = BTreeMap::new();
+    for event in samples() {
+        variants.entry(schema::event_type(&event)).or_default().push(event);
+    }
+    variants
+}
+
+/// A new variant of a value is a new sample at the end of its type's: the file is written anew with
+/// `ENVFORGE_WRITE_GOLDEN=1` after it was removed, and its difference shows what was added.
+#[test]
+fn golden_every_variant_is_stored_as_its_golden_file() {
+    for (event_type, events) in variants() {
+        let current = events.iter().map(schema::event_data).collect::<Vec<_>>();
+        compare(&golden().join(format!("variants/{event_type}.json")), &Value::Array(current));
+    }
+    let current: BTreeSet<String> = schema::current_event_types().into_iter().map(str::to_owned).collect();
+    assert!(types_in("variants").is_superset(&current));
+}
+
+#[test]
+fn golden_every_variant_decodes_and_current_ones_encode_to_the_same_again() {
+    for event_type in types_in("variants") {
+        let file = std::fs::read_to_string(golden().join(format!("variants/{event_type}.json"))).unwrap();
+        for data in serde_json::from_str::<Vec<Value>>(&file).unwrap() {
+            let event = schema::decode_event(&event_type, &data.to_string()).unwrap();
+            if schema::current_event_types().contains(&event_type.as_str()) {
+                assert_eq!(schema::event_type(&event), event_type);
+                assert_eq!(schema::event_data(&event), data, "{event_type}");
+            }
+        }
+    }
+}
+
+/// What the schema can write is what the samples show: each token stands in a golden file of variants.
+#[test]
+fn golden_every_token_of_every_stored_enum_stands_in_a_file_of_variants() {
+    let mut shown = BTreeSet::new();
+    for event_type in types_in("variants") {
+        let file = std::fs::read_to_string(golden().join(format!("variants/{event_type}.json"))).unwrap();
+        texts(&serde_json::from_str(&file).unwrap(), &mut shown);
+    }
+    let mut missing = Vec::new();
+    for entry in std::fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/schema")).unwrap() {
+        let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        missing.extend(tokens(&source).into_iter().filter(|token| !shown.contains(token)));
+    }
+    assert_eq!(missing, Vec::<String>::new(), "tokens without a sample");
+    assert!(shown.contains("usage_cap") && shown.contains("customer_cloud") && shown.contains("explore"));
+}
+
+/// The tokens that a schema file declares: `"token" => Variant` within `tokens!` and `kinds!`.
+fn tokens(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut within = false;
+    for line in source.lines() {
+        if line.starts_with("tokens!") || line.starts_with("kinds!") {
+            within = true;
+        }
+        if within && let Some((token, _)) = line.trim().strip_prefix('"').and_then(|rest| rest.split_once("\" => ")) {
+            found.push(token.to_owned());
+        }
+        within &= !line.starts_with('}');
+    }
+    found
+}
+
+/// Every text in a value.
+fn texts(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) => drop(found.insert(text.clone())),
+        Value::Array(values) => values.iter().for_each(|value| texts(value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| texts(value, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 #[test]
@@ -380,7 +465,11 @@ fn golden_the_envelope_is_stored_as_its_golden_file() {
     commit.causation = None;
     commit.actor = Actor::Anonymous;
     compare(&golden().join("commits/1-least.json"), &current(&commit));
-    for name in ["1-full", "1-least"] {
+    // A reason that came later: what wrote the first ones still reads as it did.
+    let session = SessionId::from_uuid(uuid(8));
+    let displaced = UserEvent::SessionEnded { session, reason: SessionEnd::Displaced };
+    compare(&golden().join("commits/1-session-displaced.json"), &current(&commit_of(vec![displaced.into()])));
+    for name in ["1-full", "1-least", "1-session-displaced"] {
         let stored = std::fs::read(golden().join(format!("commits/{name}.json"))).unwrap();
         schema::decode(&stored).unwrap();
     }

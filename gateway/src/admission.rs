@@ -4,7 +4,7 @@
 //! whether the wire form is sound (`connection`, `request_check`), and what passing does (`forward`, `websocket`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use envforge_domain::access::{self, Action, ActorFacts, Facts, Permit, Resource};
 use envforge_domain::commit::{Actor, Component, Position, Surface};
@@ -16,6 +16,7 @@ use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::AccessMode;
 use http::header::{ACCEPT, HeaderMap, ORIGIN};
 use http::{HeaderValue, Method};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Scheme;
@@ -23,6 +24,7 @@ use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
 use crate::path::CheckedPath;
+use crate::standing::{Right, Standing};
 use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
 
 /// What admission looks at.
@@ -48,7 +50,8 @@ pub struct ForwardPermit {
     permit: Permit,
     link: Arc<LinkView>,
     session: SessionView,
-    service: ServiceName,
+    /// Where that is another one than the link's own.
+    service: Option<ServiceName>,
     /// The family of the path.
     base: RouteFamily,
     /// What must stay allowed for as long as the request lives: the path's family, and `Websockets` for a socket.
@@ -82,7 +85,7 @@ impl ForwardPermit {
     }
 
     pub fn service(&self) -> &ServiceName {
-        &self.service
+        self.service.as_ref().unwrap_or(&self.link.service)
     }
 
     /// Cancelled when the right to this path ends before its time.
@@ -93,6 +96,21 @@ impl ForwardPermit {
     /// Cancelled when sockets end; a socket needs this and its path's family.
     pub(crate) fn cancel_sockets(&self) -> &CancellationToken {
         self.link.closers.of(RouteFamily::Websockets)
+    }
+
+    /// Whether it opens a socket.
+    pub(crate) fn is_socket(&self) -> bool {
+        self.families.contains(RouteFamily::Websockets)
+    }
+
+    /// Whether the right was taken away since it was given.
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.families.iter().any(|family| self.link.closers.reason(family).is_some())
+    }
+
+    /// The right to the answer, which outlives the request.
+    pub(crate) fn right(&self, standing: &Arc<Standing>, deadline: Instant) -> Right {
+        Right::new(Arc::clone(&self.link), self.base, standing, deadline)
     }
 
     /// When the right ends by itself.
@@ -133,7 +151,7 @@ pub fn admit(
     now: UnixMillis,
 ) -> Result<ForwardPermit, Refused> {
     let freshness = view.freshness();
-    if Instant::now().saturating_duration_since(freshness.last_heard) > rules.staleness_max {
+    if freshness.last_heard.elapsed() > rules.staleness_max {
         return Err(Denial::AuthorizationStale.into());
     }
     let cookie = cookie::session(head.headers, rules.scheme)?;
@@ -157,7 +175,8 @@ pub fn admit(
         Resource::Workspace { org: workspace.org, project: workspace.project, workspace: workspace.workspace };
     let permit = authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now)
         .map_err(refuse)?;
-    Ok(ForwardPermit { permit, service: service.clone(), session, base, families, link })
+    let service = (*service != link.service).then(|| service.clone());
+    Ok(ForwardPermit { permit, service, session, base, families, link })
 }
 
 /// Whether signed links work here at all; a Tailscale-only workspace looks like none.

@@ -2,6 +2,7 @@
 //!
 //! Timers and the watch on revocation are armed only where a body has to wait, so that a small answer costs neither.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,14 +11,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::Stream;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::activity::OpenStream;
-use crate::connection::InFlight;
+use crate::connection::{InFlight, http2_stream};
 use crate::metric;
+use crate::standing::Right;
 use crate::upstream::Lease;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,24 +39,22 @@ pub(crate) enum BodyError {
 
 /// What ends a stream before its own end.
 pub(crate) struct Ending {
-    cancel: CancellationToken,
-    /// When the link expires.
-    deadline: Instant,
+    right: Right,
     idle: Duration,
     armed: Option<Box<Armed>>,
     frames: u32,
 }
 
 struct Armed {
-    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+    withdrawn: Pin<Box<dyn Future<Output = ()> + Send>>,
     timer: Pin<Box<Sleep>>,
     /// Something came since the timer was set.
     moved: bool,
 }
 
 impl Ending {
-    pub(crate) fn new(cancel: CancellationToken, deadline: Instant, idle: Duration) -> Self {
-        Self { cancel, deadline, idle, armed: None, frames: 0 }
+    pub(crate) fn new(right: Right, idle: Duration) -> Self {
+        Self { right, idle, armed: None, frames: 0 }
     }
 
     /// Asked for each piece that is there at once.
@@ -62,28 +63,29 @@ impl Ending {
         if let Some(armed) = &mut self.armed {
             armed.moved = true;
         }
-        // Reading the clock for each piece would cost more than it is worth; the token covers the log's own expiry.
-        self.cancel.is_cancelled() || (self.frames.is_multiple_of(64) && Instant::now() >= self.deadline)
+        // Reading the clock for each piece would cost more than it is worth; the log's own word on expiry comes too.
+        self.right.is_withdrawn() || (self.frames.is_multiple_of(64) && Instant::now() >= self.right.deadline)
     }
 
     /// Asked where there is nothing to read.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let next = |now: Instant, idle: Duration, deadline: Instant| (now + idle).min(deadline);
+        let deadline = self.right.deadline;
         let armed = self.armed.get_or_insert_with(|| {
             Box::new(Armed {
-                cancelled: Box::pin(self.cancel.clone().cancelled_owned()),
-                timer: Box::pin(tokio::time::sleep_until(next(Instant::now(), self.idle, self.deadline))),
+                withdrawn: Box::pin(self.right.withdrawn()),
+                timer: Box::pin(tokio::time::sleep_until(next(Instant::now(), self.idle, deadline))),
                 moved: false,
             })
         });
-        if armed.cancelled.as_mut().poll(cx).is_ready() {
+        if armed.withdrawn.as_mut().poll(cx).is_ready() {
             metric::ended("body", "access_ended");
             return Poll::Ready(BodyError::Ended);
         }
         loop {
             ready!(armed.timer.as_mut().poll(cx));
             let now = Instant::now();
-            if now >= self.deadline {
+            if now >= deadline {
                 metric::ended("body", "expired");
                 return Poll::Ready(BodyError::Ended);
             }
@@ -91,7 +93,7 @@ impl Ending {
                 metric::ended("body", "app_idle");
                 return Poll::Ready(BodyError::AppIdle);
             }
-            armed.timer.as_mut().reset(next(now, self.idle, self.deadline));
+            armed.timer.as_mut().reset(next(now, self.idle, deadline));
         }
     }
 }
@@ -101,11 +103,15 @@ pub(crate) struct ResponseBody {
     kind: Kind,
     /// The connection is not idle while this lives.
     in_flight: Option<InFlight>,
+    /// The stream's task is told when this is asked for more.
+    http2: bool,
 }
 
 enum Kind {
     Empty,
     Page(Option<Bytes>),
+    /// Of our own, with an end of its own.
+    Events(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
     App(AppBody),
 }
 
@@ -121,11 +127,15 @@ struct AppBody {
 
 impl ResponseBody {
     pub(crate) fn empty() -> Self {
-        Self { kind: Kind::Empty, in_flight: None }
+        Self::of(Kind::Empty)
     }
 
     pub(crate) fn page(content: Bytes) -> Self {
-        Self { kind: Kind::Page(Some(content)), in_flight: None }
+        Self::of(Kind::Page(Some(content)))
+    }
+
+    pub(crate) fn events(events: impl Stream<Item = Bytes> + Send + 'static) -> Self {
+        Self::of(Kind::Events(Box::pin(events)))
     }
 
     /// Streams what the app answers; the lease goes back to the pool when the answer was read to its end.
@@ -137,14 +147,23 @@ impl ResponseBody {
         open: OpenStream,
     ) -> Self {
         let finished = incoming.is_end_stream();
-        Self {
-            kind: Kind::App(AppBody { incoming, ending, lease: Some(lease), upload, finished, _open: open }),
-            in_flight: None,
-        }
+        Self::of(Kind::App(AppBody { incoming, ending, lease: Some(lease), upload, finished, _open: open }))
     }
 
-    pub(crate) fn counted(mut self, in_flight: InFlight) -> Self {
+    fn of(kind: Kind) -> Self {
+        Self { kind, in_flight: None, http2: false }
+    }
+
+    /// On its way to the client, as a request under way of its connection.
+    pub(crate) fn begun(mut self, in_flight: InFlight, http2: bool) -> Self {
         self.in_flight = Some(in_flight);
+        self.http2 = http2;
+        if http2 {
+            http2_stream::begun(match &self.kind {
+                Kind::App(body) => Some(&body.ending.right),
+                Kind::Empty | Kind::Page(_) | Kind::Events(_) => None,
+            });
+        }
         self
     }
 }
@@ -154,17 +173,26 @@ impl Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let polled = match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Page(content) => Poll::Ready(content.take().map(|content| Ok(Frame::data(content)))),
+            Kind::Events(events) => {
+                events.as_mut().poll_next(cx).map(|event| event.map(|event| Ok(Frame::data(event))))
+            }
             Kind::App(body) => body.poll_frame(cx),
+        };
+        if this.http2 {
+            http2_stream::asked(polled.is_pending());
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Empty => true,
             Kind::Page(content) => content.is_none(),
+            Kind::Events(_) => false,
             Kind::App(body) => body.finished || body.incoming.is_end_stream(),
         }
     }
@@ -173,6 +201,7 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Page(content) => SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64)),
+            Kind::Events(_) => SizeHint::default(),
             Kind::App(body) => body.incoming.size_hint(),
         }
     }
@@ -223,6 +252,45 @@ impl Drop for AppBody {
     }
 }
 
+/// The beginning of a body that came while its request was held.
+#[derive(Default)]
+pub(crate) struct Early {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// Bytes read of a body whose request is held: enough to see a client leave that sends a form or waits for its turn.
+pub(crate) const EARLY_BYTES_MAX: usize = 64 * 1024;
+
+impl Early {
+    /// Reads on within the bound. Comes back when the client has left; nobody would see it if nobody read.
+    pub(crate) async fn read(&mut self, body: &mut Incoming) {
+        while self.bytes < EARLY_BYTES_MAX && !body.is_end_stream() {
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.bytes += piece.len();
+                        self.pieces.push_back(piece);
+                    }
+                }
+                Some(Err(_)) => return,
+                None => break,
+            }
+        }
+        std::future::pending().await
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.pop_front()?;
+        self.bytes -= piece.len();
+        Some(piece)
+    }
+}
+
 /// The body of a request on its way to the app.
 pub(crate) enum RequestBody {
     Empty,
@@ -230,6 +298,7 @@ pub(crate) enum RequestBody {
 }
 
 pub(crate) struct Upload {
+    early: Early,
     incoming: Incoming,
     remaining_bytes: u64,
     ending: Ending,
@@ -241,6 +310,7 @@ pub(crate) struct Upload {
 pub(crate) struct UploadOutcome {
     finished: AtomicBool,
     too_large: AtomicBool,
+    too_slow: AtomicBool,
 }
 
 impl UploadOutcome {
@@ -251,13 +321,22 @@ impl UploadOutcome {
     pub(crate) fn too_large(&self) -> bool {
         self.too_large.load(Ordering::Acquire)
     }
+
+    pub(crate) fn too_slow(&self) -> bool {
+        self.too_slow.load(Ordering::Acquire)
+    }
 }
 
 impl RequestBody {
-    /// `ending`'s deadline bounds the whole upload; its idle time is the wire's own.
-    pub(crate) fn upload(incoming: Incoming, bytes_max: u64, ending: Ending) -> (Self, Arc<UploadOutcome>) {
+    /// `ending`'s deadline bounds the whole upload.
+    pub(crate) fn upload(
+        early: Early,
+        incoming: Incoming,
+        bytes_max: u64,
+        ending: Ending,
+    ) -> (Self, Arc<UploadOutcome>) {
         let outcome = Arc::new(UploadOutcome::default());
-        let upload = Upload { incoming, remaining_bytes: bytes_max, ending, outcome: Arc::clone(&outcome) };
+        let upload = Upload { early, incoming, remaining_bytes: bytes_max, ending, outcome: Arc::clone(&outcome) };
         (Self::Upload(Box::new(upload)), outcome)
     }
 }
@@ -276,22 +355,41 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Upload(upload) => upload.incoming.is_end_stream(),
+            Self::Upload(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Upload(upload) => upload.incoming.size_hint(),
+            Self::Upload(upload) => {
+                let (early, rest) = (upload.early.bytes as u64, upload.incoming.size_hint());
+                let mut whole = SizeHint::new();
+                whole.set_lower(rest.lower() + early);
+                if let Some(upper) = rest.upper() {
+                    whole.set_upper(upper + early);
+                }
+                whole
+            }
         }
     }
 }
 
 impl Upload {
+    fn is_end_stream(&self) -> bool {
+        self.early.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.early.next() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            return match Pin::new(&mut self.incoming).poll_frame(cx) {
+            return match self.poll_next(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Some(data) = frame.data_ref() else { continue };
                     let length = data.len() as u64;
@@ -303,7 +401,7 @@ impl Upload {
                     if self.ending.has_ended() {
                         return Poll::Ready(Some(Err(BodyError::Ended)));
                     }
-                    if self.incoming.is_end_stream() {
+                    if self.is_end_stream() {
                         self.outcome.finished.store(true, Ordering::Release);
                     }
                     Poll::Ready(Some(Ok(frame)))
@@ -314,7 +412,9 @@ impl Upload {
                     Poll::Ready(None)
                 }
                 Poll::Pending => self.ending.poll_ended(cx).map(|ended| {
-                    Some(Err(if matches!(ended, BodyError::AppIdle) { BodyError::TooSlow } else { ended }))
+                    let BodyError::AppIdle = ended else { return Some(Err(ended)) };
+                    self.outcome.too_slow.store(true, Ordering::Release);
+                    Some(Err(BodyError::TooSlow))
                 }),
             };
         }

@@ -73,11 +73,17 @@ pub struct Limits {
     pub http2_streams_max: u32,
     /// Open connections to one endpoint of an app, idle ones included.
     pub upstream_connections_per_endpoint_max: usize,
+    /// Of those, what one link may have, sockets included, so that no reviewer keeps an app from the others.
+    pub upstream_connections_per_link_max: usize,
     pub request_body_bytes_max: u64,
     pub held_requests_max: usize,
     pub held_requests_per_workspace_max: usize,
-    /// Sum of the heads of held requests.
+    pub held_requests_per_link_max: usize,
+    /// Sum of what is kept of held requests: heads, and the beginnings of bodies.
     pub held_bytes_max: usize,
+    /// Waking pages that are told how far the wake is. They take no place of a held request.
+    pub waking_pages_max: usize,
+    pub waking_pages_per_link_max: usize,
     /// Over all links of this gateway.
     pub websockets_max: usize,
     pub websockets_per_link_max: usize,
@@ -142,7 +148,9 @@ impl Config {
         if self.scheme == Scheme::PlainHttpDev && self.tls.is_some() {
             problems.push("certificate files are given but the scheme is plain http: use https".to_owned());
         }
-        if self.limits.connections_max == 0 || self.limits.upstream_connections_per_endpoint_max == 0 {
+        let upstream =
+            self.limits.upstream_connections_per_endpoint_max.min(self.limits.upstream_connections_per_link_max);
+        if self.limits.connections_max == 0 || upstream == 0 {
             problems.push("connection limits must be at least 1".to_owned());
         }
         problems
@@ -166,10 +174,14 @@ impl Default for Limits {
             connections_per_address_max: 1_000,
             http2_streams_max: 128,
             upstream_connections_per_endpoint_max: 512,
+            upstream_connections_per_link_max: 128,
             request_body_bytes_max: 1024 * 1024 * 1024,
             held_requests_max: 4_096,
             held_requests_per_workspace_max: 1_024,
+            held_requests_per_link_max: 256,
             held_bytes_max: 32 * 1024 * 1024,
+            waking_pages_max: 2_048,
+            waking_pages_per_link_max: 128,
             websockets_max: 20_000,
             websockets_per_link_max: 2_000,
         }

@@ -96,9 +96,6 @@ pub(crate) fn strip_ours(headers: &mut HeaderMap) {
 /// Drops what the app must not set: our names, nameless cookies (a browser would read their value as a name), and
 /// any Domain but its own host.
 pub(crate) fn keep_own_set_cookies(headers: &mut HeaderMap, own_host: &str) {
-    if !headers.contains_key(SET_COOKIE) {
-        return;
-    }
     let allowed = |value: &HeaderValue| may_be_set(value.as_bytes(), own_host);
     if headers.get_all(SET_COOKIE).iter().all(allowed) {
         return;

@@ -20,8 +20,10 @@ pub enum ProtocolFault {
     Connect,
     #[error("the request target must begin with `/` and hold no spaces or control characters")]
     Target,
-    #[error("the absolute request target must name the same host as the Host header")]
-    AbsoluteFormHost,
+    #[error("the request target must begin with `/`; its host stands in the Host header alone")]
+    AbsoluteForm,
+    #[error("`:authority` and the Host header must name the same host")]
+    AuthorityHost,
     #[error("a request must have one Host header")]
     MissingHost,
     #[error("a request must not have two Host headers")]
@@ -59,13 +61,14 @@ pub enum ProtocolFault {
 }
 
 impl ProtocolFault {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::RequestLine,
         Self::Version,
         Self::Method,
         Self::Connect,
         Self::Target,
-        Self::AbsoluteFormHost,
+        Self::AbsoluteForm,
+        Self::AuthorityHost,
         Self::MissingHost,
         Self::RepeatedHost,
         Self::InvalidHost,
@@ -93,7 +96,8 @@ impl ProtocolFault {
             Self::Method => "method_not_served",
             Self::Connect => "connect_not_served",
             Self::Target => "bad_target",
-            Self::AbsoluteFormHost => "absolute_form_host_mismatch",
+            Self::AbsoluteForm => "absolute_form",
+            Self::AuthorityHost => "authority_host_mismatch",
             Self::MissingHost => "host_missing",
             Self::RepeatedHost => "host_repeated",
             Self::InvalidHost => "host_invalid",
@@ -126,7 +130,8 @@ impl ProtocolFault {
             Self::Method | Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestLine
             | Self::Target
-            | Self::AbsoluteFormHost
+            | Self::AbsoluteForm
+            | Self::AuthorityHost
             | Self::MissingHost
             | Self::RepeatedHost
             | Self::InvalidHost
@@ -188,6 +193,8 @@ pub enum Denial {
     /// All connections to the app are in use.
     UpstreamBusy,
     BodyTooLarge,
+    /// An upload that stopped under way.
+    BodyTooSlow,
     /// A websocket handshake without a valid version or key.
     BadHandshake,
     /// A path that the gateway keeps for itself but does not serve.
@@ -288,6 +295,8 @@ denials! {
         "The app is busy", "It is already answering as many requests as it can. Please try again in a moment.";
     Self::BodyTooLarge => PAYLOAD_TOO_LARGE, "body_too_large",
         "Too much data", "The upload is larger than what is accepted here.";
+    Self::BodyTooSlow => REQUEST_TIMEOUT, "body_too_slow",
+        "The upload stopped", "Nothing more of it arrived for too long. Please try again.";
     Self::BadHandshake => BAD_REQUEST, "bad_websocket_handshake",
         "Not a valid live connection", "The connection must use WebSocket version 13 with a valid key.";
     Self::NotFound => NOT_FOUND, "not_found",

@@ -2,35 +2,36 @@
 //!
 //! `forward` is the only way to an app besides `websocket`, and both take a `ForwardPermit`.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_domain::time::UnixMillis;
 use http::header::{CONTENT_LENGTH, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
 use crate::activity::{Activity, OpenStream};
 use crate::admission::ForwardPermit;
-use crate::body::{Ending, RequestBody, ResponseBody, UploadOutcome};
+use crate::body::{Early, Ending, RequestBody, ResponseBody, UploadOutcome};
 use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
 use crate::header::{self, Forwarded};
 use crate::metric::Meters;
+use crate::standing::Standing;
 use crate::upstream::{Lease, Sent, Upstreams};
-use envforge_projections::gateway_view::GatewayView;
 
 /// What forwarding needs, shared by all requests.
 pub(crate) struct Forwarding {
     pub(crate) upstreams: Arc<Upstreams>,
-    pub(crate) view: Arc<GatewayView>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) activity: Activity,
     pub(crate) meters: Arc<Meters>,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
-    pub(crate) clock: SharedClock,
 }
 
 /// One request on its way.
@@ -40,6 +41,8 @@ pub(crate) struct Passage<'a> {
     pub(crate) forwarded: &'a Forwarded,
     /// Host name of the workspace, for its cookies.
     pub(crate) own_host: &'a str,
+    pub(crate) http2: bool,
+    pub(crate) early: Early,
     pub(crate) now: UnixMillis,
     /// The same moment on the clock of timers.
     pub(crate) begun: Instant,
@@ -55,17 +58,18 @@ impl Passage<'_> {
 impl Forwarding {
     pub(crate) async fn forward(
         &self,
-        passage: Passage<'_>,
+        mut passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Denial> {
         let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
         let deadline = passage.deadline();
         let (mut parts, incoming) = request.into_parts();
-        let (body, upload) = self.request_body(&parts.headers, incoming, &passage, deadline)?;
+        let early = std::mem::take(&mut passage.early);
+        let (body, upload) = self.request_body(&parts.headers, early, incoming, &passage, deadline)?;
         prepare(&mut parts, passage.forwarded);
         let request = Request::from_parts(parts, body);
         let takes_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref(), deadline).await?;
+        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref()).await?;
         self.meters.forwarded.increment(1);
         // An app that ignores a GET's body, or answers before it has read an upload, may mistake the rest.
         if upload.as_ref().is_some_and(|upload| !takes_body || !upload.finished()) {
@@ -76,22 +80,24 @@ impl Forwarding {
 
     fn request_body(
         &self,
-        headers: &http::HeaderMap,
+        headers: &HeaderMap,
+        early: Early,
         incoming: Incoming,
         passage: &Passage<'_>,
         deadline: Instant,
     ) -> Result<(RequestBody, Option<Arc<UploadOutcome>>), Denial> {
-        if incoming.is_end_stream() {
+        if incoming.is_end_stream() && early.is_empty() {
             return Ok((RequestBody::Empty, None));
         }
-        let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.limits.request_body_bytes_max) {
+        if announced_length(headers).is_some_and(|length| length > self.limits.request_body_bytes_max) {
             return Err(Denial::BodyTooLarge);
         }
         let total = Instant::now() + self.timeouts.request_body_total;
-        let ending =
-            Ending::new(passage.permit.cancel().clone(), deadline.min(total), self.timeouts.request_body_total);
-        let (body, outcome) = RequestBody::upload(incoming, self.limits.request_body_bytes_max, ending);
+        let right = passage.permit.right(&self.standing, deadline.min(total));
+        // Over HTTP/1 the connection itself sees that nothing comes; over HTTP/2 other streams may go on.
+        let idle = if passage.http2 { self.timeouts.io.body } else { self.timeouts.request_body_total };
+        let ending = Ending::new(right, idle);
+        let (body, outcome) = RequestBody::upload(early, incoming, self.limits.request_body_bytes_max, ending);
         Ok((body, Some(outcome)))
     }
 
@@ -101,14 +107,16 @@ impl Forwarding {
         passage: &Passage<'_>,
         request: Request<RequestBody>,
         upload: Option<&UploadOutcome>,
-        deadline: Instant,
     ) -> Result<(Response<Incoming>, Lease), Denial> {
         let link = passage.permit.link().link;
-        let mut lease = self.upstreams.lease(link, passage.endpoint).await?;
+        let mut lease = match self.upstreams.ready(link, passage.endpoint)? {
+            Some(lease) => lease,
+            None => self.waited(passage, self.upstreams.lease(link, passage.endpoint)).await?,
+        };
         let repeatable = upload.is_none()
             && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
         let copy = (repeatable && lease.may_be_stale()).then(|| copy_without_body(&request));
-        let again = match self.send(passage, &mut lease, request, upload, deadline).await? {
+        let again = match self.send(passage, &mut lease, request, upload).await? {
             Sent::Answer(response) => return Ok((response, lease)),
             Sent::NotTaken(request) if lease.is_reused() => *request,
             Sent::Failed(error) if lease.is_reused() && closed_without_answer(&error) && copy.is_some() => {
@@ -119,12 +127,30 @@ impl Forwarding {
         };
         drop(lease);
         self.meters.retried.increment(1);
-        let mut lease = self.upstreams.lease_new(link, passage.endpoint).await?;
-        match self.send(passage, &mut lease, again, upload, deadline).await? {
+        let mut lease = self.waited(passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
+        match self.send(passage, &mut lease, again, upload).await? {
             Sent::Answer(response) => Ok((response, lease)),
             Sent::NotTaken(_) => Err(Denial::UpstreamUnreachable),
             Sent::Failed(error) => Err(failure(&error, upload)),
         }
+    }
+
+    /// A connection that had to be waited for, for who may still use it. In a box, since most requests find one ready.
+    pub(crate) async fn waited(
+        &self,
+        passage: &Passage<'_>,
+        lease: impl Future<Output = Result<Lease, Denial>>,
+    ) -> Result<Lease, Denial> {
+        let lease = Box::pin(async {
+            tokio::select! {
+                biased;
+                denial = self.standing.ended(&passage.permit) => Err(denial),
+                lease = lease => lease,
+            }
+        });
+        let lease = lease.await?;
+        self.standing.check(&passage.permit)?;
+        Ok(lease)
     }
 
     async fn send(
@@ -133,26 +159,26 @@ impl Forwarding {
         lease: &mut Lease,
         request: Request<RequestBody>,
         upload: Option<&UploadOutcome>,
-        deadline: Instant,
     ) -> Result<Sent, Denial> {
         let head_limit = self.timeouts.response_head;
-        let mut sending = std::pin::pin!(lease.send(request));
+        let (sending, patience) = lease.send(request);
+        let mut sending = std::pin::pin!(sending);
         // Most answers come within this; only the others pay for being watched. What is revoked meanwhile ends at the
         // first piece of its body.
-        if let Ok(sent) = tokio::time::timeout_at(passage.begun + QUICK, sending.as_mut()).await {
+        let quick = poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(sent) => Poll::Ready(Some(sent)),
+            Poll::Pending => patience.poll(cx, passage.begun + QUICK).map(|()| None),
+        });
+        if let Some(sent) = quick.await {
             return Ok(sent);
         }
+        let mut ended = Box::pin(self.standing.ended(&passage.permit));
         loop {
             tokio::select! {
                 biased;
+                denial = ended.as_mut() => return Err(denial),
                 sent = sending.as_mut() => return Ok(sent),
-                () = passage.permit.cancel().cancelled() => {
-                    return Err(passage.permit.ended(&self.view, self.clock.now()));
-                }
-                () = tokio::time::sleep_until((Instant::now() + head_limit).min(deadline)) => {
-                    if Instant::now() >= deadline {
-                        return Err(Denial::LinkExpired);
-                    }
+                () = tokio::time::sleep(head_limit) => {
                     // The clock for an answer starts when the app has the whole request.
                     if upload.is_none_or(UploadOutcome::finished) {
                         return Err(Denial::UpstreamTimeout);
@@ -180,10 +206,14 @@ impl Forwarding {
         header::to_client(&mut parts.headers, passage.own_host);
         parts.extensions.clear();
         parts.version = Version::HTTP_11;
-        let ending = Ending::new(passage.permit.cancel().clone(), deadline, self.timeouts.response_body_idle);
+        let ending = Ending::new(passage.permit.right(&self.standing, deadline), self.timeouts.response_body_idle);
         let body = ResponseBody::app(incoming, lease, upload, ending, open);
         Ok(Response::from_parts(parts, body))
     }
+}
+
+pub(crate) fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// Makes the head an HTTP/1.1 request in origin form with the headers that the app may see.
@@ -227,6 +257,8 @@ pub(crate) fn failure(error: &hyper::Error, upload: Option<&UploadOutcome>) -> D
     tracing::debug!(%error, "the app did not answer");
     if upload.is_some_and(UploadOutcome::too_large) {
         Denial::BodyTooLarge
+    } else if upload.is_some_and(UploadOutcome::too_slow) {
+        Denial::BodyTooSlow
     } else if error.is_parse() {
         Denial::UpstreamInvalid
     } else {

@@ -19,11 +19,14 @@ use crate::handoff::HandoffKey;
 use crate::metric::Meters;
 use crate::service::{Connection, Shared};
 use crate::share::Share;
+use crate::standing::Standing;
 use crate::upstream::Upstreams;
 use crate::wake::Waker;
 use crate::websocket::Sockets;
 use envforge_projections::gateway_view::GatewayView;
 
+/// How often everything open is held against the log's silence; what is open outlives the limit by this much at most.
+const STANDING_INTERVAL: Duration = Duration::from_millis(500);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const BLOCKED_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -97,7 +100,7 @@ impl Gateway {
         &self.origin
     }
 
-    /// For SIGHUP; changed files are also noticed without it.
+    /// To have changed files read at once; within ten seconds they are noticed anyway.
     pub fn certificates(&self) -> Option<&Arc<Certificates>> {
         self.certificates.as_ref()
     }
@@ -113,14 +116,9 @@ impl Gateway {
 
 fn shared(config: &Arc<Config>, parts: Parts, origin: &str, address: SocketAddr) -> Arc<Shared> {
     let meters = Arc::new(Meters::new());
-    let upstreams = Upstreams::new(
-        config.limits.upstream_connections_per_endpoint_max,
-        config.timeouts.upstream_connect,
-        config.timeouts.upstream_idle,
-        address,
-        Arc::clone(&meters),
-    );
+    let upstreams = Upstreams::new(&config.limits, &config.timeouts, address, Arc::clone(&meters));
     let blocked = BlockedCounters::new();
+    let standing = Standing::new(Arc::clone(&parts.view), Arc::clone(&parts.clock), config.timeouts.staleness_max);
     Arc::new(Shared {
         config: Arc::clone(config),
         view: Arc::clone(&parts.view),
@@ -128,7 +126,7 @@ fn shared(config: &Arc<Config>, parts: Parts, origin: &str, address: SocketAddr)
         waker: Waker::new(
             Arc::clone(&parts.view),
             Arc::clone(&parts.decisions),
-            Arc::clone(&parts.clock),
+            Arc::clone(&standing),
             &config.limits,
             config.timeouts.hold,
             meters.held.clone(),
@@ -139,18 +137,19 @@ fn shared(config: &Arc<Config>, parts: Parts, origin: &str, address: SocketAddr)
             verifier: parts.verifier,
             handoff_key: parts.handoff_key,
             decisions: parts.decisions,
+            standing: Arc::clone(&standing),
             clock: Arc::clone(&parts.clock),
             origin: origin.to_owned(),
         },
         forwarding: Forwarding {
             upstreams,
-            view: parts.view,
+            standing: Arc::clone(&standing),
             activity: parts.activity,
             meters,
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
-            clock: Arc::clone(&parts.clock),
         },
+        standing,
         clock: parts.clock,
         blocked,
     })
@@ -189,11 +188,13 @@ async fn run(
 }
 
 async fn chores(shared: Arc<Shared>, certificates: Option<Arc<Certificates>>, stop: CancellationToken) {
+    let mut look = tokio::time::interval(STANDING_INTERVAL);
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     let mut check = tokio::time::interval(CERTIFICATE_CHECK_INTERVAL);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
+            _ = look.tick() => shared.standing.look(),
             _ = sweep.tick() => shared.forwarding.upstreams.sweep(),
             _ = check.tick() => {
                 if let Some(certificates) = &certificates {

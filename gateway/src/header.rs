@@ -2,14 +2,17 @@
 //!
 //! Towards the app: hop-by-hop headers, names with `_`, and everything that claims to speak for a proxy are dropped;
 //! the forwarding headers are set by us alone. The app keeps its own `Authorization`. Towards the client: hop-by-hop
-//! headers, `Alt-Svc`, `Service-Worker-Allowed` and cookies for other hosts are dropped.
+//! headers, `Alt-Svc`, `Service-Worker-Allowed`, cookies for other hosts and `Clear-Site-Data` beyond the app's own
+//! origin are dropped.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::cookie;
+use crate::metric;
 
+pub(crate) static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -47,12 +50,21 @@ impl Forwarded {
 /// Makes the client's headers the app's. Call after everything that reads the client's own.
 pub(crate) fn to_app(headers: &mut HeaderMap, forwarded: &Forwarded) {
     remove_nominated(headers);
+    remove_where(headers, is_dropped_to_app);
+    cookie::strip_ours(headers);
+    headers.insert(&X_FORWARDED_FOR, forwarded.address.clone());
+    headers.insert(&X_FORWARDED_HOST, forwarded.host.clone());
+    headers.insert(&X_FORWARDED_PROTO, forwarded.proto.clone());
+    headers.insert(header::FORWARDED, forwarded.all.clone());
+}
+
+fn remove_where(headers: &mut HeaderMap, mut is_dropped: impl FnMut(&HeaderName) -> bool) {
     let mut dropped: [Option<HeaderName>; 8] = Default::default();
     loop {
-        // Few requests carry any; more than eight are handled by another round.
+        // Few messages carry any; more than eight are handled by another round.
         let mut count = 0;
         for name in headers.keys() {
-            if is_dropped_to_app(name) && count < dropped.len() {
+            if is_dropped(name) && count < dropped.len() {
                 dropped[count] = Some(name.clone());
                 count += 1;
             }
@@ -64,11 +76,6 @@ pub(crate) fn to_app(headers: &mut HeaderMap, forwarded: &Forwarded) {
             break;
         }
     }
-    cookie::strip_ours(headers);
-    headers.insert(&X_FORWARDED_FOR, forwarded.address.clone());
-    headers.insert(&X_FORWARDED_HOST, forwarded.host.clone());
-    headers.insert(&X_FORWARDED_PROTO, forwarded.proto.clone());
-    headers.insert(header::FORWARDED, forwarded.all.clone());
 }
 
 fn is_dropped_to_app(name: &HeaderName) -> bool {
@@ -128,24 +135,56 @@ fn remove_nominated(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the app's headers the client's.
+/// Makes the app's headers the client's. Looks at each name once instead of asking for each that is not there.
 pub(crate) fn to_client(headers: &mut HeaderMap, own_host: &str) {
-    remove_nominated(headers);
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::TRAILER,
-        header::TE,
-        header::ALT_SVC,
-        header::PROXY_AUTHENTICATE,
-    ] {
-        headers.remove(name);
+    let (mut nominates, mut sets_cookies, mut clears) = (false, false, false);
+    remove_where(headers, |name| {
+        let text = name.as_str();
+        match text.as_bytes()[0] {
+            b'a' => text == "alt-svc",
+            b'c' => {
+                nominates |= text == "connection";
+                clears |= *name == CLEAR_SITE_DATA;
+                false
+            }
+            b's' => {
+                sets_cookies |= text == "set-cookie";
+                text == "service-worker-allowed"
+            }
+            _ => is_hop_by_hop(name),
+        }
+    });
+    if nominates {
+        remove_nominated(headers);
+        headers.remove(header::CONNECTION);
     }
-    for name in ["keep-alive", "proxy-connection", "service-worker-allowed", "proxy-authentication-info"] {
-        headers.remove(name);
+    if clears {
+        keep_own_clear_site_data(headers);
     }
-    cookie::keep_own_set_cookies(headers, own_host);
+    if sets_cookies {
+        cookie::keep_own_set_cookies(headers, own_host);
+    }
+}
+
+/// An app may clear what is its own origin's. Cookies are the whole domain's, sibling workspaces and our own included,
+/// and so is what `*` and names to come may mean.
+fn keep_own_clear_site_data(headers: &mut HeaderMap) {
+    let is_own = |token: &[u8]| matches!(token, b"\"cache\"" | b"\"storage\"");
+    let tokens = |value: &HeaderValue| -> Vec<Box<[u8]>> {
+        value.as_bytes().split(|byte| *byte == b',').map(|token| token.trim_ascii().into()).collect()
+    };
+    let all: Vec<_> = headers.get_all(&CLEAR_SITE_DATA).iter().flat_map(tokens).collect();
+    if all.iter().all(|token| is_own(token)) {
+        return;
+    }
+    metric::dropped("clear_site_data");
+    headers.remove(&CLEAR_SITE_DATA);
+    let kept: Vec<_> = all.into_iter().filter(|token| is_own(token)).collect();
+    if let Ok(value) = HeaderValue::from_bytes(&kept.join(&b", "[..]))
+        && !kept.is_empty()
+    {
+        headers.insert(&CLEAR_SITE_DATA, value);
+    }
 }
 
 #[cfg(test)]
@@ -230,6 +269,13 @@ mod tests {
     fn the_app_cannot_reach_past_its_host() {
         let mut headers = map(&[
             ("alt-svc", "h3=\"evil:443\""),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("upgrade", "x"),
+            ("proxy-authenticate", "basic"),
+            ("proxy-authentication-info", "x"),
+            ("proxy-connection", "close"),
             ("service-worker-allowed", "/"),
             ("connection", "x-internal"),
             ("x-internal", "1"),
@@ -244,5 +290,28 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["clear-site-data", "content-type", "set-cookie"]);
         assert_eq!(headers.get_all("set-cookie").iter().count(), 1);
+    }
+
+    #[test]
+    fn the_app_clears_its_own_origins_data_and_nobodys_cookies() {
+        for (sent, kept) in [
+            (&["\"cache\""][..], Some("\"cache\"")),
+            (&["\"cache\", \"storage\""], Some("\"cache\", \"storage\"")),
+            (&["\"cookies\""], None),
+            (&["\"*\""], None),
+            (&["*"], None),
+            (&["\"storage\",\"cookies\" , \"cache\""], Some("\"storage\", \"cache\"")),
+            (&["\"storage\"", "\"cookies\""], Some("\"storage\"")),
+            (&["\"executionContexts\""], None),
+        ] {
+            let mut headers = map(&[("content-length", "0")]);
+            for value in sent {
+                headers.append("clear-site-data", HeaderValue::from_static(value));
+            }
+            to_client(&mut headers, "web--a--b.dev.envforge.ai");
+            let left: Vec<&str> =
+                headers.get_all("clear-site-data").iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(left, kept.into_iter().collect::<Vec<_>>(), "{sent:?}");
+        }
     }
 }

@@ -26,6 +26,7 @@ mod path;
 mod request_check;
 mod service;
 mod share;
+mod standing;
 mod upstream;
 mod wake;
 mod websocket;

@@ -19,8 +19,12 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<&[u8], ProtocolFault> {
         return Err(ProtocolFault::Method);
     }
     let http2 = request.version() == Version::HTTP_2;
-    if request.method() == Method::CONNECT && !(http2 && request.extensions().get::<hyper::ext::Protocol>().is_some()) {
-        return Err(ProtocolFault::Connect);
+    if request.method() == Method::CONNECT {
+        // RFC 8441 with any other protocol would reach the app as something that nobody asked for.
+        let protocol = request.extensions().get::<hyper::ext::Protocol>().map(hyper::ext::Protocol::as_str);
+        if !http2 || protocol != Some("websocket") {
+            return Err(ProtocolFault::Connect);
+        }
     }
     if http2 {
         let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
@@ -40,12 +44,13 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<&[u8], ProtocolFault> {
         return Err(ProtocolFault::RepeatedHost);
     }
     match (request.uri().authority(), host) {
+        (Some(_), _) if !http2 => Err(ProtocolFault::AbsoluteForm),
         (Some(authority), Some(host)) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
-            Err(ProtocolFault::AbsoluteFormHost)
+            Err(ProtocolFault::AuthorityHost)
         }
         (_, Some(host)) => Ok(host.as_bytes()),
-        (Some(authority), None) if http2 => Ok(authority.as_str().as_bytes()),
-        (_, None) => Err(ProtocolFault::MissingHost),
+        (Some(authority), None) => Ok(authority.as_str().as_bytes()),
+        (None, None) => Err(ProtocolFault::MissingHost),
     }
 }
 
@@ -68,7 +73,7 @@ mod tests {
         assert_eq!(check(&request(h2, "GET", "https://a.dev/x", &[])), Ok(&b"a.dev"[..]));
         assert_eq!(check(&request(h2, "GET", "https://a.dev/x", &[("host", "A.dev")])), Ok(&b"A.dev"[..]));
         for (method, uri, headers, fault) in [
-            ("GET", "https://a.dev/x", &[("host", "b.dev")][..], ProtocolFault::AbsoluteFormHost),
+            ("GET", "https://a.dev/x", &[("host", "b.dev")][..], ProtocolFault::AuthorityHost),
             ("GET", "/x", &[], ProtocolFault::MissingHost),
             ("CONNECT", "a.dev:443", &[], ProtocolFault::Connect),
             ("TRACE", "https://a.dev/x", &[], ProtocolFault::Method),
@@ -86,10 +91,26 @@ mod tests {
     }
 
     #[test]
+    fn of_the_protocols_of_an_extended_connect_websockets_alone_are_served() {
+        let connect = |protocol| {
+            let mut request = request(Version::HTTP_2, "CONNECT", "https://a.dev/x", &[]);
+            request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+            check(&request).map(<[u8]>::to_vec)
+        };
+        assert_eq!(connect("websocket"), Ok(b"a.dev".to_vec()));
+        for protocol in ["connect-udp", "connect-tcp", "webtransport", "WebSocket", ""] {
+            assert_eq!(connect(protocol), Err(ProtocolFault::Connect), "{protocol}");
+        }
+    }
+
+    #[test]
     fn over_http_1_one_host_header_decides() {
         let h1 = Version::HTTP_11;
         assert_eq!(check(&request(h1, "GET", "/x", &[("host", "a.dev")])), Ok(&b"a.dev"[..]));
-        assert_eq!(check(&request(h1, "GET", "http://a.dev/x", &[])), Err(ProtocolFault::MissingHost));
+        for headers in [&[][..], &[("host", "a.dev")]] {
+            let absolute = request(h1, "GET", "http://a.dev/x", headers);
+            assert_eq!(check(&absolute), Err(ProtocolFault::AbsoluteForm));
+        }
         assert_eq!(check(&request(h1, "GET", "/", &[("host", "a"), ("host", "a")])), Err(ProtocolFault::RepeatedHost));
     }
 }

@@ -4,33 +4,41 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use envforge_domain::time::{SharedClock, UnixMillis};
+use futures_util::stream;
 use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
-use crate::admission::{self, ForwardPermit, RequestHead, Rules, wants_page};
+use crate::admission::{self, ForwardPermit, Refused, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
-use crate::body::ResponseBody;
+use crate::body::{EARLY_BYTES_MAX, Early, ResponseBody};
 use crate::config::Config;
-use crate::connection::{Client, REFUSED_METHOD, Serve};
+use crate::connection::{Client, HTTP2_STREAM_WINDOW_BYTES, REFUSED_METHOD, Serve};
 use crate::denial::{Denial, ProtocolFault};
-use crate::forward::{Forwarding, Passage};
+use crate::forward::{Forwarding, Passage, announced_length};
 use crate::header::Forwarded;
 use crate::host::{Host, WorkspaceHost, split};
 use crate::metric;
-use crate::pages::{self, Audience};
+use crate::pages::{self, Audience, WakeNews};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
-use crate::wake::{self, Waker};
+use crate::standing::Standing;
+use crate::wake::{self, PagePlace, Waker};
 use crate::websocket::{self, Handshake, Sockets};
-use envforge_projections::gateway_view::{GatewayView, RuntimePhase};
+use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
 
 /// Paths that the gateway keeps for itself on workspace hosts.
 const RESERVED: &str = "/.envforge/";
-/// Where the waking page asks how far the wake is.
-pub(crate) const WAKE_PATH: &str = "/.envforge/wake";
+/// Where the waking page is told how far the wake is.
+const WAKE_EVENTS_PATH: &str = "/.envforge/wake/events";
+/// Where it asks instead, if events do not reach it.
+const WAKE_PATH: &str = "/.envforge/wake";
+/// Longest silence in events.
+const EVENTS_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Longest time that one such question waits for news.
 const WAKE_NEWS_MAX: Duration = Duration::from_secs(20);
 
@@ -42,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) waker: Waker,
     pub(crate) share: Share,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) blocked: Arc<BlockedCounters>,
     pub(crate) clock: SharedClock,
 }
@@ -134,7 +143,10 @@ impl Connection {
             return Err(Denial::NotFound);
         }
         match path.strip_prefix("/share/") {
-            Some(token) => self.shared.share.answer(method, token, headers, &self.client).await,
+            Some(token) => {
+                let answer = self.shared.share.answer(method, token, headers, &self.client).await;
+                answer.map_err(|refused| self.counted(refused))
+            }
             None if path == "/robots.txt" => Ok(pages::robots()),
             None => Err(Denial::NotFound),
         }
@@ -142,7 +154,7 @@ impl Connection {
 
     async fn workspace(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         handshake: Option<Handshake>,
         host: &WorkspaceHost,
         forwarded: &Forwarded,
@@ -162,13 +174,20 @@ impl Connection {
             websocket: handshake.is_some(),
         };
         let permit = self.admit(&head, now)?;
-        let endpoint = match self.endpoint(&permit, request.method(), request.headers(), audience).await? {
-            Reached::App(endpoint) => endpoint,
-            Reached::WakingPage(page) => return Ok(*page),
+        let (endpoint, early, now) = match self.endpoint(&permit, &mut request, audience).await {
+            Ok(Reached::App(endpoint)) => (endpoint, Early::default(), now),
+            // A held request starts anew: it was held against the state again when its wait was over.
+            Ok(Reached::AppAfterHold(endpoint, early)) => (endpoint, early, shared.clock.now()),
+            Ok(Reached::WakingPage(page)) => return Ok(*page),
+            // What a link may not cause counts; what befalls a runtime does not.
+            Err(denial @ (Denial::WakeBudgetSpent | Denial::WakeRefused | Denial::TooManyHeld)) => {
+                return Err(self.counted(Refused { denial, link: Some(permit.link().link) }));
+            }
+            Err(denial) => return Err(denial),
         };
-        // A held request starts anew: it was admitted before it waited, and whatever ended meanwhile has cancelled it.
-        let (now, begun) = (shared.clock.now(), tokio::time::Instant::now());
-        let passage = Passage { permit, endpoint, forwarded, own_host: host.name(), now, begun };
+        let begun = tokio::time::Instant::now();
+        let passage =
+            Passage { permit, endpoint, forwarded, own_host: host.name(), http2: self.client.http2, early, now, begun };
         match handshake {
             None => shared.forwarding.forward(passage, request).await,
             Some(handshake) => {
@@ -180,36 +199,64 @@ impl Connection {
     fn admit(&self, head: &RequestHead<'_>, now: UnixMillis) -> Result<ForwardPermit, Denial> {
         let config = &self.shared.config;
         let rules = Rules { scheme: config.scheme, staleness_max: config.timeouts.staleness_max };
-        admission::admit(&self.shared.view, rules, head, now).map_err(|refused| {
-            if let Some(link) = refused.link {
-                self.shared.blocked.count(link, refused.denial, now);
-            }
-            refused.denial
-        })
+        admission::admit(&self.shared.view, rules, head, now).map_err(|refused| self.counted(refused))
+    }
+
+    /// A refusal, counted for its link where one is known.
+    fn counted(&self, refused: Refused) -> Denial {
+        if let Some(link) = refused.link {
+            self.shared.blocked.count(link, refused.denial, self.shared.clock.now());
+        }
+        refused.denial
     }
 
     async fn endpoint(
         &self,
         permit: &ForwardPermit,
-        method: &Method,
-        headers: &HeaderMap,
+        request: &mut Request<Incoming>,
         audience: Audience,
     ) -> Result<Reached, Denial> {
         let waker = &self.shared.waker;
-        let runtime = self.shared.view.runtime(permit.workspace());
-        let seen = {
-            let seen = runtime.borrow();
-            if let Some(address) = wake::endpoint(&seen, permit) {
-                return address.map(Reached::App);
-            }
-            seen.clone()
+        let seen = self.shared.view.look_at_runtime(permit.workspace(), |runtime| {
+            wake::endpoint(runtime, permit).ok_or_else(|| runtime.clone())
+        });
+        let seen = match seen {
+            Ok(address) => return address.map(Reached::App),
+            Err(seen) => seen,
         };
-        if audience == Audience::Person && matches!(*method, Method::GET | Method::HEAD) {
+        if audience == Audience::Person && matches!(*request.method(), Method::GET | Method::HEAD) {
             waker.nudge(permit, &seen)?;
             return Ok(Reached::WakingPage(Box::new(pages::waking(permit.link(), &seen))));
         }
-        let head_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum::<usize>();
-        waker.hold(permit, head_bytes).await.map(Reached::App)
+        // In a box: what most requests never need.
+        Box::pin(self.held(permit, request)).await
+    }
+
+    /// Waits for the runtime, or for the client to leave.
+    async fn held(&self, permit: &ForwardPermit, request: &mut Request<Incoming>) -> Result<Reached, Denial> {
+        let head = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum::<usize>();
+        let bytes = head + self.kept_of_body(request);
+        let mut early = Early::default();
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.shared.waker.hold(permit, bytes) => Some(outcome),
+            () = early.read(request.body_mut()) => None,
+        };
+        match outcome {
+            Some(outcome) => outcome.map(|address| Reached::AppAfterHold(address, early)),
+            // Nobody hears this.
+            None => Err(Denial::TryAgain),
+        }
+    }
+
+    /// What may be kept of a held request's body: what we read, and over HTTP/2 what fills the stream's window besides.
+    fn kept_of_body(&self, request: &Request<Incoming>) -> usize {
+        if request.body().is_end_stream() {
+            return 0;
+        }
+        let most = EARLY_BYTES_MAX + if self.client.http2 { HTTP2_STREAM_WINDOW_BYTES as usize } else { 0 };
+        let announced = announced_length(request.headers()).and_then(|length| usize::try_from(length).ok());
+        announced.map_or(most, |length| length.min(most))
     }
 
     async fn reserved(
@@ -220,15 +267,21 @@ impl Connection {
     ) -> Result<Response<ResponseBody>, Denial> {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         match uri.path() {
-            HANDOFF_PATH => self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await,
-            WAKE_PATH => {
+            HANDOFF_PATH => {
+                let answer = self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await;
+                answer.map_err(|refused| self.counted(refused))
+            }
+            WAKE_PATH | WAKE_EVENTS_PATH => {
                 let head = RequestHead { host, method, path: "/", headers, websocket: false };
                 let permit = self.admit(&head, now)?;
                 if *method != Method::GET {
                     return Err(Denial::MethodNotAllowed);
                 }
+                if uri.path() == WAKE_EVENTS_PATH {
+                    return self.wake_events(permit);
+                }
                 let seen = uri.query().and_then(|query| query.strip_prefix("seen=")).unwrap_or_default();
-                self.wake_news(&permit, seen).await
+                self.wake_news(permit, seen).await
             }
             // Admitted or not, there is nothing here; without a session that is not said.
             _ => {
@@ -239,34 +292,83 @@ impl Connection {
         }
     }
 
-    /// Answers when something has changed since `seen`, or after a while.
-    async fn wake_news(&self, permit: &ForwardPermit, seen: &str) -> Result<Response<ResponseBody>, Denial> {
-        let waker = &self.shared.waker;
-        let _place = waker.place(permit.workspace(), 1)?;
-        let mut runtime = self.shared.view.runtime(permit.workspace());
+    /// Answers when something has changed since `seen`, or after a while. For pages that cannot follow events.
+    async fn wake_news(&self, permit: ForwardPermit, seen: &str) -> Result<Response<ResponseBody>, Denial> {
+        let mut following = Following::new(&self.shared, permit)?;
         let deadline = tokio::time::Instant::now() + WAKE_NEWS_MAX;
         loop {
-            let news = runtime.borrow_and_update().clone();
-            let refusal = match news.phase {
-                RuntimePhase::Ready | RuntimePhase::Waking => None,
-                RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => waker.refusal(permit),
-            };
-            let answer = pages::WakeNews::new(&news, refusal);
-            if answer.tag != seen || tokio::time::Instant::now() >= deadline {
-                return Ok(pages::wake_news(&answer));
+            let news = following.news();
+            if news.tag != seen || tokio::time::Instant::now() >= deadline {
+                return Ok(pages::wake_news(&news));
             }
-            tokio::select! {
-                changed = runtime.changed() => changed.map_err(|_| Denial::TryAgain)?,
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.shared.view, self.shared.clock.now())),
-                // A refused wake changes no runtime: look again now and then.
-                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            following.changed().await?;
+        }
+    }
+
+    /// Tells everything that changes until the wake is over, or the right to know of it.
+    fn wake_events(&self, permit: ForwardPermit) -> Result<Response<ResponseBody>, Denial> {
+        let following = Following::new(&self.shared, permit)?;
+        let told = (following, String::new(), tokio::time::Instant::now());
+        let events = stream::unfold(Some(told), |told| async {
+            let (mut following, seen, last) = told?;
+            loop {
+                let news = following.news();
+                let now = tokio::time::Instant::now();
+                if news.tag != seen {
+                    let event = news.event();
+                    return Some((event, (!news.is_last()).then_some((following, news.tag, now))));
+                }
+                // Whatever stands between keeps a stream open in which something comes.
+                if now >= last + EVENTS_SILENCE_MAX {
+                    return Some((Bytes::from_static(b":\n\n"), Some((following, seen, now))));
+                }
+                following.changed().await.ok()?;
             }
+        });
+        Ok(pages::wake_events(events))
+    }
+}
+
+/// A waking page that is told how far the wake is.
+struct Following {
+    shared: Arc<Shared>,
+    permit: ForwardPermit,
+    runtime: watch::Receiver<RuntimeView>,
+    _place: PagePlace,
+}
+
+impl Following {
+    fn new(shared: &Arc<Shared>, permit: ForwardPermit) -> Result<Self, Denial> {
+        let place = shared.waker.page_place(permit.link().link)?;
+        let runtime = shared.view.runtime(permit.workspace());
+        Ok(Self { shared: Arc::clone(shared), permit, runtime, _place: place })
+    }
+
+    fn news(&mut self) -> WakeNews {
+        let runtime = self.runtime.borrow_and_update().clone();
+        let refusal = match runtime.phase {
+            RuntimePhase::Ready | RuntimePhase::Waking => None,
+            RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
+                self.shared.waker.refusal(&self.permit)
+            }
+        };
+        WakeNews::new(&runtime, refusal)
+    }
+
+    async fn changed(&mut self) -> Result<(), Denial> {
+        tokio::select! {
+            biased;
+            denial = self.shared.standing.ended(&self.permit) => Err(denial),
+            changed = self.runtime.changed() => changed.map_err(|_| Denial::TryAgain),
+            // A refused wake changes no runtime: look again now and then.
+            () = tokio::time::sleep(Duration::from_millis(500)) => Ok(()),
         }
     }
 }
 
 enum Reached {
     App(SocketAddr),
+    AppAfterHold(SocketAddr, Early),
     WakingPage(Box<Response<ResponseBody>>),
 }
 
@@ -285,6 +387,6 @@ impl Serve for Connection {
                 response
             }
         };
-        response.map(|body| body.counted(in_flight))
+        response.map(|body| body.begun(in_flight, self.client.http2))
     }
 }

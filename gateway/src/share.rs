@@ -17,7 +17,7 @@ use http::header::{LOCATION, ORIGIN, SET_COOKIE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use uuid::Uuid;
 
-use crate::admission;
+use crate::admission::{self, Refused};
 use crate::body::ResponseBody;
 use crate::config::Config;
 use crate::connection::Client;
@@ -28,6 +28,7 @@ use crate::handoff::{Binding, Handoff, HandoffKey};
 use crate::host::WorkspaceHost;
 use crate::metric;
 use crate::pages;
+use crate::standing::Standing;
 use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView};
 
 /// Where a handoff is redeemed, on the workspace host.
@@ -43,20 +44,21 @@ pub(crate) struct Share {
     pub(crate) verifier: ShareVerifier,
     pub(crate) handoff_key: HandoffKey,
     pub(crate) decisions: Arc<dyn Decisions>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) clock: SharedClock,
     /// `https://dev.envforge.ai`
     pub(crate) origin: String,
 }
 
 impl Share {
-    /// Everything under `/share/` of the gateway's own domain.
+    /// Everything under `/share/` of the gateway's own domain. What is refused of a link that is known counts for it.
     pub(crate) async fn answer(
         &self,
         method: &Method,
         token: &str,
         headers: &HeaderMap,
         client: &Client,
-    ) -> Result<Response<ResponseBody>, Denial> {
+    ) -> Result<Response<ResponseBody>, Refused> {
         match *method {
             Method::GET | Method::HEAD => {
                 let link = self.link_of(token).await?;
@@ -65,7 +67,10 @@ impl Share {
                 Ok(pages::share(&link, &host, self.clock.now()))
             }
             Method::POST => {
-                self.check_form(headers)?;
+                self.check_form(headers).map_err(|denial| {
+                    let claims = self.verifier.verify(token, self.clock.now()).ok();
+                    self.refused(denial, claims.map(|claims| claims.link))
+                })?;
                 self.check_fresh()?;
                 let link = self.link_of(token).await?;
                 let host = WorkspaceHost::new(&self.config, link.host.clone());
@@ -74,9 +79,9 @@ impl Share {
                 let code = handoff.seal(&self.handoff_key, &binding);
                 metric::share("handed_off");
                 let target = Secret::new(format!("{}{HANDOFF_PATH}?code={}", host.origin, code.expose()));
-                redirect(&target)
+                Ok(redirect(&target)?)
             }
-            _ => Err(Denial::MethodNotAllowed),
+            _ => Err(Denial::MethodNotAllowed.into()),
         }
     }
 
@@ -88,9 +93,9 @@ impl Share {
         query: Option<&str>,
         headers: &HeaderMap,
         client: &Client,
-    ) -> Result<Response<ResponseBody>, Denial> {
+    ) -> Result<Response<ResponseBody>, Refused> {
         if *method != Method::GET {
-            return Err(Denial::MethodNotAllowed);
+            return Err(Denial::MethodNotAllowed.into());
         }
         self.check_arrival(headers)?;
         self.check_fresh()?;
@@ -102,8 +107,10 @@ impl Share {
                 Ok(response)
             }
             // The address bar still shows the used code after a reload: who is in already goes on.
-            Err(Denial::HandoffInvalid) if self.has_session(host, headers) => redirect(&Secret::new("/".to_owned())),
-            Err(denial) => Err(denial),
+            Err(Refused { denial: Denial::HandoffInvalid, .. }) if self.has_session(host, headers) => {
+                Ok(redirect(&Secret::new("/".to_owned()))?)
+            }
+            Err(refused) => Err(refused),
         }
     }
 
@@ -113,14 +120,16 @@ impl Share {
         query: Option<&str>,
         headers: &HeaderMap,
         client: &Client,
-    ) -> Result<HeaderValue, Denial> {
+    ) -> Result<HeaderValue, Refused> {
         let code = query.and_then(|query| query.strip_prefix("code=")).ok_or(Denial::HandoffInvalid)?;
         let binding = Binding { host: host.name(), browser: self.browser(headers, client) };
         let now = self.clock.now();
         let handoff = Handoff::open(code, &self.handoff_key, &binding, now).ok_or(Denial::HandoffInvalid)?;
-        let link = self.view.link(handoff.link).filter(|link| link.host == host.label).ok_or(Denial::HandoffInvalid)?;
+        let refuse = |denial| self.refused(denial, Some(handoff.link));
+        let link = self.view.link(handoff.link).filter(|link| link.host == host.label);
+        let link = link.ok_or_else(|| refuse(Denial::HandoffInvalid))?;
         if link.generation != handoff.generation || !stands(&link, now) {
-            return Err(Denial::LinkEnded);
+            return Err(refuse(Denial::LinkEnded));
         }
         let permit = admission::open_session_permit(&link, self.view.freshness().position, now)?;
         let cookie = fresh_cookie()?;
@@ -134,9 +143,17 @@ impl Share {
             now,
         };
         let digest = ask.cookie;
-        self.decisions.open_session(&permit, ask).await?;
+        self.decisions.open_session(&permit, ask).await.map_err(|denial| match denial {
+            Denial::HandoffInvalid | Denial::TooManySessions | Denial::LinkEnded => refuse(denial),
+            // Nobody's attempt: our own side could not answer.
+            denial => denial.into(),
+        })?;
         self.wait_for_session(&digest).await?;
         Ok(cookie::set_session(self.config.scheme, &cookie))
+    }
+
+    fn refused(&self, denial: Denial, link: Option<LinkId>) -> Refused {
+        Refused { denial, link: link.filter(|link| self.view.link(*link).is_some()) }
     }
 
     /// The redirect must not arrive before the session does.
@@ -152,17 +169,18 @@ impl Share {
     }
 
     /// Forged, unknown, rotated, revoked and expired tokens give one answer.
-    async fn link_of(&self, token: &str) -> Result<Arc<LinkView>, Denial> {
+    async fn link_of(&self, token: &str) -> Result<Arc<LinkView>, Refused> {
         let now = self.clock.now();
         let claims = self.verifier.verify(token, now).map_err(|_| Denial::LinkEnded)?;
-        let link = self.shown_link(claims.link, claims.generation).await.ok_or(Denial::LinkEnded)?;
+        let refuse = || self.refused(Denial::LinkEnded, Some(claims.link));
+        let link = self.shown_link(claims.link, claims.generation).await.ok_or_else(refuse)?;
         let same = link.generation == claims.generation && link.org == claims.org && link.workspace == claims.workspace;
         // A workspace that was archived or closed to links shows nothing, not even its name.
         let open = self
             .view
             .workspace_by_label(&link.host)
             .is_some_and(|workspace| !workspace.archived && admission::is_open(&workspace));
-        if same && open && stands(&link, now) { Ok(link) } else { Err(Denial::LinkEnded) }
+        if same && open && stands(&link, now) { Ok(link) } else { Err(refuse()) }
     }
 
     /// A genuine token may be opened before this gateway has heard of its link: it was issued a moment ago, elsewhere.
@@ -206,8 +224,7 @@ impl Share {
     }
 
     fn check_fresh(&self) -> Result<(), Denial> {
-        let age = Instant::now().saturating_duration_since(self.view.freshness().last_heard);
-        if age > self.config.timeouts.staleness_max { Err(Denial::AuthorizationStale) } else { Ok(()) }
+        if self.standing.is_fresh() { Ok(()) } else { Err(Denial::AuthorizationStale) }
     }
 
     fn has_session(&self, host: &WorkspaceHost, headers: &HeaderMap) -> bool {

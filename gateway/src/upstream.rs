@@ -6,7 +6,10 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -17,19 +20,25 @@ use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
 
 use crate::body::RequestBody;
+use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
 use crate::metric::Meters;
 
 /// A connection that waited longer than this may have been closed by the app at the very moment we use it.
 const FRESH: Duration = Duration::from_millis(20);
+/// Connections to one endpoint that are being opened at the same time. When a runtime has just woken, everybody who waited
+/// comes at once: more than this overflow an app's queue of connections (5 in Python's http.server), and each one that did
+/// not fit is tried again only after a second. Opening takes well under a millisecond, so nobody waits long for a turn.
+const OPENING_MAX: usize = 4;
 
 pub(crate) struct Upstreams {
     endpoints: RwLock<AHashMap<SocketAddr, Arc<Endpoint>>>,
     connections_per_endpoint_max: usize,
+    connections_per_link_max: usize,
     connect_timeout: Duration,
     idle_max: Duration,
     meters: Arc<Meters>,
@@ -40,17 +49,53 @@ pub(crate) struct Upstreams {
 struct Endpoint {
     address: SocketAddr,
     slots: Arc<Semaphore>,
+    opening: Arc<Semaphore>,
+    /// Touched where a connection opens or is waited for, and not by requests that find one.
+    shares: Mutex<AHashMap<LinkId, Arc<Share>>>,
+    /// Requests that wait for a connection, of all links.
+    waiting: AtomicUsize,
     idle: Mutex<AHashMap<LinkId, VecDeque<Idle>>>,
 }
 
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    patience: Patience,
     since: Instant,
+}
+
+/// A timer that lives as long as its connection. Requests on it come one after the other, so it fires at or before the
+/// moment that the present one asks for, and is then set anew: those that are answered soon do not touch it.
+pub(crate) struct Patience(Pin<Box<Sleep>>);
+
+impl Patience {
+    fn new() -> Self {
+        Self(Box::pin(tokio::time::sleep(Duration::ZERO)))
+    }
+
+    /// `Ready` at `due`, which is never before that of an earlier call.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
+        loop {
+            ready!(self.0.as_mut().poll(cx));
+            if Instant::now() >= due {
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(due);
+        }
+    }
+}
+
+/// What one link may have of an endpoint.
+struct Share {
+    slots: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// A connection of the link has come back while one of its requests waits.
+    returned: Notify,
 }
 
 /// A connection in use. Dropping it closes the connection; `give_back` keeps it for the same link.
 pub(crate) struct Lease {
     sender: http1::SendRequest<RequestBody>,
+    patience: Patience,
     endpoint: Arc<Endpoint>,
     link: LinkId,
     reused_after: Option<Duration>,
@@ -59,50 +104,94 @@ pub(crate) struct Lease {
 }
 
 impl Upstreams {
-    pub(crate) fn new(
-        connections_per_endpoint_max: usize,
-        connect_timeout: Duration,
-        idle_max: Duration,
-        own: SocketAddr,
-        meters: Arc<Meters>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(limits: &Limits, timeouts: &Timeouts, own: SocketAddr, meters: Arc<Meters>) -> Arc<Self> {
         Arc::new(Self {
             endpoints: RwLock::default(),
-            connections_per_endpoint_max,
-            connect_timeout,
-            idle_max,
+            connections_per_endpoint_max: limits.upstream_connections_per_endpoint_max,
+            connections_per_link_max: limits.upstream_connections_per_link_max,
+            connect_timeout: timeouts.upstream_connect,
+            idle_max: timeouts.upstream_idle,
             meters,
             own,
         })
     }
 
-    /// A connection to `address` for `link`: the one used last, or a new one.
-    pub(crate) async fn lease(self: &Arc<Self>, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+    /// The connection to `address` that `link` used last, if it is there and ready at once.
+    pub(crate) fn ready(&self, link: LinkId, address: SocketAddr) -> Result<Option<Lease>, Denial> {
         let endpoint = self.endpoint(address)?;
         while let Some(idle) = endpoint.take_idle(link) {
-            let mut sender = idle.sender;
-            // Ready at once unless the app is still closing or finishing; either is known within a moment.
-            if let Ok(Ok(())) = tokio::time::timeout(self.connect_timeout, sender.ready()).await {
-                self.meters.reused.increment(1);
-                return Ok(Lease { sender, endpoint, link, reused_after: Some(idle.since.elapsed()), reusable: true });
+            if idle.sender.is_ready() {
+                return Ok(Some(self.reuse(endpoint, link, idle)));
+            }
+            if !idle.sender.is_closed() {
+                // The app is still closing or finishing: `lease` waits for the outcome.
+                endpoint.keep(link, idle);
+                break;
             }
         }
-        self.connect(endpoint, link).await
+        Ok(None)
+    }
+
+    /// A connection to `address` for `link`: one that is used and comes back, or a new one. May wait for either.
+    pub(crate) async fn lease(&self, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+        let endpoint = self.endpoint(address)?;
+        let share = endpoint.share(link, self.connections_per_link_max);
+        let waiting = Waiting::new(&endpoint, &share);
+        let until = Instant::now() + self.connect_timeout;
+        let slot = loop {
+            while let Some(mut idle) = endpoint.take_idle(link) {
+                if let Ok(Ok(())) = tokio::time::timeout_at(until, idle.sender.ready()).await {
+                    drop(waiting);
+                    return Ok(self.reuse(endpoint, link, idle));
+                }
+            }
+            tokio::select! {
+                biased;
+                slot = endpoint.slot(&share, link) => break slot,
+                () = share.returned.notified() => {}
+                () = tokio::time::sleep_until(until) => return Err(Denial::UpstreamBusy),
+            }
+        };
+        drop(waiting);
+        self.open(endpoint, link, slot.ok_or(Denial::UpstreamBusy)?).await
     }
 
     /// A new connection, whatever is idle.
-    pub(crate) async fn lease_new(self: &Arc<Self>, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
-        self.connect(self.endpoint(address)?, link).await
+    pub(crate) async fn lease_new(&self, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+        let endpoint = self.endpoint(address)?;
+        let share = endpoint.share(link, self.connections_per_link_max);
+        let waiting = Waiting::new(&endpoint, &share);
+        let slot = tokio::time::timeout(self.connect_timeout, async {
+            let mut slot = std::pin::pin!(endpoint.slot(&share, link));
+            loop {
+                tokio::select! {
+                    biased;
+                    slot = slot.as_mut() => break slot,
+                    // Of no use here but for its slot.
+                    () = share.returned.notified() => endpoint.evict_oldest_of(link),
+                }
+            }
+        });
+        let slot = slot.await;
+        drop(waiting);
+        self.open(endpoint, link, slot.ok().flatten().ok_or(Denial::UpstreamBusy)?).await
     }
 
-    async fn connect(&self, endpoint: Arc<Endpoint>, link: LinkId) -> Result<Lease, Denial> {
-        let slot = self.slot(&endpoint).await?;
+    fn reuse(&self, endpoint: Arc<Endpoint>, link: LinkId, idle: Idle) -> Lease {
+        self.meters.reused.increment(1);
+        let Idle { sender, patience, since } = idle;
+        Lease { sender, patience, endpoint, link, reused_after: Some(since.elapsed()), reusable: true }
+    }
+
+    async fn open(&self, endpoint: Arc<Endpoint>, link: LinkId, mut slot: Slot) -> Result<Lease, Denial> {
         let opened = tokio::time::timeout(self.connect_timeout, async {
             let stream = TcpStream::connect(endpoint.address).await.ok()?;
             let _ = stream.set_nodelay(true);
             http1::Builder::new().handshake::<_, RequestBody>(TokioIo::new(stream)).await.ok()
         });
-        let (sender, connection) = match opened.await {
+        let opened = opened.await;
+        slot.opening = None;
+        let (sender, connection) = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => return Err(Denial::UpstreamUnreachable),
             Err(_) => return Err(Denial::UpstreamTimeout),
@@ -114,19 +203,7 @@ impl Upstreams {
             }
             drop(slot);
         });
-        Ok(Lease { sender, endpoint, link, reused_after: None, reusable: true })
-    }
-
-    async fn slot(&self, endpoint: &Arc<Endpoint>) -> Result<OwnedSemaphorePermit, Denial> {
-        if let Ok(slot) = Arc::clone(&endpoint.slots).try_acquire_owned() {
-            return Ok(slot);
-        }
-        // Other links' idle connections give way before anybody waits.
-        endpoint.evict_oldest();
-        match tokio::time::timeout(self.connect_timeout, Arc::clone(&endpoint.slots).acquire_owned()).await {
-            Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(_) => Err(Denial::UpstreamBusy),
-        }
+        Ok(Lease { sender, patience: Patience::new(), endpoint, link, reused_after: None, reusable: true })
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Arc<Endpoint>, Denial> {
@@ -141,6 +218,9 @@ impl Upstreams {
             Arc::new(Endpoint {
                 address,
                 slots: Arc::new(Semaphore::new(self.connections_per_endpoint_max)),
+                opening: Arc::new(Semaphore::new(OPENING_MAX)),
+                shares: Mutex::default(),
+                waiting: AtomicUsize::new(0),
                 idle: Mutex::default(),
             })
         };
@@ -154,6 +234,9 @@ impl Upstreams {
             endpoint.idle.lock().retain(|_, connections| {
                 connections.retain(|idle| now.duration_since(idle.since) < self.idle_max && !idle.sender.is_closed());
                 !connections.is_empty()
+            });
+            endpoint.shares.lock().retain(|_, share| {
+                Arc::strong_count(share) > 1 || share.slots.available_permits() < self.connections_per_link_max
             });
         }
         self.endpoints.write().retain(|_, endpoint| {
@@ -181,15 +264,95 @@ impl Endpoint {
         self.idle.lock().get_mut(&link)?.pop_back()
     }
 
+    fn keep(&self, link: LinkId, idle: Idle) {
+        self.idle.lock().entry(link).or_default().push_back(idle);
+    }
+
+    /// Keeps a connection that has come back, or lets it go to who waits.
+    fn take_back(&self, link: LinkId, idle: Idle) {
+        self.keep(link, idle);
+        // INVARIANT: who waits is counted before it looks at what is idle, so either it sees the connection or it is
+        // seen here.
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let share = self.shares.lock().get(&link).map(Arc::clone);
+        match share.filter(|share| share.waiting.load(Ordering::Relaxed) > 0) {
+            Some(share) => share.returned.notify_one(),
+            // Another link's request gets the slot.
+            None => self.evict_oldest(),
+        }
+    }
+
+    fn share(&self, link: LinkId, connections_max: usize) -> Arc<Share> {
+        let new = || {
+            let slots = Arc::new(Semaphore::new(connections_max));
+            Arc::new(Share { slots, waiting: AtomicUsize::new(0), returned: Notify::new() })
+        };
+        Arc::clone(self.shares.lock().entry(link).or_insert_with(new))
+    }
+
+    /// The link's own share first: who has used it up waits without taking anything from the others.
+    async fn slot(&self, share: &Share, link: LinkId) -> Option<Slot> {
+        let of_link = acquire(&share.slots, || self.evict_oldest_of(link)).await?;
+        // Other links' idle connections give way before anybody waits.
+        let of_endpoint = acquire(&self.slots, || self.evict_oldest()).await?;
+        let opening = Arc::clone(&self.opening).acquire_owned().await.ok()?;
+        Some(Slot { _of_endpoint: of_endpoint, _of_link: of_link, opening: Some(opening) })
+    }
+
     fn evict_oldest(&self) {
-        let mut idle = self.idle.lock();
+        let idle = self.idle.lock();
         let oldest = idle.iter().filter_map(|(link, all)| all.front().map(|first| (first.since, *link))).min();
-        if let Some((_, link)) = oldest
-            && let Some(connections) = idle.get_mut(&link)
-        {
+        drop(idle);
+        if let Some((_, link)) = oldest {
+            self.evict_oldest_of(link);
+        }
+    }
+
+    fn evict_oldest_of(&self, link: LinkId) {
+        if let Some(connections) = self.idle.lock().get_mut(&link) {
             connections.pop_front();
         }
     }
+}
+
+/// A permit at once, or else, after room was made, as soon as there is one.
+async fn acquire(slots: &Arc<Semaphore>, make_room: impl FnOnce()) -> Option<OwnedSemaphorePermit> {
+    if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+        return Some(slot);
+    }
+    make_room();
+    Arc::clone(slots).acquire_owned().await.ok()
+}
+
+/// One request that waits for a connection.
+struct Waiting {
+    endpoint: Arc<Endpoint>,
+    share: Arc<Share>,
+}
+
+impl Waiting {
+    fn new(endpoint: &Arc<Endpoint>, share: &Arc<Share>) -> Self {
+        endpoint.waiting.fetch_add(1, Ordering::Relaxed);
+        share.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { endpoint: Arc::clone(endpoint), share: Arc::clone(share) }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.endpoint.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.share.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What an open connection takes of its endpoint and of its link's share.
+struct Slot {
+    _of_endpoint: OwnedSemaphorePermit,
+    _of_link: OwnedSemaphorePermit,
+    /// Until it is open.
+    opening: Option<OwnedSemaphorePermit>,
 }
 
 /// What became of a request on a leased connection.
@@ -201,11 +364,16 @@ pub(crate) enum Sent {
 }
 
 impl Lease {
-    pub(crate) async fn send(&mut self, request: Request<RequestBody>) -> Sent {
-        match self.sender.try_send_request(request).await {
-            Ok(answer) => Sent::Answer(answer),
-            Err(error) => Self::failed(error),
-        }
+    /// Sends, with the connection's own timer for whoever waits for the answer.
+    pub(crate) fn send(&mut self, request: Request<RequestBody>) -> (impl Future<Output = Sent> + Send, &mut Patience) {
+        let answer = self.sender.try_send_request(request);
+        let sending = async move {
+            match answer.await {
+                Ok(answer) => Sent::Answer(answer),
+                Err(error) => Self::failed(error),
+            }
+        };
+        (sending, &mut self.patience)
     }
 
     fn failed(mut error: TrySendError<Request<RequestBody>>) -> Sent {
@@ -231,11 +399,11 @@ impl Lease {
     }
 
     pub(crate) fn give_back(self) {
-        let Self { sender, endpoint, link, reusable, .. } = self;
+        let Self { sender, patience, endpoint, link, reusable, .. } = self;
         if !reusable || sender.is_closed() {
             return;
         }
-        endpoint.idle.lock().entry(link).or_default().push_back(Idle { sender, since: Instant::now() });
+        endpoint.take_back(link, Idle { sender, patience, since: Instant::now() });
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! Not here: who may wake (`admission` and the access policy), the waking page (`pages`).
 
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,6 @@ use ahash::AHashMap;
 use envforge_domain::access::Permit;
 use envforge_domain::ids::{LinkId, WorkspaceId};
 use envforge_domain::runtime::Epoch;
-use envforge_domain::time::SharedClock;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use crate::config::Limits;
 use crate::decisions::{AskWake, Decisions};
 use crate::denial::Denial;
 use crate::metric;
+use crate::standing::Standing;
 use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
 
 /// A wake that was accepted needs this long at most to show in the view; then it is asked for again.
@@ -32,7 +33,7 @@ const FAILED_AGAIN_AFTER: Duration = Duration::from_secs(15);
 /// A refused wake is not asked for again by the same link before this.
 const REFUSED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const WAKE_ATTEMPTS_MAX: u32 = 4;
-/// Heads are counted in these, rounded up.
+/// What is kept is counted in these, rounded up.
 const BYTES_PER_UNIT: usize = 1024;
 
 /// What came of asking for a wake.
@@ -56,12 +57,14 @@ type AskKey = (WorkspaceId, LinkId);
 pub(crate) struct Waker {
     view: Arc<GatewayView>,
     decisions: Arc<dyn Decisions>,
-    clock: SharedClock,
+    standing: Arc<Standing>,
     asks: Mutex<AHashMap<AskKey, Ask>>,
     held: Arc<Semaphore>,
     held_bytes: Arc<Semaphore>,
-    per_workspace: Arc<Mutex<AHashMap<WorkspaceId, usize>>>,
-    per_workspace_max: usize,
+    per_workspace: Arc<Counts<WorkspaceId>>,
+    per_link: Arc<Counts<LinkId>>,
+    pages: Arc<Semaphore>,
+    pages_per_link: Arc<Counts<LinkId>>,
     hold: Duration,
     gauge: metrics::Gauge,
 }
@@ -70,7 +73,7 @@ impl Waker {
     pub(crate) fn new(
         view: Arc<GatewayView>,
         decisions: Arc<dyn Decisions>,
-        clock: SharedClock,
+        standing: Arc<Standing>,
         limits: &Limits,
         hold: Duration,
         gauge: metrics::Gauge,
@@ -78,12 +81,14 @@ impl Waker {
         Self {
             view,
             decisions,
-            clock,
+            standing,
             asks: Mutex::default(),
             held: Arc::new(Semaphore::new(limits.held_requests_max)),
             held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
-            per_workspace: Arc::default(),
-            per_workspace_max: limits.held_requests_per_workspace_max,
+            per_workspace: Counts::new(limits.held_requests_per_workspace_max),
+            per_link: Counts::new(limits.held_requests_per_link_max),
+            pages: Arc::new(Semaphore::new(limits.waking_pages_max)),
+            pages_per_link: Counts::new(limits.waking_pages_per_link_max),
             hold,
             gauge,
         }
@@ -112,11 +117,17 @@ impl Waker {
         }
     }
 
-    /// Waits until the service can be reached. `head_bytes` is what the waiting request keeps in memory.
-    pub(crate) async fn hold(&self, permit: &ForwardPermit, head_bytes: usize) -> Result<SocketAddr, Denial> {
-        let _place = self.place(permit.workspace(), head_bytes)?;
+    /// Waits until the service can be reached by who may still reach it. `bytes` is what the waiting request keeps in memory.
+    pub(crate) async fn hold(&self, permit: &ForwardPermit, bytes: usize) -> Result<SocketAddr, Denial> {
+        let _place = self.place(permit, bytes)?;
         let begun = Instant::now();
-        let outcome = self.wait(permit).await;
+        let outcome = tokio::select! {
+            // An end that comes together with the app's readiness counts.
+            biased;
+            denial = self.standing.ended(permit) => Err(denial),
+            outcome = self.wait(permit) => outcome,
+        };
+        let outcome = outcome.and_then(|address| self.standing.check(permit).map(|()| address));
         metric::held(begun.elapsed(), outcome.is_ok());
         outcome
     }
@@ -147,7 +158,6 @@ impl Waker {
                     }
                 }
                 () = outcome_changed(&mut asked) => {}
-                () = permit.cancel().cancelled() => return Err(permit.ended(&self.view, self.clock.now())),
                 () = tokio::time::sleep_until((Instant::now() + ACCEPTED_SHOWS_WITHIN).min(deadline)) => {
                     if Instant::now() >= deadline {
                         metric::wake("hold_timeout");
@@ -187,7 +197,7 @@ impl Waker {
         let (sender, outcome) = watch::channel(Asked::Pending);
         asks.insert(key, Ask { outcome: outcome.clone(), at: Instant::now(), epoch: runtime.epoch });
         drop(asks);
-        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.clock.now() };
+        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.standing.now() };
         let permit = match permit.wake_permit(ask.now) {
             Ok(permit) => permit,
             Err(denial) => {
@@ -210,24 +220,22 @@ impl Waker {
         Ok(outcome)
     }
 
-    pub(crate) fn place(&self, workspace: WorkspaceId, head_bytes: usize) -> Result<Place, Denial> {
+    fn place(&self, permit: &ForwardPermit, bytes: usize) -> Result<Place, Denial> {
         let full = |_| Denial::TooManyHeld;
         let one = Arc::clone(&self.held).try_acquire_owned().map_err(full)?;
-        let units = u32::try_from(head_bytes.div_ceil(BYTES_PER_UNIT)).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.held_bytes).try_acquire_many_owned(units).map_err(full)?;
-        let mut per_workspace = self.per_workspace.lock();
-        let count = per_workspace.entry(workspace).or_insert(0);
-        if *count >= self.per_workspace_max {
-            return Err(Denial::TooManyHeld);
-        }
-        *count += 1;
+        let units = u32::try_from(bytes.div_ceil(BYTES_PER_UNIT)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.held_bytes).try_acquire_many_owned(units).map_err(full)?;
+        let of_workspace = self.per_workspace.enter(permit.workspace()).ok_or(Denial::TooManyHeld)?;
+        let of_link = self.per_link.enter(permit.link().link).ok_or(Denial::TooManyHeld)?;
         self.gauge.increment(1);
-        Ok(Place {
-            _slots: (one, bytes),
-            per_workspace: Arc::clone(&self.per_workspace),
-            workspace,
-            gauge: self.gauge.clone(),
-        })
+        Ok(Place { _slots: (one, room), _counted: (of_workspace, of_link), gauge: self.gauge.clone() })
+    }
+
+    /// A place for a waking page that is told how far the wake is.
+    pub(crate) fn page_place(&self, link: LinkId) -> Result<PagePlace, Denial> {
+        let one = Arc::clone(&self.pages).try_acquire_owned().map_err(|_| Denial::TooManyHeld)?;
+        let of_link = self.pages_per_link.enter(link).ok_or(Denial::TooManyHeld)?;
+        Ok(PagePlace { _slot: one, _counted: of_link })
     }
 }
 
@@ -265,23 +273,61 @@ async fn outcome_changed(asked: &mut Option<watch::Receiver<Asked>>) {
     }
 }
 
+/// How many of each there are, up to a limit.
+struct Counts<K> {
+    counts: Mutex<AHashMap<K, usize>>,
+    max: usize,
+}
+
+impl<K: Copy + Eq + Hash> Counts<K> {
+    fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { counts: Mutex::default(), max })
+    }
+
+    fn enter(self: &Arc<Self>, key: K) -> Option<Counted<K>> {
+        let mut counts = self.counts.lock();
+        let count = counts.entry(key).or_insert(0);
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { counts: Arc::clone(self), key })
+    }
+}
+
+/// One that is counted until this is dropped.
+struct Counted<K: Copy + Eq + Hash> {
+    counts: Arc<Counts<K>>,
+    key: K,
+}
+
+impl<K: Copy + Eq + Hash> Drop for Counted<K> {
+    fn drop(&mut self) {
+        let mut counts = self.counts.counts.lock();
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
 /// One waiting request.
-pub(crate) struct Place {
+struct Place {
     _slots: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-    per_workspace: Arc<Mutex<AHashMap<WorkspaceId, usize>>>,
-    workspace: WorkspaceId,
+    _counted: (Counted<WorkspaceId>, Counted<LinkId>),
     gauge: metrics::Gauge,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.gauge.decrement(1);
-        let mut per_workspace = self.per_workspace.lock();
-        if let Some(count) = per_workspace.get_mut(&self.workspace) {
-            *count -= 1;
-            if *count == 0 {
-                per_workspace.remove(&self.workspace);
-            }
-        }
     }
+}
+
+/// One waking page that follows.
+pub(crate) struct PagePlace {
+    _slot: OwnedSemaphorePermit,
+    _counted: Counted<LinkId>,
 }

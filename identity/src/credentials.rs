@@ -65,7 +65,17 @@ pub(crate) enum Presented {
     Rotated(RefreshRecord),
     /// It was used before: its whole family is revoked now.
     Reused(RefreshRecord),
-    Revoked,
+    Revoked(RefreshRecord),
+    Expired,
+    Unknown,
+}
+
+/// What is known of a refresh token that was only looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Looked {
+    Live(RefreshRecord),
+    Used,
+    Revoked(RefreshRecord),
     Expired,
     Unknown,
 }
@@ -268,7 +278,7 @@ impl Credentials {
                 insert_refresh(successor, &record, now).execute(&mut *transaction).await?;
                 Presented::Rotated(record)
             } else if revoked_at.is_some() {
-                Presented::Revoked
+                Presented::Revoked(record)
             } else if used_at.is_some() {
                 sqlx::query("UPDATE credential_refresh_tokens SET revoked_at = $2 WHERE family = $1 AND revoked_at IS NULL")
                     .bind(&record.family)
@@ -281,6 +291,28 @@ impl Credentials {
             };
             transaction.commit().await?;
             Ok(presented)
+        })
+    }
+
+    /// Looks at a refresh token without using it.
+    pub(crate) async fn look_up_refresh(&self, hash: TokenDigest, now: UnixMillis) -> Result<Looked, CredentialsError> {
+        let row: Option<RefreshRow> = on_either!(self, pool => sqlx::query_as(
+            "SELECT family, session_id, user_id, org_id, expires_at, used_at, revoked_at \
+             FROM credential_refresh_tokens WHERE token_hash = $1",
+        )
+        .bind(hex::encode(hash.as_bytes()))
+        .fetch_optional(pool)
+        .await?);
+        let Some(row) = row else { return Ok(Looked::Unknown) };
+        let (record, used_at, revoked_at) = (read_refresh(&row)?, row.5, row.6);
+        Ok(if revoked_at.is_some() {
+            Looked::Revoked(record)
+        } else if used_at.is_some() {
+            Looked::Used
+        } else if record.expires_at <= now {
+            Looked::Expired
+        } else {
+            Looked::Live(record)
         })
     }
 

@@ -11,7 +11,7 @@ use envforge_domain::secret::Secret;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::EmailAddress;
 
-use crate::credentials::{Account, Credentials, CredentialsError, Presented, RefreshRecord, Stored};
+use crate::credentials::{Account, Credentials, CredentialsError, Looked, Presented, RefreshRecord, Stored};
 use crate::key_file::{self, KeyFileError};
 use crate::lockout::{LockedOut, Lockout, LockoutRule};
 use crate::password::{self, HashError, PasswordHasher, WeakPassword};
@@ -77,9 +77,13 @@ pub enum LoginError {
 /// Why a session was not refreshed.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
-    /// Unknown, expired or revoked: which one is nobody's business.
+    /// Unknown or expired: which one is nobody's business.
     #[error("this refresh token is not valid; sign in again")]
     Invalid,
+    /// To whoever presents it the same as `Invalid`. The caller must end the session in the log where it still stands there:
+    /// whoever revoked the token may have broken off before.
+    #[error("this refresh token is not valid; sign in again")]
+    Revoked { user: UserId, org: OrgId, session: SessionId },
     /// Somebody used it before: the family is revoked, and the caller must end the session in the log.
     #[error("this refresh token was used before; its session has ended, sign in again")]
     Reused { user: UserId, org: OrgId, session: SessionId },
@@ -240,15 +244,29 @@ impl SelfHosted {
         Ok(SessionTokens { access, signed_in, refresh })
     }
 
-    /// Trades a refresh token for the next one. The caller makes sure that the session still stands in the log, then
-    /// mints an access token for it.
-    pub async fn refresh(&self, token: &Secret, now: UnixMillis) -> Result<Refreshed, RefreshError> {
-        let outcome = |outcome: &'static str| {
-            metrics::counter!("envforge_refreshes_total", "outcome" => outcome).increment(1);
-        };
+    /// Whose session a refresh token continues, without using the token. The caller makes sure that the session still
+    /// stands in the log before `refresh`: a token is not spent on a question that nobody could answer.
+    pub async fn session_of(&self, token: &Secret, now: UnixMillis) -> Result<Session, RefreshError> {
         if !token.expose().starts_with(REFRESH_PREFIX) {
-            outcome("invalid");
-            return Err(RefreshError::Invalid);
+            return Err(refused("invalid", RefreshError::Invalid));
+        }
+        match self.credentials.look_up_refresh(token.digest(), now).await.map_err(IdentityError::from)? {
+            Looked::Live(RefreshRecord { session, user, org, expires_at, .. }) => {
+                Ok(Session { user, org, session, expires_at })
+            }
+            // Presenting it tells a thief from a race as little as ever: the family is revoked.
+            Looked::Used => Err(self.refresh(token, now).await.err().unwrap_or(RefreshError::Invalid)),
+            Looked::Revoked(RefreshRecord { session, user, org, .. }) => {
+                Err(refused("invalid", RefreshError::Revoked { user, org, session }))
+            }
+            Looked::Expired | Looked::Unknown => Err(refused("invalid", RefreshError::Invalid)),
+        }
+    }
+
+    /// Trades a refresh token for the next one, once the caller knows that its session still stands in the log.
+    pub async fn refresh(&self, token: &Secret, now: UnixMillis) -> Result<Refreshed, RefreshError> {
+        if !token.expose().starts_with(REFRESH_PREFIX) {
+            return Err(refused("invalid", RefreshError::Invalid));
         }
         let refresh = self.randomness.token(REFRESH_PREFIX).map_err(IdentityError::from)?;
         let presented = self
@@ -258,18 +276,17 @@ impl SelfHosted {
             .map_err(IdentityError::from)?;
         match presented {
             Presented::Rotated(RefreshRecord { family: _, session, user, org, expires_at }) => {
-                outcome("ok");
+                metrics::counter!("envforge_refreshes_total", "outcome" => "ok").increment(1);
                 Ok(Refreshed { session: Session { user, org, session, expires_at }, refresh })
             }
             Presented::Reused(RefreshRecord { user, org, session, .. }) => {
-                outcome("reused");
                 tracing::warn!(%user, %org, %session, "a refresh token was used twice; its family is revoked");
-                Err(RefreshError::Reused { user, org, session })
+                Err(refused("reused", RefreshError::Reused { user, org, session }))
             }
-            Presented::Revoked | Presented::Expired | Presented::Unknown => {
-                outcome("invalid");
-                Err(RefreshError::Invalid)
+            Presented::Revoked(RefreshRecord { user, org, session, .. }) => {
+                Err(refused("invalid", RefreshError::Revoked { user, org, session }))
             }
+            Presented::Expired | Presented::Unknown => Err(refused("invalid", RefreshError::Invalid)),
         }
     }
 
@@ -343,6 +360,11 @@ impl SelfHosted {
         self.create_account(&account, password, now).await?;
         Ok(Bootstrapped { account, generated_password, created: true })
     }
+}
+
+fn refused(outcome: &'static str, error: RefreshError) -> RefreshError {
+    metrics::counter!("envforge_refreshes_total", "outcome" => outcome).increment(1);
+    error
 }
 
 #[cfg(test)]
@@ -483,8 +505,27 @@ mod tests {
             panic!("a used token was accepted or not recognised")
         };
         assert_eq!(reused, session.session);
-        assert!(matches!(house.identity.refresh(&third.refresh, NOW).await, Err(RefreshError::Invalid)));
+        assert!(matches!(house.identity.refresh(&third.refresh, NOW).await, Err(RefreshError::Revoked { .. })));
         assert!(house.identity.refresh(&other.refresh, NOW).await.is_ok(), "another session goes on");
+    }
+
+    #[tokio::test]
+    async fn a_refresh_token_that_is_only_looked_at_is_not_spent() {
+        let house = house().await;
+        let (session, tokens) = house.session(9).await;
+        let identity = &house.identity;
+        for _ in 0..3 {
+            assert_eq!(identity.session_of(&tokens.refresh, NOW).await.unwrap(), session);
+        }
+        let next = identity.refresh(&tokens.refresh, NOW).await.unwrap().refresh;
+        let end = NOW.plus(SESSION_LIFETIME);
+        assert!(matches!(identity.session_of(&next, end).await, Err(RefreshError::Invalid)));
+        assert!(matches!(identity.session_of(&secret("efr_nobody"), NOW).await, Err(RefreshError::Invalid)));
+        // Whoever shows a used one has copied it, looked at or not.
+        assert!(matches!(identity.session_of(&tokens.refresh, NOW).await, Err(RefreshError::Reused { .. })));
+        assert!(
+            matches!(identity.session_of(&next, NOW).await, Err(RefreshError::Revoked { session: ended, .. }) if ended == session.session)
+        );
     }
 
     #[tokio::test]
@@ -496,7 +537,7 @@ mod tests {
         assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
         let winner = answers.into_iter().find_map(Result::ok).unwrap();
         assert!(
-            matches!(house.identity.refresh(&winner.refresh, NOW).await, Err(RefreshError::Invalid)),
+            matches!(house.identity.refresh(&winner.refresh, NOW).await, Err(RefreshError::Revoked { .. })),
             "and it is revoked"
         );
     }
@@ -509,11 +550,11 @@ mod tests {
         let (_, three) = house.session(11).await;
         let identity = &house.identity;
         identity.revoke_session(first.session, NOW).await.unwrap();
-        assert!(matches!(identity.refresh(&one.refresh, NOW).await, Err(RefreshError::Invalid)));
+        assert!(matches!(identity.refresh(&one.refresh, NOW).await, Err(RefreshError::Revoked { .. })));
         let end = NOW.plus(SESSION_LIFETIME);
         assert!(matches!(identity.refresh(&two.refresh, end).await, Err(RefreshError::Invalid)));
         identity.revoke_user(ada().user, NOW).await.unwrap();
-        assert!(matches!(identity.refresh(&three.refresh, NOW).await, Err(RefreshError::Invalid)));
+        assert!(matches!(identity.refresh(&three.refresh, NOW).await, Err(RefreshError::Revoked { .. })));
     }
 
     #[tokio::test]

@@ -126,7 +126,7 @@ async fn a_refresh_token_presented_to_two_processes_at_once_works_in_one(kind: K
         let (winner, loser) = if let Ok(winner) = one { (winner, two) } else { (two.unwrap(), one) };
         assert!(matches!(loser, Err(RefreshError::Reused { session: ended, .. }) if ended == session(number).session));
         assert!(
-            matches!(other.refresh(&winner.refresh, NOW).await, Err(RefreshError::Invalid)),
+            matches!(other.refresh(&winner.refresh, NOW).await, Err(RefreshError::Revoked { .. })),
             "the family is revoked"
         );
     }
@@ -153,10 +153,10 @@ async fn revoking_a_user_leaves_no_session_and_sweeping_no_old_token(kind: Kind)
         tokens.push(house.identity.open_session(&session(number), &Description::default(), NOW).await.unwrap().refresh);
     }
     house.identity.revoke_session(session(1).session, NOW).await.unwrap();
-    assert!(matches!(house.identity.refresh(&tokens[0], NOW).await, Err(RefreshError::Invalid)));
+    assert!(matches!(house.identity.refresh(&tokens[0], NOW).await, Err(RefreshError::Revoked { .. })));
     house.identity.refresh(&tokens[1], NOW).await.unwrap();
     house.identity.revoke_user(session(1).user, NOW).await.unwrap();
-    assert!(matches!(house.identity.refresh(&tokens[2], NOW).await, Err(RefreshError::Invalid)));
+    assert!(matches!(house.identity.refresh(&tokens[2], NOW).await, Err(RefreshError::Revoked { .. })));
     let end = NOW.plus(SESSION_LIFETIME);
     assert_eq!(house.identity.credentials().sweep(end).await.unwrap(), 0);
     assert_eq!(house.identity.credentials().sweep(end.plus(Millis::new(1))).await.unwrap(), 4);

@@ -2,7 +2,7 @@
 //!
 //! The leader is asked for the last position of the access streams, and the view is waited for. That alone would not keep
 //! a command from being stored after a revocation that was acknowledged in between: the permit names the streams with the
-//! positions found, and the append that it is for holds only where none of them has moved (docs/adr/0003).
+//! positions found, and the append that it is for holds only where none of them has moved (docs/adr/0005).
 
 use std::sync::Arc;
 use std::time::Duration;

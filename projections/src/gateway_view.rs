@@ -36,7 +36,7 @@ pub use crate::session_table::SessionView;
 const SWEPT_SESSIONS_MIN: usize = 4_096;
 /// How long the view knows what became of an ended link, by the log's clock; then it is as good as unknown.
 const ENDED_LINKS_KEPT: Millis = Millis::from_hours(24 * 7);
-/// What a view that failed says of its age: more than any limit.
+/// What a view that failed, or was never current, says of its age: more than any limit.
 const FAILED_AGE: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// One workspace host: what its label leads to.
@@ -86,7 +86,7 @@ pub struct LinkView {
 /// How current the view is.
 #[derive(Debug, Clone, Copy)]
 pub struct Freshness {
-    /// When the log last gave a sign of life; long ago where the views have failed.
+    /// When the view last had everything that the log had; long ago before the first time, and where it has failed.
     pub last_heard: Instant,
     pub position: Position,
     /// The log is not the one that was followed: the view stays closed for good.
@@ -147,6 +147,11 @@ impl OpenLink {
     }
 }
 
+fn long_ago() -> Instant {
+    let now = Instant::now();
+    now.checked_sub(FAILED_AGE).unwrap_or(now)
+}
+
 impl Default for GatewayView {
     fn default() -> Self {
         Self {
@@ -154,7 +159,8 @@ impl Default for GatewayView {
             links: RwLock::default(),
             sessions: SessionTable::default(),
             runtimes: Runtimes::default(),
-            freshness: RwLock::new(Freshness { last_heard: Instant::now(), position: Position::START, failed: false }),
+            // Nothing is known yet, so nothing is fresh.
+            freshness: RwLock::new(Freshness { last_heard: long_ago(), position: Position::START, failed: false }),
             fold: Mutex::default(),
         }
     }
@@ -180,6 +186,11 @@ impl GatewayView {
         self.runtimes.subscribe(workspace)
     }
 
+    /// A runtime as it is now, for the length of `look`.
+    pub fn look_at_runtime<T>(&self, workspace: WorkspaceId, look: impl FnOnce(&RuntimeView) -> T) -> T {
+        self.runtimes.look(workspace, look)
+    }
+
     pub fn freshness(&self) -> Freshness {
         *self.freshness.read()
     }
@@ -194,11 +205,12 @@ impl GatewayView {
         self.sessions.allocated_bytes()
     }
 
-    /// The log gave a sign of life: everything up to `position` is folded.
-    pub(crate) fn heard(&self, position: Position) {
+    /// Everything up to `position` is folded. `current_at` where that was everything the log had then.
+    pub(crate) fn heard(&self, position: Position, current_at: Option<Instant>) {
         let mut freshness = self.freshness.write();
         if !freshness.failed {
-            *freshness = Freshness { last_heard: Instant::now(), position, failed: false };
+            let last_heard = current_at.map_or(freshness.last_heard, |at| at.max(freshness.last_heard));
+            *freshness = Freshness { last_heard, position, failed: false };
         }
     }
 
@@ -207,7 +219,7 @@ impl GatewayView {
         {
             let mut freshness = self.freshness.write();
             freshness.failed = true;
-            freshness.last_heard = Instant::now().checked_sub(FAILED_AGE).unwrap_or(freshness.last_heard);
+            freshness.last_heard = long_ago();
         }
         let links: Vec<_> = self.links.read().values().cloned().collect();
         for link in links {

@@ -30,7 +30,8 @@ pub struct HotConfig {
     /// Wait before following again after the log was out of reach; doubled each time up to `reconnect_max`.
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
-    /// For the metric of lag; without one it is not measured.
+    /// For the metric of lag, and to know how old a commit is. Without one, nothing but the log's word that there is
+    /// no more makes the views fresh.
     pub clock: Option<SharedClock>,
 }
 
@@ -58,6 +59,8 @@ pub struct Hot {
 #[derive(Clone, Debug)]
 struct Progress {
     position: Position,
+    /// Of the last commit that was folded.
+    checkpoint: Checkpoint,
     caught_up: bool,
     /// Why nothing is followed any more.
     ended: Option<String>,
@@ -90,7 +93,12 @@ impl Hot {
 
     /// Views that nothing feeds yet.
     pub(crate) fn unfed(config: HotConfig) -> Arc<Self> {
-        let (progress, _) = watch::channel(Progress { position: Position::START, caught_up: false, ended: None });
+        let (progress, _) = watch::channel(Progress {
+            position: Position::START,
+            checkpoint: Checkpoint::START,
+            caught_up: false,
+            ended: None,
+        });
         Arc::new(Self {
             authorization: Arc::default(),
             gateway: Arc::default(),
@@ -103,6 +111,26 @@ impl Hot {
 
     pub fn position(&self) -> Position {
         self.progress.borrow().position
+    }
+
+    /// Where the views stand, once they have folded something beyond `position`: what the next start of this process
+    /// can hold against the log.
+    ///
+    /// # Errors
+    /// When the views stop before.
+    pub async fn checkpoint_beyond(&self, position: Position) -> Result<Checkpoint, Stale> {
+        let mut progress = self.progress.subscribe();
+        let beyond = |progress: &Progress| progress.checkpoint.position > position || progress.ended.is_some();
+        let Ok(reached) = progress.wait_for(beyond).await else {
+            return Err(Stale::Stopped { reason: "the views are gone".to_owned() });
+        };
+        still_following(Some(&*reached))?;
+        Ok(reached.checkpoint.clone())
+    }
+
+    /// Where the views stand.
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.progress.borrow().checkpoint.clone()
     }
 
     /// Waits until the views have everything that stood in the log when they started.
@@ -133,7 +161,7 @@ impl Hot {
         }
     }
 
-    /// Time since the log last gave a sign of life.
+    /// Time since the views last had everything that the log had.
     pub fn silence(&self) -> Duration {
         self.gateway.freshness().last_heard.elapsed()
     }
@@ -157,6 +185,14 @@ impl Hot {
         still_following(Some(&*self.progress.borrow()))
     }
 
+    /// Waits until the views have stopped for good, and says why.
+    pub async fn stopped(&self) -> Stale {
+        let mut progress = self.progress.subscribe();
+        let reason =
+            progress.wait_for(|progress| progress.ended.is_some()).await.ok().and_then(|end| end.ended.clone());
+        Stale::Stopped { reason: reason.unwrap_or_else(|| "nothing feeds them any more".to_owned()) }
+    }
+
     /// Why the views stopped for good, where they did.
     pub fn failed(&self) -> Option<String> {
         self.progress.borrow().ended.clone()
@@ -170,11 +206,26 @@ impl Hot {
         self.gateway.apply(recorded, &rights);
     }
 
-    fn heard(&self, position: Position, caught_up: bool) {
-        self.gateway.heard(position);
+    fn heard(&self, position: Position, current_at: Option<Instant>, caught_up: bool) {
+        self.gateway.heard(position, current_at);
         self.progress.send_modify(|progress| {
             progress.position = progress.position.max(position);
             progress.caught_up |= caught_up;
+        });
+    }
+
+    /// When the views that have this commit were current. A backlog that is read after a partition is as old as it
+    /// says, however fast it comes: only what was recorded within the limit counts, and from then on.
+    fn current_at(&self, recorded: &Recorded) -> Option<Instant> {
+        let age = self.config.clock.as_ref()?.now().since(recorded.recorded_at).to_duration();
+        (age <= self.config.staleness_max).then(|| Instant::now().checked_sub(age)).flatten()
+    }
+
+    fn folded(&self, checkpoint: Checkpoint, current_at: Option<Instant>) {
+        self.gateway.heard(checkpoint.position, current_at);
+        self.progress.send_modify(|progress| {
+            progress.position = progress.position.max(checkpoint.position);
+            progress.checkpoint = checkpoint;
         });
     }
 
@@ -235,7 +286,10 @@ impl Follower {
                     }
                     delay = (delay * 2).min(self.hot.config.reconnect_max);
                 }
-                error @ (LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Open(_)) => {
+                error @ (LogError::NotTheSameLog(_)
+                | LogError::Undecodable { .. }
+                | LogError::Open(_)
+                | LogError::Damaged(_)) => {
                     tracing::error!(%error, "the hot views stop: everything that asks them is refused from now on");
                     self.hot.fail(&error.to_string());
                     return;
@@ -254,7 +308,7 @@ impl Follower {
             match follow.next().await {
                 None => return LogError::Unavailable("the log's stream ended".to_owned()),
                 Some(Err(error)) => return error,
-                Some(Ok(Follow::Commit { recorded, checkpoint })) => {
+                Some(Ok(Follow::Commit { recorded, checkpoint, .. })) => {
                     let after = self.checkpoint.position;
                     if recorded.position <= after {
                         // Folded twice, a commit could count twice.
@@ -264,14 +318,14 @@ impl Follower {
                     let started = Instant::now();
                     self.hot.fold(&recorded);
                     self.report.folded(started.elapsed());
-                    self.checkpoint = checkpoint;
-                    self.hot.heard(recorded.position, false);
+                    self.checkpoint = checkpoint.clone();
+                    self.hot.folded(checkpoint, self.hot.current_at(&recorded));
                     if self.report.commits >= COMMITS_PER_REPORT {
                         self.tell(Some(&recorded));
                     }
                 }
                 Some(Ok(Follow::Caught { position })) => {
-                    self.hot.heard(position, true);
+                    self.hot.heard(position, Some(Instant::now()), true);
                     self.tell(None);
                 }
             }

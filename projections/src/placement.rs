@@ -12,6 +12,7 @@ use envforge_domain::commit::Recorded;
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, Host};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::runtime::RuntimeEvent;
 use parking_lot::RwLock;
 
 /// The view.
@@ -26,6 +27,8 @@ struct Inner {
     hosts: AHashMap<HostId, (ActiveHost, Capacity)>,
     hosts_of: AHashMap<OrgId, AHashSet<HostId>>,
     placed_on: AHashMap<WorkspaceId, HostId>,
+    /// The host that carried out the last wake; the workspace's data lies there also while it sleeps.
+    last_on: AHashMap<WorkspaceId, HostId>,
 }
 
 /// The active hosts of one organization. Only `PlacementView::hosts_of` makes one.
@@ -42,6 +45,8 @@ struct HostRoom {
     room: Capacity,
     /// What the workspace to be planned takes there already.
     own: Option<Capacity>,
+    /// It ran there the last time.
+    before: bool,
 }
 
 /// Where a workspace goes.
@@ -59,16 +64,26 @@ impl OrganizationHosts {
 
     /// Chooses a host for the workspace. Pure: the same hosts and needs give the same answer anywhere.
     ///
-    /// It stays where it is while it fits there. Else the host with the least left afterwards (memory, which cannot be
-    /// shared, before CPU), and of equal ones the oldest.
+    /// It stays where it is, or goes where it ran the last time, while it fits there. Else the host with the least left
+    /// afterwards (memory, which cannot be shared, before CPU), and of equal ones the oldest.
     pub fn plan(&self, needs: &Capacity) -> Placement {
-        let with_own = |host: &HostRoom| host.own.map_or(host.room, |own| host.room.plus(&own));
-        let fits = |host: &&HostRoom| needs.fits_into(&with_own(host));
+        let fits = |host: &&HostRoom| needs.fits_into(&host.with_own());
         let rank = |host: &&HostRoom| {
-            let left = with_own(host).minus(needs);
-            (host.own.is_none(), left.memory_mib, left.cpu_millicores, host.host)
+            let left = host.with_own().minus(needs);
+            (host.own.is_none(), !host.before, left.memory_mib, left.cpu_millicores, host.host)
         };
         self.hosts.iter().filter(fits).min_by_key(rank).map_or(Placement::NeedsHost, |host| Placement::On(host.host))
+    }
+
+    /// Whether the workspace fits on this very host; `None` where it is no active host of the organization.
+    pub fn fits_on(&self, host: HostId, needs: &Capacity) -> Option<bool> {
+        self.hosts.iter().find(|room| room.host == host).map(|room| needs.fits_into(&room.with_own()))
+    }
+}
+
+impl HostRoom {
+    fn with_own(&self) -> Capacity {
+        self.own.map_or(self.room, |own| self.room.plus(&own))
     }
 }
 
@@ -76,6 +91,7 @@ impl PlacementView {
     /// The active hosts of an organization, as a plan for this workspace needs them.
     pub fn hosts_of(&self, org: OrgId, workspace: WorkspaceId) -> OrganizationHosts {
         let inner = self.inner.read();
+        let last_on = inner.last_on.get(&workspace);
         let hosts = inner
             .hosts_of
             .get(&org)
@@ -83,7 +99,12 @@ impl PlacementView {
             .flatten()
             .filter_map(|host| inner.hosts.get(host))
             .filter(|(host, _)| host.org == org)
-            .map(|(host, room)| HostRoom { host: host.host, room: *room, own: host.placed.get(&workspace).copied() })
+            .map(|(host, room)| HostRoom {
+                host: host.host,
+                room: *room,
+                own: host.placed.get(&workspace).copied(),
+                before: last_on == Some(&host.host),
+            })
             .collect();
         OrganizationHosts { org, hosts }
     }
@@ -93,17 +114,45 @@ impl PlacementView {
         self.inner.read().placed_on.get(&workspace).copied()
     }
 
+    /// Whose host it is; `None` unless it is active.
+    pub fn organization_of(&self, host: HostId) -> Option<OrgId> {
+        self.inner.read().hosts.get(&host).map(|(host, _)| host.org)
+    }
+
+    /// Whether a host holds room for a workspace.
+    pub fn is_placed(&self, workspace: WorkspaceId, host: HostId) -> bool {
+        self.inner.read().hosts.get(&host).is_some_and(|(host, _)| host.placed.contains_key(&workspace))
+    }
+
     /// What is placed on an active host.
     pub fn placed(&self, host: HostId) -> Option<BTreeMap<WorkspaceId, Capacity>> {
         self.inner.read().hosts.get(&host).map(|(host, _)| host.placed.clone())
     }
 
-    pub(crate) fn apply(&self, recorded: &Recorded) {
+    /// Folds one commit.
+    pub fn apply(&self, recorded: &Recorded) {
+        let key = recorded.commit.stream.key();
         for event in &recorded.commit.events {
-            if let Event::Host(event) = event
-                && let Ok(host) = recorded.commit.stream.key().parse()
-            {
-                self.inner.write().apply(host, event);
+            match event {
+                Event::Host(event) => {
+                    if let Ok(host) = key.parse() {
+                        self.inner.write().apply(host, event);
+                    }
+                }
+                Event::Runtime(RuntimeEvent::HostChosen { host, .. } | RuntimeEvent::EndpointsBound { host, .. }) => {
+                    if let Ok(workspace) = key.parse() {
+                        self.inner.write().last_on.insert(workspace, *host);
+                    }
+                }
+                Event::Organization(_)
+                | Event::User(_)
+                | Event::Project(_)
+                | Event::Workspace(_)
+                | Event::Runtime(_)
+                | Event::DevLink(_)
+                | Event::Claim(_)
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
     }

@@ -25,6 +25,7 @@ struct Inner {
     project_by_slug: AHashMap<(OrgId, ProjectSlug), ProjectId>,
     workspaces: AHashMap<WorkspaceId, (OrgId, ProjectId)>,
     workspace_by_slug: AHashMap<(OrgId, WorkspaceSlug), WorkspaceId>,
+    /// Without those that have ended.
     links: AHashMap<LinkId, WorkspaceId>,
 }
 
@@ -73,6 +74,12 @@ impl ResourceView {
                 Event::DevLink(DevLinkEvent::Issued { link, workspace, .. }) => {
                     self.inner.write().links.insert(*link, *workspace);
                 }
+                // Links end all the time and are asked for rarely then: whoever does reads the log.
+                Event::DevLink(DevLinkEvent::Expired | DevLinkEvent::Revoked { .. }) => {
+                    if let Ok(link) = recorded.commit.stream.key().parse() {
+                        self.inner.write().links.remove(&link);
+                    }
+                }
                 Event::Project(ProjectEvent::Edited { .. })
                 | Event::Workspace(_)
                 | Event::DevLink(_)
@@ -84,6 +91,25 @@ impl ResourceView {
                 | Event::Denial(_)
                 | Event::Decision(_) => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envforge_domain::commit::StreamId;
+    use envforge_domain::dev_link::DevLinkEvent;
+
+    use crate::given::{DEVELOPER, Story, link, org};
+
+    #[test]
+    fn links_that_have_ended_are_forgotten() {
+        let mut story = Story::new();
+        story.link(2, DEVELOPER);
+        for (number, end) in [(1, DevLinkEvent::Revoked { reason: None }), (2, DevLinkEvent::Expired)] {
+            assert!(story.hot.resources.link(link(number)).is_some());
+            story.append(StreamId::dev_link(org(1), link(number)), vec![end.into()]);
+            assert!(story.hot.resources.link(link(number)).is_none());
         }
     }
 }

@@ -60,6 +60,14 @@ impl Runtimes {
         self.channels.write().entry(workspace).or_default().subscribe()
     }
 
+    /// A look without waiting: costs less than a subscription.
+    pub(crate) fn look<T>(&self, workspace: WorkspaceId, look: impl FnOnce(&RuntimeView) -> T) -> T {
+        match self.channels.read().get(&workspace) {
+            Some(sender) => look(&sender.borrow()),
+            None => look(&RuntimeView::default()),
+        }
+    }
+
     pub(crate) fn apply(&self, workspace: WorkspaceId, event: &RuntimeEvent, at: UnixMillis) {
         if let Some(sender) = self.channels.read().get(&workspace) {
             tell(sender, event, at);
@@ -99,7 +107,8 @@ fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<R
         RuntimeEvent::SleepRequested { epoch, .. } => phase(RuntimePhase::Sleeping, epoch),
         RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. } => phase(RuntimePhase::Asleep, epoch),
         RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch),
-        RuntimeEvent::StageReached { .. }
+        RuntimeEvent::HostChosen { .. }
+        | RuntimeEvent::StageReached { .. }
         | RuntimeEvent::WakeQueued { .. }
         | RuntimeEvent::Ready { .. }
         | RuntimeEvent::LeaseRenewed { .. }

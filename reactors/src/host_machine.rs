@@ -1,7 +1,8 @@
 //! This machine as a host of the local provider.
 //!
 //! A machine belongs to the one organization that used it first (SPEC, rule 1): its key is claimed in the log, and the
-//! claim of a second organization is refused.
+//! claim of a second organization is refused. The key is the machine's own, so that two state folders on one machine are
+//! two hosts on it, and not two machines. What names the host is the folder's: it holds what the host keeps.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -14,10 +15,13 @@ use uuid::Uuid;
 /// Services declare more than they use; a laptop holds several workspaces. CPU is shared, memory is not.
 const CPU_OVERCOMMIT: u32 = 4;
 
-/// This machine, with a key that survives restarts.
+/// Where Linux names the machine (machine-id(5)): the same in all processes, another one on each machine.
+pub const MACHINE_ID: &str = "/etc/machine-id";
+
+/// A host on this machine; both keep their names over restarts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalMachine {
-    /// `local-<32 hexadecimal digits>`.
+    /// The machine's: `local-<32 hexadecimal digits>`.
     pub key: String,
     pub host: HostId,
     pub capacity: Capacity,
@@ -25,38 +29,73 @@ pub struct LocalMachine {
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    #[error("the machine's key at `{path}` cannot be used: {reason}")]
+    #[error("the host's key at `{path}` cannot be used: {reason}")]
     Key { path: String, reason: String },
+    #[error("the machine's id at `{path}` cannot be used: {reason}")]
+    Machine { path: String, reason: String },
 }
 
 impl LocalMachine {
-    /// Reads or makes the key in `state_dir`.
-    pub fn open(state_dir: &Path) -> Result<Self, MachineError> {
-        let path = state_dir.join("machine-key");
-        let failed = |reason: String| MachineError::Key { path: path.display().to_string(), reason };
-        let key = match std::fs::read_to_string(&path) {
-            Ok(text) => text.trim().to_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let key = format!("local-{}", Uuid::now_v7().simple());
-                std::fs::create_dir_all(state_dir).map_err(|error| failed(error.to_string()))?;
-                // A half-written key would be another machine: write beside it, then rename.
-                let fresh = path.with_extension("new");
-                let written = std::fs::File::create(&fresh).and_then(|mut file| {
-                    file.write_all(key.as_bytes())?;
-                    file.sync_all()
-                });
-                written.and_then(|()| std::fs::rename(&fresh, &path)).map_err(|error| failed(error.to_string()))?;
-                key
-            }
-            Err(error) => return Err(failed(error.to_string())),
-        };
-        let valid = key.strip_prefix("local-").is_some_and(|digits| Uuid::try_parse(digits).is_ok());
-        if !valid {
-            return Err(failed("expected `local-` and 32 hexadecimal digits".to_owned()));
-        }
-        let host = HostId::from_uuid(derived_uuid(key.as_bytes(), "host"));
+    /// Reads or makes the folder's key in `state_dir`, and the machine's from `machine_id` ([`MACHINE_ID`]). A machine
+    /// without an id goes by the folder's key.
+    pub fn open(state_dir: &Path, machine_id: &Path) -> Result<Self, MachineError> {
+        let folder = folder_key(state_dir)?;
+        let host = HostId::from_uuid(derived_uuid(folder.as_bytes(), "host"));
+        let key = machine_key(machine_id)?.unwrap_or_else(|| {
+            tracing::warn!(
+                path = %machine_id.display(),
+                "this machine has no id: another state folder on it would count as another machine"
+            );
+            folder
+        });
         Ok(Self { key, host, capacity: capacity() })
     }
+}
+
+/// `None` where the file is not there or says that there is no id (yet).
+fn machine_key(path: &Path) -> Result<Option<String>, MachineError> {
+    let failed = |reason: String| MachineError::Machine { path: path.display().to_string(), reason };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    match text.trim() {
+        "" | "uninitialized" => Ok(None),
+        // The id itself is confidential (machine-id(5)): what is made of it says nothing about it.
+        id if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            let derived = derived_uuid(id.to_ascii_lowercase().as_bytes(), "envforge machine");
+            Ok(Some(format!("local-{}", derived.simple())))
+        }
+        _ => Err(failed("expected 32 hexadecimal digits".to_owned())),
+    }
+}
+
+/// Its file is called `machine-key` since the times when it named the machine as well.
+fn folder_key(state_dir: &Path) -> Result<String, MachineError> {
+    let path = state_dir.join("machine-key");
+    let failed = |reason: String| MachineError::Key { path: path.display().to_string(), reason };
+    let key = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = format!("local-{}", Uuid::now_v7().simple());
+            std::fs::create_dir_all(state_dir).map_err(|error| failed(error.to_string()))?;
+            // A half-written key would be another machine: write beside it, then rename.
+            let fresh = path.with_extension("new");
+            let written = std::fs::File::create(&fresh).and_then(|mut file| {
+                file.write_all(key.as_bytes())?;
+                file.sync_all()
+            });
+            written.and_then(|()| std::fs::rename(&fresh, &path)).map_err(|error| failed(error.to_string()))?;
+            key
+        }
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    let valid = key.strip_prefix("local-").is_some_and(|digits| Uuid::try_parse(digits).is_ok());
+    if !valid {
+        return Err(failed("expected `local-` and 32 hexadecimal digits".to_owned()));
+    }
+    Ok(key)
 }
 
 fn capacity() -> Capacity {
@@ -79,15 +118,58 @@ mod tests {
     #[test]
     fn a_machine_keeps_its_key() {
         let dir = tempfile::tempdir().unwrap();
-        let first = LocalMachine::open(dir.path()).unwrap();
-        assert_eq!(LocalMachine::open(dir.path()).unwrap(), first);
+        let id = machine_id(dir.path(), "0123456789abcdef0123456789abcdef\n");
+        let first = LocalMachine::open(dir.path(), &id).unwrap();
+        assert_eq!(LocalMachine::open(dir.path(), &id).unwrap(), first);
         assert!(first.capacity.cpu_millicores >= 1_000 && first.capacity.memory_mib > 0);
+        assert!(!first.key.contains("0123456789abcdef"), "the id itself is confidential");
+    }
+
+    #[test]
+    fn two_folders_on_one_machine_are_two_hosts_on_it_and_not_two_machines() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = machine_id(one.path(), "0123456789abcdef0123456789abcdef\n");
+        let first = LocalMachine::open(one.path(), &id).unwrap();
+        let second = LocalMachine::open(two.path(), &id).unwrap();
+        assert_eq!(first.key, second.key);
+        assert_ne!(first.host, second.host);
+        let elsewhere = machine_id(two.path(), "fedcba9876543210fedcba9876543210\n");
+        assert_ne!(LocalMachine::open(two.path(), &elsewhere).unwrap().key, second.key);
+    }
+
+    #[test]
+    fn a_folder_of_former_times_keeps_its_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = "local-0190000000007000800000000000002a";
+        std::fs::write(dir.path().join("machine-key"), key).unwrap();
+        let id = machine_id(dir.path(), "0123456789abcdef0123456789abcdef\n");
+        let machine = LocalMachine::open(dir.path(), &id).unwrap();
+        assert_eq!(machine.host, HostId::from_uuid(derived_uuid(key.as_bytes(), "host")));
+    }
+
+    #[test]
+    fn a_machine_without_an_id_goes_by_its_folder_and_a_damaged_id_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let nameless = LocalMachine::open(dir.path(), &dir.path().join("absent")).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("machine-key")).unwrap(), nameless.key);
+        for text in ["", "uninitialized\n"] {
+            assert_eq!(LocalMachine::open(dir.path(), &machine_id(dir.path(), text)).unwrap(), nameless);
+        }
+        let damaged = machine_id(dir.path(), "0123\n");
+        assert!(matches!(LocalMachine::open(dir.path(), &damaged), Err(MachineError::Machine { .. })));
+    }
+
+    fn machine_id(dir: &Path, text: &str) -> std::path::PathBuf {
+        let path = dir.join("machine-id");
+        std::fs::write(&path, text).unwrap();
+        path
     }
 
     #[test]
     fn a_damaged_key_is_refused_instead_of_replaced() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("machine-key"), "nonsense").unwrap();
-        assert!(LocalMachine::open(dir.path()).is_err());
+        let absent = dir.path().join("absent");
+        assert!(matches!(LocalMachine::open(dir.path(), &absent), Err(MachineError::Key { .. })));
     }
 }

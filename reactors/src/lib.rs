@@ -4,13 +4,15 @@
 //! is at least once and idempotent: what it does is decided by the log's state, never by having seen an event. Not here:
 //! how services run (runtime), what may happen (domain).
 
+mod errand;
+mod following;
 mod host_machine;
 mod permit;
 pub mod runtime_reactor;
 pub mod timers;
 mod world;
 
-pub use host_machine::{LocalMachine, MachineError};
+pub use host_machine::{LocalMachine, MACHINE_ID, MachineError};
 pub use runtime_reactor::RuntimeReactor;
 pub use timers::Timers;
 pub use world::World;

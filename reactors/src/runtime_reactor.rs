@@ -1,70 +1,81 @@
 //! The runtime reactor: brings the runtimes of one host to the state that the log asks for.
 //!
-//! Level-triggered: every commit about a runtime, every finished task and every tick compares the log's state with what
-//! runs here, so that a crash between an event and its effect is made good by the next comparison. Not here: deadlines
-//! (timers).
+//! Level-triggered: every commit about a runtime, every finished errand and every tick compares the log's state with what
+//! runs here, so that a crash between an event and its effect is made good by the next comparison. Also what the log no
+//! longer wants is ended by it: a host that was given up while it could not be heard finds its runtimes lost or failed.
+//! Not here: what an errand does (`errand`), deadlines (`timers`).
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use envforge_commands::{CommandError, Commands, Context, hosts, runtimes};
-use envforge_domain::access::{Action, Denial, Resource};
-use envforge_domain::commit::{Component, Position};
-use envforge_domain::host::Host;
-use envforge_domain::ids::{CommitId, CorrelationId, OrgId, WorkspaceId};
+use envforge_commands::{Commands, Context};
+use envforge_domain::commit::{Position, StreamKind};
+use envforge_domain::ids::{OrgId, WorkspaceId};
 use envforge_domain::limits::{LEASE_RENEWAL_INTERVAL, RUNTIME_LEASE, WAKE_DEADLINE};
 use envforge_domain::manifest::Route;
 use envforge_domain::project::Project;
-use envforge_domain::runtime::{Epoch, ReadyService, Runtime, RuntimeCommand, SleepCause, WakeStage};
+use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand};
 use envforge_domain::slug::HostLabel;
-use envforge_domain::time::SharedClock;
+use envforge_domain::time::{Millis, SharedClock};
 use envforge_domain::workspace::ActiveWorkspace;
-use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
-use envforge_runtime::{LocalHost, Report, Stage, WakeFailure, WakeOrder};
-use futures_util::StreamExt;
-use tokio::sync::{mpsc, watch};
+use envforge_eventlog::{Follow, LogError, SharedLog};
+use envforge_projections::placement::Placement;
+use envforge_runtime::{LocalHost, Report, WakeOrder};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::errand::{Cleared, Clearing, Errands, Matter};
+use crate::following::Following;
 use crate::host_machine::LocalMachine;
-use crate::permit::system_permit;
-use crate::world::{World, needs};
+use crate::world::{KnownRuntime, World, needs};
 
-/// Reports that wait for the log; each is retried until it is answered.
-const REPORT_ATTEMPTS_MAX: u32 = 60;
+/// How long the planned host may leave a wake alone before another one with room takes it: as long as a host's word is
+/// believed elsewhere.
+const PLANNED_HOST_PATIENCE: Millis = RUNTIME_LEASE;
+/// How long a machine that is no host yet may take to step in before a wake without room has failed.
+const NEW_HOST_PATIENCE: Millis = Millis::from_secs(10);
+/// How often wakes that no host has taken are looked at again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One host's reactor.
 pub struct RuntimeReactor {
-    shared: Arc<Shared>,
+    log: SharedLog,
+    errands: Errands,
+    /// `dev.localhost:7080`: what follows a host label in a public address.
+    public_authority: String,
     world: World,
-    /// What this process is doing for a workspace, by epoch.
+    /// What this process is doing for a workspace.
     busy: HashMap<WorkspaceId, (Epoch, Task)>,
-    finished: mpsc::Receiver<WorkspaceId>,
+    /// Workspaces whose last errand changed the log; looked at again once the world shows it.
+    ahead: HashMap<WorkspaceId, Position>,
+    /// Archived workspaces of which nothing is kept here.
+    removed: HashSet<WorkspaceId>,
+    finished: mpsc::Receiver<Finished>,
+    finishing: mpsc::Sender<Finished>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Task {
     Waking,
     Sleeping,
+    Clearing,
     Telling,
 }
 
-struct Shared {
-    log: SharedLog,
-    commands: Commands,
-    host: LocalHost,
-    machine: LocalMachine,
-    clock: SharedClock,
-    /// `dev.localhost:7080`: what follows a host label in a public address.
-    public_authority: String,
-    finished: mpsc::Sender<WorkspaceId>,
+struct Finished {
+    workspace: WorkspaceId,
+    epoch: Epoch,
+    task: Task,
+    cleared: Cleared,
 }
 
-/// What woke the reactor and why it acts: for causation.
-#[derive(Clone, Copy)]
-struct Origin {
-    commit: CommitId,
-    correlation: CorrelationId,
+/// Who carries out a wake that no host has taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    Ours,
+    Others,
+    /// No host of the organization has room, and no new one came.
+    NoRoom,
 }
 
 impl RuntimeReactor {
@@ -78,49 +89,68 @@ impl RuntimeReactor {
         public_authority: String,
     ) -> Self {
         // As many finishes as runtimes a host may hold; a full channel only delays a comparison.
-        let (sender, finished) = mpsc::channel(1_024);
-        let shared = Shared { log, commands, host, machine, clock, public_authority, finished: sender };
-        Self { shared: Arc::new(shared), world: World::default(), busy: HashMap::new(), finished }
+        let (finishing, finished) = mpsc::channel(1_024);
+        Self {
+            log,
+            errands: Errands { commands, host, machine, clock },
+            public_authority,
+            world: World::default(),
+            busy: HashMap::new(),
+            ahead: HashMap::new(),
+            removed: HashSet::new(),
+            finished,
+            finishing,
+        }
     }
 
-    /// Follows the log until `stop`; then puts what runs here to sleep and ends.
+    /// Follows the log until `stop`; then puts what runs here to sleep and ends. A log that is out of reach is waited for.
     ///
     /// # Errors
-    /// When the log cannot be followed any more: not the same log, or undecodable.
+    /// When the log cannot be followed any more: not the same log, or undecodable. Nothing is left running then either.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), LogError> {
-        let log = Arc::clone(&self.shared.log);
-        let mut follow = log.follow(Checkpoint::START, Filter::everything()).await?;
+        let mut following = Following::new(SharedLog::clone(&self.log), "runtime_reactor");
         let mut caught_up = false;
         let mut renewal = tokio::time::interval(LEASE_RENEWAL_INTERVAL.to_duration());
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let reports = self.shared.host.reports();
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let reports = self.errands.host.reports();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                next = follow.next() => match next {
-                    None => return Err(LogError::Unavailable("the log's stream ended".to_owned())),
-                    Some(Err(error)) => return Err(error),
-                    Some(Ok(Follow::Commit { recorded, .. })) => {
+                next = following.next() => match next {
+                    Err(error) => {
+                        // What the log says from now on is not heard: nothing may run on what it said before.
+                        self.errands.host.shutdown().await;
+                        return Err(error);
+                    }
+                    Ok(Follow::Commit { recorded, .. }) => {
                         let touched = self.world.apply(&recorded);
-                        if let (true, Some(workspace)) = (caught_up, touched) {
-                            self.compare(workspace);
+                        if caught_up {
+                            touched.into_iter().for_each(|workspace| self.compare(workspace));
+                            self.compare_shown();
+                            if recorded.commit.stream.kind() == StreamKind::Host {
+                                self.compare_untaken();
+                            }
                         }
                     }
-                    Some(Ok(Follow::Caught { .. })) => {
+                    Ok(Follow::Caught { .. }) => {
                         if !caught_up {
                             caught_up = true;
                             self.compare_all();
                         }
                     }
                 },
-                Some(workspace) = self.finished.recv() => {
-                    self.busy.remove(&workspace);
+                Some(finished) = self.finished.recv() => {
+                    let workspace = finished.workspace;
+                    self.finish(&finished);
                     if caught_up {
                         self.compare(workspace);
                     }
                 }
                 report = reports.next() => self.told(report),
+                _ = look.tick(), if caught_up => self.compare_untaken(),
                 _ = renewal.tick(), if caught_up => {
                     self.renew_leases();
                     self.compare_all();
@@ -131,6 +161,20 @@ impl RuntimeReactor {
         Ok(())
     }
 
+    fn finish(&mut self, finished: &Finished) {
+        let workspace = finished.workspace;
+        // An errand that was overtaken ends while the one that overtook it is still under way.
+        if self.busy.get(&workspace) == Some(&(finished.epoch, finished.task)) {
+            self.busy.remove(&workspace);
+        }
+        if let Some(position) = finished.cleared.released_at {
+            self.ahead.insert(workspace, position);
+        }
+        if finished.cleared.removed {
+            self.removed.insert(workspace);
+        }
+    }
+
     fn compare_all(&mut self) {
         let workspaces: Vec<_> = self.world.runtimes().map(|(workspace, _)| workspace).collect();
         for workspace in workspaces {
@@ -138,99 +182,186 @@ impl RuntimeReactor {
         }
     }
 
-    /// Holds one runtime's state in the log against this host, and starts what is missing.
-    fn compare(&mut self, workspace: WorkspaceId) {
-        let Some(known) = self.world.runtime(workspace) else { return };
-        let Some(resource) = self.world.resource(workspace) else { return };
-        let origin = Origin { commit: known.commit, correlation: known.correlation };
-        let (org, position) = (known.org, self.world.position());
-        // A runtime placed on another host is that host's business.
-        if self.world.placement(workspace).is_some_and(|host| host != self.shared.machine.host) {
-            return;
-        }
-        match known.state.clone() {
-            Runtime::Waking { epoch, .. } => {
-                if self.is_busy(workspace, epoch, Task::Waking) {
-                    return;
-                }
-                match self.wake_order(workspace, org, epoch) {
-                    Ok((order, active)) => self.start(workspace, epoch, Task::Waking, {
-                        let shared = Arc::clone(&self.shared);
-                        async move { shared.wake(order, active, resource, position, origin).await }
-                    }),
-                    Err(reason) => {
-                        let report = RuntimeCommand::ReportFailed { epoch, reason };
-                        self.tell(workspace, epoch, resource, position, origin, report, "failed");
-                    }
-                }
-            }
-            Runtime::Sleeping { epoch, .. } => {
-                if self.is_busy(workspace, epoch, Task::Sleeping) {
-                    return;
-                }
-                let shared = Arc::clone(&self.shared);
-                self.start(workspace, epoch, Task::Sleeping, async move {
-                    shared.sleep(workspace, epoch, resource, position, origin).await;
-                });
-            }
-            Runtime::Ready(ready) => {
-                // Ready in the log, not here: an earlier process was killed and its leftovers were ended at the start.
-                if self.shared.host.is_up(workspace, ready.epoch.0) || self.busy.contains_key(&workspace) {
-                    return;
-                }
-                let report = RuntimeCommand::DeclareLost {
-                    epoch: ready.epoch,
-                    host_confirms: true,
-                    now: self.shared.clock.now(),
-                };
-                self.tell(workspace, ready.epoch, resource, position, origin, report, "lost");
-            }
-            Runtime::NeverWoken | Runtime::Asleep { .. } | Runtime::Failed { .. } => {}
+    /// Compares the wakes that no host has taken: there may be room for them now, or they have waited for long enough.
+    fn compare_untaken(&mut self) {
+        let untaken = |known: &KnownRuntime| matches!(known.state, Runtime::Waking { host: None, .. });
+        let workspaces: Vec<_> =
+            self.world.runtimes().filter(|(_, known)| untaken(known)).map(|(workspace, _)| workspace).collect();
+        for workspace in workspaces {
+            self.compare(workspace);
         }
     }
 
-    fn is_busy(&self, workspace: WorkspaceId, epoch: Epoch, task: Task) -> bool {
-        match self.busy.get(&workspace) {
+    /// Compares what waited until the world shows what an errand did.
+    fn compare_shown(&mut self) {
+        let position = self.world.position();
+        let shown = self.ahead.iter().filter(|(_, at)| **at <= position).map(|(workspace, _)| *workspace);
+        for workspace in shown.collect::<Vec<_>>() {
+            self.compare(workspace);
+        }
+    }
+
+    /// Holds one runtime's state in the log against this host, and starts what is missing.
+    fn compare(&mut self, workspace: WorkspaceId) {
+        if self.ahead.get(&workspace).is_some_and(|at| *at > self.world.position()) {
+            return;
+        }
+        self.ahead.remove(&workspace);
+        let Some(known) = self.world.runtime(workspace) else { return };
+        if !self.serves(known.org) {
+            return;
+        }
+        let Some(matter) = self.matter(workspace, known) else { return };
+        let (org, epoch) = (known.org, matter.epoch);
+        let (here, asked_at) = (self.errands.machine.host, known.asked_at);
+        match known.state.clone() {
+            Runtime::Waking { host: Some(host), .. } if host == here => self.wake(matter, org),
+            Runtime::Waking { host: None, .. } => {
+                let waited = self.errands.clock.now().since(asked_at);
+                match self.turn(org, workspace, waited) {
+                    Turn::Ours => self.wake(matter, org),
+                    Turn::Others => self.clear(matter, None),
+                    Turn::NoRoom => {
+                        let reason = "no host of the organization has room for this workspace".to_owned();
+                        self.tell_failed(matter, reason);
+                    }
+                }
+            }
+            Runtime::Sleeping { host, .. } if host.is_none_or(|host| host == here) => {
+                if self.is_busy(matter, Task::Sleeping) {
+                    return;
+                }
+                let errands = self.errands.clone();
+                self.start(matter, Task::Sleeping, async move {
+                    errands.sleep(matter).await;
+                    Cleared::default()
+                });
+            }
+            Runtime::Ready(ready) if ready.host == Some(here) => {
+                // Ready in the log, not here: an earlier process was killed and its leftovers were ended at the start.
+                if self.errands.host.is_up(workspace, ready.epoch.0) {
+                    return;
+                }
+                let now = self.errands.clock.now();
+                let report = RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(here), now };
+                self.tell(matter, report, "lost");
+            }
+            // Nothing of it may run anywhere.
+            Runtime::Asleep { .. } | Runtime::Failed { .. } => self.clear(matter, Some(epoch)),
+            // It is another host's: what an earlier wake left here ends.
+            Runtime::NeverWoken | Runtime::Waking { .. } | Runtime::Sleeping { .. } | Runtime::Ready(_) => {
+                self.clear(matter, None);
+            }
+        }
+    }
+
+    /// Whether this machine may do anything for an organization: it belongs to that one or to none yet.
+    fn serves(&self, org: OrgId) -> bool {
+        let machine = &self.errands.machine;
+        let of_host = self.world.placement().organization_of(machine.host);
+        let of_machine = self.world.holder_of(&machine.key);
+        [of_host, of_machine].into_iter().flatten().all(|holder| holder == org)
+    }
+
+    fn turn(&self, org: OrgId, workspace: WorkspaceId, waited: Millis) -> Turn {
+        // An archived workspace needs no room: whoever comes first says that it cannot wake.
+        let Some(needs) = self.world.workspace(workspace).map(needs) else { return Turn::Ours };
+        let machine = &self.errands.machine;
+        let hosts = self.world.placement().hosts_of(org, workspace);
+        let fits_here = hosts.fits_on(machine.host, &needs);
+        match hosts.plan(&needs) {
+            Placement::On(host) if host == machine.host => Turn::Ours,
+            Placement::On(_) => {
+                let in_its_place = fits_here.unwrap_or_else(|| needs.fits_into(&machine.capacity));
+                if in_its_place && waited >= PLANNED_HOST_PATIENCE { Turn::Ours } else { Turn::Others }
+            }
+            Placement::NeedsHost if fits_here.is_none() && needs.fits_into(&machine.capacity) => Turn::Ours,
+            Placement::NeedsHost if waited >= NEW_HOST_PATIENCE => Turn::NoRoom,
+            Placement::NeedsHost => Turn::Others,
+        }
+    }
+
+    fn matter(&self, workspace: WorkspaceId, known: &KnownRuntime) -> Option<Matter> {
+        Some(Matter {
+            workspace,
+            epoch: known.state.epoch(),
+            resource: self.world.resource(workspace)?,
+            position: self.world.position(),
+            commit: known.commit,
+            correlation: known.correlation,
+        })
+    }
+
+    fn wake(&mut self, matter: Matter, org: OrgId) {
+        if self.is_busy(matter, Task::Waking) {
+            return;
+        }
+        match self.wake_order(matter.workspace, org, matter.epoch) {
+            Ok((order, active)) => {
+                let errands = self.errands.clone();
+                self.start(matter, Task::Waking, async move {
+                    errands.wake(matter, order, active).await;
+                    Cleared::default()
+                });
+            }
+            Err(reason) => self.tell_failed(matter, reason),
+        }
+    }
+
+    /// Ends what runs here up to a wake (all of it, where another host has the workspace), gives room back, and removes
+    /// what is kept of an archived workspace.
+    fn clear(&mut self, matter: Matter, end: Option<Epoch>) {
+        let (workspace, host) = (matter.workspace, &self.errands.host);
+        let up = host.epoch_up(workspace).map(Epoch);
+        let release = self.world.placement().is_placed(workspace, self.errands.machine.host);
+        let remove = end.is_some() && self.world.is_archived(workspace) && !self.removed.contains(&workspace);
+        let waking = matches!(self.busy.get(&workspace), Some((_, Task::Waking)));
+        let clearing = Clearing {
+            // Also where nothing is up: what has failed may still be ending, and its room is not free before.
+            end: end.filter(|_| release || up.is_some() || waking).or(up),
+            release,
+            remove,
+        };
+        if (clearing.end.is_none() && !release && !remove) || self.is_busy(matter, Task::Clearing) {
+            return;
+        }
+        let errands = self.errands.clone();
+        self.start(matter, Task::Clearing, async move { errands.clear(matter, clearing).await });
+    }
+
+    fn is_busy(&self, matter: Matter, task: Task) -> bool {
+        match self.busy.get(&matter.workspace) {
             // A sleep may start while its wake is under way: the host cancels the wake.
-            Some((busy_epoch, Task::Waking)) if task == Task::Sleeping && *busy_epoch == epoch => false,
+            Some((epoch, Task::Waking)) if matches!(task, Task::Sleeping | Task::Clearing) => *epoch != matter.epoch,
             Some(_) => true,
             None => false,
         }
     }
 
-    fn start(
-        &mut self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        task: Task,
-        work: impl Future<Output = ()> + Send + 'static,
-    ) {
+    fn start(&mut self, matter: Matter, task: Task, errand: impl Future<Output = Cleared> + Send + 'static) {
+        let (workspace, epoch) = (matter.workspace, matter.epoch);
         self.busy.insert(workspace, (epoch, task));
-        let finished = self.shared.finished.clone();
+        let finishing = self.finishing.clone();
         tokio::spawn(async move {
-            work.await;
+            let cleared = errand.await;
             // The receiver is gone only when the reactor has ended.
-            let _ = finished.send(workspace).await;
+            let _ = finishing.send(Finished { workspace, epoch, task, cleared }).await;
         });
     }
 
-    #[allow(clippy::too_many_arguments, reason = "what a report is about, and on which grounds")]
-    fn tell(
-        &mut self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        resource: Resource,
-        position: Position,
-        origin: Origin,
-        report: RuntimeCommand,
-        purpose: &'static str,
-    ) {
-        if self.busy.contains_key(&workspace) {
+    fn tell_failed(&mut self, matter: Matter, reason: String) {
+        let host = self.errands.machine.host;
+        self.tell(matter, RuntimeCommand::ReportFailed { epoch: matter.epoch, host, reason }, "failed");
+    }
+
+    fn tell(&mut self, matter: Matter, report: RuntimeCommand, purpose: &'static str) {
+        if self.is_busy(matter, Task::Telling) {
             return;
         }
-        let shared = Arc::clone(&self.shared);
-        self.start(workspace, epoch, Task::Telling, async move {
-            shared.report(workspace, resource, position, origin, &report, purpose).await;
+        let errands = self.errands.clone();
+        self.start(matter, Task::Telling, async move {
+            errands.report(matter, &report, purpose).await;
+            Cleared::default()
         });
     }
 
@@ -240,19 +371,16 @@ impl RuntimeReactor {
                 tracing::warn!(%workspace, %service, %status, "a service was restarted");
             }
             Report::RuntimeFailed { workspace, epoch, service, reason } => {
-                let (Some(known), Some(resource)) = (self.world.runtime(workspace), self.world.resource(workspace))
-                else {
-                    return;
-                };
-                let origin = Origin { commit: known.commit, correlation: known.correlation };
+                let known = self.world.runtime(workspace);
+                let Some(matter) = known.and_then(|known| self.matter(workspace, known)) else { return };
                 let report = RuntimeCommand::ReportFailed {
                     epoch: Epoch(epoch),
+                    host: self.errands.machine.host,
                     reason: format!("service `{service}`: {reason}"),
                 };
-                let shared = Arc::clone(&self.shared);
-                let position = self.world.position();
+                let errands = self.errands.clone();
                 tokio::spawn(async move {
-                    shared.report(workspace, resource, position, origin, &report, "service failed").await;
+                    errands.report(matter, &report, "service failed").await;
                 });
             }
         }
@@ -260,19 +388,18 @@ impl RuntimeReactor {
 
     /// Tells the log that ready runtimes still are.
     fn renew_leases(&self) {
-        let now = self.shared.clock.now();
+        let (now, host) = (self.errands.clock.now(), self.errands.machine.host);
         for (workspace, known) in self.world.runtimes() {
             let Runtime::Ready(ready) = &known.state else { continue };
-            if !self.shared.host.is_up(workspace, ready.epoch.0) {
+            if ready.host != Some(host) || !self.errands.host.is_up(workspace, ready.epoch.0) {
                 continue;
             }
-            let Some(resource) = self.world.resource(workspace) else { continue };
-            let report = RuntimeCommand::RenewLease { epoch: ready.epoch, lease_until: now.plus(RUNTIME_LEASE) };
-            let shared = Arc::clone(&self.shared);
-            let position = self.world.position();
+            let Some(matter) = self.matter(workspace, known) else { continue };
+            let lease_until = now.plus(RUNTIME_LEASE);
+            let report = RuntimeCommand::RenewLease { epoch: ready.epoch, host, lease_until };
+            let errands = self.errands.clone();
             tokio::spawn(async move {
-                let context = Context::new(now);
-                match shared.send(workspace, resource, position, &context, &report).await {
+                match errands.send(matter, &Context::new(now), &report).await {
                     Ok(()) => {}
                     // The next renewal is near; the lease outlasts several.
                     Err(error) => tracing::warn!(%workspace, %error, "a lease was not renewed"),
@@ -283,34 +410,19 @@ impl RuntimeReactor {
 
     /// EnvForge stops: nothing may run without it, and the meter closes here rather than at a lease.
     async fn put_to_sleep(&mut self) {
-        let runtimes: Vec<_> = self
+        let here = Some(self.errands.machine.host);
+        let awake = |state: &Runtime| matches!(state, Runtime::Ready(_) | Runtime::Waking { .. });
+        let tasks = self
             .world
             .runtimes()
-            .filter(|(_, known)| matches!(known.state, Runtime::Ready(_) | Runtime::Waking { .. }))
-            .filter_map(|(workspace, known)| {
-                let origin = Origin { commit: known.commit, correlation: known.correlation };
-                let mine = self.world.placement(workspace).is_none_or(|host| host == self.shared.machine.host);
-                mine.then_some((workspace, known.state.epoch(), self.world.resource(workspace)?, origin))
-            })
-            .collect();
-        let position = self.world.position();
-        let tasks = runtimes.into_iter().map(|(workspace, epoch, resource, origin)| {
-            let shared = Arc::clone(&self.shared);
-            async move {
-                let now = shared.clock.now();
-                let context = Context::caused_by(origin.commit, origin.correlation, "shutdown", now);
-                let permit = system_permit(Component::RuntimeReactor, Action::RuntimeSleep, resource, position, now);
-                if let Ok(permit) = permit
-                    && let Err(error) =
-                        runtimes::sleep(&shared.commands, &permit, &context, workspace, SleepCause::Shutdown).await
-                {
-                    tracing::warn!(%workspace, %error, "the sleep at shutdown was not recorded");
-                }
-                shared.sleep(workspace, epoch, resource, position, origin).await;
-            }
-        });
+            .filter(|(_, known)| awake(&known.state) && known.state.host() == here)
+            .filter_map(|(workspace, known)| self.matter(workspace, known))
+            .map(|matter| {
+                let errands = self.errands.clone();
+                async move { errands.sleep_at_shutdown(matter).await }
+            });
         futures_util::future::join_all(tasks).await;
-        self.shared.host.shutdown().await;
+        self.errands.host.shutdown().await;
     }
 
     fn wake_order(
@@ -331,7 +443,7 @@ impl RuntimeReactor {
             .filter(|service| service.route != Route::None)
             .filter_map(|service| {
                 let label = HostLabel::new(service.name.clone(), active.slug.clone(), org_slug.clone()).ok()?;
-                Some((service.name.clone(), format!("{label}.{}", self.shared.public_authority)))
+                Some((service.name.clone(), format!("{label}.{}", self.public_authority)))
             })
             .collect();
         let order = WakeOrder {
@@ -350,197 +462,45 @@ impl RuntimeReactor {
     }
 }
 
-impl Shared {
-    async fn wake(
-        &self,
-        order: WakeOrder,
-        active: ActiveWorkspace,
-        resource: Resource,
-        position: Position,
-        origin: Origin,
-    ) {
-        let (workspace, epoch) = (order.workspace, Epoch(order.epoch));
-        if let Err(reason) = self.place(&active, resource, position, origin).await {
-            let report = RuntimeCommand::ReportFailed { epoch, reason };
-            self.report(workspace, resource, position, origin, &report, "not placed").await;
-            return;
-        }
-        self.stage(workspace, epoch, resource, position, origin, WakeStage::Placed).await;
-        let (stages, mut stage) = watch::channel(Stage::CheckingOut);
-        let tell_stages = async {
-            // Stages are for people who watch; one that is not recorded in time is overtaken by the next.
-            while stage.changed().await.is_ok() {
-                let reached = match &*stage.borrow_and_update() {
-                    Stage::CheckingOut => WakeStage::CheckingOut,
-                    Stage::Starting { .. } => WakeStage::Starting,
-                    Stage::Probing { .. } | Stage::Ready => WakeStage::Probing,
-                };
-                self.stage(workspace, epoch, resource, position, origin, reached).await;
-            }
-        };
-        let (woken, ()) = tokio::join!(self.host.wake(order, stages), tell_stages);
-        let report = match woken {
-            Ok(awake) => RuntimeCommand::ReportReady {
-                epoch,
-                commit: awake.commit,
-                host: self.machine.host,
-                services: active
-                    .manifest
-                    .services
-                    .iter()
-                    .map(|service| ReadyService {
-                        name: service.name.clone(),
-                        cpu_millicores: service.cpu_millicores,
-                        memory_mib: service.memory_mib,
-                    })
-                    .collect(),
-                endpoints: awake.endpoints,
-                lease_until: self.clock.now().plus(RUNTIME_LEASE),
-            },
-            // A sleep overtook the wake; it reports for itself.
-            Err(WakeFailure::Cancelled | WakeFailure::ShuttingDown) => return,
-            Err(failure) => RuntimeCommand::ReportFailed { epoch, reason: failure.to_string() },
-        };
-        if !self.report(workspace, resource, position, origin, &report, "woken").await {
-            // The log refused it (put to sleep meanwhile): the sleep that the log asks for ends what runs.
-            tracing::info!(%workspace, epoch = epoch.0, "a finished wake was no longer wanted");
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use envforge_domain::host::Capacity;
+    use envforge_domain::ids::HostId;
+    use envforge_domain::time::{Clock, UnixMillis};
+    use envforge_eventlog::sqlite::{Config, SqliteLog};
+    use uuid::Uuid;
+
+    use super::*;
+
+    struct Standing;
+
+    impl Clock for Standing {
+        fn now(&self) -> UnixMillis {
+            UnixMillis::new(1)
         }
     }
 
-    async fn sleep(
-        &self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        resource: Resource,
-        position: Position,
-        origin: Origin,
-    ) {
-        for attempt in 0..REPORT_ATTEMPTS_MAX {
-            match self.host.sleep(workspace, epoch.0).await {
-                Ok(()) => break,
-                Err(failure) => {
-                    tracing::warn!(%workspace, attempt, %failure, "a sleep did not end everything; trying again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-        self.report(workspace, resource, position, origin, &RuntimeCommand::ReportSlept { epoch }, "slept").await;
-    }
-
-    /// Makes sure that this machine is a host of the workspace's organization and holds the workspace.
-    async fn place(
-        &self,
-        active: &ActiveWorkspace,
-        resource: Resource,
-        position: Position,
-        origin: Origin,
-    ) -> Result<(), String> {
-        let (org, host) = (resource.org(), self.machine.host);
-        let now = self.clock.now();
-        let internal = |denial: Denial| denial.to_string();
-        let known = self
-            .commands
-            .load::<Host>(&envforge_domain::commit::StreamId::host(org, host))
-            .await
-            .map_err(|error| error.to_string())?;
-        if known.state == Host::Unknown {
-            let on = Resource::Host { org, host };
-            let permit =
-                system_permit(Component::RuntimeReactor, Action::HostRegister, on, position, now).map_err(internal)?;
-            let context = Context::caused_by(origin.commit, origin.correlation, "register host", now);
-            let machine = hosts::MachineKey::parse(&self.machine.key).map_err(|error| error.to_string())?;
-            let registered = hosts::register(
-                &self.commands,
-                &permit,
-                &context,
-                host,
-                "local".to_owned(),
-                machine,
-                self.machine.capacity,
-            );
-            match registered.await {
-                Ok(_) => {}
-                Err(error) if error.refusal_code() == Some("name_taken") => {
-                    return Err(
-                        "this machine belongs to another organization, and no machine is shared between two".to_owned()
-                    );
-                }
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        let permit =
-            system_permit(Component::RuntimeReactor, Action::HostPlace, resource, position, now).map_err(internal)?;
-        let context = Context::caused_by(origin.commit, origin.correlation, "place", now);
-        match hosts::place(&self.commands, &permit, &context, host, active.workspace, needs(active)).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    async fn stage(
-        &self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        resource: Resource,
-        position: Position,
-        origin: Origin,
-        stage: WakeStage,
-    ) {
-        let purpose = format!("stage {stage:?}");
-        let report = RuntimeCommand::ReportStage { epoch, stage };
-        let now = self.clock.now();
-        let context = Context::caused_by(origin.commit, origin.correlation, &purpose, now);
-        if let Err(error) = self.send(workspace, resource, position, &context, &report).await {
-            tracing::debug!(%workspace, %error, "a stage was not recorded");
-        }
-    }
-
-    /// Records a fact, again and again until the log answers. `false` where the domain refused it.
-    async fn report(
-        &self,
-        workspace: WorkspaceId,
-        resource: Resource,
-        position: Position,
-        origin: Origin,
-        report: &RuntimeCommand,
-        purpose: &str,
-    ) -> bool {
-        let now = self.clock.now();
-        // One id for all attempts: a lost acknowledgement must not become a second fact.
-        let context = Context::caused_by(origin.commit, origin.correlation, purpose, now);
-        for attempt in 0..REPORT_ATTEMPTS_MAX {
-            match self.send(workspace, resource, position, &context, report).await {
-                Ok(()) => return true,
-                Err(CommandError::Refused(refusal)) => {
-                    tracing::info!(%workspace, %refusal, purpose, "the log did not take a report");
-                    return false;
-                }
-                Err(error) => {
-                    tracing::warn!(%workspace, %error, attempt, purpose, "a report was not recorded yet");
-                    tokio::time::sleep(Duration::from_millis(u64::from(attempt.min(20)) * 100 + 50)).await;
-                }
-            }
-        }
-        tracing::error!(%workspace, purpose, "a report could not be recorded; the next comparison makes it good");
-        false
-    }
-
-    async fn send(
-        &self,
-        workspace: WorkspaceId,
-        resource: Resource,
-        position: Position,
-        context: &Context,
-        report: &RuntimeCommand,
-    ) -> Result<(), CommandError> {
-        let permit =
-            match system_permit(Component::RuntimeReactor, Action::RuntimeReport, resource, position, context.now) {
-                Ok(permit) => permit,
-                Err(denial) => {
-                    tracing::error!(%denial, "the policy does not allow the runtime reactor to report");
-                    return Ok(());
-                }
-            };
-        runtimes::report(&self.commands, &permit, context, workspace, report).await.map(drop)
+    #[tokio::test]
+    async fn an_overtaken_errand_that_ends_does_not_end_the_one_that_overtook_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let log: SharedLog = Arc::new(SqliteLog::open(Config::new(directory.path().join("log"))).await.unwrap());
+        let state = envforge_runtime::Config::new(directory.path().join("runtime"));
+        let (host, _) = LocalHost::open(state).await.unwrap();
+        let id = HostId::from_uuid(Uuid::from_u128(1));
+        let machine = LocalMachine { key: "local-1".to_owned(), host: id, capacity: Capacity::default() };
+        let commands = Commands::new(Arc::clone(&log));
+        let mut reactor =
+            RuntimeReactor::new(log, commands, host, machine, Arc::new(Standing), "dev.localhost".to_owned());
+        let workspace = WorkspaceId::from_uuid(Uuid::from_u128(2));
+        let finished = |epoch, task| Finished { workspace, epoch: Epoch(epoch), task, cleared: Cleared::default() };
+        reactor.busy.insert(workspace, (Epoch(3), Task::Sleeping));
+        reactor.finish(&finished(3, Task::Waking));
+        reactor.finish(&finished(2, Task::Sleeping));
+        assert_eq!(reactor.busy.get(&workspace), Some(&(Epoch(3), Task::Sleeping)));
+        reactor.finish(&finished(3, Task::Sleeping));
+        assert_eq!(reactor.busy.get(&workspace), None);
     }
 }

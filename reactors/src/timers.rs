@@ -1,22 +1,22 @@
-//! Timers: links that expire, runtimes that were idle for too long, leases that lapsed, archived workspaces still awake.
+//! Timers: links that expire, runtimes that were idle for too long, leases that lapsed, wakes and sleeps that
+//! never end, archived workspaces still awake.
 //!
 //! A deadline holds without these events: whoever decides compares instants. The events close things in the log and
 //! put runtimes to sleep. Each firing is a command that the domain may refuse when it is too early.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_commands::{CommandError, Commands, Context, links, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::Component;
 use envforge_domain::ids::WorkspaceId;
-use envforge_domain::limits::{IDLE_SLEEP_DEFAULT, RUNTIME_LEASE};
+use envforge_domain::limits::{ACTIVITY_INTERVAL, IDLE_SLEEP_DEFAULT, RUNTIME_LEASE, WAKE_DEADLINE};
 use envforge_domain::runtime::{PostponeCause, Runtime, RuntimeCommand, SleepCause};
-use envforge_domain::time::{SharedClock, UnixMillis};
-use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
-use futures_util::StreamExt;
+use envforge_domain::time::{Millis, SharedClock, UnixMillis};
+use envforge_eventlog::{Follow, LogError, SharedLog};
 use tokio_util::sync::CancellationToken;
 
+use crate::following::Following;
 use crate::permit::system_permit;
 use crate::world::{KnownRuntime, World};
 
@@ -24,6 +24,11 @@ use crate::world::{KnownRuntime, World};
 const TICK: Duration = Duration::from_secs(1);
 /// Links closed in one tick; the rest follows in the next.
 const LINKS_PER_TICK_MAX: usize = 100;
+/// How long streams that a gateway reported as open are believed to be: it reports them again in each
+/// `ACTIVITY_INTERVAL`, and says nothing any more when it was killed.
+const OPEN_STREAMS_BELIEVED: Millis = Millis::new(3 * ACTIVITY_INTERVAL.get());
+/// How long a host may take for a wake or a sleep before it is given up; also where no host took the wake.
+const HOST_PATIENCE: Millis = Millis::new(WAKE_DEADLINE.get() + RUNTIME_LEASE.get());
 
 /// The timer process manager. One per log; a second one is harmless, its commands are refused or empty.
 pub struct Timers {
@@ -38,13 +43,12 @@ impl Timers {
         Self { log, commands, clock, world: World::default() }
     }
 
-    /// Follows the log and fires deadlines until `stop`.
+    /// Follows the log and fires deadlines until `stop`. A log that is out of reach is waited for.
     ///
     /// # Errors
     /// When the log cannot be followed any more.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), LogError> {
-        let log = Arc::clone(&self.log);
-        let mut follow = log.follow(Checkpoint::START, Filter::everything()).await?;
+        let mut following = Following::new(SharedLog::clone(&self.log), "timers");
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut caught_up = false;
@@ -52,13 +56,11 @@ impl Timers {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                next = follow.next() => match next {
-                    None => return Err(LogError::Unavailable("the log's stream ended".to_owned())),
-                    Some(Err(error)) => return Err(error),
-                    Some(Ok(Follow::Commit { recorded, .. })) => {
+                next = following.next() => match next? {
+                    Follow::Commit { recorded, .. } => {
                         self.world.apply(&recorded);
                     }
-                    Some(Ok(Follow::Caught { .. })) => caught_up = true,
+                    Follow::Caught { .. } => caught_up = true,
                 },
                 _ = tick.tick(), if caught_up => self.fire().await,
             }
@@ -92,10 +94,15 @@ impl Timers {
         if awake && self.world.is_archived(workspace) {
             return Some(Due::Sleep(SleepCause::WorkspaceArchived));
         }
+        if let Runtime::Waking { epoch, .. } | Runtime::Sleeping { epoch, .. } = &known.state {
+            let given_up = known.asked_at.plus(HOST_PATIENCE) <= now;
+            let lost = RuntimeCommand::DeclareLost { epoch: *epoch, confirmed_by: None, now };
+            return given_up.then_some(Due::Lost(lost));
+        }
         let Runtime::Ready(ready) = &known.state else { return None };
         // A host that is merely slow gets the length of a lease on top before its runtime is given up.
         if ready.lease_until.plus(RUNTIME_LEASE) <= now {
-            return Some(Due::Lost(RuntimeCommand::DeclareLost { epoch: ready.epoch, host_confirms: false, now }));
+            return Some(Due::Lost(RuntimeCommand::DeclareLost { epoch: ready.epoch, confirmed_by: None, now }));
         }
         let declared = self.world.workspace(workspace).map_or(IDLE_SLEEP_DEFAULT, |active| active.manifest.idle_sleep);
         let cap = self.world.organization(known.org).map_or(declared, |(_, policy)| policy.idle_sleep_max);
@@ -103,9 +110,11 @@ impl Timers {
         if idle_for < declared.min(cap) {
             return None;
         }
+        let still_open = ready.last_activity.is_some_and(|at| now.since(at) <= OPEN_STREAMS_BELIEVED);
+        let open_streams = if still_open { known.open_streams } else { 0 };
         let cause = match ready.keep_awake_until {
             Some(until) if now < until => Some(PostponeCause::KeepAwake { until }),
-            Some(_) | None if known.open_streams > 0 => Some(PostponeCause::OpenStreams { count: known.open_streams }),
+            Some(_) | None if open_streams > 0 => Some(PostponeCause::OpenStreams { count: open_streams }),
             Some(_) | None => None,
         };
         match cause {

@@ -6,17 +6,19 @@ use std::collections::{BTreeSet, HashMap};
 
 use envforge_domain::access::Resource;
 use envforge_domain::aggregate::Aggregate;
+use envforge_domain::claim::ClaimEvent;
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
-use envforge_domain::host::{Capacity, Host};
-use envforge_domain::ids::{CommitId, CorrelationId, HostId, LinkId, OrgId, ProjectId, WorkspaceId};
+use envforge_domain::host::{Capacity, HostEvent};
+use envforge_domain::ids::{CommitId, CorrelationId, LinkId, OrgId, ProjectId, WorkspaceId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
 use envforge_domain::runtime::{Runtime, RuntimeEvent};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::{ActiveWorkspace, Workspace};
+use envforge_projections::placement::PlacementView;
 
 /// The fold.
 #[derive(Default)]
@@ -26,8 +28,9 @@ pub struct World {
     projects: HashMap<ProjectId, Project>,
     workspaces: HashMap<WorkspaceId, Workspace>,
     runtimes: HashMap<WorkspaceId, KnownRuntime>,
-    hosts: HashMap<HostId, Host>,
-    placements: HashMap<WorkspaceId, HostId>,
+    placement: PlacementView,
+    /// Who holds a machine, by the machine's key.
+    machines: HashMap<String, OrgId>,
     /// Ends of live links, soonest first.
     link_ends: BTreeSet<(UnixMillis, LinkId)>,
     links: HashMap<LinkId, (Resource, UnixMillis)>,
@@ -38,6 +41,8 @@ pub struct World {
 pub struct KnownRuntime {
     pub org: OrgId,
     pub state: Runtime,
+    /// When the last wake or sleep was asked for, by the log's clock.
+    pub asked_at: UnixMillis,
     /// By the log's clock.
     pub ready_at: Option<UnixMillis>,
     pub open_streams: u32,
@@ -59,6 +64,7 @@ impl World {
     /// Folds one commit; answers the runtime's workspace where it may need a reaction.
     pub fn apply(&mut self, recorded: &Recorded) -> Option<WorkspaceId> {
         self.position = recorded.position;
+        self.placement.apply(recorded);
         let org = recorded.commit.stream.org();
         let mut touched = None;
         for event in &recorded.commit.events {
@@ -83,23 +89,19 @@ impl World {
                         touched = Some(workspace);
                     }
                 }
-                Event::Host(event) => {
-                    if let Ok(host) = recorded.commit.stream.key().parse() {
-                        let state = self.hosts.remove(&host).unwrap_or_default();
-                        let state = Host::evolve(state, event);
-                        self.placements.retain(|_, on| *on != host);
-                        if let Host::Active(active) = &state {
-                            self.placements.extend(active.placed.keys().map(|workspace| (*workspace, host)));
-                        }
-                        self.hosts.insert(host, state);
-                    }
+                Event::Host(HostEvent::Placed { workspace, .. } | HostEvent::Released { workspace }) => {
+                    touched = Some(*workspace);
                 }
                 Event::DevLink(event) => {
                     if let Ok(link) = recorded.commit.stream.key().parse() {
                         self.apply_link(org, link, event);
                     }
                 }
-                Event::User(_) | Event::Claim(_) | Event::Denial(_) | Event::Decision(_) => {}
+                Event::Claim(event) => self.apply_claim(recorded.commit.stream.key(), event),
+                Event::Host(HostEvent::Registered { .. } | HostEvent::Retired)
+                | Event::User(_)
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
         touched
@@ -126,6 +128,7 @@ impl World {
         let known = self.runtimes.entry(workspace).or_insert_with(|| KnownRuntime {
             org: recorded.commit.stream.org(),
             state: Runtime::default(),
+            asked_at: recorded.recorded_at,
             ready_at: None,
             open_streams: 0,
             commit: recorded.commit.id,
@@ -140,17 +143,31 @@ impl World {
                 known.open_streams = 0;
             }
             RuntimeEvent::ActivitySeen { open_streams, .. } => known.open_streams = *open_streams,
-            RuntimeEvent::WakeRequested { .. }
-            | RuntimeEvent::WakeQueued { .. }
+            RuntimeEvent::WakeRequested { .. } | RuntimeEvent::SleepRequested { .. } => {
+                known.asked_at = recorded.recorded_at;
+            }
+            RuntimeEvent::WakeQueued { .. }
+            | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::LeaseRenewed { .. }
             | RuntimeEvent::KeptAwake { .. }
             | RuntimeEvent::SleepPostponed { .. }
-            | RuntimeEvent::SleepRequested { .. }
             | RuntimeEvent::Slept { .. }
             | RuntimeEvent::Failed { .. }
             | RuntimeEvent::Lost { .. } => {}
+        }
+    }
+
+    fn apply_claim(&mut self, key: &str, event: &ClaimEvent) {
+        let Some(machine) = key.strip_prefix("machine_") else { return };
+        match event {
+            ClaimEvent::Taken { holder } => {
+                if let Ok(holder) = holder.parse() {
+                    self.machines.insert(machine.to_owned(), holder);
+                }
+            }
+            ClaimEvent::Retired { .. } => {}
         }
     }
 
@@ -212,13 +229,14 @@ impl World {
         self.organizations.get(&org)
     }
 
-    pub fn host(&self, host: HostId) -> Option<&Host> {
-        self.hosts.get(&host)
+    /// Hosts, and what is placed on them.
+    pub fn placement(&self) -> &PlacementView {
+        &self.placement
     }
 
-    /// Where a workspace is placed.
-    pub fn placement(&self, workspace: WorkspaceId) -> Option<HostId> {
-        self.placements.get(&workspace).copied()
+    /// The organization that a machine belongs to, where one has used it.
+    pub fn holder_of(&self, machine: &str) -> Option<OrgId> {
+        self.machines.get(machine).copied()
     }
 
     /// The workspace of a runtime as a policy's resource.

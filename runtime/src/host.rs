@@ -175,6 +175,11 @@ impl LocalHost {
         self.workspaces().actors.get(&workspace).is_some_and(|actor| *actor.up.borrow() == Some(epoch))
     }
 
+    /// The epoch that is ready here, whatever anybody asked for.
+    pub fn epoch_up(&self, workspace: WorkspaceId) -> Option<u64> {
+        self.workspaces().actors.get(&workspace).and_then(|actor| *actor.up.borrow())
+    }
+
     /// The last lines of a service's output on this host, oldest first: at most `lines`, 10,000, and 1 MiB. For the
     /// workspace's team alone: output may hold secrets, and no link ever reaches it.
     ///

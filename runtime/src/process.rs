@@ -3,26 +3,33 @@
 //! Every process of a runtime carries a random marker in its environment, which children inherit. It finds what a process
 //! group does not: daemons that called `setsid`, and what is left after a kill -9 of this program. Not here: which
 //! processes to start (`service`), or where markers are kept (`record`).
+//!
+//! INVARIANT: a process that could not be looked at counts as one that still runs. Only what is known to be gone, or
+//! somebody else's, is left out.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rand::RngExt;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, pidfd_open, pidfd_send_signal, waitid};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal as signal_stream};
 use tokio::time::Instant;
 
 use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
 
 /// How long a process may take to vanish after SIGKILL. Only one that hangs in the kernel takes longer.
 pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// Where Linux shows its processes.
+const PROC: &str = "/proc";
 /// Environment of one process that is looked at. Linux allows a quarter of the stack limit, 2 MiB by default.
 const ENVIRONMENT_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -65,7 +72,7 @@ pub(crate) struct Identity {
 impl Identity {
     /// Of a process that runs or has not been waited for.
     pub(crate) fn of(pid: u32) -> Option<Self> {
-        let stat = Stat::read(i32::try_from(pid).ok()?)?;
+        let stat = Stat::read(Path::new(PROC), i32::try_from(pid).ok()?).ok()??;
         Some(stat.identity)
     }
 }
@@ -94,9 +101,11 @@ struct Stat {
 }
 
 impl Stat {
-    fn read(pid: i32) -> Option<Self> {
-        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Self::parse(pid, &text)
+    /// `None` where the process is gone.
+    fn read(proc: &Path, pid: i32) -> io::Result<Option<Self>> {
+        let Some(text) = unless_gone(fs::read(proc.join(format!("{pid}/stat"))))? else { return Ok(None) };
+        let parsed = Self::parse(pid, &text);
+        parsed.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
     }
 
     /// `PID (NAME) STATE PPID PGRP ...`; the name may hold spaces and parentheses, so fields count from the last `)`.
@@ -119,31 +128,34 @@ impl Stat {
 
 impl Family {
     /// Every living process of the family. Blocking: reads /proc.
-    pub(crate) fn members(&self) -> Vec<Identity> {
+    ///
+    /// # Errors
+    /// Where something in /proc cannot be looked at: nobody knows then what still runs.
+    fn members_in(&self, proc: &Path) -> io::Result<Vec<Identity>> {
         let own = getpid().as_raw_nonzero().get();
         let mut processes: HashMap<i32, Stat> = HashMap::new();
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        for entry in entries.flatten() {
-            if let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+        for entry in fs::read_dir(proc)? {
+            if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
                 && pid != own
-                && let Some(stat) = Stat::read(pid)
+                && let Some(stat) = Stat::read(proc, pid)?
             {
                 processes.insert(pid, stat);
             }
         }
-        // A group is ours while its leader is the process that we started; a reused id has another start time.
+        // A group is ours while its leader is the process that we started; a reused id has another start time. Who waits
+        // for leaders holds them as zombies until their groups are empty (`Leader`).
         let groups: HashSet<i32> = self
             .groups
             .iter()
             .filter(|leader| processes.get(&leader.pid).is_some_and(|stat| stat.identity == **leader))
             .map(|leader| leader.pid)
             .collect();
-        let mut ours: HashSet<i32> = processes
-            .values()
-            .filter(|stat| !stat.is_dead())
-            .filter(|stat| groups.contains(&stat.group) || self.marks(stat.identity.pid))
-            .map(|stat| stat.identity.pid)
-            .collect();
+        let mut ours: HashSet<i32> = HashSet::new();
+        for stat in processes.values().filter(|stat| !stat.is_dead()) {
+            if groups.contains(&stat.group) || self.marks(proc, stat.identity.pid)? {
+                ours.insert(stat.identity.pid);
+            }
+        }
         // Children of ours are ours, whatever they did to their environment.
         loop {
             let children: Vec<i32> = processes
@@ -156,15 +168,21 @@ impl Family {
             }
             ours.extend(children);
         }
-        ours.iter().filter_map(|pid| processes.get(pid)).map(|stat| stat.identity).collect()
+        Ok(ours.iter().filter_map(|pid| processes.get(pid)).map(|stat| stat.identity).collect())
     }
 
-    fn marks(&self, pid: i32) -> bool {
+    fn marks(&self, proc: &Path, pid: i32) -> io::Result<bool> {
         let mut environment = Vec::new();
-        // Processes of other users cannot be read and are not ours.
-        let Ok(file) = fs::File::open(format!("/proc/{pid}/environ")) else { return false };
-        if file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment).is_err() {
-            return false;
+        let read = fs::File::open(proc.join(format!("{pid}/environ")))
+            .and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
+        let known = match read {
+            // Another user's, or more privileged than we are: what we start is neither, unless a program makes itself so,
+            // and then its group and its parent still tell.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            read => unless_gone(read)?,
+        };
+        if known.is_none() {
+            return Ok(false);
         }
         let carries = |name: &str, value: &str| {
             environment.split(|byte| *byte == 0).any(|variable| {
@@ -172,27 +190,37 @@ impl Family {
                     == Some(value.as_bytes())
             })
         };
-        carries(MARKER_VARIABLE, self.marker.as_str())
-            && self.service.as_deref().is_none_or(|service| carries(SERVICE_VARIABLE, service))
+        Ok(carries(MARKER_VARIABLE, self.marker.as_str())
+            && self.service.as_deref().is_none_or(|service| carries(SERVICE_VARIABLE, service)))
     }
 
     /// Asks every member to end, and ends by force those that still live after `grace`. Returns how many there were.
+    /// Where they cannot be looked for until the end, there may be survivors.
     pub(crate) async fn end(&self, grace: Duration) -> Result<usize, Survivors> {
+        self.end_in(Path::new(PROC), grace, KILL_PATIENCE).await
+    }
+
+    async fn end_in(&self, proc: &Path, grace: Duration, patience: Duration) -> Result<usize, Survivors> {
         let asked_until = Instant::now() + grace;
         let mut asked: HashSet<Identity> = HashSet::new();
         let mut pause = Duration::from_millis(2);
         loop {
-            let family = self.clone();
-            let living = tokio::task::spawn_blocking(move || family.members())
+            let (family, proc) = (self.clone(), proc.to_owned());
+            let found = tokio::task::spawn_blocking(move || family.members_in(&proc))
                 .await
                 .expect("reading /proc does not panic and is not cancelled");
-            if living.is_empty() {
-                return Ok(asked.len());
-            }
             let now = Instant::now();
-            if now > asked_until + KILL_PATIENCE {
-                return Err(Survivors { count: living.len() });
-            }
+            let late = now > asked_until + patience;
+            let living = match found {
+                Ok(living) if living.is_empty() => return Ok(asked.len()),
+                Ok(living) if late => return Err(Survivors { count: living.len() }),
+                Ok(living) => living,
+                Err(error) if late => {
+                    tracing::error!(%error, "processes could not be looked for: what was asked to end may still run");
+                    return Err(Survivors { count: asked.len().max(1) });
+                }
+                Err(_) => Vec::new(),
+            };
             for member in living {
                 let first = asked.insert(member);
                 if now >= asked_until {
@@ -213,7 +241,8 @@ impl Family {
 fn signal(member: Identity, signal: Signal) {
     let Some(pid) = Pid::from_raw(member.pid) else { return };
     let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    if Stat::read(member.pid).is_some_and(|stat| stat.identity == member) {
+    let stat = Stat::read(Path::new(PROC), member.pid);
+    if stat.is_ok_and(|stat| stat.is_some_and(|stat| stat.identity == member)) {
         match pidfd_send_signal(&handle, signal) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => tracing::warn!(pid = member.pid, %error, "a process of a runtime could not be signalled"),
@@ -224,7 +253,64 @@ fn signal(member: Identity, signal: Signal) {
 /// Whether this system shows processes as this module needs them.
 pub(crate) fn is_supported() -> bool {
     let own = getpid();
-    Stat::read(own.as_raw_nonzero().get()).is_some() && pidfd_open(own, PidfdFlags::empty()).is_ok()
+    let stat = Stat::read(Path::new(PROC), own.as_raw_nonzero().get());
+    stat.is_ok_and(|stat| stat.is_some()) && pidfd_open(own, PidfdFlags::empty()).is_ok()
+}
+
+/// Only these two errors say that a process is gone.
+fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first process of a group that was started here. Its end is seen before it is waited for: a zombie keeps its id, and
+/// with it its group stays findable, also for members that hide their environment.
+pub(crate) struct Leader(Child);
+
+impl Leader {
+    pub(crate) fn new(child: Child) -> Self {
+        Self(child)
+    }
+
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.0.id().and_then(Identity::of)
+    }
+
+    /// How it ended, once it has; it stays a zombie.
+    pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
+        let pid = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { return self.0.wait().await };
+        // Listened to before the first look, so that no end falls in between.
+        let mut ends = signal_stream(SignalKind::child())?;
+        loop {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+            match waitid(WaitId::Pid(pid), options)? {
+                None => {
+                    ends.recv().await;
+                }
+                // As wait(2) encodes it.
+                Some(status) => {
+                    let raw = match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => code << 8,
+                        (None, Some(signal)) => signal,
+                        (None, None) => return self.0.wait().await,
+                    };
+                    return Ok(ExitStatus::from_raw(raw));
+                }
+            }
+        }
+    }
+
+    /// Lets the zombie go.
+    pub(crate) async fn reap(mut self) {
+        if let Err(error) = self.0.wait().await {
+            tracing::warn!(%error, "a service's first process could not be waited for");
+        }
+    }
 }
 
 /// `sh -c` in a process group of its own, with exactly this environment, reading nothing.
@@ -252,7 +338,6 @@ pub(crate) struct Ended(pub(crate) std::process::ExitStatus);
 
 impl fmt::Display for Ended {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use std::os::unix::process::ExitStatusExt;
         match (self.0.code(), self.0.signal()) {
             (Some(code), _) => write!(formatter, "exit status {code}"),
             (None, Some(signal)) => write!(formatter, "signal {signal}"),
@@ -280,6 +365,55 @@ mod tests {
         }
         let marker = Marker::random();
         assert!(Marker::try_from(marker.as_str().to_owned()).is_ok());
+    }
+
+    /// What /proc shows of one process, in a directory of its own.
+    fn shown(proc: &Path, pid: i32, stat: Option<&str>) -> std::path::PathBuf {
+        let process = proc.join(pid.to_string());
+        fs::create_dir(&process).unwrap();
+        if let Some(stat) = stat {
+            fs::write(process.join("stat"), stat).unwrap();
+        }
+        process
+    }
+
+    fn sleeping(pid: i32) -> String {
+        format!("{pid} (app) S 1 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77 1 2")
+    }
+
+    #[tokio::test]
+    async fn processes_that_cannot_be_looked_for_count_as_survivors() {
+        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None };
+        let directory = tempfile::tempdir().unwrap();
+        let proc = directory.path();
+        assert!(family.members_in(&proc.join("not-mounted")).is_err());
+        // Gone since it was listed, wholly or in part.
+        shown(proc, 4_000_001, None);
+        shown(proc, 4_000_002, Some(&sleeping(4_000_002)));
+        assert_eq!(family.members_in(proc).unwrap(), []);
+        // Neither file can be read as what it is.
+        let unreadable = shown(proc, 4_000_003, Some(&sleeping(4_000_003)));
+        fs::create_dir(unreadable.join("environ")).unwrap();
+        assert!(family.members_in(proc).is_err());
+        let end = || family.end_in(proc, Duration::ZERO, Duration::ZERO);
+        assert_eq!(end().await, Err(Survivors { count: 1 }));
+        fs::remove_dir(unreadable.join("environ")).unwrap();
+        assert_eq!(end().await, Ok(0));
+        shown(proc, 4_000_004, Some("4000004 (app"));
+        assert!(family.members_in(proc).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_has_ended_keeps_its_id_until_it_is_let_go() {
+        for (script, words) in [("exit 3", "exit status 3"), ("kill -9 $$", "signal 9")] {
+            let child = Command::new("sh").arg("-c").arg(script).spawn().unwrap();
+            let pid = child.id().unwrap();
+            let mut leader = Leader::new(child);
+            assert_eq!(Ended(leader.ended().await.unwrap()).to_string(), words);
+            assert!(Identity::of(pid).is_some(), "a zombie is still there");
+            leader.reap().await;
+            assert!(Identity::of(pid).is_none());
+        }
     }
 
     #[tokio::test]

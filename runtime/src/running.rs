@@ -7,16 +7,15 @@ use std::time::Duration;
 use envforge_domain::limits;
 use envforge_domain::manifest::Hook;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::output::{self, RotatingFile};
 use crate::port::ReservedPort;
-use crate::process::{self, Ended, Family, Survivors};
+use crate::process::{self, Ended, Family, Leader, Survivors};
 use crate::record::RunningRecord;
-use crate::service::{GivenUp, Supervised};
+use crate::service::{GivenUp, Stop, Supervised};
 
 /// For supervisors to notice that their processes are gone.
 const SUPERVISOR_WAIT: Duration = Duration::from_secs(3);
@@ -36,7 +35,7 @@ pub(crate) struct Running {
     pub(crate) output: PathBuf,
     pub(crate) services: Vec<Supervised>,
     pub(crate) ports: Vec<ReservedPort>,
-    pub(crate) stop: CancellationToken,
+    pub(crate) stop: Stop,
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) given_up: mpsc::Receiver<GivenUp>,
     pub(crate) hook: Option<SleepHook>,
@@ -50,27 +49,37 @@ impl Running {
 
     /// The hook, then SIGTERM, then SIGKILL. Nothing of the runtime survives an `Ok`.
     pub(crate) async fn sleep(&mut self) -> Result<(), Survivors> {
+        let mut leader = None;
         if let Some(hook) = self.hook.take() {
-            let outcome = self.run_hook(&hook).await;
+            let outcome = self.run_hook(&hook, &mut leader).await;
             metrics::counter!("on_sleep_total", "outcome" => outcome).increment(1);
         }
-        self.end().await
+        self.end().await?;
+        if let Some(leader) = leader {
+            leader.reap().await;
+        }
+        Ok(())
     }
 
     /// Without the hook: for wakes that did not succeed and runtimes that failed.
     pub(crate) async fn end(&mut self) -> Result<(), Survivors> {
-        self.stop.cancel();
+        self.stop.ask();
         let ended = self.family().end(self.config.stop_grace).await;
+        self.stop.tell_ended();
         for service in std::mem::take(&mut self.services) {
             if tokio::time::timeout(SUPERVISOR_WAIT, service.task).await.is_err() {
                 tracing::warn!(service = %service.name, "a service's supervisor did not end in time and was aborted");
             }
         }
         self.ports.clear();
-        ended.map(drop)
+        ended?;
+        // A supervisor that was aborted has killed its first process alone, and what restarts a service may have been half
+        // done: nothing is taken on trust.
+        self.family().end(Duration::ZERO).await.map(drop)
     }
 
-    async fn run_hook(&self, hook: &SleepHook) -> &'static str {
+    /// `started` holds the hook's group together until its members have been ended.
+    async fn run_hook(&self, hook: &SleepHook, started: &mut Option<Leader>) -> &'static str {
         let limit = hook.hook.deadline.to_duration().min(limits::ON_SLEEP_MAX.to_duration());
         let mut command = process::shell(&hook.hook.command, &hook.directory, &hook.environment);
         let mut copier = None;
@@ -82,15 +91,20 @@ impl Running {
             command.stdout(writer).stderr(errors);
             copier = Some(AbortOnDropHandle::new(tokio::spawn(output::copy(source, file))));
         }
-        let mut child = match command.spawn() {
-            Ok(child) => child,
+        let leader = match command.spawn() {
+            Ok(child) => started.insert(Leader::new(child)),
             Err(error) => {
                 tracing::warn!(%error, "on_sleep could not be started");
                 return "not_started";
             }
         };
         drop(command);
-        let outcome = match tokio::time::timeout(limit, child.wait()).await {
+        if let Some(identity) = leader.identity()
+            && let Err(error) = self.record.add_group(identity).await
+        {
+            tracing::warn!(%error, "a process group could not be recorded");
+        }
+        let outcome = match tokio::time::timeout(limit, leader.ended()).await {
             Ok(Ok(status)) if status.success() => "succeeded",
             Ok(Ok(status)) => {
                 tracing::warn!(status = %Ended(status), "on_sleep failed; the workspace goes to sleep all the same");

@@ -5,13 +5,12 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::slug::ServiceName;
 use tokio::net::unix::pipe::Receiver;
-use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,7 +19,7 @@ use crate::backoff::RestartBudget;
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::output::{self, RotatingFile};
-use crate::process::{self, Ended, Identity};
+use crate::process::{self, Ended, Leader};
 use crate::record::RunningRecord;
 use crate::report::{Report, Reports};
 
@@ -46,11 +45,46 @@ pub(crate) struct Supervision {
     pub(crate) record: RunningRecord,
     pub(crate) output: PathBuf,
     pub(crate) reports: Reports,
-    /// Cancelled before processes are ended, so that an end is not taken for a crash.
-    pub(crate) stop: CancellationToken,
+    pub(crate) stop: Stop,
     /// True from the moment when every service was ready. Until then an end is final.
     pub(crate) ready: watch::Receiver<bool>,
     pub(crate) given_up: mpsc::Sender<GivenUp>,
+}
+
+/// How the services of a runtime are told to stop. Clones are one.
+#[derive(Clone, Default)]
+pub(crate) struct Stop {
+    asked: CancellationToken,
+    ended: CancellationToken,
+    starting: Arc<Mutex<()>>,
+}
+
+impl Stop {
+    /// Before processes are ended, so that an end is not taken for a crash.
+    ///
+    /// INVARIANT: after this, no service starts another process; what had been started can be found.
+    pub(crate) fn ask(&self) {
+        let _none_starts = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.asked.cancel();
+    }
+
+    /// After their processes have been ended: supervisors may let go of what holds their groups together.
+    pub(crate) fn tell_ended(&self) {
+        self.ended.cancel();
+    }
+
+    async fn asked(&self) {
+        self.asked.cancelled().await;
+    }
+
+    /// Starts a process unless the runtime is being stopped.
+    fn unless_asked<T>(&self, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let _not_asked_meanwhile = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.asked.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "the runtime is being stopped"));
+        }
+        start()
+    }
 }
 
 /// A service whose restart budget is spent.
@@ -74,6 +108,16 @@ pub(crate) struct Supervised {
     pub(crate) task: AbortOnDropHandle<()>,
 }
 
+impl Supervision {
+    /// Holds the group together until its members have been ended.
+    async fn let_go(&self, leader: Option<Leader>) {
+        self.stop.ended.cancelled().await;
+        if let Some(leader) = leader {
+            leader.reap().await;
+        }
+    }
+}
+
 impl ServicePlan {
     pub(crate) fn start(self, supervision: Supervision) -> Supervised {
         let (life, seen) = watch::channel(Life::Starting);
@@ -82,37 +126,45 @@ impl ServicePlan {
         Supervised { name, life: seen, task }
     }
 
-    async fn supervise(self, mut supervision: Supervision, life: watch::Sender<Life>) {
+    async fn supervise(self, supervision: Supervision, life: watch::Sender<Life>) {
         let mut budget = RestartBudget::new(&supervision.config);
+        let mut ready = supervision.ready.clone();
         loop {
-            let status = match self.run(&supervision, &life).await {
-                Ok(status) => {
+            let (status, leader) = match self.run(&supervision, &life).await {
+                Ok((status, leader)) => {
                     life.send_replace(Life::Exited(status.clone()));
-                    status
+                    (status, Some(leader))
                 }
                 Err(error) => {
                     let reason = error.to_string();
                     life.send_replace(Life::NotStarted(reason.clone()));
-                    reason
+                    (reason, None)
                 }
             };
             // Before the runtime is ready the wake decides; it stops us or makes the runtime ready.
-            tokio::select! {
+            let over = tokio::select! {
                 biased;
-                () = supervision.stop.cancelled() => return,
-                ready = supervision.ready.wait_for(|ready| *ready) => if ready.is_err() { return },
+                () = supervision.stop.asked() => true,
+                ready = ready.wait_for(|ready| *ready) => ready.is_err(),
+            };
+            if over {
+                return supervision.let_go(leader).await;
             }
             let Some(delay) = budget.spend(Instant::now()) else {
                 let restarts = supervision.config.restarts_max;
                 let reason = format!("it ended with {status} after {restarts} restarts within the window");
                 // One message per service and room for each: never full. Nobody listens when the runtime is ending.
                 supervision.given_up.try_send(GivenUp { service: self.name.clone(), reason }).ok();
-                return;
+                return supervision.let_go(leader).await;
             };
             tracing::warn!(workspace = %supervision.workspace, service = %self.name, status, "a service ended and is started again");
             tokio::select! {
-                () = supervision.stop.cancelled() => return,
-                () = self.clear_and_wait(&supervision, delay) => {}
+                biased;
+                () = supervision.stop.asked() => return supervision.let_go(leader).await,
+                () = self.clear_and_wait(&supervision, leader.as_ref(), delay) => {}
+            }
+            if let Some(leader) = leader {
+                leader.reap().await;
             }
             metrics::counter!("service_restarts_total").increment(1);
             supervision.reports.push(Report::ServiceRestarted {
@@ -125,39 +177,79 @@ impl ServicePlan {
     }
 
     /// What the crashed service left behind would hold its port.
-    async fn clear_and_wait(&self, supervision: &Supervision, delay: Duration) {
-        let family = supervision.record.family_of(self.name.as_str());
+    async fn clear_and_wait(&self, supervision: &Supervision, leader: Option<&Leader>, delay: Duration) {
+        let mut family = supervision.record.family_of(self.name.as_str());
+        family.groups.extend(leader.and_then(Leader::identity));
         if let Err(survivors) = family.end(LEFTOVER_GRACE).await {
             tracing::warn!(service = %self.name, count = survivors.count, "processes of a crashed service do not end");
         }
         tokio::time::sleep(delay).await;
     }
 
-    /// Runs the service once; how it ended.
-    async fn run(&self, supervision: &Supervision, life: &watch::Sender<Life>) -> io::Result<String> {
-        let (mut child, output) = self.spawn(supervision)?;
-        if let Some(leader) = child.id().and_then(Identity::of)
-            && let Err(error) = supervision.record.add_group(leader).await
+    /// Runs the service once; how it ended, and what holds its group together.
+    async fn run(&self, supervision: &Supervision, life: &watch::Sender<Life>) -> io::Result<(String, Leader)> {
+        let (mut leader, output) = self.spawn(supervision)?;
+        if let Some(identity) = leader.identity()
+            && let Err(error) = supervision.record.add_group(identity).await
         {
             // The marker finds it all the same; the group is for members that hide it.
             tracing::warn!(%error, "a process group could not be recorded");
         }
         life.send_replace(Life::Running);
-        let status = child.wait().await?;
+        let status = leader.ended().await?;
         // A process that left the group may hold the pipe for as long as it lives, hence the bound.
         let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, output).await;
-        Ok(Ended(status).to_string())
+        Ok((Ended(status).to_string(), leader))
     }
 
-    fn spawn(&self, supervision: &Supervision) -> io::Result<(Child, AbortOnDropHandle<()>)> {
+    fn spawn(&self, supervision: &Supervision) -> io::Result<(Leader, AbortOnDropHandle<()>)> {
         let file = RotatingFile::open(&supervision.output, self.name.as_str(), &supervision.config)?;
         let (reader, writer) = io::pipe()?;
         let mut command = process::shell(&self.command, &self.directory, &self.environment);
         command.stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
         let source = Receiver::from_owned_fd(reader.into())?;
-        let child = command.spawn()?;
+        let child = supervision.stop.unless_asked(|| command.spawn())?;
         // The command still holds the pipe's other end; with it open the copy would never end.
         drop(command);
-        Ok((child, AbortOnDropHandle::new(tokio::spawn(output::copy(source, file)))))
+        Ok((Leader::new(child), AbortOnDropHandle::new(tokio::spawn(output::copy(source, file)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::record::Records;
+
+    #[tokio::test]
+    async fn a_service_whose_runtime_is_being_stopped_starts_no_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let workspace = WorkspaceId::from_uuid(uuid::Uuid::from_u128(1));
+        let records = Records::in_directory(directory.path().to_owned());
+        let plan = ServicePlan {
+            name: "app".parse().unwrap(),
+            command: "echo started > started; exec sleep 1000".to_owned(),
+            directory: directory.path().to_owned(),
+            environment: Environment::default(),
+        };
+        let stop = Stop::default();
+        stop.ask();
+        let supervision = Supervision {
+            config: Arc::new(Config::new(directory.path())),
+            workspace,
+            epoch: 1,
+            record: RunningRecord::begin(records, workspace, 1, "boot".to_owned()).await.unwrap(),
+            output: directory.path().to_owned(),
+            reports: Reports::new(8),
+            stop: stop.clone(),
+            ready: watch::channel(false).1,
+            given_up: mpsc::channel(1).0,
+        };
+        let mut service = plan.start(supervision);
+        let life = service.life.wait_for(|life| !matches!(life, Life::Starting)).await.unwrap().clone();
+        assert!(matches!(life, Life::NotStarted(_)), "it runs");
+        assert!(!directory.path().join("started").exists());
+        stop.tell_ended();
+        service.task.await.unwrap();
     }
 }

@@ -27,7 +27,7 @@ use crate::readiness::Prober;
 use crate::record::{Records, RunningRecord, blocking};
 use crate::report::Reports;
 use crate::running::{Running, SleepHook};
-use crate::service::{Life, ServicePlan, Supervised, Supervision};
+use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
 
 /// Starts of all services with other ports, where some program took one before its service did.
 const PORT_ATTEMPTS_MAX: usize = 3;
@@ -110,7 +110,7 @@ pub(crate) async fn wake(
         output: place.join("output"),
         services: Vec::new(),
         ports: Vec::new(),
-        stop: CancellationToken::new(),
+        stop: Stop::default(),
         ready: watch::channel(false).0,
         given_up,
         hook: None,
@@ -214,7 +214,7 @@ impl Attempt<'_> {
                     tracing::warn!(workspace = %self.order.workspace, "another program took a port; all services start again with new ones");
                     attempt += 1;
                     running.end().await.map_err(|survivors| WakeFailure::Survivors { count: survivors.count })?;
-                    running.stop = CancellationToken::new();
+                    running.stop = Stop::default();
                 }
             }
         }

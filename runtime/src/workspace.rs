@@ -198,8 +198,9 @@ impl Workspace {
                 Err(failure)
             }
             Err(Failed { failure, stuck: None }) => {
-                if let Err(error) = self.record(None).await {
-                    tracing::warn!(workspace = %self.id, %error, "the record of a failed wake could not be cleared");
+                // This epoch may be tried again; those that were over before stay so.
+                if let Err(error) = self.record(self.over).await {
+                    tracing::warn!(workspace = %self.id, %error, "the record of a failed wake could not be closed");
                 }
                 Err(failure)
             }

@@ -44,6 +44,34 @@ fn the_domain_reads_no_clock_and_does_no_io() {
     assert_no_findings(found.collect());
 }
 
+/// Whoever makes `ActorFacts::System` acts with EnvForge's own rights, so these files and no others do: a new one is
+/// reviewed like a change of the policy.
+const MAY_ACT_AS_ENVFORGE: [&str; 5] = [
+    // The policy itself.
+    "domain/src/access/mod.rs",
+    // Whoever has the machine's command line, at the first start.
+    "envforge/src/server/bootstrap.rs",
+    // The gateway's counters of a link, which outlive it.
+    "gateway/src/admission.rs",
+    // The facts of an actor that says it is a component of ours.
+    "projections/src/authorization.rs",
+    // Reactors and timers.
+    "reactors/src/permit.rs",
+];
+
+#[test]
+fn only_the_listed_files_act_with_envforges_own_rights() {
+    assert_no_findings(each_source(|path, text| {
+        let listed = MAY_ACT_AS_ENVFORGE.iter().any(|listed| path == Path::new(listed));
+        let found = acts_as_envforge(path, text);
+        match (listed, found.is_empty()) {
+            (true, true) => vec!["1: does not act as EnvForge any more: take it off the list".to_owned()],
+            (true, false) => vec![],
+            (false, _) => found,
+        }
+    }));
+}
+
 #[test]
 fn every_source_file_opens_by_saying_what_it_owns() {
     assert_no_findings(each_source(|_, text| opening(text)));
@@ -108,20 +136,36 @@ fn nextest_retries_nothing() {
 
 #[test]
 fn every_invariant_in_architecture_md_names_a_test_that_exists() {
-    let mut functions = BTreeSet::new();
-    each_source(|_, text| {
-        // `fn name(`, also inside proptest's macro.
-        vec![
-            text.split("fn ")
-                .skip(1)
-                .map(|rest| rest.split('(').next().unwrap().to_owned())
-                .collect::<Vec<_>>()
-                .join(" "),
-        ]
-    })
-    .iter()
-    .for_each(|names| functions.extend(names.split([' ', ':']).map(str::to_owned)));
-    assert_no_findings(unheld_invariants(&read("ARCHITECTURE.md"), &functions));
+    let mut tests = BTreeSet::new();
+    each_source(|_, text| vec![tests_of(text).into_iter().collect::<Vec<_>>().join(" ")])
+        .iter()
+        .for_each(|names| tests.extend(names.split([' ', ':']).map(str::to_owned)));
+    assert_no_findings(unheld_invariants(&read("ARCHITECTURE.md"), &tests));
+}
+
+#[test]
+fn what_the_documents_link_to_exists() {
+    let mut found = Vec::new();
+    let mut documents = vec![PathBuf::from("README.md"), PathBuf::from("ARCHITECTURE.md")];
+    let mut folders = vec![PathBuf::from("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(root().join(&folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            if root().join(&path).is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                documents.push(path);
+            }
+        }
+    }
+    for document in &documents {
+        let folder = root().join(document.parent().unwrap());
+        let targets = relative_links(&read(document.to_str().unwrap()));
+        let dead = targets.into_iter().filter(|target| !folder.join(target).exists());
+        found.extend(dead.map(|target| format!("{}: links to {target}, which does not exist", document.display())));
+    }
+    assert!(documents.len() > 4, "{documents:?}");
+    assert_no_findings(found);
 }
 
 // The rules, each a pure function over text or graphs.
@@ -202,8 +246,44 @@ fn cycle(graph: &Graph) -> Option<Vec<String>> {
     })
 }
 
-/// Rows of the table headed `| invariant | held by |` that name no test, or one that is not among `functions`.
-fn unheld_invariants(text: &str, functions: &BTreeSet<String>) -> Vec<String> {
+/// Names of a file's tests: functions below a test attribute, also inside proptest's macro, and the names that are given to
+/// a macro which writes such functions.
+fn tests_of(text: &str) -> BTreeSet<String> {
+    let mut tests = BTreeSet::new();
+    let mut marked = false;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("#[test]") || line.starts_with(concat!("#[tokio::", "test")) {
+            marked = true;
+        } else if let Some(rest) = line.trim_start_matches("pub ").trim_start_matches("async ").strip_prefix("fn ")
+            && std::mem::take(&mut marked)
+        {
+            tests.insert(rest.split(['(', '<']).next().unwrap().to_owned());
+        }
+    }
+    for rest in text.split("macro_rules! ").skip(1) {
+        let name = rest.split([' ', '{']).next().unwrap();
+        let body = rest.split("\n}").next().unwrap();
+        if !(body.contains("fn $") && (body.contains("#[test]") || body.contains(concat!("#[tokio::", "test")))) {
+            continue;
+        }
+        for call in text.split(&format!("\n{name}! {{")).skip(1) {
+            let names = call.split("\n}").next().unwrap().split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            tests.extend(names.filter(|name| !name.is_empty()).map(str::to_owned));
+        }
+    }
+    tests
+}
+
+/// What a document links to in this repository, without the part after `#`.
+fn relative_links(text: &str) -> Vec<String> {
+    let outside_code = text.split("```").step_by(2).collect::<Vec<_>>().join("\n");
+    let targets = outside_code.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let paths = targets.filter(|target| !target.contains("://") && !target.starts_with("mailto:"));
+    paths.map(|target| target.split('#').next().unwrap().to_owned()).filter(|path| !path.is_empty()).collect()
+}
+
+/// Rows of the table headed `| invariant | held by |` that name no test, or one that is not among `tests`.
+fn unheld_invariants(text: &str, tests: &BTreeSet<String>) -> Vec<String> {
     let mut lines = text.lines().skip_while(|line| cells(line) != ["invariant", "held by"]);
     if lines.next().is_none() {
         return vec!["ARCHITECTURE.md has no table headed `| invariant | held by |`".into()];
@@ -214,11 +294,11 @@ fn unheld_invariants(text: &str, functions: &BTreeSet<String>) -> Vec<String> {
         if held_by.starts_with("the compiler: ") {
             continue;
         }
-        let tests: Vec<&str> = held_by.split('`').skip(1).step_by(2).collect();
-        if tests.is_empty() {
+        let named: Vec<&str> = held_by.split('`').skip(1).step_by(2).collect();
+        if named.is_empty() {
             found.push(format!("held by no test: {line}"));
         }
-        let missing = tests.into_iter().filter(|name| !functions.contains(*name));
+        let missing = named.into_iter().filter(|name| !tests.contains(*name));
         found.extend(missing.map(|name| format!("no test is called {name}, which ARCHITECTURE.md names")));
     }
     found
@@ -246,6 +326,20 @@ fn forbidden_modules(path: &Path, text: &str) -> Vec<String> {
     };
     found.extend(lines_with(text, names_drawer).map(|line| format!("{line}: no noun: name what this module owns")));
     found
+}
+
+/// Where a file of the product names EnvForge's own rights, or the type of facts by another name, which would hide that.
+fn acts_as_envforge(path: &Path, text: &str) -> Vec<String> {
+    if path.iter().any(|part| part == "tests") || path.file_stem().is_some_and(|name| name == "tests") {
+        return vec![];
+    }
+    let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
+    // `concat!`, so that this file is not among what it finds.
+    let marks = ["::System", "::{", "::*", " as "].map(|after| format!("{}{after}", concat!("Actor", "Facts")));
+    lines_with(text, |line| marks.iter().any(|mark| line.contains(mark)))
+        .filter(|line| *line <= end)
+        .map(|line| format!("{line}: acts with EnvForge's own rights: ask for a permit of the one who asked"))
+        .collect()
 }
 
 /// What would make a decision depend on more than its arguments. Tests of the domain may read golden files.
@@ -434,6 +528,30 @@ mod each_rule_can_fail {
     }
 
     #[test]
+    fn a_function_that_is_no_test_holds_nothing() {
+        let text = "fn helper() {}\n#[test]\n#[allow(x)]\nfn a_test() {}\nfn other() {}\n#[tokio::test(flavor = \"x\")]\n\
+                    async fn a_slow_one() {}\nmacro_rules! each {\n    (x) => { #[tokio::test]\n async fn $name() {} };\n}\n\
+                    each! {\n    module::listed,\n}\nplain! {\n    unlisted,\n}\n";
+        let tests = tests_of(&text.replace("tokio::test", concat!("tokio::", "test")));
+        for (name, is_test) in [
+            ("a_test", true),
+            ("a_slow_one", true),
+            ("listed", true),
+            ("helper", false),
+            ("other", false),
+            ("unlisted", false),
+        ] {
+            assert_eq!(tests.contains(name), is_test, "{name} in {tests:?}");
+        }
+    }
+
+    #[test]
+    fn links_into_the_repository_are_found_and_others_left_alone() {
+        let text = "[a](docs/a.md#part) ![b](b.png) [c](https://x.example/c) [d](#here)\n```\n[e](e.md)\n```\n[f](f)";
+        assert_eq!(relative_links(text), ["docs/a.md", "b.png", "f"]);
+    }
+
+    #[test]
     fn files_without_an_opening_and_drawers_are_found() {
         assert_eq!(opening("use std::fmt;\n").len() + opening("//!\nfn x() {}").len(), 2);
         assert_eq!(opening("//! What it owns, and what not.\n").len(), 0);
@@ -448,6 +566,18 @@ mod each_rule_can_fail {
     fn clocks_and_io_in_the_domain_are_found() {
         assert_eq!(impurities("let now = Instant::now();\nlet text = std::fs::read(path);\n").len(), 2);
         assert_eq!(impurities("let now = context.now;\n#[cfg(test)]\nlet text = std::fs::read(path);\n").len(), 0);
+    }
+
+    #[test]
+    fn acting_as_envforge_is_found() {
+        let found = |path: &str, text: &str| acts_as_envforge(Path::new(path), text).len();
+        let facts = concat!("let facts = Facts { position, actor: Actor", "Facts::System };\n");
+        assert_eq!(found("api/src/access.rs", facts), 1);
+        assert_eq!(found("api/src/access.rs", concat!("use envforge_domain::access::Actor", "Facts as Who;\n")), 1);
+        assert_eq!(found("api/src/access.rs", concat!("use envforge_domain::access::Actor", "Facts::*;\n")), 1);
+        assert_eq!(found("api/tests/api/house.rs", facts), 0);
+        assert_eq!(found("api/src/access.rs", &format!("#[cfg(test)]\n{facts}")), 0);
+        assert_eq!(found("api/src/access.rs", concat!("Actor", "Facts::Nobody => Err(Denial::NotAMember),\n")), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use envforge_testkit::tools::Tool;
 use std::collections::BTreeMap;
 
 /// The cargo profile of the benchmarked binaries.
-const PROFILE: &str = "bench-release";
+const PROFILE: &str = "production";
 
 /// `cargo xtask bench`.
 #[derive(Args)]
@@ -45,8 +45,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let cores = Cores::of_this_process()?;
 
     // Built first and on all cores; only the measurement is confined.
-    let status =
-        workspace.cargo().args(["build", "--locked", "--profile", PROFILE, "--package", "envforge-bench"]).status()?;
+    let status = workspace
+        .cargo()
+        .args(["build", "--locked", "--profile", PROFILE, "--package", "envforge-bench", "--package", "envforge"])
+        .status()?;
     if !status.success() {
         bail!("the benchmark was not built");
     }

@@ -1,17 +1,20 @@
 //! Signing in and out.
 //!
 //! Identity proves who somebody is; the log records that a session was opened or ended, and from then on the
-//! authorization view knows. These requests carry secrets and are not idempotent by key: a refresh token works once.
+//! authorization view knows. Only members of their organization, as the log's leader has it, get tokens. These requests
+//! carry secrets and are not idempotent by key: a refresh token works once.
 
 use axum::extract::State;
-use envforge_commands::{Commands, Context, users};
+use envforge_commands::{Commands, Context, Done, users};
 use envforge_domain::access::{Action, Scope};
-use envforge_domain::commit::{StreamId, Surface};
+use envforge_domain::commit::{Position, StreamId, Surface};
+use envforge_domain::event::Event;
 use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
+use envforge_domain::organization::Organization;
 use envforge_domain::secret::Secret;
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::UnixMillis;
-use envforge_domain::user::{SessionEnd, User, UserCommand};
+use envforge_domain::user::{SessionEnd, User, UserCommand, UserEvent};
 use envforge_identity::self_hosted::{LoginAttempt, LoginError, RefreshError, SESSION_LIFETIME, SelfHosted};
 use envforge_identity::submitted::SubmittedSecret;
 use envforge_identity::tokens::{Description, Session};
@@ -108,6 +111,7 @@ async fn login(
             return Err(error.into());
         }
     };
+    auth.check_membership(account.org, account.user).await?;
     let session = Session {
         user: account.user,
         org: account.org,
@@ -124,6 +128,15 @@ async fn login(
         // A first start that broke off between the two: not the fault of whoever signs in.
         if problem.code() == "user_unknown" { internal("an account has no user in the log") } else { problem }
     })?;
+    for ended in sessions_ended(&done) {
+        auth.identity.revoke_session(ended, arrival.now).await?;
+    }
+    // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
+    if let Err(problem) = auth.check_membership(account.org, account.user).await {
+        let end = UserCommand::EndSession { session: session.session, reason: SessionEnd::Revoked };
+        auth.record(account.org, account.user, surface, &arrival, &end).await?;
+        return Err(problem);
+    }
     // The organization and the user are in the view for sure once it stands at the commit that opened the session.
     auth.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
         Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
@@ -133,7 +146,7 @@ async fn login(
     let description = auth.description(account.org, account.user, arrival.now);
     let tokens = auth.identity.open_session(&session, &description, arrival.now).await?;
     let answer = auth.signed_in(&session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, arrival.now)?;
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 /// Trade a refresh token for new tokens.
@@ -146,30 +159,33 @@ async fn refresh(
     Json(request): Json<RefreshRequest>,
 ) -> Result<Written<SignedIn>, Problem> {
     let surface = surface_of(&headers)?;
-    let refreshed = match auth.identity.refresh(&request.refresh_token.into_secret(), arrival.now).await {
-        Ok(refreshed) => refreshed,
-        Err(error) => {
-            if let RefreshError::Reused { user, org, session } = error {
-                let end = UserCommand::EndSession { session, reason: SessionEnd::RefreshReused };
-                auth.record(org, user, surface, &arrival, &end).await?;
-            }
-            return Err(error.into());
+    let token = request.refresh_token.into_secret();
+    let session = match auth.identity.session_of(&token, arrival.now).await {
+        Ok(session) => session,
+        Err(error) => return Err(auth.not_refreshed(error, surface, &arrival).await),
+    };
+    // The token is used only now that its session is known to stand: where the log cannot say, it works again.
+    let position = match auth.standing(&session, arrival.now).await? {
+        Standing::Live(position) => position,
+        Standing::Ended => {
+            auth.identity.revoke_session(session.session, arrival.now).await?;
+            return Err(session_ended());
+        }
+        Standing::NotAMember => {
+            let end = UserCommand::EndSession { session: session.session, reason: SessionEnd::Revoked };
+            auth.record(session.org, session.user, surface, &arrival, &end).await?;
+            auth.identity.revoke_session(session.session, arrival.now).await?;
+            return Err(session_ended());
         }
     };
-    let session = refreshed.session;
-    let loaded = auth.commands.load::<User>(&StreamId::user(session.org, session.user)).await?;
-    let live = match &loaded.state {
-        User::Active { sessions, .. } => sessions.get(&session.session).is_some_and(|end| arrival.now < *end),
-        User::Unknown | User::Deactivated { .. } => false,
+    let refreshed = match auth.identity.refresh(&token, arrival.now).await {
+        Ok(refreshed) => refreshed,
+        Err(error) => return Err(auth.not_refreshed(error, surface, &arrival).await),
     };
-    if !live {
-        auth.identity.revoke_session(session.session, arrival.now).await?;
-        return Err(Problem::new("session_ended", "This session has ended; sign in again."));
-    }
     let description = auth.description(session.org, session.user, arrival.now);
     let (access, signed_in) = auth.identity.mint(&session, &description, arrival.now)?;
     let answer = auth.signed_in(&session, access, signed_in.expires_at, refreshed.refresh, arrival.now)?;
-    Ok(Written::ok(loaded.position, answer))
+    Ok(Written::ok(position, answer))
 }
 
 /// End this session.
@@ -183,13 +199,73 @@ async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happe
     // Only after the log knows: a refresh token that outlives its session is refused, the other way round it would be
     // a session that nobody can end by refreshing.
     auth.identity.revoke_session(caller.session, caller.arrival.now).await?;
-    Ok(Happened(done.position))
+    Ok(Happened::new(&done))
 }
 
 /// How long signing in waits until the views know the new session.
 const WAIT_FOR_VIEW: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Whether a session may go on, as the log's leader has it.
+enum Standing {
+    Live(Position),
+    Ended,
+    NotAMember,
+}
+
+fn session_ended() -> Problem {
+    Problem::new("session_ended", "This session has ended; sign in again.")
+}
+
+/// The sessions that a commit ended.
+fn sessions_ended(done: &Done) -> impl Iterator<Item = SessionId> + '_ {
+    done.events.iter().filter_map(|event| match event {
+        Event::User(UserEvent::SessionEnded { session, .. }) => Some(*session),
+        _ => None,
+    })
+}
+
 impl Auth {
+    /// Members alone get tokens; somebody who was taken out proves who they are and gets none.
+    async fn check_membership(&self, org: OrgId, user: UserId) -> Result<Position, Problem> {
+        let loaded = self.commands.load::<Organization>(&StreamId::organization(org)).await?;
+        match &loaded.state {
+            Organization::Active(organization) if organization.members.contains(&user) => Ok(loaded.position),
+            Organization::Active(_) | Organization::Unknown => {
+                Err(Problem::new("membership_ended", "You do not belong to this organization any more."))
+            }
+        }
+    }
+
+    async fn standing(&self, session: &Session, now: UnixMillis) -> Result<Standing, Problem> {
+        let loaded = self.commands.load::<User>(&StreamId::user(session.org, session.user)).await?;
+        let live = match &loaded.state {
+            User::Active { sessions, .. } => sessions.get(&session.session).is_some_and(|end| now < *end),
+            User::Unknown | User::Deactivated { .. } => false,
+        };
+        if !live {
+            return Ok(Standing::Ended);
+        }
+        match self.check_membership(session.org, session.user).await {
+            Ok(position) => Ok(Standing::Live(position.max(loaded.position))),
+            Err(problem) if problem.code() == "membership_ended" => Ok(Standing::NotAMember),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// What a refused refresh token means for its session: one that was used twice or revoked does not keep it open.
+    async fn not_refreshed(&self, error: RefreshError, surface: Surface, arrival: &Arrival) -> Problem {
+        let (user, org, session, reason) = match error {
+            RefreshError::Reused { user, org, session } => (user, org, session, SessionEnd::RefreshReused),
+            RefreshError::Revoked { user, org, session } => (user, org, session, SessionEnd::Revoked),
+            RefreshError::Invalid | RefreshError::Identity(_) => return error.into(),
+        };
+        let end = UserCommand::EndSession { session, reason };
+        match self.record(org, user, surface, arrival, &end).await {
+            Ok(_) => error.into(),
+            Err(problem) => problem,
+        }
+    }
+
     /// Records on the user's stream that they signed in or that a session had to end.
     async fn record(
         &self,
@@ -198,11 +274,12 @@ impl Auth {
         surface: Surface,
         arrival: &Arrival,
         command: &UserCommand,
-    ) -> Result<envforge_commands::Done, Problem> {
+    ) -> Result<Done, Problem> {
         let permit = self.access.identity_permit(org, user, surface, arrival.now).await?;
         let context = Context {
             command: CommandId::from_uuid(self.identity.randomness().uuid_v7(arrival.now).map_err(internal)?),
             request_digest: None,
+            repeated: None,
             correlation: arrival.correlation,
             causation: None,
             now: arrival.now,

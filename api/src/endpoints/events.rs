@@ -1,7 +1,7 @@
 //! The events of an organization, straight from the log: for auditors who replay and follow.
 //!
-//! JSON Lines of CloudEvents 1.0. A stream ends when the caller's right ends, looked at once a second. Events that name
-//! hosts or ports are left out (SPEC, rule 7). Not here: the audit's rows (`audit`), which are a read model.
+//! JSON Lines of CloudEvents 1.0. A stream ends when the caller's right ends, looked at once a second and before anything
+//! is sent, with rights at least as fresh as what is sent. Events that name hosts or ports are left out (SPEC, rule 7). Not here: the audit's rows (`audit`), which are a read model.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use utoipa_axum::routes;
 use super::has_access;
 use crate::access::{Access, Caller};
 use crate::config::Config;
+use crate::edge::Arrival;
 use crate::instant::Instant;
 use crate::page::{Path, Query, wrong_query};
 use crate::problem::Problem;
@@ -251,15 +252,50 @@ impl Replay {
                 }
                 self.checked = Moment::now();
             }
-            let lines = match self.live.take() {
-                None => self.read().await?,
-                Some(live) => self.wait(live).await?,
+            let (lines, from_history) = match self.live.take() {
+                None => (self.read().await?, true),
+                Some(live) => (self.wait(live).await?, false),
             };
+            if !lines.is_empty() {
+                match self.may_receive(from_history).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
+                    // The views stop with the process; what was read goes to nobody.
+                    Err(_) if self.state.stop.is_cancelled() => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+            }
             if lines.is_empty() && self.sent.elapsed() < self.state.heartbeat {
                 continue;
             }
             self.sent = Moment::now();
             return Ok(Some(if lines.is_empty() { Bytes::from_static(b"\n") } else { lines.into() }));
+        }
+    }
+
+    /// Whether what was just read may be sent: nothing is delivered after a revocation that was acknowledged before it. What
+    /// happened long ago says nothing about rights now, so the log's leader is asked for those.
+    async fn may_receive(&mut self, from_history: bool) -> Result<bool, LogError> {
+        let now = self.state.clock.now();
+        if now >= self.caller.expires_at {
+            return Ok(false);
+        }
+        let (action, resource) = (self.permit.action(), self.permit.resource());
+        let access = &self.state.access;
+        let asked = if from_history {
+            let caller = Caller { arrival: Arrival { now, ..self.caller.arrival }, ..self.caller };
+            access.permit(&caller, action, resource).await
+        } else {
+            access.permit_as_of(&self.caller, action, resource, self.after, now).await
+        };
+        self.checked = Moment::now();
+        match asked {
+            Ok(_) => Ok(true),
+            Err(problem) if problem.status().is_server_error() => Err(LogError::Unavailable(problem.code().to_owned())),
+            Err(problem) => {
+                tracing::info!(user = %self.caller.user, code = problem.code(), "an event stream was ended");
+                Ok(false)
+            }
         }
     }
 

@@ -258,7 +258,7 @@ async fn issue(
     };
     let (_, done) = act!(state.access, &caller, permit, links::issue(&state.commands, permit, &context, new.clone()));
     let issued = state.issued(org, &done)?;
-    Ok(Written::created(done.position, issued))
+    Ok(Written::created(&done, issued))
 }
 
 /// One link.
@@ -301,7 +301,7 @@ async fn rotate(
         expires_at: claims.expires_at.into(),
         share_url: state.share.url(&claims),
     };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 /// Change which route families the link opens. What is taken away closes at once, WebSockets included.
@@ -319,7 +319,7 @@ async fn change_families(
     let done =
         act!(state.access, &caller, permit, links::change_allowlist(&state.commands, permit, &context, id, families));
     let answer = ChangedFamilies { id: id.to_string(), families: family_tokens(families) };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 /// Close the link for good, with everything that is open through it.
@@ -339,7 +339,7 @@ async fn revoke(
         permit,
         links::revoke(&state.commands, permit, &context, id, revocation.reason.clone())
     );
-    Ok(Written::ok(done.position, RevokedLink { id: id.to_string(), phase: LinkPhase::Revoked.token() }))
+    Ok(Written::ok(&done, RevokedLink { id: id.to_string(), phase: LinkPhase::Revoked.token() }))
 }
 
 impl Links {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use envforge_commands::context::derived_uuid;
-use envforge_commands::{Commands, Context, organizations, users};
-use envforge_domain::access::{Action, Resource};
+use envforge_commands::{CommandError, Commands, Context, organizations, users};
+use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::StreamId;
-use envforge_domain::ids::{CommandId, UserId};
+use envforge_domain::ids::{CommandId, OrgId, UserId};
 use envforge_domain::limits::NAME_CHARS_MAX;
-use envforge_domain::organization::OrganizationCommand;
+use envforge_domain::organization::{Organization, OrganizationCommand};
 use envforge_domain::project::name_is_valid;
-use envforge_domain::user::{EmailAddress, User, UserCommand};
+use envforge_domain::user::{EmailAddress, SessionEnd, User, UserCommand};
 use envforge_identity::credentials::Account;
 use envforge_identity::self_hosted::{AccountError, LOCAL_ISSUER, SelfHosted};
 use envforge_identity::submitted::SubmittedSecret;
@@ -87,7 +87,7 @@ impl From<MemberRecord> for Member {
 struct NewMember {
     email: String,
     name: String,
-    /// The first password, at least 12 characters.
+    /// The first password, at least 12 characters. Somebody who was a member before keeps account, name and password.
     #[schema(value_type = String, format = Password)]
     password: SubmittedSecret,
 }
@@ -125,7 +125,8 @@ async fn list(
     Ok(axum::Json(Page::of(state.reads.members(&permit, at, &slice).await?, Member::from)))
 }
 
-/// Make an account for somebody and add them. They have no role until one is given.
+/// Make an account for somebody and add them, or add somebody again who was taken out. They have no role until one is
+/// given.
 #[utoipa::path(post, path = "/v1/orgs/{org}/members", tag = "members", request_body = NewMember,
     responses((status = 201, body = AddedMember)), extensions(("x-envforge-action" = json!("member.add"))))]
 async fn add(
@@ -144,7 +145,9 @@ async fn add(
     let user = UserId::from_uuid(context.new_id());
     let account = Account { user, org, email: email.clone() };
     // The account comes first: its address is unique, and a user record that nobody can sign in to would stay forever.
-    state.account(&account, new.password, &caller).await?;
+    if let AccountOf::Former(user) = state.account(&account, new.password, &caller).await? {
+        return state.add_again(&caller, add, &context, user, &account).await;
+    }
 
     let command = UserCommand::Create {
         user,
@@ -158,7 +161,7 @@ async fn add(
     let command = OrganizationCommand::AddMember { user };
     let done = act!(state.access, &caller, add, organizations::change(&state.commands, add, &context, &command));
     let answer = AddedMember { user: user.to_string(), email: email.as_str().to_owned(), name: new.name };
-    Ok(Written::created(done.position, answer))
+    Ok(Written::created(&done, answer))
 }
 
 /// Take somebody out, with all their roles.
@@ -173,37 +176,88 @@ async fn remove(
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::MemberRemove, Resource::Organization(org)).await?;
     let user = user.parse().map_err(|_| Problem::not_found())?;
-    let command = OrganizationCommand::RemoveMember { user };
+    let command = OrganizationCommand::RemoveMember { by: caller.actor(), user, now: context.now };
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
-    Ok(Happened(done.position))
+    state.end_sessions(org, user, &caller, &context).await?;
+    Ok(Happened::new(&done))
+}
+
+/// Whose account an address is.
+enum AccountOf {
+    /// The new member's own, just made or by an earlier attempt of the same request.
+    New,
+    /// Somebody's who was of this organization before, or is.
+    Former(UserId),
 }
 
 impl Members {
+    /// Adds somebody who has an account here. Whoever is a member already is not added again.
+    async fn add_again(
+        &self,
+        caller: &Caller,
+        permit: Permit,
+        context: &Context,
+        user: UserId,
+        account: &Account,
+    ) -> Result<Written<AddedMember>, Problem> {
+        let command = OrganizationCommand::AddMember { user };
+        let done = act!(self.access, caller, permit, organizations::change(&self.commands, permit, context, &command));
+        if done.events.is_empty() && !done.duplicate {
+            return Err(exists(account));
+        }
+        let name = self.reads.hot().authorization.user(user).map_or_else(String::new, |known| known.name);
+        let answer = AddedMember { user: user.to_string(), email: account.email.as_str().to_owned(), name };
+        Ok(Written::created(&done, answer))
+    }
+
+    /// Ends whatever is open of somebody who was taken out. Nothing of it works for them any more; it must not work again
+    /// either when they come back.
+    async fn end_sessions(&self, org: OrgId, user: UserId, caller: &Caller, context: &Context) -> Result<(), Problem> {
+        // A repeated request must not end what somebody opened who is back since.
+        let organization = self.commands.load::<Organization>(&StreamId::organization(org)).await?.state;
+        if matches!(organization, Organization::Active(organization) if organization.members.contains(&user)) {
+            return Ok(());
+        }
+        let permit = self.access.identity_permit(org, user, caller.surface, caller.arrival.now).await?;
+        let command = UserCommand::EndAllSessions { reason: SessionEnd::Revoked };
+        match users::change(&self.commands, &permit, &part_of(context, "end sessions"), user, &command).await {
+            Ok(_) => Ok(self.identity.revoke_user(user, caller.arrival.now).await?),
+            // Nobody of this organization: what they have elsewhere is nobody's business here.
+            Err(CommandError::Refused(refusal)) if refusal.code() == "user_unknown" => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Makes the account, or finds the one that an earlier attempt of the same request made.
-    async fn account(&self, account: &Account, password: SubmittedSecret, caller: &Caller) -> Result<(), Problem> {
-        let exists = || {
-            Problem::new("account_exists", "This e-mail address has an account already.")
-                .with("email", account.email.as_str())
-        };
+    async fn account(
+        &self,
+        account: &Account,
+        password: SubmittedSecret,
+        caller: &Caller,
+    ) -> Result<AccountOf, Problem> {
+        let exists = || exists(account);
         if let Some(known) = self.identity.credentials().account_of(account.user).await.map_err(internal)? {
-            return if known.email == account.email { Ok(()) } else { Err(exists()) };
+            return if known.email == account.email { Ok(AccountOf::New) } else { Err(exists()) };
         }
         let now = caller.arrival.now;
         match self.identity.create_account(account, password.clone().into_secret(), now).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(AccountOf::New),
             Err(AccountError::Exists) => {
-                // An account whose user never came to be is left over from a request that broke off.
                 let Some(left) =
                     self.identity.credentials().account_by_address(&account.email).await.map_err(internal)?
                 else {
                     return Err(exists());
                 };
                 let stream = StreamId::user(left.org, left.user);
-                if self.commands.load::<User>(&stream).await?.state != User::Unknown {
-                    return Err(exists());
+                match self.commands.load::<User>(&stream).await?.state {
+                    User::Active { .. } if left.org == account.org => return Ok(AccountOf::Former(left.user)),
+                    User::Active { .. } | User::Deactivated { .. } => return Err(exists()),
+                    // An account whose user never came to be is left over from a request that broke off.
+                    User::Unknown => {}
                 }
                 self.identity.credentials().remove_account(left.user).await.map_err(internal)?;
-                self.identity.create_account(account, password.into_secret(), now).await.map_err(account_problem)
+                self.identity.create_account(account, password.into_secret(), now).await.map_err(account_problem)?;
+                Ok(AccountOf::New)
             }
             Err(error) => Err(account_problem(error)),
         }
@@ -214,6 +268,10 @@ impl Members {
 fn part_of(context: &Context, part: &str) -> Context {
     let command = CommandId::from_uuid(derived_uuid(context.command.as_uuid().as_bytes(), part));
     Context { command, ..*context }
+}
+
+fn exists(account: &Account) -> Problem {
+    Problem::new("account_exists", "This e-mail address has an account already.").with("email", account.email.as_str())
 }
 
 fn internal(error: impl std::fmt::Display) -> Problem {

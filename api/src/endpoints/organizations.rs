@@ -152,5 +152,5 @@ async fn change_policy(
         Event::Organization(OrganizationEvent::PolicyChanged { policy }) => Some(*policy),
         _ => None,
     });
-    Ok(Written::ok(done.position, recorded.unwrap_or(wanted).into()))
+    Ok(Written::ok(&done, recorded.unwrap_or(wanted).into()))
 }

@@ -28,6 +28,8 @@ pub(crate) struct Projects {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
+    /// Repositories may be paths of the machine that runs workspaces.
+    pub(crate) local_repositories: bool,
 }
 
 has_access!(Projects);
@@ -62,7 +64,8 @@ impl From<ProjectRecord> for Project {
 struct NewProject {
     slug: String,
     name: String,
-    /// `https://…`, `ssh://…`, `git@host:path`, `file://…` or an absolute path; without user name or password.
+    /// `https://…`, `ssh://…` or `git@host:path`, without a password or token; where the operator allows it, `file://…` or an
+    /// absolute path.
     repository: String,
 }
 
@@ -121,13 +124,13 @@ async fn create(
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::ProjectCreate, Resource::Organization(org)).await?;
     let slug: ProjectSlug = new.slug.parse().map_err(|error| Problem::value("slug", error))?;
-    let repository = repository(&new.repository)?;
+    let repository = state.repository(&new.repository)?;
     let (id, done) = act!(state.access, &caller, permit, async {
         let (slug, repository) = (slug.clone(), repository.clone());
         projects::create(&state.commands, permit, &context, slug, new.name.clone(), repository).await
     });
     let answer = WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
-    Ok(Written::created(done.position, answer))
+    Ok(Written::created(&done, answer))
 }
 
 /// One project.
@@ -164,7 +167,7 @@ async fn edit(
         return Err(Problem::not_found());
     };
     let name = change.name.unwrap_or(name);
-    let wanted = change.repository.as_deref().map_or(Ok(current), repository)?;
+    let wanted = change.repository.as_deref().map_or(Ok(current), |text| state.repository(text))?;
     let done = act!(
         state.access,
         &caller,
@@ -186,9 +189,19 @@ async fn edit(
         name,
         repository: wanted.as_str().to_owned(),
     };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
-fn repository(text: &str) -> Result<Repository, Problem> {
-    Repository::parse(text).map_err(|error| Problem::value("repository", error))
+impl Projects {
+    fn repository(&self, text: &str) -> Result<Repository, Problem> {
+        let repository = Repository::parse(text).map_err(|error| Problem::value("repository", error))?;
+        if repository.is_local() && !self.local_repositories {
+            // Whoever creates a project could otherwise read what the agents of everybody's workspaces can.
+            return Err(Problem::value(
+                "repository",
+                "a path of the machine that runs workspaces is not allowed here: name https://…, ssh://… or git@host:path",
+            ));
+        }
+        Ok(repository)
+    }
 }

@@ -3,8 +3,10 @@
 use axum::extract::State;
 use envforge_commands::{Commands, organizations};
 use envforge_domain::access::{Action, Grant, Grantee, Resource, Role, Scope};
+use envforge_domain::commit::StreamId;
 use envforge_domain::ids::OrgId;
 use envforge_domain::organization::OrganizationCommand;
+use envforge_domain::project::Project;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -86,7 +88,7 @@ async fn assign(
     let grant = Grant {
         grantee: grantee(new.user.as_deref(), new.team.as_deref())?,
         role: new.role.parse::<Role>().map_err(|error| Problem::value("role", error))?,
-        scope: state.scope(org, new.project.as_deref()).await?,
+        scope: state.existing_scope(org, new.project.as_deref()).await?,
         expires_at,
     };
     let command = OrganizationCommand::AssignRole { by: caller.actor(), grant, now: context.now };
@@ -101,7 +103,7 @@ async fn assign(
         },
         expires_at: grant.expires_at.map(Instant),
     };
-    Ok(Written::created(done.position, answer))
+    Ok(Written::created(&done, answer))
 }
 
 /// Take a role. It is gone at once, in what is open already too.
@@ -124,10 +126,21 @@ async fn revoke(
         now: context.now,
     };
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
-    Ok(Happened(done.position))
+    Ok(Happened::new(&done))
 }
 
 impl Roles {
+    /// A role for a project that comes to be later would count there.
+    async fn existing_scope(&self, org: OrgId, project: Option<&str>) -> Result<Scope, Problem> {
+        let scope = self.scope(org, project).await?;
+        if let Scope::Project(project) = scope
+            && self.commands.load::<Project>(&StreamId::project(org, project)).await?.state == Project::Unknown
+        {
+            return Err(Problem::not_found());
+        }
+        Ok(scope)
+    }
+
     async fn scope(&self, org: OrgId, project: Option<&str>) -> Result<Scope, Problem> {
         let Some(name) = project else { return Ok(Scope::Organization) };
         let resource = self.access.project(org, name).await?;

@@ -54,6 +54,8 @@ struct Runtime {
     cause: Option<Cause>,
     /// While it is ready: `kept_awake`, `open_streams` or `activity`.
     awake_because: Option<String>,
+    /// Why it sleeps: `idle`, `person`, `workspace_archived`, `shutdown`, `usage_cap`, or `host_lost` where its host died.
+    asleep_because: Option<String>,
     /// When it goes to sleep unless something happens; `null` while it is not ready or a stream is open.
     sleeps_at: Option<Instant>,
     kept_awake_until: Option<Instant>,
@@ -171,7 +173,7 @@ async fn wake(
     let done =
         act!(state.access, &caller, permit, runtimes::wake(&state.commands, permit, &context, id, cause.clone()));
     let phase = state.phase(resource, id, &done.events).await?;
-    Ok(Written::accepted(done.position, phase))
+    Ok(Written::accepted(&done, phase))
 }
 
 /// Put the runtime to sleep.
@@ -189,7 +191,7 @@ async fn sleep(
     let done =
         act!(state.access, &caller, permit, runtimes::sleep(&state.commands, permit, &context, id, cause.clone()));
     let phase = state.phase(resource, id, &done.events).await?;
-    Ok(Written::accepted(done.position, phase))
+    Ok(Written::accepted(&done, phase))
 }
 
 /// Keep a ready runtime awake for a while, within the organization's cap.
@@ -217,7 +219,7 @@ async fn keep_awake(
         _ => None,
     });
     let answer = KeptAwake { until: recorded.unwrap_or(until).into(), reason: keep.reason };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 impl Runtimes {
@@ -286,6 +288,7 @@ impl Runtime {
                 since: None,
                 cause: None,
                 awake_because: None,
+                asleep_because: None,
                 sleeps_at: None,
                 kept_awake_until: None,
                 kept_awake_reason: None,
@@ -295,6 +298,7 @@ impl Runtime {
             });
         };
         let awake = Awake::of(&runtime, manifest.idle_sleep.min(idle_max));
+        let asleep_because = asleep_because(&runtime);
         Ok(Self {
             phase: runtime.phase.token().to_owned(),
             stage: runtime.stage,
@@ -302,6 +306,7 @@ impl Runtime {
             since: Some(runtime.since.into()),
             cause: Some((&runtime.wake_cause).into()),
             awake_because: awake.as_ref().map(|awake| awake.because.to_owned()),
+            asleep_because,
             sleeps_at: awake.and_then(|awake| awake.sleeps_at).map(Instant),
             kept_awake_until: runtime.keep_awake_until.map(Instant),
             kept_awake_reason: runtime.keep_awake_reason,
@@ -310,6 +315,15 @@ impl Runtime {
             services,
         })
     }
+}
+
+/// What kind of cause put it to sleep. The read model keeps causes as JSON with a `kind`.
+fn asleep_because(runtime: &RuntimeRecord) -> Option<String> {
+    if !matches!(runtime.phase, RuntimePhase::Asleep | RuntimePhase::Sleeping) {
+        return None;
+    }
+    let cause: serde_json::Value = serde_json::from_str(runtime.sleep_cause.as_deref()?).ok()?;
+    Some(cause["kind"].as_str()?.to_owned())
 }
 
 /// Why a ready runtime is awake, and until when.

@@ -37,12 +37,15 @@ struct Usage {
     service_ms: u64,
     millicore_ms: u64,
     mib_ms: u64,
+    /// The part of `service_ms` that is running and not recorded yet.
+    unrecorded_service_ms: u64,
 }
 
 impl From<UsageGroup> for Usage {
     fn from(group: UsageGroup) -> Self {
         let UsageTotals { service_ms, millicore_ms, mib_ms } = group.totals;
-        Self { key: group.key, service_ms, millicore_ms, mib_ms }
+        let unrecorded_service_ms = group.unrecorded_service_ms;
+        Self { key: group.key, service_ms, millicore_ms, mib_ms, unrecorded_service_ms }
     }
 }
 
@@ -112,7 +115,7 @@ struct RunningQuery {
 
 const GROUPS: [&str; 5] = ["service", "link", "cause", "workspace", "project"];
 
-/// Recorded usage, summed up.
+/// Usage up to now, summed up.
 #[utoipa::path(get, path = "/v1/orgs/{org}/usage", tag = "usage", params(UsageQuery),
     responses((status = 200, body = Page<Usage>)), extensions(("x-envforge-action" = json!("usage.read"))))]
 async fn usage(
@@ -137,7 +140,8 @@ async fn usage(
     };
     let group_by = one_of("group_by", query.group_by.as_deref(), GroupBy::from_token, &GROUPS)?;
     let slice = Slice::new(query.limit, query.after.as_deref())?;
-    let page = state.reads.usage(&permit, at, &filter, group_by.unwrap_or(GroupBy::Service), &slice).await?;
+    let (group_by, now) = (group_by.unwrap_or(GroupBy::Service), caller.arrival.now);
+    let page = state.reads.usage(&permit, at, &filter, group_by, now, &slice).await?;
     Ok(axum::Json(Page::of(page, Usage::from)))
 }
 

@@ -223,7 +223,7 @@ async fn create(
     let create = New { project, slug: slug.clone(), branch, manifest: manifest.clone(), access_mode };
     let (id, done) =
         act!(state.access, &caller, permit, workspaces::create(&state.commands, permit, &context, create.clone()));
-    Ok(Written::created(done.position, answer(id)))
+    Ok(Written::created(&done, answer(id)))
 }
 
 /// One workspace, with its manifest.
@@ -265,7 +265,7 @@ async fn change_manifest(
         permit,
         workspaces::change_manifest(&state.commands, permit, &context, id, manifest.clone())
     );
-    Ok(Written::ok(done.position, ChangedManifest { id: id.to_string(), manifest_digest }))
+    Ok(Written::ok(&done, ChangedManifest { id: id.to_string(), manifest_digest }))
 }
 
 /// Change how the workspace can be reached from outside. `tailscale_only` closes what is open through links.
@@ -288,7 +288,7 @@ async fn change_access_mode(
         workspaces::change_access_mode(&state.commands, permit, &context, id, wanted)
     );
     let answer = ChangedAccessMode { id: id.to_string(), access_mode: change.access_mode };
-    Ok(Written::ok(done.position, answer))
+    Ok(Written::ok(&done, answer))
 }
 
 /// Archive a workspace. Its links close, its runtime goes to sleep, its slug is retired.
@@ -303,7 +303,7 @@ async fn archive(
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::WorkspaceArchive, resource).await?;
     let done = act!(state.access, &caller, permit, workspaces::archive(&state.commands, permit, &context, id));
-    Ok(Written::ok(done.position, ArchivedWorkspace { id: id.to_string(), archived: true }))
+    Ok(Written::ok(&done, ArchivedWorkspace { id: id.to_string(), archived: true }))
 }
 
 impl Workspaces {

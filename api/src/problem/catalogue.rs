@@ -44,11 +44,11 @@ catalogue! {
         "grant_expired" "Your role for this has ended", "Ask for the role again.";
         "surface_not_allowed" "Not possible on this surface", "The action exists, but not on this surface.";
         "account_deactivated" "The account is deactivated", "An administrator can activate it.";
+        "membership_ended" "You do not belong to the organization any more", "An administrator can add you again.";
         "outside_link" "The link does not open this", "A signed link opens the app surface of one service only.";
         "link_ended" "The link is no longer open", "Ask for a new link.";
         "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
         "too_many_grants" "The organization has too many grants", "`max` is the limit. Revoke what is not needed.";
-        "too_many_sessions" "Too many open sessions", "`max` is the limit. End one first.";
         "link_families_not_allowed" "The organization does not allow these routes", "Choose fewer families, or have the organization's policy changed.";
         "link_too_many_sessions" "The link has too many open sessions", "`max` is the limit.";
         "wake_budget_spent" "The link has spent its wakes", "Somebody of the team can wake the workspace, or issue another link.";
@@ -61,6 +61,7 @@ catalogue! {
         "workspace_unknown" "There is no such workspace", "Check the slug or id.";
         "link_unknown" "There is no such link", "Check the id.";
         "user_unknown" "There is no such user", "Check the id.";
+        "team_unknown" "There is no such team", "Check the id, or give the role to each member.";
         "host_unknown" "There is no such host", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
@@ -84,12 +85,13 @@ catalogue! {
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
         "runtime_not_awake" "The runtime is not awake", "Wake it first.";
         "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
+        "runtime_other_host" "The wake belongs to another host", "Only the host that was chosen for it may start it and report about it.";
         "runtime_kept_awake" "The runtime is kept awake", "`until_unix_ms` says until when.";
         "lease_holds" "The host's lease holds", "`until_unix_ms` says until when.";
         "host_registered" "The host is registered already", "Nothing was changed.";
         "host_no_room" "The host has no room", "Choose another host, or smaller services.";
         "host_not_empty" "The host still holds workspaces", "Release them first.";
-        "contended" "Too many changes to the same thing at once", "Nothing was changed. Try again.";
+        "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
     GONE {
         "workspace_archived" "The workspace is archived", "Create a new one with another slug.";
@@ -144,8 +146,9 @@ catalogue! {
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
         "outcome_unknown" "The event log did not answer in time", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
-        "log_unavailable" "The event log is out of reach", "Nothing was changed. Try again.";
+        "log_unavailable" "The event log is out of reach", "Part of a change may have happened. Repeat it with the same `Idempotency-Key`.";
         "rights_stale" "Rights cannot be checked right now", "Without fresh rights nothing is allowed. Try again.";
+        "request_keys_unavailable" "Idempotency keys cannot be checked right now", "Nothing was changed. Repeat it with the same `Idempotency-Key`.";
         "read_models_unavailable" "The read models are out of reach", "Try again.";
     }
     GATEWAY_TIMEOUT {

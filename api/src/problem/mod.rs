@@ -220,11 +220,18 @@ impl From<LogError> for Problem {
     fn from(error: LogError) -> Self {
         match error {
             LogError::Unavailable(_) | LogError::Open(_) => {
-                Self::new("log_unavailable", "The event log is out of reach. Nothing was changed.")
-                    .retry_after_s(1)
-                    .because(error.to_string())
+                // A request may take several commits, or have been stored before its answer was looked for.
+                Self::new(
+                    "log_unavailable",
+                    "The event log is out of reach. A change may have happened in part; repeat it with the same \
+                     `Idempotency-Key`.",
+                )
+                .retry_after_s(1)
+                .because(error.to_string())
             }
-            LogError::NotTheSameLog(_) | LogError::Undecodable { .. } => Self::internal(error.to_string()),
+            LogError::NotTheSameLog(_) | LogError::Undecodable { .. } | LogError::Damaged(_) => {
+                Self::internal(error.to_string())
+            }
         }
     }
 }
@@ -250,7 +257,9 @@ impl From<LoginError> for Problem {
 impl From<RefreshError> for Problem {
     fn from(error: RefreshError) -> Self {
         match error {
-            RefreshError::Invalid => Self::new("refresh_token_invalid", error.to_string()),
+            RefreshError::Invalid | RefreshError::Revoked { .. } => {
+                Self::new("refresh_token_invalid", error.to_string())
+            }
             RefreshError::Reused { .. } => Self::new("refresh_token_reused", error.to_string()),
             RefreshError::Identity(error) => error.into(),
         }

@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
+use envforge_commands::{Context, organizations};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::ids::UserId;
+use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::time::Millis;
+use envforge_eventlog::{Checkpoint, Filter, Follow};
 use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::house::{House, PATIENCE, Person};
 
@@ -179,6 +185,36 @@ async fn a_stream_ends_when_the_role_the_session_or_the_token_ends() {
     let mut of_token = Following::open(&owner, "").await;
     house.clock.skip(Millis::from_secs(3_601));
     of_token.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_delivered_after_a_revocation_that_was_acknowledged() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let auditor = house.member(&owner, "aude", &["explore"]).await;
+    let mut following = Following::open(&auditor, "&kind=organization").await;
+    following.event("organization.role_assigned.v1").await;
+    following.event("organization.role_assigned.v1").await;
+    // What decides rights learns nothing for a while, as on a busy machine; what is delivered comes straight from the log.
+    house.faults.hold_views(true);
+    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=explore", auditor.user)).await.expect(204);
+    let org = house.hot.authorization.organization_by_slug(&"acme".parse().unwrap()).unwrap();
+    let permit = house.system(Action::MemberAdd, Resource::Organization(org));
+    let add = OrganizationCommand::AddMember { user: UserId::from_uuid(Uuid::now_v7()) };
+    organizations::change(&house.commands, &permit, &Context::new(house.now()), &add).await.unwrap();
+    // Everybody who follows has had it by the time that another follower has.
+    let filter = Filter { org: Some(org), kinds: vec![] };
+    let mut log = house.log.follow(Checkpoint::START, filter).await.unwrap();
+    loop {
+        let next = tokio::time::timeout(PATIENCE, log.next()).await.unwrap().unwrap().unwrap();
+        if matches!(next, Follow::Caught { .. }) {
+            break;
+        }
+    }
+    house.faults.hold_views(false);
+    while let Some(line) = following.line().await {
+        assert_eq!(line, "", "delivered after the revocation");
+    }
 }
 
 #[tokio::test]

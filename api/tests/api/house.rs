@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use envforge_api::{Config, GatewayUrl, Parts};
 use envforge_commands::{Commands, Context, organizations, runtimes, users};
-use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
+use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Principal, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Component, Position};
 use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
 use envforge_domain::runtime::{ReadyService, RuntimeCommand};
@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::faults::{Faults, FaultyLog};
 use crate::rights::Overtaken;
 
 pub(crate) const PASSWORD: &str = "plum kite engine 7";
@@ -55,9 +56,14 @@ pub(crate) struct House {
     pub(crate) verification: ShareVerifier,
     pub(crate) identity: Arc<SelfHosted>,
     pub(crate) client: reqwest::Client,
+    pub(crate) database: Database,
+    pub(crate) faults: Arc<Faults>,
     seen: Arc<AtomicU64>,
     stop: CancellationToken,
-    _supervisor: Supervisor,
+    supervisor: Option<Supervisor>,
+    config: Config,
+    authorizer: Authorizer,
+    share_key: Arc<SigningKey>,
     _directory: tempfile::TempDir,
 }
 
@@ -70,11 +76,12 @@ impl Drop for House {
 /// A permit of EnvForge itself.
 pub(crate) fn system(action: Action, resource: Resource, now: UnixMillis) -> Permit {
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
-    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces[0]);
+    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces_of(Principal::System)[0]);
     authorize(&facts, &Request { actor, action, resource, surface, now }).unwrap()
 }
 
 /// Somebody who signed in.
+#[derive(Clone)]
 pub(crate) struct Person {
     pub(crate) client: reqwest::Client,
     pub(crate) base: String,
@@ -202,6 +209,8 @@ impl House {
     }
 
     async fn start_on(directory: tempfile::TempDir, log: SharedLog, change: impl FnOnce(&mut Config)) -> Self {
+        let faults = Arc::new(Faults::default());
+        let log: SharedLog = Arc::new(FaultyLog { log, faults: Arc::clone(&faults) });
         let stop = CancellationToken::new();
         let hot = Hot::start(Arc::clone(&log), stop.clone());
         let database = Database::connect_sqlite(&directory.path().join("read-models.sqlite")).await.unwrap();
@@ -222,27 +231,10 @@ impl House {
         let share_key = Arc::new(SigningKey::load_or_create(&directory.path().join("share.pem")).unwrap());
         let verification = ShareVerifier::new([share_key.verification_key()]).unwrap();
         let clock = Arc::new(SkippingClock::new());
-        let shared: SharedClock = clock.clone();
         let mut config = Config::new(GatewayUrl::parse("http://dev.localhost:8443").unwrap());
         change(&mut config);
-        let connections_max = config.connections_max;
-        let router = envforge_api::router(Parts {
-            config,
-            clock: shared,
-            log: Arc::clone(&log),
-            commands: commands.clone(),
-            authorizer,
-            database,
-            identity: Arc::clone(&identity),
-            share_key,
-            metrics: None,
-            stop: stop.clone(),
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
-        tokio::spawn(envforge_api::serve(listener, router, connections_max, stop.clone()));
-        let house = Self {
-            base: format!("http://{address}"),
+        let mut house = Self {
+            base: String::new(),
             commands,
             log,
             clock,
@@ -251,13 +243,53 @@ impl House {
             verification,
             identity,
             client: reqwest::Client::new(),
+            database,
+            faults,
             seen: Arc::default(),
             stop,
-            _supervisor: supervisor,
+            supervisor: Some(supervisor),
+            config,
+            authorizer,
+            share_key,
             _directory: directory,
         };
+        house.base = house.serve(house.commands.clone()).await;
         house.organization("acme", "ada@acme.test").await;
         house
+    }
+
+    /// Serves the API with these commands, and answers where.
+    async fn serve(&self, commands: Commands) -> String {
+        let clock: SharedClock = self.clock.clone();
+        let router = envforge_api::router(Parts {
+            config: self.config.clone(),
+            clock,
+            log: Arc::clone(&self.log),
+            commands,
+            authorizer: self.authorizer.clone(),
+            database: self.database.clone(),
+            identity: Arc::clone(&self.identity),
+            share_key: Arc::clone(&self.share_key),
+            metrics: None,
+            stop: self.stop.clone(),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: SocketAddr = listener.local_addr().unwrap();
+        tokio::spawn(envforge_api::serve(listener, router, self.config.connections_max, self.stop.clone()));
+        format!("http://{address}")
+    }
+
+    /// The same person at another API process on the same log and database, which remembers nothing of this one's.
+    pub(crate) async fn elsewhere(&self, person: &Person) -> Person {
+        let base = self.serve(Commands::new(Arc::clone(&self.log))).await;
+        Person { base, ..person.clone() }
+    }
+
+    /// From now on the read models stay as they are.
+    pub(crate) async fn stop_projecting(&mut self) {
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.stop().await;
+        }
     }
 
     pub(crate) fn stop(&self) {
@@ -290,7 +322,7 @@ impl House {
         org
     }
 
-    fn system(&self, action: Action, resource: Resource) -> Permit {
+    pub(crate) fn system(&self, action: Action, resource: Resource) -> Permit {
         system(action, resource, self.clock.now())
     }
 
@@ -343,11 +375,12 @@ impl House {
     pub(crate) async fn report_ready(&self, org: OrgId, workspace: WorkspaceId) -> u64 {
         let stream = envforge_domain::commit::StreamId::runtime(org, workspace);
         let state = self.commands.load::<envforge_domain::runtime::Runtime>(&stream).await.unwrap().state;
+        let (epoch, host) = (state.epoch(), HostId::from_uuid(Uuid::now_v7()));
         let services: Vec<_> = ["web", "api"].map(|name| name.parse().unwrap()).into();
         let ready = RuntimeCommand::ReportReady {
-            epoch: state.epoch(),
+            epoch,
             commit: "4bd5cd8".into(),
-            host: HostId::from_uuid(Uuid::now_v7()),
+            host,
             services: services
                 .iter()
                 .cloned()
@@ -364,6 +397,9 @@ impl House {
         };
         let resource = Resource::Workspace { org, project, workspace };
         let permit = self.system(Action::RuntimeReport, resource);
+        let choose = RuntimeCommand::ChooseHost { epoch, host };
+        let context = Context::new(self.clock.now());
+        runtimes::report(&self.commands, &permit, &context, workspace, &choose).await.unwrap();
         let context = Context::new(self.clock.now());
         runtimes::report(&self.commands, &permit, &context, workspace, &ready).await.unwrap().position.get()
     }

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::house::{House, PATIENCE, answer};
+use crate::house::{House, PASSWORD, PATIENCE, answer};
 
 #[tokio::test]
 async fn a_body_beyond_its_limit_is_refused_by_size_and_by_count() {
@@ -70,6 +70,56 @@ async fn too_many_requests_at_once_are_told_to_come_back() {
     assert_eq!(refused.expect_problem(503, "overloaded").headers["retry-after"], "1");
     drop(slow);
     crate::house::eventually("room", async || (owner.get("/v1/me").await.status == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn strangers_with_slow_bodies_take_no_place_of_whoever_has_signed_in() {
+    let house = House::start_with(|config| {
+        config.anonymous_requests_max = 2;
+        config.requests_max = 1;
+    })
+    .await;
+    let owner = house.owner().await;
+    let address = house.base.strip_prefix("http://").unwrap();
+    let mut slow = Vec::new();
+    for path in ["login", "refresh"] {
+        let mut stranger = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST /v1/auth/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        );
+        stranger.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stranger);
+    }
+    crate::house::eventually("a refusal", async || {
+        (house.login("ada@acme.test", PASSWORD).await.status == 503).then_some(())
+    })
+    .await;
+    owner.get("/v1/me").await.expect(200);
+    house.anonymous(Method::GET, "/healthz", json!(null)).await.expect(200);
+    drop(slow);
+    crate::house::eventually("room", async || {
+        (house.login("ada@acme.test", PASSWORD).await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn people_behind_a_trusted_proxy_are_slowed_down_each_for_themselves() {
+    let house = House::start_with(|config| config.trusted_proxies = vec![[127, 0, 0, 1].into()]).await;
+    let login = async |from: &str, email: &str, password: &str| {
+        let request = house.client.post(format!("{}/v1/auth/login", house.base)).header("X-Forwarded-For", from);
+        answer(request.json(&json!({"email": email, "password": password}))).await.status
+    };
+    let mut refused = 0;
+    for round in 0..60 {
+        // Another account each time: it is the address that is slowed down.
+        refused = login("198.51.100.7", &format!("nobody{round}@acme.test"), "not it").await;
+        if refused == 429 {
+            break;
+        }
+    }
+    assert_eq!(refused, 429);
+    assert_eq!(login("198.51.100.8", "ada@acme.test", PASSWORD).await, 200);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod document;
 mod events;
+mod faults;
 mod house;
 mod limits;
 mod links;

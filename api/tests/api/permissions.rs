@@ -80,6 +80,25 @@ async fn somebody_who_was_taken_out_knows_the_organization_no_more() {
 }
 
 #[tokio::test]
+async fn nobody_takes_out_whoever_stands_above_them() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let second = house.member(&owner, "olga", &["owner"]).await;
+    let admin = house.member(&owner, "abe", &["admin"]).await;
+    let cashier = house.member(&owner, "bill", &["billing"]).await;
+    let moderator = house.member(&owner, "mia", &["mod"]).await;
+    for (who, whom) in
+        [(&moderator, &admin), (&moderator, &second), (&moderator, &cashier), (&admin, &cashier), (&admin, &owner)]
+    {
+        let refused = who.delete(&format!("/v1/orgs/acme/members/{}", whom.user)).await;
+        refused.expect_problem(403, "grant_above_yourself");
+        whom.get("/v1/me").await.expect(200);
+    }
+    admin.delete(&format!("/v1/orgs/acme/members/{}", moderator.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/members/{}", second.user)).await.expect(204);
+}
+
+#[tokio::test]
 async fn a_role_for_one_project_shows_that_project_and_no_other() {
     let house = House::start().await;
     let owner = house.owner().await;
@@ -112,6 +131,17 @@ async fn nobody_grants_above_themselves_and_the_last_owner_stays() {
     owner.delete(&format!("/v1/orgs/acme/members/{}", owner.user)).await.expect_problem(409, "last_owner");
     let project_owner = json!({"user": admin.user, "role": "owner", "project": "nowhere"});
     owner.post("/v1/orgs/acme/roles", project_owner).await.expect_problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn a_role_for_nobody_or_nowhere_is_refused() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let team = json!({"team": "tea_00000000000000000000000000000007", "role": "viewer"});
+    owner.post("/v1/orgs/acme/roles", team).await.expect_problem(404, "team_unknown");
+    let guest = house.member(&owner, "gina", &[]).await;
+    let nowhere = json!({"user": guest.user, "role": "viewer", "project": "prj_00000000000000000000000000000007"});
+    owner.post("/v1/orgs/acme/roles", nowhere).await.expect_problem(404, "not_found");
 }
 
 #[tokio::test]
@@ -178,7 +208,7 @@ async fn every_operation_asks_for_the_action_that_it_names() {
         }
     }
     let people = |row: &&envforge_domain::access::Row| {
-        row.surfaces.contains(&Surface::Api) && !row.roles.is_empty() && !row.principals.contains(&Principal::Agent)
+        row.surfaces.contains(&Surface::Api) && !row.roles.is_empty() && row.surfaces_of(Principal::Agent).is_empty()
     };
     // Actions that have a role but no operation of their own yet.
     let without = ["user.create", "user.deactivate"];

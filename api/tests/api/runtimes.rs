@@ -1,6 +1,7 @@
 //! Waking, sleeping, keeping awake.
 
 use envforge_domain::ids::OrgId;
+use envforge_domain::time::Millis;
 use serde_json::json;
 
 use crate::house::{House, Person};
@@ -88,4 +89,23 @@ async fn a_person_puts_a_ready_runtime_to_sleep() {
     let (_, _) = ready(&house, &owner).await;
     let sleep = owner.post(&format!("{RUNTIME}/sleep"), json!({})).await.expect(202);
     assert_eq!(sleep.body, json!({"phase": "sleeping", "epoch": 1}));
+}
+
+#[tokio::test]
+async fn usage_counts_from_ready_on_and_not_from_the_next_sign_of_life() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let (_, position) = ready(&house, &owner).await;
+    house.clock.skip(Millis::from_secs(5));
+    let usage = owner.get_at("/v1/orgs/acme/usage", position).await.expect(200);
+    let items = usage.body["items"].as_array().unwrap();
+    assert_eq!(items.iter().map(|row| row["key"].as_str().unwrap()).collect::<Vec<_>>(), ["api", "web"]);
+    for row in items {
+        let service_ms = row["service_ms"].as_u64().unwrap();
+        assert!((5_000..=30_000).contains(&service_ms), "{row}");
+        assert_eq!(
+            (row["unrecorded_service_ms"].as_u64(), row["millicore_ms"].as_u64()),
+            (Some(service_ms), Some(service_ms * 100))
+        );
+    }
 }

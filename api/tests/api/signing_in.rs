@@ -1,10 +1,15 @@
 //! Signing in, staying signed in, signing out.
 
+use envforge_commands::{Context, organizations};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::{Actor, Component, StreamId};
+use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::time::Millis;
+use envforge_domain::user::{SESSIONS_MAX, User};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::house::{House, PASSWORD, answer};
+use crate::house::{House, PASSWORD, Person, answer};
 
 #[tokio::test]
 async fn the_owner_signs_in_and_sees_who_they_are() {
@@ -100,6 +105,108 @@ async fn a_refresh_token_that_is_used_twice_ends_the_session_at_once() {
         .expect_problem(401, "refresh_token_invalid");
     owner.get("/v1/me").await.expect_problem(401, "session_ended");
     house.owner().await.get("/v1/me").await.expect(200);
+}
+
+#[tokio::test]
+async fn signing_in_often_ends_the_oldest_session_and_never_locks_anybody_out() {
+    let house = House::start().await;
+    let first = house.owner().await;
+    let second = house.owner().await;
+    for _ in 2..=SESSIONS_MAX {
+        house.owner().await;
+    }
+    first.get("/v1/me").await.expect_problem(401, "session_ended");
+    let body = json!({"refresh_token": first.refresh});
+    house.anonymous(Method::POST, "/v1/auth/refresh", body).await.expect_problem(401, "refresh_token_invalid");
+    second.get("/v1/me").await.expect(200);
+    let body = json!({"refresh_token": second.refresh});
+    house.anonymous(Method::POST, "/v1/auth/refresh", body).await.expect(200);
+}
+
+#[tokio::test]
+async fn somebody_who_was_taken_out_gets_no_tokens_until_they_are_added_again() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let dev = house.member(&owner, "dave", &["developer"]).await;
+    let refresh = async |person: &Person| {
+        house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": person.refresh})).await
+    };
+    owner.delete(&format!("/v1/orgs/acme/members/{}", dev.user)).await.expect(204);
+    house.login("dave@acme.test", PASSWORD).await.expect_problem(403, "membership_ended");
+    refresh(&dev).await.expect_problem(401, "refresh_token_invalid");
+
+    let again = json!({"email": "dave@acme.test", "name": "Somebody else", "password": "quite another one 3"});
+    let added = owner.post_keyed("/v1/orgs/acme/members", "again", again.clone()).await.expect(201);
+    assert_eq!((added.text("user"), added.text("name")), (dev.user.clone(), "dave".to_owned()));
+    let repeated = owner.post_keyed("/v1/orgs/acme/members", "again", again.clone()).await.expect(201);
+    assert_eq!(repeated.body, added.body);
+    owner.post("/v1/orgs/acme/members", again).await.expect_problem(409, "account_exists");
+    dev.get("/v1/me").await.expect_problem(401, "session_ended");
+    refresh(&dev).await.expect_problem(401, "refresh_token_invalid");
+    house.login("dave@acme.test", "quite another one 3").await.expect_problem(401, "wrong_credentials");
+    let back = house.person("dave@acme.test").await;
+    back.get("/v1/me").await.expect(200);
+    back.get("/v1/orgs/acme/projects").await.expect_problem(403, "role_missing");
+    refresh(&back).await.expect(200);
+}
+
+#[tokio::test]
+async fn taking_somebody_out_elsewhere_ends_nothing_here() {
+    let house = House::start().await;
+    house.organization("globex", "gus@globex.test").await;
+    let (ada, gus) = (house.owner().await, house.person("gus@globex.test").await);
+    gus.delete(&format!("/v1/orgs/globex/members/{}", ada.user)).await.expect(204);
+    ada.get("/v1/me").await.expect(200);
+    let body = json!({"refresh_token": ada.refresh});
+    house.anonymous(Method::POST, "/v1/auth/refresh", body).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_membership_that_ended_is_noticed_however_far_its_removal_got() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let dev = house.member(&owner, "dave", &["developer"]).await;
+    // The removal alone, as if the process had died before it ended the sessions.
+    let org = house.hot.authorization.organization_by_slug(&"acme".parse().unwrap()).unwrap();
+    let command = OrganizationCommand::RemoveMember {
+        by: Actor::System(Component::Setup),
+        user: dev.user.parse().unwrap(),
+        now: house.now(),
+    };
+    let permit = house.system(Action::MemberRemove, Resource::Organization(org));
+    organizations::change(&house.commands, &permit, &Context::new(house.now()), &command).await.unwrap();
+    let refresh =
+        async || house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": dev.refresh})).await;
+    refresh().await.expect_problem(401, "session_ended");
+    refresh().await.expect_problem(401, "refresh_token_invalid");
+    house.login("dave@acme.test", PASSWORD).await.expect_problem(403, "membership_ended");
+    let user = house.commands.load::<User>(&StreamId::user(org, dev.user.parse().unwrap())).await.unwrap().state;
+    assert!(matches!(user, User::Active { sessions, .. } if sessions.is_empty()));
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_not_spent_while_nobody_can_tell_whether_its_session_stands() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let refresh =
+        async || house.anonymous(Method::POST, "/v1/auth/refresh", json!({"refresh_token": owner.refresh})).await;
+    house.faults.users_unreadable(true);
+    refresh().await.expect_problem(503, "log_unavailable");
+    refresh().await.expect_problem(503, "log_unavailable");
+    house.faults.users_unreadable(false);
+    refresh().await.expect(200);
+}
+
+#[tokio::test]
+async fn a_revoked_refresh_token_ends_its_session_where_it_still_stands() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let session = owner.get("/v1/me").await.expect(200).text("session");
+    house.identity.revoke_session(session.parse().unwrap(), house.now()).await.unwrap();
+    owner.get("/v1/me").await.expect(200);
+    let body = json!({"refresh_token": owner.refresh});
+    house.anonymous(Method::POST, "/v1/auth/refresh", body).await.expect_problem(401, "refresh_token_invalid");
+    owner.get("/v1/me").await.expect_problem(401, "session_ended");
 }
 
 #[tokio::test]

@@ -37,6 +37,59 @@ async fn the_same_key_for_another_request_is_refused_wherever_it_is_used() {
 }
 
 #[tokio::test]
+async fn two_processes_agree_on_a_key_whatever_the_read_models_know() {
+    let mut house = House::start().await;
+    let here = house.owner().await;
+    let there = house.elsewhere(&here).await;
+    house.stop_projecting().await;
+    let project = |slug: &str| json!({"slug": slug, "name": "P", "repository": "https://git.test/p"});
+    let first = here.post_keyed("/v1/orgs/acme/projects", "k", project("one")).await.expect(201);
+    let again = there.post_keyed("/v1/orgs/acme/projects", "k", project("one")).await.expect(201);
+    assert_eq!((first.position(), first.body), (again.position(), again.body));
+    for other in [&here, &there] {
+        let policy = other.request(Method::PATCH, "/v1/orgs/acme/policy").header("Idempotency-Key", "k");
+        let refused = answer(policy.json(&json!({"keep_awake_max_seconds": 60}))).await;
+        refused.expect_problem(422, "idempotency_key_reused");
+        let refused = other.post_keyed("/v1/orgs/acme/projects", "k", project("two")).await;
+        refused.expect_problem(422, "idempotency_key_reused");
+    }
+    let many = (0..20).map(|round| {
+        let at = if round % 2 == 0 { &here } else { &there };
+        at.post_keyed("/v1/orgs/acme/projects", "many", project("many"))
+    });
+    let answers = futures_util::future::join_all(many).await;
+    let ids: std::collections::BTreeSet<_> = answers.into_iter().map(|answer| answer.expect(201).text("id")).collect();
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_changed_nothing_changes_nothing_when_it_is_repeated() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let policy = async |key: &str, seconds: u64| {
+        let request = owner.request(Method::PATCH, "/v1/orgs/acme/policy").header("Idempotency-Key", key);
+        answer(request.json(&json!({"keep_awake_max_seconds": seconds}))).await.expect(200)
+    };
+    policy("change", 60).await;
+    let satisfied = policy("nothing", 60).await;
+    let last = policy("other", 120).await.position();
+    assert_eq!(policy("nothing", 60).await.position(), satisfied.position());
+    let now = owner.get_at("/v1/orgs/acme", last).await.expect(200);
+    assert_eq!(now.body["policy"]["keep_awake_max_seconds"], 120);
+}
+
+#[tokio::test]
+async fn without_the_database_a_keyed_request_is_not_carried_out_and_others_are() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    house.database.close().await;
+    let project = |slug: &str| json!({"slug": slug, "name": "P", "repository": "https://git.test/p"});
+    let refused = owner.post_keyed("/v1/orgs/acme/projects", "k", project("one")).await;
+    refused.expect_problem(503, "request_keys_unavailable");
+    owner.post("/v1/orgs/acme/projects", project("one")).await.expect(201);
+}
+
+#[tokio::test]
 async fn the_same_key_of_another_person_is_another_request() {
     let house = House::start().await;
     let owner = house.owner().await;
@@ -78,6 +131,19 @@ async fn a_hundred_repetitions_at_once_create_one_workspace() {
 }
 
 #[tokio::test]
+async fn what_the_log_keeps_of_a_request_does_not_depend_on_its_password() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let bob = |password: &str| json!({"email": "bob@acme.test", "name": "Bob", "password": password});
+    let first = owner.post_keyed("/v1/orgs/acme/members", "bob", bob("plum kite engine 9")).await.expect(201);
+    // The digest in the log is the only thing that tells two requests with one key apart.
+    let again = owner.post_keyed("/v1/orgs/acme/members", "bob", bob("quite another one 3")).await.expect(201);
+    assert_eq!(first.body, again.body);
+    house.login("bob@acme.test", "quite another one 3").await.expect_problem(401, "wrong_credentials");
+    house.login("bob@acme.test", "plum kite engine 9").await.expect(200);
+}
+
+#[tokio::test]
 async fn keys_that_are_no_keys_are_refused() {
     let house = House::start().await;
     let owner = house.owner().await;
@@ -111,9 +177,24 @@ async fn a_wrong_value_is_named_and_says_what_would_be_right() {
     let secret = secret.expect_problem(422, "value_invalid");
     assert_eq!(secret.body["field"], "repository");
     assert!(!secret.body.to_string().contains("hunter2"));
+    let secret = owner.post("/v1/orgs/acme/projects", project("p", "ssh://me:hunter2@git.test/p")).await;
+    assert!(!secret.expect_problem(422, "value_invalid").body.to_string().contains("hunter2"));
+    for local in ["/etc", "file:///etc"] {
+        let local = owner.post("/v1/orgs/acme/projects", project("p", local)).await;
+        assert_eq!(local.expect_problem(422, "value_invalid").body["field"], "repository");
+    }
     let unknown = json!({"slug": "p", "name": "P", "repository": "https://git.test/p", "owner": "me"});
     let unknown = owner.post("/v1/orgs/acme/projects", unknown).await.expect_problem(400, "body_invalid");
     assert!(unknown.text("detail").contains("owner"));
+}
+
+#[tokio::test]
+async fn a_path_of_the_machine_is_a_repository_where_the_operator_says_so() {
+    let house = House::start_with(|config| config.local_repositories = true).await;
+    let owner = house.owner().await;
+    let local = json!({"slug": "p", "name": "P", "repository": "/srv/orders"});
+    owner.post("/v1/orgs/acme/projects", local).await.expect(201);
+    owner.patch("/v1/orgs/acme/projects/p", json!({"repository": "file:///srv/orders"})).await.expect(200);
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 mod append;
 mod gateway;
 mod replay;
+mod revoke;
+mod wake;
 
 use crate::machine::{self, Cores};
 use crate::verdict::Verdicts;
@@ -14,6 +16,8 @@ pub(crate) enum Bench {
     Append(Extent),
     Gateway(Extent),
     Replay(Extent),
+    Revoke(Extent),
+    Wake(Extent),
 }
 
 /// How much of it.
@@ -28,6 +32,9 @@ pub(crate) struct Extent {
     /// Commits in the log that is replayed (`replay`).
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2_000..=5_000_000))]
     pub(crate) commits: u64,
+    /// Links that are revoked one after the other (`revoke`).
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) links: u32,
 }
 
 impl Extent {
@@ -44,6 +51,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Append(extent) => append::run(&cores, extent, &mut verdicts),
         Bench::Gateway(extent) => gateway::run(&cores, extent, &mut verdicts),
         Bench::Replay(extent) => replay::run(&cores, extent, &mut verdicts),
+        Bench::Revoke(extent) => revoke::run(&cores, extent, &mut verdicts),
+        Bench::Wake(extent) => wake::run(&cores, extent, &mut verdicts),
     }?;
     verdicts.conclude();
     Ok(())

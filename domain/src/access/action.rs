@@ -34,23 +34,39 @@ pub struct Row {
     pub token: &'static str,
     pub reach: Reach,
     pub roles: &'static [Role],
-    pub principals: &'static [Principal],
+    /// Each with the surfaces on which it may, which are no one else's.
+    pub principals: &'static [(Principal, &'static [Surface])],
+    /// Where the roles count; empty where there are none.
     pub surfaces: &'static [Surface],
+}
+
+impl Row {
+    /// Where somebody without a role may do it; empty where they may not.
+    pub fn surfaces_of(&self, principal: Principal) -> &'static [Surface] {
+        self.principals.iter().find(|(named, _)| *named == principal).map_or(&[], |(_, surfaces)| surfaces)
+    }
+
+    /// Whether anybody may do it there.
+    pub(super) fn exists_on(&self, surface: Surface) -> bool {
+        self.surfaces.contains(&surface) || self.principals.iter().any(|(_, surfaces)| surfaces.contains(&surface))
+    }
 }
 
 use Role::{Admin, Billing, Create, Developer, Explore, Mod, Owner, Viewer};
 
 /// The surfaces where people act for themselves.
 const PEOPLE: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console];
+/// The machine's command line: first start and recovery.
+const SETUP: &[Surface] = &[Surface::Cli];
 const GATEWAY: &[Surface] = &[Surface::Gateway];
+/// A host's agent, and EnvForge's own components that run beside it.
 const AGENT: &[Surface] = &[Surface::Agent];
-/// People's surfaces and those of EnvForge's own components.
-const PEOPLE_GATEWAY_AGENT: &[Surface] =
-    &[Surface::Api, Surface::Cli, Surface::Console, Surface::Gateway, Surface::Agent];
-const PEOPLE_AND_AGENT: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console, Surface::Agent];
+const EVERYWHERE: &[Surface] = &Surface::ALL;
+/// No role may do it, on whatever surface.
+const NOWHERE: &[Surface] = &[];
 
 macro_rules! actions {
-    ($($(#[$doc:meta])* $name:ident $token:literal, $reach:ident, [$($role:ident)*], [$($principal:ident)*], $surfaces:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident $token:literal, $reach:ident, [$($role:ident)*], [$($principal:ident on $on:ident)*], $surfaces:ident;)*) => {
         /// What somebody may want to do.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Action { $($(#[$doc])* $name,)* }
@@ -61,7 +77,7 @@ macro_rules! actions {
             token: $token,
             reach: Reach::$reach,
             roles: &[$($role),*],
-            principals: &[$(Principal::$principal),*],
+            principals: &[$((Principal::$principal, $on)),*],
             surfaces: $surfaces,
         }),*];
     };
@@ -69,21 +85,21 @@ macro_rules! actions {
 
 actions! {
     /// Comes to be with its first owner, from the machine's command line.
-    OrganizationCreate "organization.create", Organization, [], [System], PEOPLE;
+    OrganizationCreate "organization.create", Organization, [], [System on SETUP], NOWHERE;
     OrganizationRead "organization.read", Organization, [Owner Admin Developer Viewer Billing Explore Create Mod], [], PEOPLE;
     OrganizationChangePolicy "organization.change_policy", Organization, [Owner Admin Mod], [], PEOPLE;
     MemberRead "member.read", Organization, [Owner Admin Mod], [], PEOPLE;
-    MemberAdd "member.add", Organization, [Owner Admin Mod], [System], PEOPLE;
-    MemberRemove "member.remove", Organization, [Owner Admin Mod], [System], PEOPLE;
+    MemberAdd "member.add", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    MemberRemove "member.remove", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     /// Which roles may be given to whom is decided by `Role::may_grant`.
-    RoleAssign "role.assign", Organization, [Owner Admin Mod], [System], PEOPLE;
-    RoleRevoke "role.revoke", Organization, [Owner Admin Mod], [System], PEOPLE;
-    UserCreate "user.create", Organization, [Owner Admin Mod], [System], PEOPLE;
-    UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System], PEOPLE;
+    RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    RoleRevoke "role.revoke", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    UserCreate "user.create", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     /// Records of signing in and out, written by the identity component.
-    UserRecordSession "user.record_session", Organization, [], [System], PEOPLE;
-    SessionRevokeOwn "session.revoke_own", Organization, [], [Member], PEOPLE;
-    ProfileRead "profile.read", Organization, [], [Member], PEOPLE;
+    UserRecordSession "user.record_session", Organization, [], [System on PEOPLE], NOWHERE;
+    SessionRevokeOwn "session.revoke_own", Organization, [], [Member on PEOPLE], NOWHERE;
+    ProfileRead "profile.read", Organization, [], [Member on PEOPLE], NOWHERE;
     ProjectCreate "project.create", Organization, [Owner Admin Create Mod], [], PEOPLE;
     ProjectEdit "project.edit", Project, [Owner Admin Create Mod], [], PEOPLE;
     ProjectRead "project.read", Project, [Owner Admin Developer Viewer Explore Create Mod], [], PEOPLE;
@@ -92,15 +108,15 @@ actions! {
     WorkspaceChangeManifest "workspace.change_manifest", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
     WorkspaceChangeAccessMode "workspace.change_access_mode", Project, [Owner Admin Mod], [], PEOPLE;
     WorkspaceArchive "workspace.archive", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
-    RuntimeWake "runtime.wake", Project, [Owner Admin Developer Create Mod], [LinkVisitor], PEOPLE_GATEWAY_AGENT;
-    RuntimeSleep "runtime.sleep", Project, [Owner Admin Developer Create Mod], [System], PEOPLE_AND_AGENT;
+    RuntimeWake "runtime.wake", Project, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY], PEOPLE;
+    RuntimeSleep "runtime.sleep", Project, [Owner Admin Developer Create Mod], [System on AGENT], PEOPLE;
     RuntimeKeepAwake "runtime.keep_awake", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
     /// Traffic that puts off idle sleep.
-    RuntimeRecordActivity "runtime.record_activity", Project, [], [System], GATEWAY;
+    RuntimeRecordActivity "runtime.record_activity", Project, [], [System on GATEWAY], NOWHERE;
     /// What a host says of a runtime: stages, ready, asleep, failed, leases.
-    RuntimeReport "runtime.report", Project, [], [Agent System], AGENT;
-    HostRegister "host.register", Organization, [], [Agent System], AGENT;
-    HostPlace "host.place", Project, [], [System], AGENT;
+    RuntimeReport "runtime.report", Project, [], [Agent on AGENT System on AGENT], NOWHERE;
+    HostRegister "host.register", Organization, [], [Agent on AGENT System on AGENT], NOWHERE;
+    HostPlace "host.place", Project, [], [System on AGENT], NOWHERE;
     LinkIssue "link.issue", Project, [Owner Admin Developer Mod], [], PEOPLE;
     LinkRead "link.read", Project, [Owner Admin Developer Viewer Mod], [], PEOPLE;
     /// Shows the share URL again: whoever may do this could have issued the link.
@@ -109,16 +125,16 @@ actions! {
     LinkRotate "link.rotate", Project, [Owner Admin Developer Mod], [], PEOPLE;
     LinkRevoke "link.revoke", Project, [Owner Admin Developer Mod], [], PEOPLE;
     /// The closing event of a link whose time is over. Expiry itself needs no event to hold.
-    LinkExpire "link.expire", Project, [], [System], AGENT;
+    LinkExpire "link.expire", Project, [], [System on AGENT], NOWHERE;
     /// The POST of a share page: from a proven token to a session on one host.
-    LinkOpenSession "link.open_session", Project, [], [LinkVisitor], GATEWAY;
+    LinkOpenSession "link.open_session", Project, [], [LinkVisitor on GATEWAY], NOWHERE;
     /// Counters that the gateway keeps about a link: wakes spent, attempts blocked.
-    LinkRecordUse "link.record_use", Project, [], [LinkVisitor System], GATEWAY;
+    LinkRecordUse "link.record_use", Project, [], [LinkVisitor on GATEWAY System on GATEWAY], NOWHERE;
     /// One request or socket of the app surface.
-    AppForward "app.forward", Project, [], [LinkVisitor], GATEWAY;
+    AppForward "app.forward", Project, [], [LinkVisitor on GATEWAY], NOWHERE;
     AuditRead "audit.read", Organization, [Owner Admin Explore Create Mod], [], PEOPLE;
     UsageRead "usage.read", Organization, [Owner Admin Viewer Billing Explore Create Mod], [], PEOPLE;
-    DenialRecord "denial.record", Organization, [], [System], PEOPLE_GATEWAY_AGENT;
+    DenialRecord "denial.record", Organization, [], [System on EVERYWHERE], NOWHERE;
 }
 
 impl Action {

@@ -225,7 +225,7 @@ impl Denial {
 /// Decides. Pure: the same facts and request give the same answer anywhere.
 pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
     let row = request.action.row();
-    if !row.surfaces.contains(&request.surface) {
+    if !row.exists_on(request.surface) {
         return Err(Denial::Surface { action: request.action, surface: request.surface });
     }
     let basis = match &facts.actor {
@@ -254,22 +254,22 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
                 | Resource::Project { .. }
                 | Resource::Host { .. } => false,
             };
-            if !row.principals.contains(&Principal::LinkVisitor) || !inside {
+            if row.surfaces_of(Principal::LinkVisitor).is_empty() || !inside {
                 Err(Denial::OutsideLink)
             } else if !live {
                 Err(Denial::LinkEnded)
             } else {
-                Ok(Basis::Principal(Principal::LinkVisitor))
+                principal(row, Principal::LinkVisitor, request.surface)
             }
         }
         ActorFacts::Agent { org, host: _ } => {
             if *org != request.resource.org() {
                 Err(Denial::OtherOrganization)
             } else {
-                principal(row, Principal::Agent)
+                principal(row, Principal::Agent, request.surface)
             }
         }
-        ActorFacts::System => principal(row, Principal::System),
+        ActorFacts::System => principal(row, Principal::System, request.surface),
     }?;
     Ok(Permit {
         actor: request.actor,
@@ -283,19 +283,22 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
     })
 }
 
-fn principal(row: &Row, principal: Principal) -> Result<Basis, Denial> {
-    if row.principals.contains(&principal) {
-        Ok(Basis::Principal(principal))
-    } else {
-        Err(Denial::Role { action: row.action })
+fn principal(row: &Row, principal: Principal, surface: Surface) -> Result<Basis, Denial> {
+    match row.surfaces_of(principal) {
+        [] => Err(Denial::Role { action: row.action }),
+        surfaces if surfaces.contains(&surface) => Ok(Basis::Principal(principal)),
+        _ => Err(Denial::Surface { action: row.action, surface }),
     }
 }
 
 fn member(row: &Row, request: &Request, grants: &[Grant]) -> Result<Basis, Denial> {
     let own =
         matches!((request.actor, request.resource), (Actor::User(actor), Resource::User { user, .. }) if actor == user);
-    if own && row.principals.contains(&Principal::Member) {
-        return Ok(Basis::Principal(Principal::Member));
+    if own && !row.surfaces_of(Principal::Member).is_empty() {
+        return principal(row, Principal::Member, request.surface);
+    }
+    if !row.roles.is_empty() && !row.surfaces.contains(&request.surface) {
+        return Err(Denial::Surface { action: request.action, surface: request.surface });
     }
     let covers = |grant: &&Grant| {
         row.roles.contains(&grant.role)

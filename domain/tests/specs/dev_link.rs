@@ -212,6 +212,57 @@ fn a_link_expires_only_when_its_time_is_over() {
 }
 
 #[test]
+fn an_end_that_was_moved_counts_and_a_link_ends_once() {
+    let rotate = |lifetime, now| DevLinkCommand::Rotate { lifetime: Some(lifetime), limits: limits(), now: at(now) };
+    let expire = |now| DevLinkCommand::Expire { now: at(now) };
+    let later = || given::<DevLink>([issued()]).and(rotate(Millis::from_hours(3), NOW));
+    later().when(expire(END)).then_refused("link_not_yet_expired");
+    later().when(expire(END + 3_600_000)).then([DevLinkEvent::Expired]);
+    let sooner = given::<DevLink>([issued()]).and(rotate(Millis::from_hours(1), NOW));
+    sooner.when(expire(END - 3_600_000)).then([DevLinkEvent::Expired]);
+    given::<DevLink>([issued(), DevLinkEvent::Expired]).when(expire(END)).then_nothing();
+    given::<DevLink>([issued(), revoked()]).when(expire(END)).then_nothing();
+    given::<DevLink>([]).when(expire(END)).then_refused("link_unknown");
+}
+
+/// From narrower to wider: what the manifest declares for the service, and what of it the organization allows.
+#[test]
+fn an_allowlist_stays_within_manifest_and_organization() {
+    use RouteFamily::{Api, Assets, Marketing, Web, Websockets};
+    let change = |list: &[RouteFamily], allowed: &[RouteFamily]| DevLinkCommand::ChangeAllowlist {
+        families: families(list),
+        limits: LinkLimits { families_allowed: families(allowed), ..limits() },
+        now: at(NOW),
+    };
+    let link = || given::<DevLink>([issued()]);
+    link().when(change(&[], &[Web, Api])).then_refused("link_without_families");
+    link().when(change(&[Web, Assets], &RouteFamily::ALL)).then_refused("link_families_not_declared");
+    link().when(change(&[Marketing], &[])).then_refused("link_families_not_declared");
+    link().when(change(&[Web, Websockets], &[Web, Api])).then_refused("link_families_not_allowed");
+    link().when(change(&[Web], &[])).then_refused("link_families_not_allowed");
+    link().when(change(&[Web, Api], &[Web, Api])).then_nothing();
+    for wanted in [&[Web][..], &[Websockets], &[Web, Api, Websockets]] {
+        link()
+            .when(change(wanted, &RouteFamily::ALL))
+            .then([DevLinkEvent::AllowlistChanged { families: families(wanted) }]);
+    }
+}
+
+#[test]
+fn an_allowlist_changes_until_the_end_and_not_from_then_on() {
+    let change = |now| DevLinkCommand::ChangeAllowlist {
+        families: families(&[RouteFamily::Web]),
+        limits: limits(),
+        now: at(now),
+    };
+    given::<DevLink>([issued()]).when(change(END - 1)).events();
+    given::<DevLink>([issued()]).when(change(END)).then_refused("link_expired");
+    given::<DevLink>([issued(), DevLinkEvent::Expired]).when(change(NOW)).then_refused("link_expired");
+    given::<DevLink>([issued(), revoked()]).when(change(NOW)).then_refused("link_revoked");
+    given::<DevLink>([]).when(change(NOW)).then_refused("link_unknown");
+}
+
+#[test]
 fn the_wake_budget_counts_wakes_not_requests() {
     let spend = |epoch| DevLinkCommand::SpendWake { epoch: Epoch(epoch), session: session(1), now: at(NOW) };
     let used =
@@ -256,15 +307,9 @@ proptest! {
     /// Whatever was accepted evolves; a link that ended never comes back; budgets and sessions keep their bounds.
     #[test]
     fn any_accepted_history_evolves(commands in prop::collection::vec(any_command(), 1..40)) {
-        let mut state = DevLink::default();
         let mut ended = false;
-        for command in commands {
-            let Ok(events) = DevLink::decide(&state, &command) else { continue };
-            for event in &events {
-                prop_assert!(belongs::<DevLink>(event));
-                state = DevLink::evolve(state, event);
-            }
-            match &state {
+        histories::<DevLink>(commands, |_, after| {
+            match after {
                 DevLink::Active(active) => {
                     prop_assert!(!ended);
                     prop_assert!(active.wakes_spent <= active.wake_budget.unwrap_or(u32::MAX));
@@ -273,8 +318,7 @@ proptest! {
                 DevLink::Expired { .. } | DevLink::Revoked { .. } => ended = true,
                 DevLink::Unknown => prop_assert!(!ended),
             }
-        }
+            Ok(())
+        })?;
     }
 }
-
-use envforge_domain::aggregate::Aggregate;

@@ -3,7 +3,9 @@
 use envforge_domain::aggregate::{Aggregate, Refusal};
 use envforge_domain::event::Event;
 use envforge_domain::ids::*;
+use envforge_domain::limits::COMMIT_EVENTS_MAX;
 use envforge_domain::time::UnixMillis;
+use proptest::prelude::{TestCaseError, prop_assert, prop_assert_eq};
 use uuid::Uuid;
 
 /// A history that has happened.
@@ -75,6 +77,43 @@ where
 pub(crate) fn belongs<A: Aggregate>(event: &A::Event) -> bool {
     let event: Event = event.clone().into();
     A::event_of(&event).is_some() && event.stream_kind() == A::KIND
+}
+
+/// Carries out commands in order, passing over refused ones, and holds what every aggregate promises: whatever it decided
+/// is an event of its own in a bounded commit, evolves, and comes out the same when the history is folded again; deciding
+/// changes nothing by itself. `holds` sees the states before and after each accepted command.
+pub(crate) fn histories<A: Aggregate>(
+    commands: impl IntoIterator<Item = A::Command>,
+    mut holds: impl FnMut(&A::State, &A::State) -> Result<(), TestCaseError>,
+) -> Result<(), TestCaseError>
+where
+    A::State: std::fmt::Debug + PartialEq,
+    A::Event: std::fmt::Debug + PartialEq,
+    A::Refusal: PartialEq,
+{
+    let mut state = A::State::default();
+    let mut history: Vec<Event> = Vec::new();
+    for command in commands {
+        let decided = A::decide(&state, &command);
+        prop_assert_eq!(&decided, &A::decide(&state, &command), "a decision depends on more than state and command");
+        let events = match decided {
+            Ok(events) => events,
+            Err(refusal) => {
+                prop_assert!(!refusal.code().is_empty() && !refusal.to_string().is_empty());
+                continue;
+            }
+        };
+        prop_assert!(events.len() <= COMMIT_EVENTS_MAX, "{} events in one commit", events.len());
+        let before = state.clone();
+        for event in &events {
+            prop_assert!(belongs::<A>(event), "{event:?} is another aggregate's");
+            state = A::evolve(state, event);
+            history.push(event.clone().into());
+        }
+        holds(&before, &state)?;
+    }
+    prop_assert_eq!(A::fold(&history), state, "the history tells another story than its steps");
+    Ok(())
 }
 
 macro_rules! ids {

@@ -2,6 +2,7 @@
 
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::host::*;
+use proptest::prelude::*;
 
 use crate::given::*;
 
@@ -110,4 +111,35 @@ fn a_million_random_placements_never_mix_organizations() {
         placed > 10_000 && refused > 100_000,
         "the schedule must exercise both: {placed} placed, {refused} refused"
     );
+}
+
+fn register() -> HostCommand {
+    HostCommand::Register {
+        host: host(1),
+        org: org(1),
+        provider: "local".to_owned(),
+        machine: "local-1".to_owned(),
+        capacity: CAPACITY,
+    }
+}
+
+proptest! {
+    /// Whatever was accepted evolves, what is placed fits, and a retired host stays empty.
+    #[test]
+    fn any_accepted_history_evolves(steps in prop::collection::vec((0..12u8, 0..6u128, 1..3u128, 1..5_000u32), 1..60)) {
+        let commands = steps.into_iter().map(|(verb, number, of, size)| match verb {
+            0 => register(),
+            1 => HostCommand::Retire,
+            2..5 => HostCommand::Release { workspace: workspace(number) },
+            _ => place(number, of, Capacity { cpu_millicores: size, memory_mib: size }),
+        });
+        histories::<Host>(std::iter::once(register()).chain(commands), |before, after| {
+            if let Host::Active(active) = after {
+                let taken = active.placed.values().fold(Capacity::default(), |sum, needs| sum.plus(needs));
+                prop_assert!(taken.fits_into(&active.capacity), "{:?} on {:?}", taken, active.capacity);
+            }
+            prop_assert!(!matches!((before, after), (Host::Retired, Host::Active(_))));
+            Ok(())
+        })?;
+    }
 }

@@ -7,6 +7,7 @@ mod given;
 mod host;
 mod meter;
 mod organization;
+mod project;
 mod runtime;
 mod user;
 mod workspace;

@@ -31,6 +31,10 @@ fn revoke(by: u128, from: u128, role: Role) -> OrganizationCommand {
     }
 }
 
+fn remove(by: u128, on: u128) -> OrganizationCommand {
+    OrganizationCommand::RemoveMember { by: Actor::User(user(by)), user: user(on), now: at(100) }
+}
+
 fn with_members(members: &[(u128, Role)]) -> Given<Organization> {
     members.iter().fold(given::<Organization>([]).and(create()), |given, (number, role)| {
         given.and(OrganizationCommand::AddMember { user: user(*number) }).and(OrganizationCommand::AssignRole {
@@ -51,10 +55,7 @@ fn an_organization_begins_with_an_owner() {
 #[test]
 fn the_last_owner_stays() {
     given::<Organization>([]).and(create()).when(revoke(1, 1, Role::Owner)).then_refused("last_owner");
-    given::<Organization>([])
-        .and(create())
-        .when(OrganizationCommand::RemoveMember { user: user(1) })
-        .then_refused("last_owner");
+    given::<Organization>([]).and(create()).when(remove(1, 1)).then_refused("last_owner");
     let ending = Grant { expires_at: Some(at(5_000)), ..grant(1, Role::Owner) };
     given::<Organization>([]).and(create()).when(assign(1, ending)).then_refused("last_owner");
     with_members(&[(2, Role::Owner)]).when(revoke(1, 1, Role::Owner)).events();
@@ -75,6 +76,41 @@ fn nobody_grants_above_themselves() {
 }
 
 #[test]
+fn nobody_takes_out_whoever_stands_above_them() {
+    let members = || {
+        with_members(&[
+            (2, Role::Admin),
+            (3, Role::Mod),
+            (4, Role::Developer),
+            (5, Role::Billing),
+            (6, Role::Owner),
+            (7, Role::Admin),
+        ])
+    };
+    for (by, on) in [(2, 1), (2, 5), (2, 6), (3, 1), (3, 2), (3, 4), (3, 5), (4, 3), (5, 4), (9, 4)] {
+        members().when(remove(by, on)).then_refused("grant_above_yourself");
+    }
+    for (by, on) in [(1, 6), (6, 1), (1, 5), (2, 3), (2, 4), (2, 7), (3, 3)] {
+        members().when(remove(by, on)).then([OrganizationEvent::MemberRemoved { user: user(on) }]);
+    }
+    let by_system =
+        OrganizationCommand::RemoveMember { by: Actor::System(Component::Setup), user: user(2), now: at(100) };
+    members().when(by_system).events();
+}
+
+#[test]
+fn a_role_of_one_project_stands_above_too_and_one_that_has_ended_does_not() {
+    let of_project = |expires_at| OrganizationCommand::AssignRole {
+        by: Actor::System(Component::Setup),
+        grant: Grant { scope: Scope::Project(project(1)), expires_at, ..grant(3, Role::Admin) },
+        now: at(1),
+    };
+    let members = || with_members(&[(2, Role::Mod), (3, Role::Explore)]);
+    members().and(of_project(None)).when(remove(2, 3)).then_refused("grant_above_yourself");
+    members().and(of_project(Some(at(100)))).when(remove(2, 3)).events();
+}
+
+#[test]
 fn a_role_that_has_ended_gives_no_right_to_grant() {
     let admin = Grant { expires_at: Some(at(50)), ..grant(2, Role::Admin) };
     let ended = given::<Organization>([])
@@ -92,7 +128,7 @@ fn owner_and_billing_count_for_the_whole_organization_only() {
 
 #[test]
 fn removing_a_member_takes_their_roles() {
-    let organization = with_members(&[(2, Role::Admin)]).and(OrganizationCommand::RemoveMember { user: user(2) });
+    let organization = with_members(&[(2, Role::Admin)]).and(remove(1, 2));
     let Organization::Active(active) = organization.state() else { panic!() };
     assert_eq!(active.roles_of(user(2), at(1)).count(), 0);
 }
@@ -107,29 +143,76 @@ fn a_policy_stays_within_the_limits_of_the_product() {
 }
 
 proptest! {
+    /// Whoever takes somebody out could have taken every role of theirs one by one.
+    #[test]
+    fn taking_out_reaches_no_further_than_taking_roles(
+        grants in prop::collection::vec((1..6u128, 0..8usize), 0..20), by in 1..6u128, on in 1..6u128,
+    ) {
+        let given = grants.iter().fold(given::<Organization>([]).and(create()), |given, (to, role)| {
+            given.and(OrganizationCommand::AddMember { user: user(*to) }).and(OrganizationCommand::AssignRole {
+                by: Actor::System(Component::Setup),
+                grant: grant(*to, Role::ALL[*role]),
+                now: at(1),
+            })
+        });
+        let state = given.state();
+        let Organization::Active(active) = state else { panic!() };
+        let taken = Organization::decide(state, &remove(by, on)).is_ok_and(|events| !events.is_empty());
+        if taken {
+            for role in active.roles_of(user(on), at(100)) {
+                let one_by_one = Organization::decide(state, &revoke(by, on, role));
+                prop_assert!(one_by_one.is_ok(), "{role} could not be taken");
+            }
+        }
+    }
+
     /// However members and roles change, an owner without an end remains.
     #[test]
     fn there_is_always_an_owner(steps in prop::collection::vec((0..4u8, 1..4u128, 1..4u128, 0..8usize), 1..60)) {
-        let mut state = Organization::default();
-        for event in Organization::decide(&state, &create()).unwrap() {
-            state = Organization::evolve(state, &event);
-        }
-        for (verb, by, on, role) in steps {
+        let changes = steps.into_iter().map(|(verb, by, on, role)| {
             let role = Role::ALL[role];
-            let command = match verb {
+            match verb {
                 0 => OrganizationCommand::AddMember { user: user(on) },
-                1 => OrganizationCommand::RemoveMember { user: user(on) },
+                1 => remove(by, on),
                 2 => assign(by, grant(on, role)),
                 _ => revoke(by, on, role),
-            };
-            let Ok(events) = Organization::decide(&state, &command) else { continue };
-            for event in &events {
-                prop_assert!(belongs::<Organization>(event));
-                state = Organization::evolve(state, event);
             }
-            let Organization::Active(active) = &state else { panic!() };
-            let owners = active.members.iter().filter(|member| active.roles_of(**member, at(u64::MAX)).any(|role| role == Role::Owner)).count();
-            prop_assert!(owners >= 1);
-        }
+        });
+        histories::<Organization>(std::iter::once(create()).chain(changes), |_, after| {
+            let Organization::Active(active) = after else { panic!() };
+            let endless = |member| active.roles_of(member, at(u64::MAX)).any(|role| role == Role::Owner);
+            prop_assert!(active.members.iter().any(|member| endless(*member)));
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn any_accepted_history_evolves(
+        steps in prop::collection::vec((0..6u8, 1..4u128, 1..4u128, 0..8usize, prop::option::of(90..110u64), any::<bool>()), 1..60),
+    ) {
+        let commands = steps.into_iter().map(|(verb, by, on, role, end, on_project)| {
+            let role = Role::ALL[role];
+            let scope = if on_project { Scope::Project(project(1)) } else { Scope::Organization };
+            match verb {
+                0 => create(),
+                1 => OrganizationCommand::AddMember { user: user(on) },
+                2 => remove(by, on),
+                3 => assign(by, Grant { scope, expires_at: end.map(at), ..grant(on, role) }),
+                4 => revoke(by, on, role),
+                _ => OrganizationCommand::ChangePolicy {
+                    policy: OrganizationPolicy { keep_awake_max: Millis::from_hours(on as u64 * 5), ..Default::default() },
+                },
+            }
+        });
+        histories::<Organization>(commands, |_, after| {
+            let Organization::Active(active) = after else { return Ok(()) };
+            for (grantee, role, scope) in active.grants.keys() {
+                if let Grantee::User(user) = grantee {
+                    prop_assert!(active.members.contains(user), "{:?} of somebody who is no member", role);
+                }
+                prop_assert!(*scope == Scope::Organization || !role.only_org_wide());
+            }
+            Ok(())
+        })?;
     }
 }

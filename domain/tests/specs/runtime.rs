@@ -1,6 +1,5 @@
 //! Runtimes.
 
-use envforge_domain::aggregate::Aggregate;
 use envforge_domain::runtime::*;
 use envforge_domain::time::{Millis, UnixMillis};
 use proptest::prelude::*;
@@ -21,6 +20,14 @@ fn by_link() -> WakeCause {
 
 fn requested(epoch: u64, cause: WakeCause) -> RuntimeEvent {
     RuntimeEvent::WakeRequested { epoch: Epoch(epoch), workspace: workspace(1), project: project(1), cause }
+}
+
+fn chosen(epoch: u64) -> RuntimeEvent {
+    RuntimeEvent::HostChosen { epoch: Epoch(epoch), host: host(1) }
+}
+
+fn choose(epoch: u64, number: u128) -> RuntimeCommand {
+    RuntimeCommand::ChooseHost { epoch: Epoch(epoch), host: host(number) }
 }
 
 fn ready(epoch: u64, lease_until: u64) -> RuntimeEvent {
@@ -67,7 +74,7 @@ fn a_wake_while_going_to_sleep_is_queued_once_and_follows() {
     given::<Runtime>(sleeping()).and(wake(by_link())).when(wake(by_person())).then_nothing();
     given::<Runtime>(sleeping())
         .and(wake(by_link()))
-        .when(RuntimeCommand::ReportSlept { epoch: Epoch(1) })
+        .when(RuntimeCommand::ReportSlept { epoch: Epoch(1), host: host(1) })
         .then([RuntimeEvent::Slept { epoch: Epoch(1) }, requested(2, by_link())]);
 }
 
@@ -94,7 +101,7 @@ fn what_a_host_says_of_an_older_wake_changes_nothing() {
     };
     given::<Runtime>(second()).when(report_ready(1)).then_refused("runtime_other_epoch");
     given::<Runtime>(second())
-        .when(RuntimeCommand::ReportFailed { epoch: Epoch(1), reason: "x".to_owned() })
+        .when(RuntimeCommand::ReportFailed { epoch: Epoch(1), host: host(1), reason: "x".to_owned() })
         .then_refused("runtime_other_epoch");
 }
 
@@ -143,22 +150,90 @@ fn keeping_awake_has_the_organizations_cap() {
 
 #[test]
 fn a_runtime_is_lost_only_after_its_lease_or_on_the_hosts_word() {
-    let lost = |host_confirms, now: u64| RuntimeCommand::DeclareLost { epoch: Epoch(1), host_confirms, now: at(now) };
-    let awake = || [requested(1, by_person()), ready(1, 30_000)];
-    given::<Runtime>(awake()).when(lost(false, 29_999)).then_refused("lease_holds");
+    let lost = |confirmed_by: Option<u128>, now: u64| RuntimeCommand::DeclareLost {
+        epoch: Epoch(1),
+        confirmed_by: confirmed_by.map(host),
+        now: at(now),
+    };
+    let awake = || [requested(1, by_person()), chosen(1), ready(1, 30_000)];
+    given::<Runtime>(awake()).when(lost(None, 29_999)).then_refused("lease_holds");
     given::<Runtime>(awake())
-        .when(lost(false, 40_000))
+        .when(lost(None, 40_000))
         .then([RuntimeEvent::Lost { epoch: Epoch(1), closed_at: at(30_000) }]);
     given::<Runtime>(awake())
-        .when(lost(true, 10_000))
+        .when(lost(Some(1), 10_000))
         .then([RuntimeEvent::Lost { epoch: Epoch(1), closed_at: at(10_000) }]);
+}
+
+#[test]
+fn a_wake_belongs_to_the_host_that_was_chosen_first() {
+    let waking = || [requested(1, by_link())];
+    given::<Runtime>(waking()).when(choose(1, 1)).then([chosen(1)]);
+    given::<Runtime>(waking()).and(choose(1, 1)).when(choose(1, 1)).then_nothing();
+    given::<Runtime>(waking()).and(choose(1, 1)).when(choose(1, 2)).then_refused("runtime_other_host");
+    given::<Runtime>(waking()).when(choose(2, 1)).then_refused("runtime_other_epoch");
+    given::<Runtime>(waking())
+        .and(sleep(SleepCause::Person(user(1)), 5))
+        .when(choose(1, 1))
+        .then_refused("runtime_not_awake");
+}
+
+#[test]
+fn a_wake_that_no_host_has_taken_cannot_become_ready() {
+    given::<Runtime>([requested(1, by_link())]).when(report_ready(1)).then_refused("runtime_other_host");
+}
+
+#[test]
+fn only_the_chosen_host_is_believed() {
+    let (epoch, other) = (Epoch(1), host(2));
+    let sleeping = RuntimeEvent::SleepRequested { epoch, cause: idle() };
+    let chosen_for_1 = || vec![requested(1, by_link()), chosen(1)];
+    let ready_on_1 = || [chosen_for_1(), vec![ready(1, 30_000)]].concat();
+    let asleep_on_1 = || [ready_on_1(), vec![sleeping.clone()]].concat();
+    let failed = || RuntimeCommand::ReportFailed { epoch, host: other, reason: "broken".to_owned() };
+    let RuntimeCommand::ReportReady { commit, services, endpoints, lease_until, .. } = report_ready(1) else {
+        unreachable!("it is made so")
+    };
+    let ready_on_2 = || RuntimeCommand::ReportReady {
+        epoch,
+        commit: commit.clone(),
+        host: other,
+        services: services.clone(),
+        endpoints: endpoints.clone(),
+        lease_until,
+    };
+    for (history, command) in [
+        (chosen_for_1(), ready_on_2()),
+        (chosen_for_1(), failed()),
+        (ready_on_1(), ready_on_2()),
+        (ready_on_1(), failed()),
+        (ready_on_1(), RuntimeCommand::RenewLease { epoch, host: other, lease_until: at(60_000) }),
+        (ready_on_1(), RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(other), now: at(1) }),
+        (asleep_on_1(), RuntimeCommand::ReportSlept { epoch, host: other }),
+    ] {
+        given::<Runtime>(history).when(command).then_refused("runtime_other_host");
+    }
+    given::<Runtime>(asleep_on_1())
+        .when(RuntimeCommand::ReportSlept { epoch, host: host(1) })
+        .then([RuntimeEvent::Slept { epoch }]);
+}
+
+#[test]
+fn a_runtime_that_became_ready_before_hosts_were_chosen_belongs_to_the_host_of_its_endpoints() {
+    let bound = RuntimeEvent::EndpointsBound { epoch: Epoch(1), host: host(1), endpoints: vec![] };
+    let history = || [requested(1, by_person()), ready(1, 30_000), bound.clone()];
+    let renew = |number| RuntimeCommand::RenewLease { epoch: Epoch(1), host: host(number), lease_until: at(60_000) };
+    given::<Runtime>(history()).when(renew(2)).then_refused("runtime_other_host");
+    given::<Runtime>(history())
+        .when(renew(1))
+        .then([RuntimeEvent::LeaseRenewed { epoch: Epoch(1), lease_until: at(60_000) }]);
 }
 
 #[test]
 fn a_failure_text_is_bounded_and_on_one_line() {
     let reason = format!("a\nb{}", "x".repeat(10_000));
     let events = given::<Runtime>([requested(1, by_person())])
-        .when(RuntimeCommand::ReportFailed { epoch: Epoch(1), reason })
+        .when(RuntimeCommand::ReportFailed { epoch: Epoch(1), host: host(1), reason })
         .events();
     let RuntimeEvent::Failed { reason, stage, .. } = &events[0] else { panic!("{events:?}") };
     assert!(reason.chars().count() <= 400 && !reason.contains('\n'));
@@ -175,14 +250,15 @@ fn any_command() -> impl Strategy<Value = RuntimeCommand> {
             epoch,
             stage: [WakeStage::Placed, WakeStage::CheckingOut, WakeStage::Starting, WakeStage::Probing][stage].clone(),
         }),
+        3 => (1..4u64, 1..3u128).prop_map(|(epoch, number)| choose(epoch, number)),
         3 => (1..4u64).prop_map(report_ready),
-        1 => (epoch.clone(), time.clone()).prop_map(|(epoch, lease_until)| RuntimeCommand::RenewLease { epoch, lease_until }),
+        1 => (epoch.clone(), time.clone()).prop_map(|(epoch, lease_until)| RuntimeCommand::RenewLease { epoch, host: host(1), lease_until }),
         1 => (epoch.clone(), time.clone()).prop_map(|(epoch, at)| RuntimeCommand::RecordActivity { epoch, at, open_streams: 0, source: ActivitySource::Link(link(1)) }),
         1 => time.clone().prop_map(|until| RuntimeCommand::KeepAwake { until, reason: "r".to_owned(), by: user(1), max: Millis::from_hours(1), now: at(50) }),
         2 => time.clone().prop_map(|now| RuntimeCommand::RequestSleep { cause: idle(), now }),
-        2 => epoch.clone().prop_map(|epoch| RuntimeCommand::ReportSlept { epoch }),
-        1 => epoch.clone().prop_map(|epoch| RuntimeCommand::ReportFailed { epoch, reason: "broken".to_owned() }),
-        1 => (epoch, any::<bool>(), time).prop_map(|(epoch, host_confirms, now)| RuntimeCommand::DeclareLost { epoch, host_confirms, now }),
+        2 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::ReportSlept { epoch, host: host(number) }),
+        1 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::ReportFailed { epoch, host: host(number), reason: "broken".to_owned() }),
+        1 => (epoch, any::<bool>(), time).prop_map(|(epoch, confirms, now)| RuntimeCommand::DeclareLost { epoch, confirmed_by: confirms.then(|| host(1)), now }),
     ]
 }
 
@@ -190,25 +266,19 @@ proptest! {
     /// Any accepted history evolves, epochs only grow, each wake has exactly one cause, and a queued wake is never lost.
     #[test]
     fn any_accepted_history_evolves(commands in prop::collection::vec(any_command(), 1..60)) {
-        let mut state = Runtime::default();
         let mut wakes = 0;
-        for command in commands {
-            let queued = matches!(&state, Runtime::Sleeping { queued: Some(_), .. });
-            let before = state.epoch();
-            let Ok(events) = Runtime::decide(&state, &command) else { continue };
-            for event in &events {
-                prop_assert!(belongs::<Runtime>(event));
-                if let RuntimeEvent::WakeRequested { epoch, .. } = event {
-                    wakes += 1;
-                    prop_assert_eq!(*epoch, Epoch(wakes));
-                }
-                state = Runtime::evolve(state, event);
+        histories::<Runtime>(commands, |before, after| {
+            prop_assert!(after.epoch() >= before.epoch());
+            if after.epoch() > before.epoch() {
+                wakes += 1;
+                prop_assert_eq!(after.epoch(), Epoch(wakes));
+                prop_assert!(matches!(after, Runtime::Waking { .. }), "a wake that is no wake: {:?}", after);
             }
-            prop_assert!(state.epoch() >= before);
-            if queued {
-                let kept = matches!(&state, Runtime::Sleeping { queued: Some(_), .. } | Runtime::Waking { .. });
-                prop_assert!(kept, "a queued wake was lost: {:?}", state);
+            if matches!(before, Runtime::Sleeping { queued: Some(_), .. }) {
+                let kept = matches!(after, Runtime::Sleeping { queued: Some(_), .. } | Runtime::Waking { .. });
+                prop_assert!(kept, "a queued wake was lost: {:?}", after);
             }
-        }
+            Ok(())
+        })?;
     }
 }

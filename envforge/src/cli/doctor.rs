@@ -150,8 +150,13 @@ async fn api(context: &Context) -> (bool, Vec<Check>) {
         }
         Err(failure) => checks.push(Check::of("api", Verdict::Fail, &failure)),
     }
-    if let Err(failure) = context.client.get_unsigned(&["readyz"]).await {
-        checks.push(Check::of("readiness", Verdict::Warn, &failure));
+    match context.client.get_unsigned(&["readyz"]).await {
+        Ok(ready) => {
+            let problems = ready.body["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let hint = "the operator's `envforge projections rebuild` folds a read model anew";
+            checks.extend(problems.map(|problem| Check::warn("readiness", problem.to_owned(), hint)));
+        }
+        Err(failure) => checks.push(Check::of("readiness", Verdict::Warn, &failure)),
     }
     checks.push(match health.date {
         Some(theirs) => {

@@ -29,13 +29,14 @@ pub(crate) const EXIT_CODES_HELP: &str = "\
 Every command of envforge ends with one of these codes; they are stable, so scripts may rely on them.
 
     0    done
-    1    the server refused the request, a wake or a check of `envforge doctor` failed, or a local file could not be
-         read or written; the message says which
+    1    the server refused the request, a wake or a check of `envforge doctor` failed, a local file could not be read
+         or written, or `dev`, `serve` or a part of them could not start or go on; the message says which
     2    the command line or envforge.yml is wrong, nothing was sent
     3    not signed in, or not permitted
     4    there is no such organization, project, workspace, link or member
     5    conflict: somebody else changed it, or the name is taken
-    6    the API cannot be reached, or it or a wait took too long; repeating the command is safe
+    6    the API cannot be reached, or what a role works with (NATS, PostgreSQL), or one of them or a wait took too
+         long; repeating the command is safe
     130  interrupted by Ctrl-C; what was sent already is carried out by the server
 
 With --json an error is one line of JSON on standard error:

@@ -1,7 +1,7 @@
 //! The command line: a client of the HTTP API, for people and for scripts.
 //!
 //! Owns the verbs and how a command is run from arguments to exit code. Each noun has its own file. Not here: the server's roles
-//! (`dev`, `serve`, `projections`), which stand beside this in the binary's `Verb`.
+//! (`dev`, `serve`, `setup`, `projections`), which stand beside this in the binary's `Verb` and share output and failures.
 
 mod audit;
 mod branch_slug;
@@ -10,14 +10,14 @@ mod client;
 mod completions;
 mod credentials;
 mod doctor;
-mod failure;
+pub(crate) mod failure;
 mod here;
 mod instant;
 mod lines;
 mod link;
 mod manifest_file;
 mod org;
-mod output;
+pub(crate) mod output;
 mod positions;
 mod private_file;
 mod problem;
@@ -104,19 +104,30 @@ impl Context {
     }
 }
 
-/// Runs one command. `whole`: the complete command line, which completions are made of.
-pub(crate) fn run(global: &GlobalArguments, verb: ClientVerb, whole: fn() -> clap::Command) -> ExitCode {
+/// How this run writes.
+pub(crate) fn output_of(global: &GlobalArguments) -> Output {
     let color_refused = global.no_color || settings::environment_refuses_color();
-    let output = Output::of_terminal(global.json, color_refused, Instants::of_machine());
-    let exit = match run_verb(global, verb, whole, &output) {
-        Ok(exit) => exit,
-        Err(failure) => {
-            if !matches!(failure, Failure::OutputClosed) {
-                output.failure(&failure);
-            }
-            failure.exit()
+    Output::of_terminal(global.json, color_refused, Instants::of_machine())
+}
+
+/// Runs one command. `whole`: the complete command line, which completions are made of.
+pub(crate) fn run(
+    global: &GlobalArguments,
+    verb: ClientVerb,
+    whole: fn() -> clap::Command,
+    output: &Output,
+) -> ExitCode {
+    ended(output, run_verb(global, verb, whole, output))
+}
+
+/// Says why a command failed, where it did, and gives its exit code.
+pub(crate) fn ended(output: &Output, outcome: Result<Exit, Failure>) -> ExitCode {
+    let exit = outcome.unwrap_or_else(|failure| {
+        if !matches!(failure, Failure::OutputClosed) {
+            output.failure(&failure);
         }
-    };
+        failure.exit()
+    });
     exit.into()
 }
 

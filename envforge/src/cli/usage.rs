@@ -19,7 +19,8 @@ Examples:
   envforge usage --running
 
 The meter counts from ready to sleep; waking, failed and sleeping cost nothing. With --json: service_ms, millicore_ms and mib_ms are
-integers (milliseconds; millicores x milliseconds; MiB x milliseconds).")]
+integers (milliseconds; millicores x milliseconds; MiB x milliseconds),
+and unrecorded_service_ms is the part of service_ms that is running and not recorded yet.")]
 pub(crate) struct UsageArguments {
     /// What to sum up by
     #[arg(long, value_enum, default_value_t = By::Service)]
@@ -119,6 +120,10 @@ fn table(output: &Output, by: By, page: &Value) -> String {
     let header = [by.token().to_uppercase(), "AWAKE".into(), "MS".into(), "CORE-HOURS".into(), "GIB-HOURS".into()];
     let header: [&str; 5] = std::array::from_fn(|index| header[index].as_str());
     let mut text = output.table(header, rows, "Nothing was awake in this time.");
+    let unrecorded = items.iter().fold(0, |sum: u64, row| sum.saturating_add(number(row, "unrecorded_service_ms")));
+    if unrecorded > 0 {
+        text.push_str(&format!("\n{} of it is running and not recorded yet.", show_length_ms(unrecorded)));
+    }
     text.push_str(&more(output, page));
     text
 }
@@ -182,5 +187,17 @@ mod tests {
         assert_eq!(lines[1], "web        1 h 30 min  5400000  0.3750      0.3750");
         assert!(lines[2].starts_with("(no link)  1.0 s"), "{text}");
         assert!(lines[3].starts_with("total      1 h 30 min  5401000"), "{text}");
+        assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn what_runs_is_in_the_sums_and_is_said_to_be() {
+        let row = |key: &str, unrecorded: u64| {
+            json!({"key": key, "service_ms": 5_000, "millicore_ms": 0, "mib_ms": 0,
+            "unrecorded_service_ms": unrecorded})
+        };
+        let page = json!({"items": [row("api", 0), row("web", 5_000)], "next": null});
+        let text = table(&Output::plain(), By::Service, &page);
+        assert_eq!(text.lines().last(), Some("5.0 s of it is running and not recorded yet."), "{text}");
     }
 }

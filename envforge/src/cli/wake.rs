@@ -2,6 +2,7 @@
 //!
 //! The server wakes; this only looks on, so that an interrupted command leaves nothing half done.
 
+use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
@@ -12,8 +13,10 @@ use tokio::time::Instant;
 use super::Context;
 use super::client::{Answer, view};
 use super::failure::Failure;
+use super::here;
 use super::instant::show_length_ms;
 use super::output::{Output, printable};
+use crate::server::DataDir;
 
 /// Between two looks at the runtime, while a person waits for each stage; the server reads one indexed row.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,6 +40,8 @@ pub(crate) struct Runtime {
     pub commit: Option<String>,
     #[serde(default)]
     pub awake_because: Option<String>,
+    #[serde(default)]
+    pub asleep_because: Option<String>,
     #[serde(default)]
     pub services: Vec<Service>,
 }
@@ -101,10 +106,13 @@ pub(crate) async fn until_ready(
             }
             Sight::Over(why) => {
                 progress.end()?;
-                return Err(Failure::failed(
-                    format!("workspace {workspace} did not become ready: {why}"),
-                    format!("mend it and run the command again; `envforge workspace show {workspace}` shows its state"),
-                ));
+                let mend = if runtime.phase == "failed" { "mend it and run" } else { "run" };
+                let mut hint =
+                    format!("{mend} the command again; `envforge workspace show {workspace}` shows its state");
+                if runtime.phase == "failed" && context.client.api().is_loopback() {
+                    hint.push_str(&output_place(context, org, workspace).await);
+                }
+                return Err(Failure::failed(format!("workspace {workspace} did not become ready: {why}"), hint));
             }
             Sight::Coming(stage) => progress.reached(&stage)?,
         }
@@ -121,6 +129,24 @@ pub(crate) async fn until_ready(
     }
 }
 
+/// Where the services' output lies, for whoever sits at the machine that runs them; no verb and no link shows it.
+async fn output_place(context: &Context, org: &str, workspace: &str) -> String {
+    // Not known to the API's answer: then the place is named without it.
+    let id = match here::workspace(context, org, workspace).await {
+        Ok(known) => known.id,
+        Err(_) => "WORKSPACE-ID".to_owned(),
+    };
+    output_sentence(DataDir::default_path().ok().as_deref(), &id)
+}
+
+fn output_sentence(data: Option<&Path>, id: &str) -> String {
+    let below = format!("runtime/workspaces/{id}/output");
+    match data.map(|data| data.join(&below)).filter(|folder| folder.is_dir()) {
+        Some(folder) => format!("; what the services wrote is in {}/SERVICE.log", folder.display()),
+        None => format!("; what the services wrote is in the data directory of `envforge dev`: {below}/SERVICE.log"),
+    }
+}
+
 fn sight(runtime: &Runtime, epoch: u64) -> Sight {
     if runtime.epoch < epoch {
         return Sight::Coming(if runtime.phase == "sleeping" { "going to sleep first" } else { "queued" }.to_owned());
@@ -133,7 +159,18 @@ fn sight(runtime: &Runtime, epoch: u64) -> Sight {
             let reason = runtime.failure.as_deref().unwrap_or("the host gave no reason");
             Sight::Over(format!("it failed{}: {reason}", place.unwrap_or_default()))
         }
-        "asleep" | "sleeping" => Sight::Over("somebody put it to sleep".to_owned()),
+        "asleep" | "sleeping" => Sight::Over(
+            match runtime.asleep_because.as_deref() {
+                Some("host_lost") => "its host died; waking it again starts it anew",
+                Some("shutdown") => "EnvForge was stopped on its host",
+                Some("idle") => "nobody used it, and it went to sleep",
+                Some("workspace_archived") => "the workspace was archived",
+                Some("usage_cap") => "the organization's cap on usage is reached",
+                Some("person") => "somebody put it to sleep",
+                Some(_) | None => "it was put to sleep",
+            }
+            .to_owned(),
+        ),
         other => Sight::Coming(other.to_owned()),
     }
 }
@@ -230,6 +267,7 @@ mod tests {
             failure: Some("`web` exited with 1".into()),
             commit: None,
             awake_because: None,
+            asleep_because: None,
             services: vec![],
         }
     }
@@ -248,8 +286,28 @@ mod tests {
             sight(&runtime("failed", 4, Some("probing")), 4),
             Sight::Over("it failed while waiting until routes answer: `web` exited with 1".into())
         );
-        assert_eq!(sight(&runtime("asleep", 4, None), 4), Sight::Over("somebody put it to sleep".into()));
+        let because = |cause: Option<&str>| {
+            let slept = Runtime { asleep_because: cause.map(str::to_owned), ..runtime("asleep", 4, None) };
+            match sight(&slept, 4) {
+                Sight::Over(why) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(because(Some("person")), "somebody put it to sleep");
+        assert_eq!(because(Some("host_lost")), "its host died; waking it again starts it anew");
+        assert_eq!(because(None), "it was put to sleep");
         assert!(matches!(sight(&runtime("failed", 3, None), 4), Sight::Coming(_)), "that was the wake before");
+    }
+
+    #[test]
+    fn whoever_sits_at_the_machine_is_told_where_the_output_of_the_services_lies() {
+        let data = tempfile::tempdir().unwrap();
+        let unknown = output_sentence(Some(data.path()), "wsp_1");
+        assert!(unknown.contains("`envforge dev`: runtime/workspaces/wsp_1/output/SERVICE.log"), "{unknown}");
+        let folder = data.path().join("runtime/workspaces/wsp_1/output");
+        std::fs::create_dir_all(&folder).unwrap();
+        let known = output_sentence(Some(data.path()), "wsp_1");
+        assert!(known.ends_with(&format!("{}/SERVICE.log", folder.display())), "{known}");
     }
 
     #[test]

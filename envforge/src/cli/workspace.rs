@@ -234,6 +234,7 @@ fn card(output: &Output, workspace: &Value, runtime: &Value) -> Result<String, F
         ("since", instants.show_wire(runtime.get("since"))),
         ("woken by", cause.unwrap_or_default()),
         ("awake because", because),
+        ("asleep because", now.asleep_because.as_deref().unwrap_or_default().replace('_', " ")),
         ("sleeps", instants.show_wire(runtime.get("sleeps_at"))),
         ("failure", now.failure.clone().unwrap_or_default()),
         (

@@ -1,17 +1,18 @@
-//! The API role: its parts, its listener, and the address that it got.
+//! The API role: its parts and its listener, and the listener of metrics that every role has.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use envforge_identity::self_hosted::SelfHosted;
 use envforge_identity::share_token::SigningKey;
 use envforge_projections::sql::Database;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-use super::control_plane::{ControlPlane, Essential};
+use super::control_plane::ControlPlane;
+use super::running::Running;
+use super::sweeping;
+use crate::cli::failure::Failure;
 
 /// What the API needs beside the control plane.
 pub(crate) struct Parts {
@@ -21,18 +22,49 @@ pub(crate) struct Parts {
     /// Where reviewers open share URLs.
     pub(crate) gateway_url: String,
     pub(crate) metrics: PrometheusHandle,
+    /// Reverse proxies that say truly from where a request comes.
+    pub(crate) trusted_proxies: Vec<IpAddr>,
+    /// Projects may name repositories by a path of this machine.
+    pub(crate) local_repositories: bool,
 }
 
-/// Listens and serves in a task of its own. Answers the address, with the real port where 0 was asked for.
-pub(crate) async fn start(
-    essential: &mut Essential,
+impl Parts {
+    fn config(&self) -> anyhow::Result<envforge_api::Config> {
+        let mut config = envforge_api::Config::new(envforge_api::GatewayUrl::parse(&self.gateway_url)?);
+        config.trusted_proxies.clone_from(&self.trusted_proxies);
+        config.local_repositories = self.local_repositories;
+        Ok(config)
+    }
+}
+
+/// Opens the API's socket. Before anything is made or started: an address that is taken is found out at once.
+pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let what = format!("the API cannot listen on {listen}: {error}");
+        Failure::local(what, "choose another address, or port 0 for a free one, with --listen").into()
+    })
+}
+
+/// Serves in a task of its own.
+pub(crate) fn start(
+    running: &mut Running,
     plane: &ControlPlane,
     parts: Parts,
-    listen: SocketAddr,
-    stop: &CancellationToken,
-) -> anyhow::Result<SocketAddr> {
-    let config = envforge_api::Config::new(envforge_api::GatewayUrl::parse(&parts.gateway_url)?);
+    listener: TcpListener,
+) -> anyhow::Result<()> {
+    let config = parts.config()?;
+    let sweeping = sweeping::sweep(
+        Arc::clone(&parts.identity),
+        parts.database.clone(),
+        Arc::clone(&plane.clock),
+        running.stop.clone(),
+    );
+    running.essential.spawn("sweeping", async move {
+        sweeping.await;
+        Ok(())
+    });
     let connections_max = config.connections_max;
+    let stop = running.stop.clone();
     let router = envforge_api::router(envforge_api::Parts {
         config,
         clock: Arc::clone(&plane.clock),
@@ -43,14 +75,30 @@ pub(crate) async fn start(
         identity: parts.identity,
         share_key: parts.signing_key,
         // Metrics name no organization's data, but they are for operators: only a loopback listener shows them.
-        metrics: listen.ip().is_loopback().then_some(parts.metrics),
+        metrics: listener.local_addr()?.ip().is_loopback().then_some(parts.metrics),
         stop: stop.clone(),
     });
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("the API cannot listen on {listen}; another address or port 0 with --listen"))?;
+    let serving = async move { Ok(envforge_api::serve(listener, router, connections_max, stop).await?) };
+    running.essential.spawn("the API", serving);
+    Ok(())
+}
+
+/// Somebody who scrapes, and somebody who looks.
+const METRICS_CONNECTIONS_MAX: usize = 16;
+
+/// Shows this process's metrics on a loopback address, whatever its roles are. Answers the address.
+pub(crate) async fn start_metrics(
+    running: &mut Running,
+    metrics: PrometheusHandle,
+    listen: SocketAddr,
+) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let what = format!("metrics cannot be shown on {listen}: {error}");
+        Failure::local(what, "choose another address, or port 0 for a free one, with --metrics-listen")
+    })?;
     let address = listener.local_addr()?;
-    let stop = stop.clone();
-    essential.spawn("the API", async move { Ok(envforge_api::serve(listener, router, connections_max, stop).await?) });
+    let (router, stop) = (envforge_api::metrics_router(metrics), running.stop.clone());
+    let serving = async move { Ok(envforge_api::serve(listener, router, METRICS_CONNECTIONS_MAX, stop).await?) };
+    running.essential.spawn("the metrics listener", serving);
     Ok(address)
 }

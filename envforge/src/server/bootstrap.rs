@@ -21,6 +21,8 @@ use envforge_identity::credentials::Account;
 use envforge_identity::self_hosted::SelfHosted;
 
 use super::control_plane::ControlPlane;
+use super::first_password::FirstPassword;
+use crate::cli::failure::Failure;
 
 /// Who owns what, from the first start on.
 #[derive(Clone, Debug)]
@@ -43,22 +45,22 @@ impl FirstOwner {
         }
     }
 
-    /// Creates account, user and organization where they do not exist; answers a password that was generated.
+    /// Creates account, user and organization where they do not exist; answers a password that was generated and that
+    /// nobody was told yet. `first_password` holds it until the caller has told it.
     pub(crate) async fn first_start(
         &self,
         plane: &ControlPlane,
         identity: &LogIdentity,
         self_hosted: &SelfHosted,
         password_file: Option<&Path>,
+        first_password: &FirstPassword,
     ) -> anyhow::Result<Option<Secret>> {
         let now = plane.clock.now();
-        if let Some(existing) = plane.hot.authorization.organization(self.org) {
-            anyhow::ensure!(
-                existing.slug == self.org_slug,
-                "this log belongs to organization `{}` and not to `{}`; name that one, or use another log",
-                existing.slug,
-                self.org_slug
-            );
+        if let Some(existing) = plane.hot.authorization.organization(self.org)
+            && existing.slug != self.org_slug
+        {
+            let what = format!("this log belongs to organization `{}` and not to `{}`", existing.slug, self.org_slug);
+            return Err(Failure::conflict(what, "name that one, or use another log").into());
         }
         let given = match password_file {
             Some(path) => {
@@ -68,11 +70,29 @@ impl FirstOwner {
             None => None,
         };
         let account = Account { user: self.user, org: self.org, email: self.email.clone() };
-        // The account first: an organization whose owner cannot sign in would have no way out.
-        let bootstrapped = self_hosted.bootstrap(account, given, now).await?;
+        // The account first: an organization whose owner cannot sign in would have no way out. And before it the
+        // password that is shown only when all the rest has come up.
+        let exists = self_hosted.credentials().account_of(self.user).await?.is_some();
+        let untold = match (given, exists) {
+            (_, true) => first_password.kept()?,
+            (Some(given), false) => {
+                first_password.forget()?;
+                self_hosted.bootstrap(account, Some(given), now).await?;
+                None
+            }
+            (None, false) => {
+                let password = match first_password.kept()? {
+                    Some(kept) => kept,
+                    None => self_hosted.randomness().password()?,
+                };
+                first_password.keep(&password)?;
+                self_hosted.bootstrap(account, Some(password.clone()), now).await?;
+                Some(password)
+            }
+        };
         let position = self.create(&plane.commands, identity, now).await?;
         plane.hot.wait_for(position, Duration::from_secs(10)).await?;
-        Ok(bootstrapped.generated_password)
+        Ok(untold)
     }
 
     /// Creates user and organization where they do not exist. Repeating it changes nothing.
@@ -87,6 +107,7 @@ impl FirstOwner {
             Context {
                 command: CommandId::from_uuid(id),
                 request_digest: None,
+                repeated: None,
                 correlation: CorrelationId::from_uuid(derived_uuid(log.0.as_bytes(), "first start")),
                 causation: None,
                 now,

@@ -1,4 +1,4 @@
-//! What every role needs: the log, commands on it, the hot views with fresh decisions, a clock, and how to stop.
+//! What every role needs: the log, commands on it, the hot views with fresh decisions, a clock, and its essential tasks.
 
 use std::sync::Arc;
 
@@ -6,9 +6,11 @@ use envforge_commands::Commands;
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::SharedLog;
 use envforge_identity::clock::SystemClock;
-use envforge_projections::{Authorizer, DenialSink, Hot};
+use envforge_projections::{Authorizer, DenialSink, Hot, HotConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use super::known_log::KnownLog;
 
 /// A process's view of the log. Cheap to clone.
 #[derive(Clone)]
@@ -22,11 +24,14 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     /// Starts the hot views and waits until they have what the log holds.
-    pub(crate) async fn start(log: SharedLog, stop: CancellationToken) -> anyhow::Result<Self> {
-        let hot = Hot::start(Arc::clone(&log), stop);
+    pub(crate) async fn start(log: &KnownLog, stop: CancellationToken) -> anyhow::Result<Self> {
+        let log = Arc::clone(log.log());
+        let clock: SharedClock = Arc::new(SystemClock);
+        let hot_config = HotConfig { clock: Some(Arc::clone(&clock)), ..HotConfig::default() };
+        let hot = Hot::start_with(Arc::clone(&log), hot_config, stop);
         hot.caught_up().await?;
         let authorizer = Authorizer::new(Arc::clone(&log), Arc::clone(&hot), Arc::new(DenialSink::default()));
-        Ok(Self { commands: Commands::new(Arc::clone(&log)), log, hot, authorizer, clock: Arc::new(SystemClock) })
+        Ok(Self { commands: Commands::new(Arc::clone(&log)), log, hot, authorizer, clock })
     }
 }
 
@@ -64,21 +69,5 @@ impl Essential {
                 Err(error) => tracing::error!(%error, "a task ended badly"),
             }
         }
-    }
-}
-
-/// Ctrl-C or SIGTERM.
-pub(crate) async fn asked_to_stop() {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(signal) => signal,
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be heard; Ctrl-C can");
-            let _ = tokio::signal::ctrl_c().await;
-            return;
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
     }
 }

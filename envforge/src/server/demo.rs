@@ -63,6 +63,7 @@ async fn make(
     let context = |what: &str| Context {
         command: CommandId::from_uuid(derived_uuid(identity.0.as_bytes(), what)),
         request_digest: None,
+        repeated: None,
         correlation: acting.correlation,
         causation: None,
         now: plane.clock.now(),

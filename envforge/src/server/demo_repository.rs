@@ -50,6 +50,24 @@ pub(crate) enum DemoError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("`git {arguments}` failed in the demo repository: {detail}; EnvForge needs git on the PATH")]
     Git { arguments: String, detail: String },
+    #[error("the demo needs {program}, and there is none on the PATH; install it, or start without --demo")]
+    Missing { program: &'static str },
+}
+
+/// Before anything is made: whether what the demo runs on is here.
+pub(crate) fn check_tools() -> Result<(), DemoError> {
+    for program in ["git", "python3"] {
+        let run = std::process::Command::new(program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if !run.is_ok_and(|status| status.success()) {
+            return Err(DemoError::Missing { program });
+        }
+    }
+    Ok(())
 }
 
 /// Makes the repository where it does not exist, brings its files up to date, and answers its path.
@@ -83,6 +101,7 @@ async fn git(root: &Path, arguments: &[&str]) -> Result<String, DemoError> {
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .stdin(Stdio::null())
+        .kill_on_drop(true)
         .output()
         .await
         .map_err(|error| failed(error.to_string()))?;

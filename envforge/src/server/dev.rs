@@ -1,8 +1,8 @@
 //! `envforge dev`: everything in one process, on this machine, with embedded stores.
 //!
 //! The real product with the real boundaries: the same API, gateway, log, projections, reactors and agent as in
-//! production, wired together. What differs is said at the start: plain http on localhost, and one organization per
-//! machine.
+//! production, wired together. What differs is said at the start: plain http on localhost, and services that run as the
+//! user who started it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,15 +19,21 @@ use envforge_gateway::{Activity, HandoffKey, Scheme};
 use envforge_identity::credentials::Credentials;
 use envforge_identity::self_hosted::{self, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
-use envforge_projections::sql::{Database, Supervisor};
-use tokio_util::sync::CancellationToken;
+use envforge_projections::sql::Database;
+use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::bootstrap::FirstOwner;
-use super::control_plane::{ControlPlane, Essential, asked_to_stop};
+use super::control_plane::ControlPlane;
 use super::data_dir::DataDir;
 use super::demo::{self, Demo};
+use super::first_password::FirstPassword;
+use super::known_log::{KnownLog, Memory};
+use super::running::{self, Running};
+use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{api, roles};
+use super::{api, demo_repository, open_files, roles, usable};
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
 
 /// Run everything on this machine: log, projections, API, gateway, reactors and local runtimes.
 #[derive(Args, Debug)]
@@ -56,9 +62,6 @@ pub(crate) struct DevArgs {
     /// Make a small app, a workspace that runs it and a signed link to it.
     #[arg(long)]
     demo: bool,
-    /// Print one line of JSON on standard output instead of text for people.
-    #[arg(long)]
-    json: bool,
     /// What to trace on standard error.
     #[arg(long, value_name = "FILTER", default_value = "warn", env = "ENVFORGE_LOG")]
     log: String,
@@ -72,35 +75,59 @@ struct Started {
     api: String,
     gateway: String,
     data_dir: PathBuf,
+    runtime_dir: PathBuf,
     owner_email: String,
     owner_password: Option<Secret>,
     demo: Option<Demo>,
 }
 
-/// Runs until Ctrl-C or SIGTERM, or until something essential fails.
-pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
+/// Runs until it is asked to stop, or until something essential fails.
+pub(crate) async fn run(args: DevArgs, output: Output) -> anyhow::Result<()> {
+    let asked = StopRequests::listen()?;
     let metrics = telemetry::install(&args.log, args.log_format)?;
-    let org_slug: OrgSlug = args.org.parse().context("--org")?;
-    let email = EmailAddress::parse(&args.owner_email).context("--owner-email")?;
-    anyhow::ensure!(
-        args.listen.ip().is_loopback() && args.gateway_listen.ip().is_loopback(),
-        "`dev` speaks plain http and listens on loopback addresses only (127.0.0.1, [::1]); `envforge serve` is for networks"
-    );
+    open_files::raise();
+    let stopping = || output.note("\nStopping: runtimes are put to sleep, their time is closed.");
+    let start = async |running: &mut Running| start(&args, metrics, running, &output).await;
+    running::until_asked_to_stop(asked, start, stopping).await
+}
+
+async fn start(
+    args: &DevArgs,
+    metrics: PrometheusHandle,
+    running: &mut Running,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let org_slug = usable("--org", args.org.parse::<OrgSlug>())?;
+    let email = usable("--owner-email", EmailAddress::parse(&args.owner_email))?;
+    if !(args.listen.ip().is_loopback() && args.gateway_listen.ip().is_loopback()) {
+        let what = "`dev` speaks plain http and listens on loopback addresses only";
+        return Err(Failure::usage(what, "127.0.0.1 or [::1]; `envforge serve` is for networks").into());
+    }
+    if args.demo {
+        demo_repository::check_tools()?;
+    }
+    let listener = api::bind(args.listen).await?;
     let data = DataDir::open(&match &args.data {
         Some(path) => path.clone(),
         None => DataDir::default_path()?,
     })?;
 
-    let stop_views = CancellationToken::new();
     let log = SqliteLog::open(envforge_eventlog::sqlite::Config::new(data.log())).await?;
     let log: SharedLog = Arc::new(log);
     let identity = log.head().await?.identity;
-    let plane = ControlPlane::start(Arc::clone(&log), stop_views.clone()).await?;
+    let database = Database::connect_sqlite(&data.read_models()).await?;
+    let rebuild = format!("envforge projections rebuild NAME --data {}", data.path().display());
+    let memory = Memory { database: Some(&database), rebuild: &rebuild, files: &[] };
+    let known = KnownLog::hold(log, &memory).await?;
+    let plane = ControlPlane::start(&known, running.stop_views.clone()).await?;
+    roles::watch_views(running, &plane);
 
     let owner = FirstOwner::of(&identity, org_slug, email);
-    let self_hosted = open_identity(&args, &data).await?;
-    let owner_password =
-        owner.first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref()).await?;
+    let self_hosted = open_identity(args, &data).await?;
+    let first_password = FirstPassword::in_folder(&data.keys());
+    let owner_password = owner
+        .first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref(), &first_password)
+        .await?;
 
     let signing_key = Arc::new(SigningKey::load_or_create(&data.keys().join("share.key"))?);
     let activity = Activity::default();
@@ -108,26 +135,29 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let verifier = ShareVerifier::new([signing_key.verification_key()])?;
     let config = envforge_gateway::Config::new(&args.gateway_domain, Scheme::PlainHttpDev, args.gateway_listen);
     let gateway = roles::start_gateway(&plane, config, verifier, handoff_key, activity.clone()).await?;
-    let mut essential = Essential::default();
-    let stop = CancellationToken::new();
-    let public_authority = gateway.origin().trim_start_matches("http://").to_owned();
-    roles::start_reactors(&mut essential, &plane, &data.runtime(), public_authority, &stop).await?;
-    let database = Database::connect_sqlite(&data.read_models()).await?;
-    let projector = Supervisor::start(&log, &database);
+    let gateway_origin = gateway.origin().to_owned();
+    running.gateway = Some(gateway);
+    let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
+    roles::start_reactors(running, &plane, &data.runtime(), public_authority).await?;
+    roles::start_projector(running, &plane, &database);
+    let api = format!("http://{}", listener.local_addr()?);
     let parts = api::Parts {
         database,
         identity: self_hosted,
         signing_key: Arc::clone(&signing_key),
-        gateway_url: gateway.origin().to_owned(),
+        gateway_url: gateway_origin.clone(),
         metrics,
+        trusted_proxies: Vec::new(),
+        // Everything runs on this machine, as whoever started it.
+        local_repositories: true,
     };
-    let api = format!("http://{}", api::start(&mut essential, &plane, parts, args.listen, &stop).await?);
-    roles::report_activity(&mut essential, &plane, activity, &stop);
-    roles::report_denials(&mut essential, &plane, &stop);
+    api::start(running, &plane, parts, listener)?;
+    roles::report_activity(running, &plane, activity);
+    roles::report_denials(running, &plane);
 
     let demo = match args.demo {
         true => Some(
-            demo::prepare(&plane, &owner, &identity, &data.demo(), &signing_key, gateway.origin())
+            demo::prepare(&plane, &owner, &identity, &data.demo(), &signing_key, &gateway_origin)
                 .await
                 .context("the demo could not be prepared")?,
         ),
@@ -135,31 +165,16 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     };
     let started = Started {
         api,
-        gateway: gateway.origin().to_owned(),
+        gateway: gateway_origin,
         data_dir: data.path().to_path_buf(),
+        runtime_dir: data.runtime(),
         owner_email: owner.email.as_str().to_owned(),
         owner_password,
         demo,
     };
-    if args.json {
-        started.print_json()?
-    } else {
-        started.print_text()
-    }
-
-    let failure = tokio::select! {
-        () = asked_to_stop() => None,
-        failure = essential.first_failure() => Some(failure),
-    };
-    if !args.json {
-        eprintln!("\nStopping: runtimes are put to sleep, their time is closed.");
-    }
-    gateway.stop().await;
-    stop.cancel();
-    essential.finish().await;
-    projector.stop().await;
-    stop_views.cancel();
-    failure.map_or(Ok(()), Err)
+    output.last_event(&started.to_json(), || started.to_text())?;
+    // Only now: whoever was not told could never sign in.
+    first_password.forget()
 }
 
 async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<SelfHosted>> {
@@ -178,7 +193,7 @@ async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<Sel
 
 impl Started {
     /// One line, for programs. The only place where the first password and the share URL are written.
-    fn print_json(&self) -> anyhow::Result<()> {
+    fn to_json(&self) -> serde_json::Value {
         let mut line = serde_json::json!({
             "api": self.api,
             "gateway": self.gateway,
@@ -193,29 +208,39 @@ impl Started {
             line["link_id"] = demo.link.to_string().into();
             line["workspace_url"] = demo.workspace_url.clone().into();
         }
-        println!("{}", serde_json::to_string(&line)?);
-        Ok(())
+        line
     }
 
-    fn print_text(&self) {
-        println!("EnvForge is running.\n");
-        println!("  API        {}", self.api);
-        println!("  Gateway    {}  (share pages; workspaces one label below)", self.gateway);
-        println!("  Data       {}", self.data_dir.display());
-        println!("  Owner      {}", self.owner_email);
+    fn to_text(&self) -> String {
+        let Self { api, gateway, owner_email, .. } = self;
+        let mut text = format!(
+            "EnvForge is running.\n\n  API        {api}\n  \
+             Gateway    {gateway}  (share pages; workspaces one label below)\n  \
+             Data       {}\n  \
+             Output     {}/workspaces/WORKSPACE-ID/output/SERVICE.log\n  \
+             Owner      {owner_email}\n",
+            self.data_dir.display(),
+            self.runtime_dir.display(),
+        );
         if let Some(password) = &self.owner_password {
-            println!("  Password   {}  (shown this once)", password.expose());
+            text.push_str(&format!("  Password   {}  (shown this once)\n", password.expose()));
         }
-        if let Some(demo) = &self.demo {
-            println!("\nA review link for the demo app, as a reviewer would get it:\n\n  {}\n", demo.share_url);
-            println!("Open it in a browser; the app wakes when you go on. To take it back:\n");
-            println!("  envforge login --api {} --email {}", self.api, self.owner_email);
-            println!("  envforge link revoke {}", demo.link);
-        } else {
-            println!("\nNext, in a Git repository with an envforge.yml:\n");
-            println!("  envforge login --api {} --email {}", self.api, self.owner_email);
-            println!("  envforge up");
+        let login = format!("  envforge login --api {api} --email {owner_email}\n");
+        match &self.demo {
+            Some(demo) => text.push_str(&format!(
+                "\nA review link for the demo app, as a reviewer would get it:\n\n  {}\n\n\
+                 Open it in a browser; the app wakes when you go on. To take it back:\n\n{login}  \
+                 envforge link revoke {}\n",
+                demo.share_url, demo.link
+            )),
+            None => {
+                text.push_str(&format!("\nNext, in a Git repository with an envforge.yml:\n\n{login}  envforge up\n"))
+            }
         }
-        println!("\nThis is plain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.");
+        text.push_str(
+            "\nOne organization, this one machine. Services run as you do: the code of a branch can read your files, the \
+             data above included.\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.",
+        );
+        text
     }
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
-use envforge_reactors::{LocalMachine, RuntimeReactor, Timers};
+use envforge_projections::sql::{Database, Supervisor};
+use envforge_reactors::{LocalMachine, MACHINE_ID, RuntimeReactor, Timers};
 use envforge_runtime::LocalHost;
-use tokio_util::sync::CancellationToken;
 
-use super::control_plane::{ControlPlane, Essential};
+use super::control_plane::ControlPlane;
+use super::running::Running;
 use super::{activity, denials};
 
 /// The data plane.
@@ -31,13 +32,34 @@ pub(crate) async fn start_gateway(
     Ok(Gateway::start(config, parts).await?)
 }
 
+/// The views that a role decides on: a process whose views have stopped refuses everything, and ends instead.
+pub(crate) fn watch_views(running: &mut Running, plane: &ControlPlane) {
+    let (hot, stop) = (Arc::clone(&plane.hot), running.stop.clone());
+    running.essential.spawn("the views of rights", async move {
+        stop.run_until_cancelled(hot.stopped()).await.map_or(Ok(()), |stopped| Err(stopped.into()))
+    });
+}
+
+/// The projectors. One that needs a person fails `/readyz` and goes on once its read model is rebuilt; where the log is
+/// not the one that was folded, nothing here is worth running.
+pub(crate) fn start_projector(running: &mut Running, plane: &ControlPlane, database: &Database) {
+    let projector = Supervisor::start(&plane.log, database);
+    let (another_log, stop) = (projector.another_log(), running.stop.clone());
+    running.projector = Some(projector);
+    running.essential.spawn("the projector", async move {
+        match stop.run_until_cancelled(another_log).await {
+            None => Ok(()),
+            Some(why) => Err(anyhow::anyhow!(why)),
+        }
+    });
+}
+
 /// The agent of this machine with its reactor, and the timers. `public_authority` follows a host label in addresses.
 pub(crate) async fn start_reactors(
-    essential: &mut Essential,
+    running: &mut Running,
     plane: &ControlPlane,
     state_dir: &Path,
     public_authority: String,
-    stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut config = envforge_runtime::Config::new(state_dir);
     // Developers' tools lie where their shell finds them. Nothing else of our environment reaches a service.
@@ -55,7 +77,7 @@ pub(crate) async fn start_reactors(
             "ended what an earlier process had left running"
         );
     }
-    let machine = LocalMachine::open(state_dir)?;
+    let machine = LocalMachine::open(state_dir, Path::new(MACHINE_ID))?;
     let reactor = RuntimeReactor::new(
         Arc::clone(&plane.log),
         plane.commands.clone(),
@@ -65,9 +87,9 @@ pub(crate) async fn start_reactors(
         public_authority,
     );
     let timers = Timers::new(Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
-    let (reactor_stop, timers_stop) = (stop.clone(), stop.clone());
-    essential.spawn("the runtime reactor", async move { Ok(reactor.run(reactor_stop).await?) });
-    essential.spawn("the timers", async move { Ok(timers.run(timers_stop).await?) });
+    let (reactor_stop, timers_stop) = (running.stop.clone(), running.stop.clone());
+    running.essential.spawn("the runtime reactor", async move { Ok(reactor.run(reactor_stop).await?) });
+    running.essential.spawn("the timers", async move { Ok(timers.run(timers_stop).await?) });
     Ok(())
 }
 
@@ -77,31 +99,26 @@ fn environment(name: &str) -> Option<String> {
 }
 
 /// Tells the log what the gateway of this process sees used.
-pub(crate) fn report_activity(
-    essential: &mut Essential,
-    plane: &ControlPlane,
-    activity: Activity,
-    stop: &CancellationToken,
-) {
+pub(crate) fn report_activity(running: &mut Running, plane: &ControlPlane, activity: Activity) {
     let reporting = activity::report(
         activity,
         Arc::clone(&plane.hot),
         plane.authorizer.clone(),
         plane.commands.clone(),
         Arc::clone(&plane.clock),
-        stop.clone(),
+        running.stop.clone(),
     );
-    essential.spawn("activity reports", async move {
+    running.essential.spawn("activity reports", async move {
         reporting.await;
         Ok(())
     });
 }
 
 /// Tells the log what this process refused.
-pub(crate) fn report_denials(essential: &mut Essential, plane: &ControlPlane, stop: &CancellationToken) {
-    let reporting =
-        denials::report(plane.authorizer.clone(), plane.commands.clone(), Arc::clone(&plane.clock), stop.clone());
-    essential.spawn("denial reports", async move {
+pub(crate) fn report_denials(running: &mut Running, plane: &ControlPlane) {
+    let stop = running.stop.clone();
+    let reporting = denials::report(plane.authorizer.clone(), plane.commands.clone(), Arc::clone(&plane.clock), stop);
+    running.essential.spawn("denial reports", async move {
         reporting.await;
         Ok(())
     });

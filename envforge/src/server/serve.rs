@@ -2,7 +2,7 @@
 //!
 //! And `envforge setup`: the first owner and the keys, once, before anything serves.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,13 +19,22 @@ use envforge_identity::key_file;
 use envforge_identity::randomness::Randomness;
 use envforge_identity::self_hosted::{self, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey, VerificationKey};
-use envforge_projections::sql::{Database, Supervisor};
+use envforge_projections::sql::Database;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::FirstOwner;
-use super::control_plane::{ControlPlane, Essential, asked_to_stop};
+use super::control_plane::ControlPlane;
+use super::first_password::FirstPassword;
+use super::gateway_args::GatewayArgs;
+use super::gateway_place::GatewayPlace;
+use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
+use super::running::{self, Running};
+use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{api, roles};
+use super::{api, open_files, roles, usable};
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
 
 /// One part of a control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,6 +48,20 @@ pub(crate) enum RoleName {
     /// The agent of this machine, and the timers.
     Reactors,
 }
+
+impl RoleName {
+    /// What a role without a database remembers the log by.
+    fn checkpoint_file(self, state: &Path) -> Option<CheckpointFile> {
+        match self {
+            Self::Gateway => Some(CheckpointFile::of(state, "gateway")),
+            Self::Reactors => Some(CheckpointFile::of(state, "reactors")),
+            Self::Api | Self::Projector => None,
+        }
+    }
+}
+
+/// What folds read models anew, for errors.
+const REBUILD: &str = "envforge projections rebuild NAME --nats … --database-url-file …";
 
 /// Where log, database and keys are.
 #[derive(Args, Debug)]
@@ -76,6 +99,14 @@ pub(crate) struct ServeArgs {
     /// Where the API listens. Speaks plain http: put TLS in front of it.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
+    /// Address of a reverse proxy in front of the API, whose `X-Forwarded-For` is believed; repeat it for each. Without
+    /// it everybody behind the proxy counts as one when sign-ins fail.
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
+    trusted_proxies: Vec<IpAddr>,
+    /// Let projects name repositories by a path of the machine that runs workspaces: everybody who may create a project
+    /// can then read what its agent can.
+    #[arg(long)]
+    allow_local_repositories: bool,
     /// Where the gateway listens.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7080")]
     gateway_listen: SocketAddr,
@@ -87,9 +118,18 @@ pub(crate) struct ServeArgs {
     gateway_tls_certificate: Option<PathBuf>,
     #[arg(long, value_name = "FILE", requires = "gateway_tls_certificate")]
     gateway_tls_key: Option<PathBuf>,
-    /// Where this machine's agent keeps its state.
+    #[command(flatten)]
+    gateway: GatewayArgs,
+    /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
+    /// Where gateway and reactors keep how far they have followed the log. Default: `state` in the folder of the keys.
+    #[arg(long, value_name = "DIR", env = "ENVFORGE_STATE")]
+    state: Option<PathBuf>,
+    /// Where this process shows its metrics (`/metrics`), a loopback address. The first line on standard output names the
+    /// port that it got.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    metrics_listen: SocketAddr,
 }
 
 /// Create the first organization with its owner, and the keys. Repeating it changes nothing.
@@ -104,8 +144,6 @@ pub(crate) struct SetupArgs {
     /// Read the owner's password from this file instead of generating one.
     #[arg(long, value_name = "FILE")]
     owner_password_file: Option<PathBuf>,
-    #[arg(long)]
-    json: bool,
 }
 
 /// A folder of keys. The private share key is needed by the API alone; gateways get the public one.
@@ -157,10 +195,14 @@ impl Keys<'_> {
 
 impl StoreArgs {
     /// Stores alone, for tools that need no keys.
-    pub(crate) fn for_tools(nats: Vec<String>, database_url_file: Option<PathBuf>) -> Self {
+    pub(crate) fn for_tools(
+        nats: Vec<String>,
+        nats_credentials: Option<PathBuf>,
+        database_url_file: Option<PathBuf>,
+    ) -> Self {
         Self {
             nats,
-            nats_credentials: None,
+            nats_credentials,
             nats_replicas: 1,
             database_url_file,
             keys: PathBuf::new(),
@@ -177,25 +219,35 @@ impl StoreArgs {
         if let Some(file) = &self.nats_credentials {
             config.credentials = LogCredentials::File(file.clone());
         }
-        Ok(Arc::new(JetStreamLog::open(config).await?))
+        match JetStreamLog::open(config).await {
+            Ok(log) => Ok(Arc::new(log)),
+            Err(error) => {
+                let hint = "see whether NATS runs, whether this machine may reach it, and its credentials";
+                Err(Failure::unreachable(error.to_string(), hint).into())
+            }
+        }
     }
 
     fn database_url(&self) -> anyhow::Result<Secret> {
-        let path = self.database_url_file.as_ref().context(
-            "this role needs PostgreSQL: name a file that holds its URL with --database-url-file or ENVFORGE_DATABASE_URL_FILE",
-        )?;
+        let path = self.database_url_file.as_ref().ok_or_else(|| {
+            let hint = "name a file that holds its URL with --database-url-file or ENVFORGE_DATABASE_URL_FILE";
+            Failure::usage("this role needs PostgreSQL", hint)
+        })?;
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let url = text.trim();
-        anyhow::ensure!(
-            url.starts_with("postgres://") || url.starts_with("postgresql://"),
-            "{} must hold one line, a URL that begins with postgres://",
-            path.display()
-        );
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+            let what = format!("{} holds no URL of a PostgreSQL database", path.display());
+            return Err(Failure::usage(what, "it must hold one line that begins with postgres://").into());
+        }
         Ok(Secret::new(url.to_owned()))
     }
 
     pub(crate) async fn database(&self) -> anyhow::Result<Database> {
-        Database::connect_postgres(self.database_url()?.expose()).await.context("PostgreSQL")
+        let url = self.database_url()?;
+        Database::connect_postgres(url.expose()).await.map_err(|error| {
+            let hint = "see whether it runs and whether this machine may reach it";
+            Failure::unreachable(format!("PostgreSQL cannot be used: {error}"), hint).into()
+        })
     }
 
     async fn identity(&self, issuer: String) -> anyhow::Result<Arc<SelfHosted>> {
@@ -212,41 +264,92 @@ impl StoreArgs {
     }
 }
 
-/// Runs the roles until Ctrl-C or SIGTERM, or until one fails.
-pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+/// The gateway's public URL, taken apart.
+struct PublicUrl {
+    scheme: Scheme,
+    /// With the port where one is written.
+    authority: String,
+    domain: String,
+    port: u16,
+}
+
+impl PublicUrl {
+    fn parse(url: &str) -> Result<Self, Failure> {
+        let wrong = |what: &str| Failure::usage(format!("--gateway-url {what}"), "for example https://dev.envforge.ai");
+        let (scheme, authority) = match url.trim_end_matches('/').split_once("://") {
+            Some(("https", authority)) => (Scheme::Https, authority),
+            Some(("http", authority)) => (Scheme::PlainHttpDev, authority),
+            _ => return Err(wrong("must begin with https:// (or http:// on this machine alone)")),
+        };
+        let (domain, port) = match authority.rsplit_once(':') {
+            Some((domain, port)) => (domain, port.parse().map_err(|_| wrong("has a port that is no number"))?),
+            None => (authority, if scheme == Scheme::Https { 443 } else { 80 }),
+        };
+        Ok(Self { scheme, authority: authority.to_owned(), domain: domain.to_owned(), port })
+    }
+}
+
+/// Runs the roles until it is asked to stop, or until one fails.
+pub(crate) async fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
+    let asked = StopRequests::listen()?;
     let metrics = telemetry::install(&args.stores.log, args.stores.log_format)?;
+    open_files::raise();
+    let start = async |running: &mut Running| start(args, metrics, running, &output).await;
+    running::until_asked_to_stop(asked, start, || {}).await
+}
+
+async fn start(
+    args: ServeArgs,
+    metrics: PrometheusHandle,
+    running: &mut Running,
+    output: &Output,
+) -> anyhow::Result<()> {
     let keys = Keys(&args.stores.keys);
     let has = |role| args.roles.contains(&role);
-    let (scheme, authority) = match args.gateway_url.trim_end_matches('/').split_once("://") {
-        Some(("https", authority)) => (Scheme::Https, authority.to_owned()),
-        Some(("http", authority)) => (Scheme::PlainHttpDev, authority.to_owned()),
-        _ => anyhow::bail!("--gateway-url must begin with https:// (or http:// on this machine alone)"),
+    let public = PublicUrl::parse(&args.gateway_url)?;
+    if public.scheme != Scheme::Https && !args.gateway_listen.ip().is_loopback() {
+        let what = "a gateway without https may listen on a loopback address only";
+        return Err(Failure::usage(what, "give --gateway-url https://… and certificates").into());
+    }
+    if !args.metrics_listen.ip().is_loopback() {
+        let what = "--metrics-listen takes loopback addresses only: metrics are for the machine itself";
+        return Err(Failure::usage(what, "127.0.0.1:0, and a scraper on this machine").into());
+    }
+    let place = match has(RoleName::Gateway) {
+        true => Some(GatewayPlace::beside_reactors(&args.runtime, has(RoleName::Reactors))?),
+        false => None,
     };
-    let (domain, port) = match authority.rsplit_once(':') {
-        Some((domain, port)) => (domain, port.parse::<u16>().context("--gateway-url has a port that is no number")?),
-        None => (authority.as_str(), if scheme == Scheme::Https { 443 } else { 80 }),
-    };
-    anyhow::ensure!(
-        scheme == Scheme::Https || args.gateway_listen.ip().is_loopback(),
-        "a gateway without https may listen on a loopback address only; give --gateway-url https://… and certificates"
-    );
-
-    let stop_views = CancellationToken::new();
-    let stop = CancellationToken::new();
-    let names = args.roles.iter().filter_map(|role| role.to_possible_value()).map(|value| value.get_name().to_owned());
-    let log = args.stores.log(&names.collect::<Vec<_>>().join("+")).await?;
-    let plane = ControlPlane::start(Arc::clone(&log), stop_views.clone()).await?;
-    let mut essential = Essential::default();
-
-    let projector = match has(RoleName::Projector) {
-        true => Some(Supervisor::start(&log, &args.stores.database().await?)),
+    let listener = match has(RoleName::Api) {
+        true => Some(api::bind(args.listen).await?),
         false => None,
     };
     let mut addresses = serde_json::Map::new();
-    let mut gateway = None;
-    if has(RoleName::Gateway) {
-        let mut config = envforge_gateway::Config::new(domain, scheme, args.gateway_listen);
-        config.public_port = port;
+    let shown = api::start_metrics(running, metrics.clone(), args.metrics_listen).await?;
+    addresses.insert("metrics".to_owned(), format!("http://{shown}/metrics").into());
+
+    let names = args.roles.iter().filter_map(|role| role.to_possible_value()).map(|value| value.get_name().to_owned());
+    let log = args.stores.log(&names.collect::<Vec<_>>().join("+")).await?;
+    let database = match has(RoleName::Api) || has(RoleName::Projector) {
+        true => Some(args.stores.database().await?),
+        false => None,
+    };
+    let state = args.state.unwrap_or_else(|| args.stores.keys.join("state"));
+    let files: Vec<_> = args.roles.iter().filter_map(|role| role.checkpoint_file(&state)).collect();
+    let memory = Memory { database: database.as_ref(), rebuild: REBUILD, files: &files };
+    let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
+    let plane = ControlPlane::start(&known, running.stop_views.clone()).await?;
+    roles::watch_views(running, &plane);
+    let keeper = Keeper::start(&state, files, Arc::clone(&plane.hot)).await?;
+    running.essential.spawn("the log's checkpoint", keeper.run(running.stop.clone()));
+
+    if let (Some(database), true) = (&database, has(RoleName::Projector)) {
+        roles::start_projector(running, &plane, database);
+    }
+    if let Some(place) = place {
+        place.watch(running, Arc::clone(&log)).await?;
+        let mut config = envforge_gateway::Config::new(&public.domain, public.scheme, args.gateway_listen);
+        config.public_port = public.port;
+        args.gateway.apply(&mut config);
         config.tls = match (args.gateway_tls_certificate, args.gateway_tls_key) {
             (Some(certificate_chain), Some(private_key)) => Some(TlsFiles { certificate_chain, private_key }),
             (Some(_), None) | (None, Some(_)) | (None, None) => None,
@@ -255,69 +358,88 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         let started =
             roles::start_gateway(&plane, config, keys.verifier()?, keys.handoff_key()?, activity.clone()).await?;
         addresses.insert("gateway".to_owned(), started.address().to_string().into());
-        roles::report_activity(&mut essential, &plane, activity, &stop);
-        gateway = Some(started);
+        running.gateway = Some(started);
+        roles::report_activity(running, &plane, activity);
     }
     if has(RoleName::Reactors) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
-        roles::start_reactors(&mut essential, &plane, &args.runtime, authority.clone(), &stop).await?;
+        roles::start_reactors(running, &plane, &args.runtime, public.authority.clone()).await?;
     }
-    if has(RoleName::Api) {
+    if let (Some(listener), Some(database)) = (listener, database) {
+        let address = listener.local_addr()?;
         let parts = api::Parts {
-            database: args.stores.database().await?,
+            database,
             identity: args.stores.identity(args.gateway_url.clone()).await?,
             signing_key: Arc::new(SigningKey::load(&keys.share())?),
             gateway_url: args.gateway_url.clone(),
             metrics,
+            trusted_proxies: args.trusted_proxies,
+            local_repositories: args.allow_local_repositories,
         };
-        let address = api::start(&mut essential, &plane, parts, args.listen, &stop).await?;
+        api::start(running, &plane, parts, listener)?;
         addresses.insert("api".to_owned(), format!("http://{address}").into());
     }
-    roles::report_denials(&mut essential, &plane, &stop);
-    println!("{}", serde_json::Value::Object(addresses));
-
-    let failure = tokio::select! {
-        () = asked_to_stop() => None,
-        failure = essential.first_failure() => Some(failure),
-    };
-    if let Some(gateway) = gateway {
-        gateway.stop().await;
-    }
-    stop.cancel();
-    essential.finish().await;
-    if let Some(projector) = projector {
-        projector.stop().await;
-    }
-    stop_views.cancel();
-    failure.map_or(Ok(()), Err)
+    roles::report_denials(running, &plane);
+    // A line of JSON in any case: whoever runs a role is a program.
+    Ok(output.event(&serde_json::Value::Object(addresses))?)
 }
 
 /// Makes keys, organization, owner and account where they are missing.
-pub(crate) async fn setup(args: SetupArgs) -> anyhow::Result<()> {
+pub(crate) async fn setup(args: SetupArgs, output: Output) -> anyhow::Result<()> {
     telemetry::install(&args.stores.log, args.stores.log_format)?;
-    let org_slug: OrgSlug = args.org.parse().context("--org")?;
-    let email = EmailAddress::parse(&args.owner_email).context("--owner-email")?;
+    let org_slug: OrgSlug = usable("--org", args.org.parse())?;
+    let email = usable("--owner-email", EmailAddress::parse(&args.owner_email))?;
     Keys(&args.stores.keys).make()?;
     let stop = CancellationToken::new();
     let log = args.stores.log("setup").await?;
     let identity = log.head().await?.identity;
-    let plane = ControlPlane::start(Arc::clone(&log), stop.clone()).await?;
+    let database = args.stores.database().await?;
+    let memory = Memory { database: Some(&database), rebuild: REBUILD, files: &[] };
+    let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
+    let plane = ControlPlane::start(&known, stop.clone()).await?;
     let self_hosted = args.stores.identity(String::new()).await?;
     let owner = FirstOwner::of(&identity, org_slug, email);
-    let password = owner.first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref()).await?;
+    let first_password = FirstPassword::in_folder(&args.stores.keys);
+    let password = owner
+        .first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref(), &first_password)
+        .await?;
     stop.cancel();
-    if args.json {
-        let mut line = serde_json::json!({ "org": owner.org_slug.as_str(), "owner_email": owner.email.as_str() });
-        if let Some(password) = &password {
-            line["owner_password"] = password.expose().into();
-        }
-        println!("{line}");
-    } else {
-        println!("Organization {} belongs to {}.", owner.org_slug, owner.email.as_str());
-        match &password {
-            Some(password) => println!("Password: {}  (shown this once)", password.expose()),
-            None => println!("Its owner's account exists already."),
-        }
+    let mut line = serde_json::json!({ "org": owner.org_slug.as_str(), "owner_email": owner.email.as_str() });
+    if let Some(password) = &password {
+        line["owner_password"] = password.expose().into();
     }
-    Ok(())
+    output.last_event(&line, || {
+        let told = match &password {
+            Some(password) => format!("Password: {}  (shown this once)", password.expose()),
+            None => "Its owner's account exists already.".to_owned(),
+        };
+        format!("Organization {} belongs to {}.\n{told}", owner.org_slug, owner.email.as_str())
+    })?;
+    first_password.forget()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    #[test]
+    fn proxies_are_named_one_by_one_and_only_addresses_are_taken() {
+        let parse = |more: &[&str]| {
+            let line = ["serve", "api", "--nats", "nats://localhost", "--keys", "/keys"].iter().chain(more);
+            Line::try_parse_from(line).map(|line| line.serve.trusted_proxies).map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(&[]).unwrap(), Vec::<IpAddr>::new());
+        let two = parse(&["--trusted-proxy", "10.0.0.1", "--trusted-proxy", "fd00::1"]).unwrap();
+        assert_eq!(two, ["10.0.0.1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()));
+        assert!(parse(&["--trusted-proxy", "10.0.0.0/8"]).is_err());
+    }
 }

@@ -9,12 +9,15 @@ use envforge_domain::commit::{Commit, Expectation, Position};
 
 use super::leader::{Leader, Stored};
 use super::publish::{Attempt, publish};
+use super::range;
 use crate::prepared::PreparedAppend;
-use crate::{AppendError, Appended, LogError};
+use crate::{AppendError, Appended, LogError, NotTheSameLog};
 
 /// Between two attempts; doubles from the first to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Commits of a stream looked through at once.
+const PAGE_COMMITS_MAX: usize = 4_000;
 
 /// An append's answer, as opposed to trouble on the way to it.
 type Answer = Result<Appended, AppendError>;
@@ -25,27 +28,14 @@ pub(super) async fn append(leader: &Leader, append: &PreparedAppend, timeout: Du
     let mut in_doubt = false;
     let mut pause = PAUSE_MIN;
     loop {
-        let attempt = match publish(leader, append).await {
-            Attempt::Stored(last) => {
-                // A batch is stored side by side, in its order.
-                let first = (last + 1).saturating_sub(append.commits.len() as u64);
-                let positions = (first..=last).map(Position::new).collect();
-                return Ok(Appended { positions, duplicate: false });
-            }
-            Attempt::Duplicate(sequence) => first_answer(leader, append, Position::new(sequence)).await.map(Some),
-            Attempt::Refused => judge(leader, append).await,
-            // Nobody may take the messages because the stream is gone, which no other attempt would mend.
-            Attempt::NotStored(reason) => match leader.head().await {
-                Err(error @ LogError::NotTheSameLog(_)) => Err(error),
-                Ok(_) | Err(_) => Err(LogError::Unavailable(reason)),
-            },
-            Attempt::Unanswered(reason) => {
-                in_doubt = true;
-                Err(LogError::Unavailable(reason))
-            }
-            Attempt::Impossible(reason) => return Err(LogError::Unavailable(reason).into()),
-        };
-        let trouble = match attempt {
+        leader.in_place()?;
+        let known = leader.known();
+        let attempt = publish(leader, append).await;
+        in_doubt |= matches!(attempt, Attempt::Stored(_) | Attempt::Unanswered(_));
+        let settled = tokio::time::timeout_at(deadline.into(), settle(leader, append, known, attempt)).await;
+        let settled =
+            settled.unwrap_or_else(|_| Err(LogError::Unavailable("the log's leader answers too slowly".to_owned())));
+        let trouble = match settled {
             Ok(Some(answer)) => return answer,
             Ok(None) => "another append to the stream is on its way".to_owned(),
             Err(LogError::Unavailable(reason)) => reason,
@@ -59,6 +49,43 @@ pub(super) async fn append(leader: &Leader, append: &PreparedAppend, timeout: Du
         tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// What an attempt means for the caller; `None` where it may be repeated. `known`: where the log ended before, at least.
+///
+/// INVARIANT: no answer leaves here that came from another log in this one's place.
+async fn settle(
+    leader: &Leader,
+    append: &PreparedAppend,
+    known: Position,
+    attempt: Attempt,
+) -> Result<Option<Answer>, LogError> {
+    let answer = match attempt {
+        Attempt::Stored(last) => {
+            // A batch is stored side by side, in its order.
+            let first = (last + 1).saturating_sub(append.commits.len() as u64);
+            if first <= known.get() {
+                let found = format!("it stored a commit at {first}, although the log had reached {known}");
+                return Err(leader.replaced(NotTheSameLog::Replaced { found }));
+            }
+            let positions = (first..=last).map(Position::new).collect();
+            Some(Ok(Appended { positions, duplicate: false }))
+        }
+        Attempt::Duplicate(sequence) => Some(first_answer(leader, append, Position::new(sequence)).await?),
+        Attempt::Refused => judge(leader, append).await?,
+        // Nobody may take the messages because the stream is gone, which no other attempt would mend.
+        Attempt::NotStored(reason) => match leader.head().await {
+            Err(error @ LogError::NotTheSameLog(_)) => return Err(error),
+            Ok(_) | Err(_) => return Err(LogError::Unavailable(reason)),
+        },
+        Attempt::Unanswered(reason) => return Err(LogError::Unavailable(reason)),
+        Attempt::Impossible(reason) => Some(Err(LogError::Unavailable(reason).into())),
+    };
+    leader.confirm().await?;
+    if let Some(Ok(appended)) = &answer {
+        leader.saw(appended.last());
+    }
+    Ok(answer)
 }
 
 /// What the streams say about a refused append: it was stored before, its rights have moved, or a stream has moved on.
@@ -102,8 +129,6 @@ async fn judge(leader: &Leader, append: &PreparedAppend) -> Result<Option<Answer
 }
 
 /// Where the command stands among the commits of the stream after `expected`, the last of which is given.
-///
-/// A stored append stands nowhere else: its own expectation put it there.
 async fn find(
     leader: &Leader,
     append: &PreparedAppend,
@@ -114,13 +139,23 @@ async fn find(
     if last.decode()?.commit.command == append.command {
         return Ok(Some(last.position));
     }
-    let mut from = expected.next();
-    while from < last.position {
-        let Some(stored) = leader.next(subject, from).await? else { break };
-        if stored.decode()?.commit.command == append.command {
-            return Ok(Some(stored.position));
+    // Where this very append was stored, its expectation put it right here.
+    let Some(first) = leader.next(subject, expected.next()).await? else { return Ok(None) };
+    if first.decode()?.commit.command == append.command {
+        return Ok(Some(first.position));
+    }
+    // The command may have been appended with another expectation: whoever decides on a stream as it was long ago pays
+    // for pages, not for commits.
+    let mut after = first.position;
+    while after < last.position {
+        let range = range::read(leader, subject, after, PAGE_COMMITS_MAX).await?;
+        for stored in &range.commits {
+            if stored.decode()?.commit.command == append.command {
+                return Ok(Some(stored.position));
+            }
         }
-        from = stored.position.next();
+        let Some(end) = range.commits.last() else { break };
+        after = end.position;
     }
     Ok(None)
 }

@@ -260,6 +260,7 @@ impl Follower {
         let recorded = stored.decode()?;
         let digest = digest_of(&stored.payload);
         self.position = found;
+        self.leader.saw(found);
         self.digest = Some(digest);
         self.heard = Instant::now();
         self.ask_at = self.ask_at.max(self.heard + QUIET);
@@ -268,7 +269,8 @@ impl Follower {
             Backend::JetStream.followed(recorded_at);
         }
         let proof = CheckpointProof { identity: self.leader.identity().clone(), digest };
-        Ok(Some(Follow::Commit { recorded, checkpoint: Checkpoint { position: found, proof: Some(proof) } }))
+        let checkpoint = Checkpoint { position: found, proof: Some(proof) };
+        Ok(Some(Follow::Commit { recorded, checkpoint, bytes: stored.payload.len() }))
     }
 
     /// The position up to which there is nothing left, by the leader's word; `None` where commits are on their way, or

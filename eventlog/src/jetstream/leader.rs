@@ -2,7 +2,8 @@
 //!
 //! Not here: appending (`append`) and reading many commits at once (`range`).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
@@ -38,6 +39,12 @@ pub(super) struct Leader {
     pub(super) request_timeout: Duration,
     /// Counts connections: each one above the first was a reconnection.
     pub(super) connections: watch::Receiver<u64>,
+    /// The highest position that is known to stand in the log.
+    known: AtomicU64,
+    /// The last connection on which the leader said that it still has this log.
+    confirmed_on: AtomicU64,
+    /// Set for good when another log was found in this one's place.
+    replaced: OnceLock<NotTheSameLog>,
 }
 
 /// What the leader said, and when it was asked.
@@ -93,6 +100,7 @@ impl Leader {
             .await
             .map_err(|error| LogError::Open(format!("stream `{}`: {error}", config.stream)))?;
         let wanted = definition::wanted(&config.stream, &config.subject_prefix, config.replicas);
+        let connection = connection(&client);
         let info = found_or_made(&context, config, &wanted).await?;
         let drift = definition::unsafe_drift(&info.config, &wanted);
         if !drift.is_empty() {
@@ -112,6 +120,9 @@ impl Leader {
             word: Mutex::new(None),
             request_timeout: config.request_timeout,
             connections,
+            known: AtomicU64::new(0),
+            confirmed_on: AtomicU64::new(connection),
+            replaced: OnceLock::new(),
         }))
     }
 
@@ -155,20 +166,54 @@ impl Leader {
         Ok(asked)
     }
 
+    /// A lower bound of where the log ends: whatever is stored from now on stands above it.
+    pub(super) fn known(&self) -> Position {
+        Position::new(self.known.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn saw(&self, position: Position) {
+        self.known.fetch_max(position.get(), Ordering::Relaxed);
+    }
+
+    /// Fails for good once another log was found in this one's place.
+    pub(super) fn in_place(&self) -> Result<(), LogError> {
+        self.replaced.get().map_or(Ok(()), |found| Err(LogError::NotTheSameLog(found.clone())))
+    }
+
+    /// Another log stands in this one's place: from here on nothing is appended.
+    pub(super) fn replaced(&self, found: NotTheSameLog) -> LogError {
+        LogError::NotTheSameLog(self.replaced.get_or_init(|| found).clone())
+    }
+
+    /// What an answer is worth to its caller rests on this: servers that we came back to may hold another stream of the
+    /// same name, and only its identity tells. Asked once a connection.
+    pub(super) async fn confirm(&self) -> Result<(), LogError> {
+        self.in_place()?;
+        if self.confirmed_on.load(Ordering::Relaxed) < connection(&self.client) {
+            self.ask().await?;
+        }
+        Ok(())
+    }
+
     async fn ask(&self) -> Result<Word, LogError> {
-        let asked = Instant::now();
+        let (asked, connection) = (Instant::now(), connection(&self.client));
         let info = request_info(&self.context, &self.name).await?.ok_or_else(|| self.gone())?;
         let found = identity(&info);
         if found != self.identity {
             let expected = self.identity.clone();
-            return Err(LogError::NotTheSameLog(NotTheSameLog::Identity { expected, found }));
+            return Err(self.replaced(NotTheSameLog::Identity { expected, found }));
         }
         if unsettled(&info.state) {
             return Err(LogError::Unavailable("the server's count of the stream is not settled yet".to_owned()));
         }
         match missing(&info.state) {
             Some(missing) => Err(LogError::NotTheSameLog(missing)),
-            None => Ok(Word { asked, head: Position::new(info.state.last_sequence) }),
+            None => {
+                let head = Position::new(info.state.last_sequence);
+                self.saw(head);
+                self.confirmed_on.fetch_max(connection, Ordering::Relaxed);
+                Ok(Word { asked, head })
+            }
         }
     }
 
@@ -202,6 +247,11 @@ impl Leader {
             },
         }
     }
+}
+
+/// Counts connections, from the moment on which each is made; the events that `connections` counts come later.
+fn connection(client: &async_nats::Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 /// The stream as it stands, made where there was none. A cluster that just started may need a moment to elect leaders.

@@ -159,6 +159,11 @@ impl EventLog for JetStreamLog {
         }
     }
 
+    async fn verify(&self, checkpoint: &Checkpoint) -> Result<(), LogError> {
+        let digest = checkpoint.proof.as_ref().map(|proof| proof.digest);
+        follow::verify(&self.leader, checkpoint.position, digest, checkpoint.proof.as_ref()).await
+    }
+
     async fn head(&self) -> Result<Head, LogError> {
         let position = self.leader.head().await?;
         Ok(Head { identity: self.leader.identity().clone(), position })

@@ -25,7 +25,7 @@ use crate::prepared::{PreparedAppend, PreparedCommit};
 /// Names the subject that an expectation is about, where it is not the message's own. async-nats has no name for it.
 ///
 /// Only ever with a literal subject: on replicated streams the server does not hold wildcards against messages that are
-/// still on their way (docs/adr/0003).
+/// still on their way (docs/adr/0005).
 const NATS_EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// How long a request may take that waited for a new connection.

@@ -1,5 +1,7 @@
 //! Stored events of projects.
 
+use std::convert::Infallible;
+
 use envforge_domain::ids::ProjectId;
 use envforge_domain::project::{ProjectEvent, Repository};
 use envforge_domain::slug::ProjectSlug;
@@ -25,6 +27,6 @@ impl Wire for Repository {
     }
 
     fn from_wire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text(deserializer, Self::parse)
+        text(deserializer, |text| Ok::<_, Infallible>(Self::recorded(text)))
     }
 }

@@ -21,6 +21,7 @@ events! {
             cause: WakeCause = "cause",
         },
         "runtime.wake_queued.v1" => WakeQueued { cause: WakeCause = "cause" },
+        "runtime.host_chosen.v1" => HostChosen { epoch: Epoch = "epoch", host: HostId = "host" },
         "runtime.stage_reached.v1" => StageReached { epoch: Epoch = "epoch", stage: WakeStage = "stage" },
         "runtime.ready.v1" => Ready {
             epoch: Epoch = "epoch",

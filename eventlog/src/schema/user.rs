@@ -36,6 +36,7 @@ tokens! {
         "refresh_reused" => RefreshReused,
         "deactivated" => Deactivated,
         "expired" => Expired,
+        "displaced" => Displaced,
     }
 }
 

@@ -11,12 +11,14 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::file::LogFile;
-use super::reader::{Reader, Stored};
+use super::reader::{Reader, Stored, StoredPage};
 use crate::measure::Backend;
 use crate::{Checkpoint, CheckpointProof, Filter, Follow, LogError, NotTheSameLog};
 
 /// Commits read at once.
 const PAGE_COMMITS_MAX: usize = 512;
+/// Positions of one page that a filtered follower counts.
+const COUNTED_POSITIONS_MAX: u64 = 4_096;
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -106,21 +108,7 @@ impl Follower {
 
     async fn fill(&mut self, head: Position) -> Result<(), LogError> {
         let page = self.reader.page(self.read_up_to, head, PAGE_COMMITS_MAX, &self.filter).await?;
-        if self.filter == Filter::everything() {
-            // Positions have no gaps: a missing one means that the file was tampered with.
-            let mut after = self.read_up_to;
-            for stored in &page.commits {
-                if stored.position != after.next() {
-                    let found = stored.position;
-                    return Err(LogError::NotTheSameLog(NotTheSameLog::Gap { after, found }));
-                }
-                after = stored.position;
-            }
-            if page.commits.is_empty() {
-                let found = format!("nothing stands above {after} although it ended at {head}");
-                return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }));
-            }
-        }
+        self.check_whole(&page).await?;
         if let Some(last) = page.commits.last() {
             Backend::Sqlite.followed(last.recorded_at);
         }
@@ -129,10 +117,41 @@ impl Follower {
         Ok(())
     }
 
+    /// Positions have no gaps: a missing one means that somebody tampered with the file.
+    async fn check_whole(&self, page: &StoredPage) -> Result<(), LogError> {
+        let positions = page.read_up_to.get() - self.read_up_to.get();
+        if self.filter != Filter::everything() {
+            // What the filter hides is counted. Not where much is looked at, since that would read all of it: such a
+            // stretch was there when the log was opened, and counted then.
+            if positions <= COUNTED_POSITIONS_MAX {
+                let count = self.reader.count(self.read_up_to, page.read_up_to).await?;
+                if count != positions {
+                    let (after, end) = (self.read_up_to, page.read_up_to);
+                    let found = format!("{count} commits stand above {after} and up to {end}");
+                    return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }));
+                }
+            }
+            return Ok(());
+        }
+        let mut after = self.read_up_to;
+        for stored in &page.commits {
+            if stored.position != after.next() {
+                let found = stored.position;
+                return Err(LogError::NotTheSameLog(NotTheSameLog::Gap { after, found }));
+            }
+            after = stored.position;
+        }
+        if after != page.read_up_to {
+            let found = format!("nothing stands above {after} although it ended at {}", page.read_up_to);
+            return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }));
+        }
+        Ok(())
+    }
+
     fn deliver(&self, stored: &Stored) -> Result<Follow, LogError> {
         let proof = CheckpointProof { identity: self.file.identity().clone(), digest: digest(&stored.payload) };
         let checkpoint = Checkpoint { position: stored.position, proof: Some(proof) };
-        Ok(Follow::Commit { recorded: stored.decode()?, checkpoint })
+        Ok(Follow::Commit { recorded: stored.decode()?, checkpoint, bytes: stored.payload.len() })
     }
 }
 

@@ -52,8 +52,17 @@ pub(super) struct StoredPage {
     pub(super) read_up_to: Position,
 }
 
-fn unavailable(error: sqlx::Error) -> LogError {
-    LogError::Unavailable(error.to_string())
+/// SQLite's codes for a file that is broken or none of its own. Its extended codes have these in their lowest byte.
+const CORRUPT: u32 = 11;
+const NOT_A_DATABASE: u32 = 26;
+
+/// What an error of the file means for whoever asked.
+pub(super) fn failed(error: &sqlx::Error) -> LogError {
+    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<u32>().ok());
+    match code.map(|code| code & 0xff) {
+        Some(CORRUPT | NOT_A_DATABASE) => LogError::Damaged(error.to_string()),
+        Some(_) | None => LogError::Unavailable(error.to_string()),
+    }
 }
 
 impl Reader {
@@ -82,7 +91,18 @@ impl Reader {
             .fetch_optional(&self.pool)
             .await
             .and_then(|row| row.as_ref().map(Stored::from_row).transpose())
-            .map_err(unavailable)
+            .map_err(|error| failed(&error))
+    }
+
+    /// How many commits stand above `after` and up to `end`.
+    pub(super) async fn count(&self, after: Position, end: Position) -> Result<u64, LogError> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM log WHERE position > ? AND position <= ?")
+            .bind(after.get().cast_signed())
+            .bind(end.get().cast_signed())
+            .fetch_one(&self.pool)
+            .await
+            .map_err(|error| failed(&error))?;
+        Ok(count.cast_unsigned())
     }
 
     /// In order; at most `limit`.
@@ -98,8 +118,8 @@ impl Reader {
         .bind(stream.subject())
         .bind(after.get().cast_signed())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let rows = query.fetch_all(&self.pool).await.map_err(unavailable)?;
-        rows.iter().map(Stored::from_row).collect::<Result<_, _>>().map_err(unavailable)
+        let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+        rows.iter().map(Stored::from_row).collect::<Result<_, _>>().map_err(|error| failed(&error))
     }
 
     pub(super) async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Stored>, LogError> {
@@ -110,7 +130,7 @@ impl Reader {
         .fetch_optional(&self.pool)
         .await
         .and_then(|row| row.as_ref().map(Stored::from_row).transpose())
-        .map_err(unavailable)
+        .map_err(|error| failed(&error))
     }
 
     pub(super) async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
@@ -122,7 +142,7 @@ impl Reader {
             .bind(stream.subject())
             .fetch_one(&self.pool)
             .await
-            .map_err(unavailable)?;
+            .map_err(|error| failed(&error))?;
             lasts.push(Position::new(position.unwrap_or(0).cast_unsigned()));
         }
         Ok(lasts)
@@ -187,7 +207,11 @@ impl Reader {
         }
         push_kinds(&mut sql, filter);
         write!(sql, " LIMIT {}", SCOPES_MERGED_MAX + 1).expect("writing to a String cannot fail");
-        sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_all(&self.pool).await.map_err(unavailable)
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .persistent(false)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| failed(&error))
     }
 
     async fn collect(
@@ -199,8 +223,8 @@ impl Reader {
         let mut rows = query.fetch(&self.pool);
         let mut commits = Vec::new();
         let mut bytes = 0;
-        while let Some(row) = rows.try_next().await.map_err(unavailable)? {
-            let stored = Stored::from_row(&row).map_err(unavailable)?;
+        while let Some(row) = rows.try_next().await.map_err(|error| failed(&error))? {
+            let stored = Stored::from_row(&row).map_err(|error| failed(&error))?;
             bytes += stored.payload.len();
             let position = stored.position;
             commits.push(stored);

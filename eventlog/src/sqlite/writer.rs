@@ -17,6 +17,7 @@ use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::file::LogFile;
+use super::reader;
 use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
 use crate::{AppendError, Appended, LogError, NotTheSameLog, schema};
@@ -75,7 +76,7 @@ enum GroupError {
 
 impl From<sqlx::Error> for GroupError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Nothing(LogError::Unavailable(error.to_string()))
+        Self::Nothing(reader::failed(&error))
     }
 }
 
@@ -116,6 +117,7 @@ impl Writer {
         let (head, recorded_at) = last.map_or((Position::START, UnixMillis::EPOCH), |(position, recorded_at)| {
             (Position::new(position.cast_unsigned()), UnixMillis::new(recorded_at.cast_unsigned()))
         });
+        whole(&mut connection, head).await?;
         let streams_ever: i64 = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM streams")
             .fetch_one(&mut connection)
             .await
@@ -264,6 +266,28 @@ impl Writer {
         self.heads.send_replace(head);
         Ok(answers)
     }
+}
+
+/// Fails where a commit up to the head is missing: positions have no gaps. Followers of a part of the log rely on it, who
+/// could not see what they do not ask for.
+async fn whole(connection: &mut SqliteConnection, head: Position) -> Result<(), LogError> {
+    let failed = |error: sqlx::Error| LogError::Open(error.to_string());
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM log").fetch_one(&mut *connection).await.map_err(failed)?;
+    if count.cast_unsigned() == head.get() {
+        return Ok(());
+    }
+    let gap: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT before, position FROM (SELECT position, lag(position, 1, 0) OVER (ORDER BY position) AS before FROM log) WHERE position <> before + 1 ORDER BY position LIMIT 1",
+    )
+    .fetch_optional(connection)
+    .await
+    .map_err(failed)?;
+    let position = |number: i64| Position::new(number.cast_unsigned());
+    Err(LogError::NotTheSameLog(match gap {
+        Some((after, found)) => NotTheSameLog::Gap { after: position(after), found: position(found) },
+        None => NotTheSameLog::Replaced { found: format!("it ends at {head} and holds {count} commits") },
+    }))
 }
 
 impl Additions {

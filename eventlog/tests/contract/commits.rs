@@ -113,7 +113,7 @@ impl Follower {
     pub async fn next_commit(&mut self) -> (Recorded, Checkpoint) {
         loop {
             match self.next().await.expect("a follower never just ends").unwrap() {
-                Follow::Commit { recorded, checkpoint } => {
+                Follow::Commit { recorded, checkpoint, .. } => {
                     assert_eq!(checkpoint.position, recorded.position);
                     return (recorded, checkpoint);
                 }

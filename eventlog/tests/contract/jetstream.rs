@@ -172,7 +172,110 @@ async fn a_stream_deleted_while_in_use_ends_followers() {
         ] {
             assert!(expected(&error), "made anew: {made_anew}: {error}");
         }
+        // Neither to a stream that is new in both, nor where the new one happens to end where ours did.
+        for (stream, expected_last) in [(claim("b"), after(0)), (claim("a"), after(9))] {
+            match append(&log, &commit(&stream, "lost"), expected_last).await {
+                Err(AppendError::Log(error)) => assert!(expected(&error), "made anew: {made_anew}: {error}"),
+                other => panic!("made anew: {made_anew}: {other:?}"),
+            }
+        }
+        if made_anew {
+            let other = site.open().await;
+            assert_eq!(other.head().await.unwrap().position, at(9), "nothing was appended to the other log");
+        }
     }
+}
+
+/// Nobody follows, so that the append itself has to find out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_to_a_shorter_stream_in_its_place_is_not_acknowledged() {
+    let site = Site::jetstream();
+    let log = site.open().await;
+    for number in 0..5 {
+        add(&log, &claim("a"), &number.to_string()).await;
+    }
+    context(&site).await.delete_stream("ENVFORGE").await.unwrap();
+    let other = site.open().await;
+    add(&other, &claim("a"), "other").await;
+    for _ in 0..2 {
+        let refused = append(&log, &commit(&claim("b"), "lost"), after(0)).await;
+        assert!(
+            matches!(refused, Err(AppendError::Log(LogError::NotTheSameLog(NotTheSameLog::Replaced { .. })))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(other.head().await.unwrap().position, at(2), "once it is known, nothing is sent any more");
+}
+
+/// The servers come back with another log, which has more commits than ours had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_after_a_reconnection_to_a_longer_stream_in_its_place_is_not_acknowledged() {
+    let site = Site::jetstream();
+    let log = site.open().await;
+    add(&log, &claim("a"), "1").await;
+    tokio::task::block_in_place(|| {
+        let mut servers = site.servers();
+        servers[0].lose_store();
+        servers[0].restart();
+    });
+    let other = site.open().await;
+    for number in 0..9 {
+        add(&other, &claim("a"), &format!("other {number}")).await;
+    }
+    let started = Instant::now();
+    let refused = loop {
+        match append(&log, &commit(&claim("b"), "lost"), after(0)).await {
+            // It may not have come back yet.
+            Err(AppendError::Unknown | AppendError::Log(LogError::Unavailable(_))) => {
+                assert!(started.elapsed() < DEADLINE);
+            }
+            answer => break answer,
+        }
+    };
+    assert!(
+        matches!(refused, Err(AppendError::Log(LogError::NotTheSameLog(NotTheSameLog::Identity { .. })))),
+        "{refused:?}"
+    );
+}
+
+/// Whoever decides on a stream as it was long ago hears `Conflict` after a few requests, not after one a commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_far_behind_the_streams_end_costs_few_requests_in_jetstream() {
+    const BEHIND: usize = 5_000;
+    let site = Site::jetstream();
+    let log = site.open().await;
+    let mut last = add(&log, &claim("a"), "first").await;
+    // Batches hold one commit a stream, so these go one after the other; past the log, since that needs no round trip each.
+    let publisher = context(&site).await;
+    let subject = format!("envforge.{}", claim("a").subject());
+    let mut waiting = Vec::new();
+    for number in 0..BEHIND {
+        let stored = envforge_eventlog::schema::encode(&commit(&claim("a"), &number.to_string())).unwrap();
+        waiting.push(publisher.publish(subject.clone(), stored).await.unwrap());
+        if waiting.len() == 250 {
+            for acknowledgement in waiting.drain(..) {
+                last = at(acknowledgement.await.unwrap().sequence);
+            }
+        }
+    }
+    assert_eq!(last, at(BEHIND as u64 + 1));
+    // Whatever is asked of the stream passes by here as well.
+    let url = site.servers()[0].url();
+    let spy = async_nats::connect(url).await.unwrap();
+    let mut requests = spy.subscribe("$JS.API.>").await.unwrap();
+    spy.flush().await.unwrap();
+    let stale = append(&log, &commit(&claim("a"), "stale"), after(1)).await;
+    assert!(matches!(stale, Err(AppendError::Conflict { .. })), "{stale:?}");
+    spy.flush().await.unwrap();
+    let mut count = 0;
+    while let Some(Some(_)) = futures_util::FutureExt::now_or_never(futures_util::StreamExt::next(&mut requests)) {
+        count += 1;
+    }
+    assert!((2..=20).contains(&count), "{count} requests");
+    // What was stored long ago with another expectation is still found.
+    let found = log.read_stream(&claim("a"), at(3_000), 1).await.unwrap().remove(0);
+    let again = append(&log, &found.commit, after(1)).await.unwrap();
+    assert_eq!((again.positions, again.duplicate), (vec![found.position], true));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -111,9 +111,26 @@ async fn a_deleted_file_takes_no_appends() {
     );
 }
 
+async fn with_a_tool(site: &Site, sql: &'static str) {
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Opens it once its former owner let go of it.
+async fn reopen(site: &Site) -> Result<SqliteLog, LogError> {
+    loop {
+        match SqliteLog::open(Config::new(site.address())).await {
+            Err(LogError::Open(reason)) if reason.contains("in use") => {}
+            other => return other,
+        }
+    }
+}
+
 /// Somebody deletes a row with a tool of their own, between two starts.
 #[tokio::test]
-async fn a_missing_commit_is_a_gap() {
+async fn a_log_with_a_missing_commit_is_not_opened() {
     let site = Site::sqlite();
     let log = site.open().await;
     for number in 0..5 {
@@ -121,14 +138,71 @@ async fn a_missing_commit_is_a_gap() {
     }
     drop(log);
     drop(site.open().await);
-    let path = std::path::Path::new(&site.address()).join("events.sqlite");
-    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
-    sqlx::query("DELETE FROM log WHERE position = 3").execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-    let log = site.open().await;
-    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
-    let error = follower.until_error().await;
+    with_a_tool(&site, "DELETE FROM log WHERE position = 3").await;
+    let error = reopen(&site).await.err().unwrap();
     assert_eq!(error, LogError::NotTheSameLog(NotTheSameLog::Gap { after: at(2), found: at(4) }));
+    with_a_tool(&site, "DELETE FROM log WHERE position < 3").await;
+    let error = reopen(&site).await.err().unwrap();
+    assert_eq!(error, LogError::NotTheSameLog(NotTheSameLog::Gap { after: at(0), found: at(4) }));
+}
+
+/// The same while the log is in use. Whoever follows a part of it sees that some of the rest is gone.
+#[tokio::test]
+async fn a_commit_deleted_while_in_use_ends_followers_wherever_it_stood() {
+    let mine = Filter { org: Some(crate::commits::org(1)), kinds: vec![] };
+    let others = Filter { org: Some(crate::commits::org(2)), kinds: vec![] };
+    for (deleted, missing) in [
+        ("DELETE FROM log WHERE position = 3", NotTheSameLog::Gap { after: at(2), found: at(4) }),
+        (
+            "DELETE FROM log WHERE position = 5",
+            NotTheSameLog::Replaced { found: "nothing stands above 4 although it ended at 5".to_owned() },
+        ),
+    ] {
+        let site = Site::sqlite();
+        let log = site.open().await;
+        for number in 0..5 {
+            add(&log, &claim("a"), &number.to_string()).await;
+        }
+        with_a_tool(&site, deleted).await;
+        let mut everything = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+        assert_eq!(everything.until_error().await, LogError::NotTheSameLog(missing));
+        let found = "4 commits stand above 0 and up to 5".to_owned();
+        for filter in [mine.clone(), others.clone()] {
+            let mut filtered = Follower::start(&log, Checkpoint::START, filter).await;
+            let error = filtered.until_error().await;
+            assert_eq!(error, LogError::NotTheSameLog(NotTheSameLog::Replaced { found: found.clone() }));
+        }
+    }
+}
+
+/// A page of the file is overwritten, as by a dying disk.
+#[tokio::test]
+async fn a_damaged_page_is_final_and_said() {
+    let site = Site::sqlite();
+    let log = SqliteLog::open(Config::new(site.address())).await.unwrap();
+    let mut last = Position::START;
+    for _ in 0..300 {
+        let appended = log.append(vec![(commit(&claim("a"), &"x".repeat(700)), Expectation::LastAt(last))]).await;
+        last = appended.unwrap().last();
+    }
+    log.close().await;
+    with_a_tool(&site, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Leaves of the log itself are most of the file; the first byte of a page says that it is one.
+    let leaves: Vec<usize> = (1..bytes.len() / 4096).map(|page| page * 4096).filter(|at| bytes[*at] == 0x0d).collect();
+    assert!(leaves.len() > 40, "{} leaves", leaves.len());
+    bytes[leaves[leaves.len() / 2]] = 0xff;
+    std::fs::write(&path, bytes).unwrap();
+    let log: envforge_eventlog::SharedLog = Arc::new(SqliteLog::open(Config::new(site.address())).await.unwrap());
+    let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
+    for error in [
+        follower.until_error().await,
+        log.read(Position::START, 1_000, &Filter::everything()).await.unwrap_err(),
+        log.read_stream(&claim("a"), Position::START, 1_000).await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, LogError::Damaged(reason) if reason.contains("malformed")), "{error}");
+    }
 }
 
 /// A commit that a newer EnvForge wrote.

@@ -86,6 +86,8 @@ enum Wire {
     /// After a head that asked for an upgrade: opaque bytes if it was granted, else the next head.
     HeadOrUpgraded,
     Body(BodyScan),
+    /// Before the end of HTTP/2's preface, of which this many bytes are missing.
+    Preface(usize),
     /// HTTP/2, or after an upgrade: not ours to read.
     Opaque,
     /// After a refused head: read and thrown away.
@@ -100,6 +102,8 @@ enum Waiting {
     Body,
 }
 
+/// What a client says first on HTTP/2 (RFC 9113 3.4). hyper holds it against the text and waits for it without limit.
+const PREFACE_BYTES: usize = 24;
 /// Bytes thrown away after a refused head, so that the client reads our answer instead of a reset.
 const DISCARD_BYTES_MAX: usize = 512 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
@@ -128,9 +132,9 @@ impl<S> GuardedIo<S> {
         Self::new(stream, Wire::Head, state, timeouts)
     }
 
-    /// For HTTP/2: frames are hyper's; only a client that takes nothing is ended here.
-    pub(crate) fn opaque(stream: S, state: Arc<ConnectionState>, timeouts: IoTimeouts) -> Self {
-        Self::new(stream, Wire::Opaque, state, timeouts)
+    /// For HTTP/2: frames are hyper's; only a client that says or takes nothing is ended here.
+    pub(crate) fn http2(stream: S, state: Arc<ConnectionState>, timeouts: IoTimeouts) -> Self {
+        Self::new(stream, Wire::Preface(PREFACE_BYTES), state, timeouts)
     }
 
     fn new(stream: S, wire: Wire, state: Arc<ConnectionState>, timeouts: IoTimeouts) -> Self {
@@ -167,6 +171,14 @@ impl<S> GuardedIo<S> {
         while at < bytes.len() {
             let rest = &bytes[at..];
             match &mut self.wire {
+                Wire::Preface(missing) => {
+                    let taken = (*missing).min(rest.len());
+                    *missing -= taken;
+                    at += taken;
+                    if *missing == 0 {
+                        self.wire = Wire::Opaque;
+                    }
+                }
                 Wire::Opaque => return Checked::Pass,
                 Wire::Refused => return Checked::Cut { pass: at, rest: Rest::Discard },
                 Wire::Body(body) => match body.advance(rest) {
@@ -223,6 +235,8 @@ impl<S> GuardedIo<S> {
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Waiting> {
         let waiting = match self.wire {
             _ if !self.partial.is_empty() => Waiting::RestOfHead,
+            // As `new` has set it: a preface in single bytes is no progress.
+            Wire::Preface(_) => Waiting::RestOfHead,
             Wire::Opaque | Wire::Refused => Waiting::Nothing,
             Wire::Body(_) => Waiting::Body,
             Wire::Head | Wire::HeadOrUpgraded if self.state.in_flight() > 0 => Waiting::Nothing,

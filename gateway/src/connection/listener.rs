@@ -12,21 +12,27 @@ use ahash::AHashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::guarded_io::{ConnectionState, GuardedIo};
 use super::head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
+use super::http2_stream::StreamExecutor;
 use super::tls::Certificates;
 use crate::body::ResponseBody;
 use crate::config::{Config, Limits, Timeouts};
 use crate::metric;
+
+/// What a client may send of one body before any of it is read. The same for all streams, since hyper sets no window of
+/// a single one; what a held request may so fill is counted for it.
+pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -180,7 +186,7 @@ pub(crate) async fn serve<S: Serve>(
 /// The two protocols, set up once.
 struct Http {
     http1: hyper::server::conn::http1::Builder,
-    http2: hyper::server::conn::http2::Builder<TokioExecutor>,
+    http2: hyper::server::conn::http2::Builder<StreamExecutor>,
     timeouts: Timeouts,
 }
 
@@ -190,14 +196,14 @@ impl Http {
         // No `pipeline_flush`: it loses 400 and 431 answers. No `header_read_timeout` of hyper's: `GuardedIo` holds
         // the deadlines with one timer a connection instead of one a request.
         http1.timer(TokioTimer::new()).header_read_timeout(None).max_headers(HEADERS_MAX + 8).half_close(false);
-        let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let mut http2 = hyper::server::conn::http2::Builder::new(StreamExecutor { write: timeouts.io.write });
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams_max)
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .keep_alive_interval(Some(Duration::from_secs(20)))
             .keep_alive_timeout(Duration::from_secs(20))
-            .initial_stream_window_size(256 * 1024)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(1024 * 1024)
             .max_send_buf_size(256 * 1024)
             .enable_connect_protocol();
@@ -274,7 +280,7 @@ impl Http {
         service: Arc<S>,
         stop: &CancellationToken,
     ) {
-        let io = TokioIo::new(GuardedIo::opaque(stream, Arc::clone(&state), self.timeouts.io));
+        let io = TokioIo::new(GuardedIo::http2(stream, Arc::clone(&state), self.timeouts.io));
         let service = service_fn(move |request| {
             let service = Arc::clone(&service);
             async move { Ok::<_, Infallible>(service.serve(request).await) }
@@ -283,6 +289,8 @@ impl Http {
         let mut idle_check = tokio::time::interval(self.timeouts.io.idle / 2);
         idle_check.tick().await;
         let (mut stopping, mut idle_before) = (false, false);
+        // A polite end needs the client's word, so it has a limit. Armed with the shutdown.
+        let mut end = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             tokio::select! {
                 result = connection.as_mut() => {
@@ -293,13 +301,22 @@ impl Http {
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
+                    end.as_mut().reset(Instant::now() + self.timeouts.drain);
                     connection.as_mut().graceful_shutdown();
+                }
+                () = end.as_mut(), if stopping => {
+                    if state.in_flight() == 0 {
+                        metric::connection_timeout("shutdown");
+                        return;
+                    }
+                    end.as_mut().reset(Instant::now() + self.timeouts.drain);
                 }
                 _ = idle_check.tick(), if !stopping => {
                     // Idle at two checks in a row, and no request in between.
                     let idle = state.in_flight() == 0 && !state.take_served();
                     if idle && idle_before {
                         stopping = true;
+                        end.as_mut().reset(Instant::now() + self.timeouts.drain);
                         connection.as_mut().graceful_shutdown();
                     }
                     idle_before = idle;

@@ -6,6 +6,7 @@
 mod body_scan;
 mod guarded_io;
 mod head_scan;
+pub(crate) mod http2_stream;
 mod listener;
 mod tls;
 
@@ -13,7 +14,7 @@ pub use guarded_io::IoTimeouts;
 pub(crate) use guarded_io::{ConnectionState, GuardedIo, InFlight};
 pub use head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
 pub use listener::ListenError;
-pub(crate) use listener::{Client, Serve, bind, serve};
+pub(crate) use listener::{Client, HTTP2_STREAM_WINDOW_BYTES, Serve, bind, serve};
 pub use tls::{Certificates, TlsError};
 
 /// The method of the head that stands in for a refused one; its path is `/` and the fault's code. Clients cannot

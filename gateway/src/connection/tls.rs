@@ -48,7 +48,7 @@ impl Certificates {
         Ok(Arc::new(Self { files, current: ArcSwap::from_pointee(Loaded { key, changed }) }))
     }
 
-    /// Reads the files now, as SIGHUP asks for.
+    /// Reads the files now.
     pub fn reload(&self) -> Result<(), TlsError> {
         let changed = stamp(&self.files);
         match read(&self.files) {

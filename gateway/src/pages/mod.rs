@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use envforge_domain::time::UnixMillis;
+use futures_util::Stream;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
     RETRY_AFTER, SET_COOKIE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
@@ -24,6 +25,7 @@ use crate::body::ResponseBody;
 use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
+use crate::header;
 use crate::host::WorkspaceHost;
 use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
 use markup::Markup;
@@ -34,7 +36,6 @@ static STYLE_SOURCE: LazyLock<String> = LazyLock::new(|| source(STYLE));
 static SCRIPT_SOURCE: LazyLock<String> = LazyLock::new(|| source(WAKING_SCRIPT));
 
 static X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
-static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 static OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// Who reads the answer.
@@ -181,6 +182,8 @@ pub(crate) struct WakeNews {
     step: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<Problem>,
+    #[serde(skip)]
+    is_ready: bool,
     /// Comes back with the next question.
     #[serde(rename = "seen")]
     pub(crate) tag: String,
@@ -204,13 +207,34 @@ impl WakeNews {
         let step = words::step(runtime);
         let code = problem.as_ref().map_or("", |problem| problem.code);
         let tag = format!("{}.{phase}.{step}.{code}", runtime.epoch.0);
-        Self { phase, step, problem, tag }
+        Self { phase, step, problem, is_ready: runtime.phase == RuntimePhase::Ready, tag }
+    }
+
+    /// Whether nothing follows: the app is there, or will not come by itself.
+    pub(crate) fn is_last(&self) -> bool {
+        self.is_ready || self.problem.is_some()
+    }
+
+    /// As one server-sent event.
+    pub(crate) fn event(&self) -> Bytes {
+        Bytes::from(format!("data: {}\n\n", self.json()))
+    }
+
+    fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
     }
 }
 
 pub(crate) fn wake_news(news: &WakeNews) -> Response<ResponseBody> {
-    let content = serde_json::to_string(news).unwrap_or_else(|_| "{}".to_owned());
-    respond(StatusCode::OK, "application/json", content)
+    respond(StatusCode::OK, "application/json", news.json())
+}
+
+/// News as they come; `events` ends after the last ones.
+pub(crate) fn wake_events(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::events(events));
+    protect(response.headers_mut());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
 }
 
 /// Any denial, as its reader can use it.
@@ -245,10 +269,10 @@ pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme) -> Resp
     if denial.clears_session() {
         headers.append(SET_COOKIE, cookie::clear_session(scheme));
     }
-    if denial.ends_visit() && audience == Audience::Person {
-        // Service workers and cached pages of the app end with the link. Not `cookies`, which would reach every
-        // workspace below the same domain.
-        headers.insert(&CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
+    if denial.ends_visit() {
+        // Service workers and cached pages of the app end with the link. Scripts are told too: a worker that answers
+        // from its cache first never navigates. Not `cookies`, which would reach every workspace below the same domain.
+        headers.insert(&header::CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
     }
     response
 }
@@ -298,9 +322,11 @@ mod tests {
 
     #[test]
     fn an_ended_link_takes_what_the_app_stored_along_and_two_sessions_are_cleared() {
-        let response = denial(Denial::LinkExpired, Audience::Person, Scheme::Https);
-        assert!(!response.headers()["clear-site-data"].to_str().unwrap().contains("cookies"));
-        assert!(!response.headers().contains_key(SET_COOKIE));
+        for audience in [Audience::Person, Audience::Program] {
+            let response = denial(Denial::LinkExpired, audience, Scheme::Https);
+            assert_eq!(response.headers()["clear-site-data"], "\"cache\", \"storage\"");
+            assert!(!response.headers().contains_key(SET_COOKIE));
+        }
         let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https);
         assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
         let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https);

@@ -28,7 +28,17 @@
     }
   };
   again.addEventListener("click", () => location.reload());
-  const follow = async () => {
+  // Whether there is nothing more to wait for.
+  const take = (news) => {
+    seen = news.seen;
+    if (news.phase === "ready") {
+      location.reload();
+      return true;
+    }
+    show(news);
+    return Boolean(news.problem);
+  };
+  const ask = async () => {
     for (;;) {
       try {
         const answer = await fetch("/.envforge/wake?seen=" + encodeURIComponent(seen), {
@@ -38,12 +48,8 @@
         // Expired, closed, or not allowed any more: the server has the page for that.
         if (answer.status === 403 || answer.status === 410) return location.reload();
         if (!answer.ok) throw new Error(String(answer.status));
-        const news = await answer.json();
         failures = 0;
-        seen = news.seen;
-        if (news.phase === "ready") return location.reload();
-        show(news);
-        if (news.problem) return;
+        if (take(await answer.json())) return;
         await wait(100);
       } catch {
         failures += 1;
@@ -51,5 +57,13 @@
       }
     }
   };
-  follow();
+  const events = new EventSource("/.envforge/wake/events");
+  events.addEventListener("message", (message) => {
+    if (take(JSON.parse(message.data))) events.close();
+  });
+  // Refused, cut off, or held back by something between: asking finds out which, and goes on.
+  events.addEventListener("error", () => {
+    events.close();
+    ask();
+  });
 })();

@@ -154,6 +154,7 @@ impl Forwarding {
     ) -> Result<Response<ResponseBody>, Denial> {
         let Some(socket) = sockets.enter(passage.permit.link().link) else { return Err(Denial::UpstreamBusy) };
         let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
+        let cuts_before = self.standing.cuts();
         let deadline = passage.deadline();
         let client_upgrade = hyper::upgrade::on(&mut request);
         let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
@@ -164,15 +165,15 @@ impl Forwarding {
         let outgoing = to_app(request, &key, passage.forwarded);
         let link = passage.permit.link().link;
         // A socket's connection is never used for anything else, before or after.
-        let mut lease = self.upstreams.lease_new(link, passage.endpoint).await?;
+        let mut lease = self.waited(&passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
         let answer = tokio::select! {
             biased;
-            sent = lease.send(outgoing) => match sent {
+            denial = self.standing.ended(&passage.permit) => return Err(denial),
+            sent = lease.send(outgoing).0 => match sent {
                 Sent::Answer(answer) => answer,
                 Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
                 Sent::Failed(error) => return Err(failure(&error, None)),
             },
-            () = passage.permit.cancel().cancelled() => return Err(passage.permit.ended(&self.view, self.clock.now())),
             () = tokio::time::sleep(self.timeouts.response_head) => return Err(Denial::UpstreamTimeout),
         };
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -208,10 +209,11 @@ impl Forwarding {
         let limits = Limits { idle: self.timeouts.websocket_idle, deadline };
         let splice = Splice {
             cancel: [passage.permit.cancel().clone(), passage.permit.cancel_sockets().clone()],
+            cut: self.standing.cut_after(cuts_before),
             stop: sockets.stop.clone(),
             limits,
             open: open.into_socket(),
-            clock: Arc::clone(&self.clock),
+            standing: Arc::clone(&self.standing),
         };
         // Over HTTP/2 the connection goes on around the socket and must not pass for idle.
         let in_flight = connection.begin_request();
@@ -240,7 +242,7 @@ impl Forwarding {
         self.meters.answered(parts.status);
         header::to_client(&mut parts.headers, passage.own_host);
         parts.extensions.clear();
-        let ending = Ending::new(passage.permit.cancel().clone(), deadline, self.timeouts.response_body_idle);
+        let ending = Ending::new(passage.permit.right(&self.standing, deadline), self.timeouts.response_body_idle);
         Ok(Response::from_parts(parts, ResponseBody::app(incoming, lease, None, ending, open)))
     }
 }

@@ -3,21 +3,24 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use envforge_domain::time::SharedClock;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{FrameTracker, close_frame};
 use crate::activity::OpenStream;
 use crate::forward::LAST_WORD;
+use crate::standing::Standing;
 
-/// Bytes under way in one direction.
+/// Bytes under way in one direction, once it has filled a small buffer. Most sockets say little, and many are open.
 const BUFFER_BYTES: usize = 16 * 1024;
+const SMALL_BUFFER_BYTES: usize = 1024;
 /// How often a socket in use says so to `activity`.
 const ACTIVITY_INTERVAL: Duration = Duration::from_secs(5);
 /// Private close code (RFC 6455 7.4.2) for a right that has ended; the number follows HTTP's 403.
@@ -25,12 +28,16 @@ const CLOSE_ACCESS_ENDED: u16 = 4403;
 const CLOSE_IDLE: u16 = 4408;
 /// The gateway stops; the client may connect again.
 const CLOSE_RESTART: u16 = 1012;
+/// The gateway has not heard from the log for too long; later it may have.
+const CLOSE_STALE: u16 = 1013;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Normally,
     Withdrawn,
     Expired,
+    /// Nobody knows whether the right still stands.
+    Stale,
     Idle,
     Shutdown,
     Broken,
@@ -43,6 +50,7 @@ impl Ended {
             Self::Normally => "normally",
             Self::Withdrawn => "withdrawn",
             Self::Expired => "expired",
+            Self::Stale => "authorization_stale",
             Self::Idle => "idle",
             Self::Shutdown => "shutdown",
             Self::Broken => "broken",
@@ -59,26 +67,26 @@ pub(crate) struct Limits {
 pub(crate) struct Splice {
     /// The path's family and that of sockets: either ends it.
     pub(crate) cancel: [CancellationToken; 2],
+    /// Given when the log has been silent for too long.
+    pub(crate) cut: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) limits: Limits,
     pub(crate) open: OpenStream,
-    pub(crate) clock: SharedClock,
+    pub(crate) standing: Arc<Standing>,
 }
 
 /// One direction: what was read and not yet written.
 struct Copy {
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    buffer: BytesMut,
+    /// Room made before a read.
+    room: usize,
     finished: bool,
     needs_flush: bool,
 }
 
 impl Copy {
     fn new(early: &[u8]) -> Self {
-        let mut buffer = vec![0; BUFFER_BYTES.max(early.len())].into_boxed_slice();
-        buffer[..early.len()].copy_from_slice(early);
-        Self { buffer, start: 0, end: early.len(), finished: false, needs_flush: false }
+        Self { buffer: BytesMut::from(early), room: SMALL_BUFFER_BYTES, finished: false, needs_flush: false }
     }
 
     /// Runs until it has to wait. `moved` is set where bytes were written, `wrote` sees them.
@@ -91,23 +99,26 @@ impl Copy {
         mut wrote: impl FnMut(&[u8]),
     ) -> Poll<io::Result<()>> {
         loop {
-            while self.start < self.end {
-                let written = ready!(to.as_mut().poll_write(cx, &self.buffer[self.start..self.end]))?;
+            while !self.buffer.is_empty() {
+                let written = ready!(to.as_mut().poll_write(cx, &self.buffer))?;
                 if written == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                wrote(&self.buffer[self.start..self.start + written]);
-                self.start += written;
+                wrote(&self.buffer[..written]);
+                self.buffer.advance(written);
                 (*moved, self.needs_flush) = (true, true);
             }
             if self.finished {
                 return to.as_mut().poll_shutdown(cx);
             }
-            let mut buffer = ReadBuf::new(&mut self.buffer);
-            match from.as_mut().poll_read(cx, &mut buffer)? {
-                Poll::Ready(()) => {
-                    (self.start, self.end) = (0, buffer.filled().len());
-                    self.finished = self.end == 0;
+            // What was written is given up, so this makes no new buffer unless it grows.
+            self.buffer.reserve(self.room);
+            match poll_read_buf(from.as_mut(), cx, &mut self.buffer)? {
+                Poll::Ready(read) => {
+                    self.finished = read == 0;
+                    if read >= self.room {
+                        self.room = BUFFER_BYTES;
+                    }
                 }
                 Poll::Pending => {
                     if self.needs_flush {
@@ -160,6 +171,7 @@ impl Splice {
                 biased;
                 () = self.cancel[0].cancelled() => break Ended::Withdrawn,
                 () = self.cancel[1].cancelled() => break Ended::Withdrawn,
+                () = self.cut.cancelled() => break Ended::Stale,
                 () = self.stop.cancelled() => break Ended::Shutdown,
                 result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
                 () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
@@ -167,7 +179,7 @@ impl Splice {
                     let now = Instant::now();
                     if std::mem::take(&mut moved) {
                         used_at = now;
-                        self.open.touch(self.clock.now());
+                        self.open.touch(self.standing.now());
                     } else if now >= used_at + self.limits.idle {
                         break Ended::Idle;
                     }
@@ -178,6 +190,7 @@ impl Splice {
         let last_word = match ended {
             Ended::Withdrawn => Some((CLOSE_ACCESS_ENDED, "access ended")),
             Ended::Expired => Some((CLOSE_ACCESS_ENDED, "link expired")),
+            Ended::Stale => Some((CLOSE_STALE, "access cannot be confirmed")),
             Ended::Idle => Some((CLOSE_IDLE, "idle")),
             Ended::Shutdown => Some((CLOSE_RESTART, "restarting")),
             Ended::Normally | Ended::Broken | Ended::EarlyBytes => None,

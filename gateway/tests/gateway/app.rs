@@ -105,6 +105,7 @@ async fn answer(request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<
             .header("set-cookie", "tossed=1; Domain=dev.localhost")
             .header("set-cookie", "envforge_session=stolen")
             .header("service-worker-allowed", "/")
+            .header("clear-site-data", "\"cookies\", \"cache\"")
             .header("alt-svc", "h3=\":1\"")
             .body(full("cookies"))
             .unwrap(),

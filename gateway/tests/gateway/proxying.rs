@@ -49,6 +49,7 @@ async fn the_app_sets_its_own_cookies_alone_and_cannot_redirect_the_transport() 
     let (world, _app) = ready().await;
     let answer = world.fetch("/cookies").await;
     assert_eq!(answer.header("set-cookie"), "own=1; Path=/");
+    assert_eq!(answer.header("clear-site-data"), "\"cache\"");
     assert!(!answer.headers.contains_key("alt-svc") && !answer.headers.contains_key("service-worker-allowed"));
 }
 

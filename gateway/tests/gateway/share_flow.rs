@@ -99,6 +99,25 @@ async fn a_handoff_works_once_for_one_browser_on_one_host() {
 }
 
 #[tokio::test]
+async fn below_a_public_suffix_a_handoff_arrives_from_another_site() {
+    for (is_public_suffix, status) in [(false, 403), (true, 303)] {
+        let world = World::with(|config| config.domain_is_public_suffix = is_public_suffix).await;
+        let location = world.post_share().await.header("location").to_owned();
+        let (host, path) = location.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        let arrival = |fetch: &str| {
+            format!(
+                "GET /{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Test\r\nSec-Fetch-Site: cross-site\r\n{fetch}\r\n"
+            )
+        };
+        // Never as part of a page of another site.
+        let framed = arrival("Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n");
+        assert_eq!(world.raw(framed).await.unwrap().status, 403);
+        let opened = arrival("Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n");
+        assert_eq!(world.raw(opened).await.unwrap().status, status, "{is_public_suffix}");
+    }
+}
+
+#[tokio::test]
 async fn reloading_a_used_handoff_leads_on_whoever_is_in() {
     let world = World::start().await;
     let request = world.get("/.envforge/handoff?code=used", NAVIGATION);
@@ -242,6 +261,30 @@ async fn a_narrowed_link_opens_only_what_is_left_and_counts_what_it_refused() {
     let last = log.last_of_stream(&stream).await.unwrap().unwrap().commit;
     let Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) = &last.events[0] else { panic!("{last:?}") };
     assert_eq!((attempts[0].code.as_str(), attempts[0].count), ("route_not_included", 2));
+}
+
+#[tokio::test]
+async fn refused_wakes_handoffs_and_share_pages_count_for_their_link() {
+    let world = World::with(|config| config.limits.held_requests_per_link_max = 0).await;
+    assert_eq!(world.fetch("/x").await.code(), "too_many_held");
+    let location = world.post_share().await.header("location").to_owned();
+    assert_eq!(world.follow(&location, "Test").await.status, 303);
+    assert_eq!(world.follow(&location, "Test").await.status, 403);
+    let foreign = "Origin: http://evil.example\r\nSec-Fetch-Site: cross-site\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(world.raw(world.share_head("POST") + foreign).await.unwrap().status, 403);
+    world.revoke().await;
+    assert_eq!(world.raw(world.share_head("GET") + "\r\n").await.unwrap().status, 410);
+    // Who names no link of ours counts for nobody.
+    let nonsense = format!("GET /share/nonsense HTTP/1.1\r\nHost: {DOMAIN}:{}\r\n\r\n", world.port());
+    assert_eq!(world.raw(nonsense).await.unwrap().status, 410);
+    let (log, stream) = (std::sync::Arc::clone(&world.log), StreamId::dev_link(world.org(), world.link()));
+    world.gateway.stop().await;
+    let last = log.last_of_stream(&stream).await.unwrap().unwrap().commit;
+    let Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) = &last.events[0] else { panic!("{last:?}") };
+    let mut counted: Vec<_> = attempts.iter().map(|kind| (kind.code.as_str(), kind.count)).collect();
+    counted.sort_unstable();
+    let expected = [("foreign_form", 1), ("handoff_invalid", 1), ("link_ended", 1), ("too_many_held", 1)];
+    assert_eq!(counted, expected);
 }
 
 #[tokio::test]

@@ -217,3 +217,30 @@ async fn sockets_of_one_link_are_limited() {
     until("one has ended", || world.activity.of(world.workspace()).unwrap().open_sockets == 1).await;
     drop(world.socket("/ws").await);
 }
+
+#[tokio::test]
+async fn without_word_from_the_log_what_is_open_ends() {
+    // Above the log's heartbeat of one second.
+    let world = World::with(|config| config.timeouts.staleness_max = Duration::from_millis(1_500)).await;
+    let app = App::start().await;
+    world.ready(app.address).await;
+    let mut socket = world.socket("/ws").await;
+    let (mut events, mut waiting, mut download) = (world.client().await, world.client().await, world.client().await);
+    events.send(world.get("/events", "")).await;
+    assert_eq!(events.head().await.unwrap().status, 200);
+    assert_eq!(events.chunk().await.unwrap(), b"data: hello\n\n");
+    waiting.send(world.get("/never", "")).await;
+    download.send(world.get("/big?10000000000", "")).await;
+    assert_eq!(download.head().await.unwrap().status, 200);
+    until("all are open", || world.activity.of(world.workspace()).is_some_and(|seen| seen.open_streams == 4)).await;
+    let taking = tokio::spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        while let Ok(1..) = tokio::io::AsyncReadExt::read(&mut download.stream, &mut buffer).await {}
+    });
+    world.deaf.cancel();
+    assert_eq!(close_code(next(&mut socket).await), Some(1013));
+    assert_eq!(events.chunk().await, None);
+    assert_eq!(waiting.answer().await.unwrap().code(), "authorization_stale");
+    tokio::time::timeout(SOON, taking).await.expect("the download ends in time").unwrap();
+    until("nothing is open", || world.activity.of(world.workspace()).unwrap().open_streams == 0).await;
+}

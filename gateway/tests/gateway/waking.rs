@@ -7,6 +7,8 @@ use envforge_domain::runtime::WakeStage;
 
 use crate::app::App;
 use crate::client::NAVIGATION;
+use envforge_domain::time::Millis;
+
 use crate::world::{COOKIE, LINK, NewLink, World};
 
 const OTHER: &str = "other67890123456789012345678901234567890abc";
@@ -40,6 +42,44 @@ async fn a_person_gets_a_page_that_follows_the_wake_and_shows_nothing_of_the_ins
     assert_eq!(world.wakes().await, 1);
 }
 
+fn news(chunk: Option<Vec<u8>>) -> serde_json::Value {
+    let event = String::from_utf8(chunk.expect("news")).unwrap();
+    let data = event.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n"));
+    serde_json::from_str(data.unwrap_or_else(|| panic!("{event:?} is no event"))).unwrap()
+}
+
+#[tokio::test]
+async fn a_waking_page_is_told_every_stage_until_the_app_is_there() {
+    let (world, app) = (World::start().await, App::start().await);
+    assert_eq!(world.visit("/").await.status, 202);
+    world.woken().await;
+    let mut events = world.client().await;
+    events.send(world.get("/.envforge/wake/events", "")).await;
+    assert_eq!(events.head().await.unwrap().header("content-type"), "text/event-stream");
+    assert_eq!(news(events.chunk().await)["phase"], "waking");
+    for (stage, step) in [(WakeStage::Starting, 2), (WakeStage::Probing, 3)] {
+        world.stage(stage).await;
+        assert_eq!(news(events.chunk().await)["step"], step);
+    }
+    world.ready(app.address).await;
+    assert_eq!(news(events.chunk().await)["phase"], "ready");
+    assert_eq!(events.chunk().await.unwrap(), b"", "nothing follows");
+    assert_eq!(world.wakes().await, 1);
+}
+
+#[tokio::test]
+async fn a_waking_page_is_told_nothing_once_the_link_has_ended() {
+    let world = World::start().await;
+    let mut events = world.client().await;
+    events.send(world.get("/.envforge/wake/events", "")).await;
+    assert_eq!(events.head().await.unwrap().status, 200);
+    assert_eq!(news(events.chunk().await)["phase"], "asleep");
+    world.revoke().await;
+    assert_eq!(events.chunk().await.unwrap(), b"");
+    assert_eq!(world.fetch("/.envforge/wake/events").await.code(), "link_revoked");
+    assert_eq!(world.wakes().await, 0, "following wakes nothing");
+}
+
 #[tokio::test]
 async fn two_hundred_requests_are_held_for_one_wake_and_all_answered() {
     let (world, app) = (World::start().await, App::start().await);
@@ -61,19 +101,67 @@ async fn two_hundred_requests_are_held_for_one_wake_and_all_answered() {
     assert_eq!(app.seen.requests.load(Ordering::SeqCst), 200);
 }
 
+impl World {
+    fn post(&self, path: &str, framing: &str) -> String {
+        let (host, cookie) = (self.host(), self.cookie_header());
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\nOrigin: http://{host}\r\n{framing}\r\n\r\n"
+        )
+    }
+}
+
 #[tokio::test]
 async fn a_held_upload_arrives_whole() {
-    let (world, app) = (World::start().await, App::start().await);
-    let host = world.host();
-    let request = format!(
-        "POST /x HTTP/1.1\r\nHost: {host}\r\nCookie: {}\r\nOrigin: http://{host}\r\nContent-Length: 5\r\n\r\nhello",
-        world.cookie_header()
-    );
-    let (answer, ()) = tokio::join!(world.raw(request), async {
-        world.woken().await;
-        world.ready(app.address).await;
-    });
-    assert!(answer.unwrap().body.ends_with("\nhello"));
+    // More than is read while it is held.
+    let body: String = (0..60_000).map(|index| format!("{:05}", index)).collect();
+    for (framing, sent) in [
+        (format!("Content-Length: {}", body.len()), body.clone()),
+        ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())),
+        ("Content-Length: 5".to_owned(), "hello".to_owned()),
+    ] {
+        let (world, app) = (World::start().await, App::start().await);
+        let request = world.post("/x", &framing) + &sent;
+        let (answer, ()) = tokio::join!(world.raw(request), async {
+            world.woken().await;
+            world.ready(app.address).await;
+        });
+        let expected = if sent == "hello" { "hello" } else { &body };
+        assert!(answer.unwrap().body.ends_with(&format!("\n{expected}")), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_during_a_held_upload_leaves_its_place() {
+    let world = World::with(|config| config.limits.held_requests_max = 1).await;
+    let mut client = world.client().await;
+    client.send(world.post("/x", "Content-Length: 100000") + "the beginning").await;
+    world.woken().await;
+    assert_eq!(world.fetch("/y").await.code(), "too_many_held");
+    drop(client);
+    let free = async {
+        loop {
+            let mut next = world.client().await;
+            next.send(world.get("/y", "")).await;
+            // Held now, where it was refused before.
+            if tokio::time::timeout(Duration::from_millis(200), next.answer()).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(crate::app::SOON, free).await.expect("the place is free in time");
+}
+
+#[tokio::test]
+async fn what_held_uploads_may_keep_is_bounded() {
+    let world = World::with(|config| config.limits.held_bytes_max = 100 * 1024).await;
+    let mut first = world.client().await;
+    first.send(world.post("/x", "Content-Length: 1000000")).await;
+    world.woken().await;
+    assert_eq!(world.raw(world.post("/y", "Content-Length: 1000000")).await.unwrap().code(), "too_many_held");
+    let mut small = world.client().await;
+    small.send(world.post("/z", "Content-Length: 5") + "hello").await;
+    let held = tokio::time::timeout(Duration::from_millis(200), small.answer()).await.is_err();
+    assert!(held, "a small one has room beside it");
 }
 
 #[tokio::test]
@@ -142,6 +230,94 @@ async fn a_revoked_link_lets_go_of_who_waits() {
         world.revoke().await;
     });
     assert_eq!((answer.status, answer.code().as_str()), (410, "link_revoked"));
+}
+
+#[tokio::test]
+async fn who_waits_is_let_go_at_the_links_end_and_not_at_the_waits() {
+    let world = World::start().await;
+    world.issue(NewLink { number: 9, cookie: OTHER, lifetime: Millis::new(500), ..LINK }).await;
+    let begun = Instant::now();
+    let answer = world.raw(world.get("/x", "").replace(COOKIE, OTHER)).await.unwrap();
+    assert_eq!((answer.status, answer.code().as_str()), (410, "link_expired"));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn an_end_that_comes_together_with_the_apps_readiness_counts() {
+    let (world, app) = (std::sync::Arc::new(World::start().await), App::start().await);
+    // A connection that is there already makes nobody wait once more.
+    world.ready(app.address).await;
+    assert_eq!(world.fetch("/before").await.status, 200);
+    world.go_to_sleep().await;
+    world.slept().await;
+    let requests: Vec<_> = (0..20)
+        .map(|index| {
+            let world = std::sync::Arc::clone(&world);
+            tokio::spawn(async move { world.fetch(&format!("/{index}")).await })
+        })
+        .collect();
+    world.woken().await;
+    world.ready_and_revoked(app.address).await;
+    for request in requests {
+        assert_eq!(request.await.unwrap().code(), "link_revoked");
+    }
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_to_the_app_is_let_go_when_the_link_ends() {
+    let world = World::with(|config| config.limits.upstream_connections_per_endpoint_max = 1).await;
+    let app = App::start().await;
+    world.ready(app.address).await;
+    world.issue(NewLink { number: 9, cookie: OTHER, ..LINK }).await;
+    let mut first = world.client().await;
+    first.send(world.get("/events", "").replace(COOKIE, OTHER)).await;
+    assert_eq!(first.head().await.unwrap().status, 200);
+    let begun = Instant::now();
+    let (answer, ()) = tokio::join!(world.fetch("/x"), async {
+        let waits = || world.activity.of(world.workspace()).is_some_and(|seen| seen.open_streams == 2);
+        crate::world::until("the second one waits", waits).await;
+        world.revoke().await;
+    });
+    assert_eq!((answer.status, answer.code().as_str()), (410, "link_revoked"));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(app.seen.requests.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn one_link_keeps_neither_connections_nor_places_from_the_others() {
+    let world = World::with(|config| {
+        config.limits.upstream_connections_per_link_max = 1;
+        config.limits.held_requests_per_link_max = 1;
+        config.limits.waking_pages_per_link_max = 1;
+        config.timeouts.upstream_connect = Duration::from_millis(200);
+    })
+    .await;
+    let app = App::start().await;
+    world.issue(NewLink { number: 9, cookie: OTHER, ..LINK }).await;
+    let other = |path: &str| world.raw(world.get(path, "").replace(COOKIE, OTHER));
+    let mut holding = world.client().await;
+    holding.send(world.get("/events", "")).await;
+    world.woken().await;
+    assert_eq!(world.fetch("/y").await.code(), "too_many_held");
+    // A waking page takes no place of a held request, nor a second one that of another link's.
+    let news: serde_json::Value = serde_json::from_str(&world.fetch("/.envforge/wake?seen=").await.body).unwrap();
+    let wait_for_more = format!("/.envforge/wake?seen={}", news["seen"].as_str().unwrap());
+    let mut following = world.client().await;
+    following.send(world.get(&wait_for_more, "")).await;
+    let full = async { while world.fetch(&wait_for_more).await.status != 503 {} };
+    tokio::time::timeout(crate::app::SOON, full).await.expect("a full house in time");
+    assert_eq!(other("/.envforge/wake?seen=").await.unwrap().status, 200);
+    let (held, ()) = tokio::join!(other("/x"), world.ready(app.address));
+    assert_eq!(held.unwrap().status, 200);
+    assert_eq!(holding.head().await.unwrap().status, 200);
+    let busy = world.fetch("/y").await;
+    assert_eq!((busy.status, busy.code().as_str()), (503, "app_busy"));
+    assert_eq!(other("/x").await.unwrap().status, 200);
+    // What a link itself left idle makes room for what needs a connection of its own.
+    drop(holding);
+    crate::world::until("the stream ended", || app.seen.open_streams.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(world.fetch("/y").await.status, 200);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
 use envforge_gateway::{Activity, Config, Decisions, Gateway, HandoffKey, LogDecisions, Parts, Scheme};
 use envforge_identity::share_token::{ShareClaims, ShareVerifier, SigningKey};
+use envforge_projections::gateway_view::RuntimePhase;
 use envforge_projections::{Authorizer, DenialSink, Hot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -185,22 +186,31 @@ impl World {
 
     /// Appends to a stream, whatever stands there, and waits until the views have it.
     pub(crate) async fn append(&self, stream: StreamId, events: Vec<Event>) {
-        let last = self.log.last_of_stream(&stream).await.unwrap();
-        let expected = Expectation::LastAt(last.map_or(Position::START, |last| last.position));
-        let id = Uuid::now_v7();
-        let commit = Commit {
-            id: CommitId::from_uuid(id),
-            command: CommandId::from_uuid(id),
-            request_digest: None,
-            stream,
-            actor: Actor::System(Component::Setup),
-            surface: Surface::Cli,
-            correlation: CorrelationId::from_uuid(id),
-            causation: None,
-            decided_at: now(),
-            events,
-        };
-        let appended = self.log.append(vec![(commit, expected)]).await.unwrap();
+        self.append_all(vec![(stream, events)]).await;
+    }
+
+    /// The same for several streams, which the views hear of at once.
+    pub(crate) async fn append_all(&self, streams: Vec<(StreamId, Vec<Event>)>) {
+        let (mut batch, command) = (Vec::new(), CommandId::from_uuid(Uuid::now_v7()));
+        for (stream, events) in streams {
+            let last = self.log.last_of_stream(&stream).await.unwrap();
+            let expected = Expectation::LastAt(last.map_or(Position::START, |last| last.position));
+            let id = Uuid::now_v7();
+            let commit = Commit {
+                id: CommitId::from_uuid(id),
+                command,
+                request_digest: None,
+                stream,
+                actor: Actor::System(Component::Setup),
+                surface: Surface::Cli,
+                correlation: CorrelationId::from_uuid(*command.as_uuid()),
+                causation: None,
+                decided_at: now(),
+                events,
+            };
+            batch.push((commit, expected));
+        }
+        let appended = self.log.append(batch).await.unwrap();
         self.hot.wait_for(appended.last(), Duration::from_secs(10)).await.unwrap();
     }
 
@@ -302,18 +312,15 @@ impl World {
     }
 
     pub(crate) async fn ready_at(&self, endpoints: &[(&str, SocketAddr)]) {
-        let ready = RuntimeEvent::Ready {
-            epoch: Epoch(1),
-            commit: "0".repeat(40),
-            services: Vec::new(),
-            lease_until: now().plus(Millis::from_hours(1)),
-        };
-        let bound = RuntimeEvent::EndpointsBound {
-            epoch: Epoch(1),
-            host: HostId::from_uuid(uuid(7)),
-            endpoints: endpoints.iter().map(|(name, address)| (name.parse().unwrap(), *address)).collect(),
-        };
-        self.runtime_event(vec![ready, bound]).await;
+        self.runtime_event(readiness(endpoints)).await;
+    }
+
+    /// Ready and revoked in one moment.
+    pub(crate) async fn ready_and_revoked(&self, app: SocketAddr) {
+        let ready = readiness(&[("web", app)]).into_iter().map(Event::from).collect();
+        let revoked = vec![DevLinkEvent::Revoked { reason: None }.into()];
+        let runtime = (StreamId::runtime(self.org(), self.workspace()), ready);
+        self.append_all(vec![runtime, (StreamId::dev_link(self.org(), self.link()), revoked)]).await;
     }
 
     pub(crate) async fn fail(&self) {
@@ -345,7 +352,7 @@ impl World {
     /// Waits until a wake stands in the log.
     pub(crate) async fn woken(&self) {
         let mut runtime = self.hot.gateway.runtime(self.workspace());
-        let waking = runtime.wait_for(|view| view.epoch >= Epoch(1));
+        let waking = runtime.wait_for(|view| view.epoch >= Epoch(1) && view.phase != RuntimePhase::Asleep);
         tokio::time::timeout(crate::app::SOON, waking).await.expect("a wake in time").unwrap();
     }
 
@@ -386,6 +393,21 @@ impl World {
     pub(crate) fn cookie_header(&self) -> String {
         format!("envforge_session={COOKIE}")
     }
+}
+
+fn readiness(endpoints: &[(&str, SocketAddr)]) -> Vec<RuntimeEvent> {
+    let ready = RuntimeEvent::Ready {
+        epoch: Epoch(1),
+        commit: "0".repeat(40),
+        services: Vec::new(),
+        lease_until: now().plus(Millis::from_hours(1)),
+    };
+    let bound = RuntimeEvent::EndpointsBound {
+        epoch: Epoch(1),
+        host: HostId::from_uuid(uuid(7)),
+        endpoints: endpoints.iter().map(|(name, address)| (name.parse().unwrap(), *address)).collect(),
+    };
+    vec![ready, bound]
 }
 
 /// Waits for a condition, with a deadline.

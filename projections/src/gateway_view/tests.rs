@@ -269,9 +269,9 @@ fn a_runtime_is_ready_only_with_its_endpoints() {
 fn a_failed_view_is_stale_at_once_and_ends_everything() {
     let story = Story::new();
     let before = story.link_view();
-    story.view().heard(Position::new(9));
+    story.view().heard(Position::new(9), Some(Instant::now()));
     story.view().fail();
-    story.view().heard(Position::new(10));
+    story.view().heard(Position::new(10), Some(Instant::now()));
     let freshness = story.view().freshness();
     assert!(freshness.failed && freshness.last_heard.elapsed() >= FAILED_AGE);
     assert_eq!(ended(&before), all(CloseReason::ViewsFailed));

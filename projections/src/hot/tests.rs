@@ -31,6 +31,8 @@ pub(crate) enum Act {
     Fail { upto: usize, with: LogError },
     /// Plays everything and lives on without a word.
     FallSilent,
+    /// Plays everything and never says that this was all.
+    Backlog,
     /// Plays everything, then the last commit once more.
     Repeat,
     /// Cannot be followed at all.
@@ -91,7 +93,8 @@ impl EventLog for ScriptedLog {
             let commits = self.history[after.min(upto)..upto].iter().map(|recorded| {
                 let proof = Some(CheckpointProof { identity: identity.clone(), digest: [0; 32] });
                 let checkpoint = Checkpoint { position: recorded.position, proof };
-                Ok(Follow::Commit { recorded: recorded.clone(), checkpoint })
+                let bytes = envforge_eventlog::schema::encode(&recorded.commit).unwrap().len();
+                Ok(Follow::Commit { recorded: recorded.clone(), checkpoint, bytes })
             });
             commits.collect::<Vec<_>>()
         };
@@ -101,6 +104,7 @@ impl EventLog for ScriptedLog {
             Act::Refuse(error) => return Err(error),
             Act::Fail { upto, with } => play(upto).into_iter().chain([Err(with)]).collect(),
             Act::Repeat => play(all).into_iter().chain(play(all).into_iter().next_back()).collect(),
+            Act::Backlog => play(all),
             Act::FallSilent => play(all).into_iter().chain([caught]).collect::<Vec<_>>(),
         };
         Ok(stream::iter(items).chain(stream::pending()).boxed())
@@ -231,6 +235,36 @@ async fn a_silent_log_makes_stale() {
     let hot = start(&ScriptedLog::new(Story::new().history, []), config);
     hot.caught_up().await.unwrap();
     assert!(matches!(hot.fresh(), Err(Stale::Silent { limit_ms: 0, .. })));
+}
+
+struct StoppedClock(UnixMillis);
+
+impl envforge_domain::time::Clock for StoppedClock {
+    fn now(&self) -> UnixMillis {
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn a_backlog_makes_fresh_only_as_far_as_it_is_recent() {
+    let history = Story::new().history;
+    let (end, newest) = (Position::new(history.len() as u64), history.last().unwrap().recorded_at);
+    let played = async |age: Duration| {
+        let at = UnixMillis::new(newest.get() + u64::try_from(age.as_millis()).unwrap());
+        let config = HotConfig { clock: Some(Arc::new(StoppedClock(at))), ..quick() };
+        let hot = start(&ScriptedLog::new(history.clone(), [Act::Backlog]), config);
+        hot.wait_for(end, SOON).await.unwrap();
+        hot
+    };
+    // A link may have been revoked in what is still to come.
+    let old = played(Duration::from_secs(60)).await;
+    assert!(matches!(old.fresh(), Err(Stale::Silent { .. })), "{:?}", old.silence());
+    let recent = played(Duration::from_secs(3)).await;
+    recent.fresh().unwrap();
+    assert!(recent.silence() >= Duration::from_secs(3), "it was current when it was recorded, not when it came");
+    let unknown = start(&ScriptedLog::new(history.clone(), [Act::Backlog]), quick());
+    unknown.wait_for(end, SOON).await.unwrap();
+    assert!(unknown.fresh().is_err(), "without a clock the log's own word alone counts");
 }
 
 #[tokio::test]

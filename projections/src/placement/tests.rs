@@ -51,6 +51,19 @@ fn a_workspace_stays_where_it_is_while_it_fits_there() {
 }
 
 #[test]
+fn a_workspace_goes_back_to_the_host_of_its_last_wake_while_it_fits_there() {
+    use envforge_domain::runtime::{Epoch, RuntimeEvent};
+    let mut story = Story::empty();
+    story.host(1, 1, capacity(1_000, 1_000));
+    story.host(1, 2, capacity(1_000, 4_000));
+    story.on_runtime(vec![RuntimeEvent::HostChosen { epoch: Epoch(1), host: host(2) }]);
+    assert_eq!(story.plan(1, 1, capacity(500, 500)), Placement::On(host(2)), "its data lies there");
+    assert_eq!(story.plan(1, 2, capacity(500, 500)), Placement::On(host(1)), "another one goes by room alone");
+    story.place(1, 2, 3, capacity(500, 3_900));
+    assert_eq!(story.plan(1, 1, capacity(500, 500)), Placement::On(host(1)), "it is full by now");
+}
+
+#[test]
 fn a_workspace_that_moved_is_not_lost_by_its_release() {
     let mut story = Story::empty();
     story.host(1, 1, capacity(1_000, 1_000));

@@ -21,6 +21,7 @@ use super::command_ids::CommandIds;
 use super::directory::Directory;
 use super::freshness::Freshness;
 use super::meter::Meter;
+use super::request_keys::RequestKeys;
 use super::statement::{Argument, Statement};
 use super::table::{CellType, FromRows, OnConflict, Row, Table, Value};
 
@@ -87,6 +88,8 @@ enum Pool {
     Sqlite {
         writer: SqlitePool,
         readers: SqlitePool,
+        /// Writes what no projector could fold again: synced to disk at each commit.
+        durable: SqlitePool,
     },
     Postgres(PgPool),
 }
@@ -115,13 +118,19 @@ impl Database {
             .connect_with(options.clone())
             .await?;
         migrations().run(&writer).await?;
+        let durable = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .connect_with(options.clone().synchronous(SqliteSynchronous::Full))
+            .await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .connect_with(options.pragma("query_only", "1"))
             .await?;
-        Ok(Self { pool: Pool::Sqlite { writer, readers }, freshness: Arc::default() })
+        Ok(Self { pool: Pool::Sqlite { writer, readers, durable }, freshness: Arc::default() })
     }
 
     /// Connects and brings the tables up to date. `url` is `postgres://user@host:port/database`.
@@ -144,8 +153,9 @@ impl Database {
     /// Closes all connections; waits for those in use.
     pub async fn close(&self) {
         match &self.pool {
-            Pool::Sqlite { writer, readers } => {
+            Pool::Sqlite { writer, readers, durable } => {
                 readers.close().await;
+                durable.close().await;
                 writer.close().await;
             }
             Pool::Postgres(pool) => pool.close().await,
@@ -170,6 +180,30 @@ impl Database {
     /// Which commits answered a command.
     pub fn command_ids(&self) -> CommandIds<'_> {
         CommandIds::new(self)
+    }
+
+    /// For which requests idempotency keys were used.
+    pub fn request_keys(&self) -> RequestKeys<'_> {
+        RequestKeys::new(self)
+    }
+
+    /// One statement that is on disk when this answers, as the log's own commits are. Answers how many rows it touched.
+    pub(crate) async fn execute_durably(&self, statement: Statement) -> Result<u64, DatabaseError> {
+        let Statement { text, arguments } = statement;
+        let sql = AssertSqlSafe(text);
+        Ok(match &self.pool {
+            Pool::Sqlite { durable, .. } => {
+                sqlx::query_with(sql, sqlite(arguments)?).execute(durable).await?.rows_affected()
+            }
+            Pool::Postgres(pool) => {
+                let mut transaction = pool.begin().await?;
+                sqlx::query("SET LOCAL synchronous_commit = on").execute(&mut *transaction).await?;
+                let touched =
+                    sqlx::query_with(sql, postgres(arguments)?).execute(&mut *transaction).await?.rows_affected();
+                transaction.commit().await?;
+                touched
+            }
+        })
     }
 
     /// A transaction that writes.

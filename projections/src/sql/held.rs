@@ -102,20 +102,19 @@ impl<R: IdRow> Buffer for Held<R> {
         generation: i64,
     ) -> BoxFuture<'a, Result<(), DatabaseError>> {
         Box::pin(async move {
-            if self.changed.is_empty() {
-                return Ok(());
-            }
-            let mut values = Vec::with_capacity(self.changed.len() * Self::TABLE.columns.len());
-            let mut removed = Vec::new();
-            for id in self.changed.drain() {
-                match self.rows.get(&id) {
-                    Some(Some(row)) => row.write(&mut values),
-                    Some(None) | None => removed.push(id),
+            if !self.changed.is_empty() {
+                let mut values = Vec::with_capacity(self.changed.len() * Self::TABLE.columns.len());
+                let mut removed = Vec::new();
+                for id in self.changed.drain() {
+                    match self.rows.get(&id) {
+                        Some(Some(row)) => row.write(&mut values),
+                        Some(None) | None => removed.push(id),
+                    }
                 }
+                transaction.insert(Self::TABLE, generation, &values, OnConflict::Replace).await?;
+                transaction.delete_by_id(Self::TABLE, generation, &removed).await?;
             }
-            transaction.insert(Self::TABLE, generation, &values, OnConflict::Replace).await?;
-            transaction.delete_by_id(Self::TABLE, generation, &removed).await?;
-            drop(values);
+            // Also where they were only looked at.
             if self.rows.len() > HELD_ROWS_MAX {
                 self.rows.clear();
             }
@@ -160,5 +159,33 @@ impl<R: Row> Buffer for Written<R> {
             self.0.clear();
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::database::Database;
+    use super::super::table::id_table;
+    use super::*;
+
+    id_table! {
+        struct Looked in "audit_subjects" {
+            id: String,
+            name: String,
+        }
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_only_looked_at_do_not_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::connect_sqlite(&folder.path().join("read-models.sqlite")).await.unwrap();
+        let mut transaction = database.begin().await.unwrap();
+        let mut held = Held::<Looked>::default();
+        for batch in 0..4 {
+            (0..HELD_ROWS_MAX / 2).for_each(|number| held.want(&format!("{batch}-{number}")));
+            held.load(&mut transaction, 1).await.unwrap();
+            held.write(&mut transaction, 1).await.unwrap();
+            assert!(held.rows.len() <= HELD_ROWS_MAX, "{} rows", held.rows.len());
+        }
     }
 }

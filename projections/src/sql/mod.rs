@@ -1,4 +1,5 @@
-//! The read models in PostgreSQL and SQLite: directory, audit, meter, command ids.
+//! The read models in PostgreSQL and SQLite: directory, audit, meter, command ids; and beside them, what idempotency
+//! keys were used for.
 //!
 //! Owns their tables, projectors, rebuilds and queries; one code for both databases. Not here: the hot views that
 //! processes hold in memory, and every decision about rights: rows of the directory are for reading by people and
@@ -18,9 +19,12 @@ mod freshness;
 mod held;
 mod meter;
 mod page;
+#[cfg(test)]
+mod plans;
 pub mod projector;
 mod ready_services;
 pub mod rebuild;
+mod request_keys;
 mod statement;
 pub mod supervisor;
 mod table;
@@ -39,5 +43,6 @@ pub use freshness::Stale;
 pub use meter::{GroupBy, Meter, RunningUsage, UsageFilter, UsageGroup, UsageTotals};
 pub use page::{Limit, LimitOutOfRange, Page};
 pub use projector::{ModelName, ProjectorError, UnknownModel};
-pub use rebuild::{RebuildError, RebuildProgress, Rebuilt};
+pub use rebuild::{Comparison, RebuildError, RebuildProgress, Rebuilt};
+pub use request_keys::{KeyUse, REQUEST_KEYS_KEPT, RequestKeys};
 pub use supervisor::{ProjectorState, Supervisor};

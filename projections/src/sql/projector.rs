@@ -25,6 +25,8 @@ use super::table::Table;
 
 /// Commits of one transaction.
 pub const BATCH_COMMITS_MAX: usize = 500;
+/// Stored bytes after which a transaction takes no further commit.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The read models that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,7 +178,7 @@ async fn project(
 ) -> Result<Pause, ProjectorError> {
     let standing = checkpoint::live(database, model).await;
     let standing = standing.map_err(|error| ProjectorError::Database { model, error })?;
-    database.freshness.committed(model, standing.checkpoint.position);
+    database.freshness.begun_at(model, standing.checkpoint.position);
     let mut batches = Batches::follow(log, model, standing.checkpoint.clone()).await?;
     let ended = fold_all(&mut batches, database, Fold::new(model, standing), cancel).await;
     batches.close().await;
@@ -276,27 +278,30 @@ async fn read_ahead(
     sender: mpsc::Sender<Result<Batch, LogError>>,
 ) {
     let mut growing: Option<Batch> = None;
+    let mut growing_bytes = 0;
     loop {
-        let full = growing.as_ref().is_some_and(|batch| batch.commits.len() >= BATCH_COMMITS_MAX);
+        let full = growing
+            .as_ref()
+            .is_some_and(|batch| batch.commits.len() >= BATCH_COMMITS_MAX || growing_bytes >= BATCH_BYTES_MAX);
         let item = tokio::select! {
             biased;
             item = stream.next(), if !full => item,
             place = sender.reserve(), if growing.is_some() => {
                 let (Ok(place), Some(batch)) = (place, growing.take()) else { return };
                 place.send(Ok(batch));
+                growing_bytes = 0;
                 continue;
             }
             // Only reached while there is nothing to hand over.
             () = sender.closed() => return,
         };
         match item {
-            Some(Ok(Follow::Commit { recorded, checkpoint })) => match &mut growing {
-                Some(batch) => {
-                    batch.commits.push(recorded);
-                    batch.checkpoints.push(checkpoint);
-                }
-                None => growing = Some(Batch { commits: vec![recorded], checkpoints: vec![checkpoint] }),
-            },
+            Some(Ok(Follow::Commit { recorded, checkpoint, bytes })) => {
+                growing_bytes += bytes;
+                let batch = growing.get_or_insert_with(|| Batch { commits: Vec::new(), checkpoints: Vec::new() });
+                batch.commits.push(recorded);
+                batch.checkpoints.push(checkpoint);
+            }
             Some(Ok(Follow::Caught { .. })) => {}
             Some(Err(error)) => {
                 // What came before the error is folded first, so that the projector stops exactly before it.
@@ -376,5 +381,37 @@ impl Fold {
 
     pub(crate) fn folded(&mut self, batch: &Batch) {
         self.standing.checkpoint = batch.checkpoint().clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envforge_domain::claim::ClaimEvent;
+    use envforge_domain::commit::{StreamId, StreamKind};
+    use envforge_domain::event::Event;
+
+    use super::*;
+    use crate::given::{NOW, commit, org};
+    use crate::hot::tests::ScriptedLog;
+
+    #[tokio::test]
+    async fn a_batch_of_large_commits_ends_at_its_bytes() {
+        const COMMITS: u64 = 60;
+        let stream = StreamId::new(org(1), StreamKind::Claim, "large").unwrap();
+        let history = (1..=COMMITS).map(|number| {
+            let events = (0..8).map(|_| Event::Claim(ClaimEvent::Taken { holder: "x".repeat(60_000) })).collect();
+            let commit = commit(stream.clone(), events, u128::from(number));
+            Recorded { position: Position::new(number), recorded_at: NOW, commit }
+        });
+        let history = history.collect();
+        let log: SharedLog = ScriptedLog::new(history, []);
+        let mut batches = Batches::follow(&log, ModelName::Audit, Checkpoint::START).await.unwrap();
+        let mut read = 0;
+        while read < COMMITS as usize {
+            let batch = batches.next(Position::START).await.unwrap();
+            assert!(batch.commits.len() <= 10, "{} commits of half a megabyte each", batch.commits.len());
+            read += batch.commits.len();
+        }
+        batches.close().await;
     }
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use envforge_domain::commit::Position;
-use envforge_eventlog::{Checkpoint, LogError, SharedLog};
+use envforge_eventlog::{Checkpoint, LogError, NotTheSameLog, SharedLog};
 
 use super::checkpoint::{self, Standing};
 use super::database::{Database, DatabaseError};
@@ -32,19 +32,26 @@ pub struct RebuildProgress {
 pub struct Rebuilt {
     pub model: ModelName,
     pub generation: i64,
-    /// Both generations folded exactly up to here when they were compared.
-    pub compared_at: Position,
-    pub old: TableDigest,
-    pub new: TableDigest,
+    pub comparison: Comparison,
     /// Where the readers were switched.
     pub switched_at: Position,
+}
+
+/// What the rows before are worth beside the rebuilt ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Both generations had folded exactly up to `at`.
+    Compared { at: Position, old: TableDigest, new: TableDigest },
+    /// The rows before were folded from another log, or from a later state of this one, up to `at`: nothing in this log
+    /// compares with them.
+    OfAnotherLog { at: Position, why: NotTheSameLog },
 }
 
 impl Rebuilt {
     /// Whether the old rows were what the log says. They differ where the fold has changed since they were written, or
     /// where they were wrong.
     pub fn unchanged(&self) -> bool {
-        self.old == self.new
+        matches!(&self.comparison, Comparison::Compared { old, new, .. } if old == new)
     }
 }
 
@@ -64,6 +71,9 @@ pub enum RebuildError {
 
 /// Rebuilds a read model and switches all readers to the result. `progress` is called after each batch.
 ///
+/// Where the log is not the one that the live rows were folded from, the new ones take their place all the same: readers
+/// then go back to what this log says.
+///
 /// A rebuild that fails or is dropped leaves the live generation as it was; the next one clears away what it left.
 pub async fn rebuild(
     log: &SharedLog,
@@ -76,8 +86,13 @@ pub async fn rebuild(
     transaction.commit().await?;
     remove_older(database, model, generation).await?;
     let standing = Standing { generation, checkpoint: Checkpoint::START };
+    let live = database.checkpoint(model).await?;
+    let lost = match log.verify(&live).await {
+        Ok(()) => None,
+        Err(LogError::NotTheSameLog(why)) => Some(why),
+        Err(error) => return Err(error.into()),
+    };
     let head = log.head().await?.position;
-    let live = database.position(model).await?;
     let mut new = Rebuild {
         database,
         model,
@@ -86,17 +101,31 @@ pub async fn rebuild(
         fold: Fold::new(model, standing),
         progress,
     };
-    // The live generation may be behind the log: the new one must not pass it before the comparison.
-    new.fold_to(live.min(head)).await?;
-    let (compared_at, old, fresh) = new.compare().await?;
-    if old != fresh {
-        tracing::warn!(%model, %compared_at, %old, new = %fresh, "the rebuilt rows differ from those before");
+    let comparison = match lost {
+        None => {
+            // The live generation may be behind the log: the new one must not pass it before the comparison.
+            new.fold_to(live.position.min(head)).await?;
+            new.compare().await?
+        }
+        Some(why) => {
+            tracing::warn!(%model, at = %live.position, %why, "the rows before are of another log");
+            new.fold_to(head).await?;
+            Comparison::OfAnotherLog { at: live.position, why }
+        }
+    };
+    if let Comparison::Compared { at, old, new } = &comparison
+        && old != new
+    {
+        tracing::warn!(%model, compared_at = %at, %old, %new, "the rebuilt rows differ from those before");
         metrics::counter!("envforge_rebuild_differences_total", "read_model" => model.token()).increment(1);
     }
-    let switched_at = new.switch().await?;
+    let switched_at = match &comparison {
+        Comparison::Compared { .. } => new.switch().await?,
+        Comparison::OfAnotherLog { .. } => new.replace().await?,
+    };
     new.batches.close().await;
     remove_older(database, model, generation).await?;
-    Ok(Rebuilt { model, generation, compared_at, old, new: fresh, switched_at })
+    Ok(Rebuilt { model, generation, comparison, switched_at })
 }
 
 struct Rebuild<'a, P> {
@@ -138,7 +167,7 @@ impl<P: FnMut(RebuildProgress) + Send> Rebuild<'_, P> {
     }
 
     /// Digests of both generations at the same position. Nobody waits for it: the live one is read as of one moment.
-    async fn compare(&mut self) -> Result<(Position, TableDigest, TableDigest), RebuildError> {
+    async fn compare(&mut self) -> Result<Comparison, RebuildError> {
         let mut snapshot = self.database.snapshot().await?;
         let live = checkpoint::live_in(&mut snapshot, self.model).await?;
         let position = live.checkpoint.position;
@@ -148,7 +177,20 @@ impl<P: FnMut(RebuildProgress) + Send> Rebuild<'_, P> {
         let mut snapshot = self.database.snapshot().await?;
         let new = digest::of_generation(&mut snapshot, self.model, self.fold.generation()).await?;
         snapshot.rollback().await?;
-        Ok((position, old, new))
+        Ok(Comparison::Compared { at: position, old, new })
+    }
+
+    /// Switches from rows of another log, whose projector stands still: there is nothing to catch up with.
+    async fn replace(&mut self) -> Result<Position, RebuildError> {
+        let mut transaction = self.database.begin().await?;
+        checkpoint::hold_model(&mut transaction, self.model).await?;
+        if !checkpoint::hold(&mut transaction, self.model, self.fold.generation()).await? {
+            return Err(RebuildError::Superseded { model: self.model });
+        }
+        checkpoint::switch(&mut transaction, self.model, self.fold.generation()).await?;
+        transaction.commit().await?;
+        self.database.freshness.begun_at(self.model, self.fold.position());
+        Ok(self.fold.position())
     }
 
     /// Catches up, then holds the live generation for the last few commits and switches: readers never go back in time.

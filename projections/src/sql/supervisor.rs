@@ -4,11 +4,13 @@
 
 use std::time::Duration;
 
-use envforge_eventlog::SharedLog;
+use envforge_eventlog::{LogError, SharedLog};
+use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoint;
 use super::database::Database;
 use super::projector::{self, ModelName, ProjectorError};
 
@@ -20,6 +22,8 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(30);
 const STAND_BY_LOOK: Duration = Duration::from_secs(1);
 /// Looks without any progress, while the log has more, after which a stand-by takes over.
 const STAND_BY_LOOKS: u32 = 5;
+/// How often a projector that needs a person looks whether its read model was rebuilt.
+const REBUILT_LOOK: Duration = Duration::from_secs(1);
 
 /// What a projector does now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +35,12 @@ pub enum ProjectorState {
     },
     /// Another process projects this read model; taken over where it stops.
     StandingBy,
-    /// Needs a person: a commit that cannot be read, another log, a broken table.
+    /// Needs a person: a commit that cannot be read, a broken table. Goes on by itself once the read model is rebuilt.
     Failed {
+        error: String,
+    },
+    /// The same, because the log is not the one that the rows were folded from, or has gone back.
+    AnotherLog {
         error: String,
     },
     Stopped,
@@ -62,6 +70,13 @@ impl Supervisor {
         self.projectors.iter().map(|(model, state, _)| (*model, state.borrow().clone())).collect()
     }
 
+    /// Waits until a projector finds that the log is not the one that its rows were folded from; says how it knows.
+    pub fn another_log(&self) -> impl Future<Output = String> + Send + 'static {
+        let watches: Vec<_> =
+            self.projectors.iter().map(|(_, state, _)| Box::pin(another_log(state.clone()))).collect();
+        async move { select_all(watches).await.0 }
+    }
+
     /// Ends all projectors; returns once none of them touches the database or follows the log any more.
     pub async fn stop(mut self) {
         self.cancel.cancel();
@@ -79,6 +94,17 @@ impl Drop for Supervisor {
     }
 }
 
+async fn another_log(mut state: watch::Receiver<ProjectorState>) -> String {
+    let is_another = |state: &ProjectorState| matches!(state, ProjectorState::AnotherLog { .. });
+    if let Ok(state) = state.wait_for(is_another).await
+        && let ProjectorState::AnotherLog { error } = &*state
+    {
+        return error.clone();
+    }
+    // The projector has ended in order.
+    std::future::pending().await
+}
+
 async fn keep_running(
     log: SharedLog,
     database: Database,
@@ -86,17 +112,24 @@ async fn keep_running(
     cancel: CancellationToken,
     state: watch::Sender<ProjectorState>,
 ) {
+    let tell = |now: ProjectorState| {
+        database.freshness.tell(model, now.clone());
+        state.send_replace(now);
+    };
+    let failed = metrics::gauge!("envforge_projector_failed", "read_model" => model.token());
     let mut backoff = BACKOFF_FIRST;
     while !cancel.is_cancelled() {
-        state.send_replace(ProjectorState::Running);
+        tell(ProjectorState::Running);
+        failed.set(0.0);
         let begun = std::time::Instant::now();
+        let generation = generation(&database, model).await;
         let Err(error) = projector::run(log.clone(), database.clone(), model, cancel.clone()).await else { break };
         if begun.elapsed() >= HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
         }
         if let ProjectorError::FencedOff { .. } = error {
             tracing::warn!(%model, %error, "standing by");
-            state.send_replace(ProjectorState::StandingBy);
+            tell(ProjectorState::StandingBy);
             if cancel.run_until_cancelled(stand_by(&log, &database, model)).await.is_none() {
                 break;
             }
@@ -104,18 +137,43 @@ async fn keep_running(
         }
         if !error.is_transient() {
             tracing::error!(%model, %error, "the projector stopped and needs attention");
-            metrics::gauge!("envforge_projector_failed", "read_model" => model.token()).set(1.0);
-            state.send_replace(ProjectorState::Failed { error: error.to_string() });
-            return;
+            failed.set(1.0);
+            tell(match &error {
+                ProjectorError::Log { error: LogError::NotTheSameLog(_), .. } => {
+                    ProjectorState::AnotherLog { error: error.to_string() }
+                }
+                _ => ProjectorState::Failed { error: error.to_string() },
+            });
+            if cancel.run_until_cancelled(rebuilt(&database, model, generation)).await.is_none() {
+                break;
+            }
+            tracing::info!(%model, "the projector goes on: its read model was rebuilt");
+            continue;
         }
         tracing::warn!(%model, %error, pause = ?backoff, "the projector is tried again");
-        state.send_replace(ProjectorState::Retrying { error: error.to_string() });
+        tell(ProjectorState::Retrying { error: error.to_string() });
         if cancel.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
             break;
         }
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
-    state.send_replace(ProjectorState::Stopped);
+    tell(ProjectorState::Stopped);
+}
+
+/// The live generation; `None` where that cannot be told now.
+async fn generation(database: &Database, model: ModelName) -> Option<i64> {
+    checkpoint::live(database, model).await.ok().map(|standing| standing.generation)
+}
+
+/// Returns once the live generation is another than the one that was folded before.
+async fn rebuilt(database: &Database, model: ModelName, before: Option<i64>) {
+    loop {
+        tokio::time::sleep(REBUILT_LOOK).await;
+        let now = generation(database, model).await;
+        if now.is_some() && now != before {
+            return;
+        }
+    }
 }
 
 /// Returns once the read model is behind the log and nobody moves it on, or once that cannot be told.

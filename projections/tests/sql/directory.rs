@@ -30,8 +30,16 @@ pub async fn organizations_members_and_roles_are_listed(kind: Kind) {
     world.grant(1, 3, Role::Admin, Scope::Organization).unwrap();
     let policy = OrganizationPolicy { link_lifetime_max: Millis::from_hours(3), ..OrganizationPolicy::default() };
     world.organize(1, 1, &OrganizationCommand::ChangePolicy { policy }).unwrap();
-    world.organize(1, 1, &OrganizationCommand::RemoveMember { user: user_id(2) }).unwrap();
-    world.act::<User>(StreamId::user(org_id(1), user_id(3)), system(), &UserCommand::Deactivate).unwrap();
+    world
+        .organize(1, 1, &OrganizationCommand::RemoveMember { by: system(), user: user_id(2), now: world.now })
+        .unwrap();
+    world
+        .act::<User>(
+            StreamId::user(org_id(1), user_id(3)),
+            system(),
+            &UserCommand::Deactivate { beyond: None, only_owner: false },
+        )
+        .unwrap();
     world.organization(2, 1).unwrap();
     let harness = directory_of(kind, &world).await;
     let directory = harness.database.directory();
@@ -185,10 +193,12 @@ pub async fn a_runtime_is_shown_as_it_stands(kind: Kind) {
     assert_eq!(sleeping.queued_cause, Some(WakeCause::Person(user_id(1))));
     assert!(sleeping.sleep_cause.unwrap().contains("person"));
 
-    world.run(1, 1, Actor::Agent(host_id(1)), &RuntimeCommand::ReportSlept { epoch: Epoch(1) }).unwrap();
+    world
+        .run(1, 1, Actor::Agent(host_id(1)), &RuntimeCommand::ReportSlept { epoch: Epoch(1), host: host_id(1) })
+        .unwrap();
     let again = look(&world).await.unwrap();
     assert_eq!((again.phase, again.epoch, again.queued_cause), (RuntimePhase::Waking, 2, None));
-    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(2), reason: "web left with 1".into() };
+    let failed = RuntimeCommand::ReportFailed { epoch: Epoch(2), host: host_id(1), reason: "web left with 1".into() };
     world.run(1, 1, Actor::Agent(host_id(1)), &failed).unwrap();
     let failed = look(&world).await.unwrap();
     assert_eq!((failed.phase, failed.failure.as_deref()), (RuntimePhase::Failed, Some("web left with 1")));

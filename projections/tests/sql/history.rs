@@ -76,7 +76,11 @@ impl World {
             0 => self.user(org, thing, &format!("User{thing}")),
             1 => self.organization(org, other),
             2 => self.organize(org, other, &OrganizationCommand::AddMember { user: user_id(thing) }),
-            3 => self.organize(org, other, &OrganizationCommand::RemoveMember { user: user_id(thing) }),
+            3 => self.organize(
+                org,
+                other,
+                &OrganizationCommand::RemoveMember { by: system(), user: user_id(thing), now },
+            ),
             4 => self.assign(org, thing, Role::Developer, Scope::Project(project_id(other))),
             5 => self.assign(org, thing, Role::Admin, Scope::Organization),
             6 => {
@@ -186,16 +190,17 @@ impl World {
             }
             35 => {
                 let epoch = self.epoch(org, thing);
-                self.run(org, thing, system(), &RuntimeCommand::ReportSlept { epoch })
+                self.run(org, thing, system(), &RuntimeCommand::ReportSlept { epoch, host: host_id(1) })
             }
             36 => {
                 let epoch = self.epoch(org, thing);
                 if step.other == 1 {
                     // A text that PostgreSQL cannot store as it is.
                     let reason = "web left with 1\0".to_owned();
-                    self.run(org, thing, system(), &RuntimeCommand::ReportFailed { epoch, reason })
+                    let command = RuntimeCommand::ReportFailed { epoch, host: host_id(1), reason };
+                    self.run(org, thing, system(), &command)
                 } else {
-                    let command = RuntimeCommand::DeclareLost { epoch, host_confirms: false, now };
+                    let command = RuntimeCommand::DeclareLost { epoch, confirmed_by: None, now };
                     self.run(org, thing, system(), &command)
                 }
             }

@@ -83,7 +83,8 @@ impl MemoryLog {
         }
         let recorded = self.commits.lock()[after.get() as usize].clone();
         let proof = CheckpointProof { identity, digest: Self::digest(&recorded) };
-        Some(Ok(Follow::Commit { checkpoint: Checkpoint { position: next, proof: Some(proof) }, recorded }))
+        let bytes = envforge_eventlog::schema::encode(&recorded.commit).unwrap().len();
+        Some(Ok(Follow::Commit { checkpoint: Checkpoint { position: next, proof: Some(proof) }, recorded, bytes }))
     }
 }
 

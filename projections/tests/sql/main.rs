@@ -9,6 +9,7 @@ mod log;
 mod meter;
 mod projecting;
 mod rebuilding;
+mod request_keys;
 mod world;
 
 /// Every named contract, once on SQLite and once on PostgreSQL.
@@ -45,13 +46,19 @@ on_both_databases! {
         a_read_that_would_be_stale_says_how_far_it_got
         a_lost_connection_is_survived_by_the_supervisor
         a_second_supervisor_stands_by
+        a_supervisor_on_another_log_says_so_and_goes_on_after_a_rebuild
         over_the_embedded_log
         commands_with_a_request_are_found_by_their_id;
     rebuilding:
         a_rebuild_while_writing_fails_no_read_and_loses_nothing
         a_rebuild_puts_right_what_was_wrong_and_says_so
         a_newer_rebuild_ends_an_older_one
-        an_unfinished_rebuild_leaves_the_live_rows_alone;
+        an_unfinished_rebuild_leaves_the_live_rows_alone
+        a_rebuild_on_a_log_that_went_back_takes_what_it_says_now;
+    request_keys:
+        of_many_who_use_a_key_at_once_one_is_first
+        what_changed_nothing_is_remembered_once
+        old_keys_are_forgotten_and_what_they_changed_is_not;
     directory:
         organizations_members_and_roles_are_listed
         projects_and_workspaces_are_found_by_id_and_slug
@@ -70,6 +77,8 @@ on_both_databases! {
         a_lost_host_is_counted_to_its_last_heartbeat
         a_restart_in_the_middle_of_an_interval_changes_nothing
         what_runs_now_is_estimated_beyond_the_recorded
+        what_runs_is_summed_up_before_anybody_heard_of_it_again
+        a_sign_of_life_records_what_ran_and_counts_nothing_twice
         usage_is_summed_by_every_group;
     history:
         random_histories_fold_the_same_in_any_batches;

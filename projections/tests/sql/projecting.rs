@@ -8,6 +8,7 @@ use envforge_domain::commit::{Expectation, Position};
 use envforge_eventlog::sqlite::{Config, SqliteLog};
 use envforge_eventlog::{EventLog, Filter, LogError, SharedLog};
 use envforge_projections::sql::projector::ProjectorError;
+use envforge_projections::sql::rebuild::rebuild;
 use envforge_projections::sql::{ModelName, ProjectorState, Stale, Supervisor};
 use envforge_testkit::eventually;
 
@@ -175,6 +176,50 @@ pub async fn a_second_supervisor_stands_by(kind: Kind) {
     for supervisor in supervisors {
         supervisor.stop().await;
     }
+    assert_eq!(harness.digests().await, single_pass(commits).await);
+}
+
+/// A log that went back stops the projectors, which say so; a rebuild takes what the log says now, and they go on.
+pub async fn a_supervisor_on_another_log_says_so_and_goes_on_after_a_rebuild(kind: Kind) {
+    let harness = Harness::new(kind).await;
+    let world = history::random_story(60, 19);
+    let commits = world.log.commits();
+    let head = world.log.reveal_all();
+    harness.project_all(&world.shared(), head).await;
+    let old = Arc::new(MemoryLog::of("log-one", commits[..commits.len() / 2].to_vec()));
+    let half = old.reveal_all();
+    let shared: SharedLog = Arc::new(SharedMemoryLog(Arc::clone(&old)));
+    assert_eq!(harness.database.projectors(), []);
+    let supervisor = Supervisor::start(&shared, &harness.database);
+    let said = tokio::time::timeout(DEADLINE, supervisor.another_log()).await.unwrap();
+    assert!(said.contains("the log is not the one that was followed"), "{said}");
+    let all_stopped = || async {
+        let states = harness.database.projectors();
+        assert!(states.len() == 4);
+        states.iter().all(|(_, state)| matches!(state, ProjectorState::AnotherLog { .. })).then_some(())
+    };
+    eventually("all projectors say that it is another log", DEADLINE, all_stopped).await;
+    // The rebuild is another process's.
+    let operator = harness.connect_again().await;
+    for model in ModelName::ALL {
+        assert_eq!(rebuild(&shared, &operator, model, |_| {}).await.unwrap().switched_at, half);
+    }
+    let running = || async {
+        let states = supervisor.states();
+        states.iter().all(|(_, state)| *state == ProjectorState::Running).then_some(())
+    };
+    eventually("all projectors go on", DEADLINE, running).await;
+    // A position that only the log before had is not taken for folded.
+    let stale = harness.database.wait_for(ModelName::Audit, head, Duration::from_millis(30)).await.unwrap_err();
+    assert!(matches!(stale, Stale::Behind { position, .. } if position == half), "{stale}");
+    for recorded in &commits[commits.len() / 2..] {
+        old.push_hidden(recorded.commit.clone(), recorded.recorded_at);
+    }
+    old.reveal_all();
+    for model in ModelName::ALL {
+        harness.wait(model, head).await;
+    }
+    supervisor.stop().await;
     assert_eq!(harness.digests().await, single_pass(commits).await);
 }
 

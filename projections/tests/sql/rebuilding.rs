@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use envforge_domain::commit::Position;
 use envforge_eventlog::SharedLog;
 use envforge_projections::sql::rebuild::rebuild;
-use envforge_projections::sql::{Limit, ModelName, RebuildError, WorkspaceFilter};
+use envforge_projections::sql::{Comparison, Limit, ModelName, RebuildError, WorkspaceFilter};
 
 use crate::harness::{Harness, Kind, single_pass};
 use crate::history;
@@ -75,7 +75,7 @@ pub async fn a_rebuild_puts_right_what_was_wrong_and_says_so(kind: Kind) {
     harness.execute("UPDATE directory_workspaces SET branch = 'evil'").await;
     let rebuilt = rebuild(&world.shared(), &harness.database, ModelName::Directory, |_| {}).await.unwrap();
     assert!(!rebuilt.unchanged());
-    assert_eq!(rebuilt.compared_at, head);
+    assert!(matches!(rebuilt.comparison, Comparison::Compared { at, .. } if at == head), "{rebuilt:?}");
     let workspace = harness.database.directory().workspace(org_id(1), workspace_id(1)).await.unwrap().unwrap();
     assert_eq!(workspace.branch, "main");
     for model in [ModelName::Audit, ModelName::Meter, ModelName::CommandIds] {
@@ -133,4 +133,41 @@ pub async fn an_unfinished_rebuild_leaves_the_live_rows_alone(kind: Kind) {
     let rebuilt = rebuild(&shared, &harness.database, ModelName::Audit, |_| {}).await.unwrap();
     assert!(rebuilt.unchanged());
     assert_eq!(harness.count(leftover).await, 0, "the next rebuild clears away what the crashed one left");
+}
+
+/// The log was put back to an older state, or another one stands in its place: the rows follow it when they are told to.
+pub async fn a_rebuild_on_a_log_that_went_back_takes_what_it_says_now(kind: Kind) {
+    let world = history::random_story(60, 17);
+    let commits = world.log.commits();
+    let head = world.log.reveal_all();
+    let half = Position::new(head.get() / 2);
+    for identity in ["log-one", "log-two"] {
+        let harness = Harness::new(kind).await;
+        harness.project(&world.shared(), ModelName::Directory, head).await;
+        let old = Arc::new(MemoryLog::of(identity, commits[..commits.len() / 2].to_vec()));
+        old.reveal_all();
+        let shared: SharedLog = Arc::new(SharedMemoryLog(Arc::clone(&old)));
+        let rebuilt = rebuild(&shared, &harness.database, ModelName::Directory, |_| {}).await.unwrap();
+        assert!(matches!(rebuilt.comparison, Comparison::OfAnotherLog { at, .. } if at == head), "{rebuilt:?}");
+        assert!(!rebuilt.unchanged());
+        assert_eq!(rebuilt.switched_at, half);
+        assert_eq!(harness.database.position(ModelName::Directory).await.unwrap(), half);
+        let expected = single_pass(old.commits()).await;
+        assert_eq!(
+            harness.database.digest(ModelName::Directory).await.unwrap(),
+            expected[ModelName::Directory as usize]
+        );
+        assert_eq!(harness.count("SELECT count(*) FROM directory_workspaces WHERE generation = 1").await, 0);
+        // The log goes on from there, and so do the rows.
+        for recorded in &commits[commits.len() / 2..] {
+            old.push_hidden(recorded.commit.clone(), recorded.recorded_at);
+        }
+        old.reveal_all();
+        harness.project(&shared, ModelName::Directory, head).await;
+        let expected = single_pass(commits.clone()).await;
+        assert_eq!(
+            harness.database.digest(ModelName::Directory).await.unwrap(),
+            expected[ModelName::Directory as usize]
+        );
+    }
 }

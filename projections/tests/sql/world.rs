@@ -312,6 +312,8 @@ impl World {
     }
 
     pub fn ready(&mut self, org: u32, workspace: u32, epoch: u64) -> Result<Option<Position>, &'static str> {
+        let choose = RuntimeCommand::ChooseHost { epoch: Epoch(epoch), host: host_id(1) };
+        self.run(org, workspace, system(), &choose)?;
         let command = RuntimeCommand::ReportReady {
             epoch: Epoch(epoch),
             commit: "0123abcd".into(),
@@ -331,7 +333,7 @@ impl World {
         lease_ms: u64,
     ) -> Result<Option<Position>, &'static str> {
         let lease_until = self.now.plus(Millis::new(lease_ms));
-        let command = RuntimeCommand::RenewLease { epoch: Epoch(epoch), lease_until };
+        let command = RuntimeCommand::RenewLease { epoch: Epoch(epoch), host: host_id(1), lease_until };
         self.run(org, workspace, Actor::Agent(host_id(1)), &command)
     }
 

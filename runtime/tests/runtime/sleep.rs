@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use envforge_domain::manifest::Probe;
 use envforge_domain::time::Millis;
-use envforge_runtime::{Stage, WakeFailure};
+use envforge_runtime::{LocalHost, Stage, WakeFailure};
 use tokio::sync::watch;
 
 use crate::fixture::*;
@@ -136,4 +136,62 @@ async fn sleeping_what_never_woke_is_fine_and_a_removed_workspace_leaves_no_file
     let pid = host.pid(workspace(1), "pid").await;
     host.host.remove(workspace(1)).await.unwrap();
     assert!(!is_alive(pid) && !host.place(workspace(1)).exists() && !host.record(workspace(1)).exists());
+}
+
+#[tokio::test]
+async fn a_member_that_hides_its_environment_is_ended_also_after_its_groups_leader_has_gone() {
+    let (host, repository) = (Host::open().await, Repository::with(&[]));
+    let command = "env -i sh -c \"echo \\$\\$ > $ENVFORGE_DATA_DIR/hidden; exec sleep 1000\" & \
+                   until test -s \"$ENVFORGE_DATA_DIR/hidden\"; do sleep 0.01; done; exit 3";
+    let mut dying = service("app", command);
+    dying.readiness = ready_by(Probe::Command { command: "test -e never-there".to_owned() });
+    let failure = host.wake(order(&repository, [dying])).await.unwrap_err();
+    assert!(matches!(&failure, WakeFailure::Exited { status, .. } if status == "exit status 3"), "{failure}");
+    assert!(!is_alive(host.pid(workspace(1), "hidden").await));
+}
+
+#[tokio::test]
+async fn what_a_crashed_service_left_behind_is_ended_before_it_starts_again() {
+    let (host, repository) = (Host::open().await, Repository::with(&[]));
+    let command = "if test -e \"$ENVFORGE_DATA_DIR/again\"; then exec sleep 1000; fi; \
+                   env -i sh -c \"echo \\$\\$ > $ENVFORGE_DATA_DIR/hidden; exec sleep 1000\" & \
+                   until test -e crash; do sleep 0.01; done; echo > \"$ENVFORGE_DATA_DIR/again\"; exit 1";
+    host.wake(order(&repository, [service("app", command)])).await.unwrap();
+    let hidden = host.pid(workspace(1), "hidden").await;
+    fs::write(host.place(workspace(1)).join("checkout/crash"), "").unwrap();
+    tokio::time::timeout(PATIENCE, host.host.reports().next()).await.unwrap();
+    assert!(!is_alive(hidden));
+    host.host.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_epoch_that_was_over_stays_so_after_a_wake_that_failed() {
+    let (host, repository) = (Host::open().await, Repository::with(&[]));
+    let mut sound = order(&repository, [service("app", "exec sleep 1000")]);
+    host.wake(sound.clone()).await.unwrap();
+    host.host.sleep(workspace(1), 1).await.unwrap();
+    let mut broken = order(&repository, [service("app", "exit 3")]);
+    broken.manifest.services[0].readiness = ready_by(Probe::Command { command: "test -e never-there".to_owned() });
+    broken.epoch = 2;
+    host.wake(broken).await.unwrap_err();
+    host.host.shutdown().await;
+    let Host { host: handle, state, _directory } = host;
+    drop(handle);
+    let (again, _) = LocalHost::open(config(&state)).await.unwrap();
+    sound.epoch = 1;
+    let outcome = again.wake(sound, watch::channel(Stage::Ready).0).await;
+    assert_eq!(outcome, Err(WakeFailure::Stale { epoch: 1, current: 1 }));
+    again.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_hook_left_behind_is_ended_also_where_it_hides_its_environment() {
+    let (host, repository) = (Host::open().await, Repository::with(&[]));
+    let mut order = order(&repository, [service("app", "exec sleep 1000")]);
+    let hook = "env -i sh -c \"echo \\$\\$ > $ENVFORGE_DATA_DIR/hidden; exec sleep 1000\" & \
+                until test -s \"$ENVFORGE_DATA_DIR/hidden\"; do sleep 0.01; done";
+    order.manifest.on_sleep = on_sleep(hook, Millis::from_secs(30));
+    host.wake(order).await.unwrap();
+    host.host.sleep(workspace(1), 1).await.unwrap();
+    assert!(!is_alive(host.pid(workspace(1), "hidden").await));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use envforge_commands::context::derived_uuid;
 use envforge_commands::{CommandError, Commands, Context, Done, organizations, projects, users};
 use envforge_domain::access::{
-    Action, ActorFacts, Facts, Grant, Grantee, Permit, Request, Resource, Role, Scope, authorize,
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
 use envforge_domain::commit::{Actor, Component, Position, Recorded, StreamId, Surface};
 use envforge_domain::ids::{OrgId, ProjectId, SessionId, UserId};
@@ -120,7 +120,7 @@ impl Node {
     pub async fn account(&self, user: UserId, command: UserCommand) -> Result<Done, CommandError> {
         let action = match &command {
             UserCommand::Create { .. } => Action::UserCreate,
-            UserCommand::Deactivate => Action::UserDeactivate,
+            UserCommand::Deactivate { .. } => Action::UserDeactivate,
             _ => Action::UserRecordSession,
         };
         let permit = system(action, Resource::User { org: acme(), user });
@@ -175,6 +175,14 @@ pub fn assign(grant: Grant) -> OrganizationCommand {
     OrganizationCommand::AssignRole { by: Actor::System(Component::Setup), grant, now: NOW }
 }
 
+pub fn remove(user: UserId) -> OrganizationCommand {
+    OrganizationCommand::RemoveMember { by: Actor::System(Component::Setup), user, now: NOW }
+}
+
+pub fn deactivate() -> UserCommand {
+    UserCommand::Deactivate { beyond: None, only_owner: false }
+}
+
 pub fn revoke(by: Actor, grant: Grant) -> OrganizationCommand {
     let Grant { grantee, role, scope, .. } = grant;
     OrganizationCommand::RevokeRole { by, grantee, role, scope, now: NOW }
@@ -186,7 +194,7 @@ fn repository() -> Repository {
 
 pub fn system(action: Action, resource: Resource) -> Permit {
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
-    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces[0]);
+    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces_of(Principal::System)[0]);
     authorize(&facts, &Request { actor, action, resource, surface, now: NOW }).unwrap()
 }
 

@@ -7,14 +7,12 @@ use envforge_commands::{CommandError, Context};
 use envforge_domain::access::{Action, Resource, Role};
 use envforge_domain::commit::{Actor, Commit, Expectation, Position, Recorded, StreamId};
 use envforge_domain::ids::UserId;
-use envforge_domain::organization::OrganizationCommand;
-use envforge_domain::user::UserCommand;
 use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog};
 use envforge_projections::AuthorizeError;
 use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
-use crate::house::{Node, Site, acme, end, grant, history, last_of, person, revoke};
+use crate::house::{Node, Site, acme, deactivate, end, grant, history, last_of, person, remove, revoke};
 
 /// A log to which one person's appends are on their way until they are let through.
 struct ParkingLog {
@@ -108,11 +106,11 @@ pub async fn a_command_on_its_way_to_the_log_is_refused_when_its_right_is_taken_
                     (StreamId::organization(acme()), revoked)
                 }
                 "membership" => {
-                    let removed = office.organize(OrganizationCommand::RemoveMember { user: worker }).await;
+                    let removed = office.organize(remove(worker)).await;
                     (StreamId::organization(acme()), removed)
                 }
                 "session" => (StreamId::user(acme(), worker), office.account(worker, end(session)).await),
-                _ => (StreamId::user(acme(), worker), office.account(worker, UserCommand::Deactivate).await),
+                _ => (StreamId::user(acme(), worker), office.account(worker, deactivate()).await),
             };
             let acknowledged = revoked.unwrap().position;
             assert_eq!(last_of(&site.log, stream.clone()).await, acknowledged);
@@ -153,7 +151,7 @@ pub async fn a_command_whose_rights_moved_but_still_stand_is_carried_out_when_as
     let permit = node.permit(worker, session, Action::ProjectEdit, resource).await.unwrap();
     let done = node.edit_project(&permit, &context, project, "first".to_owned()).await.unwrap();
     // What was done stays done, and is answered as it was, whatever happens to the rights.
-    office.organize(OrganizationCommand::RemoveMember { user: worker }).await.unwrap();
+    office.organize(remove(worker)).await.unwrap();
     let again = node.edit_project(&permit, &context, project, "first".to_owned()).await.unwrap();
     assert!(again.duplicate);
     assert_eq!((again.position, again.events), (done.position, done.events));

@@ -17,7 +17,7 @@ use envforge_projections::AuthorizeError;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use crate::house::{NOW, Node, Site, acme, assign, end, grant, history, open, person, revoke};
+use crate::house::{NOW, Node, Site, acme, assign, end, grant, history, open, person, remove, revoke};
 
 const NODES: usize = 4;
 const WORKERS: usize = 6;
@@ -125,7 +125,7 @@ async fn take_and_give(
                 settle(other.organize(assign(granted)).await);
             }
             1 => {
-                settle(node.organize(OrganizationCommand::RemoveMember { user: worker.user }).await);
+                settle(node.organize(remove(worker.user)).await);
                 tokio::task::yield_now().await;
                 settle(other.organize(OrganizationCommand::AddMember { user: worker.user }).await);
                 settle(other.organize(assign(granted)).await);

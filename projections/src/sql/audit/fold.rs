@@ -184,7 +184,8 @@ impl AuditModel {
                     ActivitySource::Link(link) => self.subjects.want(&link.to_string()),
                     ActivitySource::Person(user) => self.subjects.want(&user.to_string()),
                 },
-                RuntimeEvent::StageReached { .. }
+                RuntimeEvent::HostChosen { .. }
+                | RuntimeEvent::StageReached { .. }
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }

@@ -133,6 +133,19 @@ impl<'a> Audit<'a> {
         after: Option<AuditCursor>,
         limit: Limit,
     ) -> Result<Page<AuditRow, AuditCursor>, DatabaseError> {
+        let statement = Self::statement(org, filter, direction, after, limit);
+        let rows: Vec<StoredRow> = self.database.fetch_all(statement).await?;
+        let items = rows.into_iter().map(AuditRow::try_from).collect::<Result<Vec<_>, _>>()?;
+        Ok(Page::cut(items, limit, |row| row.cursor))
+    }
+
+    pub(in super::super) fn statement(
+        org: OrgId,
+        filter: &AuditFilter,
+        direction: Direction,
+        after: Option<AuditCursor>,
+        limit: Limit,
+    ) -> Statement {
         let head = format!("SELECT {} FROM audit_rows WHERE generation = {LIVE}", StoredRow::TABLE.column_list());
         let mut statement = filtered(Statement::new(head).push(" AND org = ").bind(org.to_string()), filter);
         if let Some(AuditCursor { position, ordinal }) = after {
@@ -146,9 +159,7 @@ impl<'a> Audit<'a> {
             Direction::OldestFirst => " ORDER BY position, ordinal LIMIT ",
             Direction::NewestFirst => " ORDER BY position DESC, ordinal DESC LIMIT ",
         };
-        let rows: Vec<StoredRow> = self.database.fetch_all(statement.push(order).bind(limit.probe())).await?;
-        let items = rows.into_iter().map(AuditRow::try_from).collect::<Result<Vec<_>, _>>()?;
-        Ok(Page::cut(items, limit, |row| row.cursor))
+        statement.push(order).bind(limit.probe())
     }
 }
 

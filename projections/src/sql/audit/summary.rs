@@ -90,6 +90,7 @@ fn user(event: &UserEvent, name: &str) -> String {
                 SessionEnd::RefreshReused => "a refresh token was used twice",
                 SessionEnd::Deactivated => "the account was deactivated",
                 SessionEnd::Expired => "its time was over",
+                SessionEnd::Displaced => "it was the oldest of too many",
             };
             format!("A session of {name} ended: {why}")
         }
@@ -148,7 +149,8 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             let services = services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
             format!("{name} is ready: {services}")
         }
-        // Never shown: its visibility is the operator's.
+        // These two are never shown: their visibility is the operator's.
+        RuntimeEvent::HostChosen { .. } => format!("Chose a host for {name}"),
         RuntimeEvent::EndpointsBound { .. } => format!("Bound the endpoints of {name}"),
         RuntimeEvent::LeaseRenewed { .. } => format!("{name} still runs"),
         RuntimeEvent::ActivitySeen { source, .. } => match source {

@@ -341,8 +341,8 @@ impl DirectoryModel {
                 row.commit_hash = Some(commit.clone());
                 row.services = ready_services::to_text(services);
             }
-            // Addresses are for the gateway's view alone.
-            RuntimeEvent::EndpointsBound { .. } => {}
+            // Hosts and addresses are for operators and the gateway's view alone.
+            RuntimeEvent::HostChosen { .. } | RuntimeEvent::EndpointsBound { .. } => {}
             RuntimeEvent::LeaseRenewed { lease_until, .. } => row.lease_until = Some(int(lease_until.get())),
             RuntimeEvent::ActivitySeen { at: seen, open_streams, .. } => {
                 row.active_at = Some(int(seen.get()));

@@ -158,14 +158,7 @@ impl<'a> Directory<'a> {
         after: Option<&str>,
         limit: Limit,
     ) -> Result<Page<MemberRecord>, DatabaseError> {
-        let more = ", u.name AS user_name, u.email AS user_email, u.deactivated_at AS user_deactivated_at";
-        let statement = select(&MemberRow::TABLE.column_list(), more, MemberRow::TABLE.name)
-            .push("LEFT JOIN directory_users AS u ON u.generation = t.generation AND u.id = t.grantee ")
-            .push(&live())
-            .push(" AND t.is_member = 1 AND t.org = ")
-            .bind(org.to_string());
-        let cursor = after.map(|user| format!("{org}/{user}"));
-        let rows: Vec<MemberJoined> = self.database.fetch_all(page_of(statement, cursor.as_deref(), limit)).await?;
+        let rows: Vec<MemberJoined> = self.database.fetch_all(Self::members_statement(org, after, limit)).await?;
         let read = Reader(MemberRow::TABLE.name);
         let member = |row: MemberJoined| {
             Ok::<_, DatabaseError>(MemberRecord {
@@ -181,13 +174,28 @@ impl<'a> Directory<'a> {
         Ok(Page::cut(items, limit, |member| member.user.to_string()))
     }
 
+    pub(in super::super) fn members_statement(org: OrgId, after: Option<&str>, limit: Limit) -> Statement {
+        let more = ", u.name AS user_name, u.email AS user_email, u.deactivated_at AS user_deactivated_at";
+        let statement = select(&MemberRow::TABLE.column_list(), more, MemberRow::TABLE.name)
+            .push("LEFT JOIN directory_users AS u ON u.generation = t.generation AND u.id = t.grantee ")
+            .push(&live())
+            .push(" AND t.is_member = 1 AND t.org = ")
+            .bind(org.to_string());
+        let cursor = after.map(|user| format!("{org}/{user}"));
+        page_of(statement, cursor.as_deref(), limit)
+    }
+
     /// Grants of the teams of an organization. One page holds all: teams are few.
     pub async fn team_grants(&self, org: OrgId) -> Result<BTreeMap<TeamId, Vec<MemberGrant>>, DatabaseError> {
-        let statement = of::<MemberRow>().push(&live()).push(" AND t.is_member = 0 AND t.org = ").bind(org.to_string());
-        let rows: Vec<MemberRow> = self.database.fetch_all(page_of(statement, None, Limit::MAX)).await?;
+        let rows: Vec<MemberRow> = self.database.fetch_all(Self::team_grants_statement(org)).await?;
         let read = Reader(MemberRow::TABLE.name);
         let teams = rows.iter().filter_map(|row| Some((team(&row.grantee)?, row)));
         teams.map(|(team, row)| Ok((team, read.grants(&row.grants)?))).collect()
+    }
+
+    pub(in super::super) fn team_grants_statement(org: OrgId) -> Statement {
+        let statement = of::<MemberRow>().push(&live()).push(" AND t.is_member = 0 AND t.org = ").bind(org.to_string());
+        page_of(statement, None, Limit::MAX)
     }
 
     pub async fn user(&self, user: UserId) -> Result<Option<UserRecord>, DatabaseError> {

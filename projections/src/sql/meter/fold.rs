@@ -83,7 +83,7 @@ pub(crate) struct MeterModel {
 }
 
 /// Who the cost of a wake is attributed to: kind, person, name, link.
-fn attribution(cause: Option<&WakeCause>) -> (String, Option<String>, Option<String>, Option<String>) {
+pub(super) fn attribution(cause: Option<&WakeCause>) -> (String, Option<String>, Option<String>, Option<String>) {
     let kind = cause.map_or("unknown", wake_cause::kind).to_owned();
     match cause {
         Some(WakeCause::Link { link, .. }) => (kind, None, None, Some(link.to_string())),
@@ -142,6 +142,7 @@ impl MeterModel {
             | RuntimeEvent::Failed { .. }
             | RuntimeEvent::Lost { .. } => {}
             RuntimeEvent::WakeQueued { .. }
+            | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }

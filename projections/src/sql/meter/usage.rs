@@ -1,18 +1,21 @@
-//! Usage queries: recorded sums by service, link, cause or workspace, and what runs on top of them right now.
+//! Usage queries: sums by service, link, cause or workspace up to this moment, and what runs right now.
+//!
+//! The recorded rows end at the last heartbeat of what runs. What ran since is added to the question, not to the rows:
+//! the fold alone writes those, for they are what is billed.
 
 use std::collections::BTreeMap;
 
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, WorkspaceId};
-use envforge_domain::meter::{RuntimeMeter, Usage, UtcHour};
+use envforge_domain::meter::{RuntimeMeter, Usage, UsageKey, UtcHour};
 use envforge_domain::runtime::WakeCause;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 
-use super::super::database::{Database, DatabaseError};
+use super::super::database::{Database, DatabaseError, Transaction};
 use super::super::page::{Limit, Page};
 use super::super::statement::Statement;
 use super::super::table::{Row, int, uint};
-use super::fold::RuntimeMeterRow;
+use super::fold::{RuntimeMeterRow, attribution};
 
 /// INVARIANT: a scalar subquery, so that one statement reads one generation, whenever a rebuild switches.
 const LIVE: &str = "(SELECT generation FROM read_models WHERE name = 'meter')";
@@ -44,6 +47,13 @@ impl GroupBy {
 
     pub fn from_token(token: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|group| group.token() == token)
+    }
+
+    const fn is_by_id(self) -> bool {
+        match self {
+            Self::Link | Self::Workspace | Self::Project => true,
+            Self::Service | Self::Cause => false,
+        }
     }
 
     const fn expression(self) -> &'static str {
@@ -92,7 +102,10 @@ pub struct UsageTotals {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageGroup {
     pub key: String,
+    /// Up to now.
     pub totals: UsageTotals,
+    /// The part of it that is running and not recorded yet: an estimate, until the host's next sign of life.
+    pub unrecorded_service_ms: u64,
 }
 
 /// What one service of a running runtime uses, beyond what is recorded.
@@ -116,6 +129,7 @@ struct SumRow {
     service_ms: i64,
     millicore_ms: i64,
     mib_ms: i64,
+    unrecorded_ms: i64,
 }
 
 /// Queries of the meter.
@@ -129,35 +143,108 @@ impl<'a> Meter<'a> {
         Self { database }
     }
 
-    /// Recorded usage of an organization, summed up; sorted by key, which is the cursor.
+    /// Usage of an organization up to `now`, summed up; sorted by key, which is the cursor. `now` by the clock that the log
+    /// uses; what is recorded already is never taken back.
     pub async fn usage(
         &self,
         org: OrgId,
         filter: &UsageFilter,
         group_by: GroupBy,
+        now: UnixMillis,
         after: Option<&str>,
         limit: Limit,
     ) -> Result<Page<UsageGroup>, DatabaseError> {
+        // INVARIANT: rows and open intervals of one moment. A heartbeat between two would be counted twice, or not at all.
+        let mut snapshot = self.database.snapshot().await?;
+        let mut running = Self::unrecorded(&mut snapshot, org, filter, group_by, now).await?;
+        if group_by.is_by_id() {
+            // Ids sort the same everywhere, so what cannot stand on this page is left out: the statement stays small however
+            // much runs at once.
+            let page = running.into_iter().filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
+            running = page.take(usize::from(limit.get()) + 1).collect();
+        }
         let key = group_by.expression();
-        // PostgreSQL sums bigints up as numeric.
-        let statement = Statement::new(format!("SELECT {key} AS group_key"))
+        let recorded = Statement::new("SELECT group_key")
+            // PostgreSQL sums bigints up as numeric.
             .push(", CAST(SUM(service_ms) AS BIGINT) AS service_ms")
             .push(", CAST(SUM(millicore_ms) AS BIGINT) AS millicore_ms")
-            .push(", CAST(SUM(mib_ms) AS BIGINT) AS mib_ms FROM meter_usage WHERE generation = ")
+            .push(", CAST(SUM(mib_ms) AS BIGINT) AS mib_ms")
+            .push(", CAST(SUM(unrecorded_ms) AS BIGINT) AS unrecorded_ms FROM (")
+            .push(&format!("SELECT {key} AS group_key, service_ms, millicore_ms, mib_ms, 0 AS unrecorded_ms "))
+            .push("FROM meter_usage WHERE generation = ")
             .push(LIVE);
-        let statement = Self::filtered(statement, org, filter);
-        let statement = statement.bind_some(&format!(" AND {key} > "), after);
-        let statement = statement.push(&format!(" GROUP BY {key} ORDER BY {key} LIMIT ")).bind(limit.probe());
-        let rows: Vec<SumRow> = self.database.fetch_all(statement).await?;
+        let recorded = Self::filtered(recorded, org, filter);
+        let mut everything = recorded.bind_some(&format!(" AND {key} > "), after);
+        for (index, (key, totals)) in running.into_iter().enumerate() {
+            everything = everything
+                .push(if index == 0 { " UNION ALL VALUES (" } else { ", (" })
+                .bind(key)
+                .push(", ")
+                .bind(int(totals.service_ms))
+                .push(", ")
+                .bind(int(totals.millicore_ms))
+                .push(", ")
+                .bind(int(totals.mib_ms))
+                .push(", ")
+                .bind(int(totals.service_ms))
+                .push(")");
+        }
+        let statement = everything.push(") AS everything").bind_some(" WHERE group_key > ", after);
+        let statement = statement.push(" GROUP BY group_key ORDER BY group_key LIMIT ").bind(limit.probe());
+        let rows: Vec<SumRow> = snapshot.fetch_all(statement).await?;
+        snapshot.rollback().await?;
         let group = |row: SumRow| UsageGroup {
             totals: UsageTotals {
                 service_ms: uint(row.service_ms),
                 millicore_ms: uint(row.millicore_ms),
                 mib_ms: uint(row.mib_ms),
             },
+            unrecorded_service_ms: uint(row.unrecorded_ms),
             key: row.group_key,
         };
         Ok(Page::cut(rows.into_iter().map(group).collect(), limit, |group| group.key.clone()))
+    }
+
+    /// What ran since the last heartbeats, by the same groups, hours and filters as the rows.
+    async fn unrecorded(
+        snapshot: &mut Transaction,
+        org: OrgId,
+        filter: &UsageFilter,
+        group_by: GroupBy,
+        now: UnixMillis,
+    ) -> Result<BTreeMap<String, UsageTotals>, DatabaseError> {
+        let columns = RuntimeMeterRow::TABLE.column_list();
+        let statement = Statement::new(format!("SELECT {columns} FROM meter_runtimes WHERE generation = {LIVE}"))
+            .push(" AND since IS NOT NULL AND org = ")
+            .bind(org.to_string())
+            .bind_some(" AND project = ", filter.project.map(|project| project.to_string()))
+            .bind_some(" AND id = ", filter.workspace.map(|workspace| workspace.to_string()));
+        let rows: Vec<RuntimeMeterRow> = snapshot.fetch_all(statement).await?;
+        let (first, end) = filter.hours();
+        let link_wanted = filter.link.map(|link| link.to_string());
+        let mut sums = BTreeMap::new();
+        for row in rows {
+            let meter = row.meter().map_err(broken)?;
+            let (cause, _, _, link) = attribution(meter.cause());
+            if link_wanted.is_some() && link != link_wanted {
+                continue;
+            }
+            for (key, usage) in unrecorded(&meter, now) {
+                let hour = int(key.hour.0);
+                if first.is_some_and(|first| hour < first) || end.is_some_and(|end| hour >= end) {
+                    continue;
+                }
+                let group = match group_by {
+                    GroupBy::Service => key.service.as_str().to_owned(),
+                    GroupBy::Link => link.clone().unwrap_or_default(),
+                    GroupBy::Cause => cause.clone(),
+                    GroupBy::Workspace => row.id.clone(),
+                    GroupBy::Project => row.project.clone(),
+                };
+                sums.entry(group).or_insert_with(UsageTotals::default).add(&usage);
+            }
+        }
+        Ok(sums)
     }
 
     fn filtered(statement: Statement, org: OrgId, filter: &UsageFilter) -> Statement {
@@ -195,41 +282,57 @@ impl<'a> Meter<'a> {
     }
 }
 
+fn broken(reason: String) -> DatabaseError {
+    DatabaseError::Row { table: RuntimeMeterRow::TABLE.name, reason }
+}
+
+/// The rows of an open interval beyond its last heartbeat. Clocks may differ by a little: what is recorded already is
+/// never taken back.
+fn unrecorded(meter: &RuntimeMeter, now: UnixMillis) -> BTreeMap<UsageKey, Usage> {
+    let Some(open) = meter.open() else { return BTreeMap::new() };
+    let recorded = meter.running(open.heartbeat);
+    let mut rows = meter.running(now.max(open.heartbeat));
+    rows.retain(|key, usage| {
+        let before = recorded.get(key).copied().unwrap_or_default();
+        usage.service_ms = usage.service_ms.saturating_sub(before.service_ms);
+        usage.millicore_ms = usage.millicore_ms.saturating_sub(before.millicore_ms);
+        usage.mib_ms = usage.mib_ms.saturating_sub(before.mib_ms);
+        usage.service_ms > 0
+    });
+    rows
+}
+
 fn running(row: &RuntimeMeterRow, now: UnixMillis) -> Result<Vec<RunningUsage>, DatabaseError> {
-    let broken = |reason: String| DatabaseError::Row { table: RuntimeMeterRow::TABLE.name, reason };
     let meter = row.meter().map_err(broken)?;
     let Some(open) = meter.open() else { return Ok(Vec::new()) };
     let workspace = row.id.parse().map_err(|error: envforge_domain::ids::InvalidId| broken(error.to_string()))?;
     let project = row.project.parse().map_err(|error: envforge_domain::ids::InvalidId| broken(error.to_string()))?;
-    let recorded = by_service(&meter, open.heartbeat);
-    // Clocks may differ by a little: what is recorded already is never taken back.
-    let services = by_service(&meter, now.max(open.heartbeat)).into_iter().map(|(service, total)| {
-        let before = recorded.get(&service).copied().unwrap_or_default();
-        let unrecorded = UsageTotals {
-            service_ms: total.service_ms.saturating_sub(before.service_ms),
-            millicore_ms: total.millicore_ms.saturating_sub(before.millicore_ms),
-            mib_ms: total.mib_ms.saturating_sub(before.mib_ms),
-        };
-        RunningUsage {
+    let beyond = by_service(unrecorded(&meter, now));
+    let services =
+        by_service(meter.running(now.max(open.heartbeat))).into_iter().map(|(service, total)| RunningUsage {
             workspace,
             project,
+            unrecorded: beyond.get(&service).copied().unwrap_or_default(),
             service,
             cause: meter.cause().cloned(),
             since: open.since,
-            unrecorded,
             total,
-        }
-    });
+        });
     Ok(services.collect())
 }
 
-fn by_service(meter: &RuntimeMeter, until: UnixMillis) -> BTreeMap<ServiceName, UsageTotals> {
+impl UsageTotals {
+    fn add(&mut self, Usage { service_ms, millicore_ms, mib_ms }: &Usage) {
+        self.service_ms = self.service_ms.saturating_add(*service_ms);
+        self.millicore_ms = self.millicore_ms.saturating_add(*millicore_ms);
+        self.mib_ms = self.mib_ms.saturating_add(*mib_ms);
+    }
+}
+
+fn by_service(rows: BTreeMap<UsageKey, Usage>) -> BTreeMap<ServiceName, UsageTotals> {
     let mut sums: BTreeMap<ServiceName, UsageTotals> = BTreeMap::new();
-    for (key, Usage { service_ms, millicore_ms, mib_ms }) in meter.running(until) {
-        let sum = sums.entry(key.service).or_default();
-        sum.service_ms = sum.service_ms.saturating_add(service_ms);
-        sum.millicore_ms = sum.millicore_ms.saturating_add(millicore_ms);
-        sum.mib_ms = sum.mib_ms.saturating_add(mib_ms);
+    for (key, usage) in rows {
+        sums.entry(key.service).or_default().add(&usage);
     }
     sums
 }

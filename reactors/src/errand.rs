@@ -1,0 +1,314 @@
+//! What takes time: taking a wake, waking, sleeping, clearing, and telling the log what came of it.
+//!
+//! Each errand may be run again at any time and does what is still missing. Not here: which one is due
+//! (`runtime_reactor`).
+
+use std::time::Duration;
+
+use envforge_commands::{CommandError, Commands, Context, hosts, runtimes};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::{Component, Position, StreamId};
+use envforge_domain::host::Host;
+use envforge_domain::ids::{CommitId, CorrelationId, WorkspaceId};
+use envforge_domain::limits::RUNTIME_LEASE;
+use envforge_domain::runtime::{Epoch, ReadyService, RuntimeCommand, SleepCause, WakeStage};
+use envforge_domain::time::SharedClock;
+use envforge_domain::workspace::ActiveWorkspace;
+use envforge_runtime::{LocalHost, Stage, WakeFailure, WakeOrder};
+use tokio::sync::watch;
+
+use crate::host_machine::LocalMachine;
+use crate::permit::system_permit;
+use crate::world::needs;
+
+/// Reports that wait for the log; each is retried until it is answered.
+const REPORT_ATTEMPTS_MAX: u32 = 60;
+/// After a wake that this host did not get, until the log says who has it.
+const NOT_TAKEN_PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs errands on one host. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Errands {
+    pub(crate) commands: Commands,
+    pub(crate) host: LocalHost,
+    pub(crate) machine: LocalMachine,
+    pub(crate) clock: SharedClock,
+}
+
+/// What an errand is about, and on which grounds it is run.
+#[derive(Clone, Copy)]
+pub(crate) struct Matter {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) epoch: Epoch,
+    pub(crate) resource: Resource,
+    /// What the reactor knew of the log.
+    pub(crate) position: Position,
+    /// The commit that it is a reaction to: for causation.
+    pub(crate) commit: CommitId,
+    pub(crate) correlation: CorrelationId,
+}
+
+/// What a host keeps of a workspace that must not stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Clearing {
+    /// The wake up to which nothing may run here.
+    pub(crate) end: Option<Epoch>,
+    /// Room that is held for it.
+    pub(crate) release: bool,
+    /// Checkout, data and output: the workspace is archived.
+    pub(crate) remove: bool,
+}
+
+/// What came of a clearing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cleared {
+    /// A reader at this position sees that the room was given back.
+    pub(crate) released_at: Option<Position>,
+    pub(crate) removed: bool,
+}
+
+/// Why this host did not get a wake. Another one may; nothing is reported.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error("the machine's key cannot be claimed: {0}")]
+    Key(#[from] envforge_domain::commit::InvalidStreamKey),
+    #[error("the policy does not allow it: {0}")]
+    Denied(#[from] envforge_domain::access::Denial),
+}
+
+impl Errands {
+    /// Takes the wake for this host and carries it out.
+    pub(crate) async fn wake(&self, matter: Matter, order: WakeOrder, active: ActiveWorkspace) {
+        if let Err(reason) = self.take(matter, &active).await {
+            tracing::info!(workspace = %matter.workspace, %reason, "this host did not take a wake");
+            tokio::time::sleep(NOT_TAKEN_PAUSE).await;
+            return;
+        }
+        self.stage(matter, WakeStage::Placed).await;
+        let (stages, mut stage) = watch::channel(Stage::CheckingOut);
+        let tell_stages = async {
+            // Stages are for people who watch; one that is not recorded in time is overtaken by the next.
+            while stage.changed().await.is_ok() {
+                let reached = match &*stage.borrow_and_update() {
+                    Stage::CheckingOut => WakeStage::CheckingOut,
+                    Stage::Starting { .. } => WakeStage::Starting,
+                    Stage::Probing { .. } | Stage::Ready => WakeStage::Probing,
+                };
+                self.stage(matter, reached).await;
+            }
+        };
+        let (woken, ()) = tokio::join!(self.host.wake(order, stages), tell_stages);
+        let (epoch, host) = (matter.epoch, self.machine.host);
+        let report = match woken {
+            Ok(awake) => RuntimeCommand::ReportReady {
+                epoch,
+                commit: awake.commit,
+                host,
+                services: active
+                    .manifest
+                    .services
+                    .iter()
+                    .map(|service| ReadyService {
+                        name: service.name.clone(),
+                        cpu_millicores: service.cpu_millicores,
+                        memory_mib: service.memory_mib,
+                    })
+                    .collect(),
+                endpoints: awake.endpoints,
+                lease_until: self.clock.now().plus(RUNTIME_LEASE),
+            },
+            // A sleep overtook the wake; it reports for itself.
+            Err(WakeFailure::Cancelled | WakeFailure::ShuttingDown) => return,
+            Err(failure) => RuntimeCommand::ReportFailed { epoch, host, reason: failure.to_string() },
+        };
+        if !self.report(matter, &report, "woken").await {
+            // The log refused it (put to sleep or given up meanwhile): the next comparison ends what runs.
+            tracing::info!(workspace = %matter.workspace, epoch = epoch.0, "a finished wake was no longer wanted");
+        }
+    }
+
+    pub(crate) async fn sleep(&self, matter: Matter) {
+        if !self.end(matter.workspace, matter.epoch).await {
+            // Something still runs: the next comparison tries again.
+            return;
+        }
+        let report = RuntimeCommand::ReportSlept { epoch: matter.epoch, host: self.machine.host };
+        self.report(matter, &report, "slept").await;
+    }
+
+    /// EnvForge stops: asks for the sleep itself, then does it.
+    pub(crate) async fn sleep_at_shutdown(&self, matter: Matter) {
+        let now = self.clock.now();
+        let context = Context::caused_by(matter.commit, matter.correlation, "shutdown", now);
+        let permit =
+            system_permit(Component::RuntimeReactor, Action::RuntimeSleep, matter.resource, matter.position, now);
+        if let Ok(permit) = permit
+            && let Err(error) =
+                runtimes::sleep(&self.commands, &permit, &context, matter.workspace, SleepCause::Shutdown).await
+        {
+            tracing::warn!(workspace = %matter.workspace, %error, "the sleep at shutdown was not recorded");
+        }
+        self.sleep(matter).await;
+    }
+
+    /// Ends, gives back and removes what the log no longer wants here, without a report: the log says so already.
+    pub(crate) async fn clear(&self, matter: Matter, clearing: Clearing) -> Cleared {
+        let mut cleared = Cleared::default();
+        // INVARIANT: room is given back only once nothing runs in it.
+        if let Some(epoch) = clearing.end
+            && !self.end(matter.workspace, epoch).await
+        {
+            return cleared;
+        }
+        if clearing.release {
+            match self.release(matter).await {
+                Ok(position) => cleared.released_at = Some(position),
+                Err(error) => {
+                    tracing::warn!(workspace = %matter.workspace, %error, "room was not given back yet");
+                    tokio::time::sleep(NOT_TAKEN_PAUSE).await;
+                }
+            }
+        }
+        if clearing.remove {
+            match self.host.remove(matter.workspace).await {
+                Ok(()) => cleared.removed = true,
+                Err(failure) => {
+                    tracing::warn!(workspace = %matter.workspace, %failure, "an archived workspace was not removed yet");
+                }
+            }
+        }
+        cleared
+    }
+
+    /// Records a fact, again and again until the log answers. `false` where the domain refused it.
+    pub(crate) async fn report(&self, matter: Matter, report: &RuntimeCommand, purpose: &str) -> bool {
+        let workspace = matter.workspace;
+        // One id for all attempts: a lost acknowledgement must not become a second fact.
+        let context = Context::caused_by(matter.commit, matter.correlation, purpose, self.clock.now());
+        for attempt in 0..REPORT_ATTEMPTS_MAX {
+            match self.send(matter, &context, report).await {
+                Ok(()) => return true,
+                Err(CommandError::Refused(refusal)) => {
+                    tracing::info!(%workspace, %refusal, purpose, "the log did not take a report");
+                    return false;
+                }
+                Err(error) => {
+                    tracing::warn!(%workspace, %error, attempt, purpose, "a report was not recorded yet");
+                    tokio::time::sleep(Duration::from_millis(u64::from(attempt.min(20)) * 100 + 50)).await;
+                }
+            }
+        }
+        tracing::error!(%workspace, purpose, "a report could not be recorded; the next comparison makes it good");
+        false
+    }
+
+    /// Records a fact, once.
+    pub(crate) async fn send(
+        &self,
+        matter: Matter,
+        context: &Context,
+        report: &RuntimeCommand,
+    ) -> Result<(), CommandError> {
+        let permit = system_permit(
+            Component::RuntimeReactor,
+            Action::RuntimeReport,
+            matter.resource,
+            matter.position,
+            context.now,
+        );
+        let permit = match permit {
+            Ok(permit) => permit,
+            Err(denial) => {
+                tracing::error!(%denial, "the policy does not allow the runtime reactor to report");
+                return Ok(());
+            }
+        };
+        runtimes::report(&self.commands, &permit, context, matter.workspace, report).await.map(drop)
+    }
+
+    async fn stage(&self, matter: Matter, stage: WakeStage) {
+        let purpose = format!("stage {stage:?}");
+        let report = RuntimeCommand::ReportStage { epoch: matter.epoch, stage };
+        let context = Context::caused_by(matter.commit, matter.correlation, &purpose, self.clock.now());
+        if let Err(error) = self.send(matter, &context, &report).await {
+            tracing::debug!(workspace = %matter.workspace, %error, "a stage was not recorded");
+        }
+    }
+
+    /// Ends a runtime and everything older of the workspace. `false` where something still runs.
+    async fn end(&self, workspace: WorkspaceId, epoch: Epoch) -> bool {
+        for attempt in 0..REPORT_ATTEMPTS_MAX {
+            match self.host.sleep(workspace, epoch.0).await {
+                Ok(()) => return true,
+                Err(failure) => {
+                    tracing::warn!(%workspace, attempt, %failure, "a sleep did not end everything; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        false
+    }
+
+    /// Makes sure that this machine is a host of the workspace's organization, holds room for the workspace, and has the
+    /// wake.
+    ///
+    /// INVARIANT: nothing is started before the last of these steps was accepted. Two hosts may hold room for a moment; the
+    /// one that does not get the wake gives it back at its next comparison.
+    async fn take(&self, matter: Matter, active: &ActiveWorkspace) -> Result<(), NotTaken> {
+        self.belong(matter).await?;
+        let now = self.clock.now();
+        let permit =
+            system_permit(Component::RuntimeReactor, Action::HostPlace, matter.resource, matter.position, now)?;
+        let context = self.caused(matter, "place");
+        let needs = needs(active);
+        hosts::place(&self.commands, &permit, &context, self.machine.host, matter.workspace, needs).await?;
+        let permit =
+            system_permit(Component::RuntimeReactor, Action::RuntimeReport, matter.resource, matter.position, now)?;
+        let choose = RuntimeCommand::ChooseHost { epoch: matter.epoch, host: self.machine.host };
+        let context = self.caused(matter, "choose");
+        runtimes::report(&self.commands, &permit, &context, matter.workspace, &choose).await?;
+        Ok(())
+    }
+
+    /// The machine is claimed for the organization, and this host registered on it.
+    async fn belong(&self, matter: Matter) -> Result<(), NotTaken> {
+        let (org, host, now) = (matter.resource.org(), self.machine.host, self.clock.now());
+        let on = Resource::Host { org, host };
+        let permit = system_permit(Component::RuntimeReactor, Action::HostRegister, on, matter.position, now)?;
+        let machine = hosts::MachineKey::parse(&self.machine.key)?;
+        let known = self.commands.load::<Host>(&StreamId::host(org, host)).await.map_err(CommandError::from)?;
+        match known.state {
+            Host::Unknown => {
+                let (context, capacity) = (self.caused(matter, "register host"), self.machine.capacity);
+                let provider = "local".to_owned();
+                hosts::register(&self.commands, &permit, &context, host, provider, machine, capacity).await?;
+            }
+            // It was registered when folders, and not machines, had keys. The claim is what keeps a second organization off.
+            Host::Active(active) if active.machine != self.machine.key => {
+                hosts::claim_machine(&self.commands, &permit, &self.caused(matter, "claim machine"), machine).await?;
+            }
+            // A retired one is refused its placement.
+            Host::Active(_) | Host::Retired => {}
+        }
+        Ok(())
+    }
+
+    async fn release(&self, matter: Matter) -> Result<Position, NotTaken> {
+        let now = self.clock.now();
+        let permit =
+            system_permit(Component::RuntimeReactor, Action::HostPlace, matter.resource, matter.position, now)?;
+        let context = self.caused(matter, "release");
+        let host = self.machine.host;
+        Ok(hosts::release(&self.commands, &permit, &context, host, matter.workspace).await?.position)
+    }
+
+    /// A request of its own with a cause. Whoever repeats it decides anew on what stands in the log then: unlike a report,
+    /// room may be taken and given back several times for one and the same commit.
+    fn caused(&self, matter: Matter, purpose: &str) -> Context {
+        let now = self.clock.now();
+        let fresh = Context::new(now);
+        Context { command: fresh.command, ..Context::caused_by(matter.commit, matter.correlation, purpose, now) }
+    }
+}

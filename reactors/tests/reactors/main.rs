@@ -1,0 +1,8 @@
+//! The runtime reactor and the timers over a real log, real repositories and real processes.
+#![allow(clippy::unwrap_used)]
+
+mod hosts;
+mod outages;
+mod runtimes;
+mod site;
+mod timers;
