@@ -10,7 +10,7 @@ use envforge_domain::commit::{Commit, Expectation, Position};
 use super::leader::{Leader, Stored};
 use super::publish::{Attempt, publish};
 use super::range;
-use crate::prepared::PreparedAppend;
+use crate::prepared::{PreparedAppend, PreparedCommit};
 use crate::{AppendError, Appended, LogError, NotTheSameLog};
 
 /// Between two attempts; doubles from the first to the second.
@@ -118,7 +118,12 @@ async fn judge(leader: &Leader, append: &PreparedAppend) -> Result<Option<Answer
                 return first_answer(leader, append, found).await.map(Some);
             }
             if index > 0 && end == expected && last.decode()?.commit.command == append.command {
-                return Ok(Some(Err(AppendError::CommandReused { command: append.command })));
+                // An attempt that was on its way may have come in since its first commit was looked for: a guard's own
+                // stream may stand anywhere, so that it does not tell.
+                return match first_commit(leader, append).await? {
+                    Some(found) => first_answer(leader, append, found).await.map(Some),
+                    None => Ok(Some(Err(AppendError::CommandReused { command: append.command }))),
+                };
             }
         }
         if end != expected && conflict.is_none() {
@@ -126,6 +131,18 @@ async fn judge(leader: &Leader, append: &PreparedAppend) -> Result<Option<Answer
         }
     }
     Ok(moved.or(conflict).map(Err))
+}
+
+/// Where the append's first commit stands, if it does.
+async fn first_commit(leader: &Leader, append: &PreparedAppend) -> Result<Option<Position>, LogError> {
+    let Some(PreparedCommit { stream, expectation: Expectation::LastAt(expected), .. }) = append.commits.first() else {
+        return Ok(None);
+    };
+    let subject = leader.subject(stream);
+    match leader.last(&subject).await? {
+        Some(last) => find(leader, append, &subject, *expected, &last).await,
+        None => Ok(None),
+    }
 }
 
 /// Where the command stands among the commits of the stream after `expected`, the last of which is given.
