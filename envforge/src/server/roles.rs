@@ -40,7 +40,7 @@ pub(crate) fn watch_views(running: &mut Running, plane: &ControlPlane) {
     });
 }
 
-/// The projectors. One that needs a person fails `/readyz` and goes on once its read model is rebuilt; where the log is
+/// The projectors. One that needs a person shows in `/readyz` and goes on once its read model is rebuilt; where the log is
 /// not the one that was folded, nothing here is worth running.
 pub(crate) fn start_projector(running: &mut Running, plane: &ControlPlane, database: &Database) {
     let projector = Supervisor::start(&plane.log, database);

@@ -519,3 +519,39 @@ async fn a_generated_password_stands_in_the_first_line_and_nowhere_else() {
         assert!(canaries.found_in(&bytes).is_empty(), "{name}: {:?}", canaries.found_in(&bytes));
     }
 }
+
+/// The digest by which a repeated request is known, as `api` makes it.
+fn request_digest(path: &str, body: &Value) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let body = serde_json::to_vec(body).unwrap();
+    let mut hasher = Sha256::new();
+    for part in [&b"POST"[..], path.as_bytes(), &body] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}
+
+/// Whoever reads the log could try passwords against it, as fast as SHA-256 is.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_digest_that_was_made_with_a_password_is_remembered() {
+    let mut world = World::start();
+    let wire = Wire::new(&world);
+    let owner = wire.sign_in(&mut world).await;
+    let member = json!({ "email": MEMBER, "name": "Dana", "password": world.planted.member_password });
+    let repository = world.repository();
+    let project = json!({ "slug": "orders", "name": "Orders", "repository": repository });
+    for (path, body) in [("/v1/orgs/acme/members", &member), ("/v1/orgs/acme/projects", &project)] {
+        let (status, answer) = wire.post(&mut world, &owner.access, path, body).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+    }
+    assert!(world.dev.terminate(DEADLINE).success(), "{}", world.dev.stderr());
+    world.saw_stores();
+    let found = |path: &str, body: &Value| {
+        let mut canaries = canary::Canaries::default();
+        canaries.plant("the digest", request_digest(path, body));
+        world.places.iter().any(|place| !canaries.found_in(&place.bytes).is_empty())
+    };
+    assert!(found("/v1/orgs/acme/projects", &project), "the digest of a request without secrets is remembered");
+    assert!(!found("/v1/orgs/acme/members", &member), "a digest of a member's password stands in a store");
+}

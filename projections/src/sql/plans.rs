@@ -2,7 +2,6 @@
 
 use envforge_domain::ids::{CorrelationId, LinkId, OrgId};
 use envforge_domain::time::UnixMillis;
-use envforge_testkit::Postgres;
 use uuid::Uuid;
 
 use super::audit::{Audit, AuditFilter, Direction};
@@ -93,10 +92,16 @@ async fn one_organization_is_found_by_an_index_in_sqlite() {
     one_organization_is_found_by_an_index(Kind::Sqlite, &database).await;
 }
 
-#[tokio::test]
-async fn one_organization_is_found_by_an_index_in_postgres() {
-    let shared = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
-    let database = Database::connect_postgres(shared.database_url()).await.unwrap();
-    one_organization_is_found_by_an_index(Kind::Postgres, &database).await;
-    database.close().await;
+mod in_postgres {
+    use envforge_testkit::Postgres;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_organization_is_found_by_an_index_there() {
+        let shared = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
+        let database = Database::connect_postgres(shared.database_url()).await.unwrap();
+        one_organization_is_found_by_an_index(Kind::Postgres, &database).await;
+        database.close().await;
+    }
 }

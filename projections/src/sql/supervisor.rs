@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use envforge_domain::commit::Position;
 use envforge_eventlog::{LogError, SharedLog};
 use futures_util::future::select_all;
 use tokio::sync::watch;
@@ -138,6 +139,8 @@ async fn keep_running(
         if !error.is_transient() {
             tracing::error!(%model, %error, "the projector stopped and needs attention");
             failed.set(1.0);
+            // What it had folded says nothing about the rows that are put in their place: waiters look at those.
+            database.freshness.begun_at(model, Position::START);
             tell(match &error {
                 ProjectorError::Log { error: LogError::NotTheSameLog(_), .. } => {
                     ProjectorState::AnotherLog { error: error.to_string() }

@@ -1,10 +1,14 @@
 //! Several hosts and organizations on one log: who carries out a wake, and what room is left afterwards.
 
+use std::collections::BTreeSet;
+
+use envforge_domain::commit::Position;
 use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
 use envforge_domain::limits::{RUNTIME_LEASE, WAKE_DEADLINE};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::time::Millis;
+use envforge_eventlog::Filter;
 use envforge_testkit::eventually;
 
 use crate::site::*;
@@ -155,4 +159,29 @@ async fn two_state_folders_on_one_machine_never_serve_two_organizations() {
     ticking.stop().await;
     beside.stop().await;
     of_acme.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_registered_by_its_folders_key_claims_its_machine_at_the_next_wake() {
+    let site = Site::new().await;
+    let before = site.start_as(Agent { state: "one", machine_id: "", ..Agent::default() }).await;
+    site.wake().await;
+    site.until("ready", ready).await;
+    let folder = site.directory.path().join("one-again");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(before.state.join("machine-key"), folder.join("machine-key")).unwrap();
+    let host = before.id;
+    before.stop().await;
+    let now = site.start_as(Agent { state: "one-again", ..Agent::default() }).await;
+    site.wake().await;
+    assert_eq!(site.until("ready again", ready).await.host(), Some(host));
+    let page = site.log.read(Position::START, 10_000, &Filter::everything()).await.unwrap();
+    let machines: BTreeSet<_> = page
+        .commits
+        .iter()
+        .filter(|recorded| recorded.commit.stream.key().starts_with("machine_"))
+        .map(|recorded| recorded.commit.stream.key().to_owned())
+        .collect();
+    assert_eq!(machines.len(), 2, "{machines:?}");
+    now.stop().await;
 }
