@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
-use envforge_commands::Commands;
+use envforge_commands::{CommandError, Commands, back_off};
 use envforge_domain::access::{Action, Permit, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
@@ -26,6 +26,10 @@ use crate::edge::Arrival;
 use crate::endpoints::health::SILENCE_MAX;
 use crate::problem::Problem;
 use crate::write::Keys;
+
+/// Questions to the policy on behalf of one request. Others' changes of rights can come in between that often at most
+/// before it is left to the client to try again.
+const PERMITS_MAX: u32 = 16;
 
 /// On which surface somebody acts: `cli` or `console`; without it, `api`.
 pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface");
@@ -135,6 +139,11 @@ impl Access {
         let permit =
             self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, caller.arrival.now);
         permit.await.map_err(denied)
+    }
+
+    /// Acting on a permit that may have to be asked for again; see `act!`.
+    pub(crate) fn acting<'a>(&'a self, caller: &'a Caller, permit: Permit) -> Acting<'a> {
+        Acting { access: self, caller, permit, permits: 1 }
     }
 
     /// Asks again while something is open, in memory. `now` moves on where the caller's arrival does not.
@@ -305,6 +314,51 @@ impl Access {
         holder.parse().map_err(|_| Problem::internal("a claim's holder is not an id of its kind"))
     }
 }
+
+/// Somebody acts on a permit. Where the rights that it rests on have moved meanwhile, nothing was done: the policy is asked
+/// once more, on the rights as they are now, and its no is the answer.
+pub(crate) struct Acting<'a> {
+    access: &'a Access,
+    caller: &'a Caller,
+    permit: Permit,
+    permits: u32,
+}
+
+impl Acting<'_> {
+    pub(crate) fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// `None`: act once more, on the new permit.
+    pub(crate) async fn settle<T>(&mut self, outcome: Result<T, CommandError>) -> Result<Option<T>, Problem> {
+        match outcome {
+            Err(CommandError::RightsMoved { .. }) if self.permits < PERMITS_MAX => {
+                back_off(self.permits).await;
+                self.permits += 1;
+                let (action, resource) = (self.permit.action(), self.permit.resource());
+                self.permit = self.access.permit(self.caller, action, resource).await?;
+                Ok(None)
+            }
+            outcome => Ok(Some(outcome?)),
+        }
+    }
+}
+
+/// Awaits what is done with a permit, again with a new one where its rights have moved meanwhile. A macro, because what is
+/// done borrows the permit of each round.
+macro_rules! act {
+    ($access:expr, $caller:expr, $permit:ident, $does:expr) => {{
+        let mut acting = $access.acting($caller, $permit);
+        loop {
+            let $permit = acting.permit();
+            let outcome = $does.await;
+            if let Some(done) = acting.settle(outcome).await? {
+                break done;
+            }
+        }
+    }};
+}
+pub(crate) use act;
 
 /// What of a list somebody may see. Made by the policy alone; queries take their scope from it.
 pub(crate) struct Listing {

@@ -5,6 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
+use envforge_domain::access::{Grant, Grantee, Role, Scope};
 use envforge_domain::claim::ClaimEvent;
 use envforge_domain::commit::{Actor, Commit, Component, StreamId, StreamKind, Surface};
 use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
@@ -18,6 +19,7 @@ use envforge_domain::project::{ProjectEvent, Repository};
 use envforge_domain::runtime::{ActivitySource, Epoch, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::user::{EmailAddress, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use uuid::Uuid;
 
@@ -114,7 +116,23 @@ pub(crate) fn organization_created() -> Commit {
         slug: "acme".parse().expect("a slug of letters"),
         name: "Acme Works".to_owned(),
     };
-    commit(StreamId::organization(org()), id(8, 0), BEGIN, vec![Event::Organization(created)])
+    // Links stand on their issuer's right.
+    let grant =
+        Grant { grantee: Grantee::User(person()), role: Role::Developer, scope: Scope::Organization, expires_at: None };
+    let events =
+        [created, OrganizationEvent::MemberAdded { user: person() }, OrganizationEvent::RoleAssigned { grant }];
+    commit(StreamId::organization(org()), id(8, 0), BEGIN, events.map(Event::Organization).to_vec())
+}
+
+pub(crate) fn person_created() -> Result<Commit> {
+    let created = UserEvent::Created {
+        user: person(),
+        issuer: "local".to_owned(),
+        subject: person().to_string(),
+        email: EmailAddress::parse("ada@example.com")?,
+        name: "Ada".to_owned(),
+    };
+    Ok(commit(StreamId::user(org(), person()), id(15, 0), BEGIN, vec![Event::User(created)]))
 }
 
 pub(crate) fn project_created(number: u64) -> Result<Commit> {

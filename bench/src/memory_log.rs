@@ -48,9 +48,12 @@ impl EventLog for MemoryLog {
         Ok(self.commits.iter().rev().find(|recorded| recorded.commit.stream == *stream).cloned())
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
-        let last = self.commits.iter().rev().find(|recorded| streams.contains(&recorded.commit.stream));
-        Ok(last.map_or(Position::START, |last| last.position))
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
+        let last_of = |stream: &StreamId| {
+            let last = self.commits.iter().rev().find(|recorded| recorded.commit.stream == *stream);
+            last.map_or(Position::START, |last| last.position)
+        };
+        Ok(streams.iter().map(last_of).collect())
     }
 
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {

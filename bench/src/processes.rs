@@ -147,6 +147,7 @@ pub(crate) async fn fill(
     let now = commits::now();
     let new = |commit| (commit, Expectation::LastAt(Position::START));
     log.append(vec![new(commits::organization_created())]).await?;
+    log.append(vec![new(commits::person_created()?)]).await?;
     log.append(vec![new(commits::project_created(0)?)]).await?;
     log.append(vec![new(commits::workspace_created(0, now)?)]).await?;
     let wake = RuntimeEvent::WakeRequested {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::{Commit, Expectation, Position, StreamId, StreamKind};
+use envforge_domain::commit::{Commit, Position, StreamId, StreamKind};
 use envforge_domain::event::Event;
 use envforge_domain::ids::CommitId;
 use envforge_eventlog::{AppendError, LogError, SharedLog};
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::context::Context;
 use crate::error::CommandError;
+use crate::fence::{Fenced, fenced};
 use crate::stream_cache::{Folded, RememberedCommand, StreamCache};
 use crate::transaction::Transaction;
 
@@ -58,7 +59,8 @@ impl Commands {
     /// Decides one command on one stream and appends what it decided.
     ///
     /// # Errors
-    /// `Refused` where the domain says no; `PermitMismatch` where the permit is for another action or thing.
+    /// `Refused` where the domain says no; `PermitMismatch` where the permit is for another action or thing; `RightsMoved`
+    /// where the rights that the permit rests on may not stand any more.
     pub async fn execute<A: Aggregate>(
         &self,
         permit: &Permit,
@@ -91,7 +93,14 @@ impl Commands {
             };
             let commit = commit(permit, context, stream, events.into_iter().map(Into::into).collect());
             let events = commit.events.clone();
-            match self.log.append(vec![(commit, Expectation::LastAt(folded.position))]).await {
+            let append = match fenced(context, &[permit], vec![(commit, folded.position)])? {
+                Fenced::Ready(append) => append,
+                Fenced::Behind => {
+                    fresh = true;
+                    continue;
+                }
+            };
+            match self.log.append(append).await {
                 Ok(appended) => {
                     metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "done")
                         .increment(1);
@@ -102,13 +111,21 @@ impl Commands {
                             return first_answer(&first, context);
                         }
                     }
-                    return Ok(Done { position: appended.last(), events, duplicate: appended.duplicate });
+                    // The first commit is the effect; those behind it say why it was allowed.
+                    let position = appended.positions.first().copied().unwrap_or(folded.position);
+                    return Ok(Done { position, events, duplicate: appended.duplicate });
                 }
                 Err(AppendError::Conflict { .. }) => {
                     fresh = true;
                     back_off(attempt).await;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if let AppendError::RightsMoved { .. } = error {
+                        metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "rights_moved")
+                            .increment(1);
+                    }
+                    return Err(error.into());
+                }
             }
         }
         metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "contended").increment(1);
@@ -219,7 +236,7 @@ pub(crate) fn first_answer(first: &RememberedCommand, context: &Context) -> Resu
 }
 
 /// Waits a little longer, and less predictably, each time somebody else was first.
-pub(crate) async fn back_off(attempt: u32) {
+pub async fn back_off(attempt: u32) {
     let ceiling_us = 200_u64 << attempt.min(8);
     let wait = rand::random_range(0..=ceiling_us);
     tokio::time::sleep(Duration::from_micros(wait)).await;
@@ -254,6 +271,8 @@ fn covers(resource: Resource, stream: &StreamId) -> bool {
     match stream.kind() {
         // A claim is only ever appended beside the event that needs it.
         StreamKind::Claim => true,
+        // Nobody decides on decisions: they stand beside what was decided.
+        StreamKind::Decision => false,
         StreamKind::Organization | StreamKind::Denial => is(&resource.org()),
         StreamKind::User => match resource {
             Resource::User { user, .. } => is(&user),

@@ -13,6 +13,13 @@ pub enum CommandError {
     /// A bug, never a client's mistake: the permit at hand allows something else.
     #[error("the permit is for `{}` and does not cover {stream} with `{}`", .permitted.token(), .needed.token())]
     PermitMismatch { permitted: Action, needed: Action, stream: StreamId },
+    /// A bug as well: nobody could say later whether the right still stood. Such permits are for looking, not for acting.
+    #[error("the permit for `{}` names no streams that its rights rest on", .permitted.token())]
+    PermitRestsOnNothing { permitted: Action },
+    /// The rights behind the permit have moved since it was given; nothing was done. Ask the policy again: it may still say
+    /// yes.
+    #[error("what {stream} says about your rights has changed meanwhile")]
+    RightsMoved { stream: StreamId },
     /// The command id (an idempotency key) was used for another request.
     #[error("this idempotency key was used for another request")]
     CommandReused,
@@ -38,6 +45,8 @@ impl CommandError {
         match self {
             Self::Refused(refusal) => Some(refusal.code()),
             Self::PermitMismatch { .. }
+            | Self::PermitRestsOnNothing { .. }
+            | Self::RightsMoved { .. }
             | Self::CommandReused
             | Self::Contended
             | Self::Unknown
@@ -51,6 +60,7 @@ impl From<AppendError> for CommandError {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::Conflict { .. } => Self::Contended,
+            AppendError::RightsMoved { stream, .. } => Self::RightsMoved { stream },
             AppendError::CommandReused { .. } => Self::CommandReused,
             AppendError::Unknown => Self::Unknown,
             AppendError::Log(error) => Self::Log(error),

@@ -7,6 +7,7 @@
 pub mod context;
 mod engine;
 mod error;
+mod fence;
 pub mod hosts;
 pub mod links;
 pub mod organizations;
@@ -18,6 +19,6 @@ pub mod users;
 pub mod workspaces;
 
 pub use context::{Context, Repeated};
-pub use engine::{Commands, Done, Loaded};
+pub use engine::{Commands, Done, Loaded, back_off};
 pub use error::CommandError;
 pub use transaction::Transaction;

@@ -16,6 +16,7 @@ use crate::runtimes::policy;
 use crate::{CommandError, Commands, Context, Done};
 
 /// What is asked of a new link. `None` means the default.
+#[derive(Clone)]
 pub struct NewLink {
     pub workspace: WorkspaceId,
     pub service: ServiceName,

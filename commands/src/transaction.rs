@@ -5,13 +5,14 @@ use std::pin::Pin;
 
 use envforge_domain::access::Permit;
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::{Commit, Expectation, Position, StreamId};
+use envforge_domain::commit::{Commit, Position, StreamId};
 use envforge_domain::limits::BATCH_COMMITS_MAX;
 use envforge_eventlog::AppendError;
 
 use crate::context::Context;
 use crate::engine::{ATTEMPTS_MAX, Commands, Done, back_off, check_permit, commit, first_answer};
 use crate::error::CommandError;
+use crate::fence::{Fenced, fenced};
 
 type Decided = Result<StepOutcome, CommandError>;
 type Step<'a> = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Decided> + Send + 'a>> + Send + Sync + 'a>;
@@ -31,11 +32,13 @@ pub struct Transaction<'a> {
     commands: &'a Commands,
     context: &'a Context,
     steps: Vec<Step<'a>>,
+    /// Of the steps, in their order.
+    permits: Vec<&'a Permit>,
 }
 
 impl<'a> Transaction<'a> {
     pub(crate) fn new(commands: &'a Commands, context: &'a Context) -> Self {
-        Self { commands, context, steps: Vec::new() }
+        Self { commands, context, steps: Vec::new(), permits: Vec::new() }
     }
 
     /// Adds a decision on another stream. Each stream may appear once.
@@ -61,6 +64,7 @@ impl<'a> Transaction<'a> {
         F: Future<Output = Result<A::Command, CommandError>> + Send + 'a,
     {
         let (commands, context) = (self.commands, self.context);
+        self.permits.push(permit);
         self.steps.push(Box::new(move || {
             let (stream, command) = (stream.clone(), command());
             Box::pin(async move {
@@ -85,7 +89,7 @@ impl<'a> Transaction<'a> {
     pub async fn commit(self) -> Result<Done, CommandError> {
         debug_assert!(self.steps.len() <= BATCH_COMMITS_MAX);
         'attempts: for attempt in 0..ATTEMPTS_MAX {
-            let mut appends = Vec::with_capacity(self.steps.len());
+            let mut decided = Vec::with_capacity(self.steps.len());
             let mut driven_from = Position::START;
             for (index, step) in self.steps.iter().enumerate() {
                 match step().await {
@@ -108,7 +112,7 @@ impl<'a> Transaction<'a> {
                         if index == 0 {
                             driven_from = at;
                         }
-                        appends.push((commit, Expectation::LastAt(at)));
+                        decided.push((commit, at));
                     }
                     // A no to what nobody needs any more is none.
                     Err(CommandError::Refused(_)) if index > 0 && self.moved_on(driven_from).await? => {
@@ -118,11 +122,17 @@ impl<'a> Transaction<'a> {
                     Err(error) => return Err(error),
                 }
             }
-            let events = appends.iter().flat_map(|(commit, _)| commit.events.iter().cloned()).collect();
-            let answering = appends[0].0.stream.clone();
-            match self.commands.log().append(appends).await {
+            let events = decided.iter().flat_map(|(commit, _)| commit.events.iter().cloned()).collect();
+            let answering = decided[0].0.stream.clone();
+            let steps = decided.len();
+            let Fenced::Ready(append) = fenced(self.context, &self.permits, decided)? else {
+                back_off(attempt).await;
+                continue;
+            };
+            match self.commands.log().append(append).await {
                 Ok(appended) => {
-                    let position = appended.last();
+                    // Behind the last step stands why all this was allowed.
+                    let position = appended.positions.get(steps - 1).copied().unwrap_or_else(|| appended.last());
                     // What was decided now was never stored where an earlier attempt was.
                     let first = match appended.duplicate {
                         true => self.commands.find_in_stream(&answering, self.context).await?,

@@ -13,6 +13,7 @@ use envforge_domain::workspace::{AccessMode, Branch, Workspace, WorkspaceCommand
 use crate::{CommandError, Commands, Context, Done};
 
 /// What a new workspace is made of.
+#[derive(Clone)]
 pub struct NewWorkspace {
     pub project: ProjectId,
     pub slug: WorkspaceSlug,

@@ -12,12 +12,14 @@ use envforge_commands::{
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
-use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, Recorded, StreamId, Surface};
+use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, Recorded, Standing, StreamId, Surface};
+use envforge_domain::decision::DecisionEvent;
 use envforge_domain::dev_link::{DevLinkEvent, Generation};
 use envforge_domain::event::Event;
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::*;
 use envforge_domain::manifest::Manifest;
+use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::project::Repository;
 use envforge_domain::runtime::{Epoch, RuntimeCommand, RuntimeEvent, WakeCause};
 use envforge_domain::secret::TokenDigest;
@@ -39,14 +41,18 @@ fn acme() -> OrgId {
     OrgId::from_uuid(Uuid::from_u128(100))
 }
 
-/// A permit as the policy gives it to the owner.
-fn permit(action: Action, resource: Resource) -> Permit {
+/// A permit as the policy gives it to the owner, resting on where the log stands now.
+async fn permit(log: &Arc<dyn EventLog>, action: Action, resource: Resource) -> Permit {
     let grant =
         Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
     let actor = ActorFacts::Member { org: resource.org(), active: true, session_live: true, grants: vec![grant] };
     let facts = Facts { position: Position::START, actor };
+    let streams = vec![StreamId::organization(resource.org()), StreamId::user(resource.org(), owner())];
+    let lasts = log.last_positions_of(&streams).await.unwrap();
+    let rests_on = streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last });
     authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now: NOW })
         .unwrap()
+        .resting_on(rests_on)
 }
 
 fn system(component: Component, action: Action, resource: Resource) -> Permit {
@@ -102,7 +108,7 @@ async fn world() -> World {
     let log: Arc<dyn EventLog> = Arc::new(envforge_eventlog::sqlite::SqliteLog::open(config).await.unwrap());
     let commands = Commands::new(Arc::clone(&log));
     organization(&commands, acme(), "acme").await.unwrap();
-    let on_org = permit(Action::ProjectCreate, Resource::Organization(acme()));
+    let on_org = permit(&log, Action::ProjectCreate, Resource::Organization(acme())).await;
     let (project, _) = projects::create(
         &commands,
         &on_org,
@@ -113,17 +119,18 @@ async fn world() -> World {
     )
     .await
     .unwrap();
-    let (workspace, _) = create_workspace(&commands, project, &Context::new(NOW), "signed-links").await.unwrap();
+    let (workspace, _) = create_workspace(&log, &commands, project, &Context::new(NOW), "signed-links").await.unwrap();
     World { _directory: directory, log, commands, project, workspace }
 }
 
 async fn create_workspace(
+    log: &Arc<dyn EventLog>,
     commands: &Commands,
     project: ProjectId,
     context: &Context,
     slug: &str,
 ) -> Result<(WorkspaceId, envforge_commands::Done), CommandError> {
-    let on_project = permit(Action::WorkspaceCreate, Resource::Project { org: acme(), project });
+    let on_project = permit(log, Action::WorkspaceCreate, Resource::Project { org: acme(), project }).await;
     let new = workspaces::NewWorkspace {
         project,
         slug: slug.parse().unwrap(),
@@ -148,7 +155,8 @@ async fn issue(
         wake_budget,
         issued_by: owner(),
     };
-    links::issue(&world.commands, &permit(Action::LinkIssue, world.on_workspace()), context, new).await
+    let permit = permit(&world.log, Action::LinkIssue, world.on_workspace()).await;
+    links::issue(&world.commands, &permit, context, new).await
 }
 
 async fn open_session(
@@ -193,10 +201,10 @@ async fn a_workspace_slug_is_taken_once_however_many_ask_at_once() {
     let world = world().await;
     let project = world.project;
     let attempts = (0..8).map(|_| {
-        let commands = Commands::new(Arc::clone(&world.log));
-        tokio::spawn(
-            async move { create_workspace(&commands, project, &Context::new(NOW), "racy").await.map(|(id, _)| id) },
-        )
+        let (log, commands) = (Arc::clone(&world.log), Commands::new(Arc::clone(&world.log)));
+        tokio::spawn(async move {
+            create_workspace(&log, &commands, project, &Context::new(NOW), "racy").await.map(|(id, _)| id)
+        })
     });
     let outcomes = futures_util::future::join_all(attempts).await;
     let won = outcomes.iter().filter(|outcome| outcome.as_ref().unwrap().is_ok()).count();
@@ -213,11 +221,13 @@ async fn a_workspace_slug_is_taken_once_however_many_ask_at_once() {
 #[tokio::test]
 async fn an_archived_workspaces_slug_is_never_used_again() {
     let world = world().await;
-    let archive = permit(Action::WorkspaceArchive, world.on_workspace());
+    let archive = permit(&world.log, Action::WorkspaceArchive, world.on_workspace()).await;
     workspaces::archive(&world.commands, &archive, &Context::new(NOW), world.workspace).await.unwrap();
-    let error = create_workspace(&world.commands, world.project, &Context::new(NOW), "signed-links").await.unwrap_err();
+    let context = Context::new(NOW);
+    let again = create_workspace(&world.log, &world.commands, world.project, &context, "signed-links");
+    let error = again.await.unwrap_err();
     assert_eq!(error.refusal_code(), Some("name_retired"));
-    let wake = permit(Action::RuntimeWake, world.on_workspace());
+    let wake = permit(&world.log, Action::RuntimeWake, world.on_workspace()).await;
     let cause = WakeCause::Person(owner());
     let error = runtimes::wake(&world.commands, &wake, &Context::new(NOW), world.workspace, cause).await.unwrap_err();
     assert_eq!(error.refusal_code(), Some("workspace_archived"));
@@ -317,11 +327,11 @@ async fn a_permit_for_one_thing_does_nothing_to_another() {
         workspace: world.workspace,
         link: LinkId::from_uuid(Uuid::from_u128(404)),
     };
-    let wrong_link = permit(Action::LinkRevoke, elsewhere);
+    let wrong_link = permit(&world.log, Action::LinkRevoke, elsewhere).await;
     let outcome = links::revoke(&world.commands, &wrong_link, &Context::new(NOW), link, None).await;
     assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
     let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
-    let wrong_action = permit(Action::LinkRead, resource);
+    let wrong_action = permit(&world.log, Action::LinkRead, resource).await;
     let outcome = links::revoke(&world.commands, &wrong_action, &Context::new(NOW), link, None).await;
     assert!(matches!(outcome, Err(CommandError::PermitMismatch { .. })));
     let other_org = Resource::Link {
@@ -335,7 +345,7 @@ async fn a_permit_for_one_thing_does_nothing_to_another() {
     let outcome = world
         .commands
         .execute::<envforge_domain::dev_link::DevLink>(
-            &permit(Action::LinkRevoke, other_org),
+            &permit(&world.log, Action::LinkRevoke, other_org).await,
             &Context::new(NOW),
             &stream,
             &command,
@@ -375,7 +385,7 @@ async fn nobody_deactivates_an_owner_from_below_and_nobody_the_last_one() {
     let admins = authorize(&facts, &request).unwrap();
     let refused = users::deactivate(&world.commands, &admins, &Context::new(NOW), owner()).await.unwrap_err();
     assert_eq!(refused.refusal_code(), Some("grant_above_yourself"));
-    let owners = permit(action, resource);
+    let owners = permit(&world.log, action, resource).await;
     let refused = users::deactivate(&world.commands, &owners, &Context::new(NOW), owner()).await.unwrap_err();
     assert_eq!(refused.refusal_code(), Some("last_owner"));
 }
@@ -387,11 +397,107 @@ async fn a_refusal_is_given_on_the_leaders_word_and_not_from_memory() {
     let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
     let stale = Commands::new(Arc::clone(&world.log));
     open_session(&world, &stale, link, 1, 1).await.unwrap();
-    links::revoke(&world.commands, &permit(Action::LinkRevoke, resource), &Context::new(NOW), link, None)
-        .await
-        .unwrap();
+    let revoke = permit(&world.log, Action::LinkRevoke, resource).await;
+    links::revoke(&world.commands, &revoke, &Context::new(NOW), link, None).await.unwrap();
     let error = open_session(&world, &stale, link, 2, 2).await.unwrap_err();
     assert_eq!(error.refusal_code(), Some("link_revoked"));
+}
+
+#[tokio::test]
+async fn what_a_person_does_stands_beside_why_it_was_allowed() {
+    let world = world().await;
+    let (link, done) = issue(&world, &Context::new(NOW), None).await.unwrap();
+    let page = world.log.read(done.position, 10, &Filter::everything()).await.unwrap();
+    let [recorded, held] = &page.commits[..] else { panic!("{page:?}") };
+    let (on_org, on_owner) = (StreamId::organization(acme()), StreamId::user(acme(), owner()));
+    let last = world.log.last_position_of(std::slice::from_ref(&on_org)).await.unwrap();
+    assert_eq!(recorded.commit.stream, StreamId::decisions_on(&on_owner));
+    let [Event::Decision(DecisionEvent::Recorded { action, resource, rests_on, .. })] = &recorded.commit.events[..]
+    else {
+        panic!("{recorded:?}")
+    };
+    assert_eq!((action.as_str(), resource.as_str()), ("link.issue", world.workspace.to_string().as_str()));
+    let stood = [Standing { stream: on_org.clone(), last }, Standing { stream: on_owner, last: Position::START }];
+    assert_eq!(rests_on[..], stood);
+    assert_eq!(held.commit.stream, StreamId::decisions_on(&on_org));
+    assert_eq!(held.commit.events, [Event::Decision(DecisionEvent::Held { last })]);
+    // EnvForge's own components and reviewers need nothing beside what they do.
+    let before = world.log.head().await.unwrap().position;
+    open_session(&world, &world.commands, link, 1, 1).await.unwrap();
+    assert_eq!(world.log.head().await.unwrap().position, before.next());
+}
+
+/// Adds somebody to the organization, by EnvForge itself.
+async fn move_rights(world: &World, number: u128) {
+    let add = system(Component::Setup, Action::MemberAdd, Resource::Organization(acme()));
+    let command = OrganizationCommand::AddMember { user: UserId::from_uuid(Uuid::from_u128(number)) };
+    organizations::change(&world.commands, &add, &Context::new(NOW), &command).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_whose_rights_have_moved_does_nothing_and_says_so() {
+    let world = world().await;
+    let on_workspace = permit(&world.log, Action::RuntimeWake, world.on_workspace()).await;
+    let on_organization = permit(&world.log, Action::MemberAdd, Resource::Organization(acme())).await;
+    let archive = permit(&world.log, Action::WorkspaceArchive, world.on_workspace()).await;
+    move_rights(&world, 50).await;
+    let before = world.log.head().await.unwrap().position;
+    let cause = WakeCause::Person(owner());
+    let (commands, context) = (&world.commands, Context::new(NOW));
+    let add = OrganizationCommand::AddMember { user: UserId::from_uuid(Uuid::from_u128(51)) };
+    for (what, outcome) in [
+        ("a command", runtimes::wake(commands, &on_workspace, &context, world.workspace, cause).await.map(|_| ())),
+        // Its own expectation would hold on the newer state, on which its permit does not rest.
+        (
+            "on the rights' own stream",
+            organizations::change(commands, &on_organization, &context, &add).await.map(|_| ()),
+        ),
+        ("of several streams", workspaces::archive(commands, &archive, &context, world.workspace).await.map(|_| ())),
+    ] {
+        match outcome {
+            Err(CommandError::RightsMoved { stream }) => assert_eq!(stream, StreamId::organization(acme()), "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    assert_eq!(world.log.head().await.unwrap().position, before);
+    let again = permit(&world.log, Action::MemberAdd, Resource::Organization(acme())).await;
+    organizations::change(commands, &again, &context, &add).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_repeated_command_gets_its_first_answer_though_its_rights_have_moved() {
+    let world = world().await;
+    let context = Context::new(NOW);
+    let wake = permit(&world.log, Action::RuntimeWake, world.on_workspace()).await;
+    let cause = WakeCause::Person(owner());
+    let first = runtimes::wake(&world.commands, &wake, &context, world.workspace, cause.clone()).await.unwrap();
+    let slug = "second";
+    let of_several = Context::new(NOW);
+    let (_, created) = create_workspace(&world.log, &world.commands, world.project, &of_several, slug).await.unwrap();
+    move_rights(&world, 50).await;
+    // Also for somebody whose memory is empty.
+    for commands in [world.commands.clone(), Commands::new(Arc::clone(&world.log))] {
+        let again = runtimes::wake(&commands, &wake, &context, world.workspace, cause.clone()).await.unwrap();
+        assert!(again.duplicate);
+        assert_eq!((again.position, &again.events), (first.position, &first.events));
+        let (_, again) = create_workspace(&world.log, &commands, world.project, &of_several, slug).await.unwrap();
+        assert!(again.duplicate && !created.duplicate);
+    }
+}
+
+#[tokio::test]
+async fn a_persons_permit_that_rests_on_nothing_changes_nothing() {
+    let world = world().await;
+    let grant =
+        Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
+    let actor = ActorFacts::Member { org: acme(), active: true, session_live: true, grants: vec![grant] };
+    let facts = Facts { position: Position::START, actor };
+    let (action, resource) = (Action::RuntimeWake, world.on_workspace());
+    let request = Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now: NOW };
+    let from_memory = authorize(&facts, &request).unwrap();
+    let cause = WakeCause::Person(owner());
+    let outcome = runtimes::wake(&world.commands, &from_memory, &Context::new(NOW), world.workspace, cause).await;
+    assert!(matches!(outcome, Err(CommandError::PermitRestsOnNothing { .. })), "{outcome:?}");
 }
 
 /// A log on which somebody else acts at the worst moment: before one of the reads of a stream.
@@ -420,8 +526,8 @@ impl EventLog for Interrupted {
         self.log.last_of_stream(stream).await
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
-        self.log.last_position_of(streams).await
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
+        self.log.last_positions_of(streams).await
     }
 
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
@@ -460,7 +566,7 @@ async fn a_link_pays_only_for_the_wakes_that_it_caused_however_others_come_in_be
             async move {
                 let (commands, workspace, context) = (&world.commands, world.workspace, Context::new(NOW));
                 if by_person {
-                    let permit = self::permit(Action::RuntimeWake, world.on_workspace());
+                    let permit = self::permit(&world.log, Action::RuntimeWake, world.on_workspace()).await;
                     let cause = WakeCause::Person(owner());
                     runtimes::wake(commands, &permit, &context, workspace, cause).await.unwrap();
                 } else {

@@ -50,10 +50,12 @@ pub enum StreamKind {
     Claim,
     /// Refused attempts, rate-limited; key: the organization's id.
     Denial,
+    /// Why commands of people were allowed; key: that of the access stream on which they rested, see `decision`.
+    Decision,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -63,6 +65,7 @@ impl StreamKind {
         Self::DevLink,
         Self::Claim,
         Self::Denial,
+        Self::Decision,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -76,6 +79,7 @@ impl StreamKind {
             Self::DevLink => "dev_link",
             Self::Claim => "claim",
             Self::Denial => "denial",
+            Self::Decision => "decision",
         }
     }
 
@@ -144,6 +148,11 @@ impl StreamId {
 
     pub fn dev_link(org: OrgId, link: LinkId) -> Self {
         Self::of(org, StreamKind::DevLink, link)
+    }
+
+    /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.
+    pub fn decisions_on(access: &Self) -> Self {
+        Self { org: access.org, kind: StreamKind::Decision, key: access.key.clone() }
     }
 
     pub fn org(&self) -> OrgId {
@@ -266,11 +275,20 @@ pub struct Recorded {
     pub commit: Commit,
 }
 
-/// What must hold for a commit to be appended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What must hold for a commit to be appended: one statement about one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expectation {
     /// The stream's last commit stands at this position; `Position::START` for a stream without any.
     LastAt(Position),
+    /// The commit's own stream may stand anywhere; another one, which the append does not write, must not have moved.
+    Guards(Standing),
+}
+
+/// Where a stream stood: its last commit, `Position::START` for a stream without any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub stream: StreamId,
+    pub last: Position,
 }
 
 impl Commit {

@@ -4,6 +4,7 @@
 
 use crate::claim::ClaimEvent;
 use crate::commit::StreamKind;
+use crate::decision::DecisionEvent;
 use crate::denial::DenialEvent;
 use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
@@ -25,6 +26,7 @@ pub enum Event {
     DevLink(DevLinkEvent),
     Claim(ClaimEvent),
     Denial(DenialEvent),
+    Decision(DecisionEvent),
 }
 
 /// Who may read an event through the event API.
@@ -49,6 +51,7 @@ impl Event {
             Self::DevLink(_) => StreamKind::DevLink,
             Self::Claim(_) => StreamKind::Claim,
             Self::Denial(_) => StreamKind::Denial,
+            Self::Decision(_) => StreamKind::Decision,
         }
     }
 
@@ -64,7 +67,8 @@ impl Event {
             | Self::Workspace(_)
             | Self::DevLink(_)
             | Self::Claim(_)
-            | Self::Denial(_) => Visibility::Organization,
+            | Self::Denial(_)
+            | Self::Decision(_) => Visibility::Organization,
         }
     }
 }

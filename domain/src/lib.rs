@@ -7,6 +7,7 @@ pub mod access;
 pub mod aggregate;
 pub mod claim;
 pub mod commit;
+pub mod decision;
 pub mod denial;
 pub mod dev_link;
 pub mod event;

@@ -1,7 +1,8 @@
 //! How many commits a second a log takes, and how fast it is read again, side by side with the bare client.
 //!
 //! `append_rate sqlite DIRECTORY [IN_FLIGHT [APPENDS]]`, `append_rate jetstream nats://HOST:PORT [IN_FLIGHT [APPENDS]]`.
-//! Build it with `--release`. The bare publisher sends the same messages with the same headers and checks nothing.
+//! Build it with `--release`. The bare publisher sends the same messages with the same headers and checks nothing. Guarded
+//! appends are those of people: the command's commit, and two beside it that each guard a stream of the person's rights.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::message::PublishMessage;
 use envforge_domain::claim::ClaimEvent;
-use envforge_domain::commit::{Actor, Commit, Expectation, Position, StreamId, StreamKind, Surface};
+use envforge_domain::commit::{Actor, Commit, Expectation, Position, Standing, StreamId, StreamKind, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, OrgId};
 use envforge_domain::time::UnixMillis;
@@ -116,6 +117,17 @@ async fn main() -> Result<(), Error> {
         })
         .await?;
     }
+    let rights = rights(&log).await?;
+    // A batch costs a lone JetStream server a hundred times as much as a single message.
+    let guarded_appends = if backend == "jetstream" { appends / 100 } else { appends };
+    for _ in 0..3 {
+        let (log, rights) = (Arc::clone(&log), Arc::clone(&rights));
+        measure("log, guarded", in_flight, guarded_appends, move |stream, last| {
+            let (log, rights) = (Arc::clone(&log), Arc::clone(&rights));
+            async move { Ok(log.append(guarded(commit(stream), last, &rights)).await?.positions[0]) }
+        })
+        .await?;
+    }
     for _ in 0..3 {
         if backend == "jetstream" {
             bare_replay(place).await?;
@@ -129,6 +141,26 @@ async fn main() -> Result<(), Error> {
         println!("log: {:.0} commits/s followed", f64::from(commits) / started.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// Two streams that people's rights rest on, and where they stand.
+async fn rights(log: &SharedLog) -> Result<Arc<[Standing]>, Error> {
+    let mut rights = Vec::new();
+    for (stream, _) in streams(0).into_iter().take(2) {
+        let appended = log.append(vec![(commit(stream.clone()), Expectation::LastAt(Position::START))]).await?;
+        rights.push(Standing { stream, last: appended.last() });
+    }
+    Ok(rights.into())
+}
+
+fn guarded(command: Commit, last: Position, rights: &[Standing]) -> Vec<(Commit, Expectation)> {
+    let beside = rights.iter().map(|standing| {
+        let key = format!("beside-{}", standing.stream.key());
+        let stream = StreamId::new(command.stream.org(), StreamKind::Claim, &key).expect("a key with a word before it");
+        (Commit { stream, ..command.clone() }, Expectation::Guards(standing.clone()))
+    });
+    let beside: Vec<_> = beside.collect();
+    [(command, Expectation::LastAt(last))].into_iter().chain(beside).collect()
 }
 
 async fn bare_append(url: &str, in_flight: usize, appends: u64) -> Result<(), Error> {

@@ -34,6 +34,11 @@ pub trait EventLog: Send + Sync + 'static {
     /// time, with `duplicate: true`. Of older ones the embedded log knows all, and JetStream those of its duplicate window
     /// (two minutes): whoever may repeat a command later finds out first whether it stands there, as `commands` does. One
     /// command may stand in several streams, appended together or one after the other, but only once in each.
+    ///
+    /// A commit expects where its own stream ends or, unless it is the first one, guards another stream
+    /// (`Expectation::Guards`): the append is stored only if that one has not moved, and whatever moves it later stands
+    /// behind. A guarded stream is written by no commit of the append, for what is expected of it says as much, and is
+    /// guarded by one at most.
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError>;
 
     /// The commits of one stream above `after`, in order; at most `limit`, fewer only at the stream's end. Reads from the
@@ -45,7 +50,12 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// Position of the last commit in any of these streams; the leader's word, one round trip a stream.
     /// What a decision needs in order to know that its rights are fresh.
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError>;
+    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
+        Ok(self.last_positions_of(streams).await?.into_iter().max().unwrap_or(Position::START))
+    }
+
+    /// Position of the last commit of each of these streams, in the order given; the leader's word.
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError>;
 
     /// Commits above `after` up to `limit` that pass the filter, oldest first, with the position read up to. Fewer than
     /// `limit` where they are large: `at_head` says whether more are there.
@@ -91,13 +101,17 @@ pub enum AppendError {
     /// Somebody else was first; reload and decide again.
     #[error("stream {stream} has moved on: expected its last commit at {expected}")]
     Conflict { stream: StreamId, expected: Position },
+    /// A guarded stream has moved: what was decided rests on rights that may have been taken since. Told before any
+    /// conflict. Ask the policy again.
+    #[error("the rights behind this have moved: expected the last commit of {stream} at {expected}")]
+    RightsMoved { stream: StreamId, expected: Position },
     /// The same command id was used for another request.
     #[error("command {command} was used before for another request")]
     CommandReused { command: CommandId },
     #[error("{what} has {found} {unit}, the limit is {limit}")]
     TooLarge { what: &'static str, unit: &'static str, found: usize, limit: usize },
     #[error(
-        "a commit must hold at least one event, each of its stream's kind, and a batch one commit per stream, all of one command and request"
+        "a commit must hold at least one event, each of its stream's kind, and a batch one commit per stream, all of one command and request; its first commit guards no stream, and the others each one that it does not write"
     )]
     Malformed,
     /// It is unknown whether the append happened. Appending the same commits again is safe.

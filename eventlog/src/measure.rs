@@ -31,6 +31,7 @@ impl Backend {
             Ok(Appended { duplicate: false, .. }) => "appended",
             Ok(Appended { duplicate: true, .. }) => "duplicate",
             Err(AppendError::Conflict { .. }) => "conflict",
+            Err(AppendError::RightsMoved { .. }) => "rights_moved",
             Err(AppendError::CommandReused { .. }) => "command_reused",
             Err(AppendError::TooLarge { .. }) => "too_large",
             Err(AppendError::Malformed) => "malformed",

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use envforge_domain::access::{Grant, Grantee, Role, Scope};
+use envforge_domain::access::{Action, Basis, Grant, Grantee, Principal, Role, Scope};
 use envforge_domain::claim::ClaimEvent;
-use envforge_domain::commit::{Actor, Commit, Component, StreamId, StreamKind, Surface};
+use envforge_domain::commit::{Actor, Commit, Component, Position, Standing, StreamId, StreamKind, Surface};
+use envforge_domain::decision::DecisionEvent;
 use envforge_domain::denial::{DenialEvent, DeniedAttempts};
 use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, RouteFamilies, RouteFamily};
 use envforge_domain::event::Event;
@@ -269,6 +270,20 @@ fn samples() -> Vec<Event> {
         last_at: at(9),
     });
     let denials = [DenialEvent::Recorded { attempts: attempts.to_vec() }];
+    let granted = grant(Grantee::User(user), Role::Developer, Scope::Project(project), Some(at(60)));
+    let principals = [Principal::Member, Principal::LinkVisitor, Principal::Agent, Principal::System];
+    let bases = principals.map(Basis::Principal);
+    let decisions = [Basis::Grant(granted)].into_iter().chain(bases).map(|basis| DecisionEvent::Recorded {
+        action: Action::LinkIssue.token().to_owned(),
+        resource: workspace.to_string(),
+        basis,
+        position: Position::new(41),
+        rests_on: vec![
+            Standing { stream: StreamId::organization(org), last: Position::new(40) },
+            Standing { stream: StreamId::user(org, user), last: Position::START },
+        ],
+    });
+    let held = DecisionEvent::Held { last: Position::new(40) };
 
     let mut all: Vec<Event> = Vec::new();
     all.extend(organization.into_iter().chain(roles).map(Event::Organization));
@@ -280,6 +295,7 @@ fn samples() -> Vec<Event> {
     all.extend(links.map(Event::DevLink));
     all.extend(claims.map(Event::Claim));
     all.extend(denials.map(Event::Denial));
+    all.extend(decisions.chain([held]).map(Event::Decision));
     all
 }
 

@@ -74,7 +74,7 @@ struct LinkFacts {
     expires_at: UnixMillis,
     open: bool,
     issued_by: UserId,
-    /// A link stands on its issuer's right: it was held against the policy when the link was issued, and is again
+    /// A link stands on its issuer's right: it is held against the policy where the link was issued, and again
     /// whenever that right changes. `None` while they may not issue it.
     issuer_until: Option<UnixMillis>,
 }
@@ -172,7 +172,11 @@ impl AuthorizationView {
             | StreamKind::Workspace
             | StreamKind::Host
             | StreamKind::DevLink => self.apply_relevant(recorded),
-            StreamKind::Project | StreamKind::Runtime | StreamKind::Claim | StreamKind::Denial => Vec::new(),
+            StreamKind::Project
+            | StreamKind::Runtime
+            | StreamKind::Claim
+            | StreamKind::Denial
+            | StreamKind::Decision => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -219,7 +223,8 @@ impl AuthorizationView {
                 | Event::Project(_)
                 | Event::Runtime(_)
                 | Event::Claim(_)
-                | Event::Denial(_) => {}
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
         rights
@@ -401,12 +406,13 @@ impl Inner {
                     issued_by: *issued_by,
                     issuer_until: None,
                 };
-                // The permit of this very commit said yes: what is looked up is only when that right ends.
-                let until = self.may_issue_until(*issued_by, facts.resource(link)).unwrap_or(FOREVER);
-                facts.issuer_until = Some(until);
+                // Held against the rights at this position of the log, whatever the decider knew: an issuer who may not
+                // issue it has issued a closed link.
+                let until = self.may_issue_until(*issued_by, facts.resource(link));
+                facts.issuer_until = until;
                 self.links.insert(link, facts);
                 self.links_by_issuer.entry(*issued_by).or_default().insert(link);
-                return (until != FOREVER).then_some(IssuerRight { link, until: Some(until) });
+                return (until != Some(FOREVER)).then_some(IssuerRight { link, until });
             }
             DevLinkEvent::Rotated { expires_at, .. } => {
                 if let Some(facts) = self.links.get_mut(&link) {

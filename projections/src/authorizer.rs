@@ -1,13 +1,14 @@
 //! Fresh decisions: the policy over facts that include everything the log's leader has about the actor's rights.
 //!
-//! A command that is accepted after a revocation was acknowledged is impossible, on any node: the leader is asked for the
-//! last position of the access streams, and the view is waited for (DESIGN, "Decisions see fresh rights").
+//! The leader is asked for the last position of the access streams, and the view is waited for. That alone would not keep
+//! a command from being stored after a revocation that was acknowledged in between: the permit names the streams with the
+//! positions found, and the append that it is for holds only where none of them has moved (docs/adr/0005).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_domain::access::{Action, Denial, Permit, Request, Resource, authorize};
-use envforge_domain::commit::{Actor, StreamId, Surface};
+use envforge_domain::commit::{Actor, Position, Standing, StreamId, Surface};
 use envforge_domain::ids::{SessionId, UserId};
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::{LogError, SharedLog};
@@ -51,7 +52,8 @@ impl Authorizer {
         &self.denials
     }
 
-    /// Decides on rights as fresh as the log's leader has them. One round trip a stream.
+    /// Decides on rights as fresh as the log's leader has them. One round trip a stream. The permit rests on where the
+    /// streams stood then, which the facts include.
     ///
     /// # Errors
     /// `Denied` by the policy; `Stale` when the view does not get there in time; `Log` when the leader does not answer.
@@ -65,24 +67,24 @@ impl Authorizer {
         now: UnixMillis,
     ) -> Result<Permit, AuthorizeError> {
         let mut issuer = self.issuer(actor);
-        loop {
+        let rests_on = loop {
             let streams = access_streams(actor, issuer, resource);
-            if !streams.is_empty() {
-                let position = self.log.last_position_of(&streams).await?;
-                self.hot.wait_for(position, FRESHNESS_WAIT).await?;
+            let lasts = if streams.is_empty() { Vec::new() } else { self.log.last_positions_of(&streams).await? };
+            if let Some(latest) = lasts.iter().copied().max() {
+                self.hot.wait_for(latest, FRESHNESS_WAIT).await?;
             }
             // The view may have learned only now on whose rights the link stands.
             match self.issuer(actor) {
-                learned if learned == issuer => break,
+                learned if learned == issuer => break standings(streams, lasts),
                 learned => issuer = learned,
             }
-        }
+        };
         self.hot.following()?;
-        self.decide(session, Request { actor, action, resource, surface, now })
+        Ok(self.decide(session, Request { actor, action, resource, surface, now })?.resting_on(rests_on))
     }
 
     /// Decides on what the view has. For open streams that are checked again and again, and for reads that may be as
-    /// old as the view.
+    /// old as the view. Nothing that a person changes can be appended on such a permit: it rests on no streams.
     ///
     /// # Errors
     /// `Denied` by the policy; `Stale` when the log has been silent for longer than is trusted.
@@ -120,6 +122,10 @@ impl Authorizer {
             Actor::User(_) | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => None,
         }
     }
+}
+
+fn standings(streams: Vec<StreamId>, lasts: Vec<Position>) -> impl Iterator<Item = Standing> {
+    streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last })
 }
 
 /// The streams on which an actor's rights to a resource stand.

@@ -257,7 +257,8 @@ impl GatewayView {
                 | Event::Project(_)
                 | Event::Host(_)
                 | Event::Claim(_)
-                | Event::Denial(_) => {}
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
         for right in rights {

@@ -151,7 +151,8 @@ impl PlacementView {
                 | Event::Runtime(_)
                 | Event::DevLink(_)
                 | Event::Claim(_)
-                | Event::Denial(_) => {}
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
     }

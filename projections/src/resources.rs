@@ -88,7 +88,8 @@ impl ResourceView {
                 | Event::Runtime(_)
                 | Event::Host(_)
                 | Event::Claim(_)
-                | Event::Denial(_) => {}
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
     }

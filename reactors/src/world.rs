@@ -98,7 +98,10 @@ impl World {
                     }
                 }
                 Event::Claim(event) => self.apply_claim(recorded.commit.stream.key(), event),
-                Event::Host(HostEvent::Registered { .. } | HostEvent::Retired) | Event::User(_) | Event::Denial(_) => {}
+                Event::Host(HostEvent::Registered { .. } | HostEvent::Retired)
+                | Event::User(_)
+                | Event::Denial(_)
+                | Event::Decision(_) => {}
             }
         }
         touched

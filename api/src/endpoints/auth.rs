@@ -27,7 +27,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, surface_of};
+use crate::access::{Access, act, surface_of};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::problem::Problem;
@@ -195,7 +195,7 @@ async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happe
     let Write { caller, context, .. } = request;
     let permit = auth.access.permit(&caller, Action::SessionRevokeOwn, caller.own()).await?;
     let end = UserCommand::EndOwnSession { session: caller.session };
-    let done = users::change(&auth.commands, &permit, &context, caller.user, &end).await?;
+    let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &end));
     // Only after the log knows: a refresh token that outlives its session is refused, the other way round it would be
     // a session that nobody can end by refreshing.
     auth.identity.revoke_session(caller.session, caller.arrival.now).await?;

@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::disclosed::Disclosed;
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice, one_of};
@@ -256,7 +256,7 @@ async fn issue(
         wake_budget: new.wake_budget,
         issued_by: caller.user,
     };
-    let (_, done) = links::issue(&state.commands, &permit, &context, new).await?;
+    let (_, done) = act!(state.access, &caller, permit, links::issue(&state.commands, permit, &context, new.clone()));
     let issued = state.issued(org, &done)?;
     Ok(Written::created(&done, issued))
 }
@@ -288,7 +288,7 @@ async fn rotate(
     let (resource, id) = state.named(&org, &link).await?;
     let permit = state.access.permit(&caller, Action::LinkRotate, resource).await?;
     let lifetime = rotation.lifetime_seconds.map(Millis::from_secs);
-    let done = links::rotate(&state.commands, &permit, &context, id, lifetime).await?;
+    let done = act!(state.access, &caller, permit, links::rotate(&state.commands, permit, &context, id, lifetime));
     let generation = done.events.iter().find_map(|event| match event {
         Event::DevLink(DevLinkEvent::Rotated { generation, .. }) => Some(*generation),
         _ => None,
@@ -316,7 +316,8 @@ async fn change_families(
     let (resource, id) = state.named(&org, &link).await?;
     let permit = state.access.permit(&caller, Action::LinkChangeAllowlist, resource).await?;
     let families = families_of("families", &change.families)?;
-    let done = links::change_allowlist(&state.commands, &permit, &context, id, families).await?;
+    let done =
+        act!(state.access, &caller, permit, links::change_allowlist(&state.commands, permit, &context, id, families));
     let answer = ChangedFamilies { id: id.to_string(), families: family_tokens(families) };
     Ok(Written::ok(&done, answer))
 }
@@ -332,7 +333,12 @@ async fn revoke(
     let Write { caller, body: Optional(revocation), context } = request;
     let (resource, id) = state.named(&org, &link).await?;
     let permit = state.access.permit(&caller, Action::LinkRevoke, resource).await?;
-    let done = links::revoke(&state.commands, &permit, &context, id, revocation.reason).await?;
+    let done = act!(
+        state.access,
+        &caller,
+        permit,
+        links::revoke(&state.commands, permit, &context, id, revocation.reason.clone())
+    );
     Ok(Written::ok(&done, RevokedLink { id: id.to_string(), phase: LinkPhase::Revoked.token() }))
 }
 

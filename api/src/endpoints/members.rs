@@ -24,7 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
@@ -146,7 +146,7 @@ async fn add(
     let account = Account { user, org, email: email.clone() };
     // The account comes first: its address is unique, and a user record that nobody can sign in to would stay forever.
     if let AccountOf::Former(user) = state.account(&account, new.password, &caller).await? {
-        return state.add_again(&add, &context, user, &account).await;
+        return state.add_again(&caller, add, &context, user, &account).await;
     }
 
     let command = UserCommand::Create {
@@ -156,9 +156,10 @@ async fn add(
         email: email.clone(),
         name: new.name.clone(),
     };
-    users::change(&state.commands, &create, &part_of(&context, "create user"), user, &command).await?;
+    let creating = part_of(&context, "create user");
+    act!(state.access, &caller, create, users::change(&state.commands, create, &creating, user, &command));
     let command = OrganizationCommand::AddMember { user };
-    let done = organizations::change(&state.commands, &add, &context, &command).await?;
+    let done = act!(state.access, &caller, add, organizations::change(&state.commands, add, &context, &command));
     let answer = AddedMember { user: user.to_string(), email: email.as_str().to_owned(), name: new.name };
     Ok(Written::created(&done, answer))
 }
@@ -176,7 +177,7 @@ async fn remove(
     let permit = state.access.permit(&caller, Action::MemberRemove, Resource::Organization(org)).await?;
     let user = user.parse().map_err(|_| Problem::not_found())?;
     let command = OrganizationCommand::RemoveMember { by: caller.actor(), user, now: context.now };
-    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
     state.end_sessions(org, user, &caller, &context).await?;
     Ok(Happened::new(&done))
 }
@@ -193,13 +194,14 @@ impl Members {
     /// Adds somebody who has an account here. Whoever is a member already is not added again.
     async fn add_again(
         &self,
-        permit: &Permit,
+        caller: &Caller,
+        permit: Permit,
         context: &Context,
         user: UserId,
         account: &Account,
     ) -> Result<Written<AddedMember>, Problem> {
         let command = OrganizationCommand::AddMember { user };
-        let done = organizations::change(&self.commands, permit, context, &command).await?;
+        let done = act!(self.access, caller, permit, organizations::change(&self.commands, permit, context, &command));
         if done.events.is_empty() && !done.duplicate {
             return Err(exists(account));
         }

@@ -1,12 +1,12 @@
 //! Organizations and their policy.
 
 use axum::extract::State;
-use envforge_commands::{Commands, organizations};
+use envforge_commands::{CommandError, Commands, organizations};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::StreamId;
 use envforge_domain::event::Event;
 use envforge_domain::organization::{
-    Organization as Aggregate, OrganizationCommand, OrganizationEvent, OrganizationPolicy,
+    Organization as Aggregate, OrganizationCommand, OrganizationEvent, OrganizationPolicy, OrganizationRefusal,
 };
 use envforge_domain::time::Millis;
 use envforge_projections::sql::OrganizationRecord;
@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use super::links::{families_of, family_tokens};
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::page::{Page, Path};
 use crate::problem::Problem;
@@ -131,21 +131,23 @@ async fn change_policy(
     let resource = Resource::Organization(org);
     let permit = state.access.permit(&caller, Action::OrganizationChangePolicy, resource).await?;
     let seconds = |seconds: Option<u64>, current: Millis| seconds.map_or(current, Millis::from_secs);
-    let current = match state.commands.load::<Aggregate>(&StreamId::organization(org)).await?.state {
-        Aggregate::Active(organization) => organization.policy,
-        Aggregate::Unknown => return Err(Problem::not_found()),
-    };
-    let wanted = OrganizationPolicy {
-        link_lifetime_max: seconds(change.link_lifetime_max_seconds, current.link_lifetime_max),
-        link_families: match change.link_families {
-            Some(families) => families_of("link_families", &families)?,
-            None => current.link_families,
-        },
-        idle_sleep_max: seconds(change.idle_sleep_max_seconds, current.idle_sleep_max),
-        keep_awake_max: seconds(change.keep_awake_max_seconds, current.keep_awake_max),
-    };
-    let command = OrganizationCommand::ChangePolicy { policy: wanted };
-    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    let families = change.link_families.map(|families| families_of("link_families", &families)).transpose()?;
+    // What is left out stays as it is, also where somebody else changed it a moment ago.
+    let (wanted, done) = act!(state.access, &caller, permit, async {
+        let current = match state.commands.load::<Aggregate>(&StreamId::organization(org)).await?.state {
+            Aggregate::Active(organization) => organization.policy,
+            Aggregate::Unknown => return Err(CommandError::Refused(Box::new(OrganizationRefusal::Unknown))),
+        };
+        let wanted = OrganizationPolicy {
+            link_lifetime_max: seconds(change.link_lifetime_max_seconds, current.link_lifetime_max),
+            link_families: families.unwrap_or(current.link_families),
+            idle_sleep_max: seconds(change.idle_sleep_max_seconds, current.idle_sleep_max),
+            keep_awake_max: seconds(change.keep_awake_max_seconds, current.keep_awake_max),
+        };
+        let command = OrganizationCommand::ChangePolicy { policy: wanted };
+        let done = organizations::change(&state.commands, permit, &context, &command).await?;
+        Ok((wanted, done))
+    });
     let recorded = done.events.iter().find_map(|event| match event {
         Event::Organization(OrganizationEvent::PolicyChanged { policy }) => Some(*policy),
         _ => None,

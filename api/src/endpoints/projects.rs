@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
@@ -125,7 +125,10 @@ async fn create(
     let permit = state.access.permit(&caller, Action::ProjectCreate, Resource::Organization(org)).await?;
     let slug: ProjectSlug = new.slug.parse().map_err(|error| Problem::value("slug", error))?;
     let repository = state.repository(&new.repository)?;
-    let (id, done) = projects::create(&state.commands, &permit, &context, slug, new.name.clone(), repository).await?;
+    let (id, done) = act!(state.access, &caller, permit, async {
+        let (slug, repository) = (slug.clone(), repository.clone());
+        projects::create(&state.commands, permit, &context, slug, new.name.clone(), repository).await
+    });
     let answer = WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
     Ok(Written::created(&done, answer))
 }
@@ -165,7 +168,12 @@ async fn edit(
     };
     let name = change.name.unwrap_or(name);
     let wanted = change.repository.as_deref().map_or(Ok(current), |text| state.repository(text))?;
-    let done = projects::edit(&state.commands, &permit, &context, project, name.clone(), wanted.clone()).await?;
+    let done = act!(
+        state.access,
+        &caller,
+        permit,
+        projects::edit(&state.commands, permit, &context, project, name.clone(), wanted.clone())
+    );
     // A repeated request is answered with what it wrote then, whatever was written since.
     let (name, wanted) = done
         .events

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::Access;
+use crate::access::{Access, act};
 use crate::instant::{self, Instant};
 use crate::page::{Path, Query};
 use crate::problem::Problem;
@@ -92,7 +92,7 @@ async fn assign(
         expires_at,
     };
     let command = OrganizationCommand::AssignRole { by: caller.actor(), grant, now: context.now };
-    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
     let answer = AssignedRole {
         user: new.user,
         team: new.team,
@@ -125,7 +125,7 @@ async fn revoke(
         scope: state.scope(org, query.project.as_deref()).await?,
         now: context.now,
     };
-    let done = organizations::change(&state.commands, &permit, &context, &command).await?;
+    let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
     Ok(Happened::new(&done))
 }
 

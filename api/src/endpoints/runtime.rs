@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::page::Path;
 use crate::problem::Problem;
@@ -170,7 +170,8 @@ async fn wake(
         (None, Some(agent)) => WakeCause::Agent { name: named("agent", agent)?, by: caller.user },
         (Some(_), Some(_)) => return Err(Problem::value("job", "name at most one of `job` and `agent`")),
     };
-    let done = runtimes::wake(&state.commands, &permit, &context, id, cause).await?;
+    let done =
+        act!(state.access, &caller, permit, runtimes::wake(&state.commands, permit, &context, id, cause.clone()));
     let phase = state.phase(resource, id, &done.events).await?;
     Ok(Written::accepted(&done, phase))
 }
@@ -187,7 +188,8 @@ async fn sleep(
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::RuntimeSleep, resource).await?;
     let cause = SleepCause::Person(caller.user);
-    let done = runtimes::sleep(&state.commands, &permit, &context, id, cause).await?;
+    let done =
+        act!(state.access, &caller, permit, runtimes::sleep(&state.commands, permit, &context, id, cause.clone()));
     let phase = state.phase(resource, id, &done.events).await?;
     Ok(Written::accepted(&done, phase))
 }
@@ -205,8 +207,12 @@ async fn keep_awake(
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::RuntimeKeepAwake, resource).await?;
     let until = context.now.plus(Millis::from_secs(keep.for_seconds));
-    let done =
-        runtimes::keep_awake(&state.commands, &permit, &context, id, caller.user, until, keep.reason.clone()).await?;
+    let done = act!(
+        state.access,
+        &caller,
+        permit,
+        runtimes::keep_awake(&state.commands, permit, &context, id, caller.user, until, keep.reason.clone())
+    );
     // A repeated request has another `now`, but what was promised is what the log says.
     let recorded = done.events.iter().find_map(|event| match event {
         Event::Runtime(RuntimeEvent::KeptAwake { until, .. }) => Some(*until),

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::config::GatewayUrl;
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice, one_of};
@@ -221,7 +221,8 @@ async fn create(
             .unwrap_or_default(),
     };
     let create = New { project, slug: slug.clone(), branch, manifest: manifest.clone(), access_mode };
-    let (id, done) = workspaces::create(&state.commands, &permit, &context, create).await?;
+    let (id, done) =
+        act!(state.access, &caller, permit, workspaces::create(&state.commands, permit, &context, create.clone()));
     Ok(Written::created(&done, answer(id)))
 }
 
@@ -258,7 +259,12 @@ async fn change_manifest(
     let permit = state.access.permit(&caller, Action::WorkspaceChangeManifest, resource).await?;
     let manifest = Manifest::parse(&text)?;
     let manifest_digest = manifest.digest().to_string();
-    let done = workspaces::change_manifest(&state.commands, &permit, &context, id, manifest).await?;
+    let done = act!(
+        state.access,
+        &caller,
+        permit,
+        workspaces::change_manifest(&state.commands, permit, &context, id, manifest.clone())
+    );
     Ok(Written::ok(&done, ChangedManifest { id: id.to_string(), manifest_digest }))
 }
 
@@ -275,7 +281,12 @@ async fn change_access_mode(
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::WorkspaceChangeAccessMode, resource).await?;
     let wanted = access_mode(&change.access_mode)?;
-    let done = workspaces::change_access_mode(&state.commands, &permit, &context, id, wanted).await?;
+    let done = act!(
+        state.access,
+        &caller,
+        permit,
+        workspaces::change_access_mode(&state.commands, permit, &context, id, wanted)
+    );
     let answer = ChangedAccessMode { id: id.to_string(), access_mode: change.access_mode };
     Ok(Written::ok(&done, answer))
 }
@@ -291,7 +302,7 @@ async fn archive(
     let Write { caller, context, .. } = request;
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::WorkspaceArchive, resource).await?;
-    let done = workspaces::archive(&state.commands, &permit, &context, id).await?;
+    let done = act!(state.access, &caller, permit, workspaces::archive(&state.commands, permit, &context, id));
     Ok(Written::ok(&done, ArchivedWorkspace { id: id.to_string(), archived: true }))
 }
 

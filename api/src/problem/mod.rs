@@ -179,7 +179,15 @@ impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
         match error {
             CommandError::Refused(refusal) => Self::from(&*refusal),
-            CommandError::PermitMismatch { .. } => Self::internal(error.to_string()),
+            CommandError::PermitMismatch { .. } | CommandError::PermitRestsOnNothing { .. } => {
+                Self::internal(error.to_string())
+            }
+            CommandError::RightsMoved { .. } => Self::new(
+                "rights_stale",
+                "Whether you may do this cannot be made sure of right now; nothing was changed.",
+            )
+            .retry_after_s(1)
+            .because(error.to_string()),
             CommandError::CommandReused => Self::new(
                 "idempotency_key_reused",
                 "This Idempotency-Key was used for another request before. Use a new one.",
@@ -200,6 +208,7 @@ impl From<AppendError> for Problem {
             }
             AppendError::Malformed => Self::internal(error.to_string()),
             AppendError::Conflict { .. } => CommandError::Contended.into(),
+            AppendError::RightsMoved { stream, .. } => CommandError::RightsMoved { stream }.into(),
             AppendError::CommandReused { .. } => CommandError::CommandReused.into(),
             AppendError::Unknown => CommandError::Unknown.into(),
             AppendError::Log(error) => error.into(),

@@ -112,6 +112,10 @@ async fn filters_and_positions_cut_the_same_events_out() {
     assert_eq!(replay(&owner, "?kind=workspace").await, of("workspace."));
     assert_eq!(replay(&owner, "?kind=workspace,project").await.len(), of("workspace.").len() + of("project.").len());
     assert_eq!(replay(&owner, "?type=user.session_opened").await, of("user.session_opened"));
+    // Why each of them was allowed stands in the log too.
+    let why = replay(&owner, "?kind=decision&type=decision.recorded").await;
+    let actions: Vec<_> = why.iter().map(|event| event["data"]["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["project.create", "workspace.create"]);
     let position = |event: &Value| event["envforgeposition"].as_str().unwrap().parse::<u64>().unwrap();
     let (from, to) = (position(&all[2]), position(&all[all.len() - 2]));
     let cut: Vec<_> = all.iter().filter(|event| (from..=to).contains(&position(event))).cloned().collect();

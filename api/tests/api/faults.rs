@@ -57,8 +57,8 @@ impl EventLog for FaultyLog {
         self.log.last_of_stream(stream).await
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
-        self.log.last_position_of(streams).await
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
+        self.log.last_positions_of(streams).await
     }
 
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::faults::{Faults, FaultyLog};
+use crate::rights::Overtaken;
 
 pub(crate) const PASSWORD: &str = "plum kite engine 7";
 /// How long a test waits for what must come soon.
@@ -70,6 +71,13 @@ impl Drop for House {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// A permit of EnvForge itself.
+pub(crate) fn system(action: Action, resource: Resource, now: UnixMillis) -> Permit {
+    let facts = Facts { position: Position::START, actor: ActorFacts::System };
+    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces_of(Principal::System)[0]);
+    authorize(&facts, &Request { actor, action, resource, surface, now }).unwrap()
 }
 
 /// Somebody who signed in.
@@ -184,7 +192,23 @@ impl House {
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let log: SharedLog = Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap());
+        let log = Self::log_in(&directory).await;
+        Self::start_on(directory, log, change).await
+    }
+
+    /// On a log where others can be made to be first.
+    pub(crate) async fn start_overtaken() -> (Self, Arc<Overtaken>) {
+        let directory = tempfile::tempdir().unwrap();
+        let overtaken = Overtaken::new(Self::log_in(&directory).await);
+        let log: SharedLog = Arc::<Overtaken>::clone(&overtaken);
+        (Self::start_on(directory, log, |_| {}).await, overtaken)
+    }
+
+    async fn log_in(directory: &tempfile::TempDir) -> SharedLog {
+        Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap())
+    }
+
+    async fn start_on(directory: tempfile::TempDir, log: SharedLog, change: impl FnOnce(&mut Config)) -> Self {
         let faults = Arc::new(Faults::default());
         let log: SharedLog = Arc::new(FaultyLog { log, faults: Arc::clone(&faults) });
         let stop = CancellationToken::new();
@@ -299,10 +323,7 @@ impl House {
     }
 
     pub(crate) fn system(&self, action: Action, resource: Resource) -> Permit {
-        let facts = Facts { position: Position::START, actor: ActorFacts::System };
-        let surface = action.row().surfaces_of(Principal::System)[0];
-        let actor = Actor::System(Component::Setup);
-        authorize(&facts, &Request { actor, action, resource, surface, now: self.clock.now() }).unwrap()
+        system(action, resource, self.clock.now())
     }
 
     pub(crate) async fn anonymous(&self, method: Method, path: &str, body: Value) -> Answer {

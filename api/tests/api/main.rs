@@ -10,6 +10,7 @@ mod limits;
 mod links;
 mod permissions;
 mod reads;
+mod rights;
 mod runtimes;
 mod signing_in;
 mod writes;

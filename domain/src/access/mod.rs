@@ -9,7 +9,7 @@ mod role;
 pub use action::{Action, Principal, Reach, Row, TABLE};
 pub use role::{Grant, Grantee, InvalidRole, Role, Scope};
 
-use crate::commit::{Actor, Position, Surface};
+use crate::commit::{Actor, Position, Standing, Surface};
 use crate::ids::{HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
 use crate::time::UnixMillis;
 
@@ -114,6 +114,7 @@ pub struct Permit {
     surface: Surface,
     basis: Basis,
     position: Position,
+    rests_on: Vec<Standing>,
     decided_at: UnixMillis,
 }
 
@@ -152,6 +153,20 @@ impl Permit {
     /// The position of the facts it was decided on.
     pub const fn position(&self) -> Position {
         self.position
+    }
+
+    /// Names the streams on which the rights rest, and where they stood at the latest when the facts were taken. The
+    /// permit holds for as long as none of them moves; whatever is appended on it says so to the log.
+    #[must_use]
+    pub fn resting_on(mut self, streams: impl IntoIterator<Item = Standing>) -> Self {
+        // INVARIANT: streams are added and never taken away: a permit can only be made to hold for less.
+        self.rests_on.extend(streams);
+        self
+    }
+
+    /// Empty for those whose rights do not stand in the log: EnvForge's own components.
+    pub fn rests_on(&self) -> &[Standing] {
+        &self.rests_on
     }
 
     pub const fn decided_at(&self) -> UnixMillis {
@@ -263,6 +278,7 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
         surface: request.surface,
         basis,
         position: facts.position,
+        rests_on: Vec::new(),
         decided_at: request.now,
     })
 }

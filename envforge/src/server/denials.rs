@@ -180,8 +180,8 @@ mod tests {
             self.0.last_of_stream(stream).await
         }
 
-        async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
-            self.0.last_position_of(streams).await
+        async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
+            self.0.last_positions_of(streams).await
         }
 
         async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {

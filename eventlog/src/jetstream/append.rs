@@ -5,12 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use envforge_domain::commit::{Commit, Position};
+use envforge_domain::commit::{Commit, Expectation, Position};
 
 use super::leader::{Leader, Stored};
 use super::publish::{Attempt, publish};
 use super::range;
-use crate::prepared::PreparedAppend;
+use crate::prepared::{PreparedAppend, PreparedCommit};
 use crate::{AppendError, Appended, LogError, NotTheSameLog};
 
 /// Between two attempts; doubles from the first to the second.
@@ -88,30 +88,61 @@ async fn settle(
     Ok(answer)
 }
 
-/// What the streams say about a refused append: it was stored before, or a stream has moved on. `None`: neither, so
-/// another message was on its way and the attempt may be repeated.
+/// What the streams say about a refused append: it was stored before, its rights have moved, or a stream has moved on.
+/// `None`: none of these, so another message was on its way and the attempt may be repeated.
 async fn judge(leader: &Leader, append: &PreparedAppend) -> Result<Option<Answer>, LogError> {
+    // Asked before the streams: an attempt that may still be on its way is not stored any more once a guard has moved.
+    let mut moved = None;
+    for guard in append.guards() {
+        let last = leader.last(&leader.subject(&guard.stream)).await?;
+        if last.map_or(Position::START, |last| last.position) != guard.last {
+            moved = Some(AppendError::RightsMoved { stream: guard.stream.clone(), expected: guard.last });
+            break;
+        }
+    }
     let mut conflict = None;
     for (index, commit) in append.commits.iter().enumerate() {
         let subject = leader.subject(&commit.stream);
         let last = leader.last(&subject).await?;
         let end = last.as_ref().map_or(Position::START, |last| last.position);
+        let expected = match commit.expectation {
+            Expectation::LastAt(expected) => expected,
+            // Its own stream may stand anywhere.
+            Expectation::Guards(_) => end,
+        };
         // The append is whole or not at all: where its first commit is not, none of it is.
         if let Some(last) = last {
             if index == 0
-                && let Some(found) = find(leader, append, &subject, commit.expected, &last).await?
+                && let Some(found) = find(leader, append, &subject, expected, &last).await?
             {
                 return first_answer(leader, append, found).await.map(Some);
             }
-            if index > 0 && end == commit.expected && last.decode()?.commit.command == append.command {
-                return Ok(Some(Err(AppendError::CommandReused { command: append.command })));
+            if index > 0 && end == expected && last.decode()?.commit.command == append.command {
+                // An attempt that was on its way may have come in since its first commit was looked for: a guard's own
+                // stream may stand anywhere, so that it does not tell.
+                return match first_commit(leader, append).await? {
+                    Some(found) => first_answer(leader, append, found).await.map(Some),
+                    None => Ok(Some(Err(AppendError::CommandReused { command: append.command }))),
+                };
             }
         }
-        if end != commit.expected && conflict.is_none() {
-            conflict = Some(AppendError::Conflict { stream: commit.stream.clone(), expected: commit.expected });
+        if end != expected && conflict.is_none() {
+            conflict = Some(AppendError::Conflict { stream: commit.stream.clone(), expected });
         }
     }
-    Ok(conflict.map(Err))
+    Ok(moved.or(conflict).map(Err))
+}
+
+/// Where the append's first commit stands, if it does.
+async fn first_commit(leader: &Leader, append: &PreparedAppend) -> Result<Option<Position>, LogError> {
+    let Some(PreparedCommit { stream, expectation: Expectation::LastAt(expected), .. }) = append.commits.first() else {
+        return Ok(None);
+    };
+    let subject = leader.subject(stream);
+    match leader.last(&subject).await? {
+        Some(last) => find(leader, append, &subject, *expected, &last).await,
+        None => Ok(None),
+    }
 }
 
 /// Where the command stands among the commits of the stream after `expected`, the last of which is given.

@@ -115,10 +115,10 @@ impl EventLog for JetStreamLog {
         self.leader.last(&self.leader.subject(stream)).await?.as_ref().map(Stored::decode).transpose()
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
         let subjects: Vec<String> = streams.iter().map(|stream| self.leader.subject(stream)).collect();
         let lasts = try_join_all(subjects.iter().map(|subject| self.leader.last(subject))).await?;
-        Ok(lasts.into_iter().flatten().map(|stored| stored.position).max().unwrap_or(Position::START))
+        Ok(lasts.into_iter().map(|last| last.map_or(Position::START, |last| last.position)).collect())
     }
 
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {

@@ -14,12 +14,19 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::{HeaderValue, Request};
+use envforge_domain::commit::Expectation;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::leader::{Leader, with_source};
 use crate::prepared::{PreparedAppend, PreparedCommit};
+
+/// Names the subject that an expectation is about, where it is not the message's own. async-nats has no name for it.
+///
+/// Only ever with a literal subject: on replicated streams the server does not hold wildcards against messages that are
+/// still on their way (docs/adr/0005).
+const NATS_EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// How long a request may take that waited for a new connection.
 const GRACE_AFTER_RECONNECTION: Duration = Duration::from_millis(100);
@@ -114,7 +121,16 @@ fn headers(
     let message_id = message_id(append, commit);
     headers.insert(NATS_MESSAGE_ID, message_id.as_str());
     headers.insert(NATS_EXPECTED_STREAM, leader.name.as_str());
-    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(commit.expected.get()));
+    match &commit.expectation {
+        Expectation::LastAt(expected) => {
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(expected.get()));
+        }
+        Expectation::Guards(guarded) => {
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(guarded.last.get()));
+            let subject = leader.subject(&guarded.stream);
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, subject.as_str());
+        }
+    }
     if let Some(batch) = batch {
         headers.insert(NATS_BATCH_ID, batch);
         headers.insert(NATS_BATCH_SEQUENCE, HeaderValue::from(index as u64 + 1));

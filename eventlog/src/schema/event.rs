@@ -4,10 +4,12 @@ use envforge_domain::event::Event;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::{DecodeError, claim, denial, dev_link, host, organization, project, runtime, upcast, user, workspace};
+use super::{
+    DecodeError, claim, decision, denial, dev_link, host, organization, project, runtime, upcast, user, workspace,
+};
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 9] = [
+pub(super) const TYPES: [&[&str]; 10] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -17,6 +19,7 @@ pub(super) const TYPES: [&[&str]; 9] = [
     dev_link::TYPES,
     claim::TYPES,
     denial::TYPES,
+    decision::TYPES,
 ];
 
 /// The type under which an event is stored and shown to auditors, with its version: `dev_link.issued.v1`.
@@ -31,6 +34,7 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::DevLink(event) => dev_link::event_type(event),
         Event::Claim(event) => claim::event_type(event),
         Event::Denial(event) => denial::event_type(event),
+        Event::Decision(event) => decision::event_type(event),
     }
 }
 
@@ -53,6 +57,7 @@ impl Serialize for Data<'_> {
             Event::DevLink(event) => dev_link::serialize(event, serializer),
             Event::Claim(event) => claim::serialize(event, serializer),
             Event::Denial(event) => denial::serialize(event, serializer),
+            Event::Decision(event) => decision::serialize(event, serializer),
         }
     }
 }
@@ -87,6 +92,7 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "dev_link" => dev_link::decode(event_type, data)?.map(Event::DevLink),
         "claim" => claim::decode(event_type, data)?.map(Event::Claim),
         "denial" => denial::decode(event_type, data)?.map(Event::Denial),
+        "decision" => decision::decode(event_type, data)?.map(Event::Decision),
         _ => return None,
     })
 }

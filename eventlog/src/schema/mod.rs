@@ -8,6 +8,7 @@
 
 mod claim;
 mod commit;
+mod decision;
 mod denial;
 mod dev_link;
 mod event;

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 
 use envforge_domain::access::Role;
-use envforge_domain::commit::Actor;
+use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{HandoffId, HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::runtime::Epoch;
@@ -155,6 +155,7 @@ macro_rules! numbered {
 }
 
 numbered! {
+    Position, u64, |value| value.get(), Self::new;
     UnixMillis, u64, |value| value.get(), Self::new;
     Millis, u64, |value| value.get(), Self::new;
     Epoch, u64, |value| value.0, Self;

@@ -132,9 +132,9 @@ impl EventLog for SqliteLog {
         self.reader.last_of_stream(stream).await?.as_ref().map(Stored::decode).transpose()
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
         self.file.check_place()?;
-        self.reader.last_position_of(streams).await
+        self.reader.last_positions_of(streams).await
     }
 
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {

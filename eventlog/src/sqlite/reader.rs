@@ -133,8 +133,8 @@ impl Reader {
         .map_err(|error| failed(&error))
     }
 
-    pub(super) async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
-        let mut last = Position::START;
+    pub(super) async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
+        let mut lasts = Vec::with_capacity(streams.len());
         for stream in streams {
             let position: Option<i64> = sqlx::query_scalar(
                 "SELECT max(position) FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?)",
@@ -143,9 +143,9 @@ impl Reader {
             .fetch_one(&self.pool)
             .await
             .map_err(|error| failed(&error))?;
-            last = last.max(Position::new(position.unwrap_or(0).cast_unsigned()));
+            lasts.push(Position::new(position.unwrap_or(0).cast_unsigned()));
         }
-        Ok(last)
+        Ok(lasts)
     }
 
     /// Commits above `after` and up to `head` that pass the filter; at most `limit`, fewer where they are large.

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use envforge_domain::commit::{Position, StreamId, StreamKind};
+use envforge_domain::commit::{Expectation, Position, StreamId, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
 use envforge_domain::time::{SharedClock, UnixMillis};
 use lru::LruCache;
@@ -176,10 +176,12 @@ impl Writer {
         let mut known = known_commands(&mut transaction, group, self.head).await?;
         let mut states = HashMap::new();
         let mut unknown = Vec::new();
-        for commit in group.iter().flat_map(|job| &job.append.commits) {
-            match self.streams.get(&commit.stream) {
-                Some(state) => drop(states.insert(commit.stream.clone(), *state)),
-                None => unknown.push(&commit.stream),
+        let written = group.iter().flat_map(|job| &job.append.commits).map(|commit| &commit.stream);
+        let guarded = group.iter().flat_map(|job| job.append.guards()).map(|guard| &guard.stream);
+        for stream in written.chain(guarded) {
+            match self.streams.get(stream) {
+                Some(state) => drop(states.insert(stream.clone(), *state)),
+                None => unknown.push(stream),
             }
         }
         unknown.sort_unstable();
@@ -196,8 +198,8 @@ impl Writer {
                 continue;
             }
             let last_of = |stream: &StreamId| states.get(stream).map_or(Position::START, |state| state.last);
-            if let Some(commit) = append.commits.iter().find(|commit| commit.expected != last_of(&commit.stream)) {
-                answers.push(Err(AppendError::Conflict { stream: commit.stream.clone(), expected: commit.expected }));
+            if let Some(refusal) = refusal(append, last_of) {
+                answers.push(Err(refusal));
                 continue;
             }
             let mut positions = Vec::with_capacity(append.commits.len());
@@ -337,6 +339,19 @@ fn repeated(item: &str, times: usize) -> String {
         text.push_str(item);
     }
     text
+}
+
+/// Why an append may not be stored where streams end as `last_of` says: its rights first, then its own streams.
+fn refusal(append: &PreparedAppend, last_of: impl Fn(&StreamId) -> Position) -> Option<AppendError> {
+    if let Some(guard) = append.guards().find(|guard| guard.last != last_of(&guard.stream)) {
+        return Some(AppendError::RightsMoved { stream: guard.stream.clone(), expected: guard.last });
+    }
+    append.commits.iter().find_map(|commit| match commit.expectation {
+        Expectation::LastAt(expected) if expected != last_of(&commit.stream) => {
+            Some(AppendError::Conflict { stream: commit.stream.clone(), expected })
+        }
+        Expectation::LastAt(_) | Expectation::Guards(_) => None,
+    })
 }
 
 /// The answer to an append that was made before. The first commit's stream tells; the rest of a batch stands beside it.

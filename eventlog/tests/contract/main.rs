@@ -7,6 +7,7 @@ mod append;
 mod commits;
 mod crash;
 mod follow;
+mod guards;
 mod jetstream;
 mod read;
 mod sameness;
@@ -57,6 +58,11 @@ contract_of_a_cluster! {
     append::a_batch_with_one_conflict_stores_nothing,
     append::a_batch_repeated_gets_its_first_positions,
     append::of_sixteen_batches_for_one_claim_exactly_one_wins_each_round,
+    guards::a_guarded_append_is_stored_where_the_guarded_streams_have_not_moved,
+    guards::a_guarded_append_is_refused_where_a_guarded_stream_has_moved,
+    guards::a_guarded_append_repeated_gets_its_first_answer_though_the_guarded_stream_moved,
+    guards::appends_that_rest_on_the_same_stream_do_not_refuse_each_other,
+    guards::of_a_guarded_append_and_a_revocation_at_once_the_append_never_stands_behind,
     read::filters_by_organization_and_kind_hold_over_pages,
     read::the_last_commit_and_the_last_of_several_streams_are_known_at_once,
     follow::a_filtered_follower_gets_its_commits_and_hears_of_the_whole_log,
@@ -77,6 +83,12 @@ contract! {
     append::a_batch_with_one_conflict_stores_nothing,
     append::a_batch_repeated_gets_its_first_positions,
     append::of_sixteen_batches_for_one_claim_exactly_one_wins_each_round,
+    guards::a_guarded_append_is_stored_where_the_guarded_streams_have_not_moved,
+    guards::a_guarded_append_is_refused_where_a_guarded_stream_has_moved,
+    guards::a_guarded_append_repeated_gets_its_first_answer_though_the_guarded_stream_moved,
+    guards::guards_that_say_nothing_are_malformed,
+    guards::appends_that_rest_on_the_same_stream_do_not_refuse_each_other,
+    guards::of_a_guarded_append_and_a_revocation_at_once_the_append_never_stands_behind,
     append::what_is_too_large_is_refused_with_its_limit,
     append::what_is_malformed_is_refused,
     append::the_largest_commit_is_stored_and_read_back,

@@ -273,7 +273,7 @@ async fn an_append_whose_caller_gives_up_is_stored_whole_or_not_at_all() {
         let expected = Expectation::LastAt(last);
         tokio::select! {
             biased;
-            answer = append(&log, &commit, expected) => last = answer.unwrap().last(),
+            answer = append(&log, &commit, expected.clone()) => last = answer.unwrap().last(),
             () = tokio::task::yield_now() => {
                 // The same command again gets the one answer there is.
                 last = append(&log, &commit, expected).await.unwrap().last();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use envforge_commands::Commands;
+use envforge_domain::access::{Grant, Grantee, Role, Scope};
 use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, StreamId, Surface};
 use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
 use envforge_domain::event::Event;
@@ -16,6 +17,7 @@ use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeStage};
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::time::{Clock, Millis, UnixMillis};
+use envforge_domain::user::{EmailAddress, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
@@ -160,7 +162,24 @@ impl World {
             slug: "acme".parse().unwrap(),
             name: "Acme <Works>".to_owned(),
         };
-        self.append(StreamId::organization(self.org()), vec![created.into()]).await;
+        let issuer = UserId::from_uuid(uuid(6));
+        let grant = Grant {
+            grantee: Grantee::User(issuer),
+            role: Role::Developer,
+            scope: Scope::Organization,
+            expires_at: None,
+        };
+        let member = OrganizationEvent::MemberAdded { user: issuer };
+        let role = OrganizationEvent::RoleAssigned { grant };
+        self.append(StreamId::organization(self.org()), vec![created.into(), member.into(), role.into()]).await;
+        let account = UserEvent::Created {
+            user: issuer,
+            issuer: "local".to_owned(),
+            subject: issuer.to_string(),
+            email: EmailAddress::parse("ada@example.com").unwrap(),
+            name: "Ada".to_owned(),
+        };
+        self.append(StreamId::user(self.org(), issuer), vec![account.into()]).await;
         self.create_workspace(self.workspace(), "signed-links", AccessMode::SignedLinks).await;
         self.issue(LINK).await;
     }

@@ -208,3 +208,21 @@ fn a_hundred_thousand_grants_of_others_are_no_part_of_a_decision() {
     story.in_organization(OrganizationEvent::MemberRemoved { user: user(DEVELOPER) });
     assert_eq!(story.ask(DEVELOPER, READ, NOW), Err(Denial::NotAMember));
 }
+
+/// As when the commit was on its way while the role was taken.
+#[test]
+fn a_link_issued_without_the_right_to_it_is_closed() {
+    let mut story = Story::empty();
+    story.organization(1, "acme");
+    story.person(DEVELOPER);
+    story.in_organization(OrganizationEvent::MemberAdded { user: user(DEVELOPER) });
+    story.project(1);
+    story.workspace(1, "signed-links");
+    story.link(1, DEVELOPER);
+    story.visit(1, 1);
+    assert_eq!(story.ask_visitor(NOW), Err(Denial::LinkEnded));
+    assert_ne!(story.hot.gateway.link(link(1)).unwrap().phase, crate::gateway_view::LinkPhase::Active);
+    // It is like any link whose issuer has lost the right: with the right it opens.
+    story.grant(role(DEVELOPER, Role::Developer, Scope::Project(project(1)), None));
+    assert_eq!(story.ask_visitor(NOW), Ok(()));
+}

@@ -35,7 +35,11 @@ async fn a_person_is_judged_by_the_organizations_and_their_own_stream() {
     let (log, authorizer) = authorizer(vec![], quick()).await;
     let permit = authorizer.ask(OWNER, org(1)).await.unwrap();
     assert_eq!(permit.position(), authorizer.hot().position());
-    assert_eq!(log.asked(), [StreamId::organization(org(1)), StreamId::user(org(1), user(OWNER))]);
+    let streams = [StreamId::organization(org(1)), StreamId::user(org(1), user(OWNER))];
+    assert_eq!(log.asked(), streams);
+    let stood = streams.map(|stream| Standing { stream, last: Position::START });
+    assert_eq!(permit.rests_on(), stood);
+    assert!(authorizer.ask_memory(OWNER).unwrap().rests_on().is_empty());
 }
 
 #[tokio::test]

@@ -71,9 +71,9 @@ impl EventLog for ScriptedLog {
         Ok(None)
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
         self.asked.lock().extend_from_slice(streams);
-        self.leader.lock().clone()
+        Ok(vec![self.leader.lock().clone()?; streams.len()])
     }
 
     async fn read(&self, after: Position, _: usize, _: &Filter) -> Result<Page, LogError> {

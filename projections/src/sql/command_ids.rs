@@ -2,7 +2,7 @@
 //!
 //! Only commands that came with a request have a row; what EnvForge asks of itself is idempotent by its state.
 
-use envforge_domain::commit::{Position, Recorded};
+use envforge_domain::commit::{Position, Recorded, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
 use envforge_domain::time::UnixMillis;
 
@@ -34,6 +34,10 @@ impl ReadModel for CommandIdsModel {
 
     fn fold(&mut self, recorded: &Recorded) {
         let Some(digest) = recorded.commit.request_digest else { return };
+        // What stands beside an effect only says why it was allowed.
+        if recorded.commit.stream.kind() == StreamKind::Decision {
+            return;
+        }
         self.rows.push(CommandRow {
             command: recorded.commit.command.to_string(),
             position: int(recorded.position.get()),

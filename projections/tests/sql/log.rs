@@ -113,10 +113,13 @@ impl EventLog for SharedMemoryLog {
         Ok(self.read_stream(stream, Position::START, usize::MAX).await?.pop())
     }
 
-    async fn last_position_of(&self, streams: &[StreamId]) -> Result<Position, LogError> {
+    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
         let commits = self.0.commits();
-        let last = commits.iter().rfind(|recorded| streams.contains(&recorded.commit.stream));
-        Ok(last.map_or(Position::START, |recorded| recorded.position))
+        let last_of = |stream: &StreamId| {
+            let last = commits.iter().rfind(|recorded| &recorded.commit.stream == stream);
+            last.map_or(Position::START, |recorded| recorded.position)
+        };
+        Ok(streams.iter().map(last_of).collect())
     }
 
     async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {

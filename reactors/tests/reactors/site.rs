@@ -10,7 +10,7 @@ use envforge_commands::{CommandError, Commands, Context, organizations, projects
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
-use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
+use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, Host};
 use envforge_domain::ids::{HostId, OrgId, ProjectId, UserId, WorkspaceId};
@@ -185,7 +185,7 @@ impl Site {
         organizations::create(&self.commands, &permit, &context, org, slug.parse().unwrap(), name, owner())
             .await
             .unwrap();
-        let permit = permit_of(org, Action::ProjectCreate, Resource::Organization(org), now);
+        let permit = permit_of(&self.log, org, Action::ProjectCreate, Resource::Organization(org), now).await;
         let repository = Repository::parse(self.repository.to_str().unwrap()).unwrap();
         let name = "Orders".to_owned();
         projects::create(&self.commands, &permit, &Context::new(now), "orders".parse().unwrap(), name, repository)
@@ -203,7 +203,7 @@ impl Site {
             manifest: Manifest::parse(manifest).unwrap(),
             access_mode: AccessMode::SignedLinks,
         };
-        let permit = permit_of(org, Action::WorkspaceCreate, Resource::Project { org, project }, now);
+        let permit = permit_of(&self.log, org, Action::WorkspaceCreate, Resource::Project { org, project }, now).await;
         let (id, _) = workspaces::create(&self.commands, &permit, &Context::new(now), new).await.unwrap();
         Thing { org, project, id }
     }
@@ -255,7 +255,7 @@ impl Site {
     }
 
     pub(crate) async fn wake_of(&self, thing: Thing) {
-        let permit = self.permit(thing, Action::RuntimeWake);
+        let permit = self.permit(thing, Action::RuntimeWake).await;
         let cause = WakeCause::Person(owner());
         runtimes::wake(&self.commands, &permit, &Context::new(self.now()), thing.id, cause).await.unwrap();
     }
@@ -265,13 +265,13 @@ impl Site {
     }
 
     pub(crate) async fn sleep_of(&self, thing: Thing) {
-        let permit = self.permit(thing, Action::RuntimeSleep);
+        let permit = self.permit(thing, Action::RuntimeSleep).await;
         let cause = SleepCause::Person(owner());
         runtimes::sleep(&self.commands, &permit, &Context::new(self.now()), thing.id, cause).await.unwrap();
     }
 
     pub(crate) async fn archive(&self, thing: Thing) {
-        let permit = self.permit(thing, Action::WorkspaceArchive);
+        let permit = self.permit(thing, Action::WorkspaceArchive).await;
         workspaces::archive(&self.commands, &permit, &Context::new(self.now()), thing.id).await.unwrap();
     }
 
@@ -292,8 +292,8 @@ impl Site {
         runtimes::report(&self.commands, &permit, &Context::new(now), thing.id, report).await.map(drop)
     }
 
-    pub(crate) fn permit(&self, thing: Thing, action: Action) -> Permit {
-        permit_of(thing.org, action, thing.resource(), self.now())
+    pub(crate) async fn permit(&self, thing: Thing, action: Action) -> Permit {
+        permit_of(&self.log, thing.org, action, thing.resource(), self.now()).await
     }
 
     pub(crate) async fn state_of(&self, thing: Thing) -> Runtime {
@@ -382,12 +382,24 @@ fn repository(below: &Path) -> PathBuf {
     root
 }
 
-pub(crate) fn permit_of(org: OrgId, action: Action, resource: Resource, now: UnixMillis) -> Permit {
+/// The owner's, resting on where the log stands now.
+pub(crate) async fn permit_of(
+    log: &SharedLog,
+    org: OrgId,
+    action: Action,
+    resource: Resource,
+    now: UnixMillis,
+) -> Permit {
     let grant =
         Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
     let actor = ActorFacts::Member { org, active: true, session_live: true, grants: vec![grant] };
     let facts = Facts { position: Position::START, actor };
-    authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now }).unwrap()
+    let streams = vec![StreamId::organization(org), StreamId::user(org, owner())];
+    let lasts = log.last_positions_of(&streams).await.unwrap();
+    let rests_on = streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last });
+    authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now })
+        .unwrap()
+        .resting_on(rests_on)
 }
 
 pub(crate) fn ready(state: &Runtime) -> bool {

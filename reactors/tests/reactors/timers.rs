@@ -91,7 +91,7 @@ async fn keeping_awake_puts_idle_sleep_off_and_that_is_recorded_once() {
     let ticking = site.tick();
     site.ready_by_hand(site.workspace, LONG).await;
     let until = site.now().plus(Millis::from_minutes(10));
-    let permit = site.permit(site.workspace, Action::RuntimeKeepAwake);
+    let permit = site.permit(site.workspace, Action::RuntimeKeepAwake).await;
     let (context, reason) = (Context::new(site.now()), "demo".to_owned());
     runtimes::keep_awake(&site.commands, &permit, &context, site.workspace.id, owner(), until, reason).await.unwrap();
     site.clock.skip(Millis::from_minutes(5));
@@ -140,7 +140,9 @@ async fn the_organizations_cap_goes_before_a_longer_idle_time() {
     let site = Site::new().await;
     let patient = manifest(SERVER).replace("idle_sleep: 30s", "idle_sleep: 12h");
     let thing = site.workspace_of(acme(), site.workspace.project, "patient", &patient).await;
-    let permit = permit_of(acme(), Action::OrganizationChangePolicy, Resource::Organization(acme()), site.now());
+    let permit =
+        permit_of(&site.log, acme(), Action::OrganizationChangePolicy, Resource::Organization(acme()), site.now())
+            .await;
     let policy = OrganizationPolicy { idle_sleep_max: Millis::from_minutes(1), ..OrganizationPolicy::default() };
     let command = OrganizationCommand::ChangePolicy { policy };
     organizations::change(&site.commands, &permit, &Context::new(site.now()), &command).await.unwrap();
@@ -155,7 +157,7 @@ async fn the_organizations_cap_goes_before_a_longer_idle_time() {
 async fn a_link_is_closed_at_its_end() {
     let site = Site::new().await;
     let ticking = site.tick();
-    let permit = site.permit(site.workspace, Action::LinkIssue);
+    let permit = site.permit(site.workspace, Action::LinkIssue).await;
     let new = links::NewLink {
         workspace: site.workspace.id,
         service: "web".parse().unwrap(),

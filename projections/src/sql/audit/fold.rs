@@ -85,7 +85,8 @@ impl ReadModel for AuditModel {
         let mut ordinal = 0;
         for event in &commit.events {
             self.learn(commit.stream.key(), event);
-            if event.visibility() == Visibility::Operator {
+            // Why something was allowed stands beside its row in the log; a row of its own would tell everything twice.
+            if event.visibility() == Visibility::Operator || matches!(event, Event::Decision(_)) {
                 continue;
             }
             let template = self.template(recorded, event);
@@ -208,7 +209,8 @@ impl AuditModel {
             | Event::User(_)
             | Event::Project(_)
             | Event::Host(_)
-            | Event::Claim(_) => {}
+            | Event::Claim(_)
+            | Event::Decision(_) => {}
         }
     }
 
@@ -250,7 +252,8 @@ impl AuditModel {
             | Event::Runtime(_)
             | Event::Host(_)
             | Event::Claim(_)
-            | Event::Denial(_) => return,
+            | Event::Denial(_)
+            | Event::Decision(_) => return,
         };
         if self.subjects.get(key) != Some(&subject) {
             self.subjects.put(subject);
@@ -334,7 +337,8 @@ impl AuditModel {
             | Event::Runtime(_)
             | Event::Host(_)
             | Event::DevLink(_)
-            | Event::Claim(_) => vec![template],
+            | Event::Claim(_)
+            | Event::Decision(_) => vec![template],
         }
     }
 }

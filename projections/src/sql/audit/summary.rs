@@ -25,6 +25,8 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         // Never shown: its visibility is the operator's.
         Event::Host(_) => "Changed a machine".to_owned(),
         Event::Denial(_) => "Refused attempts".to_owned(),
+        // Never a row of its own: it says why the event beside it was allowed.
+        Event::Decision(_) => "Decided on rights".to_owned(),
     }
 }
 

@@ -92,7 +92,7 @@ impl ReadModel for DirectoryModel {
                 Event::DevLink(_) => self.links.want(stream.key()),
                 Event::Host(HostEvent::Registered { .. }) => {}
                 Event::Host(_) => self.hosts.want(stream.key()),
-                Event::Claim(_) | Event::Denial(_) => {}
+                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) => {}
             }
         }
     }
@@ -115,7 +115,7 @@ impl ReadModel for DirectoryModel {
                 Event::DevLink(event) => self.link(&at, event),
                 Event::Host(event) => self.host(&at, event),
                 // A claim repeats what its holder's own event says; denials are the audit's.
-                Event::Claim(_) | Event::Denial(_) => {}
+                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) => {}
             }
         }
     }

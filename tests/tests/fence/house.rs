@@ -1,0 +1,216 @@
+//! An organization on a real log, and nodes that each follow it on their own.
+
+use std::sync::Arc;
+
+use envforge_commands::context::derived_uuid;
+use envforge_commands::{CommandError, Commands, Context, Done, organizations, projects, users};
+use envforge_domain::access::{
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
+};
+use envforge_domain::commit::{Actor, Component, Position, Recorded, StreamId, Surface};
+use envforge_domain::ids::{OrgId, ProjectId, SessionId, UserId};
+use envforge_domain::organization::OrganizationCommand;
+use envforge_domain::project::Repository;
+use envforge_domain::time::UnixMillis;
+use envforge_domain::user::{EmailAddress, SessionEnd, UserCommand};
+use envforge_eventlog::jetstream::{self, JetStreamLog};
+use envforge_eventlog::sqlite::{self, SqliteLog};
+use envforge_eventlog::{Filter, SharedLog};
+use envforge_projections::{AuthorizeError, Authorizer, Hot};
+use envforge_testkit::NatsServer;
+use tokio_util::sync::CancellationToken;
+
+pub const NOW: UnixMillis = UnixMillis::new(1_800_000_000_000);
+const LATER: UnixMillis = UnixMillis::new(1_800_009_000_000);
+
+fn derived(what: &str) -> uuid::Uuid {
+    derived_uuid(b"fence", what)
+}
+
+pub fn acme() -> OrgId {
+    OrgId::from_uuid(derived("acme"))
+}
+
+pub fn person(name: &str) -> UserId {
+    UserId::from_uuid(derived(name))
+}
+
+/// The first person's one role, and what they may do with it wherever they are.
+pub fn grant(of: UserId, role: Role) -> Grant {
+    Grant { grantee: Grantee::User(of), role, scope: Scope::Organization, expires_at: None }
+}
+
+/// Where a log is, and whatever keeps it there.
+pub struct Site {
+    pub log: SharedLog,
+    /// How often each worker of a race tries; a single JetStream server stores about a hundred batches a second.
+    pub tries: usize,
+    _directory: Option<tempfile::TempDir>,
+    _server: Option<NatsServer>,
+}
+
+impl Site {
+    pub async fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(SqliteLog::open(sqlite::Config::new(directory.path())).await.unwrap());
+        Self { log, tries: 120, _directory: Some(directory), _server: None }
+    }
+
+    pub async fn jetstream() -> Self {
+        let server = NatsServer::start();
+        let log = Arc::new(JetStreamLog::open(jetstream::Config::new(server.url())).await.unwrap());
+        Self { log, tries: 30, _directory: None, _server: Some(server) }
+    }
+}
+
+/// One process: its own memory of streams, its own follower of the log.
+#[derive(Clone)]
+pub struct Node {
+    pub commands: Commands,
+    pub authorizer: Authorizer,
+}
+
+impl Node {
+    pub async fn start(log: &SharedLog) -> Self {
+        let hot = Hot::start(Arc::clone(log), CancellationToken::new());
+        hot.caught_up().await.unwrap();
+        let authorizer = Authorizer::new(Arc::clone(log), hot, Arc::default());
+        Self { commands: Commands::new(Arc::clone(log)), authorizer }
+    }
+
+    /// Asks the policy on behalf of somebody who is signed in.
+    pub async fn permit(
+        &self,
+        who: UserId,
+        session: SessionId,
+        action: Action,
+        resource: Resource,
+    ) -> Result<Permit, AuthorizeError> {
+        self.authorizer.permit(Actor::User(who), Some(session), action, resource, Surface::Api, NOW).await
+    }
+
+    pub async fn edit_project(
+        &self,
+        permit: &Permit,
+        context: &Context,
+        project: ProjectId,
+        name: String,
+    ) -> Result<Done, CommandError> {
+        projects::edit(&self.commands, permit, context, project, name, repository()).await
+    }
+
+    pub async fn add_member(&self, permit: &Permit, context: &Context, user: UserId) -> Result<Done, CommandError> {
+        organizations::change(&self.commands, permit, context, &OrganizationCommand::AddMember { user }).await
+    }
+
+    /// EnvForge itself changes the organization.
+    pub async fn organize(&self, command: OrganizationCommand) -> Result<Done, CommandError> {
+        let action = match &command {
+            OrganizationCommand::AddMember { .. } => Action::MemberAdd,
+            OrganizationCommand::RemoveMember { .. } => Action::MemberRemove,
+            OrganizationCommand::AssignRole { .. } => Action::RoleAssign,
+            OrganizationCommand::RevokeRole { .. } => Action::RoleRevoke,
+            other => panic!("{other:?}"),
+        };
+        let permit = system(action, Resource::Organization(acme()));
+        organizations::change(&self.commands, &permit, &Context::new(NOW), &command).await
+    }
+
+    /// EnvForge itself changes a person's account.
+    pub async fn account(&self, user: UserId, command: UserCommand) -> Result<Done, CommandError> {
+        let action = match &command {
+            UserCommand::Create { .. } => Action::UserCreate,
+            UserCommand::Deactivate { .. } => Action::UserDeactivate,
+            _ => Action::UserRecordSession,
+        };
+        let permit = system(action, Resource::User { org: acme(), user });
+        users::change(&self.commands, &permit, &Context::new(NOW), user, &command).await
+    }
+
+    /// A member with one role and one session.
+    pub async fn hire(&self, name: &str, role: Role) -> (UserId, SessionId) {
+        let user = person(name);
+        let create = UserCommand::Create {
+            user,
+            issuer: "local".to_owned(),
+            subject: user.to_string(),
+            email: EmailAddress::parse(&format!("{name}@example.com")).unwrap(),
+            name: name.to_owned(),
+        };
+        self.account(user, create).await.unwrap();
+        self.organize(OrganizationCommand::AddMember { user }).await.unwrap();
+        self.organize(assign(grant(user, role))).await.unwrap();
+        let session = SessionId::from_uuid(derived(&format!("{name} 0")));
+        self.account(user, open(session)).await.unwrap();
+        (user, session)
+    }
+
+    pub async fn project(&self, slug: &str, owner: (UserId, SessionId)) -> ProjectId {
+        let on_org =
+            self.permit(owner.0, owner.1, Action::ProjectCreate, Resource::Organization(acme())).await.unwrap();
+        let (slug, name) = (slug.parse().unwrap(), slug.to_owned());
+        projects::create(&self.commands, &on_org, &Context::new(NOW), slug, name, repository()).await.unwrap().0
+    }
+
+    /// The organization with its owner, who is signed in.
+    pub async fn found(&self) -> (UserId, SessionId) {
+        let permit = system(Action::OrganizationCreate, Resource::Organization(acme()));
+        let (slug, name) = ("acme".parse().unwrap(), "Acme".to_owned());
+        organizations::create(&self.commands, &permit, &Context::new(NOW), acme(), slug, name, person("owner"))
+            .await
+            .unwrap();
+        self.hire("owner", Role::Owner).await
+    }
+}
+
+pub fn open(session: SessionId) -> UserCommand {
+    UserCommand::OpenSession { session, surface: Surface::Api, expires_at: LATER, now: NOW }
+}
+
+pub fn end(session: SessionId) -> UserCommand {
+    UserCommand::EndSession { session, reason: SessionEnd::Revoked }
+}
+
+pub fn assign(grant: Grant) -> OrganizationCommand {
+    OrganizationCommand::AssignRole { by: Actor::System(Component::Setup), grant, now: NOW }
+}
+
+pub fn remove(user: UserId) -> OrganizationCommand {
+    OrganizationCommand::RemoveMember { by: Actor::System(Component::Setup), user, now: NOW }
+}
+
+pub fn deactivate() -> UserCommand {
+    UserCommand::Deactivate { beyond: None, only_owner: false }
+}
+
+pub fn revoke(by: Actor, grant: Grant) -> OrganizationCommand {
+    let Grant { grantee, role, scope, .. } = grant;
+    OrganizationCommand::RevokeRole { by, grantee, role, scope, now: NOW }
+}
+
+fn repository() -> Repository {
+    Repository::parse("/srv/orders").unwrap()
+}
+
+pub fn system(action: Action, resource: Resource) -> Permit {
+    let facts = Facts { position: Position::START, actor: ActorFacts::System };
+    let (actor, surface) = (Actor::System(Component::Setup), action.row().surfaces_of(Principal::System)[0]);
+    authorize(&facts, &Request { actor, action, resource, surface, now: NOW }).unwrap()
+}
+
+/// Everything that was ever appended.
+pub async fn history(log: &SharedLog) -> Vec<Recorded> {
+    let (mut commits, mut after) = (Vec::new(), Position::START);
+    loop {
+        let page = log.read(after, 1_000, &Filter::everything()).await.unwrap();
+        commits.extend(page.commits);
+        after = page.read_up_to;
+        if page.at_head {
+            return commits;
+        }
+    }
+}
+
+pub async fn last_of(log: &SharedLog, stream: StreamId) -> Position {
+    log.last_position_of(&[stream]).await.unwrap()
+}
