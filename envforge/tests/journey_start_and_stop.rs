@@ -115,10 +115,7 @@ impl Place {
 
     fn no_child_lives(&self) -> bool {
         assert!(!self.children().is_empty());
-        // A dead one that nobody has looked at yet still has a number.
-        let dead = |stat: String| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
-        let stat = |pid: &String| std::fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
-        self.children().iter().all(|pid| stat(pid).map_or(true, dead))
+        self.children().iter().all(|pid| is_dead(pid))
     }
 
     /// The data of the events of one type.
@@ -248,6 +245,12 @@ fn ctrl_c_puts_what_runs_to_sleep_and_leaves_no_process() {
     assert_eq!(place.events("runtime.slept.v1").len(), 1);
 }
 
+/// Whether a process is gone, or is a dead one that nobody has looked at yet and still has a number.
+fn is_dead(pid: &str) -> bool {
+    let dead = |stat: String| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).map_or(true, dead)
+}
+
 /// What the first start of `place` told.
 fn first_password(place: &Place) -> String {
     let told = std::fs::read_to_string(place.path("first.stdout")).unwrap();
@@ -324,9 +327,12 @@ fn a_second_ctrl_c_does_not_wait_and_the_next_start_ends_what_is_left() {
     dev.signal(Signal::SIGINT);
     assert_eq!(dev.wait(Duration::from_secs(8)).code(), Some(130));
 
+    // What was still on its way to ready is woken anew by the next start, with children of its own.
+    let left = place.children();
     let (mut dev, _) = place.start("second", &place.on_free_ports(&["--json"]));
-    wait_until("what was left is gone", DEADLINE, || place.no_child_lives());
+    wait_until("what was left is gone", DEADLINE, || left.iter().all(|pid| is_dead(pid)));
     assert!(dev.terminate(DEADLINE).success());
+    assert!(place.no_child_lives());
 }
 
 #[test]

@@ -222,7 +222,7 @@ impl Credentials {
     /// Takes a whole account away, with everything that could sign in as it.
     pub async fn remove_account(&self, user: UserId) -> Result<(), CredentialsError> {
         on_either!(self, pool => {
-            let mut transaction = pool.begin().await?;
+            let mut transaction = begun(pool).await?;
             for statement in [
                 "DELETE FROM credential_accounts WHERE user_id = $1",
                 "DELETE FROM credential_refresh_tokens WHERE user_id = $1",
@@ -253,7 +253,7 @@ impl Credentials {
         now: UnixMillis,
     ) -> Result<Presented, CredentialsError> {
         on_either!(self, pool => {
-            let mut transaction = pool.begin().await?;
+            let mut transaction = begun(pool).await?;
             // The write comes first: it takes the lock on which the other presenter waits, on both databases.
             let used = sqlx::query(
                 "UPDATE credential_refresh_tokens SET used_at = $2 \
@@ -348,6 +348,14 @@ impl Credentials {
             .await?
             .rows_affected()))
     }
+}
+
+/// Begins in a task of its own: sqlx 0.9 forgets a transaction whose beginning is given up half-way, as it is when a client goes
+/// away, and whatever its connection did next would never be committed.
+async fn begun<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Result<sqlx::Transaction<'static, DB>, sqlx::Error> {
+    let pool = pool.clone();
+    let beginning = tokio::spawn(async move { pool.begin().await });
+    beginning.await.unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
 }
 
 fn insert_refresh<'q, DB>(

@@ -196,7 +196,7 @@ impl Database {
                 sqlx::query_with(sql, sqlite(arguments)?).execute(durable).await?.rows_affected()
             }
             Pool::Postgres(pool) => {
-                let mut transaction = pool.begin().await?;
+                let mut transaction = begun(pool, "BEGIN").await?;
                 sqlx::query("SET LOCAL synchronous_commit = on").execute(&mut *transaction).await?;
                 let touched =
                     sqlx::query_with(sql, postgres(arguments)?).execute(&mut *transaction).await?.rows_affected();
@@ -209,17 +209,17 @@ impl Database {
     /// A transaction that writes.
     pub(crate) async fn begin(&self) -> Result<Transaction, DatabaseError> {
         Ok(match &self.pool {
-            Pool::Sqlite { writer, .. } => Transaction::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Pool::Postgres(pool) => Transaction::Postgres(pool.begin().await?),
+            Pool::Sqlite { writer, .. } => Transaction::Sqlite(begun(writer, "BEGIN IMMEDIATE").await?),
+            Pool::Postgres(pool) => Transaction::Postgres(begun(pool, "BEGIN").await?),
         })
     }
 
     /// A transaction that reads one state of everything, whatever is written meanwhile.
     pub(crate) async fn snapshot(&self) -> Result<Transaction, DatabaseError> {
         Ok(match &self.pool {
-            Pool::Sqlite { readers, .. } => Transaction::Sqlite(readers.begin().await?),
+            Pool::Sqlite { readers, .. } => Transaction::Sqlite(begun(readers, "BEGIN").await?),
             Pool::Postgres(pool) => {
-                Transaction::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
+                Transaction::Postgres(begun(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
             }
         })
     }
@@ -237,6 +237,17 @@ impl Database {
     pub(crate) async fn fetch_optional<T: FromRows>(&self, statement: Statement) -> Result<Option<T>, DatabaseError> {
         Ok(self.fetch_all(statement).await?.into_iter().next())
     }
+}
+
+/// Begins in a task of its own. sqlx 0.9 forgets a transaction whose beginning is given up half-way, as it is when a client
+/// goes away: the pool would hand out a connection that reads an old state for ever, or whose writes are never committed.
+async fn begun<D: sqlx::Database>(
+    pool: &sqlx::Pool<D>,
+    how: &'static str,
+) -> Result<sqlx::Transaction<'static, D>, sqlx::Error> {
+    let pool = pool.clone();
+    let beginning = tokio::spawn(async move { pool.begin_with(how).await });
+    beginning.await.unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
 }
 
 fn migrations() -> sqlx::migrate::Migrator {
@@ -487,4 +498,45 @@ fn arrays(table: &Table, generation: i64, values: &[Value<'_>]) -> Result<PgArgu
         }
     }
     Ok(arguments)
+}
+
+#[cfg(test)]
+mod in_postgres {
+    #![allow(clippy::unwrap_used)]
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use envforge_testkit::Postgres;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_transaction_whose_beginning_is_given_up_leaves_nothing_behind() {
+        let shared = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
+        let database = Database::connect_postgres(shared.database_url()).await.unwrap();
+        for polls in 0..60_u32 {
+            let mut beginning = Box::pin(database.snapshot());
+            for _ in 0..polls % 6 {
+                let ended = poll_fn(|cx| Poll::Ready(beginning.as_mut().poll(cx).is_ready())).await;
+                if ended {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            drop(beginning);
+            // With more of them at once than were given up, one gets the connection that was left.
+            let mut writes = tokio::task::JoinSet::new();
+            for _ in 0..4 {
+                let database = database.clone();
+                writes.spawn(async move {
+                    let Transaction::Postgres(mut transaction) = database.begin().await.unwrap() else { panic!() };
+                    let read_only: String =
+                        sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut *transaction).await.unwrap();
+                    read_only
+                });
+            }
+            assert!(writes.join_all().await.iter().all(|read_only| read_only == "off"), "after {polls} polls");
+        }
+        database.close().await;
+    }
 }
