@@ -13,6 +13,8 @@ use envforge_domain::user::EmailAddress;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, SqlitePool};
 
+use crate::migrations;
+
 /// The credential table could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
@@ -138,9 +140,7 @@ impl Credentials {
     }
 
     async fn migrate(&self) -> Result<(), CredentialsError> {
-        let mut migrator = sqlx::migrate!("./migrations");
-        // A name of its own: the read models keep theirs, perhaps in the same database.
-        migrator.dangerous_set_table_name("credential_migrations");
+        let migrator = migrations::migrator();
         on_either!(self, pool => migrator.run(pool).await?);
         Ok(())
     }

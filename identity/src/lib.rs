@@ -7,6 +7,7 @@ pub mod clock;
 pub mod credentials;
 pub mod key_file;
 pub mod lockout;
+mod migrations;
 pub mod password;
 pub mod randomness;
 pub mod self_hosted;

@@ -21,11 +21,10 @@ use super::command_ids::CommandIds;
 use super::directory::Directory;
 use super::freshness::Freshness;
 use super::meter::Meter;
+use super::migrations;
 use super::request_keys::RequestKeys;
 use super::statement::{Argument, Statement};
 use super::table::{CellType, FromRows, OnConflict, Row, Table, Value};
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 const READERS_MAX: u32 = 8;
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
@@ -117,7 +116,7 @@ impl Database {
             .test_before_acquire(false)
             .connect_with(options.clone())
             .await?;
-        migrations().run(&writer).await?;
+        migrations::migrator().run(&writer).await?;
         let durable = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -146,7 +145,7 @@ impl Database {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options)
             .await?;
-        migrations().run(&pool).await?;
+        migrations::migrator().run(&pool).await?;
         Ok(Self { pool: Pool::Postgres(pool), freshness: Arc::default() })
     }
 
@@ -248,14 +247,6 @@ async fn begun<D: sqlx::Database>(
     let pool = pool.clone();
     let beginning = tokio::spawn(async move { pool.begin_with(how).await });
     beginning.await.unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
-}
-
-fn migrations() -> sqlx::migrate::Migrator {
-    let mut migrations = sqlx::migrate::Migrator { ..sqlx::migrate::Migrator::DEFAULT };
-    migrations.migrations = MIGRATIONS.migrations.clone();
-    // Migrations only add; a database that a newer version has touched serves an older one that is rolled back to.
-    migrations.set_ignore_missing(true);
-    migrations
 }
 
 /// A transaction on either database. Rolled back where it is dropped.
