@@ -52,7 +52,7 @@ pub fn router(parts: Parts) -> Router {
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
     let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone());
-    let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
+    let reads = Reads::new(Arc::clone(&log), database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
     let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };

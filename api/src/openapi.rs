@@ -72,7 +72,7 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
             parameters.push(header(
                 MIN_POSITION_HEADER.as_str(),
                 Type::Integer,
-                "The answer is at least as fresh as this position, or a `stale_read` problem.",
+                "The answer is at least as fresh as this position, or a `stale_read` problem; `position_unknown` where the log has not got it.",
             ));
         }
     }

@@ -12,6 +12,7 @@ use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
+use envforge_eventlog::SharedLog;
 use envforge_projections::Hot;
 use envforge_projections::gateway_view;
 use envforge_projections::sql::{
@@ -57,6 +58,7 @@ impl<S: Sync> FromRequestParts<S> for AtLeast {
 /// Questions to the read models.
 #[derive(Clone)]
 pub(crate) struct Reads {
+    log: SharedLog,
     database: Database,
     hot: Arc<Hot>,
     freshness_wait: Duration,
@@ -85,8 +87,8 @@ impl RuntimeNow {
 }
 
 impl Reads {
-    pub(crate) fn new(database: Database, hot: Arc<Hot>, freshness_wait: Duration) -> Self {
-        Self { database, hot, freshness_wait }
+    pub(crate) fn new(log: SharedLog, database: Database, hot: Arc<Hot>, freshness_wait: Duration) -> Self {
+        Self { log, database, hot, freshness_wait }
     }
 
     pub(crate) fn hot(&self) -> &Hot {
@@ -94,6 +96,16 @@ impl Reads {
     }
 
     async fn fresh(&self, model: ModelName, at: AtLeast) -> Result<(), Problem> {
+        // What this process has folded is there; what it has not may be on its way, and the log's leader knows.
+        if at.0 > self.hot.position() {
+            let last = self.log.head().await?.position;
+            if at.0 > last {
+                let what = format!("Position {} does not exist: the log ends at {last}.", at.0);
+                return Err(Problem::new("position_unknown", what)
+                    .with("header", MIN_POSITION_HEADER.as_str())
+                    .with("position", last.get()));
+            }
+        }
         if at.0 == Position::START {
             return Ok(());
         }

@@ -29,6 +29,7 @@ catalogue! {
         "body_invalid" "The body cannot be read", "The body is not JSON of the documented shape. `detail` names the line and column, or the field.";
         "query_invalid" "A query parameter cannot be read", "A parameter is unknown, malformed or out of range. `detail` names it.";
         "header_invalid" "A header cannot be read", "A header has a value outside of its documented form. `header` names it.";
+        "position_unknown" "There is no such position", "`EnvForge-Min-Position` must be the `EnvForge-Position` of an earlier answer. `position` is the log's last one.";
         "cursor_invalid" "The cursor cannot be read", "`after` must be the `next` of an earlier answer of the same list.";
         "idempotency_key_invalid" "The idempotency key cannot be used", "`Idempotency-Key` must be 1 to 200 visible ASCII characters, given once.";
     }
