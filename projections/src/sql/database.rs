@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -30,6 +30,10 @@ const READERS_MAX: u32 = 8;
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages of the write-ahead log before it is copied into the file. Indexes by things that many commits are about are written
+/// all over: with a longer log a page that several batches change is copied once. What is left of it is cut to as much.
+const SQLITE_WAL_PAGES: &str = "16384";
+const SQLITE_WAL_BYTES_KEPT: &str = "67108864";
 /// Rows of one SQLite statement: few sizes, so that few statements are prepared, all below SQLite's 32,766 values.
 const SQLITE_ROWS: [usize; 4] = [128, 32, 8, 1];
 /// Ids asked for by one SQLite statement.
@@ -106,6 +110,8 @@ impl Database {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(SQLITE_BUSY_TIMEOUT)
             .pragma("cache_size", "-65536")
+            .pragma("wal_autocheckpoint", SQLITE_WAL_PAGES)
+            .pragma("journal_size_limit", SQLITE_WAL_BYTES_KEPT)
             .pragma("temp_store", "memory")
             .statement_cache_capacity(256);
         let writer = SqlitePoolOptions::new()
@@ -349,7 +355,6 @@ impl Transaction {
         if values.is_empty() {
             return Ok(());
         }
-        let width = table.columns.len();
         match self {
             Self::Postgres(connection) => {
                 let arguments = arrays(table, generation, values).map_err(sqlx::Error::Encode)?;
@@ -357,15 +362,15 @@ impl Transaction {
                 sqlx::query_with(sql, arguments).execute(&mut **connection).await?;
             }
             Self::Sqlite(connection) => {
-                let mut rest = values;
-                while !rest.is_empty() {
-                    let fits = |rows: &&usize| **rows * width <= rest.len();
-                    let rows = SQLITE_ROWS.iter().find(fits).copied().unwrap_or(1);
-                    let (now, later) = rest.split_at(rows * width);
-                    rest = later;
-                    let arguments = values_of(generation, width, now).map_err(sqlx::Error::Encode)?;
-                    let sql = AssertSqlSafe(table.insert_values(rows, on_conflict));
-                    sqlx::query_with(sql, arguments).execute(&mut **connection).await?;
+                let mut statements = sqlite_inserts(table, generation, values, on_conflict);
+                let mut next = statements.next();
+                while let Some(statement) = next {
+                    let (sql, arguments) = statement.map_err(sqlx::Error::Encode)?;
+                    let insert = sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut **connection);
+                    // The connection works in a thread of its own: the next values are copied meanwhile.
+                    let (inserted, prepared) = join(insert, async { statements.next() }).await;
+                    inserted?;
+                    next = prepared;
                 }
             }
         }
@@ -469,6 +474,24 @@ fn values_of(generation: i64, width: usize, values: &[Value<'_>]) -> Result<Sqli
         }
     }
     Ok(arguments)
+}
+
+/// The statements that write these rows to SQLite, in few different lengths.
+fn sqlite_inserts<'a>(
+    table: &'static Table,
+    generation: i64,
+    values: &'a [Value<'_>],
+    on_conflict: OnConflict,
+) -> impl Iterator<Item = Result<(String, SqliteArguments), sqlx::error::BoxDynError>> + Send + 'a {
+    let width = table.columns.len();
+    let mut rest = values;
+    std::iter::from_fn(move || {
+        let rows = SQLITE_ROWS.iter().copied().find(|rows| rows * width <= rest.len())?;
+        let (now, later) = rest.split_at(rows * width);
+        rest = later;
+        let sql = table.insert_values(rows, on_conflict);
+        Some(values_of(generation, width, now).map(|arguments| (sql, arguments)))
+    })
 }
 
 fn arrays(table: &Table, generation: i64, values: &[Value<'_>]) -> Result<PgArguments, sqlx::error::BoxDynError> {
