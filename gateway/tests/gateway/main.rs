@@ -10,3 +10,6 @@ mod share_flow;
 mod sockets;
 mod waking;
 mod world;
+
+/// Requests begin on the lane. `tests/without_lane` runs the same tests where hyper serves all of them.
+const HTTP1_LANE: bool = true;
