@@ -1,6 +1,7 @@
 //! The gateway over real sockets, against a real app.
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod app;
 mod client;
 mod hardening;

@@ -1,6 +1,8 @@
 //! The gateway's tests once more, where hyper serves every request: the same rules hold on both ways.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../gateway/answers.rs"]
+mod answers;
 #[path = "../gateway/app.rs"]
 mod app;
 #[path = "../gateway/client.rs"]
