@@ -10,7 +10,7 @@ pub trait Fields {
     fn values<'f>(&'f self, name: &'static str) -> impl Iterator<Item = &'f [u8]>;
 
     /// Everything, the values of one name in order.
-    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
+    fn lines(&self) -> impl Iterator<Item = Line<'_>>;
 
     /// The first value of one name.
     fn first(&self, name: &'static str) -> Option<&[u8]> {
@@ -18,13 +18,22 @@ pub trait Fields {
     }
 }
 
+/// One field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line<'a> {
+    pub name: &'a [u8],
+    pub value: &'a [u8],
+    /// Name, `: `, value and CRLF, where they lie together so.
+    pub whole: Option<&'a [u8]>,
+}
+
 impl Fields for HeaderMap {
     fn values<'f>(&'f self, name: &'static str) -> impl Iterator<Item = &'f [u8]> {
         self.get_all(name).into_iter().map(http::HeaderValue::as_bytes)
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.iter().map(|(name, value)| Line { name: name.as_str().as_bytes(), value: value.as_bytes(), whole: None })
     }
 
     fn first(&self, name: &'static str) -> Option<&[u8]> {
@@ -39,7 +48,7 @@ impl Fields for Vec<(&str, &str)> {
         self.iter().filter(move |(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_bytes())
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()))
+    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.iter().map(|(name, value)| Line { name: name.as_bytes(), value: value.as_bytes(), whole: None })
     }
 }

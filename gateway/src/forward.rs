@@ -237,11 +237,11 @@ impl RequestLine<'_> {
         let mut out = self.begin();
         header::to_app(fields, forwarded, &[], &mut out);
         match framing {
-            Some(Framing::Length(length)) => out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes()),
+            Some(Framing::Length(length)) => header::push_length(&mut out, length),
             Some(Framing::Chunked) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             // RFC 9110 8.6: where a method gives a body a meaning, its absence is said.
             None if matches!(*self.method, Method::POST | Method::PUT | Method::PATCH) => {
-                out.extend_from_slice(b"content-length: 0\r\n");
+                header::push_length(&mut out, 0);
             }
             None => {}
         }

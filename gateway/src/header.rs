@@ -41,12 +41,16 @@ pub(crate) fn to_app(fields: &impl Fields, forwarded: &Forwarded, except: &[&str
     out.extend_from_slice(&forwarded.lines);
     let nominated = nominated(fields.values("connection"));
     let mut has_cookies = false;
-    for (name, value) in fields.pairs() {
-        match Upward::of(name) {
+    for line in fields.lines() {
+        match Upward::of(line.name) {
             Upward::Passes => {
-                let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-                if !nominated.iter().any(|known| is(known)) && !except.iter().any(|known| is(known.as_bytes())) {
-                    push_line(out, name, value);
+                let is = |known: &[u8]| line.name.eq_ignore_ascii_case(known);
+                if nominated.iter().any(|known| is(known)) || except.iter().any(|known| is(known.as_bytes())) {
+                    continue;
+                }
+                match line.whole {
+                    Some(whole) => out.extend_from_slice(whole),
+                    None => push_line(out, line.name, line.value),
                 }
             }
             Upward::Cookie => has_cookies = true,
@@ -64,6 +68,22 @@ pub(crate) fn push_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// The length of a body as a line. Written for each answer, so it goes without the formatting machinery.
+pub(crate) fn push_length(out: &mut Vec<u8>, mut length: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        // One decimal digit, so it fits.
+        digits[at] = b'0' + (length % 10) as u8;
+        length /= 10;
+        if length == 0 {
+            break;
+        }
+    }
+    push_line(out, b"content-length", &digits[at..]);
 }
 
 /// What becomes of a client's header.
@@ -100,7 +120,7 @@ impl Upward {
             _ => is_hop_by_hop(name),
         };
         // Some servers read `_` as `-`.
-        if ends || memchr::memchr(b'_', name).is_some() { Self::Ends } else { Self::Passes }
+        if ends || name.contains(&b'_') { Self::Ends } else { Self::Passes }
     }
 }
 
@@ -264,6 +284,15 @@ mod tests {
         ]);
         let names: Vec<&str> = lines.iter().map(|line| line.split(':').next().unwrap()).collect();
         assert_eq!(names, ["cookie", "forwarded", "host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
+    }
+
+    #[test]
+    fn lengths_are_written_in_decimal_digits() {
+        for length in [0, 7, 10, 1_024, u64::MAX] {
+            let mut out = Vec::new();
+            push_length(&mut out, length);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("content-length: {length}\r\n"));
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub use config::{Config, Limits, Scheme, Timeouts, TlsFiles};
 pub use connection::{Certificates, HEAD_BYTES_MAX, HEADERS_MAX, IoTimeouts, ListenError, TlsError};
 pub use decisions::{AskWake, Blocked, Decisions, OpenSession};
 pub use denial::{Denial, ProtocolFault, Words};
-pub use fields::Fields;
+pub use fields::{Fields, Line};
 pub use gateway::{Gateway, Parts, StartError};
 pub use handoff::HandoffKey;
 pub use host::{Host, WorkspaceHost};

@@ -3,7 +3,7 @@
 //!
 //! Not here: what is written, and when.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -54,7 +54,8 @@ impl Outbox {
     pub(crate) fn push(&mut self, piece: Bytes, chunked: bool, is_last: bool) {
         let text = self.text();
         if chunked {
-            text.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            // Writing to a vector does not fail.
+            let _ = write!(text, "{:x}\r\n", piece.len());
         }
         let tail: &'static [u8] = match (chunked, is_last) {
             (false, _) => b"",

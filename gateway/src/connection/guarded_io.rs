@@ -12,7 +12,6 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::REFUSED_METHOD;
 use super::body_scan::BodyScan;
+use super::connection_state::ConnectionState;
 use super::head_scan::{Field, HEAD_BYTES_MAX, Head, HeadScan, scan, scan_with};
 use crate::denial::ProtocolFault;
 use crate::metric;
@@ -38,48 +38,6 @@ pub struct IoTimeouts {
     pub body: Duration,
     /// The client takes nothing of what we write.
     pub write: Duration,
-}
-
-/// What the connection's service tells its byte stream.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionState {
-    /// Requests whose answer is not finished: the connection is not idle, however silent.
-    in_flight: AtomicU32,
-    /// The service has answered 101: what follows is not HTTP.
-    upgraded: AtomicBool,
-    /// A request has begun since the last look.
-    served: AtomicBool,
-}
-
-impl ConnectionState {
-    pub(crate) fn begin_request(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.served.store(true, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take_served(&self) -> bool {
-        self.served.swap(false, Ordering::Relaxed)
-    }
-
-    /// Called before the 101 is handed to hyper, so that no byte of the new protocol is read as HTTP.
-    pub(crate) fn set_upgraded(&self) {
-        self.upgraded.store(true, Ordering::Release);
-    }
-}
-
-/// One request being answered; ends when dropped.
-#[derive(Debug)]
-pub(crate) struct InFlight(Arc<ConnectionState>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,7 +157,7 @@ impl<S> GuardedIo<S> {
                     }
                     Err(fault) => return Checked::Broken(fault),
                 },
-                Wire::HeadOrUpgraded if self.state.upgraded.load(Ordering::Acquire) => self.wire = Wire::Opaque,
+                Wire::HeadOrUpgraded if self.state.is_upgraded() => self.wire = Wire::Opaque,
                 Wire::Head | Wire::HeadOrUpgraded => match scan(rest) {
                     HeadScan::Complete(head) => {
                         at += head.length;

@@ -60,6 +60,14 @@ impl Field {
         Self { name: short(name), value: short(value) }
     }
 
+    /// The whole line with its CRLF, where it is written as most write it: one blank behind the colon and no other.
+    pub(crate) fn whole(self, bytes: &[u8]) -> Option<&[u8]> {
+        let line = bytes.get(usize::from(self.name.0)..usize::from(self.value.1) + 2)?;
+        let colon = self.name_length();
+        let usual = self.value.0 == self.name.1 + 2 && line[colon..].starts_with(b": ") && line.ends_with(b"\r\n");
+        usual.then_some(line)
+    }
+
     pub(crate) fn name_length(self) -> usize {
         usize::from(self.name.1 - self.name.0)
     }
@@ -98,7 +106,16 @@ pub(crate) fn scan_with(bytes: &[u8], found: impl FnMut(Field)) -> HeadScan {
     }
 }
 
-fn scan_lines(bytes: &[u8], mut found: impl FnMut(Field)) -> Result<Option<Head>, ProtocolFault> {
+fn scan_lines(bytes: &[u8], found: impl FnMut(Field)) -> Result<Option<Head>, ProtocolFault> {
+    // One look at a whole head costs less than one at each value. Where that finds something, or anything else is
+    // wrong or missing, the lines say in their order what it is.
+    match read_lines(bytes, false, found) {
+        Ok(Some(head)) if is_clean(&bytes[..head.length]) => Ok(Some(head)),
+        Ok(_) | Err(_) => read_lines(bytes, true, |_| {}),
+    }
+}
+
+fn read_lines(bytes: &[u8], checks_values: bool, mut found: impl FnMut(Field)) -> Result<Option<Head>, ProtocolFault> {
     let Some((line, mut at)) = next_line(bytes, 0)? else {
         // A wrong first byte is known before its line ends: nobody waits for the rest of a TLS hello or a frame.
         return match bytes.first() {
@@ -119,7 +136,7 @@ fn scan_lines(bytes: &[u8], mut found: impl FnMut(Field)) -> Result<Option<Head>
         if count > HEADERS_MAX {
             return Err(ProtocolFault::TooManyHeaders);
         }
-        found(read_header(line, begin, &mut facts)?);
+        found(read_header(line, begin, checks_values, &mut facts)?);
     }
     conclude(&request, &facts, at).map(Some)
 }
@@ -167,16 +184,17 @@ impl<'a> RequestLine<'a> {
 }
 
 /// A line that begins at `begin` of the head.
-fn read_header(line: &[u8], begin: usize, facts: &mut Facts) -> Result<Field, ProtocolFault> {
+fn read_header(line: &[u8], begin: usize, checks_value: bool, facts: &mut Facts) -> Result<Field, ProtocolFault> {
     if matches!(line[0], b' ' | b'\t') {
         return Err(ProtocolFault::FoldedHeader);
     }
-    let colon = memchr::memchr(b':', line).ok_or(ProtocolFault::HeaderName)?;
-    let (name, rest) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().copied().all(is_token) {
+    // The first byte that no name may hold has to be the colon.
+    let colon = line.iter().position(|byte| !is_token(*byte)).ok_or(ProtocolFault::HeaderName)?;
+    if colon == 0 || line[colon] != b':' {
         return Err(ProtocolFault::HeaderName);
     }
-    if holds_control(rest) {
+    let (name, rest) = (&line[..colon], &line[colon + 1..]);
+    if checks_value && holds_control(rest) {
         return Err(ProtocolFault::HeaderValue);
     }
     let value = trim(rest);
@@ -299,6 +317,24 @@ const TOKEN: [bool; 256] = {
 
 fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]
+}
+
+/// Whether a head whose lines were read holds no control characters but tabs and line ends. Each of its line feeds
+/// follows a return (`next_line`), so as many of both leave no return inside of a line.
+fn is_clean(bytes: &[u8]) -> bool {
+    let (mut unclean, mut surplus) = (false, 0_i32);
+    // No early exit, and sums that fit into a byte: the compiler looks at many bytes at once.
+    for chunk in bytes.chunks(64) {
+        let (mut found, mut returns) = (false, 0_i8);
+        for &byte in chunk {
+            let line_end = (byte == b'\r') | (byte == b'\n');
+            found |= ((byte < 0x20) & (byte != b'\t') & !line_end) | (byte == 0x7f);
+            returns += i8::from(byte == b'\r') - i8::from(byte == b'\n');
+        }
+        unclean |= found;
+        surplus += i32::from(returns);
+    }
+    !unclean && surplus == 0
 }
 
 /// No early exit, so that the compiler can look at many bytes at once.
@@ -437,12 +473,17 @@ mod tests {
     #[test]
     fn where_header_lines_lie_is_told() {
         let head = b"GET / HTTP/1.1\r\nHost: h\r\nA:\r\nB:  \t \r\nC:\tc d \r\nExpect: 100-continue\r\n\r\n";
-        let mut found = Vec::new();
-        let HeadScan::Complete(scanned) = scan_with(head, |field| found.push(field)) else { panic!("not complete") };
+        let mut fields = Vec::new();
+        let HeadScan::Complete(scanned) = scan_with(head, |field| fields.push(field)) else { panic!("not complete") };
         assert!(scanned.expects && !scanned.http_1_0);
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        let found: Vec<_> = found.iter().map(|field| (text(field.name(head)), text(field.value(head)))).collect();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let found: Vec<_> = fields.iter().map(|field| (text(field.name(head)), text(field.value(head)))).collect();
         let expected = [("Host", "h"), ("A", ""), ("B", ""), ("C", "c d"), ("Expect", "100-continue")];
+        let wholes: Vec<_> = fields.iter().map(|field| field.whole(head).map(text)).collect();
+        assert_eq!(
+            wholes,
+            [Some("Host: h\r\n".to_owned()), None, None, None, Some("Expect: 100-continue\r\n".to_owned())]
+        );
         assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 
@@ -453,6 +494,29 @@ mod tests {
             let head = "POST /path?query=1 HTTP/1.1\r\nHost: web--a--b.dev\r\nContent-Length: 12\r\nCookie: a=b; c=d\r\n\r\n";
             prop_assume!(cut < head.len());
             prop_assert_eq!(scan(&head.as_bytes()[..cut]), HeadScan::Incomplete);
+        }
+
+        /// What the look at everything lets pass, the look at each value would have let pass.
+        #[test]
+        fn a_clean_head_holds_no_control_in_any_value(
+            values in proptest::collection::vec(proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\t'), Just(b'a')], 0..20), 0..6),
+            behind in 0_usize..3,
+        ) {
+            let mut head = b"GET / HTTP/1.1\r\nHost: h\r\n".to_vec();
+            for value in &values {
+                head.extend_from_slice(b"X: ");
+                head.extend(value.iter().filter(|byte| **byte != b'\n'));
+                head.extend_from_slice(b"\r\n");
+            }
+            head.extend_from_slice(b"\r\n");
+            // What is behind a head changes nothing about it.
+            head.extend_from_slice(&b"\n".repeat(behind));
+            let controls = |value: &Vec<u8>| {
+                let kept: Vec<u8> = value.iter().copied().filter(|byte| *byte != b'\n').collect();
+                holds_control(&kept)
+            };
+            let refused = scan(&head) == HeadScan::Refused(ProtocolFault::HeaderValue);
+            prop_assert_eq!(refused, values.iter().any(controls));
         }
 
         #[test]

@@ -5,7 +5,7 @@
 //! where to (the service), reading heads and the client's deadlines (`guarded_io`).
 
 use std::future::poll_fn;
-use std::io::{self, Write};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,6 +24,7 @@ use super::listener::Serve;
 use super::signal::Signal;
 use super::wire_request::WireRequest;
 use crate::body::ResponseBody;
+use crate::header;
 use crate::outbox::Outbox;
 
 /// What becomes of a connection after the lane.
@@ -126,8 +127,7 @@ impl Sending {
         let Answer { head, body, now } = answer;
         let chunked = head.has_body && head.length.is_none();
         if let Some(length) = head.length {
-            // Writing to a vector does not fail.
-            let _ = write!(text, "content-length: {length}\r\n");
+            header::push_length(text, length);
         } else if chunked {
             text.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
@@ -138,7 +138,7 @@ impl Sending {
             && let Ok(now) = Timestamp::from_millisecond(now.get().cast_signed())
             && let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&now)
         {
-            let _ = write!(text, "date: {date}\r\n");
+            header::push_line(text, b"date", date.as_bytes());
         }
         text.extend_from_slice(b"\r\n");
         let ended = !head.has_body || (!chunked && body.is_end_stream());

@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer::Answer;
-use super::guarded_io::{ConnectionState, GuardedIo};
+use super::connection_state::ConnectionState;
+use super::guarded_io::GuardedIo;
 use super::head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
 use super::http2_stream::StreamExecutor;
 use super::lane;
@@ -239,18 +240,19 @@ impl Http {
         let state = Arc::new(ConnectionState::default());
         let client = Client { address, server_name: None, state: Arc::clone(&state), http2: false };
         let Some(acceptor) = tls else {
-            return self.http1(stream, state, Arc::new(make_service(client)), stop).await;
+            return Box::pin(self.http1(stream, state, Arc::new(make_service(client)), stop)).await;
         };
-        match tokio::time::timeout(self.timeouts.tls_handshake, acceptor.accept(stream)).await {
+        match Box::pin(tokio::time::timeout(self.timeouts.tls_handshake, acceptor.accept(stream))).await {
             Ok(Ok(stream)) => {
                 let session = stream.get_ref().1;
                 let server_name = session.server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
                 let http2 = session.alpn_protocol() == Some(b"h2");
                 let service = Arc::new(make_service(Client { server_name, http2, ..client }));
+                // In boxes: a connection's task keeps room for what it does and not for what it might have done.
                 if http2 {
-                    self.http2(stream, state, service, stop).await;
+                    Box::pin(self.http2(stream, state, service, stop)).await;
                 } else {
-                    self.http1(stream, state, service, stop).await;
+                    Box::pin(self.http1(stream, state, service, stop)).await;
                 }
             }
             Ok(Err(error)) => {
@@ -269,7 +271,7 @@ impl Http {
         stop: &CancellationToken,
     ) {
         let mut io = GuardedIo::http1(stream, state, self.timeouts.io);
-        if self.lane && lane::run(&mut io, &service, stop).await == lane::End::Closed {
+        if self.lane && Box::pin(lane::run(&mut io, &service, stop)).await == lane::End::Closed {
             return;
         }
         let io = TokioIo::new(io);
@@ -277,7 +279,7 @@ impl Http {
             let service = Arc::clone(&service);
             async move { Ok::<_, Infallible>(service.serve(request).await) }
         });
-        let mut connection = pin!(self.http1.serve_connection(io, service).with_upgrades());
+        let mut connection = Box::pin(self.http1.serve_connection(io, service).with_upgrades());
         let mut stopping = false;
         loop {
             tokio::select! {

@@ -6,6 +6,7 @@
 
 mod answer;
 mod body_scan;
+mod connection_state;
 mod guarded_io;
 mod head_scan;
 pub(crate) mod http2_stream;
@@ -18,8 +19,9 @@ mod wire_request;
 pub(crate) use answer::{Answer, AnswerFacts};
 pub(crate) use wire_request::WireRequest;
 
+pub(crate) use connection_state::{ConnectionState, InFlight};
+pub(crate) use guarded_io::GuardedIo;
 pub use guarded_io::IoTimeouts;
-pub(crate) use guarded_io::{ConnectionState, GuardedIo, InFlight};
 pub use head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
 pub use listener::ListenError;
 pub(crate) use listener::{Client, HTTP2_STREAM_WINDOW_BYTES, Serve, bind, serve};

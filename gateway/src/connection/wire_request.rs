@@ -3,7 +3,7 @@
 //! Not here: whether its bytes have one meaning (`head_scan` has seen to that).
 
 use super::head_scan::{Field, Framing, Head};
-use crate::fields::Fields;
+use crate::fields::{Fields, Line};
 
 /// A whole head that was scanned.
 pub(crate) struct WireRequest<'a> {
@@ -50,8 +50,12 @@ impl Fields for WireRequest<'_> {
         self.fields.iter().filter(named).map(|field| field.value(self.bytes))
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.fields.iter().map(|field| (field.name(self.bytes), field.value(self.bytes)))
+    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.fields.iter().map(|field| Line {
+            name: field.name(self.bytes),
+            value: field.value(self.bytes),
+            whole: field.whole(self.bytes),
+        })
     }
 }
 
@@ -97,7 +101,8 @@ mod tests {
             assert_eq!(request.first("host"), Some(&b"h"[..]));
             assert_eq!(request.values("cookie").collect::<Vec<_>>(), [&b"a=b"[..], b"c=d"]);
             assert_eq!((request.first("x-y"), request.first("x")), (Some(&b""[..]), None));
-            assert_eq!(request.pairs().count(), 4);
+            let wholes: Vec<_> = request.lines().map(|line| line.whole).collect();
+            assert_eq!(wholes, [Some(&b"HOST: h\r\n"[..]), Some(b"Cookie: a=b\r\n"), None, None]);
         });
     }
 
