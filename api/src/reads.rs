@@ -15,6 +15,7 @@ use envforge_domain::time::UnixMillis;
 use envforge_eventlog::SharedLog;
 use envforge_projections::Hot;
 use envforge_projections::gateway_view;
+use envforge_projections::invitations::OpenInvitation;
 use envforge_projections::sql::{
     AuditCursor, AuditFilter, AuditRow, Database, DatabaseError, Direction, GroupBy, Limit, LinkFilter, LinkPhase,
     LinkRecord, MemberRecord, ModelName, OrganizationRecord, Page, ProjectRecord, RunningUsage, RuntimePhase, Stale,
@@ -141,6 +142,23 @@ impl Reads {
         needs(permit.action(), Action::OrganizationRead)?;
         let found = self.directory(at).await?.organization(permit.org()).await;
         found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    /// Invitations that nobody has accepted yet, from memory.
+    pub(crate) async fn invitations(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        now: UnixMillis,
+    ) -> Result<Vec<OpenInvitation>, Problem> {
+        needs(permit.action(), Action::InvitationRead)?;
+        // The permit's own freshness covers the caller's streams alone.
+        self.hot.wait_for(at.0, self.freshness_wait).await.map_err(|stale| {
+            Problem::new("stale_read", "The invitations of that position are not known here yet.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        })?;
+        Ok(self.hot.invitations.of(permit.org(), now))
     }
 
     pub(crate) async fn members(

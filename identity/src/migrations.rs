@@ -13,8 +13,11 @@ macro_rules! migrations {
 }
 
 /// By hand, since sqlx's `migrate!` would build both database drivers once more; a test holds it against the folder.
-const MIGRATIONS: &[(&str, &str)] =
-    migrations!["20261124090000_credentials", "20261126112400_refresh_tokens_by_session",];
+const MIGRATIONS: &[(&str, &str)] = migrations![
+    "20261124090000_credentials",
+    "20261126112400_refresh_tokens_by_session",
+    "20261126193000_attempts_and_invitations",
+];
 
 pub(crate) fn migrator() -> Migrator {
     let mut migrator = Migrator { ..Migrator::DEFAULT };

@@ -2,7 +2,7 @@
 //!
 //! All views see the same commits in the same order. When the log turns out not to be the one that was followed, the
 //! views stop for good and everything that asks them is refused: better closed than wrong. Not here: what the views
-//! mean (`authorization`, `gateway_view`, `resources`, `placement`).
+//! mean (`authorization`, `gateway_view`, `resources`, `placement`, `invitations`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authorization::AuthorizationView;
 use crate::gateway_view::GatewayView;
+use crate::invitations::InvitationView;
 use crate::placement::PlacementView;
 use crate::resources::ResourceView;
 
@@ -56,6 +57,7 @@ pub struct Hot {
     pub gateway: Arc<GatewayView>,
     pub resources: Arc<ResourceView>,
     pub placement: Arc<PlacementView>,
+    pub invitations: Arc<InvitationView>,
     config: HotConfig,
     progress: watch::Sender<Progress>,
 }
@@ -109,6 +111,7 @@ impl Hot {
             gateway: Arc::default(),
             resources: Arc::default(),
             placement: Arc::default(),
+            invitations: Arc::default(),
             config,
             progress,
         })
@@ -208,6 +211,7 @@ impl Hot {
         let rights = self.authorization.apply(recorded);
         self.resources.apply(recorded);
         self.placement.apply(recorded);
+        self.invitations.apply(recorded);
         self.gateway.apply(recorded, &rights);
     }
 

@@ -81,11 +81,9 @@ async fn unknown_filters_and_made_up_cursors_are_refused() {
 #[tokio::test]
 async fn the_audit_says_who_did_what_on_which_surface_and_for_which_request() {
     let house = House::start().await;
-    let owner = house.owner().await;
+    let owner = house.person_on("ada@acme.test", "cli").await;
     house.workspace(&owner).await;
-    let wake = owner
-        .request(reqwest::Method::POST, "/v1/orgs/acme/workspaces/signed-links/wake")
-        .header("EnvForge-Surface", "cli");
+    let wake = owner.request(reqwest::Method::POST, "/v1/orgs/acme/workspaces/signed-links/wake");
     let wake = crate::house::answer(wake).await.expect(202);
     let request = wake.headers["envforge-request"].to_str().unwrap();
     let audit = format!("/v1/orgs/acme/audit?correlation={request}");

@@ -247,7 +247,7 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
             }
         }
     }
-    // What a component may do on people's surfaces it does for them: first start, sign-in, refused attempts.
+    // What a component may do on people's surfaces it does for them: sign-in, refused attempts, accepted invitations.
     let system = Facts { position: Position::START, actor: ActorFacts::System };
     let for_people: Vec<_> = TABLE
         .iter()
@@ -259,7 +259,7 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
         })
         .map(|row| row.action)
         .collect();
-    assert_eq!(for_people, [Action::UserRecordSession, Action::DenialRecord]);
+    assert_eq!(for_people, [Action::UserRecordSession, Action::DenialRecord, Action::InvitationAccept]);
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 //!
 //! Owns wiring: only here do API, gateway, projections, reactors and stores meet. Not here: anything they decide.
 
+pub(crate) mod access_tokens;
 mod activity;
 mod api;
 mod bootstrap;
@@ -17,6 +18,7 @@ mod gateway_place;
 mod known_log;
 mod open_files;
 pub(crate) mod projections;
+pub(crate) mod recovery;
 mod roles;
 mod running;
 pub(crate) mod serve;
