@@ -2,8 +2,7 @@
 //!
 //! Pure: what is known of streams and commands is looked up before, and stored afterwards (`writer`).
 
-use std::collections::HashMap;
-
+use ahash::AHashMap;
 use bytes::Bytes;
 use envforge_domain::commit::{Expectation, Position, StreamId, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
@@ -25,9 +24,9 @@ pub(super) struct Known {
 /// What the group needs to know.
 pub(super) struct Knowledge<'g> {
     /// Of all streams that it writes or guards and that have commits.
-    pub(super) ends: HashMap<&'g StreamId, StreamEnd>,
+    pub(super) ends: AHashMap<&'g StreamId, StreamEnd>,
     /// Of all its commands that were appended before.
-    pub(super) commands: HashMap<CommandId, Vec<Known>>,
+    pub(super) commands: AHashMap<CommandId, Vec<Known>>,
     pub(super) head: Position,
     pub(super) streams_ever: i64,
     pub(super) scopes_ever: i64,
@@ -65,7 +64,7 @@ impl Additions<'_> {
 pub(super) fn decide<'g>(
     appends: impl ExactSizeIterator<Item = &'g PreparedAppend>,
     mut knowledge: Knowledge<'g>,
-    scopes: &HashMap<(OrgId, StreamKind), i64>,
+    scopes: &AHashMap<(OrgId, StreamKind), i64>,
 ) -> (Vec<Answer>, Additions<'g>) {
     let mut additions = Additions::default();
     let mut answers = Vec::with_capacity(appends.len());
@@ -111,7 +110,7 @@ pub(super) fn decide<'g>(
 }
 
 /// Why an append may not be stored where streams end as `ends` says: its rights first, then its own streams.
-fn refusal(append: &PreparedAppend, ends: &HashMap<&StreamId, StreamEnd>) -> Option<AppendError> {
+fn refusal(append: &PreparedAppend, ends: &AHashMap<&StreamId, StreamEnd>) -> Option<AppendError> {
     let last_of = |stream: &StreamId| ends.get(stream).map_or(Position::START, |end| end.last);
     if let Some(guard) = append.guards().find(|guard| guard.last != last_of(&guard.stream)) {
         return Some(AppendError::RightsMoved { stream: guard.stream.clone(), expected: guard.last });
@@ -125,7 +124,7 @@ fn refusal(append: &PreparedAppend, ends: &HashMap<&StreamId, StreamEnd>) -> Opt
 }
 
 /// The answer to an append that was made before. The first commit's stream tells; the rest of a batch stands beside it.
-fn answered_before(append: &PreparedAppend, known: &[Known], ends: &HashMap<&StreamId, StreamEnd>) -> Option<Answer> {
+fn answered_before(append: &PreparedAppend, known: &[Known], ends: &AHashMap<&StreamId, StreamEnd>) -> Option<Answer> {
     let reused = || Some(Err(AppendError::CommandReused { command: append.command }));
     let known_in = |stream: &StreamId| {
         let id = ends.get(stream)?.id;

@@ -5,8 +5,7 @@
 //! transaction: a page is dirtied once a batch, and no append waits for a whole one. After a crash the index is complete up to
 //! the position that the file names, and what was written beyond it is written again. Not here: asking it (`reader`, `writer`).
 
-use std::collections::HashMap;
-
+use ahash::AHashMap;
 use envforge_domain::commit::Position;
 use envforge_domain::ids::CommandId;
 use rusqlite::{Connection, Statement};
@@ -35,27 +34,68 @@ pub(super) struct Entry {
     pub(super) command: CommandId,
 }
 
-type Commands = HashMap<CommandId, Vec<Place>>;
+type Commands = AHashMap<CommandId, Vec<Place>>;
+
+/// Rows of one statement, where there are as many: a statement costs more than a row.
+const ROWS_AT_ONCE: usize = 64;
 
 /// The statements that write the index.
 pub(super) struct IndexStatements<'c> {
-    stream: Statement<'c>,
-    scope: Statement<'c>,
-    command: Statement<'c>,
+    streams: Rows<'c>,
+    scopes: Rows<'c>,
+    commands: Rows<'c>,
     up_to: Statement<'c>,
 }
 
 impl<'c> IndexStatements<'c> {
     pub(super) fn prepare(connection: &'c Connection) -> Result<Self, rusqlite::Error> {
-        // What a crash left of a batch stands there already.
         Ok(Self {
-            stream: connection.prepare("INSERT OR IGNORE INTO stream_commits (stream, position) VALUES (?, ?)")?,
-            scope: connection.prepare("INSERT OR IGNORE INTO scope_commits (scope, position) VALUES (?, ?)")?,
-            command: connection
-                .prepare("INSERT OR IGNORE INTO command_commits (command, stream, position) VALUES (?, ?, ?)")?,
+            streams: Rows::prepare(connection, "stream_commits (stream, position)", "(?, ?)")?,
+            scopes: Rows::prepare(connection, "scope_commits (scope, position)", "(?, ?)")?,
+            commands: Rows::prepare(connection, "command_commits (command, stream, position)", "(?, ?, ?)")?,
             up_to: connection.prepare("UPDATE indexed SET up_to = ?")?,
         })
     }
+}
+
+/// Writes rows of one table.
+struct Rows<'c> {
+    many: Statement<'c>,
+    one: Statement<'c>,
+}
+
+impl<'c> Rows<'c> {
+    fn prepare(connection: &'c Connection, into: &str, row: &str) -> Result<Self, rusqlite::Error> {
+        // What a crash left of a batch stands there already.
+        let of = |rows: usize| {
+            connection.prepare(&format!("INSERT OR IGNORE INTO {into} VALUES {}", vec![row; rows].join(",")))
+        };
+        Ok(Self { many: of(ROWS_AT_ONCE)?, one: of(1)? })
+    }
+
+    /// `bind` binds one row from the given parameter on, and answers the one behind it.
+    fn insert<T>(
+        &mut self,
+        rows: &[T],
+        bind: impl Fn(&mut Statement<'_>, usize, &T) -> Result<usize, rusqlite::Error>,
+    ) -> Result<(), rusqlite::Error> {
+        let (many, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
+        let execute = |statement: &mut Statement<'_>, rows: &[T]| {
+            let mut parameter = 1;
+            for row in rows {
+                parameter = bind(statement, parameter, row)?;
+            }
+            statement.raw_execute()
+        };
+        many.iter().try_for_each(|rows| execute(&mut self.many, rows).map(drop))?;
+        rest.chunks(1).try_for_each(|row| execute(&mut self.one, row).map(drop))
+    }
+}
+
+fn bind_pair(statement: &mut Statement<'_>, at: usize, pair: &(i64, i64)) -> Result<usize, rusqlite::Error> {
+    statement.raw_bind_parameter(at, pair.0)?;
+    statement.raw_bind_parameter(at + 1, pair.1)?;
+    Ok(at + 2)
 }
 
 /// What is still to be written.
@@ -87,7 +127,7 @@ pub(super) struct Slice {
 
 impl Behind {
     pub(super) fn new(last_command: Option<CommandId>, batch_commits: usize) -> Self {
-        Self { fresh: Vec::new(), fresh_commands: HashMap::new(), batch: None, last_command, batch_commits }
+        Self { fresh: Vec::new(), fresh_commands: AHashMap::new(), batch: None, last_command, batch_commits }
     }
 
     pub(super) fn push(&mut self, entry: Entry) {
@@ -147,16 +187,14 @@ impl Behind {
             let within = |at: usize| at.saturating_sub(from).min(length);
             within(batch.written)..within(written)
         };
-        for (stream, position) in &batch.streams[part(0, batch.streams.len())] {
-            statements.stream.execute((stream, position))?;
-        }
-        for (scope, position) in &batch.scopes[part(batch.streams.len(), batch.scopes.len())] {
-            statements.scope.execute((scope, position))?;
-        }
+        statements.streams.insert(&batch.streams[part(0, batch.streams.len())], bind_pair)?;
+        statements.scopes.insert(&batch.scopes[part(batch.streams.len(), batch.scopes.len())], bind_pair)?;
         let before = batch.streams.len() + batch.scopes.len();
-        for (command, stream, position) in &batch.by_command[part(before, batch.by_command.len())] {
-            statements.command.execute((command.as_uuid().as_bytes().as_slice(), stream, position))?;
-        }
+        let commands = &batch.by_command[part(before, batch.by_command.len())];
+        statements.commands.insert(commands, |statement, at, (command, stream, position)| {
+            statement.raw_bind_parameter(at, command.as_uuid().as_bytes().as_slice())?;
+            bind_pair(statement, at + 1, &(*stream, *position))
+        })?;
         let complete = (written == total).then_some(batch.up_to);
         if let Some(up_to) = complete {
             statements.up_to.execute([up_to.get().cast_signed()])?;

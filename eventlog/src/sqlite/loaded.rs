@@ -3,8 +3,7 @@
 //! Takes as long as the tail is, whatever the log's length. What stands before the tail is counted afterwards, while the log is in
 //! use (`count`). Not here: the tables (`format`).
 
-use std::collections::HashMap;
-
+use ahash::AHashMap;
 use envforge_domain::commit::{Position, StreamId, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
 use envforge_domain::time::UnixMillis;
@@ -20,7 +19,7 @@ use crate::{LogError, NotTheSameLog};
 pub(super) struct Loaded {
     pub(super) head: Position,
     pub(super) recorded_at: UnixMillis,
-    pub(super) scopes: HashMap<(OrgId, StreamKind), i64>,
+    pub(super) scopes: AHashMap<(OrgId, StreamKind), i64>,
     pub(super) scopes_ever: i64,
     pub(super) streams_ever: i64,
     pub(super) tail: Tail,
@@ -113,11 +112,11 @@ impl Loaded {
     }
 }
 
-type Scopes = HashMap<(OrgId, StreamKind), i64>;
+type Scopes = AHashMap<(OrgId, StreamKind), i64>;
 
 /// The scopes by what they are, and the last of their numbers.
 fn scopes(connection: &Connection) -> Result<(Scopes, i64), LogError> {
-    let (mut scopes, mut ever) = (HashMap::new(), 0);
+    let (mut scopes, mut ever) = (AHashMap::new(), 0);
     let mut statement = connection.prepare("SELECT id, org, kind FROM scopes").map_err(failed)?;
     let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?));
     for row in statement.query_map([], row).map_err(failed)? {

@@ -4,10 +4,10 @@
 //! INVARIANT: a commit leaves the tail only after the index that has it was stored. Whoever asks the tail first and the
 //! file afterwards misses nothing, and may find a commit in both. Not here: writing the index (`index`).
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ahash::AHashMap;
 use envforge_domain::commit::{Position, StreamId};
 use lru::LruCache;
 
@@ -23,7 +23,7 @@ pub(super) struct StreamEnd {
 }
 
 /// Positions of each stream, ascending.
-type Positions = HashMap<StreamId, Vec<Position>>;
+type Positions = AHashMap<StreamId, Vec<Position>>;
 
 #[derive(Debug)]
 pub(super) struct Tail(Mutex<Inner>);
@@ -42,7 +42,7 @@ struct Inner {
 impl Tail {
     pub(super) fn new(indexed: Position) -> Self {
         let ends = LruCache::sparse(STREAMS_MAX);
-        Self(Mutex::new(Inner { ends, indexed, leaving: HashMap::new(), fresh: HashMap::new() }))
+        Self(Mutex::new(Inner { ends, indexed, leaving: AHashMap::new(), fresh: AHashMap::new() }))
     }
 
     /// Each change is whole before anything can panic.

@@ -4,10 +4,10 @@
 //! It is a thread because nothing in it waits for anything but the disk: a group passes from one statement to the next without
 //! a change of threads. Not here: encoding and limits (`prepared`), judging (`group`), the index (`index`), reading (`reader`).
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ahash::AHashMap;
 use envforge_domain::commit::{Position, StreamId, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
 use envforge_domain::time::{SharedClock, UnixMillis};
@@ -166,7 +166,7 @@ struct Writer<'c> {
     behind: Behind,
     head: Position,
     recorded_at: UnixMillis,
-    scopes: HashMap<(OrgId, StreamKind), i64>,
+    scopes: AHashMap<(OrgId, StreamKind), i64>,
     streams_ever: i64,
     scopes_ever: i64,
     heads: watch::Sender<Position>,
@@ -298,8 +298,8 @@ impl Writer<'_> {
     }
 
     /// Where the streams end that the group writes or guards.
-    fn ends_of<'g>(&mut self, group: &'g [Job]) -> Result<HashMap<&'g StreamId, StreamEnd>, GroupError> {
-        let mut ends = HashMap::with_capacity(group.len());
+    fn ends_of<'g>(&mut self, group: &'g [Job]) -> Result<AHashMap<&'g StreamId, StreamEnd>, GroupError> {
+        let mut ends = AHashMap::with_capacity(group.len());
         let mut unknown: Vec<&StreamId> = Vec::new();
         let written = group.iter().flat_map(|job| &job.append.commits).map(|commit| &commit.stream);
         let guarded = group.iter().flat_map(|job| job.append.guards()).map(|guard| &guard.stream);
@@ -325,8 +325,8 @@ impl Writer<'_> {
     }
 
     /// The commits of those commands of the group that were appended before.
-    fn known_commands(&mut self, group: &[Job]) -> Result<HashMap<CommandId, Vec<Known>>, GroupError> {
-        let mut known: HashMap<CommandId, Vec<Known>> = HashMap::with_capacity(group.len());
+    fn known_commands(&mut self, group: &[Job]) -> Result<AHashMap<CommandId, Vec<Known>>, GroupError> {
+        let mut known: AHashMap<CommandId, Vec<Known>> = AHashMap::with_capacity(group.len());
         for job in group {
             let command = job.append.command;
             if known.contains_key(&command) {
