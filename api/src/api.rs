@@ -22,8 +22,8 @@ use crate::access::Access;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    audit, auth, events, handoff, health, links, me, members, organizations, problems, projects, roles, runtime, usage,
-    workspaces,
+    audit, auth, events, handoff, health, links, me, members, organizations, problems, projects, roles, runtime, teams,
+    usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -73,6 +73,8 @@ pub fn router(parts: Parts) -> Router {
     let links = links::Links { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share };
+    let (a, c, r) = with_commands(&access);
+    let teams = teams::Teams { access: a, commands: c, reads: r };
     let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
     let auth = auth::Auth { access: access.clone(), identity, commands, hot };
     let me = me::Me { access: access.clone(), reads: reads.clone() };
@@ -86,6 +88,7 @@ pub fn router(parts: Parts) -> Router {
         .merge(organizations::routes().with_state(organizations))
         .merge(members::routes().with_state(members))
         .merge(roles::routes().with_state(roles))
+        .merge(teams::routes().with_state(teams))
         .merge(projects::routes().with_state(projects))
         .merge(workspaces::routes().with_state(workspaces))
         .merge(runtime::routes().with_state(runtimes))
@@ -123,6 +126,7 @@ pub fn document() -> OpenApi {
         organizations::routes().into_openapi(),
         members::routes().into_openapi(),
         roles::routes().into_openapi(),
+        teams::routes().into_openapi(),
         projects::routes().into_openapi(),
         workspaces::routes().into_openapi(),
         runtime::routes().into_openapi(),

@@ -113,6 +113,7 @@ fn path_parameter(name: &str) -> &'static str {
         "workspace" => "Slug or id of the workspace.",
         "link" => "Id of the link.",
         "user" => "Id of the user.",
+        "team" => "Slug or id of the team.",
         "code" => "A problem's code.",
         _ => "",
     }

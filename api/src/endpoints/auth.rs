@@ -293,7 +293,8 @@ impl Auth {
             grants.iter().filter(|grant| grant.scope == Scope::Organization).map(|grant| grant.role).collect();
         roles.sort_unstable();
         roles.dedup();
-        Description { roles, teams: Vec::new() }
+        let teams = self.hot.authorization.teams_of(org, user).into_iter().map(|(team, _)| team).collect();
+        Description { roles, teams }
     }
 
     fn signed_in(

@@ -22,8 +22,11 @@ mod positions;
 mod private_file;
 mod problem;
 mod project;
+#[cfg(test)]
+mod rights;
 mod session;
 mod settings;
+mod team;
 mod up;
 mod usage;
 mod wake;
@@ -72,7 +75,7 @@ pub(crate) enum ClientVerb {
     Usage(usage::UsageArguments),
     /// Projects: the repositories of an organization
     Project(project::ProjectArguments),
-    /// Organization: policy, members, roles
+    /// Organization: policy, members, teams, roles
     Org(org::OrgArguments),
     /// Look for what keeps envforge from working here
     Doctor(doctor::DoctorArguments),

@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use super::organization;
+
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
     pub(super) from: &'static str,
@@ -12,8 +14,12 @@ pub(super) struct Upcast {
     pub(super) apply: fn(Value) -> Result<Value, String>,
 }
 
-/// Every step there is. None yet: all events are in their first version.
-const STEPS: &[Upcast] = &[];
+/// Every step there is.
+const STEPS: &[Upcast] = &[Upcast {
+    from: "organization.policy_changed.v1",
+    to: "organization.policy_changed.v2",
+    apply: organization::policy_changed_v1_to_v2,
+}];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {
     STEPS.iter().map(|step| step.from)

@@ -4,6 +4,7 @@
 mod app;
 mod client;
 mod hardening;
+mod policies;
 mod proxying;
 mod secure;
 mod share_flow;
