@@ -8,20 +8,21 @@ use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
 use envforge_commands::{CommandError, Commands, back_off};
-use envforge_domain::access::{Action, Permit, Resource, Scope};
+use envforge_domain::access::{Action, Permit, Reach, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::dev_link::DevLink;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, TeamId, UserId, WorkspaceId};
 use envforge_domain::limits::REAUTHENTICATION_WINDOW;
 use envforge_domain::organization::Organization;
 use envforge_domain::project::Project;
-use envforge_domain::slug::{OrgSlug, ProjectSlug, WorkspaceSlug};
+use envforge_domain::slug::{OrgSlug, ProjectSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
 use envforge_identity::credentials::Account;
 use envforge_identity::sign_in::{Identity, Presented};
-use envforge_projections::{AuthorizeError, Authorizer};
+use envforge_projections::sql::Within;
+use envforge_projections::{AuthorizeError, Authorizer, Hot};
 use http::request::Parts;
 use http::{HeaderName, header};
 
@@ -164,6 +165,11 @@ impl Access {
         &self.keys
     }
 
+    /// The views on which the policy decides.
+    pub(crate) fn hot(&self) -> &Hot {
+        self.authorizer.hot()
+    }
+
     /// Asks the policy, on rights as fresh as the log's leader has them.
     pub(crate) async fn permit(&self, caller: &Caller, action: Action, resource: Resource) -> Result<Permit, Problem> {
         let session = Some(caller.session);
@@ -244,7 +250,7 @@ impl Access {
         self.authorizer.denials().record_failed_login(account, arrival.address, surface, arrival.now);
     }
 
-    /// What of a list the caller may see: all of the organization, or some of its projects.
+    /// What of a list the caller may see: all of the organization, or some of its projects and workspaces.
     pub(crate) async fn listing(&self, caller: &Caller, action: Action, org: OrgId) -> Result<Listing, Problem> {
         if caller.org != org {
             // Nobody is a member of two organizations; the policy says so, and it is counted.
@@ -258,24 +264,31 @@ impl Access {
         // decides what is asked next.
         self.permit(caller, Action::ProfileRead, caller.own()).await?;
         let grants = self.authorizer.hot().authorization.grants(org, caller.user, caller.arrival.now);
-        let grants = || grants.iter().filter(|grant| action.row().roles.contains(&grant.role));
-        let mut projects: Vec<_> = grants()
-            .filter_map(|grant| match grant.scope {
-                Scope::Project(project) => Some(project),
-                Scope::Organization => None,
-            })
-            .collect();
-        projects.sort_unstable();
-        projects.dedup();
+        let row = action.row();
+        let mut reached = Vec::new();
+        let mut everything = false;
+        for grant in grants.iter().filter(|grant| row.roles.contains(&grant.role)) {
+            match grant.scope {
+                Scope::Organization => everything = true,
+                Scope::Project(project) => reached.push(Resource::Project { org, project }),
+                Scope::Workspace { project, workspace } if row.reach == Reach::Workspace => {
+                    reached.push(Resource::Workspace { org, project, workspace });
+                }
+                // A workspace of it opens no project.
+                Scope::Workspace { .. } => {}
+            }
+        }
+        reached.sort_unstable_by_key(|resource| (resource.project(), resource.workspace()));
+        reached.dedup();
         let now = caller.arrival.now;
-        if projects.is_empty() || grants().any(|grant| grant.scope == Scope::Organization) {
+        if reached.is_empty() || everything {
             let permit = self.permit_still(caller, action, Resource::Organization(org), now)?;
             return Ok(Listing { org, permits: vec![permit], everything: true });
         }
-        let mut permits = Vec::with_capacity(projects.len());
+        let mut permits = Vec::with_capacity(reached.len());
         let mut refused = Problem::not_found();
-        for project in projects {
-            match self.permit_still(caller, action, Resource::Project { org, project }, now) {
+        for resource in reached {
+            match self.permit_still(caller, action, resource, now) {
                 Ok(permit) => permits.push(permit),
                 Err(problem) => refused = problem,
             }
@@ -342,6 +355,14 @@ impl Access {
             Workspace::Archived { project, .. } => Ok(Resource::Workspace { org, project, workspace }),
             Workspace::Unknown => Err(Problem::not_found()),
         }
+    }
+
+    /// A team by id or slug, for a write: one that is not there is the domain's to refuse, since a repeated request gets its
+    /// first answer whatever became of the team. Asked for after a permit, the view is as fresh as that.
+    pub(crate) fn team(&self, org: OrgId, name: &str) -> TeamId {
+        let by_slug = |slug: TeamSlug| self.authorizer.hot().authorization.team_by_slug(org, &slug);
+        let known = name.parse::<TeamId>().ok().or_else(|| name.parse().ok().and_then(by_slug));
+        known.unwrap_or(TeamId::from_uuid(uuid::Uuid::nil()))
     }
 
     /// A link by id.
@@ -436,8 +457,23 @@ impl Listing {
 
     /// `None`: all of the organization.
     pub(crate) fn projects(&self) -> Option<Vec<ProjectId>> {
-        let projects = || self.permits.iter().filter_map(|permit| permit.resource().project()).collect();
-        (!self.everything).then(projects)
+        self.within().map(|within| within.projects)
+    }
+
+    /// `None`: all of the organization.
+    pub(crate) fn within(&self) -> Option<Within> {
+        if self.everything {
+            return None;
+        }
+        let mut within = Within::default();
+        for permit in &self.permits {
+            match permit.resource() {
+                Resource::Project { project, .. } => within.projects.push(project),
+                Resource::Workspace { workspace, .. } => within.workspaces.push(workspace),
+                Resource::Organization(_) | Resource::User { .. } | Resource::Link { .. } | Resource::Host { .. } => {}
+            }
+        }
+        Some(within)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
     audit, auth, events, handoff, health, invitations, links, me, members, organizations, problems, projects, roles,
-    runtime, sessions as session_endpoints, usage, workspaces,
+    runtime, sessions as session_endpoints, teams, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -84,6 +84,8 @@ pub fn router(parts: Parts) -> Router {
     let links = links::Links { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share };
+    let (a, c, r) = with_commands(&access);
+    let teams = teams::Teams { access: a, commands: c, reads: r };
     let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
     let people = session_endpoints::People {
         access: access.clone(),
@@ -107,6 +109,7 @@ pub fn router(parts: Parts) -> Router {
         .merge(members::routes().with_state(members))
         .merge(invitations::routes().with_state(invitations))
         .merge(roles::routes().with_state(roles))
+        .merge(teams::routes().with_state(teams))
         .merge(projects::routes().with_state(projects))
         .merge(workspaces::routes().with_state(workspaces))
         .merge(runtime::routes().with_state(runtimes))
@@ -154,6 +157,7 @@ pub fn document() -> OpenApi {
         members::routes().into_openapi(),
         invitations::routes().into_openapi(),
         roles::routes().into_openapi(),
+        teams::routes().into_openapi(),
         projects::routes().into_openapi(),
         workspaces::routes().into_openapi(),
         runtime::routes().into_openapi(),

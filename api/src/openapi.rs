@@ -115,6 +115,7 @@ fn path_parameter(name: &str) -> &'static str {
         "user" => "Id of the user.",
         "session" => "Id of the session.",
         "invitation" => "Id of the invitation: of the user who is to be.",
+        "team" => "Slug or id of the team.",
         "code" => "A problem's code.",
         _ => "",
     }

@@ -10,10 +10,12 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
+use envforge_domain::ids::TeamId;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::SharedLog;
 use envforge_projections::Hot;
+use envforge_projections::authorization::TeamDetail;
 use envforge_projections::gateway_view;
 use envforge_projections::invitations::OpenInvitation;
 use envforge_projections::sql::{
@@ -172,6 +174,22 @@ impl Reads {
         page.map_err(unavailable)
     }
 
+    /// Teams by id, out of memory: the permit has made that as fresh as the log's leader.
+    pub(crate) fn teams(&self, permit: &Permit, slice: &Slice) -> Result<Page<TeamDetail>, Problem> {
+        needs(permit.action(), Action::TeamRead)?;
+        let authorization = &self.hot.authorization;
+        let after = slice.after.as_deref().unwrap_or_default();
+        let teams = authorization.teams(permit.org()).into_iter().filter(|team| team.team.to_string().as_str() > after);
+        let teams = teams.take(usize::from(slice.limit.get()) + 1);
+        let details = teams.filter_map(|team| authorization.team(permit.org(), team.team)).collect();
+        Ok(Page::cut(details, slice.limit, |team: &TeamDetail| team.team.to_string()))
+    }
+
+    pub(crate) fn team(&self, permit: &Permit, team: TeamId) -> Result<TeamDetail, Problem> {
+        needs(permit.action(), Action::TeamRead)?;
+        self.hot.authorization.team(permit.org(), team).ok_or_else(Problem::not_found)
+    }
+
     pub(crate) async fn projects(
         &self,
         listing: &Listing,
@@ -201,7 +219,7 @@ impl Reads {
         slice: &Slice,
     ) -> Result<Page<WorkspaceRecord>, Problem> {
         needs(listing.action(), Action::WorkspaceRead)?;
-        let filter = WorkspaceFilter { projects: listing.projects(), archived, phase };
+        let filter = WorkspaceFilter { within: listing.within(), archived, phase };
         let directory = self.directory(at).await?;
         let page = directory.workspaces(listing.org(), &filter, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)
@@ -227,7 +245,7 @@ impl Reads {
         slice: &Slice,
     ) -> Result<Page<LinkRecord>, Problem> {
         needs(listing.action(), Action::LinkRead)?;
-        let filter = LinkFilter { projects: listing.projects(), workspace: None, phase };
+        let filter = LinkFilter { within: listing.within(), workspace: None, phase };
         let directory = self.directory(at).await?;
         let page = directory.links(listing.org(), &filter, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)
@@ -243,7 +261,7 @@ impl Reads {
     ) -> Result<Page<LinkRecord>, Problem> {
         needs(permit.action(), Action::LinkRead)?;
         let Some(workspace) = permit.resource().workspace() else { return Err(Problem::not_found()) };
-        let filter = LinkFilter { projects: None, workspace: Some(workspace), phase };
+        let filter = LinkFilter { within: None, workspace: Some(workspace), phase };
         let directory = self.directory(at).await?;
         let page = directory.links(permit.org(), &filter, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)

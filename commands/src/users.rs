@@ -6,7 +6,7 @@ use envforge_domain::commit::{Actor, Position, StreamId};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{OrgId, SessionId, UserId};
 use envforge_domain::invitation::Invitation;
-use envforge_domain::organization::{Organization, OrganizationRefusal};
+use envforge_domain::organization::{Organization, OrganizationCommand, OrganizationRefusal};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::{User, UserCommand, UserEvent};
 
@@ -23,17 +23,31 @@ pub async fn change(
 }
 
 /// Deactivates an account. What the organization knows of the person is looked up: nobody deactivates above themselves,
-/// and the last owner stays.
+/// and the last owner stays. In the same append they leave their teams, and are no owner any more.
 pub async fn deactivate(
     commands: &Commands,
     permit: &Permit,
     context: &Context,
     user: UserId,
 ) -> Result<Done, CommandError> {
-    let organization = commands.load::<Organization>(&StreamId::organization(permit.org())).await?.state;
-    let only_owner = matches!(&organization, Organization::Active(org) if org.is_only_owner(user));
-    let beyond = beyond(&organization, permit, user, context);
-    change(commands, permit, context, user, &UserCommand::Deactivate { beyond, only_owner }).await
+    let organization = StreamId::organization(permit.org());
+    let (by, now) = (permit.actor(), context.now);
+    let deactivate = || {
+        let organization = organization.clone();
+        async move {
+            let (beyond, only_owner) = match commands.load::<Organization>(&organization).await?.state {
+                Organization::Active(org) => (org.beyond(by, user, now), org.is_only_owner(user)),
+                Organization::Unknown => (None, false),
+            };
+            Ok(UserCommand::Deactivate { beyond, only_owner })
+        }
+    };
+    commands
+        .transaction(context)
+        .step_with::<User, _>(permit, StreamId::user(permit.org(), user), deactivate)
+        .step::<Organization>(permit, organization.clone(), OrganizationCommand::Retire { by, user, now })
+        .commit()
+        .await
 }
 
 /// Takes a deactivation back, of those whom one's own roles reach.

@@ -19,7 +19,7 @@ use envforge_domain::event::Event;
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::*;
 use envforge_domain::manifest::Manifest;
-use envforge_domain::organization::OrganizationCommand;
+use envforge_domain::organization::{LINK_ISSUERS, OrganizationCommand};
 use envforge_domain::project::Repository;
 use envforge_domain::runtime::{Epoch, RuntimeCommand, RuntimeEvent, WakeCause};
 use envforge_domain::secret::TokenDigest;
@@ -45,7 +45,13 @@ fn acme() -> OrgId {
 async fn permit(log: &Arc<dyn EventLog>, action: Action, resource: Resource) -> Permit {
     let grant =
         Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
-    let actor = ActorFacts::Member { org: resource.org(), active: true, session_live: true, grants: vec![grant] };
+    let actor = ActorFacts::Member {
+        org: resource.org(),
+        active: true,
+        session_live: true,
+        link_issuers: LINK_ISSUERS,
+        grants: vec![grant],
+    };
     let facts = Facts { position: Position::START, actor };
     let streams = vec![StreamId::organization(resource.org()), StreamId::user(resource.org(), owner())];
     let lasts = log.last_positions_of(&streams).await.unwrap();
@@ -372,6 +378,7 @@ async fn nobody_deactivates_an_owner_from_below_and_nobody_the_last_one() {
         org: acme(),
         active: true,
         session_live: true,
+        link_issuers: LINK_ISSUERS,
         grants: vec![Grant {
             grantee: Grantee::User(below),
             role: Role::Admin,
@@ -490,7 +497,13 @@ async fn a_persons_permit_that_rests_on_nothing_changes_nothing() {
     let world = world().await;
     let grant =
         Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
-    let actor = ActorFacts::Member { org: acme(), active: true, session_live: true, grants: vec![grant] };
+    let actor = ActorFacts::Member {
+        org: acme(),
+        active: true,
+        session_live: true,
+        link_issuers: LINK_ISSUERS,
+        grants: vec![grant],
+    };
     let facts = Facts { position: Position::START, actor };
     let (action, resource) = (Action::RuntimeWake, world.on_workspace());
     let request = Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now: NOW };

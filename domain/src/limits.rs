@@ -38,6 +38,19 @@ pub const INVITATION_LIFETIME_DEFAULT: Millis = Millis::from_hours(24 * 7);
 /// How old a proof of identity may be for what a stolen session must not be able to do. Fixed: acting does not prolong it.
 pub const REAUTHENTICATION_WINDOW: Millis = Millis::from_minutes(15);
 
+/// Grants of one organization; keeps its state and view bounded.
+pub const GRANTS_MAX: usize = 200_000;
+pub const TEAMS_MAX: usize = 5_000;
+pub const TEAM_MEMBERS_MAX: usize = 10_000;
+/// Teams that one person is in: leaving all of them fits into one commit.
+pub const TEAMS_OF_MEMBER_MAX: usize = 50;
+/// Identity providers that an organization's policy may name.
+pub const IDENTITY_PROVIDERS_MAX: usize = 8;
+pub const IDENTITY_PROVIDER_CHARS_MAX: usize = 200;
+/// How long people stay signed in at most, whatever the policy says; also where it says nothing.
+pub const SESSION_LIFETIME_MAX: Millis = Millis::from_hours(24 * 30);
+pub const SESSION_LIFETIME_MIN: Millis = Millis::from_minutes(15);
+
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;
 /// A link's lifetime where the organization sets none (2 h as the product documents show).

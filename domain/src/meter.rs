@@ -104,6 +104,7 @@ impl RuntimeMeter {
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }
             | RuntimeEvent::KeptAwake { .. }
+            | RuntimeEvent::KeepAwakeShortened { .. }
             | RuntimeEvent::SleepPostponed { .. }
             | RuntimeEvent::Slept { .. } => BTreeMap::new(),
         }

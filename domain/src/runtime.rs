@@ -123,6 +123,10 @@ pub enum RuntimeEvent {
         reason: String,
         by: UserId,
     },
+    /// The organization allows less than was asked for by now.
+    KeepAwakeShortened {
+        until: UnixMillis,
+    },
     SleepPostponed {
         cause: PostponeCause,
     },
@@ -190,6 +194,11 @@ pub enum RuntimeCommand {
         by: UserId,
         max: Millis,
         now: UnixMillis,
+    },
+    /// Down to what the organization's policy allows since; longer than asked for is never.
+    ShortenKeepAwake {
+        epoch: Epoch,
+        until: UnixMillis,
     },
     PostponeSleep {
         epoch: Epoch,
@@ -527,6 +536,20 @@ impl Aggregate for Runtime {
                     | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
                 }
             }
+            RuntimeCommand::ShortenKeepAwake { epoch, until } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Ready(ready) if ready.keep_awake_until.is_some_and(|asked| *until < asked) => {
+                        Ok(vec![RuntimeEvent::KeepAwakeShortened { until: *until }])
+                    }
+                    Self::Ready(_)
+                    | Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
             RuntimeCommand::PostponeSleep { epoch, cause } => {
                 state.same_epoch(*epoch)?;
                 match state {
@@ -649,9 +672,10 @@ impl Aggregate for Runtime {
             (Self::Ready(ready), RuntimeEvent::ActivitySeen { at, .. }) => {
                 Self::Ready(ReadyRuntime { last_activity: Some(*at), postponed: None, ..ready })
             }
-            (Self::Ready(ready), RuntimeEvent::KeptAwake { until, .. }) => {
-                Self::Ready(ReadyRuntime { keep_awake_until: Some(*until), ..ready })
-            }
+            (
+                Self::Ready(ready),
+                RuntimeEvent::KeptAwake { until, .. } | RuntimeEvent::KeepAwakeShortened { until },
+            ) => Self::Ready(ReadyRuntime { keep_awake_until: Some(*until), ..ready }),
             (Self::Ready(ready), RuntimeEvent::SleepPostponed { cause }) => {
                 Self::Ready(ReadyRuntime { postponed: Some(cause.clone()), ..ready })
             }
@@ -673,6 +697,7 @@ impl Aggregate for Runtime {
                 | RuntimeEvent::LeaseRenewed { .. }
                 | RuntimeEvent::ActivitySeen { .. }
                 | RuntimeEvent::KeptAwake { .. }
+                | RuntimeEvent::KeepAwakeShortened { .. }
                 | RuntimeEvent::SleepPostponed { .. },
             ) => state,
         }
@@ -685,7 +710,9 @@ impl Aggregate for Runtime {
     fn action_of(command: &RuntimeCommand) -> Action {
         match command {
             RuntimeCommand::RequestWake { .. } => Action::RuntimeWake,
-            RuntimeCommand::RequestSleep { .. } | RuntimeCommand::PostponeSleep { .. } => Action::RuntimeSleep,
+            RuntimeCommand::RequestSleep { .. }
+            | RuntimeCommand::PostponeSleep { .. }
+            | RuntimeCommand::ShortenKeepAwake { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ChooseHost { .. }

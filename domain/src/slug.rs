@@ -110,6 +110,10 @@ slug!(
     ProjectSlug, "project slug", 1, &[]
 );
 slug!(
+    /// A team's name in URLs and commands, unique among the teams of its organization.
+    TeamSlug, "team slug", 1, &[]
+);
+slug!(
     /// A service of `envforge.yml`. At least three characters: `ui--ws--org` would put `--` where DNS reserves it.
     ServiceName, "service name", 3, &[]
 );

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use envforge_domain::access::{Action, Basis, Grant, Grantee, Principal, Role, Scope};
+use envforge_domain::access::{Action, Basis, Grant, Grantee, Principal, Role, Roles, Scope};
 use envforge_domain::claim::ClaimEvent;
 use envforge_domain::commit::{Actor, Commit, Component, Position, Standing, StreamId, StreamKind, Surface};
 use envforge_domain::decision::DecisionEvent;
@@ -126,6 +126,29 @@ fn samples() -> Vec<Event> {
             policy: OrganizationPolicy { link_families: RouteFamilies::NONE, ..OrganizationPolicy::default() },
         },
         OrganizationEvent::OwnerRecovered { user },
+        OrganizationEvent::PolicyChanged {
+            policy: OrganizationPolicy {
+                link_issuers: Roles::of(&[Role::Owner]),
+                identity_providers: ["https://acme.eu.auth0.com/", "local"].map(str::to_owned).into(),
+                session_lifetime_max: Millis::from_hours(8),
+                ..OrganizationPolicy::default()
+            },
+        },
+        OrganizationEvent::TeamCreated { team, slug: parsed("platform") },
+        OrganizationEvent::TeamRenamed { team, slug: parsed("platform-2") },
+        OrganizationEvent::TeamMemberAdded { team, user },
+        OrganizationEvent::TeamMemberRemoved { team, user },
+        OrganizationEvent::TeamDeleted { team },
+    ];
+    let of_workspace = [
+        OrganizationEvent::RoleAssigned {
+            grant: grant(Grantee::User(user), Role::Viewer, Scope::Workspace { project, workspace }, None),
+        },
+        OrganizationEvent::RoleRevoked {
+            grantee: Grantee::Team(team),
+            role: Role::Developer,
+            scope: Scope::Workspace { project, workspace },
+        },
     ];
     let roles = Role::ALL.map(|role| {
         let (grantee, scope) = (Grantee::User(user), Scope::Project(project));
@@ -238,6 +261,7 @@ fn samples() -> Vec<Event> {
         RuntimeEvent::ActivitySeen { epoch, at: at(45), open_streams: 1, source: ActivitySource::Link(link) },
         RuntimeEvent::ActivitySeen { epoch, at: at(46), open_streams: 0, source: ActivitySource::Person(user) },
         RuntimeEvent::KeptAwake { until: at(1_800), reason: "demo at noon".to_owned(), by: user },
+        RuntimeEvent::KeepAwakeShortened { until: at(900) },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::KeepAwake { until: at(1_800) } },
         RuntimeEvent::SleepPostponed { cause: PostponeCause::OpenStreams { count: 2 } },
         RuntimeEvent::Slept { epoch },
@@ -326,7 +350,7 @@ fn samples() -> Vec<Event> {
     let held = DecisionEvent::Held { last: Position::new(40) };
 
     let mut all: Vec<Event> = Vec::new();
-    all.extend(organization.into_iter().chain(roles).map(Event::Organization));
+    all.extend(organization.into_iter().chain(roles).chain(of_workspace).map(Event::Organization));
     all.extend(users.into_iter().chain(ends).chain(surfaces).chain(receipts).map(Event::User));
     all.extend(projects.map(Event::Project));
     all.extend(workspaces.map(Event::Workspace));

@@ -2,21 +2,35 @@
 //!
 //! A pure fold of the log. Not here: the policy itself (`access::authorize`) and asking for freshness (`authorizer`).
 
+mod dry_run;
+mod links;
+mod organization;
+mod people;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::{AHashMap, AHashSet};
-use envforge_domain::access::{Action, ActorFacts, Facts, Grant, Grantee, Request, Resource, authorize};
-use envforge_domain::commit::{Actor, Position, Recorded, StreamKind, Surface};
+use envforge_domain::access::{ActorFacts, Facts, Grant, Resource};
+use envforge_domain::commit::{Actor, Position, Recorded, StreamKind};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
-use envforge_domain::ids::{HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, LinkId, OrgId, SessionId, TeamId, UserId, WorkspaceId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
-use envforge_domain::slug::OrgSlug;
+use envforge_domain::slug::{OrgSlug, TeamSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 use parking_lot::RwLock;
+
+pub use self::dry_run::{Consequences, LinkConsequence, LinkLoss, SessionConsequence};
+pub(crate) use self::links::{LinkRight, LinkTerms};
+pub use self::organization::{TeamDetail, TeamName};
+pub use self::people::SessionOver;
+
+use self::links::LinkFacts;
+use self::organization::{OrganizationFacts, Touched};
+use self::people::UserFacts;
 
 /// The view. Readers hold its lock for a few look-ups.
 #[derive(Default)]
@@ -25,17 +39,6 @@ pub struct AuthorizationView {
     /// INVARIANT: never ahead of what `inner` has, so that facts are at least as new as they say.
     position: AtomicU64,
 }
-
-/// How long the issuer of an open link may have issued it, as of a commit that changed that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct IssuerRight {
-    pub(crate) link: LinkId,
-    /// `None` where they may not; the far end of time where no end is set.
-    pub(crate) until: Option<UnixMillis>,
-}
-
-/// Later than any end.
-const FOREVER: UnixMillis = UnixMillis::new(u64::MAX);
 
 #[derive(Default)]
 struct Inner {
@@ -46,37 +49,11 @@ struct Inner {
     links: AHashMap<LinkId, LinkFacts>,
     /// Open links only.
     links_by_issuer: AHashMap<UserId, AHashSet<LinkId>>,
+    /// Open links only.
+    links_by_org: AHashMap<OrgId, AHashSet<LinkId>>,
     /// Workspaces at whose hosts no link works: archived or Tailscale-only.
     closed_workspaces: AHashSet<WorkspaceId>,
     hosts: AHashMap<HostId, OrgId>,
-}
-
-struct OrganizationFacts {
-    slug: OrgSlug,
-    name: String,
-    policy: OrganizationPolicy,
-    members: AHashSet<UserId>,
-    grants: AHashMap<Grantee, Vec<Grant>>,
-}
-
-struct UserFacts {
-    org: OrgId,
-    active: bool,
-    email: String,
-    name: String,
-    sessions: AHashMap<SessionId, UnixMillis>,
-}
-
-struct LinkFacts {
-    org: OrgId,
-    project: ProjectId,
-    workspace: WorkspaceId,
-    expires_at: UnixMillis,
-    open: bool,
-    issued_by: UserId,
-    /// A link stands on its issuer's right: it is held against the policy where the link was issued, and again
-    /// whenever that right changes. `None` while they may not issue it.
-    issuer_until: Option<UnixMillis>,
 }
 
 /// An organization's name as people see it.
@@ -97,12 +74,12 @@ pub struct UserName {
 }
 
 impl AuthorizationView {
-    /// What the policy needs to know about an actor in an organization, as of the view's position and `now`.
-    pub fn facts(&self, actor: &Actor, session: Option<SessionId>, org: OrgId, now: UnixMillis) -> Facts {
+    /// What the policy needs to know about an actor who asks about a resource, as of the view's position and `now`.
+    pub fn facts(&self, actor: &Actor, session: Option<SessionId>, resource: &Resource, now: UnixMillis) -> Facts {
         let position = Position::new(self.position.load(Ordering::Acquire));
         let inner = self.inner.read();
         let facts = match actor {
-            Actor::User(user) => inner.member(*user, session, org, now),
+            Actor::User(user) => inner.member(*user, session, resource, now),
             Actor::LinkVisitor { link, .. } => inner.link(*link, now),
             Actor::Agent(host) => {
                 inner.hosts.get(host).map_or(ActorFacts::Nobody, |org| ActorFacts::Agent { org: *org, host: *host })
@@ -147,7 +124,7 @@ impl AuthorizationView {
     }
 
     pub fn organization_policy(&self, org: OrgId) -> Option<OrganizationPolicy> {
-        self.inner.read().organizations.get(&org).map(|facts| facts.policy)
+        self.inner.read().organizations.get(&org).map(|facts| facts.policy.clone())
     }
 
     pub fn user(&self, user: UserId) -> Option<UserName> {
@@ -156,23 +133,45 @@ impl AuthorizationView {
         Some(UserName { user, org: facts.org, email: facts.email.clone(), name: facts.name.clone() })
     }
 
-    /// Live grants of a user in an organization, for tokens and profiles.
+    /// Live grants of a user in an organization, their own and those of their teams, for tokens and profiles.
     pub fn grants(&self, org: OrgId, user: UserId, now: UnixMillis) -> Vec<Grant> {
         let inner = self.inner.read();
-        let grants = inner.organizations.get(&org).and_then(|facts| facts.grants.get(&Grantee::User(user)));
-        grants.into_iter().flatten().filter(|grant| grant.is_live(now)).copied().collect()
+        inner.organizations.get(&org).map(|facts| facts.grants_of(user, now)).unwrap_or_default()
+    }
+
+    /// The teams that somebody is in, sorted.
+    pub fn teams_of(&self, org: OrgId, user: UserId) -> Vec<(TeamId, TeamSlug)> {
+        self.inner.read().organizations.get(&org).map(|facts| facts.teams_of(user)).unwrap_or_default()
+    }
+
+    /// The teams of an organization, by id.
+    pub fn teams(&self, org: OrgId) -> Vec<TeamName> {
+        self.inner.read().organizations.get(&org).map(OrganizationFacts::team_names).unwrap_or_default()
+    }
+
+    pub fn team(&self, org: OrgId, team: TeamId) -> Option<TeamDetail> {
+        self.inner.read().organizations.get(&org)?.team(team)
+    }
+
+    pub fn team_by_slug(&self, org: OrgId, slug: &TeamSlug) -> Option<TeamId> {
+        self.inner.read().organizations.get(&org)?.team_by_slug(slug)
+    }
+
+    /// The identity provider by which somebody signs in.
+    pub fn provider_of(&self, user: UserId) -> Option<String> {
+        self.inner.read().users.get(&user).map(|facts| facts.issuer.clone())
     }
 
     /// Whether a session of an active member of its organization still counts.
     pub fn session_live(&self, user: UserId, session: SessionId, now: UnixMillis) -> bool {
         let inner = self.inner.read();
         let Some(facts) = inner.users.get(&user) else { return false };
-        let member = inner.organizations.get(&facts.org).is_some_and(|org| org.members.contains(&user));
-        member && facts.active && facts.session_live(session, now)
+        let Some(organization) = inner.organizations.get(&facts.org) else { return false };
+        organization.has_member(user) && facts.active && facts.session_live(&organization.policy, session, now)
     }
 
-    /// Folds one commit; answers which open links' issuers have another right than before.
-    pub(crate) fn apply(&self, recorded: &Recorded) -> Vec<IssuerRight> {
+    /// Folds one commit; answers which open links stand on other terms than before.
+    pub(crate) fn apply(&self, recorded: &Recorded) -> Vec<LinkRight> {
         let rights = match recorded.commit.stream.kind() {
             StreamKind::Organization
             | StreamKind::User
@@ -189,7 +188,7 @@ impl AuthorizationView {
         rights
     }
 
-    fn apply_relevant(&self, recorded: &Recorded) -> Vec<IssuerRight> {
+    fn apply_relevant(&self, recorded: &Recorded) -> Vec<LinkRight> {
         let mut rights = Vec::new();
         let mut inner = self.inner.write();
         let org = recorded.commit.stream.org();
@@ -197,14 +196,14 @@ impl AuthorizationView {
         for event in &recorded.commit.events {
             match event {
                 Event::Organization(event) => {
-                    inner.apply_organization(org, event);
-                    rights.extend(whose_rights(event).into_iter().flat_map(|user| inner.judge_links_of(user)));
+                    let touched = inner.apply_organization(org, event);
+                    inner.judge(org, &touched, &mut rights);
                 }
                 Event::User(event) => {
                     if let Ok(user) = key.parse() {
-                        inner.apply_user(org, user, event);
+                        inner.apply_user(org, user, event, recorded.commit.decided_at);
                         if matches!(event, UserEvent::Deactivated | UserEvent::Reactivated) {
-                            rights.extend(inner.judge_links_of(user));
+                            inner.judge_links_of(user, &mut rights);
                         }
                     }
                 }
@@ -215,7 +214,7 @@ impl AuthorizationView {
                 }
                 Event::DevLink(event) => {
                     if let Ok(link) = key.parse() {
-                        rights.extend(inner.apply_link(org, link, event));
+                        inner.apply_link(org, link, event, &mut rights);
                     }
                 }
                 Event::Host(HostEvent::Registered { host, org, .. }) => {
@@ -238,69 +237,49 @@ impl AuthorizationView {
     }
 }
 
-/// The user whose rights in the organization an event may change.
-fn whose_rights(event: &OrganizationEvent) -> Option<UserId> {
-    let grantee = match event {
-        OrganizationEvent::MemberAdded { user }
-        | OrganizationEvent::MemberRemoved { user }
-        | OrganizationEvent::OwnerRecovered { user } => return Some(*user),
-        OrganizationEvent::RoleAssigned { grant } => grant.grantee,
-        OrganizationEvent::RoleRevoked { grantee, .. } => *grantee,
-        OrganizationEvent::Created { .. } | OrganizationEvent::PolicyChanged { .. } => return None,
-    };
-    match grantee {
-        Grantee::User(user) => Some(user),
-        Grantee::Team(_) => None,
-    }
-}
-
 impl Inner {
-    fn member(&self, user: UserId, session: Option<SessionId>, org: OrgId, now: UnixMillis) -> ActorFacts {
+    fn member(&self, user: UserId, session: Option<SessionId>, resource: &Resource, now: UnixMillis) -> ActorFacts {
+        let org = resource.org();
         let (Some(facts), Some(organization)) = (self.users.get(&user), self.organizations.get(&org)) else {
             return ActorFacts::Nobody;
         };
         // A person's sessions are of one organization, and so is the person.
-        if facts.org != org || !organization.members.contains(&user) {
+        if facts.org != org || !organization.has_member(user) {
             return ActorFacts::Nobody;
         }
         ActorFacts::Member {
             org,
             active: facts.active,
-            session_live: session.is_some_and(|session| facts.session_live(session, now)),
-            grants: organization.grants.get(&Grantee::User(user)).cloned().unwrap_or_default(),
+            session_live: session.is_some_and(|session| facts.session_live(&organization.policy, session, now)),
+            link_issuers: organization.policy.link_issuers,
+            grants: organization.reaching(user, resource),
         }
     }
 
-    /// Until when a user may issue a link there, by the one policy.
-    fn may_issue_until(&self, user: UserId, resource: Resource) -> Option<UnixMillis> {
-        let now = UnixMillis::EPOCH;
-        let ActorFacts::Member { org, active, grants, .. } = self.member(user, None, resource.org(), now) else {
-            return None;
-        };
-        let (actor, action, surface) = (Actor::User(user), Action::LinkIssue, Surface::Api);
-        let allows = |grant: &&Grant| {
-            let alone = ActorFacts::Member { org, active, session_live: true, grants: vec![**grant] };
-            let facts = Facts { position: Position::START, actor: alone };
-            authorize(&facts, &Request { actor, action, resource, surface, now }).is_ok()
-        };
-        grants.iter().filter(allows).map(|grant| grant.expires_at.unwrap_or(FOREVER)).max()
-    }
-
-    /// Holds the open links of an issuer against their rights as they are now.
-    fn judge_links_of(&mut self, user: UserId) -> Vec<IssuerRight> {
-        let links: Vec<_> = self.links_by_issuer.get(&user).into_iter().flatten().copied().collect();
-        let mut changed = Vec::new();
-        for link in links {
-            let Some(facts) = self.links.get(&link) else { continue };
-            let until = self.may_issue_until(user, facts.resource(link));
-            if let Some(facts) = self.links.get_mut(&link)
-                && facts.issuer_until != until
-            {
-                facts.issuer_until = until;
-                changed.push(IssuerRight { link, until });
+    /// Holds the links that an event may concern against rights and policy as they are now.
+    fn judge(&mut self, org: OrgId, touched: &Touched, rights: &mut Vec<LinkRight>) {
+        match touched {
+            Touched::Nobody => {}
+            Touched::Members(users) => users.iter().for_each(|user| self.judge_links_of(*user, rights)),
+            Touched::Everybody => {
+                let links: Vec<_> = self.links_by_org.get(&org).into_iter().flatten().copied().collect();
+                links.into_iter().for_each(|link| self.judge_link(link, rights));
             }
         }
-        changed
+    }
+
+    fn judge_links_of(&mut self, user: UserId, rights: &mut Vec<LinkRight>) {
+        let links: Vec<_> = self.links_by_issuer.get(&user).into_iter().flatten().copied().collect();
+        links.into_iter().for_each(|link| self.judge_link(link, rights));
+    }
+
+    fn judge_link(&mut self, link: LinkId, rights: &mut Vec<LinkRight>) {
+        let Some(facts) = self.links.get_mut(&link) else { return };
+        let terms = facts.terms_by(link, self.organizations.get(&facts.org), self.users.get(&facts.issued_by));
+        if facts.terms != terms {
+            facts.terms = terms;
+            rights.push(LinkRight { link, terms });
+        }
     }
 
     fn link(&self, link: LinkId, now: UnixMillis) -> ActorFacts {
@@ -310,59 +289,32 @@ impl Inner {
             project: facts.project,
             workspace: facts.workspace,
             link,
-            live: facts.open
-                && now < facts.expires_at
-                && facts.issuer_until.is_some_and(|until| now < until)
-                && !self.closed_workspaces.contains(&facts.workspace),
+            live: facts.is_live(now) && !self.closed_workspaces.contains(&facts.workspace),
         }
     }
 
-    fn apply_organization(&mut self, org: OrgId, event: &OrganizationEvent) {
+    fn apply_organization(&mut self, org: OrgId, event: &OrganizationEvent) -> Touched {
         if let OrganizationEvent::Created { org, slug, name } = event {
-            let facts = OrganizationFacts {
-                slug: slug.clone(),
-                name: name.clone(),
-                policy: OrganizationPolicy::default(),
-                members: AHashSet::new(),
-                grants: AHashMap::new(),
-            };
             self.organization_by_slug.insert(slug.clone(), *org);
-            self.organizations.insert(*org, facts);
-            return;
+            self.organizations.insert(*org, OrganizationFacts::new(*org, slug.clone(), name.clone()));
+            return Touched::Nobody;
         }
-        let Some(facts) = self.organizations.get_mut(&org) else { return };
-        match event {
-            OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
-            OrganizationEvent::MemberAdded { user } => {
-                facts.members.insert(*user);
-            }
-            OrganizationEvent::MemberRemoved { user } => {
-                facts.members.remove(user);
-                facts.grants.remove(&Grantee::User(*user));
-                // Whoever comes back signs in anew.
-                if let Some(removed) = self.users.get_mut(user).filter(|removed| removed.org == org) {
-                    removed.sessions.clear();
-                }
-            }
-            OrganizationEvent::RoleAssigned { grant } => {
-                let grants = facts.grants.entry(grant.grantee).or_default();
-                grants.retain(|held| (held.role, held.scope) != (grant.role, grant.scope));
-                grants.push(*grant);
-            }
-            OrganizationEvent::RoleRevoked { grantee, role, scope } => {
-                if let Some(grants) = facts.grants.get_mut(grantee) {
-                    grants.retain(|held| (held.role, held.scope) != (*role, *scope));
-                }
-            }
-            OrganizationEvent::PolicyChanged { policy } => facts.policy = *policy,
+        let Some(facts) = self.organizations.get_mut(&org) else { return Touched::Nobody };
+        // Whoever comes back signs in anew.
+        if let OrganizationEvent::MemberRemoved { user } = event
+            && let Some(removed) = self.users.get_mut(user).filter(|removed| removed.org == org)
+        {
+            removed.sessions.clear();
         }
+        facts.apply(event)
     }
 
-    fn apply_user(&mut self, org: OrgId, user: UserId, event: &UserEvent) {
+    fn apply_user(&mut self, org: OrgId, user: UserId, event: &UserEvent, at: UnixMillis) {
         if let UserEvent::Created { issuer, subject, email, name, .. } = event {
             let facts = UserFacts {
                 org,
                 active: true,
+                issuer: issuer.clone(),
                 email: email.as_str().to_owned(),
                 name: name.clone(),
                 sessions: AHashMap::new(),
@@ -371,27 +323,8 @@ impl Inner {
             self.users.insert(user, facts);
             return;
         }
-        let Some(facts) = self.users.get_mut(&user) else { return };
-        match event {
-            UserEvent::Created { .. }
-            | UserEvent::Invited { .. }
-            | UserEvent::InvitationRevoked
-            | UserEvent::InvitationAccepted
-            | UserEvent::Reauthenticated { .. }
-            | UserEvent::PasswordChanged
-            | UserEvent::RevocationRecorded { .. } => {}
-            UserEvent::ProfileChanged { name } => facts.name.clone_from(name),
-            UserEvent::Deactivated => {
-                facts.active = false;
-                facts.sessions.clear();
-            }
-            UserEvent::Reactivated => facts.active = true,
-            UserEvent::SessionOpened { session, expires_at, .. } => {
-                facts.sessions.insert(*session, *expires_at);
-            }
-            UserEvent::SessionEnded { session, .. } => {
-                facts.sessions.remove(session);
-            }
+        if let Some(facts) = self.users.get_mut(&user) {
+            facts.apply(event, at);
         }
     }
 
@@ -410,30 +343,37 @@ impl Inner {
         }
     }
 
-    /// Answers the issuer's right where it ends before the link.
-    fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent) -> Option<IssuerRight> {
+    fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent, rights: &mut Vec<LinkRight>) {
         match event {
-            DevLinkEvent::Issued { project, workspace, expires_at, issued_by, .. } => {
-                let mut facts = LinkFacts {
+            DevLinkEvent::Issued { project, workspace, families, issued_at, expires_at, issued_by, .. } => {
+                let facts = LinkFacts {
                     org,
                     project: *project,
                     workspace: *workspace,
+                    issued_at: *issued_at,
                     expires_at: *expires_at,
+                    families: *families,
                     open: true,
                     issued_by: *issued_by,
-                    issuer_until: None,
+                    terms: LinkTerms::NONE,
                 };
-                // Held against the rights at this position of the log, whatever the decider knew: an issuer who may not
-                // issue it has issued a closed link.
-                let until = self.may_issue_until(*issued_by, facts.resource(link));
-                facts.issuer_until = until;
                 self.links.insert(link, facts);
                 self.links_by_issuer.entry(*issued_by).or_default().insert(link);
-                return (until != Some(FOREVER)).then_some(IssuerRight { link, until });
+                self.links_by_org.entry(org).or_default().insert(link);
+                // Held against the rights at this position of the log, whatever the decider knew: an issuer who may not
+                // issue it has issued a closed link.
+                self.judge_link(link, rights);
             }
-            DevLinkEvent::Rotated { expires_at, .. } => {
+            DevLinkEvent::Rotated { issued_at, expires_at, .. } => {
                 if let Some(facts) = self.links.get_mut(&link) {
+                    facts.issued_at = *issued_at;
                     facts.expires_at = *expires_at;
+                    self.judge_link(link, rights);
+                }
+            }
+            DevLinkEvent::AllowlistChanged { families } => {
+                if let Some(facts) = self.links.get_mut(&link) {
+                    facts.families = *families;
                 }
             }
             DevLinkEvent::Expired | DevLinkEvent::Revoked { .. } => {
@@ -442,29 +382,20 @@ impl Inner {
                     if let Some(links) = self.links_by_issuer.get_mut(&facts.issued_by) {
                         links.remove(&link);
                     }
+                    if let Some(links) = self.links_by_org.get_mut(&facts.org) {
+                        links.remove(&link);
+                    }
                 }
             }
             DevLinkEvent::FirstUsed { .. }
             | DevLinkEvent::SessionOpened { .. }
-            | DevLinkEvent::AllowlistChanged { .. }
             | DevLinkEvent::WakeSpent { .. }
             | DevLinkEvent::AttemptsBlocked { .. } => {}
         }
-        None
     }
 }
 
-impl UserFacts {
-    fn session_live(&self, session: SessionId, now: UnixMillis) -> bool {
-        self.sessions.get(&session).is_some_and(|end| now < *end)
-    }
-}
-
-impl LinkFacts {
-    fn resource(&self, link: LinkId) -> Resource {
-        Resource::Link { org: self.org, project: self.project, workspace: self.workspace, link }
-    }
-}
-
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -104,7 +104,7 @@ impl Authorizer {
     fn decide(&self, session: Option<SessionId>, request: Request) -> Result<Permit, AuthorizeError> {
         let authorization = &self.hot.authorization;
         let org = request.resource.org();
-        let facts = authorization.facts(&request.actor, session, org, request.now);
+        let facts = authorization.facts(&request.actor, session, &request.resource, request.now);
         authorize(&facts, &request).map_err(|denial| {
             DenialSink::count(&request, denial.code());
             // Ids that somebody made up must not fill memory and log: such attempts are counted, not told.

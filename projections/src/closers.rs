@@ -15,7 +15,7 @@ pub enum CloseReason {
     Expired,
     /// A newer share link took this one's place.
     Rotated,
-    /// The family is no longer in the link's allowlist.
+    /// The family is no longer in the link's allowlist, or no longer among what the organization lets links open.
     Narrowed,
     /// Whoever issued the link may issue no link there any more, or not for as long.
     IssuerLostRight,

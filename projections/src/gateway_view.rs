@@ -23,7 +23,7 @@ use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::authorization::IssuerRight;
+use crate::authorization::{LinkRight, LinkTerms};
 use crate::runtimes::Runtimes;
 use crate::session_table::SessionTable;
 
@@ -54,7 +54,7 @@ pub struct WorkspaceRoutes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkPhase {
     Active,
-    /// By its verb, or for as long as whoever issued it may not issue links there any more.
+    /// By its verb, or for as long as whoever issued it may not issue it any more.
     Revoked,
     Expired,
 }
@@ -67,11 +67,13 @@ pub struct LinkView {
     pub project: ProjectId,
     pub workspace: WorkspaceId,
     pub service: ServiceName,
+    /// What the link allows and the organization's policy too.
     pub families: RouteFamilies,
     pub generation: Generation,
     /// When this generation was issued: a claim of its share token.
     pub issued_at: UnixMillis,
-    /// The link's own end, or that of its issuer's right to issue it, whichever comes first.
+    /// The link's own end, that of its issuer's right to issue it, or that of the longest link that the organization
+    /// allows, whichever comes first.
     pub expires_at: UnixMillis,
     pub phase: LinkPhase,
     pub label: String,
@@ -131,20 +133,28 @@ struct OpenLink {
     generation: Generation,
     /// Of this generation.
     sessions: usize,
-    /// Its own end, whatever becomes of its issuer.
+    /// What it says itself, whatever becomes of its issuer and of the organization's policy.
     own_end: UnixMillis,
-    /// Until when its issuer may have issued it; `None` where they may not.
-    issuer_until: Option<UnixMillis>,
+    own_families: RouteFamilies,
+    terms: LinkTerms,
 }
 
 impl OpenLink {
     fn phase(&self) -> LinkPhase {
-        if self.issuer_until.is_some() { LinkPhase::Active } else { LinkPhase::Revoked }
+        if self.terms.issuer_until.is_some() { LinkPhase::Active } else { LinkPhase::Revoked }
     }
 
     fn ends_at(&self) -> UnixMillis {
-        self.issuer_until.map_or(self.own_end, |until| until.min(self.own_end))
+        self.terms.until().map_or(self.own_end, |until| until.min(self.own_end))
     }
+
+    fn families(&self) -> RouteFamilies {
+        self.own_families.intersection(self.terms.families)
+    }
+}
+
+fn terms_of(rights: &[LinkRight], link: LinkId) -> Option<LinkTerms> {
+    rights.iter().rev().find(|right| right.link == link).map(|right| right.terms)
 }
 
 fn long_ago() -> Instant {
@@ -227,8 +237,8 @@ impl GatewayView {
         }
     }
 
-    /// Folds one commit, with what it changed about issuers' rights. One caller at a time, in the log's order.
-    pub(crate) fn apply(&self, recorded: &Recorded, rights: &[IssuerRight]) {
+    /// Folds one commit, with what it changed about the terms of links. One caller at a time, in the log's order.
+    pub(crate) fn apply(&self, recorded: &Recorded, rights: &[LinkRight]) {
         let mut fold = self.fold.lock();
         let (org, at) = (recorded.commit.stream.org(), recorded.recorded_at);
         let key = recorded.commit.stream.key();
@@ -249,7 +259,7 @@ impl GatewayView {
                 }
                 Event::DevLink(event) => {
                     if let Ok(link) = key.parse() {
-                        self.apply_link(&mut fold, org, link, event, at);
+                        self.apply_link(&mut fold, org, link, event, at, rights);
                     }
                 }
                 Event::Organization(_)
@@ -340,24 +350,41 @@ impl GatewayView {
         }
     }
 
-    fn apply_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent, at: UnixMillis) {
+    fn apply_link(
+        &self,
+        fold: &mut Fold,
+        org: OrgId,
+        link: LinkId,
+        event: &DevLinkEvent,
+        at: UnixMillis,
+        rights: &[LinkRight],
+    ) {
         match event {
-            DevLinkEvent::Issued { .. } => self.issue_link(fold, org, link, event),
+            DevLinkEvent::Issued { .. } => {
+                // A link is never seen without its terms, which come with the same commit.
+                self.issue_link(fold, org, link, event, terms_of(rights, link).unwrap_or(LinkTerms::NONE));
+            }
             DevLinkEvent::SessionOpened { session, cookie, generation, .. } => {
                 if let Some(open) = fold.open_links.get_mut(&link) {
                     open.sessions += 1;
                 }
                 self.sessions.insert(*cookie, SessionView { session: *session, link, generation: *generation });
             }
-            DevLinkEvent::AllowlistChanged { families } => self.change_link(link, |view| {
-                let narrowed = view.families.minus(*families);
-                view.families = *families;
-                Some((narrowed, CloseReason::Narrowed))
-            }),
+            DevLinkEvent::AllowlistChanged { families } => {
+                let Some(open) = fold.open_links.get_mut(&link) else { return };
+                open.own_families = *families;
+                let families = open.families();
+                self.change_link(link, |view| {
+                    let narrowed = view.families.minus(families);
+                    view.families = families;
+                    Some((narrowed, CloseReason::Narrowed))
+                });
+            }
             DevLinkEvent::Rotated { generation, issued_at, expires_at } => {
                 let Some(open) = fold.open_links.get_mut(&link) else { return };
                 open.generation = *generation;
                 open.own_end = *expires_at;
+                open.terms = terms_of(rights, link).unwrap_or(open.terms);
                 let (ends_at, ended) = (open.ends_at(), std::mem::take(&mut open.sessions));
                 self.change_link(link, |view| {
                     view.generation = *generation;
@@ -377,7 +404,7 @@ impl GatewayView {
         }
     }
 
-    fn issue_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent) {
+    fn issue_link(&self, fold: &mut Fold, org: OrgId, link: LinkId, event: &DevLinkEvent, terms: LinkTerms) {
         let DevLinkEvent::Issued {
             project,
             workspace,
@@ -395,17 +422,25 @@ impl GatewayView {
         let Some(known) = fold.workspaces.get_mut(workspace) else { return };
         let Some((org_slug, org_name)) = fold.organizations.get(&org) else { return };
         let Ok(host) = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()) else { return };
+        let open = OpenLink {
+            workspace: *workspace,
+            generation: Generation(1),
+            sessions: 0,
+            own_end: *expires_at,
+            own_families: *families,
+            terms,
+        };
         let view = LinkView {
             link,
             org,
             project: *project,
             workspace: *workspace,
             service: service.clone(),
-            families: *families,
+            families: open.families(),
             generation: Generation(1),
             issued_at: *issued_at,
-            expires_at: *expires_at,
-            phase: LinkPhase::Active,
+            expires_at: open.ends_at(),
+            phase: open.phase(),
             label: label.clone(),
             org_name: org_name.clone(),
             workspace_name: known.slug.to_string(),
@@ -413,28 +448,27 @@ impl GatewayView {
             wakes_left: *wake_budget,
             closers: Closers::default(),
         };
-        let open = OpenLink {
-            workspace: *workspace,
-            generation: Generation(1),
-            sessions: 0,
-            own_end: *expires_at,
-            issuer_until: Some(UnixMillis::new(u64::MAX)),
-        };
         known.links.push(link);
         fold.open_links.insert(link, open);
         self.links.write().insert(link, Arc::new(view));
     }
 
-    /// The issuer's right has changed: the link stands while it does.
-    fn apply_right(&self, fold: &mut Fold, right: &IssuerRight) {
+    /// A link stands on other terms: its issuer's right has changed, or the organization's policy.
+    fn apply_right(&self, fold: &mut Fold, right: &LinkRight) {
         let Some(open) = fold.open_links.get_mut(&right.link) else { return };
-        open.issuer_until = right.until;
-        let (phase, ends_at) = (open.phase(), open.ends_at());
+        open.terms = right.terms;
+        let (phase, ends_at, families) = (open.phase(), open.ends_at(), open.families());
         self.change_link(right.link, |view| {
             let less = phase != LinkPhase::Active || ends_at < view.expires_at;
+            let narrowed = view.families.minus(families);
             view.phase = phase;
             view.expires_at = ends_at;
-            less.then_some((RouteFamilies::ALL, CloseReason::IssuerLostRight))
+            view.families = families;
+            match (less, narrowed.is_empty()) {
+                (true, _) => Some((RouteFamilies::ALL, CloseReason::IssuerLostRight)),
+                (false, false) => Some((narrowed, CloseReason::Narrowed)),
+                (false, true) => None,
+            }
         });
     }
 

@@ -101,7 +101,7 @@ impl Story {
 
     pub(crate) fn append(&mut self, stream: StreamId, events: Vec<Event>) {
         let number = self.history.len() as u64 + 1;
-        let commit = commit(stream, events, u128::from(number));
+        let commit = Commit { decided_at: self.now, ..commit(stream, events, u128::from(number)) };
         let recorded = Recorded { position: Position::new(number), recorded_at: self.now, commit };
         self.hot.fold(&recorded);
         self.history.push(recorded);

@@ -114,6 +114,7 @@ fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<R
         | RuntimeEvent::LeaseRenewed { .. }
         | RuntimeEvent::ActivitySeen { .. }
         | RuntimeEvent::KeptAwake { .. }
+        | RuntimeEvent::KeepAwakeShortened { .. }
         | RuntimeEvent::SleepPostponed { .. } => None,
     }
 }

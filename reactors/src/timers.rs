@@ -104,8 +104,16 @@ impl Timers {
         if ready.lease_until.plus(RUNTIME_LEASE) <= now {
             return Some(Due::Lost(RuntimeCommand::DeclareLost { epoch: ready.epoch, confirmed_by: None, now }));
         }
+        let policy = self.world.organization(known.org).map(|(_, policy)| policy);
+        if let (Some(asked), Some(asked_at), Some(policy)) = (ready.keep_awake_until, known.kept_awake_at, policy) {
+            // Asked for when the organization allowed more.
+            let until = policy.keep_awake_ends_at(asked_at);
+            if until < asked {
+                return Some(Due::Shorten(RuntimeCommand::ShortenKeepAwake { epoch: ready.epoch, until }));
+            }
+        }
         let declared = self.world.workspace(workspace).map_or(IDLE_SLEEP_DEFAULT, |active| active.manifest.idle_sleep);
-        let cap = self.world.organization(known.org).map_or(declared, |(_, policy)| policy.idle_sleep_max);
+        let cap = policy.map_or(declared, |policy| policy.idle_sleep_max);
         let idle_for = known.idle_for(now)?;
         if idle_for < declared.min(cap) {
             return None;
@@ -134,6 +142,10 @@ impl Timers {
                 let Ok(permit) = permit(Action::RuntimeSleep) else { return };
                 log_failure("sleep", runtimes::sleep(&self.commands, &permit, &context, workspace, cause).await);
             }
+            Due::Shorten(command) => {
+                let Ok(permit) = permit(Action::RuntimeSleep) else { return };
+                log_failure("shorten", runtimes::report(&self.commands, &permit, &context, workspace, &command).await);
+            }
             Due::Postpone(command) => {
                 let Ok(permit) = permit(Action::RuntimeSleep) else { return };
                 log_failure("postpone", runtimes::report(&self.commands, &permit, &context, workspace, &command).await);
@@ -148,6 +160,8 @@ impl Timers {
 
 enum Due {
     Sleep(SleepCause),
+    /// Of the time that somebody asked to keep it awake.
+    Shorten(RuntimeCommand),
     Postpone(RuntimeCommand),
     Lost(RuntimeCommand),
 }

@@ -46,6 +46,8 @@ pub struct KnownRuntime {
     /// By the log's clock.
     pub ready_at: Option<UnixMillis>,
     pub open_streams: u32,
+    /// When somebody last asked to keep it awake, by the clock that set until when.
+    pub kept_awake_at: Option<UnixMillis>,
     /// The commit that brought the current state, to which reactions are attributed.
     pub commit: CommitId,
     pub correlation: CorrelationId,
@@ -114,14 +116,19 @@ impl World {
             }
             OrganizationEvent::PolicyChanged { policy } => {
                 if let Some(known) = self.organizations.get_mut(&org) {
-                    known.1 = *policy;
+                    known.1 = policy.clone();
                 }
             }
             OrganizationEvent::MemberAdded { .. }
             | OrganizationEvent::MemberRemoved { .. }
             | OrganizationEvent::RoleAssigned { .. }
             | OrganizationEvent::RoleRevoked { .. }
-            | OrganizationEvent::OwnerRecovered { .. } => {}
+            | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::TeamCreated { .. }
+            | OrganizationEvent::TeamRenamed { .. }
+            | OrganizationEvent::TeamDeleted { .. }
+            | OrganizationEvent::TeamMemberAdded { .. }
+            | OrganizationEvent::TeamMemberRemoved { .. } => {}
         }
     }
 
@@ -132,6 +139,7 @@ impl World {
             asked_at: recorded.recorded_at,
             ready_at: None,
             open_streams: 0,
+            kept_awake_at: None,
             commit: recorded.commit.id,
             correlation: recorded.commit.correlation,
         });
@@ -142,7 +150,9 @@ impl World {
             RuntimeEvent::Ready { .. } => {
                 known.ready_at = Some(recorded.recorded_at);
                 known.open_streams = 0;
+                known.kept_awake_at = None;
             }
+            RuntimeEvent::KeptAwake { .. } => known.kept_awake_at = Some(recorded.commit.decided_at),
             RuntimeEvent::ActivitySeen { open_streams, .. } => known.open_streams = *open_streams,
             RuntimeEvent::WakeRequested { .. } | RuntimeEvent::SleepRequested { .. } => {
                 known.asked_at = recorded.recorded_at;
@@ -152,7 +162,7 @@ impl World {
             | RuntimeEvent::StageReached { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::LeaseRenewed { .. }
-            | RuntimeEvent::KeptAwake { .. }
+            | RuntimeEvent::KeepAwakeShortened { .. }
             | RuntimeEvent::SleepPostponed { .. }
             | RuntimeEvent::Slept { .. }
             | RuntimeEvent::Failed { .. }

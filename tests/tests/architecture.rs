@@ -3,6 +3,8 @@
 //! It does not judge behaviour. Which crate may use which library stands in deny.toml and is checked by `cargo xtask check`.
 #![allow(clippy::unwrap_used)]
 
+use envforge_domain::access::{Action, TABLE};
+use envforge_domain::commit::Surface;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -70,6 +72,23 @@ fn only_the_listed_files_act_with_envforges_own_rights() {
             (false, _) => found,
         }
     }));
+}
+
+/// The verbs of the command line are walked where they are made: `envforge/src/cli/rights.rs`.
+#[test]
+fn every_route_and_every_step_of_the_gateway_has_a_row_in_the_reviewed_matrix() {
+    let matrix = read("tests/golden/access.txt");
+    let reviewed: BTreeSet<&str> = matrix
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let document: Value = serde_json::from_str(&read("docs/openapi.json")).unwrap();
+    let mut found = routes_without_a_row(&document, &reviewed);
+    found.extend(each_source(|path, text| {
+        if path.starts_with("gateway/src") { gateway_steps_without_a_row(text, &reviewed) } else { vec![] }
+    }));
+    assert_no_findings(found);
 }
 
 #[test]
@@ -342,6 +361,48 @@ fn acts_as_envforge(path: &Path, text: &str) -> Vec<String> {
         .collect()
 }
 
+/// Operations of an OpenAPI document that name no action, or one that nobody has reviewed or nobody may do on the API.
+fn routes_without_a_row(document: &Value, reviewed: &BTreeSet<&str>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let finding = match operation["x-envforge-action"].as_str() {
+                None => Some("names no action"),
+                Some("public") => None,
+                Some(token) if !reviewed.contains(token) => Some("names an action that is not in the matrix"),
+                Some(token) => match Action::from_token(token) {
+                    Some(action) if possible_on(action, Surface::Api) => None,
+                    Some(_) | None => Some("names an action that nobody may do on the API"),
+                },
+            };
+            found.extend(finding.map(|finding| format!("{method} {path}: {finding}")));
+        }
+    }
+    found
+}
+
+/// Actions that a file of the gateway asks for and that are not reviewed, or nobody may do on the gateway.
+fn gateway_steps_without_a_row(text: &str, reviewed: &BTreeSet<&str>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//")) {
+        for rest in line.split("Action::").skip(1) {
+            let name: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
+            let row = TABLE.iter().find(|row| format!("{:?}", row.action) == name);
+            let has_row =
+                row.is_some_and(|row| reviewed.contains(row.token) && possible_on(row.action, Surface::Gateway));
+            if !has_row {
+                found.push(format!("{number}: asks for Action::{name}, which nobody may do on the gateway"));
+            }
+        }
+    }
+    found
+}
+
+fn possible_on(action: Action, surface: Surface) -> bool {
+    let row = action.row();
+    row.surfaces.contains(&surface) || row.principals.iter().any(|(_, surfaces)| surfaces.contains(&surface))
+}
+
 /// What would make a decision depend on more than its arguments. Tests of the domain may read golden files.
 fn impurities(text: &str) -> Vec<String> {
     let end = text.lines().position(|line| line.trim() == "#[cfg(test)]").unwrap_or(usize::MAX);
@@ -578,6 +639,27 @@ mod each_rule_can_fail {
         assert_eq!(found("api/tests/api/house.rs", facts), 0);
         assert_eq!(found("api/src/access.rs", &format!("#[cfg(test)]\n{facts}")), 0);
         assert_eq!(found("api/src/access.rs", concat!("Actor", "Facts::Nobody => Err(Denial::NotAMember),\n")), 0);
+    }
+
+    #[test]
+    fn routes_and_gateway_steps_without_a_row_are_found() {
+        let reviewed = BTreeSet::from(["project.read", "app.forward", "link.expire"]);
+        let document = |action: Value| serde_json::json!({"paths": {"/v1/x": {"get": {"x-envforge-action": action}}}});
+        for (action, count) in [
+            (Value::Null, 1),
+            ("public".into(), 0),
+            ("project.read".into(), 0),
+            ("project.steal".into(), 1),
+            ("project.edit".into(), 1),
+            // Reviewed, and nobody's on the API.
+            ("link.expire".into(), 1),
+        ] {
+            assert_eq!(routes_without_a_row(&document(action.clone()), &reviewed).len(), count, "{action}");
+        }
+        let steps = |text: &str| gateway_steps_without_a_row(text, &reviewed).len();
+        assert_eq!(steps("authorize(link, Action::AppForward)\n// Action::ProjectRead\n"), 0);
+        assert_eq!(steps("authorize(link, Action::ProjectRead)"), 1);
+        assert_eq!(steps("authorize(link, Action::NoSuchThing)"), 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use super::links::{Link, phase_of};
+use super::links::{Link, OpenNow, phase_of};
 use crate::access::{Access, Caller};
 use crate::disclosed::Disclosed;
 use crate::page::Path;
@@ -92,12 +92,13 @@ async fn card(
     let live = phase_of(&record, caller.arrival.now) == LinkPhase::Active;
     let claims = if live { state.share.claims(org, link, None).await? } else { None };
     let runtime = state.reads.runtime_of(&permit);
+    let open = OpenNow::of(&record, caller.arrival.now, state.reads.hot());
     let routes = declared(&manifest, &record.service)
         .map(|(family, path, service)| CardRoute {
             family: family.token(),
             path,
             service: service.to_string(),
-            open: live && record.families.contains(family),
+            open: live && open.as_ref().is_some_and(|open| open.families.contains(family)),
             ready: runtime.is_ready(service),
         })
         .collect();
@@ -108,7 +109,7 @@ async fn card(
         share_url: claims.as_ref().map(|claims| state.share.url(claims)),
         phase: runtime.phase.to_owned(),
         routes,
-        link: Link::of(record, caller.arrival.now),
+        link: Link::of(record, caller.arrival.now, state.reads.hot()),
     }))
 }
 

@@ -29,6 +29,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use super::members::{account_problem, remove_left_over};
+use super::roles::scope_ids;
 use crate::access::{Access, Caller, act, surface_of};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
@@ -90,6 +91,7 @@ struct InvitationShown {
 struct InvitedRoleShown {
     role: String,
     project: Option<String>,
+    workspace: Option<String>,
 }
 
 /// An invitation with its token, which is told this once.
@@ -300,12 +302,9 @@ impl Invitations {
 impl From<OpenInvitation> for InvitationShown {
     fn from(open: OpenInvitation) -> Self {
         let OpenInvitation { invitation, invited_at } = open;
-        let role = |invited: InvitedRole| InvitedRoleShown {
-            role: invited.role.token().to_owned(),
-            project: match invited.scope {
-                Scope::Organization => None,
-                Scope::Project(project) => Some(project.to_string()),
-            },
+        let role = |invited: InvitedRole| {
+            let (project, workspace) = scope_ids(invited.scope);
+            InvitedRoleShown { role: invited.role.token().to_owned(), project, workspace }
         };
         Self {
             id: invitation.user.to_string(),

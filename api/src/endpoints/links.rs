@@ -10,6 +10,7 @@ use envforge_domain::ids::{LinkId, OrgId};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_projections::sql::{LinkPhase, LinkRecord};
+use envforge_projections::{Hot, gateway_view};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -73,11 +74,40 @@ pub(crate) struct Link {
     /// Blocked attempts by their reason.
     blocked: std::collections::BTreeMap<String, u64>,
     blocked_at: Option<Instant>,
+    /// What it opens right now: less than `families` where the organization allows less by now; nothing where the link is
+    /// over, or its issuer may not have issued it any more.
+    open_families: Vec<String>,
+    /// When it is over, its issuer's right and the organization's longest link included; `null` where it is over.
+    open_until: Option<Instant>,
+}
+
+/// What a link opens right now, as the gateway has it.
+pub(crate) struct OpenNow {
+    pub(crate) families: RouteFamilies,
+    until: UnixMillis,
+}
+
+impl OpenNow {
+    pub(crate) fn of(record: &LinkRecord, now: UnixMillis, hot: &Hot) -> Option<Self> {
+        let open = match hot.gateway.link(record.id) {
+            Some(view) if view.phase == gateway_view::LinkPhase::Active => {
+                Self { families: view.families, until: view.expires_at }
+            }
+            Some(_) => return None,
+            // Not there yet, or over for so long that it was forgotten.
+            None if record.phase == LinkPhase::Active => Self { families: record.families, until: record.expires_at },
+            None => return None,
+        };
+        (now < open.until).then_some(open)
+    }
 }
 
 impl Link {
-    pub(crate) fn of(record: LinkRecord, now: UnixMillis) -> Self {
+    pub(crate) fn of(record: LinkRecord, now: UnixMillis, hot: &Hot) -> Self {
+        let open = OpenNow::of(&record, now, hot);
         Self {
+            open_families: open.as_ref().map(|open| family_tokens(open.families)).unwrap_or_default(),
+            open_until: open.map(|open| open.until.into()),
             id: record.id.to_string(),
             project: record.project.to_string(),
             workspace: record.workspace.to_string(),
@@ -214,7 +244,7 @@ async fn list(
     let permit = state.access.permit(&caller, Action::LinkRead, resource).await?;
     let slice = Slice::new(query.limit, query.after.as_deref())?;
     let page = state.reads.links_of(&permit, at, query.phase()?, &slice).await?;
-    Ok(axum::Json(Page::of(page, |record| Link::of(record, caller.arrival.now))))
+    Ok(axum::Json(Page::of(page, |record| Link::of(record, caller.arrival.now, state.reads.hot()))))
 }
 
 /// All links that the caller may see.
@@ -231,7 +261,7 @@ async fn list_all(
     let listing = state.access.listing(&caller, Action::LinkRead, org).await?;
     let slice = Slice::new(query.limit, query.after.as_deref())?;
     let page = state.reads.links(&listing, at, query.phase()?, &slice).await?;
-    Ok(axum::Json(Page::of(page, |record| Link::of(record, caller.arrival.now))))
+    Ok(axum::Json(Page::of(page, |record| Link::of(record, caller.arrival.now, state.reads.hot()))))
 }
 
 /// Issue a link to the app surface of one service.
@@ -273,7 +303,7 @@ async fn get(
     let org = state.access.org(&org).await?;
     let resource = state.access.link(org, &link).await?;
     let permit = state.access.permit(&caller, Action::LinkRead, resource).await?;
-    Ok(axum::Json(Link::of(state.reads.link(&permit, at).await?, caller.arrival.now)))
+    Ok(axum::Json(Link::of(state.reads.link(&permit, at).await?, caller.arrival.now, state.reads.hot())))
 }
 
 /// Replace the share URL. The one before stops working at once, open sessions included.

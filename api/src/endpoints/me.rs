@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use envforge_commands::{Commands, users};
-use envforge_domain::access::{Action, Scope};
+use envforge_domain::access::{Action, Grantee};
 use envforge_domain::user::UserCommand;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -10,6 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
+use super::roles::scope_ids;
 use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::problem::Problem;
@@ -48,6 +49,13 @@ struct Profile {
     session: String,
     org: ProfileOrg,
     roles: Vec<HeldRole>,
+    teams: Vec<ProfileTeam>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ProfileTeam {
+    id: String,
+    slug: String,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -62,6 +70,10 @@ struct HeldRole {
     role: String,
     /// The project where it counts; `null` for the whole organization.
     project: Option<String>,
+    /// The one workspace of the project where it counts; `null` for all of them.
+    workspace: Option<String>,
+    /// The team through which it is held; `null` for the caller's own.
+    team: Option<String>,
     expires_at: Option<Instant>,
 }
 
@@ -72,15 +84,21 @@ async fn me(State(state): State<Me>, caller: Caller, at: AtLeast) -> Result<axum
     let permit = state.access.permit(&caller, Action::ProfileRead, caller.own()).await?;
     let profile = state.reads.profile(&permit, at).await?;
     let grants = state.reads.hot().authorization.grants(permit.org(), caller.user, caller.arrival.now);
+    let teams = state.reads.hot().authorization.teams_of(permit.org(), caller.user);
     let roles = grants
         .into_iter()
-        .map(|grant| HeldRole {
-            role: grant.role.token().to_owned(),
-            project: match grant.scope {
-                Scope::Organization => None,
-                Scope::Project(project) => Some(project.to_string()),
-            },
-            expires_at: grant.expires_at.map(Instant),
+        .map(|grant| {
+            let (project, workspace) = scope_ids(grant.scope);
+            HeldRole {
+                role: grant.role.token().to_owned(),
+                project,
+                workspace,
+                team: match grant.grantee {
+                    Grantee::User(_) => None,
+                    Grantee::Team(team) => Some(team.to_string()),
+                },
+                expires_at: grant.expires_at.map(Instant),
+            }
         })
         .collect();
     Ok(axum::Json(Profile {
@@ -95,6 +113,7 @@ async fn me(State(state): State<Me>, caller: Caller, at: AtLeast) -> Result<axum
             name: profile.organization.name,
         },
         roles,
+        teams: teams.into_iter().map(|(id, slug)| ProfileTeam { id: id.to_string(), slug: slug.to_string() }).collect(),
     }))
 }
 

@@ -8,10 +8,11 @@ use axum::extract::State;
 use envforge_commands::{CommandError, Commands, Context, organizations, users};
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::StreamId;
-use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::ids::{OrgId, TeamId, UserId};
 use envforge_domain::limits::NAME_CHARS_MAX;
 use envforge_domain::organization::{Organization, OrganizationCommand};
 use envforge_domain::project::name_is_valid;
+use envforge_domain::slug::TeamSlug;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::{EmailAddress, SessionEnd, User, UserCommand};
 use envforge_identity::credentials::{Account, Credentials};
@@ -60,21 +61,26 @@ struct Member {
     email: Option<String>,
     active: bool,
     since: Instant,
+    /// Their own. What they hold through teams, the teams say.
     roles: Vec<MemberRole>,
+    /// Slugs of the teams that they are in.
+    teams: Vec<String>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct MemberRole {
     role: String,
     project: Option<String>,
+    workspace: Option<String>,
     expires_at: Option<Instant>,
 }
 
-impl From<MemberRecord> for Member {
-    fn from(record: MemberRecord) -> Self {
+impl Member {
+    fn of(record: MemberRecord, teams: Vec<(TeamId, TeamSlug)>) -> Self {
         let role = |grant: envforge_projections::sql::MemberGrant| MemberRole {
             role: grant.role.token().to_owned(),
             project: grant.project.map(|project| project.to_string()),
+            workspace: grant.workspace.map(|workspace| workspace.to_string()),
             expires_at: grant.expires_at.map(Instant),
         };
         Self {
@@ -84,6 +90,7 @@ impl From<MemberRecord> for Member {
             active: record.active,
             since: record.since.into(),
             roles: record.grants.into_iter().map(role).collect(),
+            teams: teams.into_iter().map(|(_, slug)| slug.to_string()).collect(),
         }
     }
 }
@@ -129,7 +136,12 @@ async fn list(
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::MemberRead, Resource::Organization(org)).await?;
     let slice = Slice::new(query.limit, query.after.as_deref())?;
-    Ok(axum::Json(Page::of(state.reads.members(&permit, at, &slice).await?, Member::from)))
+    let page = state.reads.members(&permit, at, &slice).await?;
+    let authorization = &state.reads.hot().authorization;
+    Ok(axum::Json(Page::of(page, |member| {
+        let teams = authorization.teams_of(org, member.user);
+        Member::of(member, teams)
+    })))
 }
 
 /// Make an account for somebody and add them, or add somebody again who was taken out. They have no role until one is

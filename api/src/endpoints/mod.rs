@@ -5,6 +5,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod auth;
+pub(crate) mod dry_run;
 pub(crate) mod events;
 pub(crate) mod handoff;
 pub(crate) mod health;
@@ -18,6 +19,7 @@ pub(crate) mod projects;
 pub(crate) mod roles;
 pub(crate) mod runtime;
 pub(crate) mod sessions;
+pub(crate) mod teams;
 pub(crate) mod usage;
 pub(crate) mod workspaces;
 

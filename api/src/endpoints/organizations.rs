@@ -2,9 +2,11 @@
 
 use axum::extract::State;
 use envforge_commands::{CommandError, Commands, organizations};
-use envforge_domain::access::{Action, Resource};
+use envforge_domain::access::{Action, Resource, Role, Roles};
 use envforge_domain::commit::StreamId;
+use envforge_domain::dev_link::RouteFamilies;
 use envforge_domain::event::Event;
+use envforge_domain::ids::OrgId;
 use envforge_domain::organization::{
     Organization as Aggregate, OrganizationCommand, OrganizationEvent, OrganizationPolicy, OrganizationRefusal,
 };
@@ -15,6 +17,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::dry_run::{self, DryRun};
 use super::has_access;
 use super::links::{families_of, family_tokens};
 use crate::access::{Access, Caller, act};
@@ -35,7 +38,11 @@ pub(crate) struct Organizations {
 has_access!(Organizations);
 
 pub(crate) fn routes() -> OpenApiRouter<Organizations> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(change_policy))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(get))
+        .routes(routes!(change_policy))
+        .routes(routes!(dry_run_policy))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -53,8 +60,14 @@ struct Policy {
     link_lifetime_max_seconds: u64,
     /// Route families that links may open.
     link_families: Vec<String>,
+    /// Roles that give links.
+    link_issuers: Vec<String>,
     idle_sleep_max_seconds: u64,
     keep_awake_max_seconds: u64,
+    /// How long somebody stays signed in.
+    session_lifetime_max_seconds: u64,
+    /// Issuers of the identity providers whose users may be signed in, `local` for accounts with a password here. None: all.
+    identity_providers: Vec<String>,
 }
 
 impl From<OrganizationPolicy> for Policy {
@@ -64,6 +77,9 @@ impl From<OrganizationPolicy> for Policy {
             link_families: family_tokens(policy.link_families),
             idle_sleep_max_seconds: policy.idle_sleep_max.as_secs(),
             keep_awake_max_seconds: policy.keep_awake_max.as_secs(),
+            link_issuers: policy.link_issuers.iter().map(|role| role.token().to_owned()).collect(),
+            session_lifetime_max_seconds: policy.session_lifetime_max.as_secs(),
+            identity_providers: policy.identity_providers.into_iter().collect(),
         }
     }
 }
@@ -86,8 +102,48 @@ impl From<OrganizationRecord> for Organization {
 struct PolicyChange {
     link_lifetime_max_seconds: Option<u64>,
     link_families: Option<Vec<String>>,
+    /// `owner`, `admin`, `developer` and `mod` can give links; an empty list: nobody.
+    link_issuers: Option<Vec<String>>,
     idle_sleep_max_seconds: Option<u64>,
     keep_awake_max_seconds: Option<u64>,
+    session_lifetime_max_seconds: Option<u64>,
+    /// `local` or issuers' URLs; an empty list: all.
+    identity_providers: Option<Vec<String>>,
+}
+
+/// A change as it was read.
+struct Change {
+    asked: PolicyChange,
+    families: Option<RouteFamilies>,
+    issuers: Option<Roles>,
+}
+
+impl Change {
+    fn read(asked: PolicyChange) -> Result<Self, Problem> {
+        let families = asked.link_families.as_ref();
+        let families = families.map(|families| families_of("link_families", families)).transpose()?;
+        let role = |token: &String| token.parse::<Role>().map_err(|error| Problem::value("link_issuers", error));
+        let issuers = asked.link_issuers.as_ref().map(|tokens| tokens.iter().map(role).collect()).transpose()?;
+        Ok(Self { asked, families, issuers })
+    }
+
+    /// What is left out stays as it is.
+    fn of(&self, current: OrganizationPolicy) -> OrganizationPolicy {
+        let seconds = |seconds: Option<u64>, current: Millis| seconds.map_or(current, Millis::from_secs);
+        let asked = &self.asked;
+        OrganizationPolicy {
+            link_lifetime_max: seconds(asked.link_lifetime_max_seconds, current.link_lifetime_max),
+            link_families: self.families.unwrap_or(current.link_families),
+            link_issuers: self.issuers.unwrap_or(current.link_issuers),
+            idle_sleep_max: seconds(asked.idle_sleep_max_seconds, current.idle_sleep_max),
+            keep_awake_max: seconds(asked.keep_awake_max_seconds, current.keep_awake_max),
+            session_lifetime_max: seconds(asked.session_lifetime_max_seconds, current.session_lifetime_max),
+            identity_providers: match &asked.identity_providers {
+                Some(providers) => providers.iter().cloned().collect(),
+                None => current.identity_providers,
+            },
+        }
+    }
 }
 
 /// The organizations to which the caller belongs.
@@ -118,7 +174,7 @@ async fn get(
     Ok(axum::Json(state.reads.organization(&permit, at).await?.into()))
 }
 
-/// Change what the organization allows.
+/// Change what the organization allows. What is beyond it is over at once: links, what they have open, sessions.
 #[utoipa::path(patch, path = "/v1/orgs/{org}/policy", tag = "organizations", request_body = PolicyChange,
     responses((status = 200, body = Policy)), extensions(("x-envforge-action" = json!("organization.change_policy"))))]
 async fn change_policy(
@@ -130,27 +186,52 @@ async fn change_policy(
     let org = state.access.org(&org).await?;
     let resource = Resource::Organization(org);
     let permit = state.access.permit(&caller, Action::OrganizationChangePolicy, resource).await?;
-    let seconds = |seconds: Option<u64>, current: Millis| seconds.map_or(current, Millis::from_secs);
-    let families = change.link_families.map(|families| families_of("link_families", &families)).transpose()?;
+    let change = Change::read(change)?;
     // What is left out stays as it is, also where somebody else changed it a moment ago.
     let (wanted, done) = act!(state.access, &caller, permit, async {
-        let current = match state.commands.load::<Aggregate>(&StreamId::organization(org)).await?.state {
-            Aggregate::Active(organization) => organization.policy,
-            Aggregate::Unknown => return Err(CommandError::Refused(Box::new(OrganizationRefusal::Unknown))),
-        };
-        let wanted = OrganizationPolicy {
-            link_lifetime_max: seconds(change.link_lifetime_max_seconds, current.link_lifetime_max),
-            link_families: families.unwrap_or(current.link_families),
-            idle_sleep_max: seconds(change.idle_sleep_max_seconds, current.idle_sleep_max),
-            keep_awake_max: seconds(change.keep_awake_max_seconds, current.keep_awake_max),
-        };
-        let command = OrganizationCommand::ChangePolicy { policy: wanted };
+        let command = state.policy_command(&caller, org, &change).await?;
         let done = organizations::change(&state.commands, permit, &context, &command).await?;
-        Ok((wanted, done))
+        let OrganizationCommand::ChangePolicy { policy, .. } = command else {
+            return Err(CommandError::Refused(Box::new(OrganizationRefusal::Unknown)));
+        };
+        Ok((policy, done))
     });
     let recorded = done.events.iter().find_map(|event| match event {
-        Event::Organization(OrganizationEvent::PolicyChanged { policy }) => Some(*policy),
+        Event::Organization(OrganizationEvent::PolicyChanged { policy }) => Some(policy.clone()),
         _ => None,
     });
     Ok(Written::ok(&done, recorded.unwrap_or(wanted).into()))
+}
+
+/// What a change of the policy would end. Nothing is changed.
+#[utoipa::path(post, path = "/v1/orgs/{org}/policy/dry-run", tag = "organizations", request_body = PolicyChange,
+    responses((status = 200, body = DryRun)), extensions(("x-envforge-action" = json!("organization.change_policy"))))]
+async fn dry_run_policy(
+    State(state): State<Organizations>,
+    caller: Caller,
+    Path(org): Path<String>,
+    Json(change): Json<PolicyChange>,
+) -> Result<axum::Json<DryRun>, Problem> {
+    let org = state.access.org(&org).await?;
+    let resource = Resource::Organization(org);
+    let permit = state.access.permit(&caller, Action::OrganizationChangePolicy, resource).await?;
+    let command = state.policy_command(&caller, org, &Change::read(change)?).await?;
+    Ok(axum::Json(dry_run::of(&state.access, &state.commands, &permit, &command, caller.arrival.now).await?))
+}
+
+impl Organizations {
+    async fn policy_command(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        change: &Change,
+    ) -> Result<OrganizationCommand, CommandError> {
+        match self.commands.load::<Aggregate>(&StreamId::organization(org)).await?.state {
+            Aggregate::Active(organization) => Ok(OrganizationCommand::ChangePolicy {
+                policy: change.of(organization.policy),
+                provider: self.access.hot().authorization.provider_of(caller.user),
+            }),
+            Aggregate::Unknown => Err(CommandError::Refused(Box::new(OrganizationRefusal::Unknown))),
+        }
+    }
 }

@@ -51,6 +51,10 @@ catalogue! {
         "outside_link" "The link does not open this", "A signed link opens the app surface of one service only.";
         "link_ended" "The link is no longer open", "Ask for a new link.";
         "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
+        "link_issuer_not_allowed" "The organization does not let your roles give links", "`detail` names the roles that the organization's policy lets give links.";
+        "too_many_teams" "The organization has too many teams", "`max` is the limit. Delete what is not needed.";
+        "team_full" "The team has too many members", "`max` is the limit.";
+        "member_of_too_many_teams" "The member is in too many teams", "`max` is the limit. Take them out of one first.";
         "too_many_grants" "The organization has too many grants", "`max` is the limit. Revoke what is not needed.";
         "link_families_not_allowed" "The organization does not allow these routes", "Choose fewer families, or have the organization's policy changed.";
         "link_too_many_sessions" "The link has too many open sessions", "`max` is the limit.";
@@ -65,7 +69,7 @@ catalogue! {
         "link_unknown" "There is no such link", "Check the id.";
         "invitation_unknown" "There is no such invitation", "The token is unknown, was used, or the invitation was revoked or has expired.";
         "user_unknown" "There is no such user", "Check the id.";
-        "team_unknown" "There is no such team", "Check the id, or give the role to each member.";
+        "team_unknown" "There is no such team", "Check the slug or id.";
         "host_unknown" "There is no such host", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
@@ -88,6 +92,8 @@ catalogue! {
         "account_exists" "This e-mail address has an account already", "Choose another address, or sign in.";
         "link_exists" "The link exists already", "Nothing was changed.";
         "link_not_yet_expired" "The link has not expired yet", "Revoke it to end it early.";
+        "team_name_taken" "Another team has this slug", "Choose another slug.";
+        "policy_locks_you_out" "The policy would lock you out yourself", "Name the identity provider by which you are signed in too.";
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
         "runtime_not_awake" "The runtime is not awake", "Wake it first.";
         "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
@@ -125,10 +131,12 @@ catalogue! {
         "idempotency_key_reused" "The idempotency key was used for another request", "Use a new key for a new request.";
         "name_invalid" "The name is not valid", "1 to `max_chars` characters.";
         "member_unknown" "The user is not a member", "Add them first.";
-        "role_org_wide_only" "The role counts for the whole organization only", "Leave `project` out.";
         "invitation_lifetime_out_of_range" "The invitation would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
         "invitation_roles_invalid" "The invitation's roles cannot be", "At most `max`, each once.";
+        "role_org_wide_only" "The role counts for the whole organization only", "Leave `project` and `workspace` out.";
         "grant_ends_in_the_past" "The grant would end in the past", "Choose an end in the future.";
+        "policy_link_issuers_invalid" "Some of these roles can never give links", "`detail` names those that can.";
+        "policy_identity_providers_invalid" "The identity providers cannot be allowed", "At most `max`, each `local` or an issuer's URL of at most `max_chars` characters.";
         "policy_out_of_range" "A policy setting is out of range", "`min_ms` and `max_ms` are the limits.";
         "keep_awake_too_long" "That is longer than the organization allows", "`max_ms` is the longest.";
         "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";

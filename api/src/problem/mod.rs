@@ -7,7 +7,7 @@ pub mod catalogue;
 
 use axum::response::{IntoResponse, Response};
 use envforge_commands::CommandError;
-use envforge_domain::access::Denial;
+use envforge_domain::access::{Denial, Role};
 use envforge_domain::aggregate::{Refusal, RefusalKind};
 use envforge_domain::manifest::ManifestErrors;
 use envforge_eventlog::{AppendError, LogError};
@@ -165,6 +165,9 @@ impl From<Denial> for Problem {
         match denial {
             Denial::Role { action } | Denial::GrantExpired { action } | Denial::Surface { action, .. } => {
                 problem.with("action", action.token())
+            }
+            Denial::LinkIssuers { allowed } => {
+                problem.with("roles", allowed.iter().map(Role::token).collect::<Vec<_>>())
             }
             Denial::NotAMember
             | Denial::Deactivated

@@ -219,6 +219,7 @@ async fn every_operation_asks_for_the_action_that_it_names() {
                 ("user", nobody.user.as_str()),
                 ("session", "ses_00000000000000000000000000000007"),
                 ("invitation", "usr_00000000000000000000000000000007"),
+                ("team", "nobodys-team"),
             ] {
                 path = path.replace(&format!("{{{name}}}"), value);
             }
@@ -251,6 +252,11 @@ async fn every_operation_asks_for_the_action_that_it_names() {
 /// A body of the right shape, so that what is refused is refused for the missing role.
 fn body_for(template: &str) -> Value {
     let body = [
+        ("/policy/dry-run", json!({"keep_awake_max_seconds": 60})),
+        ("/roles/dry-run", json!({"user": "usr_00000000000000000000000000000007", "role": "viewer"})),
+        ("/teams/{team}/members", json!({"user": "usr_00000000000000000000000000000007"})),
+        ("/teams", json!({"slug": "new"})),
+        ("/teams/{team}", json!({"slug": "new"})),
         ("/policy", json!({"keep_awake_max_seconds": 60})),
         ("/members", json!({"email": "new@acme.test", "name": "New", "password": "plum kite engine 9"})),
         ("/invitations", json!({"email": "new@acme.test"})),

@@ -20,7 +20,10 @@ async fn the_owner_signs_in_and_sees_who_they_are() {
     assert_eq!(login.body["user"]["email"], "ada@acme.test");
     assert_eq!(login.body["expires_in"], 3600);
     let me = house.owner().await.get("/v1/me").await.expect(200);
-    assert_eq!(me.body["roles"], json!([{"role": "owner", "project": null, "expires_at": null}]));
+    assert_eq!(
+        me.body["roles"],
+        json!([{"role": "owner", "project": null, "workspace": null, "team": null, "expires_at": null}])
+    );
     assert_eq!(me.body["org"]["slug"], "acme");
 }
 

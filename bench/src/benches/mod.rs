@@ -1,6 +1,7 @@
 //! The benchmarks, one file each; the first line of each file is what `cargo xtask bench` lists.
 
 mod append;
+mod authz;
 mod gateway;
 mod login;
 mod replay;
@@ -15,6 +16,7 @@ use anyhow::Result;
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Bench {
     Append(Extent),
+    Authz(Extent),
     Gateway(Extent),
     Login(Extent),
     Replay(Extent),
@@ -51,6 +53,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let mut verdicts = Verdicts::default();
     match bench {
         Bench::Append(extent) => append::run(&cores, extent, &mut verdicts),
+        Bench::Authz(extent) => authz::run(&cores, extent, &mut verdicts),
         Bench::Gateway(extent) => gateway::run(&cores, extent, &mut verdicts),
         Bench::Login(extent) => login::run(&cores, extent, &mut verdicts),
         Bench::Replay(extent) => replay::run(&cores, extent, &mut verdicts),

@@ -12,6 +12,8 @@ pub enum Reach {
     Organization,
     /// A grant for the resource's project counts too.
     Project,
+    /// And one for the resource's workspace.
+    Workspace,
 }
 
 /// Those who act without a role.
@@ -94,6 +96,13 @@ actions! {
     /// Which roles may be given to whom is decided by `Role::may_grant`.
     RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     RoleRevoke "role.revoke", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    TeamRead "team.read", Organization, [Owner Admin Mod], [], PEOPLE;
+    TeamCreate "team.create", Organization, [Owner Admin Mod], [], PEOPLE;
+    /// This and the following are for teams whose every role one's own roles reach: to be in a team is to hold its roles.
+    TeamRename "team.rename", Organization, [Owner Admin Mod], [], PEOPLE;
+    TeamDelete "team.delete", Organization, [Owner Admin Mod], [], PEOPLE;
+    TeamAddMember "team.add_member", Organization, [Owner Admin Mod], [], PEOPLE;
+    TeamRemoveMember "team.remove_member", Organization, [Owner Admin Mod], [], PEOPLE;
     UserCreate "user.create", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     /// Records of signing in and out, written by the identity component.
@@ -104,34 +113,34 @@ actions! {
     ProjectEdit "project.edit", Project, [Owner Admin Create Mod], [], PEOPLE;
     ProjectRead "project.read", Project, [Owner Admin Developer Viewer Explore Create Mod], [], PEOPLE;
     WorkspaceCreate "workspace.create", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
-    WorkspaceRead "workspace.read", Project, [Owner Admin Developer Viewer Explore Create Mod], [], PEOPLE;
-    WorkspaceChangeManifest "workspace.change_manifest", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
-    WorkspaceChangeAccessMode "workspace.change_access_mode", Project, [Owner Admin Mod], [], PEOPLE;
-    WorkspaceArchive "workspace.archive", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
-    RuntimeWake "runtime.wake", Project, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY], PEOPLE;
-    RuntimeSleep "runtime.sleep", Project, [Owner Admin Developer Create Mod], [System on AGENT], PEOPLE;
-    RuntimeKeepAwake "runtime.keep_awake", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
+    WorkspaceRead "workspace.read", Workspace, [Owner Admin Developer Viewer Explore Create Mod], [], PEOPLE;
+    WorkspaceChangeManifest "workspace.change_manifest", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
+    WorkspaceChangeAccessMode "workspace.change_access_mode", Workspace, [Owner Admin Mod], [], PEOPLE;
+    WorkspaceArchive "workspace.archive", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
+    RuntimeWake "runtime.wake", Workspace, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY], PEOPLE;
+    RuntimeSleep "runtime.sleep", Workspace, [Owner Admin Developer Create Mod], [System on AGENT], PEOPLE;
+    RuntimeKeepAwake "runtime.keep_awake", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
     /// Traffic that puts off idle sleep.
-    RuntimeRecordActivity "runtime.record_activity", Project, [], [System on GATEWAY], NOWHERE;
+    RuntimeRecordActivity "runtime.record_activity", Workspace, [], [System on GATEWAY], NOWHERE;
     /// What a host says of a runtime: stages, ready, asleep, failed, leases.
-    RuntimeReport "runtime.report", Project, [], [Agent on AGENT System on AGENT], NOWHERE;
+    RuntimeReport "runtime.report", Workspace, [], [Agent on AGENT System on AGENT], NOWHERE;
     HostRegister "host.register", Organization, [], [Agent on AGENT System on AGENT], NOWHERE;
-    HostPlace "host.place", Project, [], [System on AGENT], NOWHERE;
-    LinkIssue "link.issue", Project, [Owner Admin Developer Mod], [], PEOPLE;
-    LinkRead "link.read", Project, [Owner Admin Developer Viewer Mod], [], PEOPLE;
+    HostPlace "host.place", Workspace, [], [System on AGENT], NOWHERE;
+    LinkIssue "link.issue", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    LinkRead "link.read", Workspace, [Owner Admin Developer Viewer Mod], [], PEOPLE;
     /// Shows the share URL again: whoever may do this could have issued the link.
-    LinkShare "link.share", Project, [Owner Admin Developer Mod], [], PEOPLE;
-    LinkChangeAllowlist "link.change_allowlist", Project, [Owner Admin Developer Mod], [], PEOPLE;
-    LinkRotate "link.rotate", Project, [Owner Admin Developer Mod], [], PEOPLE;
-    LinkRevoke "link.revoke", Project, [Owner Admin Developer Mod], [], PEOPLE;
+    LinkShare "link.share", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    LinkChangeAllowlist "link.change_allowlist", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    LinkRotate "link.rotate", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    LinkRevoke "link.revoke", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
     /// The closing event of a link whose time is over. Expiry itself needs no event to hold.
-    LinkExpire "link.expire", Project, [], [System on AGENT], NOWHERE;
+    LinkExpire "link.expire", Workspace, [], [System on AGENT], NOWHERE;
     /// The POST of a share page: from a proven token to a session on one host.
-    LinkOpenSession "link.open_session", Project, [], [LinkVisitor on GATEWAY], NOWHERE;
+    LinkOpenSession "link.open_session", Workspace, [], [LinkVisitor on GATEWAY], NOWHERE;
     /// Counters that the gateway keeps about a link: wakes spent, attempts blocked.
-    LinkRecordUse "link.record_use", Project, [], [LinkVisitor on GATEWAY System on GATEWAY], NOWHERE;
+    LinkRecordUse "link.record_use", Workspace, [], [LinkVisitor on GATEWAY System on GATEWAY], NOWHERE;
     /// One request or socket of the app surface.
-    AppForward "app.forward", Project, [], [LinkVisitor on GATEWAY], NOWHERE;
+    AppForward "app.forward", Workspace, [], [LinkVisitor on GATEWAY], NOWHERE;
     AuditRead "audit.read", Organization, [Owner Admin Explore Create Mod], [], PEOPLE;
     UsageRead "usage.read", Organization, [Owner Admin Viewer Billing Explore Create Mod], [], PEOPLE;
     DenialRecord "denial.record", Organization, [], [System on EVERYWHERE], NOWHERE;
@@ -160,6 +169,11 @@ impl Action {
 
     pub const fn token(self) -> &'static str {
         self.row().token
+    }
+
+    /// Whether it gives somebody a link or makes one open more, which the organization's policy leaves to some roles.
+    pub const fn gives_links(self) -> bool {
+        matches!(self, Self::LinkIssue | Self::LinkShare | Self::LinkChangeAllowlist | Self::LinkRotate)
     }
 
     pub fn from_token(token: &str) -> Option<Self> {

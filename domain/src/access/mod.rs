@@ -7,7 +7,7 @@ mod action;
 mod role;
 
 pub use action::{Action, Principal, Reach, Row, TABLE};
-pub use role::{Grant, Grantee, InvalidRole, Role, Scope};
+pub use role::{Grant, Grantee, InvalidRole, Role, Roles, Scope};
 
 use crate::commit::{Actor, Position, Standing, Surface};
 use crate::ids::{HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
@@ -83,7 +83,9 @@ pub enum ActorFacts {
         active: bool,
         /// The session under which the request came; `false` once it was ended.
         session_live: bool,
-        /// Grants of the user and of the user's teams.
+        /// Whose links the organization's policy allows.
+        link_issuers: Roles,
+        /// Grants of the user and of the user's teams; those that do not reach the resource may be left out.
         grants: Vec<Grant>,
     },
     /// A link and whether it still stands.
@@ -189,6 +191,8 @@ pub enum Denial {
     Role { action: Action },
     #[error("your role for this has ended")]
     GrantExpired { action: Action },
+    #[error("the organization's policy lets {} give links", if .allowed.is_empty() { "nobody".to_owned() } else { .allowed.display() })]
+    LinkIssuers { allowed: Roles },
     #[error("this link does not open that")]
     OutsideLink,
     #[error("this link is no longer open")]
@@ -210,6 +214,7 @@ impl Denial {
             Self::Surface { .. } => "surface_not_allowed",
             Self::Role { .. } => "role_missing",
             Self::GrantExpired { .. } => "grant_expired",
+            Self::LinkIssuers { .. } => "link_issuer_not_allowed",
             Self::OutsideLink => "outside_link",
             Self::LinkEnded => "link_ended",
             Self::OtherOrganization => "other_organization",
@@ -230,7 +235,7 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
     }
     let basis = match &facts.actor {
         ActorFacts::Nobody => Err(Denial::NotAMember),
-        ActorFacts::Member { org, active, session_live, grants } => {
+        ActorFacts::Member { org, active, session_live, link_issuers, grants } => {
             if *org != request.resource.org() {
                 Err(Denial::NotAMember)
             } else if !active {
@@ -238,7 +243,7 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
             } else if !session_live {
                 Err(Denial::SessionEnded)
             } else {
-                member(row, request, grants)
+                member(row, request, *link_issuers, grants)
             }
         }
         ActorFacts::Link { org, project, workspace, link, live } => {
@@ -291,7 +296,7 @@ fn principal(row: &Row, principal: Principal, surface: Surface) -> Result<Basis,
     }
 }
 
-fn member(row: &Row, request: &Request, grants: &[Grant]) -> Result<Basis, Denial> {
+fn member(row: &Row, request: &Request, link_issuers: Roles, grants: &[Grant]) -> Result<Basis, Denial> {
     let own =
         matches!((request.actor, request.resource), (Actor::User(actor), Resource::User { user, .. }) if actor == user);
     if own && !row.surfaces_of(Principal::Member).is_empty() {
@@ -300,22 +305,24 @@ fn member(row: &Row, request: &Request, grants: &[Grant]) -> Result<Basis, Denia
     if !row.roles.is_empty() && !row.surfaces.contains(&request.surface) {
         return Err(Denial::Surface { action: request.action, surface: request.surface });
     }
-    let covers = |grant: &&Grant| {
-        row.roles.contains(&grant.role)
-            && match (grant.scope, row.reach) {
-                (Scope::Organization, Reach::Organization | Reach::Project) => true,
-                (Scope::Project(project), Reach::Project) => request.resource.project() == Some(project),
-                (Scope::Project(_), Reach::Organization) => false,
-            }
-    };
-    let mut expired = false;
-    for grant in grants.iter().filter(covers) {
-        if grant.is_live(request.now) {
+    let (mut expired, mut barred) = (false, false);
+    for grant in grants {
+        if !row.roles.contains(&grant.role) || !grant.scope.covers(row.reach, &request.resource) {
+            continue;
+        }
+        if !grant.is_live(request.now) {
+            expired = true;
+        } else if request.action.gives_links() && !link_issuers.contains(grant.role) {
+            barred = true;
+        } else {
             return Ok(Basis::Grant(*grant));
         }
-        expired = true;
     }
-    Err(if expired { Denial::GrantExpired { action: request.action } } else { Denial::Role { action: request.action } })
+    Err(match (barred, expired) {
+        (true, _) => Denial::LinkIssuers { allowed: link_issuers },
+        (false, true) => Denial::GrantExpired { action: request.action },
+        (false, false) => Denial::Role { action: request.action },
+    })
 }
 
 /// A session under which a person acts, as facts need it.

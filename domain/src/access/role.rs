@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::ids::{ProjectId, TeamId, UserId};
+use crate::access::{Reach, Resource};
+use crate::ids::{ProjectId, TeamId, UserId, WorkspaceId};
 use crate::time::UnixMillis;
 
 /// Source: SPEC, "Identity", roles.
@@ -81,6 +82,55 @@ impl FromStr for Role {
     }
 }
 
+/// A set of roles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Roles(u8);
+
+impl Roles {
+    pub const NONE: Self = Self(0);
+
+    pub const fn with(self, role: Role) -> Self {
+        Self(self.0 | 1 << role as u8)
+    }
+
+    pub const fn of(roles: &[Role]) -> Self {
+        let mut set = Self::NONE;
+        let mut index = 0;
+        while index < roles.len() {
+            set = set.with(roles[index]);
+            index += 1;
+        }
+        set
+    }
+
+    pub const fn contains(self, role: Role) -> bool {
+        self.0 & (1 << role as u8) != 0
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Role> {
+        Role::ALL.into_iter().filter(move |role| self.contains(*role))
+    }
+
+    /// Tokens joined by commas, in a fixed order.
+    pub fn display(self) -> String {
+        self.iter().map(Role::token).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl FromIterator<Role> for Roles {
+    fn from_iter<T: IntoIterator<Item = Role>>(roles: T) -> Self {
+        roles.into_iter().fold(Self::NONE, Self::with)
+    }
+}
+
 /// Who holds a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Grantee {
@@ -93,6 +143,26 @@ pub enum Grantee {
 pub enum Scope {
     Organization,
     Project(ProjectId),
+    /// One workspace of a project, with its runtime and its links; nothing else of the project.
+    Workspace {
+        project: ProjectId,
+        workspace: WorkspaceId,
+    },
+}
+
+impl Scope {
+    /// Whether a grant that reaches here counts for an action of that reach on a resource.
+    pub fn covers(self, reach: Reach, resource: &Resource) -> bool {
+        match (self, reach) {
+            (Self::Organization, Reach::Organization | Reach::Project | Reach::Workspace) => true,
+            (Self::Project(project), Reach::Project | Reach::Workspace) => resource.project() == Some(project),
+            (Self::Workspace { project, workspace }, Reach::Workspace) => {
+                resource.project() == Some(project) && resource.workspace() == Some(workspace)
+            }
+            (Self::Project(_), Reach::Organization)
+            | (Self::Workspace { .. }, Reach::Organization | Reach::Project) => false,
+        }
+    }
 }
 
 /// One role given to somebody, somewhere, perhaps until some time.

@@ -9,5 +9,6 @@ mod meter;
 mod organization;
 mod project;
 mod runtime;
+mod teams;
 mod user;
 mod workspace;

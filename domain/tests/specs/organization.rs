@@ -1,6 +1,6 @@
 //! Organizations.
 
-use envforge_domain::access::{Grant, Grantee, Role, Scope};
+use envforge_domain::access::{Grant, Grantee, Role, Roles, Scope};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Actor, Component};
 use envforge_domain::organization::*;
@@ -33,6 +33,10 @@ fn revoke(by: u128, from: u128, role: Role) -> OrganizationCommand {
 
 fn remove(by: u128, on: u128) -> OrganizationCommand {
     OrganizationCommand::RemoveMember { by: Actor::User(user(by)), user: user(on), now: at(100) }
+}
+
+fn change_policy(policy: OrganizationPolicy) -> OrganizationCommand {
+    OrganizationCommand::ChangePolicy { policy, provider: None }
 }
 
 fn with_members(members: &[(u128, Role)]) -> Given<Organization> {
@@ -136,10 +140,52 @@ fn removing_a_member_takes_their_roles() {
 #[test]
 fn a_policy_stays_within_the_limits_of_the_product() {
     let policy = OrganizationPolicy { keep_awake_max: Millis::from_hours(1_000), ..OrganizationPolicy::default() };
+    given::<Organization>([]).and(create()).when(change_policy(policy)).then_refused("policy_out_of_range");
+    let hours = |hours| OrganizationPolicy { session_lifetime_max: Millis::from_hours(hours), ..Default::default() };
+    for policy in [hours(0), hours(24 * 31)] {
+        given::<Organization>([]).and(create()).when(change_policy(policy)).then_refused("policy_out_of_range");
+    }
+    let policy = hours(8);
     given::<Organization>([])
         .and(create())
-        .when(OrganizationCommand::ChangePolicy { policy })
-        .then_refused("policy_out_of_range");
+        .when(change_policy(policy.clone()))
+        .then([OrganizationEvent::PolicyChanged { policy }]);
+}
+
+#[test]
+fn only_roles_that_could_give_links_can_be_let_to() {
+    let issuers =
+        |roles: &[Role]| change_policy(OrganizationPolicy { link_issuers: Roles::of(roles), ..Default::default() });
+    let organization = || given::<Organization>([]).and(create());
+    organization().when(issuers(&[Role::Owner, Role::Viewer])).then_refused("policy_link_issuers_invalid");
+    organization().when(issuers(&[Role::Billing])).then_refused("policy_link_issuers_invalid");
+    for allowed in [&[][..], &[Role::Owner], &[Role::Owner, Role::Admin, Role::Developer]] {
+        assert_eq!(organization().when(issuers(allowed)).events().len(), 1);
+    }
+}
+
+#[test]
+fn identity_providers_are_named_by_their_issuers_and_nobody_locks_themselves_out() {
+    let providers = |providers: &[&str], own: Option<&str>| OrganizationCommand::ChangePolicy {
+        policy: OrganizationPolicy {
+            identity_providers: providers.iter().map(|provider| (*provider).to_owned()).collect(),
+            ..Default::default()
+        },
+        provider: own.map(str::to_owned),
+    };
+    let organization = || given::<Organization>([]).and(create());
+    for wrong in ["", "acme", "https://", "ftp://acme.test", "https://acme.test/a b"] {
+        organization().when(providers(&[wrong], None)).then_refused("policy_identity_providers_invalid");
+    }
+    let many: Vec<_> = (0..9).map(|number| format!("https://{number}.test")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    organization().when(providers(&many, None)).then_refused("policy_identity_providers_invalid");
+    let auth0 = "https://acme.eu.auth0.com/";
+    organization().when(providers(&[auth0], Some(LOCAL_PROVIDER))).then_refused("policy_locks_you_out");
+    organization().when(providers(&[auth0, LOCAL_PROVIDER], Some(LOCAL_PROVIDER))).events();
+    organization().when(providers(&[auth0], Some(auth0))).events();
+    // Nobody named means everybody, as in the beginning.
+    organization().when(providers(&[], Some(LOCAL_PROVIDER))).then_nothing();
 }
 
 proptest! {
@@ -199,9 +245,10 @@ proptest! {
                 2 => remove(by, on),
                 3 => assign(by, Grant { scope, expires_at: end.map(at), ..grant(on, role) }),
                 4 => revoke(by, on, role),
-                _ => OrganizationCommand::ChangePolicy {
-                    policy: OrganizationPolicy { keep_awake_max: Millis::from_hours(on as u64 * 5), ..Default::default() },
-                },
+                _ => change_policy(OrganizationPolicy {
+                    keep_awake_max: Millis::from_hours(on as u64 * 5),
+                    ..Default::default()
+                }),
             }
         });
         histories::<Organization>(commands, |_, after| {

@@ -134,6 +134,25 @@ fn keeping_awake_puts_off_idle_sleep_but_not_a_persons() {
 }
 
 #[test]
+fn what_is_kept_awake_is_shortened_and_never_lengthened() {
+    let kept = || {
+        [
+            requested(1, by_person()),
+            ready(1, 30_000),
+            RuntimeEvent::KeptAwake { until: at(9_000), reason: "demo".to_owned(), by: user(1) },
+        ]
+    };
+    let shorten = |epoch, until| RuntimeCommand::ShortenKeepAwake { epoch: Epoch(epoch), until: at(until) };
+    given::<Runtime>(kept()).when(shorten(1, 9_000)).then_nothing();
+    given::<Runtime>(kept()).when(shorten(1, 9_001)).then_nothing();
+    given::<Runtime>(kept()).when(shorten(2, 5_000)).then_refused("runtime_other_epoch");
+    given::<Runtime>([requested(1, by_person()), ready(1, 30_000)]).when(shorten(1, 5_000)).then_nothing();
+    given::<Runtime>(kept()).when(shorten(1, 5_000)).then([RuntimeEvent::KeepAwakeShortened { until: at(5_000) }]);
+    let shortened = given::<Runtime>(kept()).and(shorten(1, 5_000));
+    shortened.when(sleep(idle(), 5_000)).then([RuntimeEvent::SleepRequested { epoch: Epoch(1), cause: idle() }]);
+}
+
+#[test]
 fn keeping_awake_has_the_organizations_cap() {
     let keep = |until: u64| RuntimeCommand::KeepAwake {
         until: at(until),

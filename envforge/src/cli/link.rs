@@ -242,7 +242,7 @@ fn table(output: &Output, page: &Value) -> String {
             cell(item.get("id")),
             cell(item.get("label")),
             format!("{} {}", cell(workspace), cell(item.get("service"))),
-            cell(item.get("phase")),
+            state(item),
             output.instants.show_wire(item.get("expires_at")),
             cell(item.get("sessions_opened")),
             blocked(item).to_string(),
@@ -253,6 +253,21 @@ fn table(output: &Output, page: &Value) -> String {
     let mut text = output.table(header, rows, "No links. Issue one: `envforge link create`.");
     text.push_str(&more(output, page));
     text
+}
+
+/// Where a link goes on and opens nothing, or less, that is said.
+fn state(link: &Value) -> String {
+    let phase = cell(link.get("phase"));
+    match (&*phase, &link["open_until"], link["open_families"].as_array(), link["families"].as_array()) {
+        ("active", Value::Null, Some(_), _) => "active, but closed by role or policy".to_owned(),
+        ("active", _, Some(open), Some(all)) if open.len() < all.len() => {
+            format!(
+                "active, opens {} by policy",
+                if open.is_empty() { "nothing".to_owned() } else { cell(link.get("open_families")) }
+            )
+        }
+        _ => phase,
+    }
 }
 
 /// Blocked attempts of all kinds.
@@ -273,7 +288,7 @@ fn card(output: &Output, link: &Value) -> String {
     output.card(&[
         ("link", cell(link.get("id"))),
         ("label", cell(link.get("label"))),
-        ("state", cell(link.get("phase"))),
+        ("state", state(link)),
         ("opens", format!("{} of {}: {}", cell(link.get("service")), cell(workspace), cell(link.get("families")))),
         ("expires", instants.show_wire(link.get("expires_at"))),
         ("ended", instants.show_wire(link.get("ended_at"))),

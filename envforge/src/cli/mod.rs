@@ -24,8 +24,11 @@ mod private_file;
 mod problem;
 mod project;
 mod reauthentication;
+#[cfg(test)]
+mod rights;
 mod session;
 mod settings;
+mod team;
 mod up;
 mod usage;
 mod wake;
@@ -80,7 +83,7 @@ pub(crate) enum ClientVerb {
     Usage(usage::UsageArguments),
     /// Projects: the repositories of an organization
     Project(project::ProjectArguments),
-    /// Organization: policy, members, roles
+    /// Organization: policy, members, teams, roles
     Org(org::OrgArguments),
     /// Look for what keeps envforge from working here
     Doctor(doctor::DoctorArguments),

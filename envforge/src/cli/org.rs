@@ -1,4 +1,4 @@
-//! `envforge org`: the organization, its policy, its members and their roles.
+//! `envforge org`: the organization, its policy, its members and their roles. Teams have a file of their own.
 
 use clap::{Args, Subcommand};
 use envforge_domain::access::Role;
@@ -15,6 +15,7 @@ use super::instant::{parse_length, show_length_ms};
 use super::invite::{self, InviteVerb};
 use super::output::{Output, cell, printable};
 use super::session::{ask_password, password_from_stdin, shown};
+use super::team::{self, TeamVerb};
 use super::workspace::more;
 
 #[derive(Args, Debug)]
@@ -35,6 +36,9 @@ enum OrgVerb {
     /// Who belongs to it
     #[command(subcommand)]
     Member(MemberVerb),
+    /// Groups of members that hold roles together
+    #[command(subcommand)]
+    Team(TeamVerb),
     /// Who may do what
     #[command(subcommand)]
     Role(RoleVerb),
@@ -51,27 +55,54 @@ enum PolicyVerb {
     /// The policy as it is
     Show,
     /// Change some of it; the rest stays
-    #[command(
-        after_help = "Example:\n  envforge org policy set --link-lifetime-max 24h --link-families web,api,assets"
-    )]
+    #[command(after_help = "What is beyond the new policy is over at once; --dry-run shows what that would be.\n\n\
+                      Examples:\n  envforge org policy set --link-lifetime-max 24h --link-families web,api,assets\n  \
+                      envforge org policy set --link-issuers owner,admin --dry-run")]
     Set(PolicySet),
 }
 
 #[derive(Args, Debug)]
-#[group(required = true, multiple = true)]
 struct PolicySet {
+    #[command(flatten)]
+    settings: PolicySettings,
+    /// Show what it would end, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args, Debug, Default)]
+#[group(required = true, multiple = true)]
+struct PolicySettings {
     /// Longest lifetime of a link: 24h, 7d
     #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
     link_lifetime_max: Option<u64>,
     /// Route families that links may open, separated by commas: web, api, assets, websockets, marketing
     #[arg(long, value_name = "FAMILIES", value_delimiter = ',', value_parser = family)]
     link_families: Option<Vec<&'static str>>,
+    /// Roles that give links, of owner, admin, developer and mod, separated by commas; `none` for nobody
+    #[arg(long, value_name = "ROLES", value_parser = listed)]
+    link_issuers: Option<Listed>,
     /// Longest idle time before a runtime sleeps
     #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
     idle_sleep_max: Option<u64>,
     /// Longest that a runtime may be kept awake
     #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
     keep_awake_max: Option<u64>,
+    /// How long people stay signed in at most: 8h, 30d
+    #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
+    session_lifetime_max: Option<u64>,
+    /// Identity providers whose users may be signed in, by issuer, `local` for passwords here; `any` for all
+    #[arg(long, value_name = "ISSUERS", value_parser = listed)]
+    identity_providers: Option<Listed>,
+}
+
+/// Names separated by commas; `none` and `any` stand for an empty list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed(Vec<String>);
+
+fn listed(text: &str) -> Result<Listed, std::convert::Infallible> {
+    let names = text.split(',').map(str::trim).filter(|name| !matches!(*name, "" | "none" | "any"));
+    Ok(Listed(names.map(str::to_owned).collect()))
 }
 
 #[derive(Subcommand, Debug)]
@@ -129,34 +160,45 @@ enum UserVerb {
 
 #[derive(Subcommand, Debug)]
 enum RoleVerb {
-    /// Give a role
+    /// Give a role to a member or a team
     #[command(after_help = "\
 Roles: owner, admin, developer, viewer, billing, explore, create, mod.
 Examples:
   envforge org role assign dana@example.com developer
-  envforge org role assign dana@example.com viewer --project orders --until 2026-12-31")]
+  envforge org role assign dana@example.com viewer --project orders --until 2026-12-31
+  envforge org role assign --team reviewers viewer --workspace signed-links")]
     Assign {
-        /// E-mail address or id
-        #[arg(value_name = "USER")]
-        user: String,
-        role: Role,
-        /// Only for this project, by slug or id
-        #[arg(long)]
-        project: Option<String>,
+        #[command(flatten)]
+        what: RoleOf,
         /// When it ends: 2026-12-31, 2026-12-31T18:00:00Z
         #[arg(long, value_name = "TIME")]
         until: Option<String>,
     },
     /// Take a role; it is gone at once, in what is open already too
     Revoke {
-        /// E-mail address or id
-        #[arg(value_name = "USER")]
-        user: String,
-        role: Role,
-        /// The one for this project, by slug or id
-        #[arg(long)]
-        project: Option<String>,
+        #[command(flatten)]
+        what: RoleOf,
     },
+}
+
+#[derive(Args, Debug)]
+struct RoleOf {
+    /// E-mail address or id of a member; with --team, slug or id of a team
+    #[arg(value_name = "WHO")]
+    who: String,
+    role: Role,
+    /// WHO is a team
+    #[arg(long)]
+    team: bool,
+    /// Only for this project, by slug or id
+    #[arg(long, conflicts_with = "workspace")]
+    project: Option<String>,
+    /// Only for this workspace, by slug or id
+    #[arg(long)]
+    workspace: Option<String>,
+    /// Show what it would end, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 fn family(text: &str) -> Result<&'static str, String> {
@@ -211,7 +253,10 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             output.result(policy, || output.card(&policy_lines(policy)))?;
         }
         OrgVerb::Policy(PolicyVerb::Set(set)) => {
-            let policy = client.write(Method::PATCH, &["v1", "orgs", org, "policy"], set.body()).await?.body;
+            if set.dry_run {
+                return dry_run(context, &["v1", "orgs", org, "policy", "dry-run"], set.settings.body()).await;
+            }
+            let policy = client.write(Method::PATCH, &["v1", "orgs", org, "policy"], set.settings.body()).await?.body;
             output.result(&policy, || output.card(&policy_lines(&policy)))?;
         }
         OrgVerb::Member(MemberVerb::Ls { limit }) => {
@@ -251,38 +296,119 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             let receipt = client.delete(&["v1", "orgs", org, "members", &id, "sessions"], &[]).await?.body;
             output.result(&receipt, || format!("Signed out {}. {}", printable(&user), shown(&receipt)))?;
         }
-        OrgVerb::Role(RoleVerb::Assign { user, role, project, until }) => {
-            let mut body = json!({ "user": user_id(context, org, &user).await?, "role": role.token() });
-            if let Some(project) = &project {
-                body["project"] = json!(project);
-            }
+        OrgVerb::Team(verb) => return team::run(context, org, verb).await,
+        OrgVerb::Role(RoleVerb::Assign { what, until }) => {
+            let mut body = what.body(context, org).await?;
             if let Some(until) = until {
                 let end = output.instants.parse(&until);
                 body["expires_at"] =
                     json!(end.map_err(|why| Failure::usage(format!("--until: {why}"), ""))?.to_string());
             }
+            if what.dry_run {
+                return dry_run(context, &["v1", "orgs", org, "roles", "dry-run"], body).await;
+            }
             let grant = client.post(&["v1", "orgs", org, "roles"], body).await?.body;
-            output.result(&grant, || format!("{} is {role}{}.", printable(&user), scope(project.as_deref())))?;
+            output.result(&grant, || format!("{} is {}{}.", what.whom(), what.role, what.scope()))?;
         }
-        OrgVerb::Role(RoleVerb::Revoke { user, role, project }) => {
-            let id = user_id(context, org, &user).await?;
-            let query =
-                [("user", Some(id.clone())), ("role", Some(role.token().to_owned())), ("project", project.clone())];
+        OrgVerb::Role(RoleVerb::Revoke { what }) => {
+            let mut body = what.body(context, org).await?;
+            if what.dry_run {
+                body["revoke"] = json!(true);
+                return dry_run(context, &["v1", "orgs", org, "roles", "dry-run"], body).await;
+            }
+            let named = |name: &'static str| (name, body[name].as_str().map(str::to_owned));
+            let query = ["user", "team", "role", "project", "workspace"].map(named);
             client.delete(&["v1", "orgs", org, "roles"], &query).await?;
-            let gone = json!({ "user": id, "role": role.token(), "project": project, "revoked": true });
-            output
-                .result(&gone, || format!("{} is no longer {role}{}.", printable(&user), scope(project.as_deref())))?;
+            body["revoked"] = json!(true);
+            output.result(&body, || format!("{} is no longer {}{}.", what.whom(), what.role, what.scope()))?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn scope(project: Option<&str>) -> String {
-    project.map(|project| format!(" in project {}", printable(project))).unwrap_or_default()
+impl RoleOf {
+    /// The grant as the API takes it, but for its end.
+    async fn body(&self, context: &Context, org: &str) -> Result<Value, Failure> {
+        let mut body = json!({ "role": self.role.token() });
+        if self.team {
+            body["team"] = json!(self.who);
+        } else {
+            body["user"] = json!(user_id(context, org, &self.who).await?);
+        }
+        for (name, value) in [("project", &self.project), ("workspace", &self.workspace)] {
+            if let Some(value) = value {
+                body[name] = json!(value);
+            }
+        }
+        Ok(body)
+    }
+
+    fn whom(&self) -> String {
+        if self.team { format!("The team {}", printable(&self.who)) } else { printable(&self.who) }
+    }
+
+    fn scope(&self) -> String {
+        match (&self.project, &self.workspace) {
+            (Some(project), _) => format!(" in project {}", printable(project)),
+            (None, Some(workspace)) => format!(" in workspace {}", printable(workspace)),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// Asks what a change would end, and shows it.
+async fn dry_run(context: &Context, segments: &[&str], body: Value) -> Result<Exit, Failure> {
+    let answer = context.client.post(segments, body).await?.body;
+    context.output.result(&answer, || consequences(&context.output, &answer))?;
+    Ok(Exit::Ok)
+}
+
+fn consequences(output: &Output, answer: &Value) -> String {
+    if answer["changes"] == Value::Bool(false) {
+        return "That is so already: nothing would change.".to_owned();
+    }
+    let rows = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+    let link = |link: &Value| {
+        let lost = cell(link.get("families_lost"));
+        let ends = match link["ends_now"].as_bool() {
+            Some(true) => "at once".to_owned(),
+            _ => output.instants.show_wire(link.get("ends_at")),
+        };
+        [
+            cell(link.get("id")),
+            cell(link.get("label")),
+            format!("{} {}", cell(link.get("workspace_slug")), cell(link.get("service"))),
+            cell(link.get("issued_by_name")),
+            ends,
+            lost,
+            cell(link.get("reasons")),
+        ]
+    };
+    let session =
+        |session: &Value| [cell(session.get("email")), cell(session.get("session")), cell(session.get("reason"))];
+    let mut text = output.table(
+        ["LINK", "LABEL", "OPENS", "ISSUED BY", "WOULD END", "WOULD NOT OPEN", "WHY"],
+        rows("links").iter().map(link).collect(),
+        "No link would be affected.",
+    );
+    text.push('\n');
+    text.push_str(&output.table(
+        ["SIGNED IN", "SESSION", "WHY"],
+        rows("sessions").iter().map(session).collect(),
+        "Nobody would have to sign in again.",
+    ));
+    for (name, what) in [("links", "links"), ("sessions", "sessions")] {
+        let (told, all) = (rows(name).len() as u64, answer[format!("{name}_total")].as_u64().unwrap_or_default());
+        if told < all {
+            text.push_str(&format!("\n{told} of {all} {what} are shown."));
+        }
+    }
+    text.push_str(&output.dim("\nNothing was changed."));
+    text
 }
 
 /// The id of a member that was named by id or e-mail address.
-async fn user_id(context: &Context, org: &str, named: &str) -> Result<String, Failure> {
+pub(super) async fn user_id(context: &Context, org: &str, named: &str) -> Result<String, Failure> {
     if named.parse::<UserId>().is_ok() {
         return Ok(named.to_owned());
     }
@@ -306,7 +432,7 @@ async fn user_id(context: &Context, org: &str, named: &str) -> Result<String, Fa
     }
 }
 
-impl PolicySet {
+impl PolicySettings {
     fn body(self) -> Value {
         let mut body = json!({});
         let said = [
@@ -314,6 +440,9 @@ impl PolicySet {
             ("link_families", self.link_families.map(Value::from)),
             ("idle_sleep_max_seconds", self.idle_sleep_max.map(Value::from)),
             ("keep_awake_max_seconds", self.keep_awake_max.map(Value::from)),
+            ("link_issuers", self.link_issuers.map(|Listed(roles)| roles.into())),
+            ("session_lifetime_max_seconds", self.session_lifetime_max.map(Value::from)),
+            ("identity_providers", self.identity_providers.map(|Listed(issuers)| issuers.into())),
         ];
         for (name, value) in said {
             if let Some(value) = value {
@@ -343,21 +472,29 @@ fn card(output: &Output, organization: &Value) -> String {
     output.card(&lines)
 }
 
-fn policy_lines(policy: &Value) -> [(&'static str, String); 4] {
+fn policy_lines(policy: &Value) -> [(&'static str, String); 7] {
+    let names = |name: &str, none: &str| match policy[name].as_array() {
+        Some(names) if names.is_empty() => none.to_owned(),
+        _ => cell(policy.get(name)),
+    };
     let length = |name: &str| {
         policy[name].as_u64().map(|seconds| show_length_ms(seconds.saturating_mul(1_000))).unwrap_or_default()
     };
     [
         ("links live at most", length("link_lifetime_max_seconds")),
         ("links may open", cell(policy.get("link_families"))),
+        ("links are given by", names("link_issuers", "nobody")),
         ("idle sleep at most", length("idle_sleep_max_seconds")),
         ("kept awake at most", length("keep_awake_max_seconds")),
+        ("signed in at most", length("session_lifetime_max_seconds")),
+        ("identity providers", names("identity_providers", "any")),
     ]
 }
 
 fn members(output: &Output, page: &Value) -> String {
     let role = |grant: &Value| {
-        let project = grant["project"].as_str().map(|project| format!(" in {project}")).unwrap_or_default();
+        let scope = grant["workspace"].as_str().or(grant["project"].as_str());
+        let project = scope.map(|scope| format!(" in {scope}")).unwrap_or_default();
         let end = grant["expires_at"]
             .as_str()
             .map(|_| format!(" until {}", output.instants.show_wire(grant.get("expires_at"))));
@@ -370,12 +507,13 @@ fn members(output: &Output, page: &Value) -> String {
             format!("{}{active}", cell(item.get("email"))),
             cell(item.get("name")),
             roles.join(", "),
+            cell(item.get("teams")),
             output.instants.show_wire(item.get("since")),
             cell(item.get("user")),
         ]
     };
     let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
-    let mut text = output.table(["MEMBER", "NAME", "ROLES", "SINCE", "ID"], rows, "No members.");
+    let mut text = output.table(["MEMBER", "NAME", "ROLES", "TEAMS", "SINCE", "ID"], rows, "No members.");
     text.push_str(&more(output, page));
     text
 }
@@ -386,13 +524,14 @@ mod tests {
 
     #[test]
     fn only_what_was_said_of_a_policy_is_sent() {
-        let set = PolicySet {
-            link_lifetime_max: Some(86_400),
-            link_families: None,
-            idle_sleep_max: None,
-            keep_awake_max: None,
-        };
+        let set = PolicySettings { link_lifetime_max: Some(86_400), ..PolicySettings::default() };
         assert_eq!(set.body(), json!({"link_lifetime_max_seconds": 86_400}));
+        let set = PolicySettings {
+            link_issuers: Some(listed("owner, admin").unwrap_or(Listed(vec![]))),
+            identity_providers: Some(listed("any").unwrap_or(Listed(vec!["?".to_owned()]))),
+            ..PolicySettings::default()
+        };
+        assert_eq!(set.body(), json!({"link_issuers": ["owner", "admin"], "identity_providers": []}));
     }
 
     #[test]

@@ -142,6 +142,7 @@ impl Elsewhere {
             | RuntimeEvent::LeaseRenewed { .. }
             | RuntimeEvent::ActivitySeen { .. }
             | RuntimeEvent::KeptAwake { .. }
+            | RuntimeEvent::KeepAwakeShortened { .. }
             | RuntimeEvent::SleepPostponed { .. } => {}
         }
     }

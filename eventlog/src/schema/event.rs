@@ -1,4 +1,5 @@
-//! Which stored schema belongs to which event. The first part of a type names the aggregate.
+//! Which stored schema belongs to which event. The first part of a type names the aggregate, or what of it the event is
+//! about: teams are part of their organization.
 
 use envforge_domain::event::Event;
 use serde::{Serialize, Serializer};
@@ -83,7 +84,7 @@ fn mismatch(event_type: &str, reason: &dyn std::fmt::Display) -> DecodeError {
 fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_json::Error>> {
     let (aggregate, _) = event_type.split_once('.')?;
     Some(match aggregate {
-        "organization" => organization::decode(event_type, data)?.map(Event::Organization),
+        "organization" | "team" => organization::decode(event_type, data)?.map(Event::Organization),
         "user" => user::decode(event_type, data)?.map(Event::User),
         "project" => project::decode(event_type, data)?.map(Event::Project),
         "workspace" => workspace::decode(event_type, data)?.map(Event::Workspace),

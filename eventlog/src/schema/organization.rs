@@ -1,12 +1,16 @@
 //! Stored events of organizations.
 
-use envforge_domain::access::{Grant, Grantee, Role, Scope};
+use std::collections::BTreeSet;
+
+use envforge_domain::access::{Grant, Grantee, Role, Roles, Scope};
 use envforge_domain::dev_link::RouteFamilies;
-use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::ids::{OrgId, TeamId, UserId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
-use envforge_domain::slug::OrgSlug;
+use envforge_domain::slug::{OrgSlug, TeamSlug};
 use envforge_domain::time::{Millis, UnixMillis};
+use serde::de::Error as _;
 use serde::{Deserializer, Serializer};
+use serde_json::{Value, json};
 
 use super::wire::{Wire, events, object, text};
 
@@ -21,8 +25,13 @@ events! {
             role: Role = "role",
             scope: Scope = "scope",
         },
-        "organization.policy_changed.v1" => PolicyChanged { policy: OrganizationPolicy = "policy" },
         "organization.owner_recovered.v1" => OwnerRecovered { user: UserId = "user" },
+        "organization.policy_changed.v2" => PolicyChanged { policy: OrganizationPolicy = "policy" },
+        "team.created.v1" => TeamCreated { team: TeamId = "team", slug: TeamSlug = "slug" },
+        "team.renamed.v1" => TeamRenamed { team: TeamId = "team", slug: TeamSlug = "slug" },
+        "team.deleted.v1" => TeamDeleted { team: TeamId = "team" },
+        "team.member_added.v1" => TeamMemberAdded { team: TeamId = "team", user: UserId = "user" },
+        "team.member_removed.v1" => TeamMemberRemoved { team: TeamId = "team", user: UserId = "user" },
     }
 }
 
@@ -39,8 +48,53 @@ object! {
     OrganizationPolicy {
         link_lifetime_max: Millis = "link_lifetime_ms_max",
         link_families: RouteFamilies = "link_families",
+        link_issuers: Roles = "link_issuers",
         idle_sleep_max: Millis = "idle_sleep_ms_max",
         keep_awake_max: Millis = "keep_awake_ms_max",
+        session_lifetime_max: Millis = "session_lifetime_ms_max",
+        identity_providers: BTreeSet<String> = "identity_providers",
+    }
+}
+
+/// What the settings that came with the second version were when there was none: no limit.
+pub(super) fn policy_changed_v1_to_v2(mut data: Value) -> Result<Value, String> {
+    let policy = data["policy"].as_object_mut().ok_or("`policy` must be an object")?;
+    for (setting, value) in [
+        ("link_issuers", json!(["owner", "admin", "developer", "mod"])),
+        ("session_lifetime_ms_max", json!(2_592_000_000_u64)),
+        ("identity_providers", json!([])),
+    ] {
+        if policy.insert(setting.to_owned(), value).is_some() {
+            return Err(format!("`{setting}` came with the second version"));
+        }
+    }
+    Ok(data)
+}
+
+/// A list of roles in a fixed order, none twice.
+impl Wire for Roles {
+    fn to_wire<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.iter().collect::<Vec<_>>().to_wire(serializer)
+    }
+
+    fn from_wire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let roles = Vec::<Role>::from_wire(deserializer)?;
+        let set: Self = roles.iter().copied().collect();
+        if set.iter().count() == roles.len() { Ok(set) } else { Err(D::Error::custom("a role stands twice")) }
+    }
+}
+
+/// A sorted list, none twice.
+impl Wire for BTreeSet<String> {
+    fn to_wire<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self)
+    }
+
+    fn from_wire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = Vec::<String>::from_wire(deserializer)?;
+        let count = texts.len();
+        let set: Self = texts.into_iter().collect();
+        if set.len() == count { Ok(set) } else { Err(D::Error::custom("a text stands twice")) }
     }
 }
 
@@ -62,12 +116,15 @@ impl Wire for Grantee {
     }
 }
 
-/// `organization` or `project:prj_…`.
+/// `organization`, `project:prj_…` or `workspace:prj_…/wsp_…`.
 impl Wire for Scope {
     fn to_wire<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Organization => serializer.serialize_str("organization"),
             Self::Project(project) => serializer.collect_str(&format_args!("project:{project}")),
+            Self::Workspace { project, workspace } => {
+                serializer.collect_str(&format_args!("workspace:{project}/{workspace}"))
+            }
         }
     }
 
@@ -75,7 +132,16 @@ impl Wire for Scope {
         text(deserializer, |text| match text.split_once(':') {
             None if text == "organization" => Ok(Self::Organization),
             Some(("project", project)) => project.parse().map(Self::Project).map_err(|error| error.to_string()),
-            _ => Err(format!("`{text}` is neither `organization` nor `project:prj_…`")),
+            Some(("workspace", workspace)) => {
+                let (project, workspace) = workspace
+                    .split_once('/')
+                    .ok_or_else(|| format!("`{text}` names no project before its workspace"))?;
+                Ok(Self::Workspace {
+                    project: project.parse().map_err(|error| format!("{error}"))?,
+                    workspace: workspace.parse().map_err(|error| format!("{error}"))?,
+                })
+            }
+            _ => Err(format!("`{text}` is neither `organization` nor `project:prj_…` nor `workspace:prj_…/wsp_…`")),
         })
     }
 }

@@ -46,6 +46,7 @@ events! {
             reason: String = "reason",
             by: UserId = "by",
         },
+        "runtime.keep_awake_shortened.v1" => KeepAwakeShortened { until: UnixMillis = "until" },
         "runtime.sleep_postponed.v1" => SleepPostponed { cause: PostponeCause = "cause" },
         "runtime.sleep_requested.v1" => SleepRequested { epoch: Epoch = "epoch", cause: SleepCause = "cause" },
         "runtime.slept.v1" => Slept { epoch: Epoch = "epoch" },

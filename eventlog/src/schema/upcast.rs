@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{denial, user};
+use super::{denial, organization, user};
 
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
@@ -18,6 +18,11 @@ pub(super) struct Upcast {
 const STEPS: &[Upcast] = &[
     Upcast { from: "user.session_opened.v1", to: "user.session_opened.v2", apply: user::session_opened_v1_to_v2 },
     Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
+    Upcast {
+        from: "organization.policy_changed.v1",
+        to: "organization.policy_changed.v2",
+        apply: organization::policy_changed_v1_to_v2,
+    },
 ];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {

@@ -5,6 +5,7 @@ mod answers;
 mod app;
 mod client;
 mod hardening;
+mod policies;
 mod proxying;
 mod secure;
 mod share_flow;

@@ -28,7 +28,7 @@ impl World {
         format!("Origin: http://{}\r\n", self.host())
     }
 
-    async fn socket(&self, path: &str) -> WebSocketStream<TcpStream> {
+    pub(crate) async fn socket(&self, path: &str) -> WebSocketStream<TcpStream> {
         self.socket_of(path, COOKIE).await
     }
 
@@ -42,11 +42,11 @@ impl World {
     }
 }
 
-async fn next(socket: &mut WebSocketStream<TcpStream>) -> Option<Message> {
+pub(crate) async fn next(socket: &mut WebSocketStream<TcpStream>) -> Option<Message> {
     tokio::time::timeout(SOON, socket.next()).await.expect("a message in time").and_then(Result::ok)
 }
 
-fn close_code(message: Option<Message>) -> Option<u16> {
+pub(crate) fn close_code(message: Option<Message>) -> Option<u16> {
     match message {
         Some(Message::Close(Some(frame))) => Some(frame.code.into()),
         _ => None,

@@ -1,8 +1,8 @@
 //! Who may do what as the log says it, and how that ends.
 #![allow(clippy::unwrap_used)]
 
-use envforge_domain::access::{Denial, Role, Scope};
-use envforge_domain::commit::{Component, StreamId};
+use envforge_domain::access::{Action, Denial, Grantee, Request, Role, Scope, authorize};
+use envforge_domain::commit::{Component, StreamId, Surface};
 use envforge_domain::host::Capacity;
 use envforge_domain::time::Millis;
 use envforge_domain::user::{EmailAddress, SessionEnd};
@@ -37,7 +37,7 @@ impl Story {
         surface: Surface,
         now: UnixMillis,
     ) -> Result<(), Denial> {
-        let facts = self.rights().facts(&actor, session, resource.org(), now);
+        let facts = self.rights().facts(&actor, session, &resource, now);
         authorize(&facts, &Request { actor, action, resource, surface, now }).map(|_| ())
     }
 }
@@ -187,7 +187,7 @@ fn an_agent_acts_for_the_organization_of_its_host_until_it_is_retired() {
 #[test]
 fn facts_say_up_to_where_they_reach() {
     let story = Story::new();
-    let facts = story.rights().facts(&Actor::System(Component::Timer), None, org(1), NOW);
+    let facts = story.rights().facts(&Actor::System(Component::Timer), None, &on_project(1), NOW);
     assert_eq!(facts.position.get(), story.history.len() as u64);
 }
 
@@ -199,7 +199,7 @@ fn a_hundred_thousand_grants_of_others_are_no_part_of_a_decision() {
         let grant = role(1_000 + number, Role::Developer, Scope::Project(project(number % 100)), None);
         story.rights().inner.write().apply_organization(org(1), &OrganizationEvent::RoleAssigned { grant });
     }
-    let facts = story.rights().facts(&Actor::User(user(DEVELOPER)), Some(session(DEVELOPER)), org(1), NOW);
+    let facts = story.rights().facts(&Actor::User(user(DEVELOPER)), Some(session(DEVELOPER)), &on_project(1), NOW);
     let ActorFacts::Member { grants, .. } = facts.actor else { panic!("{facts:?}") };
     assert_eq!(grants.len(), 1);
     story.in_organization(OrganizationEvent::MemberRemoved { user: user(DEVELOPER) });

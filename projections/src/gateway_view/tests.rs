@@ -1,9 +1,10 @@
 //! What the gateway sees after each kind of change, and what is ended by it.
 #![allow(clippy::unwrap_used)]
 
-use envforge_domain::access::{Role, Scope};
+use envforge_domain::access::{Role, Roles, Scope};
 use envforge_domain::dev_link::RouteFamily;
 use envforge_domain::ids::HostId;
+use envforge_domain::organization::OrganizationPolicy;
 use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::user::UserEvent;
 
@@ -275,4 +276,93 @@ fn a_failed_view_is_stale_at_once_and_ends_everything() {
     let freshness = story.view().freshness();
     assert!(freshness.failed && freshness.last_heard.elapsed() >= FAILED_AGE);
     assert_eq!(ended(&before), all(CloseReason::ViewsFailed));
+}
+
+fn policy(change: impl FnOnce(&mut OrganizationPolicy)) -> OrganizationEvent {
+    let mut policy = OrganizationPolicy::default();
+    change(&mut policy);
+    OrganizationEvent::PolicyChanged { policy }
+}
+
+#[test]
+fn a_policy_that_lets_links_open_less_ends_what_is_open_of_that_and_nothing_else() {
+    let mut story = Story::new();
+    let before = story.link_view();
+    story.in_organization(policy(|policy| policy.link_families = RouteFamilies::ALL.minus(API)));
+    assert_eq!(ended(&before), [(RouteFamily::Api, CloseReason::Narrowed)]);
+    let narrowed = story.link_view();
+    assert_eq!((narrowed.families, narrowed.phase), (RouteFamilies::ALL.minus(API), LinkPhase::Active));
+    // What the link itself gives up meanwhile stays given up when the organization allows it again.
+    let web = RouteFamilies::NONE.with(RouteFamily::Web);
+    story.on_link(1, DevLinkEvent::AllowlistChanged { families: web.with(RouteFamily::Api) });
+    assert_eq!(story.link_view().families, web);
+    story.in_organization(policy(|_| {}));
+    assert_eq!(story.link_view().families, web.with(RouteFamily::Api));
+    // A link that is issued under a policy is held to it, whatever its issuer knew.
+    story.in_organization(policy(|policy| policy.link_families = RouteFamilies::NONE));
+    story.link(2, DEVELOPER);
+    assert!(story.view().link(link(2)).unwrap().families.is_empty());
+}
+
+#[test]
+fn a_shorter_longest_link_ends_older_ones_at_once_and_others_sooner() {
+    let mut story = Story::new();
+    story.now = NOW.plus(Millis::from_minutes(60));
+    story.link(2, DEVELOPER);
+    let (old, new) = (story.link_view(), story.view().link(link(2)).unwrap());
+    story.in_organization(policy(|policy| policy.link_lifetime_max = Millis::from_minutes(30)));
+    assert_eq!(ended(&old), all(CloseReason::IssuerLostRight));
+    assert_eq!(ended(&new), all(CloseReason::IssuerLostRight), "what was admitted for longer");
+    assert_eq!(story.link_view().expires_at, NOW.plus(Millis::from_minutes(30)), "half an hour ago");
+    assert_eq!(story.view().link(link(2)).unwrap().expires_at, NOW.plus(Millis::from_minutes(90)));
+    // A new share URL begins anew, and still ends with the longest link.
+    let generation = Generation(2);
+    story.on_link(1, DevLinkEvent::Rotated { generation, issued_at: story.now, expires_at: LATER });
+    assert_eq!(story.link_view().expires_at, NOW.plus(Millis::from_minutes(90)));
+    story.in_organization(policy(|_| {}));
+    assert_eq!(story.link_view().expires_at, LATER);
+}
+
+#[test]
+fn roles_that_may_give_no_links_any_more_take_theirs_along_and_bring_back_no_ended_one() {
+    let mut story = Story::new();
+    story.link(2, OWNER);
+    story.link(3, DEVELOPER);
+    let (of_developer, of_owner) = (story.link_view(), story.view().link(link(2)).unwrap());
+    story.in_organization(policy(|policy| policy.link_issuers = Roles::of(&[Role::Owner])));
+    assert_eq!(ended(&of_developer), all(CloseReason::IssuerLostRight));
+    assert!(ended(&of_owner).is_empty());
+    story.on_link(3, DevLinkEvent::Revoked { reason: None });
+    story.in_organization(policy(|_| {}));
+    assert_eq!(story.link_view().phase, LinkPhase::Active);
+    assert_eq!(story.view().link(link(3)).unwrap().phase, LinkPhase::Revoked);
+}
+
+#[test]
+fn a_link_stands_on_its_issuers_role_through_a_team() {
+    let team = envforge_domain::ids::TeamId::from_uuid(uuid::Uuid::from_u128(1));
+    let user = user(DEVELOPER);
+    let grant = envforge_domain::access::Grant {
+        grantee: envforge_domain::access::Grantee::Team(team),
+        ..role(DEVELOPER, Role::Developer, Scope::Workspace { project: project(1), workspace: workspace(1) }, None)
+    };
+    let own = role(DEVELOPER, Role::Developer, Scope::Project(project(1)), None);
+    let (grantee, held, scope) = (own.grantee, own.role, own.scope);
+    for end in [
+        OrganizationEvent::TeamMemberRemoved { team, user },
+        OrganizationEvent::TeamDeleted { team },
+        OrganizationEvent::RoleRevoked { grantee: grant.grantee, role: grant.role, scope: grant.scope },
+        OrganizationEvent::MemberRemoved { user },
+    ] {
+        let mut story = Story::new();
+        story.in_organization(OrganizationEvent::TeamCreated { team, slug: "platform".parse().unwrap() });
+        story.in_organization(OrganizationEvent::TeamMemberAdded { team, user });
+        story.grant(grant);
+        story.in_organization(OrganizationEvent::RoleRevoked { grantee, role: held, scope });
+        let before = story.link_view();
+        assert_eq!(before.phase, LinkPhase::Active, "the team's role is enough");
+        story.in_organization(end.clone());
+        assert_eq!(ended(&before), all(CloseReason::IssuerLostRight), "{end:?}");
+        assert_eq!(story.link_view().phase, LinkPhase::Revoked);
+    }
 }

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use envforge_domain::access::Resource;
 use envforge_domain::commit::{Commit, Expectation, StreamId};
 use envforge_domain::dev_link::{DevLinkEvent, RouteFamily};
 use envforge_domain::time::UnixMillis;
@@ -132,7 +133,7 @@ fn start(log: &Arc<ScriptedLog>, config: HotConfig) -> Arc<Hot> {
 fn told(hot: &Hot) -> String {
     let people = [OWNER, DEVELOPER, 77].map(|number| {
         let actor = envforge_domain::commit::Actor::User(user(number));
-        hot.authorization.facts(&actor, Some(session(number)), org(1), NOW)
+        hot.authorization.facts(&actor, Some(session(number)), &Resource::Organization(org(1)), NOW)
     });
     let links = [1, 2].map(|number| {
         let actor = envforge_domain::commit::Actor::LinkVisitor { link: link(number), session: None };
@@ -141,7 +142,11 @@ fn told(hot: &Hot) -> String {
             let families = view.families.display();
             (view.phase, view.generation, view.expires_at, families, view.wakes_left, closed)
         });
-        (hot.authorization.facts(&actor, None, org(1), NOW), view, hot.resources.link(link(number)))
+        (
+            hot.authorization.facts(&actor, None, &Resource::Organization(org(1)), NOW),
+            view,
+            hot.resources.link(link(number)),
+        )
     });
     let sessions = [1, 2, 3].map(|number| hot.gateway.session(&cookie(number)));
     let runtime = hot.gateway.runtime(workspace(1)).borrow().clone();

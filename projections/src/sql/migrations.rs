@@ -21,6 +21,7 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261124070400_command_ids",
     "20261126112300_request_keys",
     "20261126160000_indexes_within_an_organization",
+    "20261126200000_organization_policy",
 ];
 
 pub(super) fn migrator() -> Migrator {

@@ -38,7 +38,7 @@ pub use database::{Database, DatabaseError};
 pub use digest::TableDigest;
 pub use directory::{
     Directory, HostRecord, LinkFilter, LinkPhase, LinkRecord, MemberGrant, MemberRecord, OrganizationRecord,
-    ProjectRecord, RuntimePhase, RuntimeRecord, UserRecord, WorkspaceFilter, WorkspaceRecord,
+    ProjectRecord, RuntimePhase, RuntimeRecord, UserRecord, Within, WorkspaceFilter, WorkspaceRecord,
 };
 pub use freshness::Stale;
 pub use meter::{GroupBy, Meter, RunningUsage, UsageFilter, UsageGroup, UsageTotals};

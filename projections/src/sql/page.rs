@@ -47,8 +47,8 @@ pub struct Page<T, C = String> {
 }
 
 impl<T, C> Page<T, C> {
-    /// From up to `limit.probe()` items.
-    pub(crate) fn cut(mut items: Vec<T>, limit: Limit, cursor: impl FnOnce(&T) -> C) -> Self {
+    /// From up to one item more than the limit, which tells whether another page follows.
+    pub fn cut(mut items: Vec<T>, limit: Limit, cursor: impl FnOnce(&T) -> C) -> Self {
         let more = items.len() > usize::from(limit.0);
         items.truncate(usize::from(limit.0));
         let next = if more { items.last().map(cursor) } else { None };

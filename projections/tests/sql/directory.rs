@@ -10,7 +10,7 @@ use envforge_domain::runtime::{Epoch, RuntimeCommand, SleepCause, WakeCause, Wak
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{User, UserCommand};
 use envforge_domain::workspace::{AccessMode, WorkspaceCommand};
-use envforge_projections::sql::{Limit, LinkFilter, LinkPhase, ModelName, RuntimePhase, WorkspaceFilter};
+use envforge_projections::sql::{Limit, LinkFilter, LinkPhase, ModelName, RuntimePhase, Within, WorkspaceFilter};
 
 use crate::harness::{Harness, Kind};
 use crate::world::*;
@@ -29,7 +29,7 @@ pub async fn organizations_members_and_roles_are_listed(kind: Kind) {
     world.grant(1, 3, Role::Viewer, Scope::Organization).unwrap();
     world.grant(1, 3, Role::Admin, Scope::Organization).unwrap();
     let policy = OrganizationPolicy { link_lifetime_max: Millis::from_hours(3), ..OrganizationPolicy::default() };
-    world.organize(1, 1, &OrganizationCommand::ChangePolicy { policy }).unwrap();
+    world.organize(1, 1, &OrganizationCommand::ChangePolicy { policy: policy.clone(), provider: None }).unwrap();
     world
         .organize(1, 1, &OrganizationCommand::RemoveMember { by: system(), user: user_id(2), now: world.now })
         .unwrap();
@@ -45,7 +45,7 @@ pub async fn organizations_members_and_roles_are_listed(kind: Kind) {
     let directory = harness.database.directory();
 
     let acme = directory.organization(org_id(1)).await.unwrap().unwrap();
-    assert_eq!((acme.slug.as_str(), acme.name.as_str(), acme.policy), ("org-1", "Organization 1", policy));
+    assert_eq!((acme.slug.as_str(), acme.name.as_str(), &acme.policy), ("org-1", "Organization 1", &policy));
     assert_eq!(acme.created_at, UnixMillis::new(EIGHT));
     assert_eq!(directory.organization_by_slug(&"org-1".parse().unwrap()).await.unwrap(), Some(acme));
     assert_eq!(directory.organization_by_slug(&"org-9".parse().unwrap()).await.unwrap(), None);
@@ -110,7 +110,10 @@ pub async fn projects_and_workspaces_are_found_by_id_and_slug(kind: Kind) {
     assert_eq!(list(WorkspaceFilter::default()).await, [workspace_id(1), workspace_id(2)]);
     assert_eq!(list(WorkspaceFilter { archived: Some(true), ..Default::default() }).await, [workspace_id(1)]);
     assert_eq!(list(WorkspaceFilter { archived: Some(false), ..Default::default() }).await, [workspace_id(2)]);
-    let of_project = WorkspaceFilter { projects: Some(vec![project_id(2)]), ..Default::default() };
+    let of_project = WorkspaceFilter {
+        within: Some(Within { projects: vec![project_id(2)], workspaces: vec![] }),
+        ..Default::default()
+    };
     assert_eq!(list(of_project).await, [workspace_id(2)]);
     let ready = WorkspaceFilter { phase: Some(RuntimePhase::Ready), ..Default::default() };
     assert!(list(ready).await.is_empty());
@@ -252,7 +255,7 @@ pub async fn a_link_is_shown_with_its_use(kind: Kind) {
     assert_eq!(list(LinkFilter { phase: Some(LinkPhase::Active), ..Default::default() }).await, [link_id(2)]);
     assert_eq!(list(LinkFilter { workspace: Some(workspace_id(1)), ..Default::default() }).await.len(), 2);
     assert!(list(LinkFilter { workspace: Some(workspace_id(9)), ..Default::default() }).await.is_empty());
-    assert!(list(LinkFilter { projects: Some(vec![]), ..Default::default() }).await.is_empty());
+    assert!(list(LinkFilter { within: Some(Within::default()), ..Default::default() }).await.is_empty());
 }
 
 pub async fn hosts_are_shown_with_what_they_hold(kind: Kind) {

@@ -94,7 +94,7 @@ impl World {
                     idle_sleep_max: Millis::from_hours(u64::from(step.thing)),
                     ..OrganizationPolicy::default()
                 };
-                self.organize(org, other, &OrganizationCommand::ChangePolicy { policy })
+                self.organize(org, other, &OrganizationCommand::ChangePolicy { policy, provider: None })
             }
             8 | 9 => self.project(org, thing, other),
             10 => {

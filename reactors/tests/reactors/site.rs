@@ -392,7 +392,13 @@ pub(crate) async fn permit_of(
 ) -> Permit {
     let grant =
         Grant { grantee: Grantee::User(owner()), role: Role::Owner, scope: Scope::Organization, expires_at: None };
-    let actor = ActorFacts::Member { org, active: true, session_live: true, grants: vec![grant] };
+    let actor = ActorFacts::Member {
+        org,
+        active: true,
+        session_live: true,
+        link_issuers: envforge_domain::organization::LINK_ISSUERS,
+        grants: vec![grant],
+    };
     let facts = Facts { position: Position::START, actor };
     let streams = vec![StreamId::organization(org), StreamId::user(org, owner())];
     let lasts = log.last_positions_of(&streams).await.unwrap();

@@ -144,12 +144,41 @@ async fn the_organizations_cap_goes_before_a_longer_idle_time() {
         permit_of(&site.log, acme(), Action::OrganizationChangePolicy, Resource::Organization(acme()), site.now())
             .await;
     let policy = OrganizationPolicy { idle_sleep_max: Millis::from_minutes(1), ..OrganizationPolicy::default() };
-    let command = OrganizationCommand::ChangePolicy { policy };
+    let command = OrganizationCommand::ChangePolicy { policy, provider: None };
     organizations::change(&site.commands, &permit, &Context::new(site.now()), &command).await.unwrap();
     let ticking = site.tick();
     site.ready_by_hand(thing, LONG).await;
     site.clock.skip(Millis::from_secs(60));
     site.until_of(thing, "asleep", |state| matches!(state, Runtime::Sleeping { .. })).await;
+    ticking.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_allows_less_shortens_what_is_kept_awake_already() {
+    let site = Site::new().await;
+    let ticking = site.tick();
+    site.ready_by_hand(site.workspace, LONG).await;
+    let asked_at = site.now();
+    let until = asked_at.plus(Millis::from_hours(2));
+    let permit = site.permit(site.workspace, Action::RuntimeKeepAwake).await;
+    let (context, reason) = (Context::new(asked_at), "demo".to_owned());
+    runtimes::keep_awake(&site.commands, &permit, &context, site.workspace.id, owner(), until, reason).await.unwrap();
+    site.clock.skip(Millis::from_minutes(5));
+    let postponed = |event: &RuntimeEvent| matches!(event, RuntimeEvent::SleepPostponed { .. });
+    site.happened("postponed", postponed).await;
+    let permit =
+        permit_of(&site.log, acme(), Action::OrganizationChangePolicy, Resource::Organization(acme()), site.now())
+            .await;
+    let policy = OrganizationPolicy { keep_awake_max: Millis::from_minutes(10), ..OrganizationPolicy::default() };
+    let command = OrganizationCommand::ChangePolicy { policy, provider: None };
+    organizations::change(&site.commands, &permit, &Context::new(site.now()), &command).await.unwrap();
+    let shortened = |event: &RuntimeEvent| matches!(event, RuntimeEvent::KeepAwakeShortened { .. });
+    let event = site.happened("shortened", shortened).await;
+    assert_eq!(event, RuntimeEvent::KeepAwakeShortened { until: asked_at.plus(Millis::from_minutes(10)) });
+    assert!(ready(&site.state_of(site.workspace).await));
+    site.clock.skip(Millis::from_minutes(5));
+    assert!(site.idle_for().await >= 600);
+    assert_eq!(site.events().await.into_iter().filter(shortened).count(), 1);
     ticking.stop().await;
 }
 

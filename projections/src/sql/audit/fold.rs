@@ -1,5 +1,6 @@
 //! From commits to audit rows, with the names that things bear at that moment.
 
+use envforge_domain::access::{Grantee, Scope};
 use envforge_domain::commit::{Actor, Component, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
@@ -171,6 +172,14 @@ impl AuditModel {
                 }
                 OrganizationEvent::RoleAssigned { grant } => self.want_grant(grant.grantee, grant.scope),
                 OrganizationEvent::RoleRevoked { grantee, scope, .. } => self.want_grant(*grantee, *scope),
+                OrganizationEvent::TeamMemberAdded { team, user }
+                | OrganizationEvent::TeamMemberRemoved { team, user } => {
+                    self.subjects.want(&team.to_string());
+                    self.subjects.want(&user.to_string());
+                }
+                OrganizationEvent::TeamCreated { team, .. }
+                | OrganizationEvent::TeamRenamed { team, .. }
+                | OrganizationEvent::TeamDeleted { team } => self.subjects.want(&team.to_string()),
                 OrganizationEvent::Created { .. } | OrganizationEvent::PolicyChanged { .. } => {}
             },
             Event::Workspace(WorkspaceEvent::Created { project, .. }) => self.subjects.want(&project.to_string()),
@@ -191,6 +200,7 @@ impl AuditModel {
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }
+                | RuntimeEvent::KeepAwakeShortened { .. }
                 | RuntimeEvent::SleepPostponed { .. }
                 | RuntimeEvent::SleepRequested { .. }
                 | RuntimeEvent::Slept { .. }
@@ -216,12 +226,15 @@ impl AuditModel {
         }
     }
 
-    fn want_grant(&mut self, grantee: envforge_domain::access::Grantee, scope: envforge_domain::access::Scope) {
-        if let envforge_domain::access::Grantee::User(user) = grantee {
-            self.subjects.want(&user.to_string());
+    fn want_grant(&mut self, grantee: Grantee, scope: Scope) {
+        match grantee {
+            Grantee::User(user) => self.subjects.want(&user.to_string()),
+            Grantee::Team(team) => self.subjects.want(&team.to_string()),
         }
-        if let envforge_domain::access::Scope::Project(project) = scope {
-            self.subjects.want(&project.to_string());
+        match scope {
+            Scope::Organization => {}
+            Scope::Project(project) => self.subjects.want(&project.to_string()),
+            Scope::Workspace { workspace, .. } => self.subjects.want(&workspace.to_string()),
         }
     }
 
@@ -241,6 +254,10 @@ impl AuditModel {
                 workspace: None,
                 name: invitation.email.as_str().to_owned(),
             },
+            // Teams live on their organization's stream.
+            Event::Organization(
+                OrganizationEvent::TeamCreated { team, slug } | OrganizationEvent::TeamRenamed { team, slug },
+            ) => SubjectRow { id: team.to_string(), project: None, workspace: None, name: slug.to_string() },
             Event::Project(ProjectEvent::Created { name, .. } | ProjectEvent::Edited { name, .. }) => {
                 SubjectRow { id: key.to_owned(), project: Some(key.to_owned()), workspace: None, name: name.clone() }
             }
@@ -266,7 +283,7 @@ impl AuditModel {
             | Event::Denial(_)
             | Event::Decision(_) => return,
         };
-        if self.subjects.get(key) != Some(&subject) {
+        if self.subjects.get(&subject.id) != Some(&subject) {
             self.subjects.put(subject);
         }
     }

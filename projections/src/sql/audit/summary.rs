@@ -44,7 +44,7 @@ pub(super) fn of_denied(attempt: &DeniedAttempts, names: &Names<'_>) -> String {
 fn grantee_name(grantee: Grantee, names: &Names<'_>) -> String {
     match grantee {
         Grantee::User(user) => names.of(user),
-        Grantee::Team(team) => format!("team {team}"),
+        Grantee::Team(team) => format!("the team {}", names.of(team)),
     }
 }
 
@@ -52,6 +52,7 @@ fn scope_name(scope: Scope, names: &Names<'_>) -> String {
     match scope {
         Scope::Organization => "the whole organization".to_owned(),
         Scope::Project(project) => format!("project “{}”", names.of(project)),
+        Scope::Workspace { workspace, .. } => format!("workspace “{}”", names.of(workspace)),
     }
 }
 
@@ -69,14 +70,30 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
             format!("Took the role {role} for {} from {}", scope_name(*scope, names), grantee_name(*grantee, names))
         }
         OrganizationEvent::PolicyChanged { policy } => format!(
-            "Changed the policy: links live at most {}, open {}; idle sleep at most {}, keep-awake at most {}",
+            "Changed the policy: links live at most {}, open {}, are given by {}; idle sleep at most {}, keep-awake at \
+             most {}; sessions last at most {}, of {}",
             policy.link_lifetime_max,
             policy.link_families.display(),
+            if policy.link_issuers.is_empty() { "nobody".to_owned() } else { policy.link_issuers.display() },
             policy.idle_sleep_max,
-            policy.keep_awake_max
+            policy.keep_awake_max,
+            policy.session_lifetime_max,
+            match policy.identity_providers.len() {
+                0 => "any identity provider".to_owned(),
+                _ => policy.identity_providers.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+            }
         ),
         OrganizationEvent::OwnerRecovered { user } => {
             format!("Made {} an owner from the machine's command line (recovery)", names.of(user))
+        }
+        OrganizationEvent::TeamCreated { slug, .. } => format!("Created the team {slug}"),
+        OrganizationEvent::TeamRenamed { slug, .. } => format!("Renamed a team to {slug}"),
+        OrganizationEvent::TeamDeleted { team } => format!("Deleted the team {} with all its roles", names.of(team)),
+        OrganizationEvent::TeamMemberAdded { team, user } => {
+            format!("Added {} to the team {}", names.of(user), names.of(team))
+        }
+        OrganizationEvent::TeamMemberRemoved { team, user } => {
+            format!("Took {} out of the team {}", names.of(user), names.of(team))
         }
     }
 }
@@ -181,6 +198,9 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             ActivitySource::Person(user) => format!("{name} was used by {}", names.of(user)),
         },
         RuntimeEvent::KeptAwake { reason, by, .. } => format!("{} keeps {name} awake: {reason}", names.of(by)),
+        RuntimeEvent::KeepAwakeShortened { .. } => {
+            format!("{name} is kept awake for less: the organization's policy allows no more")
+        }
         RuntimeEvent::SleepPostponed { cause } => match cause {
             PostponeCause::KeepAwake { .. } => format!("{name} does not sleep yet: it is kept awake"),
             PostponeCause::OpenStreams { count } => format!("{name} does not sleep yet: {count} open streams"),

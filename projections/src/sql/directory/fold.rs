@@ -144,6 +144,11 @@ impl DirectoryModel {
             }
             OrganizationEvent::RoleAssigned { grant } => self.members.want(&member_id(org, &grantee_id(grant.grantee))),
             OrganizationEvent::RoleRevoked { grantee, .. } => self.members.want(&member_id(org, &grantee_id(*grantee))),
+            OrganizationEvent::TeamDeleted { team } => self.members.want(&member_id(org, &team.to_string())),
+            OrganizationEvent::TeamCreated { .. }
+            | OrganizationEvent::TeamRenamed { .. }
+            | OrganizationEvent::TeamMemberAdded { .. }
+            | OrganizationEvent::TeamMemberRemoved { .. } => {}
         }
     }
 
@@ -157,8 +162,11 @@ impl DirectoryModel {
                     name: name.clone(),
                     link_lifetime_max_ms: 0,
                     link_families: String::new(),
+                    link_issuers: String::new(),
                     idle_sleep_max_ms: 0,
                     keep_awake_max_ms: 0,
+                    session_lifetime_max_ms: 0,
+                    identity_providers: String::new(),
                     created_at: at.time,
                 };
                 set_policy(&mut row, &policy);
@@ -187,6 +195,12 @@ impl DirectoryModel {
                     self.members.remove(&id);
                 }
             }
+            // The domain takes all grants along with the team. Who is in a team is asked of the authorization view.
+            OrganizationEvent::TeamDeleted { team } => self.members.remove(&member_id(&at.org, &team.to_string())),
+            OrganizationEvent::TeamCreated { .. }
+            | OrganizationEvent::TeamRenamed { .. }
+            | OrganizationEvent::TeamMemberAdded { .. }
+            | OrganizationEvent::TeamMemberRemoved { .. } => {}
         }
     }
 
@@ -216,13 +230,16 @@ impl DirectoryModel {
         add: impl FnOnce(&mut Vec<StoredGrant>, StoredGrant),
     ) {
         let row = self.member(at, &grantee_id(grantee));
-        let project = match scope {
-            Scope::Organization => None,
-            Scope::Project(project) => Some(project.to_string()),
+        let (project, workspace) = match scope {
+            Scope::Organization => (None, None),
+            Scope::Project(project) => (Some(project.to_string()), None),
+            Scope::Workspace { project, workspace } => (Some(project.to_string()), Some(workspace.to_string())),
         };
-        let new = StoredGrant { role: role.token().to_owned(), project, expires_at: None };
+        let new = StoredGrant { role: role.token().to_owned(), project, workspace, expires_at: None };
         let mut grants = StoredGrant::list(&row.grants);
-        grants.retain(|grant| grant.role != new.role || grant.project != new.project);
+        grants.retain(|grant| {
+            (&grant.role, &grant.project, &grant.workspace) != (&new.role, &new.project, &new.workspace)
+        });
         add(&mut grants, new);
         grants.sort();
         row.grants = to_json(&grants);
@@ -373,6 +390,7 @@ impl DirectoryModel {
                 row.keep_awake_reason = Some(reason.clone());
                 row.keep_awake_by = Some(by.to_string());
             }
+            RuntimeEvent::KeepAwakeShortened { until } => row.keep_awake_until = Some(int(until.get())),
             RuntimeEvent::SleepPostponed { cause } => {
                 row.postponed = Some(match cause {
                     PostponeCause::KeepAwake { .. } => "keep_awake".to_owned(),
@@ -507,6 +525,9 @@ fn set_policy(row: &mut OrganizationRow, policy: &OrganizationPolicy) {
     row.link_families = families_text(policy.link_families);
     row.idle_sleep_max_ms = int(policy.idle_sleep_max.get());
     row.keep_awake_max_ms = int(policy.keep_awake_max.get());
+    row.link_issuers = policy.link_issuers.iter().map(Role::token).collect::<Vec<_>>().join(",");
+    row.session_lifetime_max_ms = int(policy.session_lifetime_max.get());
+    row.identity_providers = to_json(&policy.identity_providers);
 }
 
 fn set_manifest(row: &mut WorkspaceRow, manifest: &Manifest) {

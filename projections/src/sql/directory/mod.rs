@@ -9,7 +9,7 @@ mod records;
 mod rows;
 
 pub(crate) use fold::DirectoryModel;
-pub use queries::{Directory, LinkFilter, WorkspaceFilter};
+pub use queries::{Directory, LinkFilter, Within, WorkspaceFilter};
 pub use records::{
     HostRecord, LinkPhase, LinkRecord, MemberGrant, MemberRecord, OrganizationRecord, ProjectRecord, RuntimePhase,
     RuntimeRecord, UserRecord, WorkspaceRecord,

@@ -24,11 +24,18 @@ pub struct Directory<'a> {
     database: &'a Database,
 }
 
+/// What of an organization's workspaces somebody's roles reach: those of some projects, and some besides. At most
+/// `REACH_MAX` of each are looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Within {
+    pub projects: Vec<ProjectId>,
+    pub workspaces: Vec<WorkspaceId>,
+}
+
 /// Which workspaces to list. Everything `None`: all of the organization.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkspaceFilter {
-    /// Only of these projects, as where somebody's roles reach no further. At most 200 are looked at.
-    pub projects: Option<Vec<ProjectId>>,
+    pub within: Option<Within>,
     pub archived: Option<bool>,
     pub phase: Option<RuntimePhase>,
 }
@@ -36,12 +43,13 @@ pub struct WorkspaceFilter {
 /// Which links to list. Everything `None`: all of the organization.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkFilter {
-    pub projects: Option<Vec<ProjectId>>,
+    pub within: Option<Within>,
     pub workspace: Option<WorkspaceId>,
     pub phase: Option<LinkPhase>,
 }
 
-const PROJECTS_MAX: usize = 200;
+/// Values that one statement binds; SQLite takes 32,766 and PostgreSQL 65,535.
+const REACH_MAX: usize = 10_000;
 
 columns! {
     struct MemberJoined {
@@ -86,14 +94,12 @@ fn page_of(statement: Statement, after: Option<&str>, limit: Limit) -> Statement
     statement.bind_some(" AND t.id > ", after).push(" ORDER BY t.id LIMIT ").bind(limit.probe())
 }
 
-fn in_projects(statement: Statement, projects: Option<&[ProjectId]>) -> Statement {
-    match projects {
-        Some(projects) => {
-            let ids = projects.iter().take(PROJECTS_MAX).map(ToString::to_string);
-            statement.push(" AND ").bind_in("t.project", ids)
-        }
-        None => statement,
-    }
+/// `workspace`: the column that names one.
+fn within(statement: Statement, workspace: &str, within: Option<&Within>) -> Statement {
+    let Some(within) = within else { return statement };
+    let projects = within.projects.iter().take(REACH_MAX).map(ToString::to_string);
+    let workspaces = within.workspaces.iter().take(REACH_MAX).map(ToString::to_string);
+    statement.push(" AND (").bind_in("t.project", projects).push(" OR ").bind_in(workspace, workspaces).push(")")
 }
 
 impl<'a> Directory<'a> {
@@ -227,7 +233,7 @@ impl<'a> Directory<'a> {
         self.one::<ProjectRow, _>(statement.push(" AND t.slug = ").bind(slug.as_str())).await
     }
 
-    /// Projects of an organization; with `only`, those of them (at most 200 are looked at).
+    /// Projects of an organization; with `only`, those of them (at most `REACH_MAX` are looked at).
     pub async fn projects(
         &self,
         org: OrgId,
@@ -237,7 +243,7 @@ impl<'a> Directory<'a> {
     ) -> Result<Page<ProjectRecord>, DatabaseError> {
         let mut statement = of::<ProjectRow>().push(&live()).push(" AND t.org = ").bind(org.to_string());
         if let Some(only) = only {
-            let ids = only.iter().take(PROJECTS_MAX).map(ToString::to_string);
+            let ids = only.iter().take(REACH_MAX).map(ToString::to_string);
             statement = statement.push(" AND ").bind_in("t.id", ids);
         }
         let statement = page_of(statement, after, limit);
@@ -286,7 +292,7 @@ impl<'a> Directory<'a> {
         limit: Limit,
     ) -> Result<Page<WorkspaceRecord>, DatabaseError> {
         let statement = Self::workspace_statement().push(" AND t.org = ").bind(org.to_string());
-        let mut statement = in_projects(statement, filter.projects.as_deref());
+        let mut statement = within(statement, "t.id", filter.within.as_ref());
         statement = match filter.archived {
             Some(true) => statement.push(" AND t.archived_at IS NOT NULL"),
             Some(false) => statement.push(" AND t.archived_at IS NULL"),
@@ -344,7 +350,7 @@ impl<'a> Directory<'a> {
         limit: Limit,
     ) -> Result<Page<LinkRecord>, DatabaseError> {
         let statement = Self::link_statement().push(" AND t.org = ").bind(org.to_string());
-        let statement = in_projects(statement, filter.projects.as_deref())
+        let statement = within(statement, "t.workspace", filter.within.as_ref())
             .bind_some(" AND t.workspace = ", filter.workspace.map(|workspace| workspace.to_string()))
             .bind_some(" AND t.phase = ", filter.phase.map(LinkPhase::token));
         let rows: Vec<LinkJoined> = self.database.fetch_all(page_of(statement, after, limit)).await?;

@@ -27,6 +27,8 @@ pub(super) fn to_json(value: &impl Serialize) -> String {
 pub(super) struct StoredGrant {
     pub(super) role: String,
     pub(super) project: Option<String>,
+    /// Rows of former versions lack it.
+    pub(super) workspace: Option<String>,
     pub(super) expires_at: Option<u64>,
 }
 
@@ -71,6 +73,8 @@ pub struct MemberGrant {
     pub role: Role,
     /// `None`: the whole organization.
     pub project: Option<ProjectId>,
+    /// Only this one of the project.
+    pub workspace: Option<WorkspaceId>,
     /// The end of the grant, which may have passed.
     pub expires_at: Option<UnixMillis>,
 }
@@ -322,6 +326,7 @@ impl Reader {
             Ok(MemberGrant {
                 role: self.parse(&grant.role)?,
                 project: self.parse_some(grant.project.as_deref())?,
+                workspace: self.parse_some(grant.workspace.as_deref())?,
                 expires_at: grant.expires_at.map(UnixMillis::new),
             })
         };
@@ -343,6 +348,14 @@ impl TryFrom<OrganizationRow> for OrganizationRecord {
             link_families: read.families(&row.link_families)?,
             idle_sleep_max: Millis::new(uint(row.idle_sleep_max_ms)),
             keep_awake_max: Millis::new(uint(row.keep_awake_max_ms)),
+            link_issuers: row
+                .link_issuers
+                .split(',')
+                .filter(|token| !token.is_empty())
+                .map(|token| read.parse::<Role>(token))
+                .collect::<Result<_, _>>()?,
+            session_lifetime_max: Millis::new(uint(row.session_lifetime_max_ms)),
+            identity_providers: read.json(&row.identity_providers)?,
         };
         Ok(Self {
             id: read.parse(&row.id)?,

@@ -12,6 +12,9 @@ id_table! {
         idle_sleep_max_ms: i64,
         keep_awake_max_ms: i64,
         created_at: i64,
+        link_issuers: String,
+        session_lifetime_max_ms: i64,
+        identity_providers: String,
     }
 }
 

@@ -147,6 +147,7 @@ impl MeterModel {
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }
             | RuntimeEvent::KeptAwake { .. }
+            | RuntimeEvent::KeepAwakeShortened { .. }
             | RuntimeEvent::SleepPostponed { .. }
             | RuntimeEvent::Slept { .. } => return,
         }

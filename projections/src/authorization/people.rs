@@ -1,0 +1,78 @@
+//! People as the policy needs them: their organization, whether they are active, and their sessions.
+
+use ahash::AHashMap;
+use envforge_domain::ids::{OrgId, SessionId};
+use envforge_domain::organization::OrganizationPolicy;
+use envforge_domain::time::UnixMillis;
+use envforge_domain::user::UserEvent;
+
+pub(super) struct UserFacts {
+    pub(super) org: OrgId,
+    pub(super) active: bool,
+    /// Of the identity provider that vouches for them.
+    pub(super) issuer: String,
+    pub(super) email: String,
+    pub(super) name: String,
+    pub(super) sessions: AHashMap<SessionId, SessionFacts>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SessionFacts {
+    /// By the clock that set its end too.
+    pub(super) opened_at: UnixMillis,
+    pub(super) expires_at: UnixMillis,
+}
+
+/// Why a session counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SessionOver {
+    /// Its time is over, or it is longer ago than the organization's policy lets people stay signed in.
+    TooOld,
+    /// The policy does not allow its identity provider.
+    Provider,
+}
+
+impl UserFacts {
+    pub(super) fn session_live(&self, policy: &OrganizationPolicy, session: SessionId, now: UnixMillis) -> bool {
+        self.sessions.get(&session).is_some_and(|session| self.session_over(policy, session, now).is_none())
+    }
+
+    /// Held against the policy as it is now, whatever it was at sign-in.
+    pub(super) fn session_over(
+        &self,
+        policy: &OrganizationPolicy,
+        session: &SessionFacts,
+        now: UnixMillis,
+    ) -> Option<SessionOver> {
+        if !policy.allows_provider(&self.issuer) {
+            return Some(SessionOver::Provider);
+        }
+        let end = session.expires_at.min(policy.session_ends_at(session.opened_at));
+        (now >= end).then_some(SessionOver::TooOld)
+    }
+
+    /// `at`: when it was decided.
+    pub(super) fn apply(&mut self, event: &UserEvent, at: UnixMillis) {
+        match event {
+            UserEvent::Created { .. }
+            | UserEvent::Invited { .. }
+            | UserEvent::InvitationRevoked
+            | UserEvent::InvitationAccepted
+            | UserEvent::Reauthenticated { .. }
+            | UserEvent::PasswordChanged
+            | UserEvent::RevocationRecorded { .. } => {}
+            UserEvent::ProfileChanged { name } => self.name.clone_from(name),
+            UserEvent::Deactivated => {
+                self.active = false;
+                self.sessions.clear();
+            }
+            UserEvent::Reactivated => self.active = true,
+            UserEvent::SessionOpened { session, expires_at, .. } => {
+                self.sessions.insert(*session, SessionFacts { opened_at: at, expires_at: *expires_at });
+            }
+            UserEvent::SessionEnded { session, .. } => {
+                self.sessions.remove(session);
+            }
+        }
+    }
+}
