@@ -267,7 +267,8 @@ impl Sessions {
             grants.iter().filter(|grant| grant.scope == Scope::Organization).map(|grant| grant.role).collect();
         roles.sort_unstable();
         roles.dedup();
-        Description { roles, teams: Vec::new() }
+        let teams = self.hot.authorization.teams_of(org, user).into_iter().map(|(team, _)| team).collect();
+        Description { roles, teams }
     }
 
     pub(crate) fn signed_in(

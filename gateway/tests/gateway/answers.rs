@@ -224,10 +224,8 @@ async fn a_connection_on_which_an_app_says_more_than_it_was_asked_is_not_used_ag
             tokio::time::sleep(Duration::from_millis(50)).await; // pause: for what the app says behind its answer
         }
     };
-    tokio::select! {
-        ((), ()) = async { tokio::join!(answering, asking) } => {}
-        () = tokio::time::sleep(crate::app::SOON) => panic!("somebody waits for ever"),
-    }
+    let both = async { tokio::join!(answering, asking) };
+    tokio::time::timeout(crate::app::SOON, both).await.expect("an end in time");
 }
 
 #[tokio::test]
