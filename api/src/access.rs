@@ -18,10 +18,12 @@ use envforge_domain::slug::{OrgSlug, ProjectSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
 use envforge_identity::self_hosted::SelfHosted;
+use envforge_identity::tokens::Session;
 use envforge_projections::{AuthorizeError, Authorizer};
 use http::request::Parts;
 use http::{HeaderName, header};
 
+use crate::browser::Browsers;
 use crate::edge::Arrival;
 use crate::endpoints::health::SILENCE_MAX;
 use crate::problem::Problem;
@@ -69,6 +71,13 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let arrival = Arrival::from_request_parts(parts, state).await?;
+        let access = Access::from_ref(state);
+        if let Some(browsers) = &access.browsers
+            && let Some(session) = browsers.signed_in(&parts.method, &parts.headers, arrival.now).await?
+        {
+            let Session { user, org, session, expires_at } = session;
+            return Ok(Self { user, org, session, surface: Surface::Console, expires_at, arrival });
+        }
         let surface = surface_of(&parts.headers)?;
         let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
         let token = match (given.next(), given.next()) {
@@ -82,7 +91,7 @@ where
                 "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
             ));
         };
-        let signed_in = Access::from_ref(state).identity.verify(token, arrival.now).map_err(|_| {
+        let signed_in = access.identity.verify(token, arrival.now).map_err(|_| {
             Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
         })?;
         Ok(Self {
@@ -121,11 +130,19 @@ pub(crate) struct Access {
     authorizer: Authorizer,
     commands: Commands,
     keys: Keys,
+    /// Sessions of browsers, where people can sign in with one.
+    browsers: Option<Browsers>,
 }
 
 impl Access {
     pub(crate) fn new(identity: Arc<SelfHosted>, authorizer: Authorizer, commands: Commands, keys: Keys) -> Self {
-        Self { identity, authorizer, commands, keys }
+        Self { identity, authorizer, commands, keys, browsers: None }
+    }
+
+    /// Takes the cookies of browsers, too.
+    pub(crate) fn with_browsers(mut self, browsers: Option<Browsers>) -> Self {
+        self.browsers = browsers;
+        self
     }
 
     /// What idempotency keys were used for.
@@ -187,8 +204,19 @@ impl Access {
         surface: Surface,
         now: UnixMillis,
     ) -> Result<Permit, Problem> {
-        let (actor, resource) = (Actor::System(Component::Identity), Resource::User { org, user });
-        self.authorizer.permit(actor, None, Action::UserRecordSession, resource, surface, now).await.map_err(denied)
+        self.provider_permit(Action::UserRecordSession, Resource::User { org, user }, surface, now).await
+    }
+
+    /// A permit of the identity component for what it does on the word of an organization's identity provider.
+    pub(crate) async fn provider_permit(
+        &self,
+        action: Action,
+        resource: Resource,
+        surface: Surface,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let actor = Actor::System(Component::Identity);
+        self.authorizer.permit(actor, None, action, resource, surface, now).await.map_err(denied)
     }
 
     /// Counts a password that was tried and wrong, for the organization's audit.

@@ -9,6 +9,7 @@ use axum::routing::get;
 use envforge_commands::Commands;
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::SharedLog;
+use envforge_identity::oidc::Oidc;
 use envforge_identity::self_hosted::SelfHosted;
 use envforge_identity::share_token::SigningKey;
 use envforge_projections::sql::Database;
@@ -19,11 +20,12 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::access::Access;
+use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    audit, auth, events, handoff, health, links, me, members, organizations, problems, projects, roles, runtime, usage,
-    workspaces,
+    audit, auth, events, handoff, health, links, me, members, oidc, oidc_events, organizations, problems, projects,
+    roles, runtime, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -39,6 +41,8 @@ pub struct Parts {
     pub authorizer: Authorizer,
     pub database: Database,
     pub identity: Arc<SelfHosted>,
+    /// The OpenID provider, where there is one.
+    pub oidc: Option<Arc<Oidc>>,
     pub share_key: Arc<SigningKey>,
     /// For `/metrics`; without it there is none.
     pub metrics: Option<PrometheusHandle>,
@@ -48,10 +52,12 @@ pub struct Parts {
 
 /// The API's router, complete with its outermost layer.
 pub fn router(parts: Parts) -> Router {
-    let Parts { config, clock, log, commands, authorizer, database, identity, share_key, metrics, stop } = parts;
+    let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
-    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone());
+    let browsers = oidc.as_ref().map(|oidc| Browsers::new(oidc.config().api_url(), identity.credentials().clone()));
+    let access =
+        Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone()).with_browsers(browsers.clone());
     let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
@@ -75,6 +81,7 @@ pub fn router(parts: Parts) -> Router {
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share };
     let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
     let auth = auth::Auth { access: access.clone(), identity, commands, hot };
+    let oidc = oidc::Login::new(auth.clone(), reads.clone(), oidc, browsers);
     let me = me::Me { access: access.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
     let usages = usage::Usages { access: access.clone(), reads };
@@ -82,6 +89,8 @@ pub fn router(parts: Parts) -> Router {
 
     let (router, document) = OpenApiRouter::new()
         .merge(auth::routes().with_state(auth))
+        .merge(oidc::routes().with_state(oidc.clone()))
+        .merge(oidc_events::routes().with_state(oidc))
         .merge(me::routes().with_state(me))
         .merge(organizations::routes().with_state(organizations))
         .merge(members::routes().with_state(members))
@@ -119,6 +128,8 @@ pub fn metrics_router(metrics: PrometheusHandle) -> Router {
 pub fn document() -> OpenApi {
     let mut document = auth::routes().into_openapi();
     for more in [
+        oidc::routes().into_openapi(),
+        oidc_events::routes().into_openapi(),
         me::routes().into_openapi(),
         organizations::routes().into_openapi(),
         members::routes().into_openapi(),

@@ -65,7 +65,7 @@ struct RefreshRequest {
 
 /// Tokens and whose they are.
 #[derive(Serialize, ToSchema)]
-struct SignedIn {
+pub(super) struct SignedIn {
     #[schema(value_type = String)]
     access_token: Disclosed,
     /// Works once; the answer to its use holds the next one.
@@ -111,42 +111,9 @@ async fn login(
             return Err(error.into());
         }
     };
-    auth.check_membership(account.org, account.user).await?;
-    let session = Session {
-        user: account.user,
-        org: account.org,
-        session: SessionId::from_uuid(auth.identity.randomness().uuid_v7(arrival.now).map_err(internal)?),
-        expires_at: arrival.now.plus(SESSION_LIFETIME),
-    };
-    let open = UserCommand::OpenSession {
-        session: session.session,
-        surface,
-        expires_at: session.expires_at,
-        now: arrival.now,
-    };
-    let done = auth.record(account.org, account.user, surface, &arrival, &open).await.map_err(|problem| {
-        // A first start that broke off between the two: not the fault of whoever signs in.
-        if problem.code() == "user_unknown" { internal("an account has no user in the log") } else { problem }
-    })?;
-    for ended in sessions_ended(&done) {
-        auth.identity.revoke_session(ended, arrival.now).await?;
-    }
-    // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
-    if let Err(problem) = auth.check_membership(account.org, account.user).await {
-        let end = UserCommand::EndSession { session: session.session, reason: SessionEnd::Revoked };
-        auth.record(account.org, account.user, surface, &arrival, &end).await?;
-        return Err(problem);
-    }
-    // The organization and the user are in the view for sure once it stands at the commit that opened the session.
-    auth.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
-        Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
-            .retry_after_s(1)
-            .because(stale.to_string())
-    })?;
-    let description = auth.description(account.org, account.user, arrival.now);
-    let tokens = auth.identity.open_session(&session, &description, arrival.now).await?;
-    let answer = auth.signed_in(&session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, arrival.now)?;
-    Ok(Written::ok(&done, answer))
+    let session = auth.new_session(account.org, account.user, arrival.now.plus(SESSION_LIFETIME), &arrival)?;
+    let done = auth.open(&session, surface, &arrival).await?;
+    auth.tokens(&session, &done, &arrival).await
 }
 
 /// Trade a refresh token for new tokens.
@@ -203,7 +170,7 @@ async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happe
 }
 
 /// How long signing in waits until the views know the new session.
-const WAIT_FOR_VIEW: std::time::Duration = std::time::Duration::from_secs(2);
+pub(super) const WAIT_FOR_VIEW: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Whether a session may go on, as the log's leader has it.
 enum Standing {
@@ -225,6 +192,76 @@ fn sessions_ended(done: &Done) -> impl Iterator<Item = SessionId> + '_ {
 }
 
 impl Auth {
+    /// A session that nobody knows of yet.
+    pub(super) fn new_session(
+        &self,
+        org: OrgId,
+        user: UserId,
+        expires_at: UnixMillis,
+        arrival: &Arrival,
+    ) -> Result<Session, Problem> {
+        let session = SessionId::from_uuid(self.identity.randomness().uuid_v7(arrival.now).map_err(internal)?);
+        Ok(Session { user, org, session, expires_at: expires_at.min(arrival.now.plus(SESSION_LIFETIME)) })
+    }
+
+    /// Opens a session for somebody who has proven who they are, whichever way: members alone get one.
+    pub(super) async fn open(&self, session: &Session, surface: Surface, arrival: &Arrival) -> Result<Done, Problem> {
+        let Session { user, org, .. } = *session;
+        self.check_membership(org, user).await?;
+        let open = UserCommand::OpenSession {
+            session: session.session,
+            surface,
+            expires_at: session.expires_at,
+            now: arrival.now,
+        };
+        let done = self.record(org, user, surface, arrival, &open).await.map_err(|problem| {
+            // A first start that broke off between the two: not the fault of whoever signs in.
+            if problem.code() == "user_unknown" { internal("an account has no user in the log") } else { problem }
+        })?;
+        for ended in sessions_ended(&done) {
+            self.identity.revoke_session(ended, arrival.now).await?;
+        }
+        // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
+        if let Err(problem) = self.check_membership(org, user).await {
+            self.end(session, SessionEnd::Revoked, surface, arrival).await?;
+            return Err(problem);
+        }
+        // The organization and the user are in the view for sure once it stands at the commit that opened the session.
+        self.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
+            Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        })?;
+        Ok(done)
+    }
+
+    /// Ends a session, in the log first: a refresh token that outlives its session is refused.
+    pub(super) async fn end(
+        &self,
+        session: &Session,
+        reason: SessionEnd,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<(), Problem> {
+        let end = UserCommand::EndSession { session: session.session, reason };
+        self.record(session.org, session.user, surface, arrival, &end).await?;
+        Ok(self.identity.revoke_session(session.session, arrival.now).await?)
+    }
+
+    /// The tokens of a session that was just opened.
+    pub(super) async fn tokens(
+        &self,
+        session: &Session,
+        done: &Done,
+        arrival: &Arrival,
+    ) -> Result<Written<SignedIn>, Problem> {
+        let description = self.description(session.org, session.user, arrival.now);
+        let tokens = self.identity.open_session(session, &description, arrival.now).await?;
+        let answer =
+            self.signed_in(session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, arrival.now)?;
+        Ok(Written::ok(done, answer))
+    }
+
     /// Members alone get tokens; somebody who was taken out proves who they are and gets none.
     async fn check_membership(&self, org: OrgId, user: UserId) -> Result<Position, Problem> {
         let loaded = self.commands.load::<Organization>(&StreamId::organization(org)).await?;
@@ -267,7 +304,7 @@ impl Auth {
     }
 
     /// Records on the user's stream that they signed in or that a session had to end.
-    async fn record(
+    pub(super) async fn record(
         &self,
         org: OrgId,
         user: UserId,

@@ -6,6 +6,7 @@ mod document;
 mod events;
 mod faults;
 mod house;
+mod journey_oidc;
 mod limits;
 mod links;
 mod permissions;

@@ -247,7 +247,8 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
             }
         }
     }
-    // What a component may do on people's surfaces it does for them: first start, sign-in, refused attempts.
+    // What a component may do on people's surfaces it does for them: first start, sign-in, refused attempts,
+    // and what an organization's identity provider says of its people.
     let system = Facts { position: Position::START, actor: ActorFacts::System };
     let for_people: Vec<_> = TABLE
         .iter()
@@ -259,7 +260,9 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
         })
         .map(|row| row.action)
         .collect();
-    assert_eq!(for_people, [Action::UserRecordSession, Action::DenialRecord]);
+    let of_providers = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserDeactivate];
+    let expected: Vec<_> = of_providers.into_iter().chain([Action::UserRecordSession, Action::DenialRecord]).collect();
+    assert_eq!(for_people, expected);
 }
 
 proptest! {

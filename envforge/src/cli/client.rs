@@ -198,6 +198,14 @@ impl Client {
         Ok(Lines::of(response))
     }
 
+    /// A request that needs nobody signed in. It carries a code that works once: sent once, unless it certainly did not arrive.
+    pub(crate) async fn post_unsigned(&self, segments: &[&str], body: Value) -> Result<Answer, Failure> {
+        let mut call = self.call(Method::POST, segments, &[], Some(body));
+        call.signed = false;
+        call.idempotency_key = None;
+        self.answer(call).await
+    }
+
     /// Exchanges e-mail address and password for tokens and stores them.
     pub(crate) async fn login(&self, email: &str, password: &Secret) -> Result<(Account, Value), Failure> {
         let body = json!({ "email": email, "password": password.expose() });
@@ -206,14 +214,20 @@ impl Client {
         // Nothing to keep apart: a login that is sent twice opens two sessions, one of which nobody holds.
         call.idempotency_key = None;
         let sent_at_ms = self.instants.now_unix_millis();
-        self.positions.forget(&self.api.key());
         let answer = self.answer(call).await?;
+        self.keep(answer, sent_at_ms).await
+    }
+
+    /// Stores the tokens of somebody who has just signed in. Answers the rest, to be shown.
+    pub(crate) async fn keep(&self, answer: Answer, sent_at_ms: u64) -> Result<(Account, Value), Failure> {
+        // What was read as somebody else says nothing about this one.
+        self.positions.forget(&self.api.key());
         let tokens: LoginAnswer = answer.view()?;
         let account = Account {
             access_token: Secret::new(tokens.access_token),
             refresh_token: Secret::new(tokens.refresh_token),
             access_expires_at_unix_ms: sent_at_ms.saturating_add(tokens.expires_in.saturating_mul(1_000)),
-            email: tokens.user.email.unwrap_or_else(|| email.to_owned()),
+            email: tokens.user.email.unwrap_or_default(),
             user: tokens.user.id,
             org: tokens.org.id,
             org_slug: tokens.org.slug,

@@ -17,6 +17,7 @@ mod gateway_place;
 mod known_log;
 mod open_files;
 pub(crate) mod projections;
+mod provider;
 mod roles;
 mod running;
 pub(crate) mod serve;

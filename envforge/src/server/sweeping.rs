@@ -26,7 +26,8 @@ async fn once(identity: &SelfHosted, database: &Database, clock: &SharedClock) {
     let now = clock.now();
     let tokens = identity.credentials().sweep(now).await.map_err(|error| error.to_string());
     let keys = database.request_keys().sweep(now.minus(REQUEST_KEYS_KEPT)).await.map_err(|error| error.to_string());
-    for (what, swept) in [("refresh_tokens", tokens), ("request_keys", keys)] {
+    let provider = identity.credentials().sweep_provider_tables(now).await.map_err(|error| error.to_string());
+    for (what, swept) in [("refresh_tokens", tokens), ("request_keys", keys), ("provider_tables", provider)] {
         match swept {
             Ok(count) => metrics::counter!("envforge_swept_total", "what" => what).increment(count),
             // What is left over does no harm; the next hour takes it along.
