@@ -13,19 +13,23 @@ use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::dev_link::DevLink;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use envforge_domain::limits::REAUTHENTICATION_WINDOW;
 use envforge_domain::organization::Organization;
+use envforge_domain::project::Project;
 use envforge_domain::slug::{OrgSlug, ProjectSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
-use envforge_identity::self_hosted::SelfHosted;
-use envforge_identity::tokens::Session;
+use envforge_identity::credentials::Account;
+use envforge_identity::sign_in::{Identity, Presented, VerifyError};
 use envforge_projections::{AuthorizeError, Authorizer};
 use http::request::Parts;
 use http::{HeaderName, header};
 
 use crate::browser::Browsers;
 use crate::edge::Arrival;
+use crate::endpoints::auth::other_surface;
 use crate::endpoints::health::SILENCE_MAX;
+use crate::instant;
 use crate::problem::Problem;
 use crate::write::Keys;
 
@@ -33,7 +37,8 @@ use crate::write::Keys;
 /// before it is left to the client to try again.
 const PERMITS_MAX: u32 = 16;
 
-/// On which surface somebody acts: `cli` or `console`; without it, `api`.
+/// On signing in, the surface for which the session is opened: `cli` or `console`; without it, `api`. Afterwards the session
+/// says so, and a header that contradicts it is refused.
 pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface");
 
 /// How long an open stream waits until the views of rights know what it is about to tell.
@@ -45,7 +50,10 @@ pub(crate) struct Caller {
     pub user: UserId,
     pub org: OrgId,
     pub session: SessionId,
+    /// The session's own, not what the request says.
     pub surface: Surface,
+    /// When the person last proved who they are.
+    pub authenticated_at: UnixMillis,
     /// The access token's end.
     pub expires_at: UnixMillis,
     pub arrival: Arrival,
@@ -54,6 +62,23 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn actor(&self) -> Actor {
         Actor::User(self.user)
+    }
+
+    /// For what a stolen session must not be able to do: the person proved who they are within the last 15 minutes.
+    /// Asked once the policy has allowed it, so that it tells nobody anything.
+    pub(crate) fn proved_recently(&self) -> Result<(), Problem> {
+        let window = REAUTHENTICATION_WINDOW;
+        if self.arrival.now.since(self.authenticated_at) <= window {
+            return Ok(());
+        }
+        Err(Problem::new(
+            "reauthentication_required",
+            "This needs a fresh proof of who you are: POST /v1/auth/reauthenticate with your password, then repeat the request \
+             with the access token that it answers.",
+        )
+        .with("authenticated_at", instant::Instant(self.authenticated_at).text())
+        .with("max_age_seconds", window.as_secs())
+        .with("reauthenticate", "/v1/auth/reauthenticate"))
     }
 
     /// The caller's own record.
@@ -72,33 +97,45 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let arrival = Arrival::from_request_parts(parts, state).await?;
         let access = Access::from_ref(state);
-        if let Some(browsers) = &access.browsers
-            && let Some(session) = browsers.signed_in(&parts.method, &parts.headers, arrival.now).await?
-        {
-            let Session { user, org, session, expires_at } = session;
-            return Ok(Self { user, org, session, surface: Surface::Console, expires_at, arrival });
-        }
-        let surface = surface_of(&parts.headers)?;
+        let named = surface_of(&parts.headers)?;
+        let of_browser = match &access.browsers {
+            Some(browsers) => browsers.presented(&parts.method, &parts.headers)?,
+            None => None,
+        };
         let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
         let token = match (given.next(), given.next()) {
             (Some(value), None) => value.to_str().ok().and_then(bearer),
             // Two of them could be read differently by whoever stands in front of us.
             _ => None,
         };
-        let Some(token) = token else {
-            return Err(Problem::new(
-                "unauthenticated",
-                "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
-            ));
+        let presented = match (&of_browser, token) {
+            (Some(cookie), _) => Presented::Cookie(cookie),
+            (None, Some(token)) => Presented::Bearer(token),
+            (None, None) => {
+                return Err(Problem::new(
+                    "unauthenticated",
+                    "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
+                ));
+            }
         };
-        let signed_in = access.identity.verify(token, arrival.now).map_err(|_| {
-            Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
+        let signed_in = access.identity.verify(presented, arrival.now).await.map_err(|error| match error {
+            VerifyError::Token(_) => {
+                Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
+            }
+            VerifyError::Cookie => {
+                Problem::new("unauthenticated", "The session of this browser has ended; sign in again.")
+            }
+            VerifyError::Credentials(error) => Problem::internal(error.to_string()),
         })?;
+        if named.is_some_and(|named| named != signed_in.surface) {
+            return Err(other_surface(signed_in.surface));
+        }
         Ok(Self {
             user: signed_in.user,
             org: signed_in.org,
             session: signed_in.session,
-            surface,
+            surface: signed_in.surface,
+            authenticated_at: signed_in.authenticated_at,
             expires_at: signed_in.expires_at,
             arrival,
         })
@@ -112,12 +149,12 @@ fn bearer(value: &str) -> Option<&str> {
 }
 
 /// The surface that a request names.
-pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Surface, Problem> {
+pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Option<Surface>, Problem> {
     match headers.get(SURFACE_HEADER).map(|value| value.to_str()) {
-        None => Ok(Surface::Api),
-        Some(Ok("api")) => Ok(Surface::Api),
-        Some(Ok("cli")) => Ok(Surface::Cli),
-        Some(Ok("console")) => Ok(Surface::Console),
+        None => Ok(None),
+        Some(Ok("api")) => Ok(Some(Surface::Api)),
+        Some(Ok("cli")) => Ok(Some(Surface::Cli)),
+        Some(Ok("console")) => Ok(Some(Surface::Console)),
         Some(_) => Err(Problem::new("header_invalid", "`EnvForge-Surface` must be `api`, `cli` or `console`.")
             .with("header", SURFACE_HEADER.as_str())),
     }
@@ -126,7 +163,7 @@ pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Surface, Problem> 
 /// What every router needs in order to let anybody do anything.
 #[derive(Clone)]
 pub(crate) struct Access {
-    identity: Arc<SelfHosted>,
+    identity: Arc<Identity>,
     authorizer: Authorizer,
     commands: Commands,
     keys: Keys,
@@ -135,7 +172,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    pub(crate) fn new(identity: Arc<SelfHosted>, authorizer: Authorizer, commands: Commands, keys: Keys) -> Self {
+    pub(crate) fn new(identity: Arc<Identity>, authorizer: Authorizer, commands: Commands, keys: Keys) -> Self {
         Self { identity, authorizer, commands, keys, browsers: None }
     }
 
@@ -155,7 +192,11 @@ impl Access {
         let session = Some(caller.session);
         let permit =
             self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, caller.arrival.now);
-        permit.await.map_err(denied)
+        let permit = permit.await.map_err(denied)?;
+        if needs_recent_proof(action) {
+            caller.proved_recently()?;
+        }
+        Ok(permit)
     }
 
     /// Acting on a permit that may have to be asked for again; see `act!`.
@@ -219,9 +260,22 @@ impl Access {
         self.authorizer.permit(actor, None, action, resource, surface, now).await.map_err(denied)
     }
 
-    /// Counts a password that was tried and wrong, for the organization's audit.
-    pub(crate) fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
-        self.authorizer.denials().record_failed_login(org, user, surface, now);
+    /// A permit of the identity component, which has seen the token of an invitation.
+    pub(crate) async fn acceptance_permit(
+        &self,
+        org: OrgId,
+        user: UserId,
+        surface: Surface,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let (actor, resource) = (Actor::System(Component::Identity), Resource::User { org, user });
+        self.authorizer.permit(actor, None, Action::InvitationAccept, resource, surface, now).await.map_err(denied)
+    }
+
+    /// Counts a password that was tried and wrong, for the audit.
+    pub(crate) fn record_failed_login(&self, account: Option<&Account>, surface: Surface, arrival: &Arrival) {
+        let account = account.map(|account| (account.org, account.user));
+        self.authorizer.denials().record_failed_login(account, arrival.address, surface, arrival.now);
     }
 
     /// What of a list the caller may see: all of the organization, or some of its projects.
@@ -289,6 +343,15 @@ impl Access {
         match resources.project_by_slug(org, &slug) {
             Some(resource) => Ok(resource),
             None => Ok(Resource::Project { org, project: self.holder(&ClaimKey::ProjectSlug(org, slug)).await? }),
+        }
+    }
+
+    /// A project that exists: a role for one that comes to be later would count there.
+    pub(crate) async fn existing_project(&self, org: OrgId, name: &str) -> Result<ProjectId, Problem> {
+        let project = self.project(org, name).await?.project().ok_or_else(Problem::not_found)?;
+        match self.commands.load::<Project>(&StreamId::project(org, project)).await?.state {
+            Project::Unknown => Err(Problem::not_found()),
+            Project::Active { .. } => Ok(project),
         }
     }
 
@@ -410,6 +473,11 @@ impl Listing {
         let projects = || self.permits.iter().filter_map(|permit| permit.resource().project()).collect();
         (!self.everything).then(projects)
     }
+}
+
+/// Whatever the action is about. Where it depends on that, as for the role `owner`, the endpoint asks.
+const fn needs_recent_proof(action: Action) -> bool {
+    matches!(action, Action::OrganizationChangePolicy)
 }
 
 fn denied(error: AuthorizeError) -> Problem {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -10,8 +11,8 @@ use envforge_commands::Commands;
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::SharedLog;
 use envforge_identity::oidc::Oidc;
-use envforge_identity::self_hosted::SelfHosted;
 use envforge_identity::share_token::SigningKey;
+use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
 use envforge_projections::{Authorizer, Hot};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -24,11 +25,12 @@ use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    audit, auth, events, handoff, health, links, me, members, oidc, oidc_events, organizations, problems, projects,
-    roles, runtime, usage, workspaces,
+    audit, auth, events, handoff, health, invitations, links, me, members, oidc, oidc_events, organizations, problems,
+    projects, roles, runtime, sessions as session_endpoints, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
+use crate::sessions::Sessions;
 use crate::share::Share;
 use crate::write::Keys;
 
@@ -40,7 +42,7 @@ pub struct Parts {
     pub commands: Commands,
     pub authorizer: Authorizer,
     pub database: Database,
-    pub identity: Arc<SelfHosted>,
+    pub identity: Arc<Identity>,
     /// The OpenID provider, where there is one.
     pub oidc: Option<Arc<Oidc>>,
     pub share_key: Arc<SigningKey>,
@@ -55,10 +57,10 @@ pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
-    let browsers = oidc.as_ref().map(|oidc| Browsers::new(oidc.config().api_url(), identity.credentials().clone()));
+    let browsers = oidc.as_ref().map(|oidc| Browsers::new(oidc.config().api_url()));
     let access =
         Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone()).with_browsers(browsers.clone());
-    let reads = Reads::new(database.clone(), Arc::clone(&hot), config.freshness_wait);
+    let reads = Reads::new(Arc::clone(&log), database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
     let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
@@ -67,7 +69,16 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let organizations = organizations::Organizations { access: a, commands: c, reads: r };
     let (a, c, r) = with_commands(&access);
-    let members = members::Members { access: a, commands: c, reads: r, identity: Arc::clone(&identity) };
+    let sessions = Sessions::new(a.clone(), Arc::clone(&identity), c.clone(), Arc::clone(&hot));
+    let members = members::Members {
+        access: a,
+        commands: c,
+        reads: r,
+        identity: Arc::clone(&identity),
+        sessions: sessions.clone(),
+    };
+    let (a, c, r) = with_commands(&access);
+    let invitations = invitations::Invitations { access: a, commands: c, identity: Arc::clone(&identity), reads: r };
     let (a, c, r) = with_commands(&access);
     let local_repositories = config.local_repositories;
     let projects = projects::Projects { access: a, commands: c, reads: r, local_repositories };
@@ -80,20 +91,30 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share };
     let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
-    let auth = auth::Auth { access: access.clone(), identity, commands, hot };
-    let oidc = oidc::Login::new(auth.clone(), reads.clone(), oidc, browsers);
-    let me = me::Me { access: access.clone(), reads: reads.clone() };
+    let people = session_endpoints::People {
+        access: access.clone(),
+        identity: Arc::clone(&identity),
+        commands: commands.clone(),
+        sessions: sessions.clone(),
+    };
+    let jwks = Arc::clone(&identity);
+    let auth = auth::Auth { access: access.clone(), identity, commands, sessions };
+    let oidc = oidc::Login::new(auth.clone(), hot, reads.clone(), oidc, browsers);
+    let me = me::Me { access: access.clone(), commands: people.commands.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
     let usages = usage::Usages { access: access.clone(), reads };
     let events = events::Events { access, log, clock: Arc::clone(&clock), streams, heartbeat: config.heartbeat, stop };
 
+    let keys_clock = Arc::clone(&clock);
     let (router, document) = OpenApiRouter::new()
         .merge(auth::routes().with_state(auth))
         .merge(oidc::routes().with_state(oidc.clone()))
         .merge(oidc_events::routes().with_state(oidc))
         .merge(me::routes().with_state(me))
+        .merge(session_endpoints::routes().with_state(people))
         .merge(organizations::routes().with_state(organizations))
         .merge(members::routes().with_state(members))
+        .merge(invitations::routes().with_state(invitations))
         .merge(roles::routes().with_state(roles))
         .merge(projects::routes().with_state(projects))
         .merge(workspaces::routes().with_state(workspaces))
@@ -113,10 +134,18 @@ pub fn router(parts: Parts) -> Router {
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
     router
         .route("/v1/openapi.json", get(serve_document))
+        .route("/.well-known/jwks.json", get(public_keys).with_state((Arc::clone(&jwks), Arc::clone(&keys_clock))))
         .route("/metrics", get(health::metrics).with_state(health))
         .fallback(nothing_here)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::middleware::from_fn_with_state(layer, edge))
+}
+
+/// The public halves of the keys that sign access tokens (RFC 7517): none where a secret signs them.
+async fn public_keys(State((identity, clock)): State<(Arc<Identity>, SharedClock)>) -> impl IntoResponse {
+    let keys = identity.public_keys(clock.now());
+    // A new key is published ten minutes before it signs anything.
+    ([(header::CACHE_CONTROL, "public, max-age=300")], axum::Json(serde_json::json!({ "keys": keys })))
 }
 
 /// `/metrics` alone, for processes that serve no API.
@@ -131,8 +160,10 @@ pub fn document() -> OpenApi {
         oidc::routes().into_openapi(),
         oidc_events::routes().into_openapi(),
         me::routes().into_openapi(),
+        session_endpoints::routes().into_openapi(),
         organizations::routes().into_openapi(),
         members::routes().into_openapi(),
+        invitations::routes().into_openapi(),
         roles::routes().into_openapi(),
         projects::routes().into_openapi(),
         workspaces::routes().into_openapi(),

@@ -3,10 +3,8 @@
 //! The cookie is opaque and names a session of the log; nothing but its hash is stored. Not here: how a browser signs in (`endpoints::oidc`).
 
 use envforge_domain::secret::Secret;
-use envforge_domain::time::{Millis, UnixMillis};
-use envforge_identity::credentials::Credentials;
+use envforge_domain::time::Millis;
 use envforge_identity::oidc::PublicUrl;
-use envforge_identity::tokens::Session;
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::problem::Problem;
@@ -17,7 +15,6 @@ const COOKIE_CHARS: usize = 43;
 /// Sessions of browsers at this API.
 #[derive(Clone)]
 pub(crate) struct Browsers {
-    credentials: Credentials,
     origin: String,
     https: bool,
 }
@@ -32,8 +29,8 @@ pub(crate) enum Cookie {
 }
 
 impl Browsers {
-    pub(crate) fn new(api_url: &PublicUrl, credentials: Credentials) -> Self {
-        Self { credentials, origin: api_url.origin(), https: api_url.is_https() }
+    pub(crate) fn new(api_url: &PublicUrl) -> Self {
+        Self { origin: api_url.origin(), https: api_url.is_https() }
     }
 
     /// Browsers take a `__Host-` cookie from https alone, for this host alone, whatever a sibling does. Plain http on one's own machine gets
@@ -72,13 +69,8 @@ impl Browsers {
         }
     }
 
-    /// Whose session a request carries in a cookie. A request with `Authorization` is a program's, whatever else it carries.
-    pub(crate) async fn signed_in(
-        &self,
-        method: &Method,
-        headers: &HeaderMap,
-        now: UnixMillis,
-    ) -> Result<Option<Session>, Problem> {
+    /// The cookie by which a request says whose it is. A request with `Authorization` is a program's, whatever else it carries.
+    pub(crate) fn presented(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Secret>, Problem> {
         if headers.contains_key(header::AUTHORIZATION) {
             return Ok(None);
         }
@@ -89,8 +81,7 @@ impl Browsers {
                 format!("Send `Origin: {}`: a session in a cookie changes things only from its own site.", self.origin),
             ));
         }
-        let found = self.credentials.browser_session(&cookie, now).await;
-        found.map_err(|error| Problem::internal(error.to_string()))
+        Ok(Some(cookie))
     }
 
     /// Browsers add `Origin` to whatever changes something, and no page can forge it.
@@ -99,9 +90,5 @@ impl Browsers {
         let ours = matches!((origins.next(), origins.next()), (Some(origin), None) if origin == self.origin.as_str());
         let fetched = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
         ours && fetched
-    }
-
-    pub(crate) fn credentials(&self) -> &Credentials {
-        &self.credentials
     }
 }

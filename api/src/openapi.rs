@@ -59,7 +59,7 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
         parameters.push(header(
             SURFACE_HEADER.as_str(),
             Type::String,
-            "`cli` or `console`; `api` where it is left out.",
+            "The surface for which the session was opened. May be left out; another one is refused.",
         ));
         if writes {
             parameters.push(header(
@@ -72,7 +72,7 @@ fn complete(path: &str, operation: &mut Operation, writes: bool) {
             parameters.push(header(
                 MIN_POSITION_HEADER.as_str(),
                 Type::Integer,
-                "The answer is at least as fresh as this position, or a `stale_read` problem.",
+                "The answer is at least as fresh as this position, or a `stale_read` problem; `position_unknown` where the log has not got it.",
             ));
         }
     }
@@ -113,6 +113,8 @@ fn path_parameter(name: &str) -> &'static str {
         "workspace" => "Slug or id of the workspace.",
         "link" => "Id of the link.",
         "user" => "Id of the user.",
+        "session" => "Id of the session.",
+        "invitation" => "Id of the invitation: of the user who is to be.",
         "code" => "A problem's code.",
         _ => "",
     }

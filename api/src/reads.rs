@@ -12,8 +12,10 @@ use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
+use envforge_eventlog::SharedLog;
 use envforge_projections::Hot;
 use envforge_projections::gateway_view;
+use envforge_projections::invitations::OpenInvitation;
 use envforge_projections::sql::{
     AuditCursor, AuditFilter, AuditRow, Database, DatabaseError, Direction, GroupBy, Limit, LinkFilter, LinkPhase,
     LinkRecord, MemberRecord, ModelName, OrganizationRecord, Page, ProjectRecord, RunningUsage, RuntimePhase, Stale,
@@ -57,6 +59,7 @@ impl<S: Sync> FromRequestParts<S> for AtLeast {
 /// Questions to the read models.
 #[derive(Clone)]
 pub(crate) struct Reads {
+    log: SharedLog,
     database: Database,
     hot: Arc<Hot>,
     freshness_wait: Duration,
@@ -85,8 +88,8 @@ impl RuntimeNow {
 }
 
 impl Reads {
-    pub(crate) fn new(database: Database, hot: Arc<Hot>, freshness_wait: Duration) -> Self {
-        Self { database, hot, freshness_wait }
+    pub(crate) fn new(log: SharedLog, database: Database, hot: Arc<Hot>, freshness_wait: Duration) -> Self {
+        Self { log, database, hot, freshness_wait }
     }
 
     pub(crate) fn hot(&self) -> &Hot {
@@ -94,6 +97,16 @@ impl Reads {
     }
 
     async fn fresh(&self, model: ModelName, at: AtLeast) -> Result<(), Problem> {
+        // What this process has folded is there; what it has not may be on its way, and the log's leader knows.
+        if at.0 > self.hot.position() {
+            let last = self.log.head().await?.position;
+            if at.0 > last {
+                let what = format!("Position {} does not exist: the log ends at {last}.", at.0);
+                return Err(Problem::new("position_unknown", what)
+                    .with("header", MIN_POSITION_HEADER.as_str())
+                    .with("position", last.get()));
+            }
+        }
         if at.0 == Position::START {
             return Ok(());
         }
@@ -134,6 +147,23 @@ impl Reads {
         needs(permit.action(), Action::OrganizationRead)?;
         let found = self.directory(at).await?.organization(permit.org()).await;
         found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    /// Invitations that nobody has accepted yet, from memory.
+    pub(crate) async fn invitations(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        now: UnixMillis,
+    ) -> Result<Vec<OpenInvitation>, Problem> {
+        needs(permit.action(), Action::InvitationRead)?;
+        // The permit's own freshness covers the caller's streams alone.
+        self.hot.wait_for(at.0, self.freshness_wait).await.map_err(|stale| {
+            Problem::new("stale_read", "The invitations of that position are not known here yet.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        })?;
+        Ok(self.hot.invitations.of(permit.org(), now))
     }
 
     pub(crate) async fn members(

@@ -170,6 +170,10 @@ impl Site {
         self.call_over(&mut connection, method, path, body).await
     }
 
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.api
+    }
+
     pub(crate) async fn api_connection(&self) -> Result<Connection> {
         Connection::open(self.api, Ipv4Addr::LOCALHOST).await
     }

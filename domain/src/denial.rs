@@ -1,5 +1,7 @@
 //! Refused attempts, folded into counts before they reach the log so that an attacker cannot fill it.
 
+use std::net::IpAddr;
+
 use crate::access::Action;
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::{Actor, StreamKind, Surface};
@@ -15,6 +17,8 @@ pub struct DeniedAttempts {
     pub surface: Surface,
     /// Displayed id of what it was about, where known.
     pub resource: Option<String>,
+    /// Where they came from, for attempts to sign in: the only trace of whoever never did.
+    pub address: Option<IpAddr>,
     /// The denial's code.
     pub code: String,
     pub count: u32,

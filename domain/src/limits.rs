@@ -26,6 +26,17 @@ pub const MANIFEST_STORED_BYTES_MAX: usize = 56 * 1024;
 pub const REASON_CHARS_MAX: usize = 400;
 pub const NAME_CHARS_MAX: usize = 120;
 pub const EMAIL_CHARS_MAX: usize = 254;
+/// What a program that people sign in with calls itself.
+pub const CLIENT_CHARS_MAX: usize = 100;
+
+/// Roles of one invitation.
+pub const INVITATION_ROLES_MAX: usize = 16;
+/// How long an invitation may be accepted at most, and where nothing else was asked for.
+pub const INVITATION_LIFETIME_MAX: Millis = Millis::from_hours(24 * 30);
+pub const INVITATION_LIFETIME_MIN: Millis = Millis::from_secs(60);
+pub const INVITATION_LIFETIME_DEFAULT: Millis = Millis::from_hours(24 * 7);
+/// How old a proof of identity may be for what a stolen session must not be able to do. Fixed: acting does not prolong it.
+pub const REAUTHENTICATION_WINDOW: Millis = Millis::from_minutes(15);
 
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;

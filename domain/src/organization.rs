@@ -8,6 +8,7 @@ use crate::commit::{Actor, StreamKind};
 use crate::dev_link::RouteFamilies;
 use crate::event::Event;
 use crate::ids::{OrgId, UserId};
+use crate::invitation::InvitedRole;
 use crate::limits;
 use crate::project::name_is_valid;
 use crate::slug::OrgSlug;
@@ -35,12 +36,32 @@ impl Default for OrganizationPolicy {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrganizationEvent {
-    Created { org: OrgId, slug: OrgSlug, name: String },
-    MemberAdded { user: UserId },
-    MemberRemoved { user: UserId },
-    RoleAssigned { grant: Grant },
-    RoleRevoked { grantee: Grantee, role: Role, scope: Scope },
-    PolicyChanged { policy: OrganizationPolicy },
+    Created {
+        org: OrgId,
+        slug: OrgSlug,
+        name: String,
+    },
+    MemberAdded {
+        user: UserId,
+    },
+    MemberRemoved {
+        user: UserId,
+    },
+    RoleAssigned {
+        grant: Grant,
+    },
+    RoleRevoked {
+        grantee: Grantee,
+        role: Role,
+        scope: Scope,
+    },
+    PolicyChanged {
+        policy: OrganizationPolicy,
+    },
+    /// Break-glass: whoever has the machine's command line made somebody an owner. What they got follows in the same commit.
+    OwnerRecovered {
+        user: UserId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +96,17 @@ pub enum OrganizationCommand {
     },
     ChangePolicy {
         policy: OrganizationPolicy,
+    },
+    /// Somebody accepted their invitation: they join with its roles, on the right of whoever invited them.
+    AdmitInvited {
+        invited_by: UserId,
+        user: UserId,
+        roles: Vec<InvitedRole>,
+        now: UnixMillis,
+    },
+    /// From the machine's command line alone.
+    RecoverOwner {
+        user: UserId,
     },
 }
 
@@ -128,6 +160,11 @@ impl ActiveOrganization {
             .filter(|((grantee, _, _), end)| *grantee == Grantee::User(user) && end.is_none_or(|end| now < end))
             .map(|((_, role, _), _)| *role)
             .find(|role| !self.may_grant(by, *role, now))
+    }
+
+    /// The first of these roles that `by` may not give.
+    pub fn beyond_granting(&self, by: Actor, roles: &[InvitedRole], now: UnixMillis) -> Option<Role> {
+        roles.iter().map(|invited| invited.role).find(|role| !self.may_grant(by, *role, now))
     }
 
     fn may_grant(&self, by: Actor, role: Role, now: UnixMillis) -> bool {
@@ -264,7 +301,9 @@ impl Aggregate for Organization {
                 | OrganizationCommand::RemoveMember { .. }
                 | OrganizationCommand::AssignRole { .. }
                 | OrganizationCommand::RevokeRole { .. }
-                | OrganizationCommand::ChangePolicy { .. },
+                | OrganizationCommand::ChangePolicy { .. }
+                | OrganizationCommand::AdmitInvited { .. }
+                | OrganizationCommand::RecoverOwner { .. },
             ) => Err(OrganizationRefusal::Unknown),
         }
     }
@@ -281,7 +320,7 @@ impl Aggregate for Organization {
             }),
             (Self::Active(mut org), event) => {
                 match event {
-                    OrganizationEvent::Created { .. } => {}
+                    OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
                     OrganizationEvent::MemberAdded { user } => {
                         org.members.insert(*user);
                     }
@@ -305,7 +344,8 @@ impl Aggregate for Organization {
                 | OrganizationEvent::MemberRemoved { .. }
                 | OrganizationEvent::RoleAssigned { .. }
                 | OrganizationEvent::RoleRevoked { .. }
-                | OrganizationEvent::PolicyChanged { .. },
+                | OrganizationEvent::PolicyChanged { .. }
+                | OrganizationEvent::OwnerRecovered { .. },
             ) => Self::Unknown,
         }
     }
@@ -322,6 +362,8 @@ impl Aggregate for Organization {
             OrganizationCommand::AssignRole { .. } => Action::RoleAssign,
             OrganizationCommand::RevokeRole { .. } => Action::RoleRevoke,
             OrganizationCommand::ChangePolicy { .. } => Action::OrganizationChangePolicy,
+            OrganizationCommand::AdmitInvited { .. } => Action::InvitationAccept,
+            OrganizationCommand::RecoverOwner { .. } => Action::OwnerRecover,
         }
     }
 }
@@ -399,7 +441,40 @@ fn decide_active(
             check_policy(policy)?;
             Ok(if org.policy == *policy { vec![] } else { vec![OrganizationEvent::PolicyChanged { policy: *policy }] })
         }
+        OrganizationCommand::AdmitInvited { invited_by, user, roles, now } => {
+            if let Some(role) = org.beyond_granting(Actor::User(*invited_by), roles, *now) {
+                return Err(OrganizationRefusal::AboveYourself { role });
+            }
+            if org.grants.len() + roles.len() > GRANTS_MAX {
+                return Err(OrganizationRefusal::TooManyGrants { max: GRANTS_MAX });
+            }
+            let grants = roles.iter().map(|invited| Grant {
+                grantee: Grantee::User(*user),
+                role: invited.role,
+                scope: invited.scope,
+                expires_at: None,
+            });
+            Ok(joined(org, *user, grants).collect())
+        }
+        OrganizationCommand::RecoverOwner { user } => {
+            let (grantee, scope) = (Grantee::User(*user), Scope::Organization);
+            let owner = Grant { grantee, role: Role::Owner, scope, expires_at: None };
+            let mut events = vec![OrganizationEvent::OwnerRecovered { user: *user }];
+            events.extend(joined(org, *user, [owner]));
+            Ok(events)
+        }
     }
+}
+
+/// What somebody who is to be a member with these grants does not have yet.
+fn joined(
+    org: &ActiveOrganization,
+    user: UserId,
+    grants: impl IntoIterator<Item = Grant>,
+) -> impl Iterator<Item = OrganizationEvent> {
+    let missing = |grant: &Grant| org.grants.get(&(grant.grantee, grant.role, grant.scope)) != Some(&grant.expires_at);
+    let member = (!org.members.contains(&user)).then_some(OrganizationEvent::MemberAdded { user });
+    member.into_iter().chain(grants.into_iter().filter(missing).map(|grant| OrganizationEvent::RoleAssigned { grant }))
 }
 
 impl From<OrganizationEvent> for Event {

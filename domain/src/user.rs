@@ -1,15 +1,21 @@
-//! Users as EnvForge mirrors them, with their sessions. Credentials live elsewhere and never in the log.
+//! Users as EnvForge mirrors them, from their invitation on, with their sessions. Credentials live elsewhere and never in
+//! the log.
 
 use std::collections::BTreeMap;
 
-use crate::access::{Action, Role};
+use crate::access::{Action, Role, Scope};
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::{StreamKind, Surface};
 use crate::event::Event;
 use crate::ids::{SessionId, UserId};
-use crate::limits::EMAIL_CHARS_MAX;
+use crate::invitation::Invitation;
+use crate::limits::{
+    EMAIL_CHARS_MAX, INVITATION_LIFETIME_MAX, INVITATION_LIFETIME_MIN, INVITATION_ROLES_MAX, NAME_CHARS_MAX,
+};
 use crate::project::name_is_valid;
-use crate::time::UnixMillis;
+use crate::time::{Millis, UnixMillis};
+
+pub use crate::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
 
 /// An address for people to recognise each other by. Never a key: users are keyed on issuer and subject.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,22 +55,15 @@ impl EmailAddress {
     }
 }
 
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SessionEnd {
-    LoggedOut,
-    Revoked,
-    PasswordChanged,
-    /// A refresh token was used twice: whoever holds the family may be a thief.
-    RefreshReused,
-    Deactivated,
-    Expired,
-    /// The person opened one more than they may have; the oldest made room.
-    Displaced,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserEvent {
+    /// Somebody is to join; they are nobody until they accept.
+    Invited {
+        invitation: Invitation,
+    },
+    InvitationRevoked,
+    /// `Created` follows in the same commit.
+    InvitationAccepted,
     /// `issuer` and `subject` are the identity provider's; `local` and the user's own id where EnvForge provides identity.
     Created {
         user: UserId,
@@ -73,21 +72,60 @@ pub enum UserEvent {
         email: EmailAddress,
         name: String,
     },
+    ProfileChanged {
+        name: String,
+    },
     Deactivated,
+    Reactivated,
     SessionOpened {
         session: SessionId,
         surface: Surface,
+        provider: String,
+        client: ClientName,
+        opened_at: UnixMillis,
+        authenticated_at: UnixMillis,
         expires_at: UnixMillis,
+    },
+    /// The person proved once more who they are, within a session.
+    Reauthenticated {
+        session: SessionId,
+        authenticated_at: UnixMillis,
     },
     SessionEnded {
         session: SessionId,
         reason: SessionEnd,
     },
     PasswordChanged,
+    /// What a revocation closed.
+    RevocationRecorded {
+        receipt: RevocationReceipt,
+    },
+}
+
+impl UserEvent {
+    pub fn session_opened(session: SessionId, opened: OpenSession) -> Self {
+        let OpenSession { surface, provider, client, opened_at, authenticated_at, expires_at } = opened;
+        Self::SessionOpened { session, surface, provider, client, opened_at, authenticated_at, expires_at }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserCommand {
+    /// `beyond`: the first of its roles that whoever invites may not give; see `ActiveOrganization::beyond_granting`.
+    Invite {
+        invitation: Invitation,
+        beyond: Option<Role>,
+        now: UnixMillis,
+    },
+    RevokeInvitation,
+    /// `beyond`: the first of its roles that whoever invited may no longer give.
+    AcceptInvitation {
+        name: String,
+        issuer: String,
+        subject: String,
+        beyond: Option<Role>,
+        now: UnixMillis,
+    },
     Create {
         user: UserId,
         issuer: String,
@@ -95,43 +133,72 @@ pub enum UserCommand {
         email: EmailAddress,
         name: String,
     },
+    /// A person changes how they are called.
+    ChangeProfile {
+        name: String,
+    },
     /// With what the organization knows of the person: see `ActiveOrganization::beyond` and `is_only_owner`.
     Deactivate {
         beyond: Option<Role>,
         only_owner: bool,
     },
+    Reactivate {
+        beyond: Option<Role>,
+    },
     OpenSession {
         session: SessionId,
-        surface: Surface,
-        expires_at: UnixMillis,
+        opened: OpenSession,
         now: UnixMillis,
     },
     EndSession {
         session: SessionId,
         reason: SessionEnd,
     },
-    /// Ends all, as logout everywhere, password change and reuse of a refresh token do.
+    /// Ends all, as reuse of a refresh token and removal from an organization do.
     EndAllSessions {
         reason: SessionEnd,
     },
     /// The new hash is stored in the credential table in the same step; every session ends.
     RecordPasswordChange,
+    /// What the commands before closed.
+    RecordRevocation {
+        receipt: RevocationReceipt,
+    },
     /// A person ends their own session; same effect as `EndSession`, another right.
     EndOwnSession {
         session: SessionId,
     },
+    /// A person ends all of their own.
+    EndOwnSessions,
+    /// An administrator ends one session of somebody, or all. `beyond` as in `Deactivate`.
+    RevokeSessions {
+        session: Option<SessionId>,
+        beyond: Option<Role>,
+    },
+    /// A person proved once more who they are.
+    Reauthenticate {
+        session: SessionId,
+        authenticated_at: UnixMillis,
+    },
+    /// A person changes their own password, which they proved; the hash as with `RecordPasswordChange`.
+    ChangeOwnPassword,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum User {
     #[default]
     Unknown,
+    Invited(Invitation),
+    /// Whoever is invited again is another user.
+    InvitationRevoked,
     Active {
         user: UserId,
-        sessions: BTreeMap<SessionId, UnixMillis>,
+        name: String,
+        sessions: BTreeMap<SessionId, OpenSession>,
     },
     Deactivated {
         user: UserId,
+        name: String,
     },
 }
 
@@ -145,10 +212,26 @@ pub enum UserRefusal {
     Deactivated,
     #[error("a name must have 1 to {max} characters")]
     Name { max: usize },
-    #[error("you cannot deactivate somebody with the role `{role}`: your own roles do not reach it")]
+    #[error("the role `{role}` is above your own: your roles do not reach it")]
     AboveYourself { role: Role },
     #[error("the last owner cannot be deactivated; assign another owner first")]
     LastOwner,
+    #[error("this session has ended")]
+    SessionEnded,
+    #[error("an invitation must be open for {min} to {max}")]
+    InvitationLifetime { min: Millis, max: Millis },
+    #[error("an invitation has at most {max} roles, each once")]
+    InvitationRoles { max: usize },
+    #[error("the role `{role}` counts for the whole organization only")]
+    OrgWideOnly { role: Role },
+    #[error("this invitation was revoked")]
+    InvitationRevoked,
+    #[error("this invitation has expired; ask for another one")]
+    InvitationExpired,
+    #[error("whoever made this invitation may no longer give the role `{role}`; ask for another one")]
+    InvitationLapsed { role: Role },
+    #[error("this invitation was accepted already")]
+    InvitationAccepted,
 }
 
 /// Open sessions of one person. Expired ones make room by themselves, and then the oldest does: signing in is never
@@ -164,22 +247,48 @@ impl Refusal for UserRefusal {
             Self::Name { .. } => "name_invalid",
             Self::AboveYourself { .. } => "grant_above_yourself",
             Self::LastOwner => "last_owner",
+            Self::SessionEnded => "session_ended",
+            Self::InvitationLifetime { .. } => "invitation_lifetime_out_of_range",
+            Self::InvitationRoles { .. } => "invitation_roles_invalid",
+            Self::OrgWideOnly { .. } => "role_org_wide_only",
+            Self::InvitationRevoked => "invitation_revoked",
+            Self::InvitationExpired => "invitation_expired",
+            Self::InvitationLapsed { .. } => "invitation_lapsed",
+            Self::InvitationAccepted => "invitation_accepted",
         }
     }
 
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Unknown => RefusalKind::NotFound,
-            Self::Exists | Self::LastOwner => RefusalKind::Conflict,
+            Self::Exists | Self::LastOwner | Self::InvitationAccepted => RefusalKind::Conflict,
             Self::Deactivated | Self::AboveYourself { .. } => RefusalKind::Forbidden,
-            Self::Name { .. } => RefusalKind::Invalid,
+            Self::Name { .. }
+            | Self::InvitationLifetime { .. }
+            | Self::InvitationRoles { .. }
+            | Self::OrgWideOnly { .. } => RefusalKind::Invalid,
+            Self::SessionEnded | Self::InvitationRevoked | Self::InvitationExpired | Self::InvitationLapsed { .. } => {
+                RefusalKind::Gone
+            }
         }
     }
 
     fn bounds(&self) -> Vec<(&'static str, u64)> {
         match self {
             Self::Name { max } => vec![("max_chars", *max as u64)],
-            Self::Unknown | Self::Exists | Self::Deactivated | Self::AboveYourself { .. } | Self::LastOwner => vec![],
+            Self::InvitationRoles { max } => vec![("max", *max as u64)],
+            Self::InvitationLifetime { min, max } => vec![("min_ms", min.get()), ("max_ms", max.get())],
+            Self::Unknown
+            | Self::Exists
+            | Self::Deactivated
+            | Self::AboveYourself { .. }
+            | Self::LastOwner
+            | Self::SessionEnded
+            | Self::OrgWideOnly { .. }
+            | Self::InvitationRevoked
+            | Self::InvitationExpired
+            | Self::InvitationLapsed { .. }
+            | Self::InvitationAccepted => vec![],
         }
     }
 }
@@ -192,62 +301,47 @@ impl Aggregate for User {
     type Refusal = UserRefusal;
 
     fn decide(state: &Self, command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal> {
-        match (state, command) {
-            (Self::Unknown, UserCommand::Create { user, issuer, subject, email, name }) => {
-                if !name_is_valid(name) {
-                    return Err(UserRefusal::Name { max: crate::limits::NAME_CHARS_MAX });
-                }
-                Ok(vec![UserEvent::Created {
-                    user: *user,
-                    issuer: issuer.clone(),
-                    subject: subject.clone(),
-                    email: email.clone(),
-                    name: name.clone(),
-                }])
-            }
-            (Self::Active { .. } | Self::Deactivated { .. }, UserCommand::Create { .. }) => Err(UserRefusal::Exists),
-            (
-                Self::Unknown,
-                UserCommand::Deactivate { .. }
-                | UserCommand::OpenSession { .. }
-                | UserCommand::EndSession { .. }
-                | UserCommand::EndOwnSession { .. }
-                | UserCommand::EndAllSessions { .. }
-                | UserCommand::RecordPasswordChange,
-            ) => Err(UserRefusal::Unknown),
-            (Self::Active { sessions, .. }, command) => decide_active(sessions, command),
-            (
-                Self::Deactivated { .. },
-                UserCommand::Deactivate { .. }
-                | UserCommand::EndSession { .. }
-                | UserCommand::EndOwnSession { .. }
-                | UserCommand::EndAllSessions { .. },
-            ) => Ok(vec![]),
-            (Self::Deactivated { .. }, UserCommand::OpenSession { .. } | UserCommand::RecordPasswordChange) => {
-                Err(UserRefusal::Deactivated)
-            }
+        match state {
+            Self::Unknown => decide_unknown(command),
+            Self::Invited(invitation) => decide_invited(invitation, command),
+            Self::InvitationRevoked => decide_uninvited(command),
+            Self::Active { name, sessions, .. } => decide_active(name, sessions, command),
+            Self::Deactivated { .. } => decide_deactivated(command),
         }
     }
 
     fn evolve(state: Self, event: &UserEvent) -> Self {
         match (state, event) {
-            (_, UserEvent::Created { user, .. }) => Self::Active { user: *user, sessions: BTreeMap::new() },
-            (Self::Active { user, .. }, UserEvent::Deactivated) => Self::Deactivated { user },
-            (Self::Active { user, mut sessions }, UserEvent::SessionOpened { session, expires_at, .. }) => {
-                sessions.insert(*session, *expires_at);
-                Self::Active { user, sessions }
+            (_, UserEvent::Created { user, name, .. }) => {
+                Self::Active { user: *user, name: name.clone(), sessions: BTreeMap::new() }
             }
-            (Self::Active { user, mut sessions }, UserEvent::SessionEnded { session, .. }) => {
-                sessions.remove(session);
-                Self::Active { user, sessions }
+            (Self::Unknown, UserEvent::Invited { invitation }) => Self::Invited(invitation.clone()),
+            (Self::Invited(_), UserEvent::InvitationRevoked) => Self::InvitationRevoked,
+            (Self::Active { user, name, .. }, UserEvent::Deactivated) => Self::Deactivated { user, name },
+            (Self::Deactivated { user, name }, UserEvent::Reactivated) => {
+                Self::Active { user, name, sessions: BTreeMap::new() }
             }
-            (state @ Self::Active { .. }, UserEvent::PasswordChanged) => state,
+            (Self::Active { user, sessions, .. }, UserEvent::ProfileChanged { name }) => {
+                Self::Active { user, name: name.clone(), sessions }
+            }
+            (Self::Active { user, name, mut sessions }, event) => {
+                evolve_sessions(&mut sessions, event);
+                Self::Active { user, name, sessions }
+            }
+            // What is left changes nothing there.
             (
-                state @ (Self::Unknown | Self::Deactivated { .. }),
-                UserEvent::Deactivated
+                state @ (Self::Unknown | Self::Invited(_) | Self::InvitationRevoked | Self::Deactivated { .. }),
+                UserEvent::Invited { .. }
+                | UserEvent::InvitationRevoked
+                | UserEvent::InvitationAccepted
+                | UserEvent::ProfileChanged { .. }
+                | UserEvent::Deactivated
+                | UserEvent::Reactivated
                 | UserEvent::SessionOpened { .. }
+                | UserEvent::Reauthenticated { .. }
                 | UserEvent::SessionEnded { .. }
-                | UserEvent::PasswordChanged,
+                | UserEvent::PasswordChanged
+                | UserEvent::RevocationRecorded { .. },
             ) => state,
         }
     }
@@ -258,19 +352,159 @@ impl Aggregate for User {
 
     fn action_of(command: &UserCommand) -> Action {
         match command {
+            UserCommand::Invite { .. } => Action::InvitationCreate,
+            UserCommand::RevokeInvitation => Action::InvitationRevoke,
+            UserCommand::AcceptInvitation { .. } => Action::InvitationAccept,
             UserCommand::Create { .. } => Action::UserCreate,
+            UserCommand::ChangeProfile { .. } => Action::ProfileChange,
             UserCommand::Deactivate { .. } => Action::UserDeactivate,
+            UserCommand::Reactivate { .. } => Action::UserReactivate,
             UserCommand::OpenSession { .. }
             | UserCommand::EndSession { .. }
             | UserCommand::EndAllSessions { .. }
-            | UserCommand::RecordPasswordChange => Action::UserRecordSession,
-            UserCommand::EndOwnSession { .. } => Action::SessionRevokeOwn,
+            | UserCommand::RecordPasswordChange
+            | UserCommand::RecordRevocation { .. } => Action::UserRecordSession,
+            UserCommand::EndOwnSession { .. } | UserCommand::EndOwnSessions => Action::SessionRevokeOwn,
+            UserCommand::RevokeSessions { .. } => Action::SessionRevoke,
+            UserCommand::Reauthenticate { .. } => Action::SessionReauthenticate,
+            UserCommand::ChangeOwnPassword => Action::PasswordChangeOwn,
         }
     }
 }
 
+fn evolve_sessions(sessions: &mut BTreeMap<SessionId, OpenSession>, event: &UserEvent) {
+    match event {
+        UserEvent::SessionOpened { session, surface, provider, client, opened_at, authenticated_at, expires_at } => {
+            let opened = OpenSession {
+                surface: *surface,
+                provider: provider.clone(),
+                client: client.clone(),
+                opened_at: *opened_at,
+                authenticated_at: *authenticated_at,
+                expires_at: *expires_at,
+            };
+            sessions.insert(*session, opened);
+        }
+        UserEvent::Reauthenticated { session, authenticated_at } => {
+            if let Some(opened) = sessions.get_mut(session) {
+                opened.authenticated_at = *authenticated_at;
+            }
+        }
+        UserEvent::SessionEnded { session, .. } => {
+            sessions.remove(session);
+        }
+        UserEvent::Invited { .. }
+        | UserEvent::InvitationRevoked
+        | UserEvent::InvitationAccepted
+        | UserEvent::Created { .. }
+        | UserEvent::ProfileChanged { .. }
+        | UserEvent::Deactivated
+        | UserEvent::Reactivated
+        | UserEvent::PasswordChanged
+        | UserEvent::RevocationRecorded { .. } => {}
+    }
+}
+
+fn decide_unknown(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal> {
+    match command {
+        UserCommand::Create { user, issuer, subject, email, name } => {
+            check_name(name)?;
+            Ok(vec![UserEvent::Created {
+                user: *user,
+                issuer: issuer.clone(),
+                subject: subject.clone(),
+                email: email.clone(),
+                name: name.clone(),
+            }])
+        }
+        UserCommand::Invite { invitation, beyond, now } => {
+            check_invitation(invitation, *now)?;
+            match beyond {
+                Some(role) => Err(UserRefusal::AboveYourself { role: *role }),
+                None => Ok(vec![UserEvent::Invited { invitation: invitation.clone() }]),
+            }
+        }
+        UserCommand::RevokeInvitation
+        | UserCommand::AcceptInvitation { .. }
+        | UserCommand::ChangeProfile { .. }
+        | UserCommand::Deactivate { .. }
+        | UserCommand::Reactivate { .. }
+        | UserCommand::OpenSession { .. }
+        | UserCommand::EndSession { .. }
+        | UserCommand::EndAllSessions { .. }
+        | UserCommand::RecordPasswordChange
+        | UserCommand::RecordRevocation { .. }
+        | UserCommand::EndOwnSession { .. }
+        | UserCommand::EndOwnSessions
+        | UserCommand::RevokeSessions { .. }
+        | UserCommand::Reauthenticate { .. }
+        | UserCommand::ChangeOwnPassword => Err(UserRefusal::Unknown),
+    }
+}
+
+fn decide_invited(invitation: &Invitation, command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal> {
+    match command {
+        UserCommand::AcceptInvitation { name, issuer, subject, beyond, now } => {
+            check_name(name)?;
+            if !invitation.is_open(*now) {
+                return Err(UserRefusal::InvitationExpired);
+            }
+            if let Some(role) = beyond {
+                return Err(UserRefusal::InvitationLapsed { role: *role });
+            }
+            Ok(vec![
+                UserEvent::InvitationAccepted,
+                UserEvent::Created {
+                    user: invitation.user,
+                    issuer: issuer.clone(),
+                    subject: subject.clone(),
+                    email: invitation.email.clone(),
+                    name: name.clone(),
+                },
+            ])
+        }
+        UserCommand::RevokeInvitation => Ok(vec![UserEvent::InvitationRevoked]),
+        UserCommand::Invite { .. } | UserCommand::Create { .. } => Err(UserRefusal::Exists),
+        UserCommand::ChangeProfile { .. }
+        | UserCommand::Deactivate { .. }
+        | UserCommand::Reactivate { .. }
+        | UserCommand::OpenSession { .. }
+        | UserCommand::EndSession { .. }
+        | UserCommand::EndAllSessions { .. }
+        | UserCommand::RecordPasswordChange
+        | UserCommand::RecordRevocation { .. }
+        | UserCommand::EndOwnSession { .. }
+        | UserCommand::EndOwnSessions
+        | UserCommand::RevokeSessions { .. }
+        | UserCommand::Reauthenticate { .. }
+        | UserCommand::ChangeOwnPassword => Err(UserRefusal::Unknown),
+    }
+}
+
+fn decide_uninvited(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal> {
+    match command {
+        UserCommand::RevokeInvitation => Ok(vec![]),
+        UserCommand::AcceptInvitation { .. } => Err(UserRefusal::InvitationRevoked),
+        UserCommand::Invite { .. } | UserCommand::Create { .. } => Err(UserRefusal::Exists),
+        UserCommand::ChangeProfile { .. }
+        | UserCommand::Deactivate { .. }
+        | UserCommand::Reactivate { .. }
+        | UserCommand::OpenSession { .. }
+        | UserCommand::EndSession { .. }
+        | UserCommand::EndAllSessions { .. }
+        | UserCommand::RecordPasswordChange
+        | UserCommand::RecordRevocation { .. }
+        | UserCommand::EndOwnSession { .. }
+        | UserCommand::EndOwnSessions
+        | UserCommand::RevokeSessions { .. }
+        | UserCommand::Reauthenticate { .. }
+        | UserCommand::ChangeOwnPassword => Err(UserRefusal::Unknown),
+    }
+}
+
 fn decide_active(
-    sessions: &BTreeMap<SessionId, UnixMillis>,
+    name: &str,
+    sessions: &BTreeMap<SessionId, OpenSession>,
     command: &UserCommand,
 ) -> Result<Vec<UserEvent>, UserRefusal> {
     let end_all = |reason| {
@@ -284,42 +518,110 @@ fn decide_active(
         })
     };
     match command {
-        UserCommand::Create { .. } => Err(UserRefusal::Exists),
-        UserCommand::Deactivate { beyond: Some(role), .. } => Err(UserRefusal::AboveYourself { role: *role }),
+        UserCommand::Invite { .. } | UserCommand::Create { .. } => Err(UserRefusal::Exists),
+        UserCommand::RevokeInvitation | UserCommand::AcceptInvitation { .. } => Err(UserRefusal::InvitationAccepted),
+        UserCommand::ChangeProfile { name: wanted } => {
+            check_name(wanted)?;
+            Ok(if wanted == name { vec![] } else { vec![UserEvent::ProfileChanged { name: wanted.clone() }] })
+        }
+        UserCommand::Deactivate { beyond: Some(role), .. }
+        | UserCommand::Reactivate { beyond: Some(role) }
+        | UserCommand::RevokeSessions { beyond: Some(role), .. } => Err(UserRefusal::AboveYourself { role: *role }),
         UserCommand::Deactivate { beyond: None, only_owner: true } => Err(UserRefusal::LastOwner),
         // Deactivation ends every session by itself: the state forgets them, and views treat it so.
         UserCommand::Deactivate { beyond: None, only_owner: false } => Ok(vec![UserEvent::Deactivated]),
-        UserCommand::OpenSession { session, surface, expires_at, now } => {
-            if sessions.contains_key(session) {
-                return Ok(vec![]);
-            }
-            let expired: Vec<_> = sessions.iter().filter(|(_, end)| *end <= now).map(|(id, _)| *id).collect();
-            let mut live: Vec<_> = sessions.iter().filter(|(_, end)| *end > now).map(|(id, end)| (*end, *id)).collect();
-            live.sort_unstable();
-            // All last equally long, so the one that ends first is the oldest.
-            let displaced = (live.len() + 1).saturating_sub(SESSIONS_MAX);
-            // At most a few expired sessions are swept along, so that one commit stays small.
-            let mut events: Vec<_> = expired
-                .into_iter()
-                .take(16)
-                .map(|session| UserEvent::SessionEnded { session, reason: SessionEnd::Expired })
-                .collect();
-            events.extend(
-                live.into_iter()
-                    .take(displaced)
-                    .map(|(_, session)| UserEvent::SessionEnded { session, reason: SessionEnd::Displaced }),
-            );
-            events.push(UserEvent::SessionOpened { session: *session, surface: *surface, expires_at: *expires_at });
-            Ok(events)
-        }
+        UserCommand::Reactivate { beyond: None } => Ok(vec![]),
+        UserCommand::OpenSession { session, opened, now } => Ok(open(sessions, *session, opened, *now)),
         UserCommand::EndSession { session, reason } => end(session, *reason),
         UserCommand::EndOwnSession { session } => end(session, SessionEnd::LoggedOut),
         UserCommand::EndAllSessions { reason } => Ok(end_all(*reason)),
-        UserCommand::RecordPasswordChange => {
+        UserCommand::EndOwnSessions => Ok(end_all(SessionEnd::LoggedOut)),
+        UserCommand::RevokeSessions { session: Some(session), beyond: None } => end(session, SessionEnd::Revoked),
+        UserCommand::RevokeSessions { session: None, beyond: None } => Ok(end_all(SessionEnd::Revoked)),
+        UserCommand::Reauthenticate { session, authenticated_at } => match sessions.get(session) {
+            None => Err(UserRefusal::SessionEnded),
+            Some(opened) if opened.authenticated_at >= *authenticated_at => Ok(vec![]),
+            Some(_) => Ok(vec![UserEvent::Reauthenticated { session: *session, authenticated_at: *authenticated_at }]),
+        },
+        UserCommand::RecordPasswordChange | UserCommand::ChangeOwnPassword => {
             let mut events = vec![UserEvent::PasswordChanged];
             events.extend(end_all(SessionEnd::PasswordChanged));
             Ok(events)
         }
+        UserCommand::RecordRevocation { receipt } => Ok(vec![UserEvent::RevocationRecorded { receipt: *receipt }]),
+    }
+}
+
+fn decide_deactivated(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal> {
+    match command {
+        UserCommand::Invite { .. } | UserCommand::Create { .. } => Err(UserRefusal::Exists),
+        UserCommand::RevokeInvitation | UserCommand::AcceptInvitation { .. } => Err(UserRefusal::InvitationAccepted),
+        UserCommand::Reactivate { beyond: Some(role) } => Err(UserRefusal::AboveYourself { role: *role }),
+        UserCommand::Reactivate { beyond: None } => Ok(vec![UserEvent::Reactivated]),
+        UserCommand::RecordRevocation { receipt } => Ok(vec![UserEvent::RevocationRecorded { receipt: *receipt }]),
+        UserCommand::Deactivate { .. }
+        | UserCommand::EndSession { .. }
+        | UserCommand::EndOwnSession { .. }
+        | UserCommand::EndOwnSessions
+        | UserCommand::RevokeSessions { .. }
+        | UserCommand::EndAllSessions { .. } => Ok(vec![]),
+        UserCommand::ChangeProfile { .. }
+        | UserCommand::OpenSession { .. }
+        | UserCommand::Reauthenticate { .. }
+        | UserCommand::ChangeOwnPassword
+        | UserCommand::RecordPasswordChange => Err(UserRefusal::Deactivated),
+    }
+}
+
+fn open(
+    sessions: &BTreeMap<SessionId, OpenSession>,
+    session: SessionId,
+    opened: &OpenSession,
+    now: UnixMillis,
+) -> Vec<UserEvent> {
+    if sessions.contains_key(&session) {
+        return vec![];
+    }
+    let is_over = |opened: &OpenSession| opened.expires_at <= now;
+    let expired = sessions.iter().filter(|(_, opened)| is_over(opened)).map(|(id, _)| *id);
+    let mut live: Vec<_> = sessions
+        .iter()
+        .filter(|(_, opened)| !is_over(opened))
+        .map(|(id, opened)| (opened.opened_at, opened.expires_at, *id))
+        .collect();
+    live.sort_unstable();
+    let displaced = (live.len() + 1).saturating_sub(SESSIONS_MAX);
+    // At most a few expired sessions are swept along, so that one commit stays small.
+    let mut events: Vec<_> =
+        expired.take(16).map(|session| UserEvent::SessionEnded { session, reason: SessionEnd::Expired }).collect();
+    events.extend(
+        live.into_iter()
+            .take(displaced)
+            .map(|(_, _, session)| UserEvent::SessionEnded { session, reason: SessionEnd::Displaced }),
+    );
+    events.push(UserEvent::session_opened(session, opened.clone()));
+    events
+}
+
+fn check_name(name: &str) -> Result<(), UserRefusal> {
+    if name_is_valid(name) { Ok(()) } else { Err(UserRefusal::Name { max: NAME_CHARS_MAX }) }
+}
+
+fn check_invitation(invitation: &Invitation, now: UnixMillis) -> Result<(), UserRefusal> {
+    let (min, max) = (INVITATION_LIFETIME_MIN, INVITATION_LIFETIME_MAX);
+    let open_for = invitation.expires_at.since(now);
+    if open_for < min || open_for > max {
+        return Err(UserRefusal::InvitationLifetime { min, max });
+    }
+    let mut roles = invitation.roles.clone();
+    roles.sort_unstable();
+    roles.dedup();
+    if roles.len() != invitation.roles.len() || roles.len() > INVITATION_ROLES_MAX {
+        return Err(UserRefusal::InvitationRoles { max: INVITATION_ROLES_MAX });
+    }
+    match roles.iter().find(|invited| invited.role.only_org_wide() && invited.scope != Scope::Organization) {
+        Some(invited) => Err(UserRefusal::OrgWideOnly { role: invited.role }),
+        None => Ok(()),
     }
 }
 

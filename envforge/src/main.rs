@@ -25,6 +25,8 @@ enum Verb {
     Serve(server::serve::ServeArgs),
     Setup(server::serve::SetupArgs),
     Projections(server::projections::ProjectionsArgs),
+    RecoverOwner(server::recovery::RecoverOwnerArgs),
+    RotateKey(server::access_tokens::RotateKeyArgs),
     #[command(flatten)]
     Client(cli::ClientVerb),
 }
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         Verb::Serve(arguments) => role(&output, server::serve::run(arguments, output.clone())),
         Verb::Setup(arguments) => role(&output, server::serve::setup(arguments, output.clone())),
         Verb::Projections(arguments) => role(&output, server::projections::run(arguments, output.clone())),
+        Verb::RecoverOwner(arguments) => role(&output, server::recovery::run(arguments, output.clone())),
+        Verb::RotateKey(arguments) => role(&output, server::access_tokens::rotate(arguments, output.clone())),
         Verb::Client(verb) => cli::run(&global, verb, Envforge::command, &output),
     }
 }

@@ -22,6 +22,7 @@ use envforge_domain::ids::{
     CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, SessionId, TeamId, UserId,
     WorkspaceId,
 };
+use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::manifest::{
     Hook, Job, JobKind, Manifest, PathPrefix, Probe, Readiness, Resource, ResourceMode, Route, Service,
 };
@@ -33,7 +34,7 @@ use envforge_domain::runtime::{
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::user::{EmailAddress, SessionEnd, UserEvent};
+use envforge_domain::user::{ClientName, EmailAddress, OpenSession, RevocationReceipt, SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::schema::{self, DecodeError, EncodeError};
 use proptest::prelude::*;
@@ -88,6 +89,17 @@ fn manifest() -> Manifest {
     }
 }
 
+fn opened(surface: Surface) -> OpenSession {
+    OpenSession {
+        surface,
+        provider: "local".to_owned(),
+        client: ClientName::parse("envforge-cli/0.1.0").unwrap(),
+        opened_at: at(0),
+        authenticated_at: at(5),
+        expires_at: at(3_600),
+    }
+}
+
 /// At least one sample per event; the first of a type is its golden one.
 fn samples() -> Vec<Event> {
     let (org, user, team) = (OrgId::from_uuid(uuid(1)), UserId::from_uuid(uuid(2)), TeamId::from_uuid(uuid(3)));
@@ -113,6 +125,7 @@ fn samples() -> Vec<Event> {
         OrganizationEvent::PolicyChanged {
             policy: OrganizationPolicy { link_families: RouteFamilies::NONE, ..OrganizationPolicy::default() },
         },
+        OrganizationEvent::OwnerRecovered { user },
     ];
     let roles = Role::ALL.map(|role| {
         let (grantee, scope) = (Grantee::User(user), Scope::Project(project));
@@ -127,9 +140,35 @@ fn samples() -> Vec<Event> {
             name: "Ada".to_owned(),
         },
         UserEvent::Deactivated,
-        UserEvent::SessionOpened { session, surface: Surface::Cli, expires_at: at(3_600) },
+        UserEvent::session_opened(session, opened(Surface::Cli)),
         UserEvent::PasswordChanged,
+        UserEvent::Invited {
+            invitation: Invitation {
+                user,
+                email: EmailAddress::parse("grace@example.com").unwrap(),
+                roles: vec![
+                    InvitedRole { role: Role::Developer, scope: Scope::Project(project) },
+                    InvitedRole { role: Role::Viewer, scope: Scope::Organization },
+                ],
+                invited_by: user,
+                expires_at: at(3_600),
+            },
+        },
+        UserEvent::InvitationRevoked,
+        UserEvent::InvitationAccepted,
+        UserEvent::ProfileChanged { name: "Ada Lovelace".to_owned() },
+        UserEvent::Reactivated,
+        UserEvent::Reauthenticated { session, authenticated_at: at(60) },
     ];
+    let receipts = [None, Some(2)].map(|sockets| UserEvent::RevocationRecorded {
+        receipt: RevocationReceipt {
+            cause: SessionEnd::LoggedOut,
+            sessions: 3,
+            links: 1,
+            sockets,
+            took: Millis::new(42),
+        },
+    });
     let ends = [
         SessionEnd::LoggedOut,
         SessionEnd::Revoked,
@@ -140,7 +179,7 @@ fn samples() -> Vec<Event> {
         SessionEnd::Displaced,
     ]
     .map(|reason| UserEvent::SessionEnded { session, reason });
-    let surfaces = Surface::ALL.map(|surface| UserEvent::SessionOpened { session, surface, expires_at: at(0) });
+    let surfaces = Surface::ALL.map(|surface| UserEvent::session_opened(session, opened(surface)));
     let projects = [
         ProjectEvent::Created {
             project,
@@ -264,6 +303,7 @@ fn samples() -> Vec<Event> {
         action: "workspace.wake".to_owned(),
         surface: Surface::Gateway,
         resource: Some(workspace.to_string()),
+        address: (actor == Actor::Anonymous).then(|| parsed("2001:db8::7")),
         code: "wake_budget_spent".to_owned(),
         count: 12,
         first_at: at(0),
@@ -287,7 +327,7 @@ fn samples() -> Vec<Event> {
 
     let mut all: Vec<Event> = Vec::new();
     all.extend(organization.into_iter().chain(roles).map(Event::Organization));
-    all.extend(users.into_iter().chain(ends).chain(surfaces).map(Event::User));
+    all.extend(users.into_iter().chain(ends).chain(surfaces).chain(receipts).map(Event::User));
     all.extend(projects.map(Event::Project));
     all.extend(workspaces.map(Event::Workspace));
     all.extend(wakes.into_iter().chain(stages).chain(sleeps).chain(runtimes).map(Event::Runtime));
@@ -481,6 +521,18 @@ fn every_sample_survives_encoding_and_decoding() {
         let commit = commit_of(vec![event]);
         assert_eq!(schema::decode(&schema::encode(&commit).unwrap()).unwrap(), commit);
     }
+}
+
+#[test]
+fn a_session_of_the_first_version_is_never_taken_for_younger_than_it_is() {
+    let data = r#"{"session":"ses_01900000000070008000000000000008","surface":"cli","expires_at":1795003600000}"#;
+    let Event::User(UserEvent::SessionOpened { provider, client, opened_at, authenticated_at, expires_at, .. }) =
+        schema::decode_event("user.session_opened.v1", data).unwrap()
+    else {
+        panic!("it was decoded as something else")
+    };
+    assert_eq!((provider.as_str(), client.as_str(), expires_at), ("local", "cli", at(3_600)));
+    assert_eq!((opened_at, authenticated_at), (at(3_600).minus(Millis::from_hours(720)), opened_at));
 }
 
 #[test]

@@ -14,26 +14,26 @@ use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::AccessMode;
-use http::header::{ACCEPT, HeaderMap, ORIGIN};
-use http::{HeaderValue, Method};
+use http::Method;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
+use crate::fields::Fields;
 use crate::host::WorkspaceHost;
 use crate::path::CheckedPath;
 use crate::standing::{Right, Standing};
 use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
 
 /// What admission looks at.
-pub struct RequestHead<'a> {
+pub struct RequestHead<'a, F> {
     pub host: &'a WorkspaceHost,
     pub method: &'a Method,
     /// Without the query.
     pub path: &'a str,
-    pub headers: &'a HeaderMap,
+    pub fields: &'a F,
     /// A websocket handshake, over HTTP/1 or HTTP/2.
     pub websocket: bool,
 }
@@ -144,17 +144,17 @@ impl ForwardPermit {
 }
 
 /// Decides over one request. The order matters: nothing about a workspace shows before a session is proven.
-pub fn admit(
+pub fn admit<F: Fields>(
     view: &GatewayView,
     rules: Rules,
-    head: &RequestHead<'_>,
+    head: &RequestHead<'_, F>,
     now: UnixMillis,
 ) -> Result<ForwardPermit, Refused> {
     let freshness = view.freshness();
     if freshness.last_heard.elapsed() > rules.staleness_max {
         return Err(Denial::AuthorizationStale.into());
     }
-    let cookie = cookie::session(head.headers, rules.scheme)?;
+    let cookie = cookie::session(head.fields, rules.scheme)?;
     // All lookups happen for everybody: an unknown host takes as long as a known one.
     let session = cookie.and_then(|cookie| view.session(&cookie)).or_else(|| view.session(&ABSENT));
     let link = session.and_then(|session| view.link(session.link));
@@ -191,7 +191,7 @@ fn decide<'w>(
     workspace: &'w WorkspaceRoutes,
     link: &LinkView,
     session: &SessionView,
-    head: &RequestHead<'_>,
+    head: &RequestHead<'_, impl Fields>,
     now: UnixMillis,
 ) -> Result<(&'w ServiceName, RouteFamily, RouteFamilies), Denial> {
     if workspace.archived {
@@ -282,10 +282,10 @@ pub(crate) fn record_permit(link: &LinkView, position: Position, now: UnixMillis
 }
 
 /// Whether the request comes from the workspace's own pages, or is a person who follows a link.
-fn check_site(head: &RequestHead<'_>) -> Result<(), Denial> {
-    let site = head.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    let mut origins = head.headers.get_all(ORIGIN).iter();
-    let origin = origins.next().map(HeaderValue::as_bytes);
+fn check_site(head: &RequestHead<'_, impl Fields>) -> Result<(), Denial> {
+    let site = head.fields.first("sec-fetch-site");
+    let mut origins = head.fields.values("origin");
+    let origin = origins.next();
     if origins.next().is_some() {
         return Err(Denial::ForeignOrigin);
     }
@@ -304,30 +304,28 @@ fn check_site(head: &RequestHead<'_>) -> Result<(), Denial> {
         // An older browser: a safe request with a foreign Origin is somebody else's script.
         None if origin.is_none() || own => Ok(()),
         None => Err(Denial::ForeignOrigin),
-        Some(_) if is_top_level_navigation(head.method, head.headers) => Ok(()),
+        Some(_) if is_top_level_navigation(head.method, head.fields) => Ok(()),
         Some(_) => Err(Denial::ForeignSite),
     }
 }
 
-pub(crate) fn is_top_level_navigation(method: &Method, headers: &HeaderMap) -> bool {
-    let is = |name: &str, value: &[u8]| headers.get(name).is_some_and(|found| found.as_bytes() == value);
+pub(crate) fn is_top_level_navigation(method: &Method, fields: &impl Fields) -> bool {
+    let is = |name: &'static str, value: &[u8]| fields.first(name) == Some(value);
     matches!(*method, Method::GET | Method::HEAD)
         && is("sec-fetch-mode", b"navigate")
         && is("sec-fetch-dest", b"document")
 }
 
 /// Whether a person looks at the answer: pages for them, typed JSON for everything else.
-pub(crate) fn wants_page(method: &Method, headers: &HeaderMap, websocket: bool) -> bool {
+pub(crate) fn wants_page(method: &Method, fields: &impl Fields, websocket: bool) -> bool {
     if websocket {
         return false;
     }
-    match headers.get("sec-fetch-mode") {
-        Some(mode) => mode.as_bytes() == b"navigate",
+    match fields.first("sec-fetch-mode") {
+        Some(mode) => mode == b"navigate",
         None => {
             matches!(*method, Method::GET | Method::HEAD)
-                && headers
-                    .get(ACCEPT)
-                    .is_some_and(|accept| accept.as_bytes().windows(9).any(|part| part == b"text/html"))
+                && fields.first("accept").is_some_and(|accept| memchr::memmem::find(accept, b"text/html").is_some())
         }
     }
 }

@@ -1,27 +1,23 @@
-//! Bodies in both directions: streamed, never collected, and ended when the right to them ends.
+//! The body of an answer: streamed, never collected, and ended when the right to it ends.
 //!
 //! Timers and the watch on revocation are armed only where a body has to wait, so that a small answer costs neither.
+//! Not here: the body of a request (`upload`), which ends by the same `Ending`.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::activity::OpenStream;
 use crate::connection::{InFlight, http2_stream};
 use crate::metric;
 use crate::standing::Right;
-use crate::upstream::Lease;
+use crate::upstream::{Exchange, Failed};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
@@ -33,6 +29,12 @@ pub(crate) enum BodyError {
     TooLarge,
     #[error("the request body took too long")]
     TooSlow,
+    #[error("the request body is not as long as was announced")]
+    OtherLength,
+    #[error("the app ended its answer too early")]
+    AppGone,
+    #[error("the app's answer is not valid")]
+    AppInvalid,
     #[error(transparent)]
     Http(#[from] hyper::Error),
 }
@@ -58,7 +60,7 @@ impl Ending {
     }
 
     /// Asked for each piece that is there at once.
-    fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.frames = self.frames.wrapping_add(1);
         if let Some(armed) = &mut self.armed {
             armed.moved = true;
@@ -68,7 +70,7 @@ impl Ending {
     }
 
     /// Asked where there is nothing to read.
-    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let next = |now: Instant, idle: Duration, deadline: Instant| (now + idle).min(deadline);
         let deadline = self.right.deadline;
         let armed = self.armed.get_or_insert_with(|| {
@@ -116,12 +118,9 @@ enum Kind {
 }
 
 struct AppBody {
-    incoming: Incoming,
+    /// `None` once its connection was given back.
+    exchange: Option<Exchange>,
     ending: Ending,
-    lease: Option<Lease>,
-    /// A connection whose request body is still under way cannot carry another request.
-    upload: Option<Arc<UploadOutcome>>,
-    finished: bool,
     _open: OpenStream,
 }
 
@@ -138,16 +137,9 @@ impl ResponseBody {
         Self::of(Kind::Events(Box::pin(events)))
     }
 
-    /// Streams what the app answers; the lease goes back to the pool when the answer was read to its end.
-    pub(crate) fn app(
-        incoming: Incoming,
-        lease: Lease,
-        upload: Option<Arc<UploadOutcome>>,
-        ending: Ending,
-        open: OpenStream,
-    ) -> Self {
-        let finished = incoming.is_end_stream();
-        Self::of(Kind::App(AppBody { incoming, ending, lease: Some(lease), upload, finished, _open: open }))
+    /// Streams what the app answers; its connection goes back to the pool when the answer was read to its end.
+    pub(crate) fn app(exchange: Exchange, ending: Ending, open: OpenStream) -> Self {
+        Self::of(Kind::App(AppBody { exchange: Some(exchange), ending, _open: open }))
     }
 
     fn of(kind: Kind) -> Self {
@@ -193,7 +185,7 @@ impl Body for ResponseBody {
             Kind::Empty => true,
             Kind::Page(content) => content.is_none(),
             Kind::Events(_) => false,
-            Kind::App(body) => body.finished || body.incoming.is_end_stream(),
+            Kind::App(body) => body.is_finished(),
         }
     }
 
@@ -202,221 +194,54 @@ impl Body for ResponseBody {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Page(content) => SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64)),
             Kind::Events(_) => SizeHint::default(),
-            Kind::App(body) => body.incoming.size_hint(),
+            Kind::App(body) => match body.exchange.as_ref().map(Exchange::remaining) {
+                None => SizeHint::with_exact(0),
+                Some(remaining) => remaining.map(SizeHint::with_exact).unwrap_or_default(),
+            },
         }
     }
 }
 
 impl AppBody {
+    fn is_finished(&self) -> bool {
+        self.exchange.as_ref().is_none_or(Exchange::is_done)
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        loop {
-            return match Pin::new(&mut self.incoming).poll_frame(cx) {
-                // Trailers end at this hop.
-                Poll::Ready(Some(Ok(frame))) if !frame.is_data() => continue,
-                Poll::Ready(Some(Ok(frame))) => {
-                    if self.ending.has_ended() {
-                        metric::ended("body", "access_ended");
-                        return Poll::Ready(Some(Err(BodyError::Ended)));
-                    }
-                    Poll::Ready(Some(Ok(frame)))
+        let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
+        match exchange.poll_piece(cx) {
+            Poll::Ready(Ok(Some(piece))) => {
+                if self.ending.has_ended() {
+                    metric::ended("body", "access_ended");
+                    return Poll::Ready(Some(Err(BodyError::Ended)));
                 }
-                Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-                Poll::Ready(None) => {
-                    self.finished = true;
-                    self.give_back();
-                    Poll::Ready(None)
-                }
-                Poll::Pending => self.ending.poll_ended(cx).map(|error| Some(Err(error))),
-            };
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Poll::Ready(Ok(None)) => {
+                self.give_back();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Err(failed)) => Poll::Ready(Some(Err(match failed {
+                Failed::Gone { .. } => BodyError::AppGone,
+                Failed::Malformed => BodyError::AppInvalid,
+                Failed::Upload(error) => error,
+            }))),
+            Poll::Pending => self.ending.poll_ended(cx).map(|error| Some(Err(error))),
         }
     }
-}
 
-impl AppBody {
     fn give_back(&mut self) {
-        let whole = self.upload.as_deref().is_none_or(UploadOutcome::finished);
-        if let Some(lease) = self.lease.take()
-            && whole
-        {
-            lease.give_back();
+        if let Some(exchange) = self.exchange.take() {
+            exchange.give_back();
         }
     }
 }
 
 impl Drop for AppBody {
     fn drop(&mut self) {
-        // hyper does not ask again after the last byte of a known length, so the end is seen here.
-        if self.finished || self.incoming.is_end_stream() {
+        // Nobody asks again after the last byte of a known length, so the end is seen here.
+        if self.is_finished() {
             self.give_back();
-        }
-    }
-}
-
-/// The beginning of a body that came while its request was held.
-#[derive(Default)]
-pub(crate) struct Early {
-    pieces: VecDeque<Bytes>,
-    bytes: usize,
-}
-
-/// Bytes read of a body whose request is held: enough to see a client leave that sends a form or waits for its turn.
-pub(crate) const EARLY_BYTES_MAX: usize = 64 * 1024;
-
-impl Early {
-    /// Reads on within the bound. Comes back when the client has left; nobody would see it if nobody read.
-    pub(crate) async fn read(&mut self, body: &mut Incoming) {
-        while self.bytes < EARLY_BYTES_MAX && !body.is_end_stream() {
-            match body.frame().await {
-                Some(Ok(frame)) => {
-                    if let Ok(piece) = frame.into_data() {
-                        self.bytes += piece.len();
-                        self.pieces.push_back(piece);
-                    }
-                }
-                Some(Err(_)) => return,
-                None => break,
-            }
-        }
-        std::future::pending().await
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
-    fn next(&mut self) -> Option<Bytes> {
-        let piece = self.pieces.pop_front()?;
-        self.bytes -= piece.len();
-        Some(piece)
-    }
-}
-
-/// The body of a request on its way to the app.
-pub(crate) enum RequestBody {
-    Empty,
-    Upload(Box<Upload>),
-}
-
-pub(crate) struct Upload {
-    early: Early,
-    incoming: Incoming,
-    remaining_bytes: u64,
-    ending: Ending,
-    outcome: Arc<UploadOutcome>,
-}
-
-/// How an upload went, for the one who waits for the answer.
-#[derive(Debug, Default)]
-pub(crate) struct UploadOutcome {
-    finished: AtomicBool,
-    too_large: AtomicBool,
-    too_slow: AtomicBool,
-}
-
-impl UploadOutcome {
-    pub(crate) fn finished(&self) -> bool {
-        self.finished.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn too_large(&self) -> bool {
-        self.too_large.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn too_slow(&self) -> bool {
-        self.too_slow.load(Ordering::Acquire)
-    }
-}
-
-impl RequestBody {
-    /// `ending`'s deadline bounds the whole upload.
-    pub(crate) fn upload(
-        early: Early,
-        incoming: Incoming,
-        bytes_max: u64,
-        ending: Ending,
-    ) -> (Self, Arc<UploadOutcome>) {
-        let outcome = Arc::new(UploadOutcome::default());
-        let upload = Upload { early, incoming, remaining_bytes: bytes_max, ending, outcome: Arc::clone(&outcome) };
-        (Self::Upload(Box::new(upload)), outcome)
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Upload(upload) => upload.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Upload(upload) => upload.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Upload(upload) => {
-                let (early, rest) = (upload.early.bytes as u64, upload.incoming.size_hint());
-                let mut whole = SizeHint::new();
-                whole.set_lower(rest.lower() + early);
-                if let Some(upper) = rest.upper() {
-                    whole.set_upper(upper + early);
-                }
-                whole
-            }
-        }
-    }
-}
-
-impl Upload {
-    fn is_end_stream(&self) -> bool {
-        self.early.is_empty() && self.incoming.is_end_stream()
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.early.next() {
-            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
-            None => Pin::new(&mut self.incoming).poll_frame(cx),
-        }
-    }
-
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        loop {
-            return match self.poll_next(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let Some(data) = frame.data_ref() else { continue };
-                    let length = data.len() as u64;
-                    if length > self.remaining_bytes {
-                        self.outcome.too_large.store(true, Ordering::Release);
-                        return Poll::Ready(Some(Err(BodyError::TooLarge)));
-                    }
-                    self.remaining_bytes -= length;
-                    if self.ending.has_ended() {
-                        return Poll::Ready(Some(Err(BodyError::Ended)));
-                    }
-                    if self.is_end_stream() {
-                        self.outcome.finished.store(true, Ordering::Release);
-                    }
-                    Poll::Ready(Some(Ok(frame)))
-                }
-                Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-                Poll::Ready(None) => {
-                    self.outcome.finished.store(true, Ordering::Release);
-                    Poll::Ready(None)
-                }
-                Poll::Pending => self.ending.poll_ended(cx).map(|ended| {
-                    let BodyError::AppIdle = ended else { return Some(Err(ended)) };
-                    self.outcome.too_slow.store(true, Ordering::Release);
-                    Some(Err(BodyError::TooSlow))
-                }),
-            };
         }
     }
 }

@@ -54,6 +54,9 @@ pub struct Config {
     /// `None` under `https` means that a TLS terminator stands in front. The gateway believes nobody's forwarding
     /// headers, so apps then see the terminator's address as the client's.
     pub tls: Option<TlsFiles>,
+    /// Whether plain HTTP/1.1 requests are answered where they lie. Without it hyper serves them all, by the same rules
+    /// and for more processor time.
+    pub http1_lane: bool,
     pub limits: Limits,
     pub timeouts: Timeouts,
 }
@@ -122,6 +125,7 @@ impl Config {
             listen,
             reuse_port: false,
             tls: None,
+            http1_lane: true,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
         }

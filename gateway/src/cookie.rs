@@ -3,11 +3,11 @@
 //! The app never sees a cookie of ours and can never set one. Its own cookies pass byte for byte.
 
 use envforge_domain::secret::{Secret, TokenDigest};
-use http::header::{COOKIE, HeaderMap, HeaderValue, SET_COOKIE};
+use http::HeaderValue;
 
 use crate::config::Scheme;
 use crate::denial::Denial;
-use crate::metric;
+use crate::fields::Fields;
 
 /// Names that begin so belong to the gateway, in any case: browsers treat the `__Host-` prefix so.
 const RESERVED: [&str; 4] = ["__host-envforge", "__secure-envforge", "envforge_", "__http-envforge"];
@@ -23,9 +23,11 @@ pub(crate) const fn session_name(scheme: Scheme) -> &'static str {
 }
 
 fn is_reserved(name: &[u8]) -> bool {
-    RESERVED
-        .iter()
-        .any(|prefix| name.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes())))
+    // Asked for each cookie: the first byte decides for most.
+    matches!(name.first(), Some(b'_' | b'e' | b'E'))
+        && RESERVED
+            .iter()
+            .any(|prefix| name.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes())))
 }
 
 fn trim(mut bytes: &[u8]) -> &[u8] {
@@ -35,20 +37,38 @@ fn trim(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
+/// The pieces of a Cookie line between its semicolons.
+struct Pieces<'a>(Option<&'a [u8]>);
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let line = self.0?;
+        match memchr::memchr(b';', line) {
+            Some(at) => {
+                self.0 = Some(&line[at + 1..]);
+                Some(&line[..at])
+            }
+            None => self.0.take(),
+        }
+    }
+}
+
 /// The pairs of all Cookie lines; HTTP/2 sends one line a cookie.
-fn pairs(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    headers.get_all(COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';')).map(trim)
+fn pairs(fields: &impl Fields) -> impl Iterator<Item = &[u8]> {
+    fields.values("cookie").flat_map(|line| Pieces(Some(line))).map(trim)
 }
 
 fn name_of(pair: &[u8]) -> &[u8] {
-    trim(pair.split(|byte| *byte == b'=').next().unwrap_or_default())
+    trim(&pair[..memchr::memchr(b'=', pair).unwrap_or(pair.len())])
 }
 
 /// Digest of the one session cookie. Two of the name mean that somebody planted one: neither is believed.
-pub(crate) fn session(headers: &HeaderMap, scheme: Scheme) -> Result<Option<TokenDigest>, Denial> {
+pub(crate) fn session(fields: &impl Fields, scheme: Scheme) -> Result<Option<TokenDigest>, Denial> {
     let wanted = session_name(scheme).as_bytes();
     let mut found = None;
-    for pair in pairs(headers) {
+    for pair in pairs(fields) {
         let Some(value) = pair.strip_prefix(wanted).and_then(|rest| rest.strip_prefix(b"=")) else { continue };
         if found.replace(value).is_some() {
             return Err(Denial::DuplicateSession);
@@ -57,58 +77,47 @@ pub(crate) fn session(headers: &HeaderMap, scheme: Scheme) -> Result<Option<Toke
     Ok(found.filter(|value| value.len() == TOKEN_LENGTH).map(TokenDigest::of))
 }
 
-/// Takes our cookies out and joins what is left into one line, as HTTP/1 wants it.
-pub(crate) fn strip_ours(headers: &mut HeaderMap) {
-    let mut lines = headers.get_all(COOKIE).into_iter();
-    let (first, more) = (lines.next(), lines.next().is_some());
-    let Some(first) = first else { return };
-    if !more && !pairs(headers).any(|pair| is_reserved(name_of(pair))) {
-        return;
-    }
-    let mut kept = Vec::with_capacity(first.len());
-    for line in headers.get_all(COOKIE) {
-        for piece in line.as_bytes().split(|byte| *byte == b';') {
-            if is_reserved(name_of(trim(piece))) || trim(piece).is_empty() {
+/// Writes the Cookie line without ours, all lines joined into one as HTTP/1 wants it; none where nothing is left.
+pub(crate) fn to_app(fields: &impl Fields, out: &mut Vec<u8>) {
+    let begin = out.len();
+    out.extend_from_slice(b"cookie: ");
+    let empty = out.len();
+    let (mut lines, mut found_ours) = (0, false);
+    for line in fields.values("cookie") {
+        lines += 1;
+        for (index, piece) in Pieces(Some(line)).enumerate() {
+            let pair = trim(piece);
+            let ours = is_reserved(name_of(pair));
+            found_ours |= ours;
+            if ours || pair.is_empty() {
                 continue;
             }
-            if kept.is_empty() {
-                kept.extend_from_slice(trim(piece));
-            } else {
-                // Between pieces of one line whatever blank was there stays; between lines RFC 9113 8.2.3 sets `; `.
-                kept.push(b';');
-                if !matches!(piece.first(), Some(b' ' | b'\t')) && line.as_bytes().starts_with(piece) {
-                    kept.push(b' ');
-                }
-                kept.extend_from_slice(piece);
+            if out.len() == empty {
+                out.extend_from_slice(pair);
+                continue;
             }
+            // Between pieces of one line whatever blank was there stays; between lines RFC 9113 8.2.3 sets `; `.
+            out.push(b';');
+            if index == 0 && !matches!(piece.first(), Some(b' ' | b'\t')) {
+                out.push(b' ');
+            }
+            out.extend_from_slice(piece);
         }
     }
-    match HeaderValue::from_bytes(&kept) {
-        Ok(value) if !kept.is_empty() => {
-            headers.insert(COOKIE, value);
-        }
-        Ok(_) | Err(_) => {
-            headers.remove(COOKIE);
-        }
+    if lines == 1 && !found_ours {
+        out.truncate(empty);
+        out.extend_from_slice(fields.first("cookie").unwrap_or_default());
+    }
+    if out.len() == empty {
+        out.truncate(begin);
+    } else {
+        out.extend_from_slice(b"\r\n");
     }
 }
 
-/// Drops what the app must not set: our names, nameless cookies (a browser would read their value as a name), and
-/// any Domain but its own host.
-pub(crate) fn keep_own_set_cookies(headers: &mut HeaderMap, own_host: &str) {
-    let allowed = |value: &HeaderValue| may_be_set(value.as_bytes(), own_host);
-    if headers.get_all(SET_COOKIE).iter().all(allowed) {
-        return;
-    }
-    let kept: Vec<HeaderValue> = headers.get_all(SET_COOKIE).iter().filter(|value| allowed(value)).cloned().collect();
-    metric::dropped("set_cookie");
-    headers.remove(SET_COOKIE);
-    for value in kept {
-        headers.append(SET_COOKIE, value);
-    }
-}
-
-fn may_be_set(line: &[u8], own_host: &str) -> bool {
+/// Whether the app may set this: not our names, no nameless cookie (a browser would read its value as a name), and no
+/// Domain but its own host.
+pub(crate) fn may_be_set(line: &[u8], own_host: &str) -> bool {
     let mut parts = line.split(|byte| *byte == b';');
     let pair = trim(parts.next().unwrap_or_default());
     let name = name_of(pair);
@@ -155,19 +164,15 @@ mod tests {
 
     const TOKEN: &str = "0123456789012345678901234567890123456789abc";
 
-    fn with(lines: &[&str]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(COOKIE, HeaderValue::from_str(line).unwrap());
-        }
-        headers
+    fn with<'a>(lines: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+        lines.iter().map(|line| ("Cookie", *line)).collect()
     }
 
     fn stripped(lines: &[&str]) -> Option<String> {
-        let mut headers = with(lines);
-        strip_ours(&mut headers);
-        assert!(headers.get_all(COOKIE).iter().count() <= 1);
-        headers.get(COOKIE).map(|value| value.to_str().unwrap().to_owned())
+        let mut out = Vec::new();
+        to_app(&with(lines), &mut out);
+        let line = String::from_utf8(out).unwrap();
+        (!line.is_empty()).then(|| line.strip_prefix("cookie: ").unwrap().strip_suffix("\r\n").unwrap().to_owned())
     }
 
     #[test]

@@ -9,20 +9,22 @@ use std::task::Poll;
 use std::time::Duration;
 
 use envforge_domain::time::UnixMillis;
-use http::header::{CONTENT_LENGTH, HOST};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, response};
 use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
-use crate::activity::{Activity, OpenStream};
+use crate::activity::Activity;
 use crate::admission::ForwardPermit;
-use crate::body::{Early, Ending, RequestBody, ResponseBody, UploadOutcome};
+use crate::body::{BodyError, Ending, ResponseBody};
 use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
+use crate::fields::Fields;
 use crate::header::{self, Forwarded};
 use crate::metric::Meters;
 use crate::standing::Standing;
-use crate::upstream::{Lease, Sent, Upstreams};
+use crate::upload::{Early, Upload};
+use crate::upstream::{AnswerHead, Exchange, Failed, Framing, Lease, Outgoing, Upstreams};
 
 /// What forwarding needs, shared by all requests.
 pub(crate) struct Forwarding {
@@ -61,77 +63,96 @@ impl Forwarding {
         mut passage: Passage<'_>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Denial> {
-        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
-        let deadline = passage.deadline();
-        let (mut parts, incoming) = request.into_parts();
+        let (parts, incoming) = request.into_parts();
         let early = std::mem::take(&mut passage.early);
-        let (body, upload) = self.request_body(&parts.headers, early, incoming, &passage, deadline)?;
-        prepare(&mut parts, passage.forwarded);
-        let request = Request::from_parts(parts, body);
-        let takes_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-        let (response, mut lease) = self.exchange(&passage, request, upload.as_deref()).await?;
-        self.meters.forwarded.increment(1);
-        // An app that ignores a GET's body, or answers before it has read an upload, may mistake the rest.
-        if upload.as_ref().is_some_and(|upload| !takes_body || !upload.finished()) {
-            lease.retire();
-        }
-        self.answer(&passage, response, lease, upload, deadline, open)
+        let body = self.upload(&parts.headers, early, incoming, &passage)?;
+        let head = RequestLine { method: &parts.method, target: target_of(&parts.uri) };
+        let bytes = head.with(&parts.headers, passage.forwarded, body.as_ref().map(|(_, framing)| *framing));
+        let outgoing = Outgoing::new(bytes, parts.method == Method::HEAD, body);
+        let own_host = passage.own_host;
+        let take = |head: &AnswerHead<'_>| response_parts(head, own_host);
+        let (parts, body) = self.pass(&passage, &parts.method, outgoing, take).await?;
+        Ok(Response::from_parts(parts, body))
     }
 
-    fn request_body(
+    /// Sends `outgoing`, lets `take` see the head of the answer, and makes its body one that ends with the right to it.
+    pub(crate) async fn pass<R>(
+        &self,
+        passage: &Passage<'_>,
+        method: &Method,
+        outgoing: Outgoing,
+        mut take: impl FnMut(&AnswerHead<'_>) -> R,
+    ) -> Result<(R, ResponseBody), Denial> {
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
+        let take = |head: &AnswerHead<'_>| (head.status, take(head));
+        let ((status, taken), mut exchange) = self.exchange(passage, method, outgoing, take).await?;
+        self.meters.forwarded.increment(1);
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for another protocol.
+            return Err(Denial::UpstreamInvalid);
+        }
+        self.meters.answered(status);
+        // An app that ignores a GET's body, or answers before it has read an upload, may mistake the rest.
+        let takes_body = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+        if exchange.has_body() && !(takes_body && exchange.is_taken()) {
+            exchange.retire();
+        }
+        let right = passage.permit.right(&self.standing, passage.deadline());
+        let ending = Ending::new(right, self.timeouts.response_body_idle);
+        Ok((taken, ResponseBody::app(exchange, ending, open)))
+    }
+
+    fn upload(
         &self,
         headers: &HeaderMap,
         early: Early,
         incoming: Incoming,
         passage: &Passage<'_>,
-        deadline: Instant,
-    ) -> Result<(RequestBody, Option<Arc<UploadOutcome>>), Denial> {
+    ) -> Result<Option<(Upload, Framing)>, Denial> {
         if incoming.is_end_stream() && early.is_empty() {
-            return Ok((RequestBody::Empty, None));
+            return Ok(None);
         }
-        if announced_length(headers).is_some_and(|length| length > self.limits.request_body_bytes_max) {
+        let announced = announced_length(headers);
+        if announced.is_some_and(|length| length > self.limits.request_body_bytes_max) {
             return Err(Denial::BodyTooLarge);
         }
         let total = Instant::now() + self.timeouts.request_body_total;
-        let right = passage.permit.right(&self.standing, deadline.min(total));
+        let right = passage.permit.right(&self.standing, passage.deadline().min(total));
         // Over HTTP/1 the connection itself sees that nothing comes; over HTTP/2 other streams may go on.
         let idle = if passage.http2 { self.timeouts.io.body } else { self.timeouts.request_body_total };
-        let ending = Ending::new(right, idle);
-        let (body, outcome) = RequestBody::upload(early, incoming, self.limits.request_body_bytes_max, ending);
-        Ok((body, Some(outcome)))
+        let upload = Upload::new(early, incoming, self.limits.request_body_bytes_max, Ending::new(right, idle));
+        Ok(Some((upload, announced.map_or(Framing::Chunked, Framing::Length))))
     }
 
     /// Sends, and sends once more where the first connection turned out to be closed and nothing can happen twice.
-    async fn exchange(
+    async fn exchange<R>(
         &self,
         passage: &Passage<'_>,
-        request: Request<RequestBody>,
-        upload: Option<&UploadOutcome>,
-    ) -> Result<(Response<Incoming>, Lease), Denial> {
+        method: &Method,
+        outgoing: Outgoing,
+        mut take: impl FnMut(&AnswerHead<'_>) -> R,
+    ) -> Result<(R, Exchange), Denial> {
         let link = passage.permit.link().link;
-        let mut lease = match self.upstreams.ready(link, passage.endpoint)? {
+        let lease = match self.upstreams.ready(link, passage.endpoint)? {
             Some(lease) => lease,
             None => self.waited(passage, self.upstreams.lease(link, passage.endpoint)).await?,
         };
-        let repeatable = upload.is_none()
-            && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
-        let copy = (repeatable && lease.may_be_stale()).then(|| copy_without_body(&request));
-        let again = match self.send(passage, &mut lease, request, upload).await? {
-            Sent::Answer(response) => return Ok((response, lease)),
-            Sent::NotTaken(request) if lease.is_reused() => *request,
-            Sent::Failed(error) if lease.is_reused() && closed_without_answer(&error) && copy.is_some() => {
-                copy.ok_or(Denial::UpstreamUnreachable)?
-            }
-            Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
-            Sent::Failed(error) => return Err(failure(&error, upload)),
+        let mut exchange = Exchange::new(lease, outgoing);
+        let failed = match self.send(passage, &mut exchange, &mut take).await? {
+            Ok(taken) => return Ok((taken, exchange)),
+            Err(failed) => failed,
         };
-        drop(lease);
+        let repeatable = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
+        let outgoing = match failed {
+            Failed::Gone { untouched: true } => exchange.again(repeatable).ok_or(Denial::UpstreamUnreachable)?,
+            failed => return Err(failure(failed)),
+        };
         self.meters.retried.increment(1);
-        let mut lease = self.waited(passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
-        match self.send(passage, &mut lease, again, upload).await? {
-            Sent::Answer(response) => Ok((response, lease)),
-            Sent::NotTaken(_) => Err(Denial::UpstreamUnreachable),
-            Sent::Failed(error) => Err(failure(&error, upload)),
+        let lease = self.waited(passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
+        let mut exchange = Exchange::new(lease, outgoing);
+        match self.send(passage, &mut exchange, &mut take).await? {
+            Ok(taken) => Ok((taken, exchange)),
+            Err(failed) => Err(failure(failed)),
         }
     }
 
@@ -153,62 +174,45 @@ impl Forwarding {
         Ok(lease)
     }
 
-    async fn send(
+    async fn send<R>(
         &self,
         passage: &Passage<'_>,
-        lease: &mut Lease,
-        request: Request<RequestBody>,
-        upload: Option<&UploadOutcome>,
-    ) -> Result<Sent, Denial> {
-        let head_limit = self.timeouts.response_head;
-        let (sending, patience) = lease.send(request);
-        let mut sending = std::pin::pin!(sending);
+        exchange: &mut Exchange,
+        take: &mut impl FnMut(&AnswerHead<'_>) -> R,
+    ) -> Result<Result<R, Failed>, Denial> {
         // Most answers come within this; only the others pay for being watched. What is revoked meanwhile ends at the
         // first piece of its body.
-        let quick = poll_fn(|cx| match sending.as_mut().poll(cx) {
+        let quick = poll_fn(|cx| match exchange.poll_head(cx, take) {
             Poll::Ready(sent) => Poll::Ready(Some(sent)),
-            Poll::Pending => patience.poll(cx, passage.begun + QUICK).map(|()| None),
+            Poll::Pending => exchange.patience().poll(cx, passage.begun + QUICK).map(|()| None),
         });
-        if let Some(sent) = quick.await {
-            return Ok(sent);
+        match quick.await {
+            Some(sent) => Ok(sent),
+            None => Box::pin(self.watched(passage, exchange, take)).await,
         }
-        let mut ended = Box::pin(self.standing.ended(&passage.permit));
+    }
+
+    /// Waits on for an answer that takes its time, for as long as it may be waited for.
+    pub(crate) async fn watched<R>(
+        &self,
+        passage: &Passage<'_>,
+        exchange: &mut Exchange,
+        take: &mut impl FnMut(&AnswerHead<'_>) -> R,
+    ) -> Result<Result<R, Failed>, Denial> {
+        let mut ended = std::pin::pin!(self.standing.ended(&passage.permit));
         loop {
             tokio::select! {
                 biased;
                 denial = ended.as_mut() => return Err(denial),
-                sent = sending.as_mut() => return Ok(sent),
-                () = tokio::time::sleep(head_limit) => {
+                sent = poll_fn(|cx| exchange.poll_head(cx, take)) => return Ok(sent),
+                () = tokio::time::sleep(self.timeouts.response_head) => {
                     // The clock for an answer starts when the app has the whole request.
-                    if upload.is_none_or(UploadOutcome::finished) {
+                    if exchange.is_taken() {
                         return Err(Denial::UpstreamTimeout);
                     }
                 }
             }
         }
-    }
-
-    fn answer(
-        &self,
-        passage: &Passage<'_>,
-        response: Response<Incoming>,
-        lease: Lease,
-        upload: Option<Arc<UploadOutcome>>,
-        deadline: Instant,
-        open: OpenStream,
-    ) -> Result<Response<ResponseBody>, Denial> {
-        let (mut parts, incoming) = response.into_parts();
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            // Nobody asked for another protocol.
-            return Err(Denial::UpstreamInvalid);
-        }
-        self.meters.answered(parts.status);
-        header::to_client(&mut parts.headers, passage.own_host);
-        parts.extensions.clear();
-        parts.version = Version::HTTP_11;
-        let ending = Ending::new(passage.permit.right(&self.standing, deadline), self.timeouts.response_body_idle);
-        let body = ResponseBody::app(incoming, lease, upload, ending, open);
-        Ok(Response::from_parts(parts, body))
     }
 }
 
@@ -216,56 +220,73 @@ pub(crate) fn announced_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
-/// Makes the head an HTTP/1.1 request in origin form with the headers that the app may see.
-pub(crate) fn prepare(parts: &mut http::request::Parts, forwarded: &Forwarded) {
-    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
-        if !parts.headers.contains_key(HOST)
-            && let Some(authority) = parts.uri.authority()
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            parts.headers.insert(HOST, host);
+/// The target in origin form, whatever form the request had it in.
+pub(crate) fn target_of(uri: &http::Uri) -> &str {
+    uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
+}
+
+/// The first line of a request to an app.
+pub(crate) struct RequestLine<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) target: &'a str,
+}
+
+impl RequestLine<'_> {
+    /// The whole head with the headers that the app may see.
+    pub(crate) fn with(&self, fields: &impl Fields, forwarded: &Forwarded, framing: Option<Framing>) -> Vec<u8> {
+        let mut out = self.begin();
+        header::to_app(fields, forwarded, &[], &mut out);
+        match framing {
+            Some(Framing::Length(length)) => header::push_length(&mut out, length),
+            Some(Framing::Chunked) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            // RFC 9110 8.6: where a method gives a body a meaning, its absence is said.
+            None if matches!(*self.method, Method::POST | Method::PUT | Method::PATCH) => {
+                header::push_length(&mut out, 0);
+            }
+            None => {}
         }
-        let target = std::mem::take(&mut parts.uri).into_parts().path_and_query;
-        parts.uri = target.map(Uri::from).unwrap_or_else(|| Uri::from_static("/"));
+        out.extend_from_slice(b"\r\n");
+        out
     }
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
-    header::to_app(&mut parts.headers, forwarded);
-}
 
-fn copy_without_body(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
-}
-
-fn closed_without_answer(error: &hyper::Error) -> bool {
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
-}
-
-fn is_reset(error: &hyper::Error) -> bool {
-    use std::error::Error;
-    use std::io::ErrorKind;
-    error.source().and_then(|source| source.downcast_ref::<std::io::Error>()).is_some_and(|error| {
-        matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
-    })
-}
-
-pub(crate) fn failure(error: &hyper::Error, upload: Option<&UploadOutcome>) -> Denial {
-    tracing::debug!(%error, "the app did not answer");
-    if upload.is_some_and(UploadOutcome::too_large) {
-        Denial::BodyTooLarge
-    } else if upload.is_some_and(UploadOutcome::too_slow) {
-        Denial::BodyTooSlow
-    } else if error.is_parse() {
-        Denial::UpstreamInvalid
-    } else {
-        Denial::UpstreamUnreachable
+    /// The first line alone, with room for the rest.
+    pub(crate) fn begin(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEAD_BYTES);
+        for part in [self.method.as_str(), " ", self.target, " HTTP/1.1\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out
     }
 }
 
+/// The head of an answer as hyper sends it to the client.
+pub(crate) fn response_parts(head: &AnswerHead<'_>, own_host: &str) -> response::Parts {
+    let mut response = Response::new(());
+    *response.status_mut() = head.status;
+    let headers = response.headers_mut();
+    header::to_client(head.fields, head.nominates, own_host, |name, value| {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    });
+    if let Some(length) = head.shown_length() {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response.into_parts().0
+}
+
+pub(crate) fn failure(failed: Failed) -> Denial {
+    tracing::debug!(?failed, "the app did not answer");
+    match failed {
+        Failed::Upload(BodyError::TooLarge) => Denial::BodyTooLarge,
+        Failed::Upload(BodyError::TooSlow) => Denial::BodyTooSlow,
+        Failed::Malformed => Denial::UpstreamInvalid,
+        Failed::Gone { .. } | Failed::Upload(_) => Denial::UpstreamUnreachable,
+    }
+}
+
+/// Most heads fit.
+const HEAD_BYTES: usize = 1024;
 /// An answer that takes longer is watched for the end of its right.
 const QUICK: Duration = Duration::from_millis(50);
 /// Longest time that anything waits for a client to take a last word.

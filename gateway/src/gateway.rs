@@ -174,7 +174,7 @@ async fn run(
         last_report.clone(),
     ));
     let make_service = move |client| Connection::new(Arc::clone(&shared), client);
-    serve(listener, certificates, &config.limits, &config.timeouts, make_service, stop).await;
+    serve(listener, certificates, &config, make_service, stop).await;
     sockets.tasks.close();
     sockets.stop.cancel();
     sockets.tasks.wait().await;

@@ -20,18 +20,21 @@ pub struct WorkspaceHost {
     pub label: HostLabel,
     /// `https://web--signed-links--acme.dev.envforge.ai`, as browsers write it in `Origin`.
     pub origin: Box<str>,
+    /// Where in `origin` the host name stands, without scheme and port.
+    name: std::ops::Range<usize>,
 }
 
 impl WorkspaceHost {
     pub(crate) fn new(config: &Config, label: HostLabel) -> Self {
-        let origin = format!("{}://{label}.{}{}", config.scheme.as_str(), config.domain, config.port_suffix());
-        Self { label, origin: origin.into() }
+        let scheme = config.scheme.as_str();
+        let origin = format!("{scheme}://{label}.{}{}", config.domain, config.port_suffix());
+        let name = scheme.len() + "://".len()..origin.len() - config.port_suffix().len();
+        Self { label, origin: origin.into(), name }
     }
 
     /// The host name without scheme and port.
     pub(crate) fn name(&self) -> &str {
-        let name = self.origin.split_once("://").map_or(&*self.origin, |(_, host)| host);
-        name.split_once(':').map_or(name, |(name, _)| name)
+        &self.origin[self.name.clone()]
     }
 }
 

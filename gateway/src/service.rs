@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use envforge_domain::time::{SharedClock, UnixMillis};
 use futures_util::stream;
-use http::header::{CONNECTION, HOST};
+use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::{Body, Incoming};
 use parking_lot::Mutex;
@@ -15,11 +15,12 @@ use tokio::sync::watch;
 
 use crate::admission::{self, ForwardPermit, Refused, RequestHead, Rules, wants_page};
 use crate::blocked::BlockedCounters;
-use crate::body::{EARLY_BYTES_MAX, Early, ResponseBody};
+use crate::body::ResponseBody;
 use crate::config::Config;
-use crate::connection::{Client, HTTP2_STREAM_WINDOW_BYTES, REFUSED_METHOD, Serve};
+use crate::connection::{Answer, AnswerFacts, Client, HTTP2_STREAM_WINDOW_BYTES, REFUSED_METHOD, Serve, WireRequest};
 use crate::denial::{Denial, ProtocolFault};
-use crate::forward::{Forwarding, Passage, announced_length};
+use crate::fields::Fields;
+use crate::forward::{Forwarding, Passage, RequestLine, announced_length};
 use crate::header::Forwarded;
 use crate::host::{Host, WorkspaceHost, split};
 use crate::metric;
@@ -27,6 +28,8 @@ use crate::pages::{self, Audience, WakeNews};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
 use crate::standing::Standing;
+use crate::upload::{EARLY_BYTES_MAX, Early};
+use crate::upstream::{AnswerHead, Outgoing};
 use crate::wake::{self, PagePlace, Waker};
 use crate::websocket::{self, Handshake, Sockets};
 use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
@@ -82,11 +85,7 @@ impl Connection {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Told> {
         let handshake = websocket::handshake(&request);
         let is_socket = !matches!(handshake, Ok(None));
-        let audience = if wants_page(request.method(), request.headers(), is_socket) {
-            Audience::Person
-        } else {
-            Audience::Program
-        };
+        let audience = audience(request.method(), request.headers(), is_socket);
         let told = |denial| Told { denial, audience };
         if !self.client.http2 && request.method().as_str() == REFUSED_METHOD {
             let fault = request.uri().path().strip_prefix('/').and_then(ProtocolFault::from_code);
@@ -108,7 +107,11 @@ impl Connection {
     }
 
     fn host_of<B>(&self, request: &Request<B>) -> Result<Arc<KnownHost>, Denial> {
-        let raw = request_check::check(request)?;
+        self.known(request_check::check(request)?)
+    }
+
+    /// What a host means that was sent as `raw`.
+    fn known(&self, raw: &[u8]) -> Result<Arc<KnownHost>, Denial> {
         if let Some(known) = &*self.last_host.lock()
             && *known.raw == *raw
         {
@@ -122,11 +125,8 @@ impl Connection {
             // A browser that reuses a connection for another name of one certificate opens a new one on 421.
             return Err(Denial::Misdirected);
         }
-        let sent = match request.headers().get(HOST) {
-            Some(host) => host.clone(),
-            None => HeaderValue::from_bytes(raw).map_err(|_| ProtocolFault::InvalidHost)?,
-        };
-        let forwarded = Forwarded::new(self.client.address, &sent, config.scheme.as_str());
+        let sent = std::str::from_utf8(raw).map_err(|_| ProtocolFault::InvalidHost)?;
+        let forwarded = Forwarded::new(self.client.address, sent, config.scheme.as_str());
         let known = Arc::new(KnownHost { raw: raw.into(), host, forwarded });
         *self.last_host.lock() = Some(Arc::clone(&known));
         Ok(known)
@@ -163,14 +163,14 @@ impl Connection {
         let shared = &*self.shared;
         let now = shared.clock.now();
         let path = request.uri().path();
-        if path.starts_with(RESERVED) || path == &RESERVED[..RESERVED.len() - 1] {
+        if is_reserved(path) {
             return self.reserved(request, host, now).await;
         }
         let head = RequestHead {
             host,
             method: request.method(),
             path,
-            headers: request.headers(),
+            fields: request.headers(),
             websocket: handshake.is_some(),
         };
         let permit = self.admit(&head, now)?;
@@ -196,10 +196,13 @@ impl Connection {
         }
     }
 
-    fn admit(&self, head: &RequestHead<'_>, now: UnixMillis) -> Result<ForwardPermit, Denial> {
+    fn admit(&self, head: &RequestHead<'_, impl Fields>, now: UnixMillis) -> Result<ForwardPermit, Denial> {
+        admission::admit(&self.shared.view, self.rules(), head, now).map_err(|refused| self.counted(refused))
+    }
+
+    fn rules(&self) -> Rules {
         let config = &self.shared.config;
-        let rules = Rules { scheme: config.scheme, staleness_max: config.timeouts.staleness_max };
-        admission::admit(&self.shared.view, rules, head, now).map_err(|refused| self.counted(refused))
+        Rules { scheme: config.scheme, staleness_max: config.timeouts.staleness_max }
     }
 
     /// A refusal, counted for its link where one is known.
@@ -272,7 +275,7 @@ impl Connection {
                 answer.map_err(|refused| self.counted(refused))
             }
             WAKE_PATH | WAKE_EVENTS_PATH => {
-                let head = RequestHead { host, method, path: "/", headers, websocket: false };
+                let head = RequestHead { host, method, path: "/", fields: headers, websocket: false };
                 let permit = self.admit(&head, now)?;
                 if *method != Method::GET {
                     return Err(Denial::MethodNotAllowed);
@@ -285,7 +288,7 @@ impl Connection {
             }
             // Admitted or not, there is nothing here; without a session that is not said.
             _ => {
-                let head = RequestHead { host, method, path: "/", headers, websocket: false };
+                let head = RequestHead { host, method, path: "/", fields: headers, websocket: false };
                 self.admit(&head, now)?;
                 Err(Denial::NotFound)
             }
@@ -372,15 +375,23 @@ enum Reached {
     WakingPage(Box<Response<ResponseBody>>),
 }
 
+impl Connection {
+    /// What is said instead of an app's answer.
+    fn denied(&self, Told { denial, audience }: Told) -> Response<ResponseBody> {
+        metric::denial(denial.code());
+        pages::denial(denial, audience, self.shared.config.scheme)
+    }
+}
+
 impl Serve for Connection {
     async fn serve(self: &Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
         let in_flight = self.client.state.begin_request();
         let response = match self.answer(request).await {
             Ok(response) => response,
-            Err(Told { denial, audience }) => {
-                metric::denial(denial.code());
-                let mut response = pages::denial(denial, audience, self.shared.config.scheme);
-                if matches!(denial, Denial::Protocol(_)) && !self.client.http2 {
+            Err(told) => {
+                let faulty = matches!(told.denial, Denial::Protocol(_));
+                let mut response = self.denied(told);
+                if faulty && !self.client.http2 {
                     // Whoever writes such requests is not trusted with a second one on this connection.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -389,4 +400,46 @@ impl Serve for Connection {
         };
         response.map(|body| body.begun(in_flight, self.client.http2))
     }
+
+    async fn pass(self: &Arc<Self>, request: &WireRequest<'_>, text: &mut Vec<u8>) -> Option<Answer> {
+        let shared = &*self.shared;
+        let known = self.known(request.first("host")?).ok()?;
+        let Host::Workspace(host) = &known.host else { return None };
+        let (method, path) = (Method::from_bytes(request.method()).ok()?, request.path());
+        if is_reserved(path) {
+            return None;
+        }
+        let now = shared.clock.now();
+        let head = RequestHead { host, method: &method, path, fields: request, websocket: false };
+        // Whoever is refused is refused, told and counted by `serve`.
+        let permit = admission::admit(&shared.view, self.rules(), &head, now).ok()?;
+        let endpoint = shared.view.look_at_runtime(permit.workspace(), |runtime| wake::endpoint(runtime, &permit));
+        let endpoint = endpoint?.ok()?;
+        let in_flight = self.client.state.begin_request();
+        let (own_host, early) = (host.name(), Early::default());
+        let (forwarded, begun) = (&known.forwarded, tokio::time::Instant::now());
+        let passage = Passage { permit, endpoint, forwarded, own_host, http2: false, early, now, begun };
+        let line = RequestLine { method: &method, target: request.target_text() };
+        let outgoing = Outgoing::new(line.with(request, forwarded, None), method == Method::HEAD, None);
+        let take = |head: &AnswerHead<'_>| AnswerFacts::of_app(head, own_host, text);
+        let passed = shared.forwarding.pass(&passage, &method, outgoing, take).await;
+        let (head, body) = match passed {
+            Ok(passed) => passed,
+            Err(denial) => {
+                let audience = audience(&method, request, false);
+                let response = self.denied(Told { denial, audience });
+                text.clear();
+                (AnswerFacts::of_page(&response, method == Method::HEAD, text), response.into_body())
+            }
+        };
+        Some(Answer { head, body: body.begun(in_flight, false), now })
+    }
+}
+
+fn is_reserved(path: &str) -> bool {
+    path.starts_with(RESERVED) || path == &RESERVED[..RESERVED.len() - 1]
+}
+
+fn audience(method: &Method, fields: &impl Fields, is_socket: bool) -> Audience {
+    if wants_page(method, fields, is_socket) { Audience::Person } else { Audience::Program }
 }

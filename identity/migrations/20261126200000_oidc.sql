@@ -54,6 +54,10 @@ CREATE TABLE browser_sessions (
     session_id TEXT NOT NULL,
     user_id TEXT NOT NULL,
     org_id TEXT NOT NULL,
+    -- As in the log, where the session was opened.
+    surface TEXT NOT NULL,
+    client TEXT NOT NULL,
+    authenticated_at BIGINT NOT NULL,
     expires_at BIGINT NOT NULL
 );
 CREATE INDEX browser_sessions_by_session ON browser_sessions (session_id);

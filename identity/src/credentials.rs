@@ -1,6 +1,7 @@
-//! The credential table: password hashes and refresh-token hashes, in SQLite or PostgreSQL.
+//! The credential table: hashes of passwords, refresh tokens and invitations' tokens, in SQLite or PostgreSQL, and failed
+//! attempts to sign in.
 //!
-//! The only place where either is kept; none of it ever stands in the log. Not here: whether a password is right
+//! The only place where any of it is kept; none of it ever stands in the log. Not here: whether a password is right
 //! (`password`), who may try (`lockout`), what a session may do (the access policy).
 
 use std::path::Path;
@@ -12,6 +13,9 @@ use envforge_domain::time::UnixMillis;
 use envforge_domain::user::EmailAddress;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, SqlitePool};
+
+use crate::lockout::LockoutRule;
+use crate::migrations;
 
 /// The credential table could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,11 @@ macro_rules! on_either {
 }
 pub(crate) use on_either;
 
+mod attempts;
+mod invitations;
+
+pub use invitations::InvitationKey;
+
 /// The credential table.
 #[derive(Clone)]
 pub struct Credentials {
@@ -139,9 +148,7 @@ impl Credentials {
     }
 
     async fn migrate(&self) -> Result<(), CredentialsError> {
-        let mut migrator = sqlx::migrate!("./migrations");
-        // A name of its own: the read models keep theirs, perhaps in the same database.
-        migrator.dangerous_set_table_name("credential_migrations");
+        let migrator = migrations::migrator();
         on_either!(self, pool => migrator.run(pool).await?);
         Ok(())
     }
@@ -187,13 +194,7 @@ impl Credentials {
 
     /// The account of a user, where they have one.
     pub async fn account_of(&self, user: UserId) -> Result<Option<Account>, CredentialsError> {
-        let row: Option<AccountRow> = on_either!(self, pool => sqlx::query_as(
-            "SELECT user_id, org_id, email, password_hash FROM credential_accounts WHERE user_id = $1",
-        )
-        .bind(user.to_string())
-        .fetch_optional(pool)
-        .await?);
-        row.map(|row| read_account(&row).map(|stored| stored.account)).transpose()
+        Ok(self.stored_account_of(user).await?.map(|stored| stored.account))
     }
 
     /// Whether anybody can sign in at all.
@@ -218,6 +219,70 @@ impl Credentials {
         .await
         .map(drop)?);
         Ok(())
+    }
+
+    /// Stores the hash of a new password in the place of `old`; from then on no refresh token of this person works.
+    /// `false`: somebody else changed it meanwhile, and nothing was done.
+    pub(crate) async fn change_password(
+        &self,
+        user: UserId,
+        old: &str,
+        new: &str,
+        now: UnixMillis,
+    ) -> Result<bool, CredentialsError> {
+        on_either!(self, pool => {
+            let mut transaction = begun(pool).await?;
+            let changed = sqlx::query(
+                "UPDATE credential_accounts SET password_hash = $3, password_changed_at = $4 \
+                 WHERE user_id = $1 AND password_hash = $2",
+            )
+            .bind(user.to_string())
+            .bind(old)
+            .bind(new)
+            .bind(millis(now))
+            .execute(&mut *transaction)
+            .await?
+            .rows_affected();
+            sqlx::query(
+                "UPDATE credential_refresh_tokens SET revoked_at = $2 WHERE user_id = $1 AND revoked_at IS NULL",
+            )
+            .bind(user.to_string())
+            .bind(millis(now))
+            .execute(&mut *transaction)
+            .await?;
+            if changed == 1 {
+                transaction.commit().await?;
+            } else {
+                transaction.rollback().await?;
+            }
+            Ok(changed == 1)
+        })
+    }
+
+    pub(crate) async fn stored_account_of(&self, user: UserId) -> Result<Option<StoredAccount>, CredentialsError> {
+        let row: Option<AccountRow> = on_either!(self, pool => sqlx::query_as(
+            "SELECT user_id, org_id, email, password_hash FROM credential_accounts WHERE user_id = $1",
+        )
+        .bind(user.to_string())
+        .fetch_optional(pool)
+        .await?);
+        row.map(|row| read_account(&row)).transpose()
+    }
+
+    /// When each of a person's sessions was last given tokens: to the hour, when it was last used.
+    pub async fn last_uses(&self, user: UserId) -> Result<Vec<(SessionId, UnixMillis)>, CredentialsError> {
+        let rows: Vec<(String, i64)> = on_either!(self, pool => sqlx::query_as(
+            "SELECT session_id, MAX(issued_at) FROM credential_refresh_tokens WHERE user_id = $1 GROUP BY session_id",
+        )
+        .bind(user.to_string())
+        .fetch_all(pool)
+        .await?);
+        rows.into_iter()
+            .map(|(session, at)| {
+                let session = session.parse().map_err(|_| CredentialsError::Damaged { column: "session_id" })?;
+                Ok((session, UnixMillis::new(u64::try_from(at).unwrap_or(0))))
+            })
+            .collect()
     }
 
     /// Takes a whole account away, with everything that could sign in as it.
@@ -341,8 +406,17 @@ impl Credentials {
         Ok(())
     }
 
-    /// Forgets tokens whose time was over before this instant. Returns how many.
+    /// Forgets refresh tokens and invitations whose time was over before this instant, and attempts that were forgiven by
+    /// then.
+    /// Returns how many refresh tokens.
     pub async fn sweep(&self, expired_before: UnixMillis) -> Result<u64, CredentialsError> {
+        let quiet_since = expired_before.minus(LockoutRule::ADDRESS.forget_after);
+        for (statement, before) in [
+            ("DELETE FROM credential_invitations WHERE expires_at < $1", expired_before),
+            ("DELETE FROM credential_attempts WHERE last_at < $1", quiet_since),
+        ] {
+            on_either!(self, pool => sqlx::query(statement).bind(millis(before)).execute(pool).await.map(drop)?);
+        }
         Ok(on_either!(self, pool => sqlx::query("DELETE FROM credential_refresh_tokens WHERE expires_at < $1")
             .bind(millis(expired_before))
             .execute(pool)

@@ -4,13 +4,18 @@
 //! that those need. Not here: what somebody may do (domain's access policy) and the record of it (the log).
 
 pub mod clock;
+mod common_passwords;
 pub mod credentials;
 pub mod key_file;
+pub mod key_ring;
 pub mod lockout;
+mod migrations;
 pub mod oidc;
 pub mod password;
 pub mod randomness;
 pub mod self_hosted;
+pub mod sessions;
 pub mod share_token;
+pub mod sign_in;
 pub mod submitted;
 pub mod tokens;

@@ -1,4 +1,5 @@
-//! How often somebody may try to sign in: growing delays per account and per address, in bounded memory.
+//! How often somebody may try to sign in: growing delays per account and per address, counted in the credential table by
+//! all processes together.
 //!
 //! An attempt counts as failed when it begins and is forgiven when it succeeds, so that a thousand attempts at the same
 //! moment are a thousand attempts. Unknown accounts are counted like known ones and cannot be told apart.
@@ -11,8 +12,13 @@ use envforge_domain::time::{Millis, UnixMillis};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-/// Accounts and addresses that are remembered; the one that was quiet for longest goes first.
+use crate::credentials::{Credentials, CredentialsError};
+
+/// Refusals that are remembered; the one that was quiet for longest goes first.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
+
+/// How long a refusal is repeated from memory: as much later than its word another process may let somebody in again.
+const KNOWN_FOR: Millis = Millis::from_secs(1);
 
 /// From how many failures on, how fast, and how far the delay grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +48,19 @@ impl LockoutRule {
         forget_after: Millis::from_hours(1),
     };
 
+    /// One failure more, where another attempt may be made now.
+    pub(crate) fn another(&self, found: Failures, now: UnixMillis) -> Result<Failures, LockedOut> {
+        if now.since(found.last) >= self.forget_after {
+            return Ok(Failures { count: 1, last: now });
+        }
+        let open_at = found.last.plus(self.delay(found.count));
+        if now < open_at {
+            return Err(LockedOut { retry_after: open_at.since(now) });
+        }
+        // A clock of another process may be ahead of ours.
+        Ok(Failures { count: found.count.saturating_add(1), last: found.last.max(now) })
+    }
+
     fn delay(&self, failures: u32) -> Millis {
         match failures.checked_sub(self.free) {
             None | Some(0) => Millis::ZERO,
@@ -60,42 +79,16 @@ pub struct LockedOut {
     pub retry_after: Millis,
 }
 
-#[derive(Clone, Copy)]
-struct Failures {
-    count: u32,
-    last: UnixMillis,
+/// What is known of somebody who failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failures {
+    pub(crate) count: u32,
+    pub(crate) last: UnixMillis,
 }
 
-struct Counters<K> {
-    rule: LockoutRule,
-    failures: LruCache<K, Failures>,
-}
-
-impl<K: std::hash::Hash + Eq + Copy> Counters<K> {
-    fn new(rule: LockoutRule) -> Self {
-        Self { rule, failures: LruCache::new(REMEMBERED_MAX) }
-    }
-
-    fn check(&mut self, key: K, now: UnixMillis) -> Result<(), LockedOut> {
-        let Some(found) = self.failures.get(&key) else { return Ok(()) };
-        if now.since(found.last) >= self.rule.forget_after {
-            self.failures.pop(&key);
-            return Ok(());
-        }
-        let open_at = found.last.plus(self.rule.delay(found.count));
-        if now < open_at { Err(LockedOut { retry_after: open_at.since(now) }) } else { Ok(()) }
-    }
-
-    fn count(&mut self, key: K, now: UnixMillis) {
-        let failures = self.failures.get_or_insert_mut(key, || Failures { count: 0, last: now });
-        failures.count = failures.count.saturating_add(1);
-        failures.last = now;
-    }
-
-    fn forgive_one(&mut self, key: K) {
-        if let Some(found) = self.failures.get_mut(&key) {
-            found.count = found.count.saturating_sub(1);
-        }
+impl Default for Failures {
+    fn default() -> Self {
+        Self { count: 0, last: UnixMillis::EPOCH }
     }
 }
 
@@ -110,29 +103,63 @@ fn group(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Counts failed attempts.
+/// A refusal that need not be asked for again so soon.
+#[derive(Clone, Copy)]
+struct Refused {
+    open_at: UnixMillis,
+    known_until: UnixMillis,
+}
+
+/// Counts failed attempts in the credential table, for all processes that share it.
 pub struct Lockout {
-    accounts: Mutex<Counters<TokenDigest>>,
-    addresses: Mutex<Counters<IpAddr>>,
+    credentials: Credentials,
+    account: LockoutRule,
+    address: LockoutRule,
+    /// INVARIANT: nothing is let through because of this; it only refuses a little longer what the table refused.
+    refused: Mutex<LruCache<String, Refused>>,
 }
 
 impl Lockout {
-    pub fn new(account: LockoutRule, address: LockoutRule) -> Self {
-        Self { accounts: Mutex::new(Counters::new(account)), addresses: Mutex::new(Counters::new(address)) }
+    pub fn new(credentials: Credentials, account: LockoutRule, address: LockoutRule) -> Self {
+        Self { credentials, account, address, refused: Mutex::new(LruCache::new(REMEMBERED_MAX)) }
+    }
+
+    /// Refuses from memory what the table refused a moment ago: a flood asks nobody.
+    fn check_memory(&self, keys: [&str; 2], now: UnixMillis) -> Result<(), LockedOut> {
+        let mut refused = self.refused.lock();
+        for key in keys {
+            match refused.get(key) {
+                Some(found) if now < found.open_at && now < found.known_until => {
+                    return Err(LockedOut { retry_after: found.open_at.since(now) });
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Lets one attempt through and counts it as failed until `succeeded` is called.
-    pub fn begin(&self, account: &str, address: IpAddr, now: UnixMillis) -> Result<Attempt<'_>, LockedOut> {
-        // The digest keeps the entries small whatever was typed, and mistyped passwords out of memory.
-        let account = TokenDigest::of(account.as_bytes());
-        let address = group(address);
-        // INVARIANT: both locks in this order; an attempt counts in both or in none.
-        let (mut accounts, mut addresses) = (self.accounts.lock(), self.addresses.lock());
-        accounts.check(account, now)?;
-        addresses.check(address, now)?;
-        accounts.count(account, now);
-        addresses.count(address, now);
-        Ok(Attempt { lockout: self, account, address })
+    pub async fn begin(
+        &self,
+        account: &str,
+        address: IpAddr,
+        now: UnixMillis,
+    ) -> Result<Result<Attempt<'_>, LockedOut>, CredentialsError> {
+        // The digest keeps the entries small whatever was typed, and mistyped passwords out of the table.
+        let account = format!("account:{}", hex::encode(TokenDigest::of(account.as_bytes()).as_bytes()));
+        let address = format!("address:{}", group(address));
+        if let Err(locked) = self.check_memory([&account, &address], now) {
+            return Ok(Err(locked));
+        }
+        let counted = [(account.as_str(), self.account), (address.as_str(), self.address)];
+        if let Err((which, locked)) = self.credentials.count_attempt(counted, now).await? {
+            let open_at = now.plus(locked.retry_after);
+            let known_until = now.plus(KNOWN_FOR);
+            let key = if which == 0 { account } else { address };
+            self.refused.lock().put(key, Refused { open_at, known_until });
+            return Ok(Err(locked));
+        }
+        Ok(Ok(Attempt { lockout: self, account, address }))
     }
 }
 
@@ -140,22 +167,22 @@ impl Lockout {
 #[must_use = "an attempt that succeeded must say so"]
 pub struct Attempt<'a> {
     lockout: &'a Lockout,
-    account: TokenDigest,
-    address: IpAddr,
+    account: String,
+    address: String,
 }
 
 impl Attempt<'_> {
     /// Forgets the account's failures, and of the address's only this one: a thief with an account of their own could
     /// otherwise begin anew whenever they like.
-    pub fn succeeded(self) {
-        self.lockout.accounts.lock().failures.pop(&self.account);
-        self.lockout.addresses.lock().forgive_one(self.address);
+    pub async fn succeeded(self) -> Result<(), CredentialsError> {
+        self.lockout.credentials.forget_attempts(&self.account).await?;
+        self.lockout.credentials.forgive_attempt(&self.address).await
     }
 
     /// The attempt was never made: our own failure, not theirs.
-    pub fn withdrawn(self) {
-        self.lockout.accounts.lock().forgive_one(self.account);
-        self.lockout.addresses.lock().forgive_one(self.address);
+    pub async fn withdrawn(self) -> Result<(), CredentialsError> {
+        self.lockout.credentials.forgive_attempt(&self.account).await?;
+        self.lockout.credentials.forgive_attempt(&self.address).await
     }
 }
 
@@ -166,12 +193,26 @@ mod tests {
 
     const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
-    fn lockout() -> Lockout {
-        Lockout::new(LockoutRule::ACCOUNT, LockoutRule::ADDRESS)
+    struct House {
+        lockout: Lockout,
+        credentials: Credentials,
+        _directory: tempfile::TempDir,
     }
 
-    fn fail(lockout: &Lockout, account: &str, address: IpAddr, now: UnixMillis) -> Result<(), LockedOut> {
-        lockout.begin(account, address, now).map(drop)
+    impl House {
+        async fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let credentials = Credentials::open_sqlite(&directory.path().join("credentials.sqlite")).await.unwrap();
+            Self { lockout: lockout(&credentials), credentials, _directory: directory }
+        }
+
+        async fn fail(&self, account: &str, address: IpAddr, now: UnixMillis) -> Result<(), LockedOut> {
+            self.lockout.begin(account, address, now).await.unwrap().map(drop)
+        }
+    }
+
+    fn lockout(credentials: &Credentials) -> Lockout {
+        Lockout::new(credentials.clone(), LockoutRule::ACCOUNT, LockoutRule::ADDRESS)
     }
 
     #[test]
@@ -183,67 +224,96 @@ mod tests {
         assert_eq!(rule.delay(u32::MAX), rule.delay_max);
     }
 
-    #[test]
-    fn an_account_is_locked_from_every_address_and_opens_after_the_delay() {
-        let lockout = lockout();
+    #[tokio::test]
+    async fn an_account_is_locked_from_every_address_and_opens_after_the_delay() {
+        let house = House::new().await;
         let now = UnixMillis::new(1_000_000);
         for count in 0..6 {
-            assert!(fail(&lockout, "ada@acme.test", HOME, now).is_ok(), "{count}");
+            assert!(house.fail("ada@acme.test", HOME, now).await.is_ok(), "{count}");
         }
         let elsewhere = "198.51.100.7".parse().unwrap();
-        let locked = fail(&lockout, "ada@acme.test", elsewhere, now).unwrap_err();
-        assert_eq!(locked.retry_after, Millis::from_secs(1));
-        assert!(fail(&lockout, "bob@acme.test", elsewhere, now).is_ok());
-        assert!(fail(&lockout, "ada@acme.test", elsewhere, now.plus(Millis::from_secs(1))).is_ok());
-        assert!(fail(&lockout, "ada@acme.test", elsewhere, now.plus(Millis::from_secs(2))).is_err());
+        for _ in 0..2 {
+            let locked = house.fail("ada@acme.test", elsewhere, now).await.unwrap_err();
+            assert_eq!(locked.retry_after, Millis::from_secs(1));
+        }
+        assert!(house.fail("bob@acme.test", elsewhere, now).await.is_ok());
+        assert!(house.fail("ada@acme.test", elsewhere, now.plus(Millis::from_secs(1))).await.is_ok());
+        assert!(house.fail("ada@acme.test", elsewhere, now.plus(Millis::from_secs(2))).await.is_err());
     }
 
-    #[test]
-    fn attempts_at_the_same_moment_all_count() {
-        let lockout = lockout();
+    #[tokio::test]
+    async fn processes_that_share_the_table_count_together_and_a_restart_forgets_nothing() {
+        let house = House::new().await;
+        let other = lockout(&house.credentials);
+        let now = UnixMillis::new(1_000_000);
+        for _ in 0..3 {
+            house.fail("ada", HOME, now).await.unwrap();
+            other.begin("ada", HOME, now).await.unwrap().map(drop).unwrap();
+        }
+        assert!(house.fail("ada", HOME, now).await.is_err());
+        assert!(other.begin("ada", HOME, now).await.unwrap().is_err());
+        let restarted = lockout(&house.credentials);
+        assert!(restarted.begin("ada", HOME, now).await.unwrap().is_err());
+        // Success at one of them is success at all, once what they remember is a moment old.
+        let later = now.plus(Millis::from_secs(1));
+        other.begin("ada", HOME, later).await.unwrap().unwrap().succeeded().await.unwrap();
+        assert!(house.fail("ada", HOME, later.plus(KNOWN_FOR)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn attempts_at_the_same_moment_all_count() {
+        let house = House::new().await;
         let now = UnixMillis::new(5);
-        let attempts: Vec<_> = (0..6).map(|_| lockout.begin("ada", HOME, now).unwrap()).collect();
-        assert!(lockout.begin("ada", HOME, now).is_err());
-        drop(attempts);
-        assert!(lockout.begin("ada", HOME, now).is_err());
+        let attempts = futures_util::future::join_all((0..12).map(|_| house.fail("ada", HOME, now))).await;
+        assert_eq!(attempts.iter().filter(|attempt| attempt.is_ok()).count(), 6);
+        assert!(house.fail("ada", HOME, now).await.is_err());
     }
 
-    #[test]
-    fn success_forgives_the_account_but_not_the_address() {
-        let lockout = lockout();
+    #[tokio::test]
+    async fn success_forgives_the_account_but_not_the_address() {
+        let house = House::new().await;
         let now = UnixMillis::new(5);
         for index in 0..20 {
-            fail(&lockout, &format!("victim-{index}"), HOME, now).unwrap();
-            lockout.begin("thief", HOME, now).unwrap().succeeded();
+            house.fail(&format!("victim-{index}"), HOME, now).await.unwrap();
+            house.lockout.begin("thief", HOME, now).await.unwrap().unwrap().succeeded().await.unwrap();
         }
-        fail(&lockout, "victim-20", HOME, now).unwrap();
-        assert!(fail(&lockout, "victim-21", HOME, now).is_err());
+        house.fail("victim-20", HOME, now).await.unwrap();
+        assert!(house.fail("victim-21", HOME, now).await.is_err());
     }
 
-    #[test]
-    fn neighbours_in_one_ipv6_network_share_a_counter() {
-        let lockout = lockout();
+    #[tokio::test]
+    async fn an_attempt_that_was_withdrawn_counts_nowhere() {
+        let house = House::new().await;
+        let now = UnixMillis::new(5);
+        for _ in 0..40 {
+            house.lockout.begin("ada", HOME, now).await.unwrap().unwrap().withdrawn().await.unwrap();
+        }
+        assert!(house.fail("ada", HOME, now).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn neighbours_in_one_ipv6_network_share_a_counter() {
+        let house = House::new().await;
         let now = UnixMillis::new(5);
         for index in 0..21_u16 {
             let address = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, index));
-            fail(&lockout, &index.to_string(), address, now).unwrap();
+            house.fail(&index.to_string(), address, now).await.unwrap();
         }
-        let locked = |text: &str| fail(&lockout, "next", text.parse().unwrap(), now).is_err();
-        assert!(locked("2001:db8:0:1:ffff::1"));
-        assert!(!locked("2001:db8:0:2::1"));
+        assert!(house.fail("next", "2001:db8:0:1:ffff::1".parse().unwrap(), now).await.is_err());
+        assert!(house.fail("next", "2001:db8:0:2::1".parse().unwrap(), now).await.is_ok());
     }
 
-    #[test]
-    fn quiet_makes_failures_forgotten() {
-        let lockout = lockout();
+    #[tokio::test]
+    async fn quiet_makes_failures_forgotten() {
+        let house = House::new().await;
         let now = UnixMillis::new(5);
         for _ in 0..6 {
-            fail(&lockout, "ada", HOME, now).unwrap();
+            house.fail("ada", HOME, now).await.unwrap();
         }
         let later = now.plus(Millis::from_hours(1));
         for _ in 0..6 {
-            fail(&lockout, "ada", HOME, later).unwrap();
+            house.fail("ada", HOME, later).await.unwrap();
         }
-        assert!(fail(&lockout, "ada", HOME, later).is_err());
+        assert!(house.fail("ada", HOME, later).await.is_err());
     }
 }

@@ -3,10 +3,12 @@
 //! Not here: who has which password (`accounts`) and how often somebody may try (`lockout`).
 
 use std::collections::HashSet;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use envforge_domain::secret::Secret;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::common_passwords;
 
 /// Fewest characters of a new password.
 pub const PASSWORD_CHARS_MIN: usize = 12;
@@ -40,14 +42,6 @@ impl WeakPassword {
     }
 }
 
-static COMMON: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-    include_str!("common_passwords.txt")
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .collect()
-});
-
 /// Holds a new password against the rules.
 pub fn check(password: &Secret) -> Result<(), WeakPassword> {
     let text = password.expose();
@@ -71,11 +65,11 @@ fn is_common(text: &str) -> bool {
     // Nothing but digits and signs of few kinds: `123123123123`, `111111111111`.
     let kinds = lower.chars().collect::<HashSet<_>>().len();
     kinds <= 4
-        || COMMON.contains(lower.as_str())
-        || COMMON.contains(core)
+        || common_passwords::contains(&lower)
+        || common_passwords::contains(core)
         || is_sequence(&lower)
         || (1..=lower.len() / 2)
-            .any(|length| repeats(&lower, length) && (length < 4 || COMMON.contains(&lower[..length])))
+            .any(|length| repeats(&lower, length) && (length < 4 || common_passwords::contains(&lower[..length])))
 }
 
 fn repeats(text: &str, length: usize) -> bool {
@@ -213,6 +207,8 @@ mod tests {
             "administrator",
             "abcabcabcabc",
             "!!correcthorsebatterystaple",
+            "Dolphin!!2026",
+            "trustno1trustno1",
         ] {
             assert_eq!(check(&secret(common)), Err(WeakPassword::Common), "{common}");
         }

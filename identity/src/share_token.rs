@@ -169,6 +169,14 @@ impl SigningKey {
         &self.id
     }
 
+    pub(crate) fn encoding(&self) -> &EncodingKey {
+        &self.encoding
+    }
+
+    pub(crate) fn public(&self) -> &[u8; 32] {
+        &self.public
+    }
+
     /// The half that verifies, for a gateway that does not sign.
     pub fn verification_key(&self) -> VerificationKey {
         VerificationKey { id: self.id.clone(), public: self.public }

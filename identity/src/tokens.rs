@@ -1,16 +1,19 @@
-//! Access tokens: HS256 JWTs of one hour, with organization, roles, teams and session as claims.
+//! Access tokens: JWTs of one hour, with organization, roles, teams and session as claims.
 //!
-//! The claims are for other services. EnvForge itself takes user, organization and session from a token and asks the
-//! authorization view for everything else, so a right that is gone is gone within the hour too.
+//! Roles and teams are for other services. EnvForge itself takes the session from a token, with what was settled when it was
+//! opened (surface, client) and when its person last proved who they are; it asks the authorization view for everything
+//! else, so a right that is gone is gone within the hour too.
 
 use envforge_domain::access::Role;
+use envforge_domain::commit::Surface;
 use envforge_domain::ids::{OrgId, SessionId, TeamId, UserId};
 use envforge_domain::secret::Secret;
+use envforge_domain::session::{ClientName, OpenSession};
 use envforge_domain::time::{Millis, UnixMillis};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Header, Validation};
 use serde::{Deserialize, Serialize};
 
-use crate::key_file::KEY_BYTES;
+use crate::key_ring::{KeyRing, PublicKey};
 use crate::randomness::{NoRandomness, Randomness};
 
 /// How long an access token is good (SPEC, "Identity").
@@ -33,11 +36,16 @@ pub struct Session {
 }
 
 /// Whom a token speaks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedIn {
     pub user: UserId,
     pub org: OrgId,
     pub session: SessionId,
+    /// Where the session counts, and nowhere else.
+    pub surface: Surface,
+    pub client: ClientName,
+    /// When the person last proved who they are.
+    pub authenticated_at: UnixMillis,
     /// The token is refused from then on.
     pub expires_at: UnixMillis,
 }
@@ -87,6 +95,8 @@ pub enum MintError {
     NoRandomness(#[from] NoRandomness),
     #[error("the access token could not be signed: {0}")]
     Sign(String),
+    #[error("there is no key to sign access tokens with")]
+    NoKey,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -98,6 +108,10 @@ struct Claims {
     roles: Vec<String>,
     teams: Vec<String>,
     sid: String,
+    surface: String,
+    /// RFC 9068 2.2.
+    client_id: String,
+    auth_time: u64,
     /// Seconds, as RFC 7519 has them.
     iat: u64,
     exp: u64,
@@ -108,34 +122,28 @@ struct Claims {
 pub struct AccessTokens {
     issuer: String,
     audience: String,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
+    keys: KeyRing,
     validation: Validation,
 }
 
 impl AccessTokens {
-    pub fn new(issuer: String, audience: String, key: &[u8; KEY_BYTES]) -> Self {
+    pub fn new(issuer: String, audience: String, keys: KeyRing) -> Self {
         // INVARIANT: the algorithm is ours alone to choose; what a token's header says is only compared.
-        let mut validation = Validation::new(Algorithm::HS256);
+        let mut validation = Validation::new(keys.algorithm());
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[&issuer]);
         validation.set_audience(&[&audience]);
         // Held against the clock that we are handed, below.
         validation.validate_exp = false;
         validation.leeway = 0;
-        Self {
-            issuer,
-            audience,
-            encoding: EncodingKey::from_secret(key),
-            decoding: DecodingKey::from_secret(key),
-            validation,
-        }
+        Self { issuer, audience, keys, validation }
     }
 
     /// Makes a token that ends with its session or after `ACCESS_LIFETIME`, whichever comes first.
     pub fn mint(
         &self,
         session: &Session,
+        opened: &OpenSession,
         description: &Description,
         now: UnixMillis,
         randomness: Randomness,
@@ -150,16 +158,33 @@ impl AccessTokens {
             roles: description.roles.iter().map(|role| role.token().to_owned()).collect(),
             teams: description.teams.iter().map(TeamId::to_string).collect(),
             sid: session.session.to_string(),
+            surface: opened.surface.token().to_owned(),
+            client_id: opened.client.as_str().to_owned(),
+            auth_time: opened.authenticated_at.get() / 1_000,
             iat,
             exp,
             jti: randomness.uuid_v7(now)?.simple().to_string(),
         };
-        let header = Header { typ: Some(TYPE.to_owned()), ..Header::new(Algorithm::HS256) };
-        let token =
-            jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(|e| MintError::Sign(e.to_string()))?;
-        let expires_at = UnixMillis::new(exp * 1_000);
+        let signing = self.keys.signing(now).ok_or(MintError::NoKey)?;
+        let header = Header { typ: Some(TYPE.to_owned()), kid: signing.kid, ..Header::new(signing.algorithm) };
+        let token = jsonwebtoken::encode(&header, &claims, &signing.key).map_err(|e| MintError::Sign(e.to_string()))?;
+        let seconds = |seconds: u64| UnixMillis::new(seconds * 1_000);
         let Session { user, org, session, .. } = *session;
-        Ok((Secret::new(token), SignedIn { user, org, session, expires_at }))
+        let signed_in = SignedIn {
+            user,
+            org,
+            session,
+            surface: opened.surface,
+            client: opened.client.clone(),
+            authenticated_at: seconds(opened.authenticated_at.get() / 1_000),
+            expires_at: seconds(exp),
+        };
+        Ok((Secret::new(token), signed_in))
+    }
+
+    /// The public halves of the keys in use; none where tokens are signed with a secret.
+    pub fn public_keys(&self, now: UnixMillis) -> Vec<PublicKey> {
+        self.keys.public(now)
     }
 
     /// Proves a presented token.
@@ -168,14 +193,17 @@ impl AccessTokens {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(InvalidToken::Malformed);
         }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidToken::Malformed)?;
+        if header.alg != self.keys.algorithm() {
+            return Err(InvalidToken::Malformed);
+        }
+        let key = self.keys.verifying(header.kid.as_deref(), now).ok_or(InvalidToken::Signature)?;
         let data =
-            jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|error| {
-                match error.kind() {
-                    ErrorKind::InvalidSignature => InvalidToken::Signature,
-                    ErrorKind::InvalidAudience => InvalidToken::Audience,
-                    ErrorKind::InvalidIssuer => InvalidToken::Issuer,
-                    _ => InvalidToken::Malformed,
-                }
+            jsonwebtoken::decode::<Claims>(token, &key, &self.validation).map_err(|error| match error.kind() {
+                ErrorKind::InvalidSignature => InvalidToken::Signature,
+                ErrorKind::InvalidAudience => InvalidToken::Audience,
+                ErrorKind::InvalidIssuer => InvalidToken::Issuer,
+                _ => InvalidToken::Malformed,
             })?;
         if data.header.typ.as_deref() != Some(TYPE) {
             return Err(InvalidToken::Malformed);
@@ -191,6 +219,9 @@ impl AccessTokens {
             user: data.claims.sub.parse().map_err(|_| InvalidToken::Malformed)?,
             org: data.claims.org.parse().map_err(|_| InvalidToken::Malformed)?,
             session: data.claims.sid.parse().map_err(|_| InvalidToken::Malformed)?,
+            surface: Surface::from_token(&data.claims.surface).ok_or(InvalidToken::Malformed)?,
+            client: ClientName::parse(&data.claims.client_id).map_err(|_| InvalidToken::Malformed)?,
+            authenticated_at: seconds(data.claims.auth_time),
             expires_at: seconds(data.claims.exp),
         })
     }
@@ -200,8 +231,10 @@ impl AccessTokens {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::key_ring::SigningKeys;
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use jsonwebtoken::{Algorithm, EncodingKey};
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -209,7 +242,11 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
 
     fn tokens() -> AccessTokens {
-        AccessTokens::new("https://envforge.test".into(), "https://api.envforge.test".into(), &KEY)
+        of(KeyRing::of_secret(&KEY))
+    }
+
+    fn of(keys: KeyRing) -> AccessTokens {
+        AccessTokens::new("https://envforge.test".into(), "https://api.envforge.test".into(), keys)
     }
 
     fn mint(tokens: &AccessTokens, session_ends: UnixMillis) -> (Secret, SignedIn) {
@@ -221,7 +258,8 @@ mod tests {
             session: SessionId::from_uuid(id),
             expires_at: session_ends,
         };
-        tokens.mint(&session, &description, NOW, Randomness).unwrap()
+        let opened = OpenSession::of_local_account(Surface::Cli, NOW.minus(Millis::from_minutes(5)), session_ends);
+        tokens.mint(&session, &opened, &description, NOW, Randomness).unwrap()
     }
 
     fn forge(change: impl FnOnce(&mut serde_json::Value, &mut serde_json::Value), key: &[u8]) -> String {
@@ -243,8 +281,10 @@ mod tests {
     fn a_token_is_read_back_as_whom_it_was_made_for() {
         let tokens = tokens();
         let (token, signed_in) = mint(&tokens, NOW.plus(Millis::from_hours(24)));
-        assert_eq!(tokens.verify(token.expose(), NOW), Ok(signed_in));
+        assert_eq!(tokens.verify(token.expose(), NOW), Ok(signed_in.clone()));
         assert_eq!(signed_in.expires_at, NOW.plus(ACCESS_LIFETIME));
+        assert_eq!((signed_in.surface, signed_in.client.as_str()), (Surface::Cli, "cli"));
+        assert_eq!(signed_in.authenticated_at, NOW.minus(Millis::from_minutes(5)));
     }
 
     #[test]
@@ -266,7 +306,7 @@ mod tests {
         assert_eq!(verify(&forge(|_, _| {}, &[8; 32])), Err(InvalidToken::Signature));
         assert_eq!(verify(&forge(|_, claims| claims["aud"] = json!("other"), &KEY)), Err(InvalidToken::Audience));
         assert_eq!(verify(&forge(|_, claims| claims["iss"] = json!("other"), &KEY)), Err(InvalidToken::Issuer));
-        for claim in ["exp", "iss", "aud", "sub", "org", "sid", "iat", "jti"] {
+        for claim in ["exp", "iss", "aud", "sub", "org", "sid", "surface", "client_id", "auth_time", "iat", "jti"] {
             let without = forge(|_, claims| drop(claims.as_object_mut().unwrap().remove(claim)), &KEY);
             assert_eq!(verify(&without), Err(InvalidToken::Malformed), "without {claim}");
         }
@@ -277,6 +317,29 @@ mod tests {
         }
         let user_as_org = forge(|_, claims| claims["org"] = claims["sub"].clone(), &KEY);
         assert_eq!(verify(&user_as_org), Err(InvalidToken::Malformed));
+    }
+
+    #[test]
+    fn a_token_of_a_key_ring_names_its_key_and_no_other_kind_of_token_passes_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = SigningKeys::EdDsa { folder: directory.path().to_owned() };
+        let ring = of(KeyRing::open(&keys, ACCESS_LIFETIME, NOW).unwrap());
+        let (token, signed_in) = mint(&ring, NOW.plus(ACCESS_LIFETIME));
+        let public = ring.public_keys(NOW);
+        assert_eq!(jsonwebtoken::decode_header(token.expose()).unwrap().kid.as_deref(), Some(public[0].kid.as_str()));
+        assert_eq!(ring.verify(token.expose(), NOW), Ok(signed_in));
+        // As a service elsewhere verifies, with the public key alone.
+        let key = jsonwebtoken::DecodingKey::from_ed_components(&public[0].x).unwrap();
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_audience(&["https://api.envforge.test"]);
+        validation.validate_exp = false;
+        assert!(jsonwebtoken::decode::<Claims>(token.expose(), &key, &validation).is_ok());
+        let (secret_token, _) = mint(&tokens(), NOW.plus(ACCESS_LIFETIME));
+        assert_eq!(ring.verify(secret_token.expose(), NOW), Err(InvalidToken::Malformed));
+        assert_eq!(tokens().verify(token.expose(), NOW), Err(InvalidToken::Malformed));
+        // The public key as a secret: the classic confusion of algorithms.
+        let confused = forge(|header, _| header["kid"] = public[0].kid.clone().into(), public[0].x.as_bytes());
+        assert_eq!(ring.verify(&confused, NOW), Err(InvalidToken::Malformed));
     }
 
     #[test]

@@ -3,14 +3,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use envforge_domain::commit::Surface;
 use envforge_domain::ids::{OrgId, SessionId, UserId};
 use envforge_domain::secret::Secret;
+use envforge_domain::session::OpenSession;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::EmailAddress;
-use envforge_identity::credentials::{Account, Credentials};
-use envforge_identity::self_hosted::{
-    AccountError, Config, LoginAttempt, LoginError, RefreshError, SESSION_LIFETIME, SelfHosted,
-};
+use envforge_identity::credentials::{Account, Credentials, InvitationKey};
+use envforge_identity::key_ring::SigningKeys;
+use envforge_identity::self_hosted::{AccountError, LoginAttempt, LoginError, PasswordChange};
+use envforge_identity::sessions::{RefreshError, SESSION_LIFETIME};
+use envforge_identity::sign_in::{Config, Identity};
 use envforge_identity::tokens::{Description, Session};
 use envforge_testkit::{Postgres, PostgresDatabase};
 use uuid::Uuid;
@@ -26,7 +29,7 @@ enum Kind {
 
 /// A fresh table, gone with the house.
 struct House {
-    identity: SelfHosted,
+    identity: Identity,
     postgres: Option<PostgresDatabase>,
     directory: tempfile::TempDir,
 }
@@ -43,7 +46,7 @@ impl House {
     }
 
     /// Another process on the same table and key.
-    async fn another(&self) -> SelfHosted {
+    async fn another(&self) -> Identity {
         identity(credentials(&self.postgres, &self.directory).await, &self.directory)
     }
 }
@@ -55,16 +58,16 @@ async fn credentials(postgres: &Option<PostgresDatabase>, directory: &tempfile::
     }
 }
 
-fn identity(credentials: Credentials, directory: &tempfile::TempDir) -> SelfHosted {
+fn identity(credentials: Credentials, directory: &tempfile::TempDir) -> Identity {
     let config = Config {
         issuer: "https://envforge.test".into(),
         audience: "https://api.envforge.test".into(),
-        key_file: directory.path().join("access.key"),
+        keys: SigningKeys::Hs256 { key_file: directory.path().join("access.key") },
         bcrypt_cost: 4,
         hash_workers: 2,
         hash_waiting_max: 64,
     };
-    SelfHosted::open(config, credentials).unwrap()
+    Identity::open(config, credentials).unwrap()
 }
 
 fn account(number: u128, email: &str) -> Account {
@@ -85,33 +88,38 @@ fn session(number: u128) -> Session {
     Session { user, org, session, expires_at: NOW.plus(SESSION_LIFETIME) }
 }
 
-async fn login(identity: &SelfHosted, email: &str, password: &str) -> Result<Account, LoginError> {
+fn opened() -> OpenSession {
+    OpenSession::of_local_account(Surface::Cli, NOW, NOW.plus(SESSION_LIFETIME))
+}
+
+async fn login(identity: &Identity, email: &str, password: &str) -> Result<Account, LoginError> {
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    identity.login(LoginAttempt { email: email.into(), password: secret(password), address }, NOW).await
+    identity.self_hosted().login(LoginAttempt { email: email.into(), password: secret(password), address }, NOW).await
 }
 
 async fn an_account_is_found_by_its_address_by_every_process(kind: Kind) {
     let house = House::new(kind).await;
-    assert!(house.identity.credentials().is_empty().await.unwrap());
+    assert!(house.identity.self_hosted().credentials().is_empty().await.unwrap());
     let ada = account(1, "Ada@acme.test");
-    house.identity.create_account(&ada, secret(PASSWORD), NOW).await.unwrap();
+    house.identity.self_hosted().create_account(&ada, secret(PASSWORD), NOW).await.unwrap();
     let other = house.another().await;
     assert_eq!(login(&other, "ADA@acme.test", PASSWORD).await.unwrap(), ada);
-    assert_eq!(other.credentials().account_of(ada.user).await.unwrap(), Some(ada.clone()));
-    assert_eq!(other.credentials().account_by_address(&ada.email).await.unwrap(), Some(ada));
-    assert!(!other.credentials().is_empty().await.unwrap());
+    assert_eq!(other.self_hosted().credentials().account_of(ada.user).await.unwrap(), Some(ada.clone()));
+    assert_eq!(other.self_hosted().credentials().account_by_address(&ada.email).await.unwrap(), Some(ada));
+    assert!(!other.self_hosted().credentials().is_empty().await.unwrap());
 }
 
 async fn an_address_and_a_user_have_one_account_however_many_ask_at_once(kind: Kind) {
     let house = House::new(kind).await;
     let accounts: Vec<_> = (1..=6).map(|number| account(number, "ada@acme.test")).collect();
-    let created = accounts.iter().map(|account| house.identity.create_account(account, secret(PASSWORD), NOW));
+    let created =
+        accounts.iter().map(|account| house.identity.self_hosted().create_account(account, secret(PASSWORD), NOW));
     let created = futures_util::future::join_all(created).await;
     assert_eq!(created.iter().filter(|created| created.is_ok()).count(), 1);
     assert!(created.iter().all(|created| matches!(created, Ok(()) | Err(AccountError::Exists))));
     let winner = login(&house.identity, "ada@acme.test", PASSWORD).await.unwrap();
     let again = Account { email: EmailAddress::parse("other@acme.test").unwrap(), ..winner };
-    let again = house.identity.create_account(&again, secret(PASSWORD), NOW).await;
+    let again = house.identity.self_hosted().create_account(&again, secret(PASSWORD), NOW).await;
     assert!(matches!(again, Err(AccountError::Exists)));
 }
 
@@ -119,14 +127,17 @@ async fn a_refresh_token_presented_to_two_processes_at_once_works_in_one(kind: K
     let house = House::new(kind).await;
     let other = house.another().await;
     for number in 1..=8 {
-        let tokens = house.identity.open_session(&session(number), &Description::default(), NOW).await.unwrap();
-        let (one, two) =
-            tokio::join!(house.identity.refresh(&tokens.refresh, NOW), other.refresh(&tokens.refresh, NOW));
+        let tokens =
+            house.identity.sessions().open(&session(number), &opened(), &Description::default(), NOW).await.unwrap();
+        let (one, two) = tokio::join!(
+            house.identity.sessions().refresh(&tokens.refresh, NOW),
+            other.sessions().refresh(&tokens.refresh, NOW)
+        );
         assert_eq!([one.is_ok(), two.is_ok()].into_iter().filter(|ok| *ok).count(), 1);
         let (winner, loser) = if let Ok(winner) = one { (winner, two) } else { (two.unwrap(), one) };
         assert!(matches!(loser, Err(RefreshError::Reused { session: ended, .. }) if ended == session(number).session));
         assert!(
-            matches!(other.refresh(&winner.refresh, NOW).await, Err(RefreshError::Revoked { .. })),
+            matches!(other.sessions().refresh(&winner.refresh, NOW).await, Err(RefreshError::Revoked { .. })),
             "the family is revoked"
         );
     }
@@ -135,31 +146,108 @@ async fn a_refresh_token_presented_to_two_processes_at_once_works_in_one(kind: K
 async fn a_removed_account_can_neither_sign_in_nor_refresh(kind: Kind) {
     let house = House::new(kind).await;
     let ada = account(1, "ada@acme.test");
-    house.identity.create_account(&ada, secret(PASSWORD), NOW).await.unwrap();
-    let tokens = house.identity.open_session(&session(7), &Description::default(), NOW).await.unwrap();
-    house.identity.credentials().remove_account(ada.user).await.unwrap();
+    house.identity.self_hosted().create_account(&ada, secret(PASSWORD), NOW).await.unwrap();
+    let tokens = house.identity.sessions().open(&session(7), &opened(), &Description::default(), NOW).await.unwrap();
+    house.identity.self_hosted().credentials().remove_account(ada.user).await.unwrap();
     assert!(matches!(
         login(&house.identity, "ada@acme.test", PASSWORD).await,
         Err(LoginError::WrongCredentials { .. })
     ));
-    assert!(matches!(house.identity.refresh(&tokens.refresh, NOW).await, Err(RefreshError::Invalid)));
-    house.identity.create_account(&account(2, "ada@acme.test"), secret(PASSWORD), NOW).await.unwrap();
+    assert!(matches!(house.identity.sessions().refresh(&tokens.refresh, NOW).await, Err(RefreshError::Invalid)));
+    house.identity.self_hosted().create_account(&account(2, "ada@acme.test"), secret(PASSWORD), NOW).await.unwrap();
 }
 
 async fn revoking_a_user_leaves_no_session_and_sweeping_no_old_token(kind: Kind) {
     let house = House::new(kind).await;
     let mut tokens = Vec::new();
     for number in 1..=3 {
-        tokens.push(house.identity.open_session(&session(number), &Description::default(), NOW).await.unwrap().refresh);
+        tokens.push(
+            house
+                .identity
+                .sessions()
+                .open(&session(number), &opened(), &Description::default(), NOW)
+                .await
+                .unwrap()
+                .refresh,
+        );
     }
-    house.identity.revoke_session(session(1).session, NOW).await.unwrap();
-    assert!(matches!(house.identity.refresh(&tokens[0], NOW).await, Err(RefreshError::Revoked { .. })));
-    house.identity.refresh(&tokens[1], NOW).await.unwrap();
-    house.identity.revoke_user(session(1).user, NOW).await.unwrap();
-    assert!(matches!(house.identity.refresh(&tokens[2], NOW).await, Err(RefreshError::Revoked { .. })));
+    house.identity.sessions().revoke_session(session(1).session, NOW).await.unwrap();
+    assert!(matches!(house.identity.sessions().refresh(&tokens[0], NOW).await, Err(RefreshError::Revoked { .. })));
+    house.identity.sessions().refresh(&tokens[1], NOW).await.unwrap();
+    house.identity.sessions().revoke_user(session(1).user, NOW).await.unwrap();
+    assert!(matches!(house.identity.sessions().refresh(&tokens[2], NOW).await, Err(RefreshError::Revoked { .. })));
     let end = NOW.plus(SESSION_LIFETIME);
-    assert_eq!(house.identity.credentials().sweep(end).await.unwrap(), 0);
-    assert_eq!(house.identity.credentials().sweep(end.plus(Millis::new(1))).await.unwrap(), 4);
+    assert_eq!(house.identity.self_hosted().credentials().sweep(end).await.unwrap(), 0);
+    assert_eq!(house.identity.self_hosted().credentials().sweep(end.plus(Millis::new(1))).await.unwrap(), 4);
+}
+
+async fn failures_are_counted_by_all_processes_together(kind: Kind) {
+    let house = House::new(kind).await;
+    let other = house.another().await;
+    let ada = account(1, "ada@acme.test");
+    house.identity.self_hosted().create_account(&ada, secret(PASSWORD), NOW).await.unwrap();
+    let tried = (0..12).map(|number| {
+        let identity = if number % 2 == 0 { &house.identity } else { &other };
+        login(identity, "ada@acme.test", "not it")
+    });
+    let tried = futures_util::future::join_all(tried).await;
+    let looked_at = |tried: &&Result<Account, LoginError>| matches!(tried, Err(LoginError::WrongCredentials { .. }));
+    assert_eq!(tried.iter().filter(looked_at).count(), 6);
+    assert!(tried.iter().all(|tried| looked_at(&tried) || matches!(tried, Err(LoginError::LockedOut(_)))));
+    // Whoever is unknown is counted alike.
+    for _ in 0..6 {
+        assert!(matches!(login(&other, "eve@acme.test", "x").await, Err(LoginError::WrongCredentials { .. })));
+    }
+    assert!(matches!(login(&house.identity, "eve@acme.test", "x").await, Err(LoginError::LockedOut(_))));
+}
+
+async fn a_password_is_changed_for_every_process_and_for_one_of_two_at_once(kind: Kind) {
+    let house = House::new(kind).await;
+    let other = house.another().await;
+    let ada = account(1, "ada@acme.test");
+    house.identity.self_hosted().create_account(&ada, secret(PASSWORD), NOW).await.unwrap();
+    let tokens = house.identity.sessions().open(&session(7), &opened(), &Description::default(), NOW).await.unwrap();
+    let change = |new: &str| PasswordChange {
+        user: ada.user,
+        present: secret(PASSWORD),
+        new: secret(new),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+    let (one, two) = tokio::join!(
+        house.identity.self_hosted().change_password(change("fjord lattice oak 42"), NOW),
+        other.self_hosted().change_password(change("pewter kite moss 17"), NOW)
+    );
+    assert_eq!([one.is_ok(), two.is_ok()].into_iter().filter(|changed| *changed).count(), 1, "{one:?} {two:?}");
+    let now_it_is = if one.is_ok() { "fjord lattice oak 42" } else { "pewter kite moss 17" };
+    assert!(login(&other, "ada@acme.test", now_it_is).await.is_ok());
+    assert!(login(&other, "ada@acme.test", PASSWORD).await.is_err());
+    assert!(matches!(other.sessions().refresh(&tokens.refresh, NOW).await, Err(RefreshError::Revoked { .. })));
+}
+
+async fn an_invitations_token_is_known_to_every_process_until_it_is_replaced_or_forgotten(kind: Kind) {
+    let house = House::new(kind).await;
+    let other = house.another().await;
+    let Account { user, org, .. } = account(3, "grace@acme.test");
+    let (key, end) = (InvitationKey { user, org }, NOW.plus(Millis::from_hours(1)));
+    let first = house.identity.self_hosted().invite(key, end).await.unwrap();
+    assert_eq!(other.self_hosted().invitation_of(&first, NOW).await.unwrap(), Some(key));
+    let second = other.self_hosted().invite(key, end).await.unwrap();
+    assert_eq!(house.identity.self_hosted().invitation_of(&first, NOW).await.unwrap(), None);
+    assert_eq!(house.identity.self_hosted().invitation_of(&second, end).await.unwrap(), None);
+    house.identity.self_hosted().forget_invitation(user).await.unwrap();
+    assert_eq!(other.self_hosted().invitation_of(&second, NOW).await.unwrap(), None);
+}
+
+async fn a_session_was_last_used_when_it_last_got_tokens(kind: Kind) {
+    let house = House::new(kind).await;
+    let sessions = house.identity.sessions();
+    let tokens = sessions.open(&session(1), &opened(), &Description::default(), NOW).await.unwrap();
+    sessions.open(&session(2), &opened(), &Description::default(), NOW).await.unwrap();
+    let later = NOW.plus(Millis::from_hours(1));
+    sessions.refresh(&tokens.refresh, later).await.unwrap();
+    let mut uses = sessions.last_uses(session(1).user).await.unwrap();
+    uses.sort_unstable();
+    assert_eq!(uses, [(session(1).session, later), (session(2).session, NOW)]);
 }
 
 /// Every named promise, once on SQLite and once on PostgreSQL.
@@ -187,4 +275,8 @@ on_both_databases! {
     a_refresh_token_presented_to_two_processes_at_once_works_in_one
     a_removed_account_can_neither_sign_in_nor_refresh
     revoking_a_user_leaves_no_session_and_sweeping_no_old_token
+    failures_are_counted_by_all_processes_together
+    a_password_is_changed_for_every_process_and_for_one_of_two_at_once
+    an_invitations_token_is_known_to_every_process_until_it_is_replaced_or_forgotten
+    a_session_was_last_used_when_it_last_got_tokens
 }

@@ -118,6 +118,13 @@ impl AuthorizationView {
         self.inner.read().links.get(&link).map(|facts| facts.issued_by)
     }
 
+    /// Links that stand on a person's right and are open now.
+    pub fn open_links_of(&self, user: UserId, now: UnixMillis) -> usize {
+        let inner = self.inner.read();
+        let links = inner.links_by_issuer.get(&user).into_iter().flatten();
+        links.filter(|link| matches!(inner.link(**link, now), ActorFacts::Link { live: true, .. })).count()
+    }
+
     /// Who an identity provider's subject is. The first user of a subject keeps it.
     pub fn user_by_subject(&self, issuer: &str, subject: &str) -> Option<(OrgId, UserId)> {
         let inner = self.inner.read();
@@ -196,7 +203,7 @@ impl AuthorizationView {
                 Event::User(event) => {
                     if let Ok(user) = key.parse() {
                         inner.apply_user(org, user, event);
-                        if *event == UserEvent::Deactivated {
+                        if matches!(event, UserEvent::Deactivated | UserEvent::Reactivated) {
                             rights.extend(inner.judge_links_of(user));
                         }
                     }
@@ -234,7 +241,9 @@ impl AuthorizationView {
 /// The user whose rights in the organization an event may change.
 fn whose_rights(event: &OrganizationEvent) -> Option<UserId> {
     let grantee = match event {
-        OrganizationEvent::MemberAdded { user } | OrganizationEvent::MemberRemoved { user } => return Some(*user),
+        OrganizationEvent::MemberAdded { user }
+        | OrganizationEvent::MemberRemoved { user }
+        | OrganizationEvent::OwnerRecovered { user } => return Some(*user),
         OrganizationEvent::RoleAssigned { grant } => grant.grantee,
         OrganizationEvent::RoleRevoked { grantee, .. } => *grantee,
         OrganizationEvent::Created { .. } | OrganizationEvent::PolicyChanged { .. } => return None,
@@ -323,7 +332,7 @@ impl Inner {
         }
         let Some(facts) = self.organizations.get_mut(&org) else { return };
         match event {
-            OrganizationEvent::Created { .. } => {}
+            OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
             OrganizationEvent::MemberAdded { user } => {
                 facts.members.insert(*user);
             }
@@ -364,11 +373,19 @@ impl Inner {
         }
         let Some(facts) = self.users.get_mut(&user) else { return };
         match event {
-            UserEvent::Created { .. } | UserEvent::PasswordChanged => {}
+            UserEvent::Created { .. }
+            | UserEvent::Invited { .. }
+            | UserEvent::InvitationRevoked
+            | UserEvent::InvitationAccepted
+            | UserEvent::Reauthenticated { .. }
+            | UserEvent::PasswordChanged
+            | UserEvent::RevocationRecorded { .. } => {}
+            UserEvent::ProfileChanged { name } => facts.name.clone_from(name),
             UserEvent::Deactivated => {
                 facts.active = false;
                 facts.sessions.clear();
             }
+            UserEvent::Reactivated => facts.active = true,
             UserEvent::SessionOpened { session, expires_at, .. } => {
                 facts.sessions.insert(*session, *expires_at);
             }

@@ -4,6 +4,7 @@
 //! lost: when there are too many kinds, the rest is counted together. Not here: writing the report (the binary).
 
 use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 
 use ahash::AHashMap;
 use envforge_domain::access::Request;
@@ -30,6 +31,7 @@ struct Kind {
     action: String,
     surface: Surface,
     resource: Option<String>,
+    address: Option<IpAddr>,
     code: String,
 }
 
@@ -57,25 +59,36 @@ impl DenialSink {
             action: request.action.token().to_owned(),
             surface: request.surface,
             resource: Some(request.resource.display_id()),
+            address: None,
             code: code.to_owned(),
         };
         let once = Count { count: 1, first_at: request.now, last_at: request.now };
         add(self.held.lock().entry(request.resource.org()).or_default(), kind, once);
     }
 
-    /// Counts and holds a wrong password for a known account: nobody got as far as an action.
-    pub fn record_failed_login(&self, org: OrgId, user: UserId, surface: Surface, now: UnixMillis) {
+    /// Counts and holds a wrong password: nobody got as far as an action. What nobody's account was tried with stands in
+    /// the records of the installation, which belong to no organization, without what was typed: that may be a password.
+    pub fn record_failed_login(
+        &self,
+        account: Option<(OrgId, UserId)>,
+        address: IpAddr,
+        surface: Surface,
+        now: UnixMillis,
+    ) {
+        let code = if account.is_some() { "wrong_credentials" } else { "unknown_account" };
         metrics::counter!(
             "envforge_denials_total",
-            "code" => "wrong_credentials", "action" => "authenticate", "surface" => surface.token()
+            "code" => code, "action" => "authenticate", "surface" => surface.token()
         )
         .increment(1);
+        let org = account.map_or(OrgId::SYSTEM, |(org, _)| org);
         let kind = Kind {
             actor: Actor::Anonymous,
             action: "authenticate".to_owned(),
             surface,
-            resource: Some(user.to_string()),
-            code: "wrong_credentials".to_owned(),
+            resource: account.map(|(_, user)| user.to_string()),
+            address: Some(address),
+            code: code.to_owned(),
         };
         let once = Count { count: 1, first_at: now, last_at: now };
         add(self.held.lock().entry(org).or_default(), kind, once);
@@ -98,8 +111,8 @@ impl DenialSink {
         let mut held = self.held.lock();
         let kinds = held.entry(org).or_default();
         for attempts in drained {
-            let DeniedAttempts { actor, action, surface, resource, code, count, first_at, last_at } = attempts;
-            add(kinds, Kind { actor, action, surface, resource, code }, Count { count, first_at, last_at });
+            let DeniedAttempts { actor, action, surface, resource, address, code, count, first_at, last_at } = attempts;
+            add(kinds, Kind { actor, action, surface, resource, address, code }, Count { count, first_at, last_at });
         }
     }
 }
@@ -110,7 +123,8 @@ fn add(kinds: &mut AHashMap<Kind, Count>, kind: Kind, more: Count) {
         kind
     } else {
         let surface = kind.surface;
-        Kind { actor: Actor::Anonymous, action: OTHER.to_owned(), surface, resource: None, code: OTHER.to_owned() }
+        let (action, code) = (OTHER.to_owned(), OTHER.to_owned());
+        Kind { actor: Actor::Anonymous, action, surface, resource: None, address: None, code }
     };
     match kinds.entry(kind) {
         Entry::Vacant(vacant) => {
@@ -126,9 +140,9 @@ fn add(kinds: &mut AHashMap<Kind, Count>, kind: Kind, more: Count) {
 }
 
 fn attempts(kind: Kind, count: Count) -> DeniedAttempts {
-    let Kind { actor, action, surface, resource, code } = kind;
+    let Kind { actor, action, surface, resource, address, code } = kind;
     let Count { count, first_at, last_at } = count;
-    DeniedAttempts { actor, action, surface, resource, code, count, first_at, last_at }
+    DeniedAttempts { actor, action, surface, resource, address, code, count, first_at, last_at }
 }
 
 #[cfg(test)]
@@ -188,6 +202,26 @@ mod tests {
         let report = report(&sink);
         assert_eq!(report.len(), REPORT_ATTEMPTS_MAX);
         assert_eq!(report.iter().map(|kind| kind.count).sum::<u32>(), 10_000);
+    }
+
+    #[test]
+    fn failed_logins_say_whose_account_and_from_where_and_unknown_ones_belong_to_no_organization() {
+        let sink = DenialSink::default();
+        let (home, away): (IpAddr, IpAddr) = ([192, 0, 2, 1].into(), [198, 51, 100, 7].into());
+        let account = Some((org(), UserId::from_uuid(Uuid::from_u128(9))));
+        for (account, address) in [(account, home), (account, home), (account, away), (None, away)] {
+            sink.record_failed_login(account, address, Surface::Api, UnixMillis::new(5));
+        }
+        let drained = sink.drain();
+        let of = |wanted| drained.iter().find(|(org, _)| *org == wanted).map(|(_, attempts)| attempts.clone()).unwrap();
+        let mut known: Vec<_> = of(org()).iter().map(|kind| (kind.address, kind.count)).collect();
+        known.sort_unstable();
+        assert_eq!(known, [(Some(home), 2), (Some(away), 1)]);
+        let unknown = of(OrgId::SYSTEM);
+        assert_eq!(
+            (unknown[0].code.as_str(), unknown[0].address, &unknown[0].resource),
+            ("unknown_account", Some(away), &None)
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use envforge_domain::project::ProjectEvent;
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::user::{EmailAddress, UserEvent};
+use envforge_domain::user::{EmailAddress, OpenSession, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use uuid::Uuid;
 
@@ -74,6 +74,11 @@ pub(crate) struct Story {
     pub(crate) now: UnixMillis,
 }
 
+/// A session on the API that is open until `LATER`.
+pub(crate) fn opened() -> OpenSession {
+    OpenSession::of_local_account(Surface::Api, NOW, LATER)
+}
+
 impl Story {
     pub(crate) fn empty() -> Self {
         Self { hot: Hot::unfed(HotConfig::default()), history: Vec::new(), now: NOW }
@@ -127,7 +132,7 @@ impl Story {
             email: EmailAddress::parse(&format!("person{number}@example.com")).unwrap(),
             name: format!("Person {number}"),
         };
-        let opened = UserEvent::SessionOpened { session: session(number), surface: Surface::Api, expires_at: LATER };
+        let opened = UserEvent::session_opened(session(number), opened());
         self.append(StreamId::user(org(of), user(number)), vec![created.into(), opened.into()]);
     }
 

@@ -2,25 +2,30 @@
 //!
 //! All views see the same commits in the same order. When the log turns out not to be the one that was followed, the
 //! views stop for good and everything that asks them is refused: better closed than wrong. Not here: what the views
-//! mean (`authorization`, `gateway_view`, `resources`, `placement`).
+//! mean (`authorization`, `gateway_view`, `resources`, `placement`, `invitations`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use envforge_domain::commit::{Position, Recorded};
-use envforge_domain::time::SharedClock;
+use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, NotTheSameLog, SharedLog};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorization::AuthorizationView;
 use crate::gateway_view::GatewayView;
+use crate::invitations::InvitationView;
 use crate::placement::PlacementView;
 use crate::resources::ResourceView;
 
 /// Commits folded between two reports of metrics while there is no pause.
 const COMMITS_PER_REPORT: u64 = 512;
+
+/// Commits folded at one go before whoever waits for the views is told where they stand. Telling each of them would cost
+/// as much as folding it.
+const COMMITS_UNTOLD_MAX: u64 = 64;
 
 /// How the views follow and when they are too old.
 #[derive(Clone)]
@@ -52,6 +57,7 @@ pub struct Hot {
     pub gateway: Arc<GatewayView>,
     pub resources: Arc<ResourceView>,
     pub placement: Arc<PlacementView>,
+    pub invitations: Arc<InvitationView>,
     config: HotConfig,
     progress: watch::Sender<Progress>,
 }
@@ -86,7 +92,8 @@ impl Hot {
     /// `start` with other than the usual limits.
     pub fn start_with(log: SharedLog, config: HotConfig, stop: CancellationToken) -> Arc<Self> {
         let hot = Self::unfed(config);
-        let follower = Follower { hot: Arc::clone(&hot), checkpoint: Checkpoint::START, report: Report::default() };
+        let follower =
+            Follower { hot: Arc::clone(&hot), checkpoint: Checkpoint::START, untold: None, report: Report::default() };
         tokio::spawn(follower.run(log, stop));
         hot
     }
@@ -104,6 +111,7 @@ impl Hot {
             gateway: Arc::default(),
             resources: Arc::default(),
             placement: Arc::default(),
+            invitations: Arc::default(),
             config,
             progress,
         })
@@ -203,6 +211,7 @@ impl Hot {
         let rights = self.authorization.apply(recorded);
         self.resources.apply(recorded);
         self.placement.apply(recorded);
+        self.invitations.apply(recorded);
         self.gateway.apply(recorded, &rights);
     }
 
@@ -216,8 +225,8 @@ impl Hot {
 
     /// When the views that have this commit were current. A backlog that is read after a partition is as old as it
     /// says, however fast it comes: only what was recorded within the limit counts, and from then on.
-    fn current_at(&self, recorded: &Recorded) -> Option<Instant> {
-        let age = self.config.clock.as_ref()?.now().since(recorded.recorded_at).to_duration();
+    fn current_at(&self, recorded_at: UnixMillis) -> Option<Instant> {
+        let age = self.config.clock.as_ref()?.now().since(recorded_at).to_duration();
         (age <= self.config.staleness_max).then(|| Instant::now().checked_sub(age)).flatten()
     }
 
@@ -250,13 +259,22 @@ impl Hot {
 /// The one task.
 struct Follower {
     hot: Arc<Hot>,
+    /// Of the last commit that was folded.
     checkpoint: Checkpoint,
+    untold: Option<Untold>,
     report: Report,
+}
+
+/// Commits that were folded, and nobody was told.
+struct Untold {
+    commits: u64,
+    last_recorded_at: UnixMillis,
 }
 
 impl Drop for Follower {
     /// A fold that panicked must not leave views behind that look alive.
     fn drop(&mut self) {
+        self.tell_position();
         if std::thread::panicking() {
             self.hot.fail("folding a commit failed");
         }
@@ -273,6 +291,7 @@ impl Follower {
                 () = stop.cancelled() => return,
                 ended = self.follow(&log) => ended,
             };
+            self.tell_position();
             match ended {
                 LogError::Unavailable(reason) => {
                     if self.checkpoint.position > before {
@@ -305,7 +324,15 @@ impl Follower {
             Err(error) => return error,
         };
         loop {
-            match follow.next().await {
+            // What is there already is folded at one go. Before anything is waited for, whoever waits is told.
+            let next = match follow.next().now_or_never() {
+                Some(next) => next,
+                None => {
+                    self.tell_position();
+                    follow.next().await
+                }
+            };
+            match next {
                 None => return LogError::Unavailable("the log's stream ended".to_owned()),
                 Some(Err(error)) => return error,
                 Some(Ok(Follow::Commit { recorded, checkpoint, .. })) => {
@@ -318,17 +345,29 @@ impl Follower {
                     let started = Instant::now();
                     self.hot.fold(&recorded);
                     self.report.folded(started.elapsed());
-                    self.checkpoint = checkpoint.clone();
-                    self.hot.folded(checkpoint, self.hot.current_at(&recorded));
+                    self.checkpoint = checkpoint;
+                    let commits = self.untold.as_ref().map_or(0, |untold| untold.commits) + 1;
+                    self.untold = Some(Untold { commits, last_recorded_at: recorded.recorded_at });
+                    if commits >= COMMITS_UNTOLD_MAX {
+                        self.tell_position();
+                    }
                     if self.report.commits >= COMMITS_PER_REPORT {
                         self.tell(Some(&recorded));
                     }
                 }
                 Some(Ok(Follow::Caught { position })) => {
+                    self.tell_position();
                     self.hot.heard(position, Some(Instant::now()), true);
                     self.tell(None);
                 }
             }
+        }
+    }
+
+    /// Tells whoever waits for the views where they stand.
+    fn tell_position(&mut self) {
+        if let Some(untold) = self.untold.take() {
+            self.hot.folded(self.checkpoint.clone(), self.hot.current_at(untold.last_recorded_at));
         }
     }
 

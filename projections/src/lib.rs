@@ -1,6 +1,6 @@
 //! What the log means: read models folded from it, and their queries.
 //!
-//! Owns the hot views in memory (`hot`: authorization, gateway, resources, placement) with the fresh decisions made on them, and the
+//! Owns the hot views in memory (`hot`: authorization, gateway, resources, placement, invitations) with the fresh decisions made on them, and the
 //! read models in PostgreSQL or SQLite (`sql`). Not here: what may happen (domain), where it is remembered (eventlog),
 //! deciding and appending (commands).
 
@@ -10,6 +10,7 @@ mod closers;
 pub mod denials;
 pub mod gateway_view;
 pub mod hot;
+pub mod invitations;
 pub mod placement;
 pub mod resources;
 mod runtimes;

@@ -120,7 +120,8 @@ impl World {
             OrganizationEvent::MemberAdded { .. }
             | OrganizationEvent::MemberRemoved { .. }
             | OrganizationEvent::RoleAssigned { .. }
-            | OrganizationEvent::RoleRevoked { .. } => {}
+            | OrganizationEvent::RoleRevoked { .. }
+            | OrganizationEvent::OwnerRecovered { .. } => {}
         }
     }
 

@@ -3,11 +3,13 @@
 //
 // Owns the clients, people and keys of one test, and the levers below /test. Not here: any rule of EnvForge.
 // Usage: node provider.mjs FOLDER-OF-NODE_MODULES PORT SETUP-AS-JSON
-import { generateKeyPairSync, createPrivateKey, sign as signBytes } from 'node:crypto';
+import { generateKeyPair, createPrivateKey, sign as signBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { pathToFileURL } from 'node:url';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 
 const [modules, port, setupText] = process.argv.slice(2);
 const setup = JSON.parse(setupText);
@@ -19,13 +21,16 @@ const base = issuer.slice(0, -1);
 const audience = setup.audience;
 
 // --- keys ---------------------------------------------------------------------------------------------------------
+// The first four lie beside this file: to make one takes seconds on a busy machine. They sign nothing but tokens of tests.
+const prepared = JSON.parse(readFileSync(new URL('keys.json', import.meta.url)));
 let keyNumber = 0;
-const newKey = () => {
+const newKey = async () => {
   keyNumber += 1;
-  const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+  if (keyNumber <= prepared.length) return prepared[keyNumber - 1];
+  const { privateKey } = await promisify(generateKeyPair)('rsa', { modulusLength: 2048 });
   return { ...privateKey.export({ format: 'jwk' }), kid: `key-${keyNumber}`, use: 'sig', alg: 'RS256' };
 };
-let keys = [newKey()];
+let keys = [await newKey()];
 
 // --- people -------------------------------------------------------------------------------------------------------
 // Who sits in front of every browser, until a test says otherwise.
@@ -164,7 +169,7 @@ const levers = {
   lifetimes: async (given) => { lifetimes = { ...lifetimes, ...given }; return lifetimes; },
   counts: async () => counts,
   sids: async () => sids,
-  rotate: async ({ keep = true }) => { keys = [newKey(), ...(keep ? keys : [])]; rebuild(); return { kid: keys[0].kid }; },
+  rotate: async ({ keep = true }) => { keys = [await newKey(), ...(keep ? keys : [])]; rebuild(); return { kid: keys[0].kid }; },
   backchannel: async ({ uri }) => { backchannel = uri; rebuild(); return {}; },
   device: async ({ user_code: userCode, approve }) => {
     const code = await provider.DeviceCode.findByUserCode(userCode.replace(/[^A-Z0-9]/gi, '').toUpperCase(), { ignoreExpiration: true });

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-const LEVER_DEADLINE: Duration = Duration::from_secs(15);
+const LEVER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The Web App client's secret.
 pub const OIDC_WEB_SECRET: &str = "the-web-client-of-tests-has-this-secret";
@@ -140,7 +140,7 @@ impl OidcProvider {
         self.process.kill9();
     }
 
-    /// Starts it again on the same port, with new keys.
+    /// Starts it again on the same port, with its first key.
     pub fn restart(&mut self) {
         self.process.kill9();
         self.process = spawn(&self.dir, self.port, &self.setup);

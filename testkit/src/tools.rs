@@ -19,6 +19,8 @@ pub enum Tool {
     Node,
     /// The folder whose `node_modules` holds `oidc-provider`.
     OidcDir,
+    /// The folder of Python packages that holds schemathesis; started by `python3` with that folder as `PYTHONPATH`.
+    SchemathesisDir,
     /// The executable of nginx (benchmarks only).
     Nginx,
     /// The executable of wrk (benchmarks only).
@@ -38,6 +40,7 @@ impl Tool {
             Tool::BrowserDir => "ENVFORGE_TEST_BROWSER_DIR",
             Tool::Node => "ENVFORGE_TEST_NODE",
             Tool::OidcDir => "ENVFORGE_TEST_OIDC_DIR",
+            Tool::SchemathesisDir => "ENVFORGE_TEST_SCHEMATHESIS_DIR",
             Tool::Nginx => "ENVFORGE_BENCH_NGINX",
             Tool::Wrk => "ENVFORGE_BENCH_WRK",
         }
@@ -52,6 +55,7 @@ impl Tool {
             Tool::BrowserDir => "playwright-core and @axe-core/playwright",
             Tool::Node => "Node.js 20",
             Tool::OidcDir => "oidc-provider",
+            Tool::SchemathesisDir => "schemathesis",
             Tool::Nginx => "nginx",
             Tool::Wrk => "wrk",
         }
@@ -95,6 +99,10 @@ impl Tool {
             Tool::OidcDir => {
                 let folder = tools.join("oidc");
                 folder.join("node_modules/oidc-provider/package.json").is_file().then_some(folder)
+            }
+            Tool::SchemathesisDir => {
+                let folder = tools.join("schemathesis");
+                folder.join("bin/schemathesis").is_file().then_some(folder)
             }
             Tool::Nginx => on_path("nginx").or_else(|| existing("/usr/sbin/nginx")),
             Tool::Wrk => on_path("wrk"),
@@ -158,6 +166,7 @@ mod tests {
             Tool::BrowserDir,
             Tool::Node,
             Tool::OidcDir,
+            Tool::SchemathesisDir,
             Tool::Nginx,
             Tool::Wrk,
         ];

@@ -1,24 +1,19 @@
-//! Signing in and out.
+//! Signing in and out, and proving once more who one is.
 //!
-//! Identity proves who somebody is; the log records that a session was opened or ended, and from then on the
-//! authorization view knows. Only members of their organization, as the log's leader has it, get tokens. These requests
-//! carry secrets and are not idempotent by key: a refresh token works once.
+//! Identity proves who somebody is; `sessions` opens and ends what follows from it. Requests that carry a refresh token or open
+//! a session are not idempotent by key: a refresh token works once.
 
 use axum::extract::State;
-use envforge_commands::{Commands, Context, Done, users};
-use envforge_domain::access::{Action, Scope};
-use envforge_domain::commit::{Position, StreamId, Surface};
-use envforge_domain::event::Event;
-use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
-use envforge_domain::organization::Organization;
-use envforge_domain::secret::Secret;
-use envforge_domain::slug::OrgSlug;
-use envforge_domain::time::UnixMillis;
-use envforge_domain::user::{SessionEnd, User, UserCommand, UserEvent};
-use envforge_identity::self_hosted::{LoginAttempt, LoginError, RefreshError, SESSION_LIFETIME, SelfHosted};
+use envforge_commands::{Commands, users};
+use envforge_domain::access::Action;
+use envforge_domain::commit::Surface;
+use envforge_domain::session::{ClientName, LOCAL_ISSUER, SessionEnd};
+use envforge_domain::user::UserCommand;
+use envforge_identity::self_hosted::{ChangeError, LoginAttempt, LoginError, PasswordChange};
+use envforge_identity::sessions::RefreshError;
+use envforge_identity::sign_in::{Identity, Proven};
 use envforge_identity::submitted::SubmittedSecret;
-use envforge_identity::tokens::{Description, Session};
-use envforge_projections::Hot;
+use envforge_identity::tokens::Session;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -27,25 +22,33 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, act, surface_of};
+use crate::access::{Access, Caller, act, surface_of};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
+use crate::instant::Instant;
 use crate::problem::Problem;
 use crate::request_body::{Empty, Json};
+use crate::sessions::{Receipt, Sessions, SignedIn, Standing, internal, part_of, session_ended, whole_seconds};
 use crate::write::{Happened, Write, Written};
 
 #[derive(Clone)]
 pub(crate) struct Auth {
     pub(crate) access: Access,
-    pub(crate) identity: Arc<SelfHosted>,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) commands: Commands,
-    pub(crate) hot: Arc<Hot>,
+    pub(crate) sessions: Sessions,
 }
 
 has_access!(Auth);
 
 pub(crate) fn routes() -> OpenApiRouter<Auth> {
-    OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout))
+    OpenApiRouter::new()
+        .routes(routes!(login))
+        .routes(routes!(refresh))
+        .routes(routes!(logout))
+        .routes(routes!(logout_all))
+        .routes(routes!(reauthenticate))
+        .routes(routes!(change_password))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -54,6 +57,8 @@ struct LoginRequest {
     email: String,
     #[schema(value_type = String, format = Password)]
     password: SubmittedSecret,
+    /// What the program calls itself, for the list of sessions: 1 to 100 characters.
+    client: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -63,34 +68,43 @@ struct RefreshRequest {
     refresh_token: SubmittedSecret,
 }
 
-/// Tokens and whose they are.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ReauthenticateRequest {
+    #[schema(value_type = String, format = Password)]
+    password: SubmittedSecret,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PasswordRequest {
+    /// The present one.
+    #[schema(value_type = String, format = Password)]
+    password: SubmittedSecret,
+    /// At least 12 characters, at most 72 bytes, and none that anybody would guess.
+    #[schema(value_type = String, format = Password)]
+    new_password: SubmittedSecret,
+}
+
+/// A new access token of the same session, which says when its person last proved who they are.
 #[derive(Serialize, ToSchema)]
-pub(super) struct SignedIn {
+struct Reauthenticated {
     #[schema(value_type = String)]
     access_token: Disclosed,
-    /// Works once; the answer to its use holds the next one.
-    #[schema(value_type = String)]
-    refresh_token: Disclosed,
     /// Seconds for which the access token is good.
     expires_in: u64,
-    user: SignedInUser,
-    org: SignedInOrg,
+    authenticated_at: Instant,
 }
 
+/// What the change closed, and a session to go on with.
 #[derive(Serialize, ToSchema)]
-struct SignedInUser {
-    id: String,
-    email: String,
-    name: String,
+struct PasswordChanged {
+    revoked: Receipt,
+    signed_in: SignedIn,
 }
 
-#[derive(Serialize, ToSchema)]
-struct SignedInOrg {
-    id: String,
-    slug: String,
-}
-
-/// Sign in with e-mail address and password.
+/// Sign in with e-mail address and password. The session counts on the surface that `EnvForge-Surface` names, and on no
+/// other.
 #[utoipa::path(post, path = "/v1/auth/login", tag = "auth", request_body = LoginRequest,
     responses((status = 200, body = SignedIn)), extensions(("x-envforge-action" = json!("public"))))]
 async fn login(
@@ -99,21 +113,13 @@ async fn login(
     headers: HeaderMap,
     Json(request): Json<LoginRequest>,
 ) -> Result<Written<SignedIn>, Problem> {
-    let surface = surface_of(&headers)?;
+    let surface = surface_of(&headers)?.unwrap_or(Surface::Api);
+    let client = client_name(request.client.as_deref())?;
     let attempt =
         LoginAttempt { email: request.email, password: request.password.into_secret(), address: arrival.address };
-    let account = match auth.identity.login(attempt, arrival.now).await {
-        Ok(account) => account,
-        Err(error) => {
-            if let LoginError::WrongCredentials { account: Some(account) } = &error {
-                auth.access.record_failed_login(account.org, account.user, surface, arrival.now);
-            }
-            return Err(error.into());
-        }
-    };
-    let session = auth.new_session(account.org, account.user, arrival.now.plus(SESSION_LIFETIME), &arrival)?;
-    let done = auth.open(&session, surface, &arrival).await?;
-    auth.tokens(&session, &done, &arrival).await
+    let proven = auth.prove(attempt, surface, &arrival).await?;
+    let (position, signed_in) = auth.sessions.open(&proven, surface, client, &arrival).await?;
+    Ok(Written::ok(position, signed_in))
 }
 
 /// Trade a refresh token for new tokens.
@@ -125,33 +131,37 @@ async fn refresh(
     headers: HeaderMap,
     Json(request): Json<RefreshRequest>,
 ) -> Result<Written<SignedIn>, Problem> {
-    let surface = surface_of(&headers)?;
+    let named = surface_of(&headers)?;
+    let surface = named.unwrap_or(Surface::Api);
     let token = request.refresh_token.into_secret();
-    let session = match auth.identity.session_of(&token, arrival.now).await {
+    let session = match auth.identity.sessions().session_of(&token, arrival.now).await {
         Ok(session) => session,
         Err(error) => return Err(auth.not_refreshed(error, surface, &arrival).await),
     };
     // The token is used only now that its session is known to stand: where the log cannot say, it works again.
-    let position = match auth.standing(&session, arrival.now).await? {
-        Standing::Live(position) => position,
+    let (opened, position) = match auth.sessions.standing(&session, arrival.now).await? {
+        Standing::Live { opened, position } => (opened, position),
         Standing::Ended => {
-            auth.identity.revoke_session(session.session, arrival.now).await?;
+            auth.identity.sessions().revoke_session(session.session, arrival.now).await?;
             return Err(session_ended());
         }
         Standing::NotAMember => {
             let end = UserCommand::EndSession { session: session.session, reason: SessionEnd::Revoked };
-            auth.record(session.org, session.user, surface, &arrival, &end).await?;
-            auth.identity.revoke_session(session.session, arrival.now).await?;
+            auth.sessions.record(session.org, session.user, surface, &arrival, &end).await?;
+            auth.identity.sessions().revoke_session(session.session, arrival.now).await?;
             return Err(session_ended());
         }
     };
-    let refreshed = match auth.identity.refresh(&token, arrival.now).await {
+    if named.is_some_and(|named| named != opened.surface) {
+        return Err(other_surface(opened.surface));
+    }
+    let refreshed = match auth.identity.sessions().refresh(&token, arrival.now).await {
         Ok(refreshed) => refreshed,
-        Err(error) => return Err(auth.not_refreshed(error, surface, &arrival).await),
+        Err(error) => return Err(auth.not_refreshed(error, opened.surface, &arrival).await),
     };
-    let description = auth.description(session.org, session.user, arrival.now);
-    let (access, signed_in) = auth.identity.mint(&session, &description, arrival.now)?;
-    let answer = auth.signed_in(&session, access, signed_in.expires_at, refreshed.refresh, arrival.now)?;
+    let description = auth.sessions.description(session.org, session.user, arrival.now);
+    let (access, signed_in) = auth.identity.sessions().mint(&session, &opened, &description, arrival.now)?;
+    let answer = auth.sessions.signed_in(&session, access, signed_in.expires_at, refreshed.refresh, arrival.now)?;
     Ok(Written::ok(position, answer))
 }
 
@@ -165,127 +175,148 @@ async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happe
     let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &end));
     // Only after the log knows: a refresh token that outlives its session is refused, the other way round it would be
     // a session that nobody can end by refreshing.
-    auth.identity.revoke_session(caller.session, caller.arrival.now).await?;
+    auth.identity.sessions().revoke_session(caller.session, caller.arrival.now).await?;
     Ok(Happened::new(&done))
 }
 
-/// How long signing in waits until the views know the new session.
-pub(super) const WAIT_FOR_VIEW: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// Whether a session may go on, as the log's leader has it.
-enum Standing {
-    Live(Position),
-    Ended,
-    NotAMember,
+/// End all of one's own sessions, this one too.
+#[utoipa::path(post, path = "/v1/auth/logout-all", tag = "auth", responses((status = 200, body = Receipt)),
+    extensions(("x-envforge-action" = json!("session.revoke_own"))))]
+async fn logout_all(State(auth): State<Auth>, request: Write<Empty>) -> Result<Written<Receipt>, Problem> {
+    let Write { caller, context, .. } = request;
+    let permit = auth.access.permit(&caller, Action::SessionRevokeOwn, caller.own()).await?;
+    let revoking = auth.sessions.revoking(caller.org, caller.user, SessionEnd::LoggedOut, context.now).await?;
+    let end = UserCommand::EndOwnSessions;
+    let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &end));
+    auth.identity.sessions().revoke_user(caller.user, caller.arrival.now).await?;
+    let receipt = auth.sessions.receipt(revoking, &done, caller.surface, &context).await?;
+    Ok(Written::ok(&done, receipt))
 }
 
-fn session_ended() -> Problem {
-    Problem::new("session_ended", "This session has ended; sign in again.")
+/// Prove once more who one is, within the session: some actions want a proof that is at most 15 minutes old.
+#[utoipa::path(post, path = "/v1/auth/reauthenticate", tag = "auth", request_body = ReauthenticateRequest,
+    responses((status = 200, body = Reauthenticated)),
+    extensions(("x-envforge-action" = json!("session.reauthenticate"))))]
+async fn reauthenticate(
+    State(auth): State<Auth>,
+    request: Write<Json<ReauthenticateRequest>>,
+) -> Result<Written<Reauthenticated>, Problem> {
+    let Write { caller, body: Json(request), context } = request;
+    let arrival = caller.arrival;
+    let permit = auth.access.permit(&caller, Action::SessionReauthenticate, caller.own()).await?;
+    let account = auth.identity.self_hosted().credentials().account_of(caller.user).await.map_err(internal)?;
+    let Some(account) = account else { return Err(no_password()) };
+    let attempt = LoginAttempt {
+        email: account.email.as_str().to_owned(),
+        password: request.password.into_secret(),
+        address: arrival.address,
+    };
+    let proven = auth.prove(attempt, caller.surface, &arrival).await?;
+    let prove = UserCommand::Reauthenticate { session: caller.session, authenticated_at: proven.authenticated_at };
+    let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &prove));
+    let session = caller.session();
+    let Standing::Live { opened, .. } = auth.sessions.standing(&session, arrival.now).await? else {
+        return Err(session_ended());
+    };
+    let session = Session { expires_at: opened.expires_at, ..session };
+    let description = auth.sessions.description(caller.org, caller.user, arrival.now);
+    let (access, signed_in) = auth.identity.sessions().mint(&session, &opened, &description, arrival.now)?;
+    let answer = Reauthenticated {
+        access_token: Disclosed(access),
+        expires_in: whole_seconds(signed_in.expires_at.since(arrival.now)),
+        authenticated_at: opened.authenticated_at.into(),
+    };
+    Ok(Written::ok(&done, answer))
 }
 
-/// The sessions that a commit ended.
-fn sessions_ended(done: &Done) -> impl Iterator<Item = SessionId> + '_ {
-    done.events.iter().filter_map(|event| match event {
-        Event::User(UserEvent::SessionEnded { session, .. }) => Some(*session),
-        _ => None,
-    })
+/// Change one's own password. All sessions end; the answer holds a new one.
+#[utoipa::path(post, path = "/v1/auth/change-password", tag = "auth", request_body = PasswordRequest,
+    responses((status = 200, body = PasswordChanged)),
+    extensions(("x-envforge-action" = json!("password.change_own"))))]
+async fn change_password(
+    State(auth): State<Auth>,
+    request: Write<Json<PasswordRequest>>,
+) -> Result<Written<PasswordChanged>, Problem> {
+    let Write { caller, body: Json(request), context } = request;
+    let arrival = caller.arrival;
+    let permit = auth.access.permit(&caller, Action::PasswordChangeOwn, caller.own()).await?;
+    let client = match auth.sessions.standing(&caller.session(), arrival.now).await? {
+        Standing::Live { opened, .. } => opened.client,
+        Standing::Ended | Standing::NotAMember => return Err(session_ended()),
+    };
+    let revoking = auth.sessions.revoking(caller.org, caller.user, SessionEnd::PasswordChanged, arrival.now).await?;
+    let change = PasswordChange {
+        user: caller.user,
+        present: request.password.into_secret(),
+        new: request.new_password.into_secret(),
+        address: arrival.address,
+    };
+    // The table first: whatever breaks off from here on, the old password works no more, and the same request again ends
+    // the sessions.
+    match auth.identity.self_hosted().change_password(change, arrival.now).await {
+        Ok(()) => {}
+        Err(ChangeError::Login(error)) => {
+            auth.failed(&error, caller.surface, &arrival);
+            return Err(error.into());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let change = UserCommand::ChangeOwnPassword;
+    let done =
+        act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &change));
+    auth.identity.sessions().revoke_user(caller.user, arrival.now).await?;
+    let revoked = auth.sessions.receipt(revoking, &done, caller.surface, &part_of(&context, "change")).await?;
+    let proven = Proven {
+        user: caller.user,
+        org: caller.org,
+        provider: LOCAL_ISSUER.to_owned(),
+        authenticated_at: arrival.now,
+        ends_by: None,
+    };
+    let (position, signed_in) = auth.sessions.open(&proven, caller.surface, Some(client), &arrival).await?;
+    Ok(Written::ok(position, PasswordChanged { revoked, signed_in }))
+}
+
+/// The session is of another surface than the request says.
+pub(crate) fn other_surface(surface: Surface) -> Problem {
+    let token = surface.token();
+    Problem::new(
+        "session_of_another_surface",
+        format!("This session was opened for `{token}` and counts nowhere else. Leave `EnvForge-Surface` out, or sign in there."),
+    )
+    .with("surface", token)
+}
+
+/// What a program calls itself.
+pub(super) fn client_name(given: Option<&str>) -> Result<Option<ClientName>, Problem> {
+    given.map(ClientName::parse).transpose().map_err(|error| Problem::value("client", error))
+}
+
+fn no_password() -> Problem {
+    Problem::new("no_password_here", "This account has no password here: it signs in with an identity provider.")
 }
 
 impl Auth {
-    /// A session that nobody knows of yet.
-    pub(super) fn new_session(
-        &self,
-        org: OrgId,
-        user: UserId,
-        expires_at: UnixMillis,
-        arrival: &Arrival,
-    ) -> Result<Session, Problem> {
-        let session = SessionId::from_uuid(self.identity.randomness().uuid_v7(arrival.now).map_err(internal)?);
-        Ok(Session { user, org, session, expires_at: expires_at.min(arrival.now.plus(SESSION_LIFETIME)) })
-    }
-
-    /// Opens a session for somebody who has proven who they are, whichever way: members alone get one.
-    pub(super) async fn open(&self, session: &Session, surface: Surface, arrival: &Arrival) -> Result<Done, Problem> {
-        let Session { user, org, .. } = *session;
-        self.check_membership(org, user).await?;
-        let open = UserCommand::OpenSession {
-            session: session.session,
-            surface,
-            expires_at: session.expires_at,
-            now: arrival.now,
-        };
-        let done = self.record(org, user, surface, arrival, &open).await.map_err(|problem| {
-            // A first start that broke off between the two: not the fault of whoever signs in.
-            if problem.code() == "user_unknown" { internal("an account has no user in the log") } else { problem }
-        })?;
-        for ended in sessions_ended(&done) {
-            self.identity.revoke_session(ended, arrival.now).await?;
-        }
-        // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
-        if let Err(problem) = self.check_membership(org, user).await {
-            self.end(session, SessionEnd::Revoked, surface, arrival).await?;
-            return Err(problem);
-        }
-        // The organization and the user are in the view for sure once it stands at the commit that opened the session.
-        self.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
-            Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
-                .retry_after_s(1)
-                .because(stale.to_string())
-        })?;
-        Ok(done)
-    }
-
-    /// Ends a session, in the log first: a refresh token that outlives its session is refused.
-    pub(super) async fn end(
-        &self,
-        session: &Session,
-        reason: SessionEnd,
-        surface: Surface,
-        arrival: &Arrival,
-    ) -> Result<(), Problem> {
-        let end = UserCommand::EndSession { session: session.session, reason };
-        self.record(session.org, session.user, surface, arrival, &end).await?;
-        Ok(self.identity.revoke_session(session.session, arrival.now).await?)
-    }
-
-    /// The tokens of a session that was just opened.
-    pub(super) async fn tokens(
-        &self,
-        session: &Session,
-        done: &Done,
-        arrival: &Arrival,
-    ) -> Result<Written<SignedIn>, Problem> {
-        let description = self.description(session.org, session.user, arrival.now);
-        let tokens = self.identity.open_session(session, &description, arrival.now).await?;
-        let answer =
-            self.signed_in(session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, arrival.now)?;
-        Ok(Written::ok(done, answer))
-    }
-
-    /// Members alone get tokens; somebody who was taken out proves who they are and gets none.
-    async fn check_membership(&self, org: OrgId, user: UserId) -> Result<Position, Problem> {
-        let loaded = self.commands.load::<Organization>(&StreamId::organization(org)).await?;
-        match &loaded.state {
-            Organization::Active(organization) if organization.members.contains(&user) => Ok(loaded.position),
-            Organization::Active(_) | Organization::Unknown => {
-                Err(Problem::new("membership_ended", "You do not belong to this organization any more."))
+    /// Proves a password, and has a failure counted.
+    async fn prove(&self, attempt: LoginAttempt, surface: Surface, arrival: &Arrival) -> Result<Proven, Problem> {
+        match self.identity.self_hosted().login(attempt, arrival.now).await {
+            Ok(account) => Ok(Proven {
+                user: account.user,
+                org: account.org,
+                provider: LOCAL_ISSUER.to_owned(),
+                authenticated_at: arrival.now,
+                ends_by: None,
+            }),
+            Err(error) => {
+                self.failed(&error, surface, arrival);
+                Err(error.into())
             }
         }
     }
 
-    async fn standing(&self, session: &Session, now: UnixMillis) -> Result<Standing, Problem> {
-        let loaded = self.commands.load::<User>(&StreamId::user(session.org, session.user)).await?;
-        let live = match &loaded.state {
-            User::Active { sessions, .. } => sessions.get(&session.session).is_some_and(|end| now < *end),
-            User::Unknown | User::Deactivated { .. } => false,
-        };
-        if !live {
-            return Ok(Standing::Ended);
-        }
-        match self.check_membership(session.org, session.user).await {
-            Ok(position) => Ok(Standing::Live(position.max(loaded.position))),
-            Err(problem) if problem.code() == "membership_ended" => Ok(Standing::NotAMember),
-            Err(problem) => Err(problem),
+    fn failed(&self, error: &LoginError, surface: Surface, arrival: &Arrival) {
+        if let LoginError::WrongCredentials { account } = error {
+            self.access.record_failed_login(account.as_ref(), surface, arrival);
         }
     }
 
@@ -297,67 +328,29 @@ impl Auth {
             RefreshError::Invalid | RefreshError::Identity(_) => return error.into(),
         };
         let end = UserCommand::EndSession { session, reason };
-        match self.record(org, user, surface, arrival, &end).await {
+        match self.sessions.record(org, user, surface, arrival, &end).await {
             Ok(_) => error.into(),
             Err(problem) => problem,
         }
     }
+}
 
-    /// Records on the user's stream that they signed in or that a session had to end.
-    pub(super) async fn record(
-        &self,
-        org: OrgId,
-        user: UserId,
-        surface: Surface,
-        arrival: &Arrival,
-        command: &UserCommand,
-    ) -> Result<Done, Problem> {
-        let permit = self.access.identity_permit(org, user, surface, arrival.now).await?;
-        let context = Context {
-            command: CommandId::from_uuid(self.identity.randomness().uuid_v7(arrival.now).map_err(internal)?),
-            request_digest: None,
-            repeated: None,
-            correlation: arrival.correlation,
-            causation: None,
-            now: arrival.now,
-        };
-        Ok(users::change(&self.commands, &permit, &context, user, command).await?)
-    }
-
-    fn description(&self, org: OrgId, user: UserId, now: UnixMillis) -> Description {
-        let grants = self.hot.authorization.grants(org, user, now);
-        let mut roles: Vec<_> =
-            grants.iter().filter(|grant| grant.scope == Scope::Organization).map(|grant| grant.role).collect();
-        roles.sort_unstable();
-        roles.dedup();
-        Description { roles, teams: Vec::new() }
-    }
-
-    fn signed_in(
-        &self,
-        session: &Session,
-        access: Secret,
-        access_expires_at: UnixMillis,
-        refresh: Secret,
-        now: UnixMillis,
-    ) -> Result<SignedIn, Problem> {
-        let unknown = || Problem::internal("somebody with an account has no record in the views");
-        let user = self.hot.authorization.user(session.user).ok_or_else(unknown)?;
-        let org = self.hot.authorization.organization(session.org);
-        Ok(SignedIn {
-            access_token: Disclosed(access),
-            refresh_token: Disclosed(refresh),
-            // Its end stands in whole seconds; what is lost by that is not told as a second less.
-            expires_in: access_expires_at.since(now).get().div_ceil(1_000),
-            user: SignedInUser { id: session.user.to_string(), email: user.email, name: user.name },
-            org: SignedInOrg {
-                id: session.org.to_string(),
-                slug: org.map_or_else(String::new, |org| OrgSlug::to_string(&org.slug)),
-            },
-        })
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Weak(weak) => Self::from(weak).with("field", "new_password"),
+            ChangeError::Login(error) => error.into(),
+            ChangeError::NoPassword => no_password(),
+            ChangeError::Overtaken => Self::new("contended", error.to_string()).retry_after_s(1),
+            ChangeError::Account(error) => super::members::account_problem(error),
+            ChangeError::Identity(error) => error.into(),
+        }
     }
 }
 
-fn internal(error: impl std::fmt::Display) -> Problem {
-    Problem::internal(error.to_string())
+impl Caller {
+    /// The session that the caller acts in. Its end is the access token's, and later in truth.
+    fn session(&self) -> Session {
+        Session { user: self.user, org: self.org, session: self.session, expires_at: self.expires_at }
+    }
 }

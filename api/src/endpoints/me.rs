@@ -1,28 +1,41 @@
 //! Who am I, and what may I do here.
 
 use axum::extract::State;
+use envforge_commands::{Commands, users};
 use envforge_domain::access::{Action, Scope};
-use serde::Serialize;
+use envforge_domain::user::UserCommand;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
-use crate::access::{Access, Caller};
+use crate::access::{Access, Caller, act};
 use crate::instant::Instant;
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
+use crate::request_body::Json;
+use crate::write::{Happened, Write};
 
 #[derive(Clone)]
 pub(crate) struct Me {
     pub(crate) access: Access,
+    pub(crate) commands: Commands,
     pub(crate) reads: Reads,
 }
 
 has_access!(Me);
 
 pub(crate) fn routes() -> OpenApiRouter<Me> {
-    OpenApiRouter::new().routes(routes!(me))
+    OpenApiRouter::new().routes(routes!(me, change))
+}
+
+/// What a person may change about themselves.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ProfileChange {
+    /// 1 to 120 characters.
+    name: String,
 }
 
 /// The caller, with the roles that they hold now.
@@ -83,4 +96,16 @@ async fn me(State(state): State<Me>, caller: Caller, at: AtLeast) -> Result<axum
         },
         roles,
     }))
+}
+
+/// Change how one is called.
+#[utoipa::path(patch, path = "/v1/me", tag = "auth", request_body = ProfileChange, responses((status = 204)),
+    extensions(("x-envforge-action" = json!("profile.change"))))]
+async fn change(State(state): State<Me>, request: Write<Json<ProfileChange>>) -> Result<Happened, Problem> {
+    let Write { caller, body: Json(change), context } = request;
+    let permit = state.access.permit(&caller, Action::ProfileChange, caller.own()).await?;
+    let command = UserCommand::ChangeProfile { name: change.name };
+    let done =
+        act!(state.access, &caller, permit, users::change(&state.commands, permit, &context, caller.user, &command));
+    Ok(Happened::new(&done))
 }

@@ -1,21 +1,22 @@
 //! Members of an organization.
 //!
-//! Until invitations come, adding somebody who has no account yet makes their account with a first password.
+//! Adding somebody who has no account yet makes their account with a first password; `invitations` lets them choose their own.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use envforge_commands::context::derived_uuid;
 use envforge_commands::{CommandError, Commands, Context, organizations, users};
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::StreamId;
-use envforge_domain::ids::{CommandId, OrgId, UserId};
+use envforge_domain::ids::{OrgId, UserId};
 use envforge_domain::limits::NAME_CHARS_MAX;
 use envforge_domain::organization::{Organization, OrganizationCommand};
 use envforge_domain::project::name_is_valid;
+use envforge_domain::time::UnixMillis;
 use envforge_domain::user::{EmailAddress, SessionEnd, User, UserCommand};
-use envforge_identity::credentials::Account;
-use envforge_identity::self_hosted::{AccountError, LOCAL_ISSUER, SelfHosted};
+use envforge_identity::credentials::{Account, Credentials};
+use envforge_identity::self_hosted::{AccountError, LOCAL_ISSUER};
+use envforge_identity::sign_in::Identity;
 use envforge_identity::submitted::SubmittedSecret;
 use envforge_projections::sql::MemberRecord;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
 use crate::request_body::{Empty, Json};
+use crate::sessions::{Receipt, Sessions, internal, part_of};
 use crate::write::{Happened, Write, Written};
 
 #[derive(Clone)]
@@ -37,13 +39,18 @@ pub(crate) struct Members {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
-    pub(crate) identity: Arc<SelfHosted>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) sessions: Sessions,
 }
 
 has_access!(Members);
 
 pub(crate) fn routes() -> OpenApiRouter<Members> {
-    OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(remove))
+    OpenApiRouter::new()
+        .routes(routes!(list, add))
+        .routes(routes!(remove))
+        .routes(routes!(deactivate))
+        .routes(routes!(reactivate))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -182,6 +189,60 @@ async fn remove(
     Ok(Happened::new(&done))
 }
 
+/// Close somebody's account: their sessions and the links that stand on their right end at once. They stay a member, without
+/// any right until they are reactivated.
+#[utoipa::path(post, path = "/v1/orgs/{org}/members/{user}/deactivate", tag = "members",
+    responses((status = 200, body = Receipt)), extensions(("x-envforge-action" = json!("user.deactivate"))))]
+async fn deactivate(
+    State(state): State<Members>,
+    Path((org, user)): Path<(String, String)>,
+    request: Write<Empty>,
+) -> Result<Written<Receipt>, Problem> {
+    let Write { caller, context, .. } = request;
+    let org = state.access.org(&org).await?;
+    let user: UserId = user.parse().map_err(|_| Problem::not_found())?;
+    let permit = state.access.permit(&caller, Action::UserDeactivate, Resource::User { org, user }).await?;
+    let revoking = state.sessions.revoking(org, user, SessionEnd::Deactivated, context.now).await?;
+    let done = act!(state.access, &caller, permit, users::deactivate(&state.commands, permit, &context, user));
+    state.identity.sessions().revoke_user(user, context.now).await?;
+    let receipt = state.sessions.receipt(revoking, &done, caller.surface, &context).await?;
+    Ok(Written::ok(&done, receipt))
+}
+
+/// Open somebody's account again. They sign in anew; links that have not been revoked or ended meanwhile open again.
+#[utoipa::path(post, path = "/v1/orgs/{org}/members/{user}/reactivate", tag = "members", responses((status = 204)),
+    extensions(("x-envforge-action" = json!("user.reactivate"))))]
+async fn reactivate(
+    State(state): State<Members>,
+    Path((org, user)): Path<(String, String)>,
+    request: Write<Empty>,
+) -> Result<Happened, Problem> {
+    let Write { caller, context, .. } = request;
+    let org = state.access.org(&org).await?;
+    let user: UserId = user.parse().map_err(|_| Problem::not_found())?;
+    let permit = state.access.permit(&caller, Action::UserReactivate, Resource::User { org, user }).await?;
+    let done = act!(state.access, &caller, permit, users::reactivate(&state.commands, permit, &context, user));
+    Ok(Happened::new(&done))
+}
+
+/// Removes an account whose user never came to be: it is left over from a request that broke off. `false`: it is somebody's.
+pub(crate) async fn remove_left_over(
+    commands: &Commands,
+    accounts: &Credentials,
+    account: &Account,
+    now: UnixMillis,
+) -> Result<bool, Problem> {
+    let left_over = match commands.load::<User>(&StreamId::user(account.org, account.user)).await?.state {
+        User::Unknown | User::InvitationRevoked => true,
+        User::Invited(invitation) => !invitation.is_open(now),
+        User::Active { .. } | User::Deactivated { .. } => false,
+    };
+    if left_over {
+        accounts.remove_account(account.user).await.map_err(internal)?;
+    }
+    Ok(left_over)
+}
+
 /// Whose account an address is.
 enum AccountOf {
     /// The new member's own, just made or by an earlier attempt of the same request.
@@ -221,7 +282,7 @@ impl Members {
         let permit = self.access.identity_permit(org, user, caller.surface, caller.arrival.now).await?;
         let command = UserCommand::EndAllSessions { reason: SessionEnd::Revoked };
         match users::change(&self.commands, &permit, &part_of(context, "end sessions"), user, &command).await {
-            Ok(_) => Ok(self.identity.revoke_user(user, caller.arrival.now).await?),
+            Ok(_) => Ok(self.identity.sessions().revoke_user(user, caller.arrival.now).await?),
             // Nobody of this organization: what they have elsewhere is nobody's business here.
             Err(CommandError::Refused(refusal)) if refusal.code() == "user_unknown" => Ok(()),
             Err(error) => Err(error.into()),
@@ -236,27 +297,39 @@ impl Members {
         caller: &Caller,
     ) -> Result<AccountOf, Problem> {
         let exists = || exists(account);
-        if let Some(known) = self.identity.credentials().account_of(account.user).await.map_err(internal)? {
+        if let Some(known) =
+            self.identity.self_hosted().credentials().account_of(account.user).await.map_err(internal)?
+        {
             return if known.email == account.email { Ok(AccountOf::New) } else { Err(exists()) };
         }
         let now = caller.arrival.now;
-        match self.identity.create_account(account, password.clone().into_secret(), now).await {
+        match self.identity.self_hosted().create_account(account, password.clone().into_secret(), now).await {
             Ok(()) => Ok(AccountOf::New),
             Err(AccountError::Exists) => {
-                let Some(left) =
-                    self.identity.credentials().account_by_address(&account.email).await.map_err(internal)?
+                let Some(left) = self
+                    .identity
+                    .self_hosted()
+                    .credentials()
+                    .account_by_address(&account.email)
+                    .await
+                    .map_err(internal)?
                 else {
                     return Err(exists());
                 };
                 let stream = StreamId::user(left.org, left.user);
-                match self.commands.load::<User>(&stream).await?.state {
-                    User::Active { .. } if left.org == account.org => return Ok(AccountOf::Former(left.user)),
-                    User::Active { .. } | User::Deactivated { .. } => return Err(exists()),
-                    // An account whose user never came to be is left over from a request that broke off.
-                    User::Unknown => {}
+                let state = self.commands.load::<User>(&stream).await?.state;
+                if matches!(state, User::Active { .. }) && left.org == account.org {
+                    return Ok(AccountOf::Former(left.user));
                 }
-                self.identity.credentials().remove_account(left.user).await.map_err(internal)?;
-                self.identity.create_account(account, password.into_secret(), now).await.map_err(account_problem)?;
+                let accounts = self.identity.self_hosted().credentials();
+                if !remove_left_over(&self.commands, accounts, &left, now).await? {
+                    return Err(exists());
+                }
+                self.identity
+                    .self_hosted()
+                    .create_account(account, password.into_secret(), now)
+                    .await
+                    .map_err(account_problem)?;
                 Ok(AccountOf::New)
             }
             Err(error) => Err(account_problem(error)),
@@ -264,23 +337,14 @@ impl Members {
     }
 }
 
-/// A step of a request that takes several commits: the same request, so the same command again when it is repeated.
-fn part_of(context: &Context, part: &str) -> Context {
-    let command = CommandId::from_uuid(derived_uuid(context.command.as_uuid().as_bytes(), part));
-    Context { command, ..*context }
-}
-
 fn exists(account: &Account) -> Problem {
     Problem::new("account_exists", "This e-mail address has an account already.").with("email", account.email.as_str())
 }
 
-fn internal(error: impl std::fmt::Display) -> Problem {
-    Problem::internal(error.to_string())
-}
-
-fn account_problem(error: AccountError) -> Problem {
+pub(crate) fn account_problem(error: AccountError) -> Problem {
     match error {
         AccountError::Weak(weak) => Problem::from(weak).with("field", "password"),
+        AccountError::Unknown => internal(error),
         AccountError::Exists => Problem::new("account_exists", error.to_string()),
         AccountError::Busy => Problem::new("sign_in_busy", error.to_string()).retry_after_s(1),
         AccountError::Identity(error) => error.into(),

@@ -8,6 +8,7 @@ pub(crate) mod auth;
 pub(crate) mod events;
 pub(crate) mod handoff;
 pub(crate) mod health;
+pub(crate) mod invitations;
 pub(crate) mod links;
 pub(crate) mod me;
 pub(crate) mod members;
@@ -19,6 +20,7 @@ pub(crate) mod problems;
 pub(crate) mod projects;
 pub(crate) mod roles;
 pub(crate) mod runtime;
+pub(crate) mod sessions;
 pub(crate) mod usage;
 pub(crate) mod workspaces;
 

@@ -1,7 +1,7 @@
 //! Signing in through an OpenID provider, and its back channel.
 //!
 //! The API talks to the provider itself and takes tokens from nobody else: browsers and command lines bring codes, which are worth nothing
-//! without the verifier or the device that asked (docs/adr/0007). Not here: what a person becomes (`oidc_mirror`), tokens and flows (identity).
+//! without the verifier or the device that asked (docs/adr/0008). Not here: what a person becomes (`oidc_mirror`), tokens and flows (identity).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,9 +11,9 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::OrgId;
+use envforge_domain::session::SessionEnd;
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::user::SessionEnd;
 use envforge_identity::oidc::{
     Challenge, Client, DevicePoll, FlowError, InvalidToken, Loopback, Oidc, ProviderError, ReturnTo, Seen, TokenError,
     WebAnswer,
@@ -29,7 +29,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::{Auth, SignedIn};
+use super::auth::{Auth, client_name};
 use super::oidc_mirror::open_session;
 use crate::browser::{Browsers, Cookie};
 use crate::disclosed::Disclosed;
@@ -38,6 +38,8 @@ use crate::page::{Query, wrong_query};
 use crate::problem::Problem;
 use crate::reads::Reads;
 use crate::request_body::{Json, collect};
+use crate::sessions::SignedIn;
+use crate::write::Written;
 
 /// Sign-ins that one address may begin in a minute. Each is a request to the provider or a row.
 const BEGUN_MAX: u32 = 60;
@@ -50,6 +52,7 @@ const TEXT_CHARS_MAX: usize = 256;
 #[derive(Clone)]
 pub(crate) struct Login {
     pub(super) auth: Auth,
+    pub(super) hot: Arc<Hot>,
     reads: Reads,
     provider: Option<(Arc<Oidc>, Browsers)>,
     begun: Arc<Rate>,
@@ -57,9 +60,15 @@ pub(crate) struct Login {
 }
 
 impl Login {
-    pub(crate) fn new(auth: Auth, reads: Reads, oidc: Option<Arc<Oidc>>, browsers: Option<Browsers>) -> Self {
+    pub(crate) fn new(
+        auth: Auth,
+        hot: Arc<Hot>,
+        reads: Reads,
+        oidc: Option<Arc<Oidc>>,
+        browsers: Option<Browsers>,
+    ) -> Self {
         let rate = |max| Arc::new(Rate { max, counts: Mutex::default() });
-        Self { auth, reads, provider: oidc.zip(browsers), begun: rate(BEGUN_MAX), asked: rate(ASKED_MAX) }
+        Self { auth, hot, reads, provider: oidc.zip(browsers), begun: rate(BEGUN_MAX), asked: rate(ASKED_MAX) }
     }
 
     pub(super) fn provider(&self) -> Result<(&Oidc, &Browsers), Problem> {
@@ -147,7 +156,7 @@ async fn start(
         None => ReturnTo::default(),
         Some(text) => ReturnTo::parse(text).map_err(|error| wrong_query("return_to", error))?,
     };
-    let organization = organization(oidc, &state.auth.hot, query.organization.as_deref())?;
+    let organization = organization(oidc, &state.hot, query.organization.as_deref())?;
     state.begun.take(&arrival)?;
     let known = browsers.get(Cookie::Flow, &headers);
     let begun = oidc.begin_web(organization.as_deref(), return_to, known, arrival.now).await?;
@@ -186,14 +195,15 @@ async fn callback(
         issuer: query.iss.as_deref(),
     };
     let (proven, return_to) = oidc.finish_web(answer, browser.as_ref(), arrival.now).await?;
-    let (session, done) = open_session(&state.auth, oidc, &proven, &arrival).await?;
+    let opened = open_session(&state, oidc, &proven, None, &arrival).await?;
     // Browsers remember no positions: what they read next must know whom it is asked by.
-    state.reads.settle(done.position).await;
+    state.reads.settle(opened.position).await;
     // A new one each time: whatever cookie the browser had before signs nobody in.
     let cookie = Randomness.token("").map_err(|error| Problem::internal(error.to_string()))?;
-    let stored = browsers.credentials().insert_browser_session(&cookie, &session).await;
+    let credentials = state.auth.identity.self_hosted().credentials();
+    let stored = credentials.insert_browser_session(&cookie, &opened.session, &opened.opened).await;
     stored.map_err(|error| Problem::internal(error.to_string()))?;
-    let cookie = browsers.set(Cookie::Session, &cookie, session.expires_at.since(arrival.now))?;
+    let cookie = browsers.set(Cookie::Session, &cookie, opened.session.expires_at.since(arrival.now))?;
     let onward = location(return_to.as_str())?;
     Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, onward)]).into_response())
 }
@@ -230,7 +240,7 @@ async fn device(
     Json(request): Json<DeviceRequest>,
 ) -> Result<axum::Json<Device>, Problem> {
     let (oidc, _) = state.provider_for(Client::Cli)?;
-    let organization = organization(oidc, &state.auth.hot, request.organization.as_deref())?;
+    let organization = organization(oidc, &state.hot, request.organization.as_deref())?;
     state.begun.take(&arrival)?;
     let device = oidc.begin_device(organization.as_deref(), arrival.now).await?;
     Ok(axum::Json(Device {
@@ -248,6 +258,8 @@ async fn device(
 struct DeviceTokenRequest {
     #[schema(value_type = String, format = Password)]
     device_code: SubmittedSecret,
+    /// What the program calls itself, for the list of sessions: 1 to 100 characters.
+    client: Option<String>,
 }
 
 /// Nobody has decided yet.
@@ -266,12 +278,14 @@ async fn device_token(
     Json(request): Json<DeviceTokenRequest>,
 ) -> Result<Response, Problem> {
     let (oidc, _) = state.provider_for(Client::Cli)?;
+    let client = client_name(request.client.as_deref())?;
     state.asked.take(&arrival)?;
     let waiting = |status| Ok((StatusCode::ACCEPTED, axum::Json(Waiting { status })).into_response());
     match oidc.poll_device(&request.device_code.into_secret(), arrival.now).await? {
         DevicePoll::Proven(proven) => {
-            let (session, done) = open_session(&state.auth, oidc, &proven, &arrival).await?;
-            Ok(state.auth.tokens(&session, &done, &arrival).await?.into_response())
+            let opened = open_session(&state, oidc, &proven, client, &arrival).await?;
+            let tokens = state.auth.sessions.tokens(&opened, arrival.now).await?;
+            Ok(Written::ok(opened.position, tokens).into_response())
         }
         DevicePoll::Pending => waiting("pending"),
         DevicePoll::SlowDown => waiting("slow_down"),
@@ -313,7 +327,7 @@ async fn loopback(
     Json(request): Json<LoopbackRequest>,
 ) -> Result<axum::Json<LoopbackUrl>, Problem> {
     let (oidc, _) = state.provider_for(Client::Cli)?;
-    let organization = organization(oidc, &state.auth.hot, request.organization.as_deref())?;
+    let organization = organization(oidc, &state.hot, request.organization.as_deref())?;
     let challenge = Challenge::parse(&request.code_challenge)
         .ok_or_else(|| Problem::value("code_challenge", "expected a SHA-256 in base64url, 43 characters"))?;
     random_text("state", &request.state)?;
@@ -334,6 +348,8 @@ struct LoopbackTokenRequest {
     code: SubmittedSecret,
     #[schema(value_type = String, format = Password)]
     code_verifier: SubmittedSecret,
+    /// What the program calls itself, for the list of sessions: 1 to 100 characters.
+    client: Option<String>,
 }
 
 /// Trade what the browser brought to the command line.
@@ -343,8 +359,9 @@ async fn loopback_token(
     State(state): State<Login>,
     arrival: Arrival,
     Json(request): Json<LoopbackTokenRequest>,
-) -> Result<Response, Problem> {
+) -> Result<Written<SignedIn>, Problem> {
     let (oidc, _) = state.provider_for(Client::Cli)?;
+    let client = client_name(request.client.as_deref())?;
     random_text("nonce", &request.nonce)?;
     let verifier = request.code_verifier.into_secret();
     random_text("code_verifier", verifier.expose())?;
@@ -352,8 +369,9 @@ async fn loopback_token(
     let here = Loopback { port: port(request.port)?, nonce: &request.nonce };
     let code = request.code.into_secret();
     let proven = oidc.finish_loopback(here, code.expose(), &verifier, arrival.now).await?;
-    let (session, done) = open_session(&state.auth, oidc, &proven, &arrival).await?;
-    Ok(state.auth.tokens(&session, &done, &arrival).await?.into_response())
+    let opened = open_session(&state, oidc, &proven, client, &arrival).await?;
+    let tokens = state.auth.sessions.tokens(&opened, arrival.now).await?;
+    Ok(Written::ok(opened.position, tokens))
 }
 
 /// The form of OpenID Connect Back-Channel Logout 1.0.
@@ -392,7 +410,7 @@ async fn backchannel_logout(
     for ended in &ended {
         // Its length does not matter to whoever ends it.
         let session = Session { user: ended.user, org: ended.org, session: ended.session, expires_at: arrival.now };
-        state.auth.end(&session, SessionEnd::LoggedOut, Surface::Api, &arrival).await?;
+        state.auth.sessions.end(&session, SessionEnd::LoggedOut, Surface::Api, &arrival).await?;
     }
     metrics::counter!("envforge_provider_logouts_total").increment(1);
     tracing::info!(sessions = ended.len(), "the identity provider ended sessions");

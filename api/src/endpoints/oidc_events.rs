@@ -12,7 +12,8 @@ use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{StreamId, Surface};
 use envforge_domain::ids::{OrgId, UserId};
 use envforge_domain::organization::Organization;
-use envforge_domain::user::{SessionEnd, User, UserCommand};
+use envforge_domain::session::SessionEnd;
+use envforge_domain::user::{User, UserCommand};
 use envforge_identity::oidc::{Client, EVENT_AGE_MAX, MappedOrganization, Oidc, Proven, Seen};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -92,7 +93,7 @@ async fn event(State(state): State<Login>, arrival: Arrival, request: Request) -
         event.organization.as_ref().is_none_or(|organization| *organization == mapped.provider_id)
     };
     for mapped in oidc.config().organizations().iter().filter(wanted) {
-        let Some(org) = state.auth.hot.authorization.organization_by_slug(&mapped.slug) else { continue };
+        let Some(org) = state.hot.authorization.organization_by_slug(&mapped.slug) else { continue };
         let user = user_of(org, oidc.config().issuer(), &event.subject);
         deactivate(&state.auth, org, user, &arrival).await?;
     }
@@ -106,20 +107,23 @@ async fn event(State(state): State<Login>, arrival: Arrival, request: Request) -
 async fn deactivate(auth: &Auth, org: OrgId, user: UserId, arrival: &Arrival) -> Result<(), Problem> {
     let surface = Surface::Api;
     match auth.commands.load::<User>(&StreamId::user(org, user)).await?.state {
-        User::Unknown => return Ok(()),
+        User::Unknown | User::Invited(_) | User::InvitationRevoked => return Ok(()),
         User::Deactivated { .. } => {
-            auth.identity.revoke_user(user, arrival.now).await?;
+            auth.identity.sessions().revoke_user(user, arrival.now).await?;
             return Ok(());
         }
         User::Active { .. } => {}
     }
+    let revoking = auth.sessions.revoking(org, user, SessionEnd::Deactivated, arrival.now).await?;
     // Sessions first: also of somebody who cannot be deactivated, as the last owner cannot.
     let end = UserCommand::EndAllSessions { reason: SessionEnd::Deactivated };
-    auth.record(org, user, surface, arrival, &end).await?;
-    auth.identity.revoke_user(user, arrival.now).await?;
+    auth.sessions.record(org, user, surface, arrival, &end).await?;
+    auth.identity.sessions().revoke_user(user, arrival.now).await?;
     let resource = Resource::User { org, user };
     let permit = auth.access.provider_permit(Action::UserDeactivate, resource, surface, arrival.now).await?;
-    users::deactivate(&auth.commands, &permit, &context(auth, arrival)?, user).await?;
+    let context = context(auth, arrival)?;
+    let done = users::deactivate(&auth.commands, &permit, &context, user).await?;
+    auth.sessions.receipt(revoking, &done, surface, &context).await?;
     Ok(())
 }
 
@@ -196,7 +200,7 @@ async fn scim_create(
     }
     let user = scim.user(&new.external_id);
     match state.auth.commands.load::<User>(&StreamId::user(scim.org, user)).await?.state {
-        User::Unknown => {}
+        User::Unknown | User::Invited(_) | User::InvitationRevoked => {}
         User::Active { .. } => return Err(Problem::new("user_exists", "Somebody with this `externalId` is here.")),
         User::Deactivated { .. } => {
             return Err(Problem::new("account_deactivated", "Somebody with this `externalId` was deactivated."));
@@ -332,7 +336,7 @@ impl Login {
         if !mapped.scim_token().is_some_and(|known| known.matches(token)) {
             return Err(refused());
         }
-        let org = self.auth.hot.authorization.organization_by_slug(&mapped.slug).ok_or_else(Problem::not_found)?;
+        let org = self.hot.authorization.organization_by_slug(&mapped.slug).ok_or_else(Problem::not_found)?;
         Ok(Scim { oidc, org, mapped })
     }
 
@@ -341,7 +345,7 @@ impl Login {
         let user = scim.user(subject);
         let loaded = self.auth.commands.load::<User>(&StreamId::user(scim.org, user)).await?;
         let active = match loaded.state {
-            User::Unknown => return Err(Problem::not_found()),
+            User::Unknown | User::Invited(_) | User::InvitationRevoked => return Err(Problem::not_found()),
             User::Active { .. } => {
                 let organization =
                     self.auth.commands.load::<Organization>(&StreamId::organization(scim.org)).await?.state;
@@ -350,8 +354,8 @@ impl Login {
             User::Deactivated { .. } => false,
         };
         // The record's name is in the view once it stands there.
-        self.auth.hot.wait_for(loaded.position, super::auth::WAIT_FOR_VIEW).await.map_err(internal)?;
-        let known = self.auth.hot.authorization.user(user).ok_or_else(Problem::not_found)?;
+        self.hot.wait_for(loaded.position, crate::sessions::WAIT_FOR_VIEW).await.map_err(internal)?;
+        let known = self.hot.authorization.user(user).ok_or_else(Problem::not_found)?;
         Ok(ScimUser {
             schemas: [USER_SCHEMA],
             id: URL_SAFE_NO_PAD.encode(subject),

@@ -4,20 +4,23 @@
 //! log: the user's record at first sight, membership where the organization takes whoever its provider sends, the role they need.
 
 use envforge_commands::context::derived_uuid;
-use envforge_commands::{CommandError, Context, Done, organizations, users};
+use envforge_commands::{CommandError, Context, organizations, users};
 use envforge_domain::access::{Action, Grant, Grantee, Resource, Scope};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::ids::{CommandId, OrgId, UserId};
 use envforge_domain::limits::NAME_CHARS_MAX;
 use envforge_domain::organization::{Organization, OrganizationCommand};
 use envforge_domain::project::name_is_valid;
-use envforge_domain::user::{EmailAddress, SessionEnd, User, UserCommand};
+use envforge_domain::session::{ClientName, SessionEnd};
+use envforge_domain::user::{EmailAddress, User, UserCommand};
 use envforge_identity::oidc::{Client, MappedOrganization, Oidc, Proven};
-use envforge_identity::tokens::Session;
+use envforge_identity::sign_in;
 
-use super::auth::{Auth, WAIT_FOR_VIEW};
+use super::auth::Auth;
+use super::oidc::Login;
 use crate::edge::Arrival;
 use crate::problem::Problem;
+use crate::sessions::{Opened, WAIT_FOR_VIEW};
 
 /// The surface that a client of the provider's stands for.
 pub(super) const fn surface_of(client: Client) -> Surface {
@@ -35,47 +38,60 @@ pub(super) fn user_of(org: OrgId, issuer: &str, subject: &str) -> UserId {
     UserId::from_uuid(derived_uuid(org.as_uuid().as_bytes(), &purpose))
 }
 
-/// A session for somebody whom the provider has proven.
+/// A session for somebody whom the provider has proven: it is bound by the provider's own.
 pub(super) async fn open_session(
-    auth: &Auth,
+    login: &Login,
     oidc: &Oidc,
     proven: &Proven,
+    client: Option<ClientName>,
     arrival: &Arrival,
-) -> Result<(Session, Done), Problem> {
+) -> Result<Opened, Problem> {
     let surface = surface_of(proven.client);
     let mapped = oidc.config().organization(&proven.organization).ok_or_else(not_mapped)?;
-    let org = auth.hot.authorization.organization_by_slug(&mapped.slug).ok_or_else(not_mapped)?;
+    let org = login.hot.authorization.organization_by_slug(&mapped.slug).ok_or_else(not_mapped)?;
     if proven.ends_at <= arrival.now {
         return Err(Problem::new("sign_in_expired", "Your session at the identity provider has ended already."));
     }
-    let user = mirror(auth, org, mapped, proven, surface, arrival).await?;
-    let session = auth.new_session(org, user, proven.ends_at, arrival)?;
+    let user = mirror(login, org, mapped, proven, surface, arrival).await?;
+    let somebody = sign_in::Proven {
+        user,
+        org,
+        provider: proven.issuer.clone(),
+        authenticated_at: proven.authenticated_at,
+        ends_by: Some(proven.ends_at),
+    };
+    let sessions = &login.auth.sessions;
+    let session = sessions.new_session(&somebody, arrival.now)?;
     oidc.remember_session(&session, proven, arrival.now).await.map_err(internal)?;
-    let done = auth.open(&session, surface, arrival).await?;
+    let opened = sessions.open_as(session, &somebody, surface, client, arrival).await?;
     // The provider may have ended it while we opened it, and found nothing to end then.
     if oidc.has_ended(proven).await.map_err(internal)? {
-        auth.end(&session, SessionEnd::Revoked, surface, arrival).await?;
+        sessions.end(&session, SessionEnd::Revoked, surface, arrival).await?;
         return Err(Problem::new("session_ended", "Your session at the identity provider has ended; sign in again."));
     }
-    Ok((session, done))
+    Ok(opened)
 }
 
 /// The person's record, made at first sight, where they are a member with a role.
 async fn mirror(
-    auth: &Auth,
+    login: &Login,
     org: OrgId,
     mapped: &MappedOrganization,
     proven: &Proven,
     surface: Surface,
     arrival: &Arrival,
 ) -> Result<UserId, Problem> {
+    let auth = &login.auth;
     let user = user_of(org, &proven.issuer, &proven.subject);
     let mut position = match auth.commands.load::<User>(&StreamId::user(org, user)).await?.state {
         User::Active { .. } => Position::START,
         User::Deactivated { .. } => {
             return Err(Problem::new("account_deactivated", "Your account is deactivated."));
         }
-        User::Unknown => first_sight(auth, org, user, mapped, proven, surface, arrival).await?,
+        // Invitations are for accounts with passwords: nobody is invited under an id of the provider's.
+        User::Unknown | User::Invited(_) | User::InvitationRevoked => {
+            first_sight(auth, org, user, mapped, proven, surface, arrival).await?
+        }
     };
     let organization = auth.commands.load::<Organization>(&StreamId::organization(org)).await?;
     position = position.max(organization.position);
@@ -85,12 +101,12 @@ async fn mirror(
             return Err(Problem::new("membership_ended", "You do not belong to this organization any more."));
         }
     }
-    auth.hot.wait_for(position, WAIT_FOR_VIEW).await.map_err(|stale| {
+    login.hot.wait_for(position, WAIT_FOR_VIEW).await.map_err(|stale| {
         Problem::new("rights_stale", "Your rights are not known here yet. Sign in again.")
             .retry_after_s(1)
             .because(stale.to_string())
     })?;
-    if auth.hot.authorization.grants(org, user, arrival.now).is_empty() {
+    if login.hot.authorization.grants(org, user, arrival.now).is_empty() {
         return Err(Problem::new(
             "no_role",
             format!("You are a member of `{}` without a role. An administrator can give you one.", mapped.slug),

@@ -91,6 +91,9 @@ async fn assign(
         scope: state.existing_scope(org, new.project.as_deref()).await?,
         expires_at,
     };
+    if grant.role == Role::Owner {
+        caller.proved_recently()?;
+    }
     let command = OrganizationCommand::AssignRole { by: caller.actor(), grant, now: context.now };
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
     let answer = AssignedRole {
@@ -118,10 +121,14 @@ async fn revoke(
     let Write { caller, context, .. } = request;
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::RoleRevoke, Resource::Organization(org)).await?;
+    let role: Role = query.role.parse().map_err(|error| Problem::value("role", error))?;
+    if role == Role::Owner {
+        caller.proved_recently()?;
+    }
     let command = OrganizationCommand::RevokeRole {
         by: caller.actor(),
         grantee: grantee(query.user.as_deref(), query.team.as_deref())?,
-        role: query.role.parse().map_err(|error| Problem::value("role", error))?,
+        role,
         scope: state.scope(org, query.project.as_deref()).await?,
         now: context.now,
     };

@@ -29,6 +29,7 @@ catalogue! {
         "body_invalid" "The body cannot be read", "The body is not JSON of the documented shape. `detail` names the line and column, or the field.";
         "query_invalid" "A query parameter cannot be read", "A parameter is unknown, malformed or out of range. `detail` names it.";
         "header_invalid" "A header cannot be read", "A header has a value outside of its documented form. `header` names it.";
+        "position_unknown" "There is no such position", "`EnvForge-Min-Position` must be the `EnvForge-Position` of an earlier answer. `position` is the log's last one.";
         "cursor_invalid" "The cursor cannot be read", "`after` must be the `next` of an earlier answer of the same list.";
         "sign_in_unknown" "This sign-in was not begun here", "It was begun in another browser, was finished before, or took longer than ten minutes. Begin again.";
         "logout_token_invalid" "The logout token was not accepted", "`reason` names why.";
@@ -51,6 +52,8 @@ catalogue! {
         "no_role" "You have no role in the organization yet", "An administrator can give you one.";
         "cross_site_request" "The request came from another site", "A browser's session changes things only from the pages of its own site.";
         "grant_expired" "Your role for this has ended", "Ask for the role again.";
+        "reauthentication_required" "Prove once more who you are", "`max_age_seconds` is how old the proof may be. POST to `reauthenticate` with the password, then repeat the request with the new access token.";
+        "session_of_another_surface" "The session is of another surface", "`surface` is the one for which it was opened. Sign in on the other one.";
         "surface_not_allowed" "Not possible on this surface", "The action exists, but not on this surface.";
         "account_deactivated" "The account is deactivated", "An administrator can activate it.";
         "membership_ended" "You do not belong to the organization any more", "An administrator can add you again.";
@@ -70,6 +73,7 @@ catalogue! {
         "project_unknown" "There is no such project", "Check the slug or id.";
         "workspace_unknown" "There is no such workspace", "Check the slug or id.";
         "link_unknown" "There is no such link", "Check the id.";
+        "invitation_unknown" "There is no such invitation", "The token is unknown, was used, or the invitation was revoked or has expired.";
         "user_unknown" "There is no such user", "Check the id.";
         "team_unknown" "There is no such team", "Check the id, or give the role to each member.";
         "host_unknown" "There is no such host", "Check the id.";
@@ -89,6 +93,8 @@ catalogue! {
         "project_exists" "The project exists already", "Nothing was changed.";
         "workspace_exists" "The workspace exists already", "Nothing was changed.";
         "user_exists" "The user exists already", "Nothing was changed.";
+        "no_password_here" "The account has no password here", "It signs in with an identity provider: sign in again there.";
+        "invitation_accepted" "The invitation was accepted already", "Sign in.";
         "account_exists" "This e-mail address has an account already", "Choose another address, or sign in.";
         "link_exists" "The link exists already", "Nothing was changed.";
         "link_not_yet_expired" "The link has not expired yet", "Revoke it to end it early.";
@@ -112,6 +118,9 @@ catalogue! {
         "handoff_used" "The handoff was used already", "Open the share link again.";
         "handoff_expired" "The handoff is too old", "Open the share link again.";
         "link_session_unknown" "The session does not belong to the link any more", "Open the share link again.";
+        "invitation_revoked" "The invitation was revoked", "Ask for another one.";
+        "invitation_expired" "The invitation has expired", "Ask for another one.";
+        "invitation_lapsed" "The invitation holds no more", "Whoever made it may no longer give its roles. Ask for another one.";
         "host_retired" "The host is retired", "Register another one.";
     }
     PAYLOAD_TOO_LARGE {
@@ -128,6 +137,8 @@ catalogue! {
         "name_invalid" "The name is not valid", "1 to `max_chars` characters.";
         "member_unknown" "The user is not a member", "Add them first.";
         "role_org_wide_only" "The role counts for the whole organization only", "Leave `project` out.";
+        "invitation_lifetime_out_of_range" "The invitation would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
+        "invitation_roles_invalid" "The invitation's roles cannot be", "At most `max`, each once.";
         "grant_ends_in_the_past" "The grant would end in the past", "Choose an end in the future.";
         "policy_out_of_range" "A policy setting is out of range", "`min_ms` and `max_ms` are the limits.";
         "keep_awake_too_long" "That is longer than the organization allows", "`max_ms` is the longest.";

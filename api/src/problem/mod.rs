@@ -12,7 +12,8 @@ use envforge_domain::aggregate::{Refusal, RefusalKind};
 use envforge_domain::manifest::ManifestErrors;
 use envforge_eventlog::{AppendError, LogError};
 use envforge_identity::password::WeakPassword;
-use envforge_identity::self_hosted::{IdentityError, LoginError, RefreshError};
+use envforge_identity::self_hosted::LoginError;
+use envforge_identity::sessions::{IdentityError, RefreshError};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 

@@ -79,7 +79,7 @@ async fn the_replay_is_the_log_in_order_as_cloud_events() {
     let known = [
         "user.created.v1",
         "organization.created.v1",
-        "user.session_opened.v1",
+        "user.session_opened.v2",
         "project.created.v1",
         "workspace.created.v1",
     ];

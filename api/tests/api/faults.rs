@@ -15,11 +15,17 @@ pub(crate) struct Faults {
     users_unreadable: AtomicBool,
     /// Whoever follows everything, as the views of rights do, hears nothing while it is set.
     views_held: watch::Sender<bool>,
+    /// Appends that begin with a stream of this kind do not reach the log.
+    unappendable: std::sync::Mutex<Option<StreamKind>>,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Self { users_unreadable: AtomicBool::new(false), views_held: watch::Sender::new(false) }
+        Self {
+            users_unreadable: AtomicBool::new(false),
+            views_held: watch::Sender::new(false),
+            unappendable: std::sync::Mutex::default(),
+        }
     }
 }
 
@@ -27,6 +33,11 @@ impl Faults {
     /// Users' streams cannot be read, or can again.
     pub(crate) fn users_unreadable(&self, unreadable: bool) {
         self.users_unreadable.store(unreadable, Ordering::SeqCst);
+    }
+
+    /// Nothing is appended to streams of this kind, as if the process had died before.
+    pub(crate) fn unappendable(&self, kind: Option<StreamKind>) {
+        *self.unappendable.lock().unwrap() = kind;
     }
 
     /// The views of rights learn nothing new, or go on.
@@ -43,6 +54,10 @@ pub(crate) struct FaultyLog {
 #[async_trait]
 impl EventLog for FaultyLog {
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
+        let unappendable = *self.faults.unappendable.lock().unwrap();
+        if commits.first().is_some_and(|(commit, _)| Some(commit.stream.kind()) == unappendable) {
+            return Err(AppendError::Log(LogError::Unavailable("the network is gone".to_owned())));
+        }
         self.log.append(commits).await
     }
 

@@ -19,9 +19,10 @@ use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
 use envforge_identity::clock::SkippingClock;
 use envforge_identity::credentials::{Account, Credentials};
+use envforge_identity::key_ring::SigningKeys;
 use envforge_identity::oidc::{Config as OidcConfig, Oidc, Settings};
-use envforge_identity::self_hosted::{Config as IdentityConfig, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
+use envforge_identity::sign_in::{Config as IdentityConfig, Identity};
 use envforge_projections::sql::{Database, Supervisor};
 use envforge_projections::{Authorizer, DenialSink, Hot};
 use reqwest::Method;
@@ -55,7 +56,7 @@ pub(crate) struct House {
     pub(crate) hot: Arc<Hot>,
     pub(crate) denials: Arc<DenialSink>,
     pub(crate) verification: ShareVerifier,
-    pub(crate) identity: Arc<SelfHosted>,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) oidc: Option<Arc<Oidc>>,
     pub(crate) client: reqwest::Client,
     pub(crate) database: Database,
@@ -90,7 +91,7 @@ pub(crate) struct Person {
     pub(crate) token: String,
     pub(crate) refresh: String,
     pub(crate) user: String,
-    seen: Arc<AtomicU64>,
+    pub(crate) seen: Arc<AtomicU64>,
 }
 
 /// An answer, read to its end.
@@ -241,12 +242,12 @@ impl House {
         let config = IdentityConfig {
             issuer: "http://envforge.test".into(),
             audience: "http://api.envforge.test".into(),
-            key_file: directory.path().join("access.key"),
+            keys: SigningKeys::Hs256 { key_file: directory.path().join("access.key") },
             bcrypt_cost: 4,
             hash_workers: 2,
             hash_waiting_max: 64,
         };
-        let identity = Arc::new(SelfHosted::open(config, credentials).unwrap());
+        let identity = Arc::new(Identity::open(config, credentials).unwrap());
         let share_key = Arc::new(SigningKey::load_or_create(&directory.path().join("share.pem")).unwrap());
         let verification = ShareVerifier::new([share_key.verification_key()]).unwrap();
         let clock = Arc::new(SkippingClock::new());
@@ -342,6 +343,7 @@ impl House {
         let done = organizations::create(&self.commands, &permit, &context, org, slug, name, user).await.unwrap();
         self.seen.fetch_max(done.position.get(), Ordering::SeqCst);
         self.identity
+            .self_hosted()
             .bootstrap(Account { user, org, email }, Some(Secret::new(PASSWORD.to_owned())), now)
             .await
             .unwrap();
@@ -361,7 +363,19 @@ impl House {
     }
 
     pub(crate) async fn person(&self, email: &str) -> Person {
-        let login = self.login(email, PASSWORD).await.expect(200);
+        self.signed_in(self.login(email, PASSWORD).await)
+    }
+
+    /// Somebody who signs in on a surface.
+    pub(crate) async fn person_on(&self, email: &str, surface: &str) -> Person {
+        let login = self.client.post(format!("{}/v1/auth/login", self.base)).header("EnvForge-Surface", surface);
+        self.signed_in(answer(login.json(&json!({"email": email, "password": PASSWORD}))).await)
+    }
+
+    /// Whoever this answer signed in.
+    #[track_caller]
+    pub(crate) fn signed_in(&self, login: Answer) -> Person {
+        let login = login.expect(200);
         Person {
             client: self.client.clone(),
             base: self.base.clone(),
@@ -428,6 +442,23 @@ impl House {
         runtimes::report(&self.commands, &permit, &context, workspace, &choose).await.unwrap();
         let context = Context::new(self.clock.now());
         runtimes::report(&self.commands, &permit, &context, workspace, &ready).await.unwrap().position.get()
+    }
+
+    /// All events of the log, as they are stored.
+    pub(crate) async fn everything(&self) -> String {
+        let mut text = String::new();
+        let mut after = Position::START;
+        loop {
+            let page = self.log.read(after, 1_000, &envforge_eventlog::Filter::everything()).await.unwrap();
+            if page.commits.is_empty() && page.at_head {
+                return text;
+            }
+            after = page.read_up_to;
+            for recorded in &page.commits {
+                let stored = envforge_eventlog::schema::encode(&recorded.commit).unwrap();
+                text.push_str(std::str::from_utf8(&stored).unwrap());
+            }
+        }
     }
 
     pub(crate) fn now(&self) -> UnixMillis {

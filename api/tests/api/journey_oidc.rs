@@ -249,7 +249,7 @@ async fn a_browser_signs_in_at_the_provider_and_gets_a_session_of_our_own() {
     }
 
     let me = browser.me().await.expect(200);
-    assert_eq!((me.text("email"), me.text("name")), ("ada@acme.test".to_owned(), "ada".to_owned()));
+    assert_eq!((me.text("email"), me.text("name")), ("ada@acme.test".to_owned(), "Ada".to_owned()));
     assert_eq!(me.body["roles"], json!([{"role": "viewer", "project": null, "expires_at": null}]));
     // The owner of that address has a password; who signs in here is somebody else.
     let owner = world.house.owner().await;
@@ -324,6 +324,40 @@ async fn who_has_no_organization_membership_or_role_here_gets_no_session() {
 }
 
 #[tokio::test]
+async fn a_session_says_who_vouched_for_it_and_counts_on_its_own_surface_alone() {
+    let world = World::start().await;
+    let mut browser = world.signed_in().await;
+    let device = world.device().await;
+    let code = device.text("user_code");
+    world.provider(move |provider| provider.approve(&code)).await;
+    let asked = json!({"device_code": device.text("device_code"), "client": "a-terminal/1.0"});
+    let terminal = world.post("/v1/auth/oidc/device/token", asked).await.expect(200);
+
+    let listed = browser.of_api(Method::GET, "/v1/me/sessions", None).await.expect(200);
+    let sessions = listed.body["items"].as_array().unwrap();
+    let facts = |session: &Value| (session["surface"].clone(), session["client"].clone(), session["current"].clone());
+    let expected =
+        [(json!("cli"), json!("a-terminal/1.0"), json!(false)), (json!("console"), json!("console"), json!(true))];
+    assert_eq!(sessions.iter().map(facts).collect::<Vec<_>>(), expected);
+    for session in sessions {
+        assert_eq!(session["provider"], world.provider.issuer());
+        assert!(session["authenticated_at"].as_str() <= session["opened_at"].as_str(), "{session}");
+    }
+
+    let url = format!("{}/v1/me", world.house.base);
+    let on_another = browser.client.get(&url).header("envforge-surface", "cli");
+    browser.send(on_another, &url).await.expect_problem(403, "session_of_another_surface");
+    let token = terminal.text("access_token");
+    let on_another = world.house.client.get(&url).bearer_auth(token).header("envforge-surface", "console");
+    answer(on_another).await.expect_problem(403, "session_of_another_surface");
+    // There is no password with which to prove it once more.
+    let origin = world.house.base.clone();
+    let request = browser.client.post(format!("{origin}/v1/auth/reauthenticate")).header("origin", &origin);
+    let request = request.json(&json!({"password": "plum kite engine 7"}));
+    browser.send(request, &url).await.expect_problem(409, "no_password_here");
+}
+
+#[tokio::test]
 async fn who_was_taken_out_does_not_come_back_by_signing_in_again() {
     let world = World::start().await;
     world.be("auth0|dave", Some("org_acme"), "dave@acme.test").await;
@@ -331,7 +365,7 @@ async fn who_was_taken_out_does_not_come_back_by_signing_in_again() {
     let dave = browser.me().await.expect(200).text("id");
     let owner = world.house.owner().await;
     owner.delete(&format!("/v1/orgs/acme/members/{dave}")).await.expect(204);
-    browser.me().await.expect_problem(401, "session_ended");
+    browser.me().await.expect_problem(404, "not_found");
     let mut again = world.browser();
     let callback = again.to_the_callback("").await;
     again.get(&callback).await.expect_problem(403, "membership_ended");

@@ -1,6 +1,6 @@
 //! What somebody may not do, and what they may not even know.
 
-use envforge_domain::access::{Principal, TABLE};
+use envforge_domain::access::{Action, Principal, TABLE};
 use envforge_domain::commit::Surface;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -151,10 +151,34 @@ async fn a_surface_must_be_one_that_people_have() {
     let on = |surface: &str| owner.request(Method::GET, "/v1/orgs/acme").header("EnvForge-Surface", surface);
     // The first read right after the first start: its answer is as fresh as it asks for.
     let head = house.log.head().await.unwrap().position.to_string();
-    answer(on("cli").header("EnvForge-Min-Position", head)).await.expect(200);
-    answer(on("console")).await.expect(200);
+    answer(on("api").header("EnvForge-Min-Position", head)).await.expect(200);
     for surface in ["gateway", "agent", "", "CLI"] {
         answer(on(surface)).await.expect_problem(400, "header_invalid");
+    }
+}
+
+#[tokio::test]
+async fn a_session_of_one_surface_is_refused_on_the_others() {
+    let house = House::start().await;
+    let surfaces = ["api", "cli", "console"];
+    for opened_on in surfaces {
+        let person = house.person_on("ada@acme.test", opened_on).await;
+        person.get("/v1/me").await.expect(200);
+        for named in surfaces {
+            let read = person.request(Method::GET, "/v1/me").header("EnvForge-Surface", named);
+            let refresh = house.client.post(format!("{}/v1/auth/refresh", house.base));
+            let refresh = refresh.header("EnvForge-Surface", named).json(&json!({"refresh_token": person.refresh}));
+            if named == opened_on {
+                answer(read).await.expect(200);
+                continue;
+            }
+            let refused = answer(read).await.expect_problem(403, "session_of_another_surface");
+            assert_eq!(refused.text("surface"), opened_on);
+            // The token is not spent by the attempt.
+            answer(refresh).await.expect_problem(403, "session_of_another_surface");
+        }
+        let body = json!({"refresh_token": person.refresh});
+        house.anonymous(Method::POST, "/v1/auth/refresh", body).await.expect(200);
     }
 }
 
@@ -182,7 +206,8 @@ async fn every_operation_asks_for_the_action_that_it_names() {
             let Some(operation) = operation else { continue };
             let action = envforge_api::action_of(operation).unwrap_or_else(|| panic!("{method} {template} names none"));
             // What anybody may do, and what is everybody's own.
-            if matches!(action, "public" | "profile.read" | "session.revoke_own") {
+            if Action::from_token(action).is_none_or(|action| !action.row().surfaces_of(Principal::Member).is_empty()) {
+                assert!(action == "public" || Action::from_token(action).is_some(), "{method} {template}: {action}");
                 continue;
             }
             let mut path = template.clone();
@@ -192,6 +217,8 @@ async fn every_operation_asks_for_the_action_that_it_names() {
                 ("workspace", workspace.as_str()),
                 ("link", link.as_str()),
                 ("user", nobody.user.as_str()),
+                ("session", "ses_00000000000000000000000000000007"),
+                ("invitation", "usr_00000000000000000000000000000007"),
             ] {
                 path = path.replace(&format!("{{{name}}}"), value);
             }
@@ -211,7 +238,7 @@ async fn every_operation_asks_for_the_action_that_it_names() {
         row.surfaces.contains(&Surface::Api) && !row.roles.is_empty() && row.surfaces_of(Principal::Agent).is_empty()
     };
     // Actions that have a role but no operation of their own yet.
-    let without = ["user.create", "user.deactivate"];
+    let without = ["user.create"];
     let expected: std::collections::BTreeSet<_> = TABLE
         .iter()
         .filter(people)
@@ -226,6 +253,7 @@ fn body_for(template: &str) -> Value {
     let body = [
         ("/policy", json!({"keep_awake_max_seconds": 60})),
         ("/members", json!({"email": "new@acme.test", "name": "New", "password": "plum kite engine 9"})),
+        ("/invitations", json!({"email": "new@acme.test"})),
         ("/roles", json!({"user": "usr_00000000000000000000000000000007", "role": "viewer"})),
         ("/projects", json!({"slug": "new", "name": "New", "repository": "https://git.test/new"})),
         ("/projects/{project}", json!({"name": "New"})),

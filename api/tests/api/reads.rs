@@ -18,13 +18,27 @@ async fn a_read_at_a_writes_position_sees_the_write() {
 }
 
 #[tokio::test]
-async fn a_read_beyond_the_log_says_that_it_would_be_stale() {
-    let house = House::start_with(|config| config.freshness_wait = std::time::Duration::from_millis(50)).await;
+async fn a_read_beyond_the_log_is_told_where_the_log_ends() {
+    let house = House::start().await;
     let owner = house.owner().await;
-    let stale = owner.get_at("/v1/orgs/acme/projects", 1_000_000).await.expect_problem(504, "stale_read");
-    assert!(stale.body["position"].is_u64());
+    let unknown = owner.get_at("/v1/orgs/acme/projects", 1_000_000).await.expect_problem(400, "position_unknown");
+    let last = unknown.body["position"].as_u64().unwrap();
+    owner.get_at("/v1/orgs/acme/projects", last).await.expect(200);
+    owner.get_at("/v1/orgs/acme/projects", last + 1).await.expect_problem(400, "position_unknown");
     let request = owner.request(reqwest::Method::GET, "/v1/orgs/acme").header("EnvForge-Min-Position", "soon");
     crate::house::answer(request).await.expect_problem(400, "header_invalid");
+}
+
+#[tokio::test]
+async fn a_read_that_the_read_models_do_not_reach_in_time_says_so() {
+    let wait = std::time::Duration::from_millis(50);
+    let mut house = House::start_with(|config| config.freshness_wait = wait).await;
+    let owner = house.owner().await;
+    house.stop_projecting().await;
+    let project = json!({"slug": "p", "name": "P", "repository": "https://git.test/p"});
+    let position = owner.post("/v1/orgs/acme/projects", project).await.expect(201).position();
+    let stale = owner.get_at("/v1/orgs/acme/projects", position).await.expect_problem(504, "stale_read");
+    assert!(stale.body["position"].as_u64().unwrap() < position);
 }
 
 #[tokio::test]
@@ -67,11 +81,9 @@ async fn unknown_filters_and_made_up_cursors_are_refused() {
 #[tokio::test]
 async fn the_audit_says_who_did_what_on_which_surface_and_for_which_request() {
     let house = House::start().await;
-    let owner = house.owner().await;
+    let owner = house.person_on("ada@acme.test", "cli").await;
     house.workspace(&owner).await;
-    let wake = owner
-        .request(reqwest::Method::POST, "/v1/orgs/acme/workspaces/signed-links/wake")
-        .header("EnvForge-Surface", "cli");
+    let wake = owner.request(reqwest::Method::POST, "/v1/orgs/acme/workspaces/signed-links/wake");
     let wake = crate::house::answer(wake).await.expect(202);
     let request = wake.headers["envforge-request"].to_str().unwrap();
     let audit = format!("/v1/orgs/acme/audit?correlation={request}");

@@ -3,6 +3,7 @@
 use envforge_commands::{Context, organizations};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Actor, Component, StreamId};
+use envforge_domain::ids::OrgId;
 use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::time::Millis;
 use envforge_domain::user::{SESSIONS_MAX, User};
@@ -40,7 +41,12 @@ async fn a_failed_login_is_counted_for_the_audit_and_holds_no_password() {
     let attempts: Vec<_> = drained.iter().flat_map(|(_, attempts)| attempts).collect();
     assert_eq!(attempts.len(), 1);
     assert_eq!((attempts[0].action.as_str(), attempts[0].code.as_str()), ("authenticate", "wrong_credentials"));
+    assert_eq!(attempts[0].address, Some(std::net::Ipv4Addr::LOCALHOST.into()));
     assert!(!format!("{drained:?}").contains("engine 8"));
+    house.login("nobody@acme.test", "plum kite engine 8").await.expect(401);
+    let drained = house.denials.drain();
+    assert_eq!((drained[0].0, drained[0].1[0].code.as_str()), (OrgId::SYSTEM, "unknown_account"));
+    assert!(!format!("{drained:?}").contains("nobody"), "what was typed may be a password");
 }
 
 #[tokio::test]
@@ -202,7 +208,7 @@ async fn a_revoked_refresh_token_ends_its_session_where_it_still_stands() {
     let house = House::start().await;
     let owner = house.owner().await;
     let session = owner.get("/v1/me").await.expect(200).text("session");
-    house.identity.revoke_session(session.parse().unwrap(), house.now()).await.unwrap();
+    house.identity.sessions().revoke_session(session.parse().unwrap(), house.now()).await.unwrap();
     owner.get("/v1/me").await.expect(200);
     let body = json!({"refresh_token": owner.refresh});
     house.anonymous(Method::POST, "/v1/auth/refresh", body).await.expect_problem(401, "refresh_token_invalid");

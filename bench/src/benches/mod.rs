@@ -2,6 +2,7 @@
 
 mod append;
 mod gateway;
+mod login;
 mod replay;
 mod revoke;
 mod wake;
@@ -15,6 +16,7 @@ use anyhow::Result;
 pub(crate) enum Bench {
     Append(Extent),
     Gateway(Extent),
+    Login(Extent),
     Replay(Extent),
     Revoke(Extent),
     Wake(Extent),
@@ -50,6 +52,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Append(extent) => append::run(&cores, extent, &mut verdicts),
         Bench::Gateway(extent) => gateway::run(&cores, extent, &mut verdicts),
+        Bench::Login(extent) => login::run(&cores, extent, &mut verdicts),
         Bench::Replay(extent) => replay::run(&cores, extent, &mut verdicts),
         Bench::Revoke(extent) => revoke::run(&cores, extent, &mut verdicts),
         Bench::Wake(extent) => wake::run(&cores, extent, &mut verdicts),

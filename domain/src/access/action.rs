@@ -135,6 +135,22 @@ actions! {
     AuditRead "audit.read", Organization, [Owner Admin Explore Create Mod], [], PEOPLE;
     UsageRead "usage.read", Organization, [Owner Admin Viewer Billing Explore Create Mod], [], PEOPLE;
     DenialRecord "denial.record", Organization, [], [System on EVERYWHERE], NOWHERE;
+    /// A person proves once more who they are.
+    SessionReauthenticate "session.reauthenticate", Organization, [], [Member on PEOPLE], NOWHERE;
+    SessionReadOwn "session.read_own", Organization, [], [Member on PEOPLE], NOWHERE;
+    /// Where members are signed in. Whose sessions may be ended is decided by `Role::may_grant`.
+    SessionRead "session.read", Organization, [Owner Admin Mod], [], PEOPLE;
+    SessionRevoke "session.revoke", Organization, [Owner Admin Mod], [], PEOPLE;
+    PasswordChangeOwn "password.change_own", Organization, [], [Member on PEOPLE], NOWHERE;
+    ProfileChange "profile.change", Organization, [], [Member on PEOPLE], NOWHERE;
+    UserReactivate "user.reactivate", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    InvitationCreate "invitation.create", Organization, [Owner Admin Mod], [], PEOPLE;
+    InvitationRead "invitation.read", Organization, [Owner Admin Mod], [], PEOPLE;
+    InvitationRevoke "invitation.revoke", Organization, [Owner Admin Mod], [], PEOPLE;
+    /// Whoever holds the token joins: written by the identity component, which has seen it.
+    InvitationAccept "invitation.accept", Organization, [], [System on PEOPLE], NOWHERE;
+    /// Break-glass, from the machine's command line.
+    OwnerRecover "owner.recover", Organization, [], [System on SETUP], NOWHERE;
 }
 
 impl Action {

@@ -1,9 +1,11 @@
 //! Users and their sessions.
 
-use envforge_domain::access::Role;
+use envforge_domain::access::{Role, Scope};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::Surface;
+use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::limits::COMMIT_EVENTS_MAX;
+use envforge_domain::time::Millis;
 use envforge_domain::user::*;
 use proptest::prelude::*;
 
@@ -23,13 +25,12 @@ fn deactivate() -> UserCommand {
     UserCommand::Deactivate { beyond: None, only_owner: false }
 }
 
+fn opened(now: u64) -> OpenSession {
+    OpenSession::of_local_account(Surface::Cli, at(now), at(now + 1_000))
+}
+
 fn open(number: u128, now: u64) -> UserCommand {
-    UserCommand::OpenSession {
-        session: session(number),
-        surface: Surface::Cli,
-        expires_at: at(now + 1_000),
-        now: at(now),
-    }
+    UserCommand::OpenSession { session: session(number), opened: opened(now), now: at(now) }
 }
 
 #[test]
@@ -106,10 +107,138 @@ fn create() -> UserCommand {
     }
 }
 
+fn invitation(roles: &[(Role, Scope)], expires_at: u64) -> Invitation {
+    Invitation {
+        user: user(1),
+        email: EmailAddress::parse("dana@example.org").unwrap(),
+        roles: roles.iter().map(|(role, scope)| InvitedRole { role: *role, scope: *scope }).collect(),
+        invited_by: user(2),
+        expires_at: at(expires_at),
+    }
+}
+
+fn invite(roles: &[(Role, Scope)], expires_at: u64, beyond: Option<Role>) -> UserCommand {
+    UserCommand::Invite { invitation: invitation(roles, expires_at), beyond, now: at(0) }
+}
+
+fn accept(now: u64, beyond: Option<Role>) -> UserCommand {
+    let (issuer, subject) = ("local".to_owned(), "1".to_owned());
+    UserCommand::AcceptInvitation { name: "Dana".to_owned(), issuer, subject, beyond, now: at(now) }
+}
+
+const WHOLE: Scope = Scope::Organization;
+const HOUR: u64 = 3_600_000;
+
+#[test]
+fn whoever_accepts_an_invitation_comes_to_be_in_the_same_commit() {
+    let invited = UserEvent::Invited { invitation: invitation(&[(Role::Developer, WHOLE)], HOUR) };
+    given::<User>([]).when(invite(&[(Role::Developer, WHOLE)], HOUR, None)).then([invited.clone()]);
+    let created = UserEvent::Created {
+        user: user(1),
+        issuer: "local".to_owned(),
+        subject: "1".to_owned(),
+        email: EmailAddress::parse("dana@example.org").unwrap(),
+        name: "Dana".to_owned(),
+    };
+    given::<User>([invited.clone()]).when(accept(5, None)).then([UserEvent::InvitationAccepted, created]);
+    let accepted = || given::<User>([]).and(invite(&[], HOUR, None)).and(accept(5, None));
+    accepted().when(accept(6, None)).then_refused("invitation_accepted");
+    accepted().when(UserCommand::RevokeInvitation).then_refused("invitation_accepted");
+    assert!(matches!(accepted().state(), User::Active { name, .. } if name == "Dana"));
+}
+
+#[test]
+fn an_invitation_opens_nothing_once_it_expired_was_revoked_or_lost_its_ground() {
+    let invited = || given::<User>([]).and(invite(&[(Role::Developer, WHOLE)], HOUR, None));
+    assert_eq!(invited().when(accept(HOUR - 1, None)).events().len(), 2);
+    invited().when(accept(HOUR, None)).then_refused("invitation_expired");
+    invited().when(accept(5, Some(Role::Developer))).then_refused("invitation_lapsed");
+    let revoked = || invited().and(UserCommand::RevokeInvitation);
+    revoked().when(accept(5, None)).then_refused("invitation_revoked");
+    revoked().when(UserCommand::RevokeInvitation).then_nothing();
+    revoked().when(invite(&[], HOUR, None)).then_refused("user_exists");
+    invited().when(open(1, 1)).then_refused("user_unknown");
+}
+
+#[test]
+fn nobody_invites_above_themselves_without_end_or_with_roles_that_cannot_be() {
+    let refused = |roles: &[(Role, Scope)], expires_at, beyond, code| {
+        given::<User>([]).when(invite(roles, expires_at, beyond)).then_refused(code);
+    };
+    refused(&[(Role::Owner, WHOLE)], HOUR, Some(Role::Owner), "grant_above_yourself");
+    refused(&[], 59_999, None, "invitation_lifetime_out_of_range");
+    refused(&[], 24 * 30 * HOUR + 1, None, "invitation_lifetime_out_of_range");
+    refused(&[(Role::Viewer, WHOLE), (Role::Viewer, WHOLE)], HOUR, None, "invitation_roles_invalid");
+    refused(&[(Role::Billing, Scope::Project(project(1)))], HOUR, None, "role_org_wide_only");
+    given::<User>([created()]).when(invite(&[], HOUR, None)).then_refused("user_exists");
+}
+
+#[test]
+fn a_reactivated_account_has_no_session_of_before() {
+    let reactivate = |beyond| UserCommand::Reactivate { beyond };
+    let gone = || given::<User>([created()]).and(open(1, 1)).and(deactivate());
+    gone().when(reactivate(None)).then([UserEvent::Reactivated]);
+    gone().when(reactivate(Some(Role::Owner))).then_refused("grant_above_yourself");
+    assert!(matches!(gone().and(reactivate(None)).state(), User::Active { sessions, .. } if sessions.is_empty()));
+    given::<User>([created()]).when(reactivate(None)).then_nothing();
+}
+
+#[test]
+fn an_administrator_ends_sessions_of_those_whom_their_roles_reach() {
+    let revoke = |session, beyond| UserCommand::RevokeSessions { session, beyond };
+    let two = || given::<User>([created()]).and(open(1, 1)).and(open(2, 1));
+    let ended = |number| UserEvent::SessionEnded { session: session(number), reason: SessionEnd::Revoked };
+    two().when(revoke(Some(session(1)), None)).then([ended(1)]);
+    two().when(revoke(None, None)).then([ended(1), ended(2)]);
+    two().when(revoke(None, Some(Role::Owner))).then_refused("grant_above_yourself");
+    two().when(revoke(Some(session(9)), None)).then_nothing();
+    let own = two().when(UserCommand::EndOwnSessions).events();
+    assert!(own.iter().all(|event| matches!(event, UserEvent::SessionEnded { reason: SessionEnd::LoggedOut, .. })));
+}
+
+#[test]
+fn a_proof_of_identity_is_of_one_open_session_and_never_gets_older() {
+    let prove = |number, now| UserCommand::Reauthenticate { session: session(number), authenticated_at: at(now) };
+    let opened = || given::<User>([created()]).and(open(1, 100));
+    opened().when(prove(1, 200)).then([UserEvent::Reauthenticated { session: session(1), authenticated_at: at(200) }]);
+    opened().and(prove(1, 200)).when(prove(1, 150)).then_nothing();
+    opened().when(prove(2, 200)).then_refused("session_ended");
+    let User::Active { sessions, .. } = opened().and(prove(1, 200)).state().clone() else { panic!() };
+    let open = &sessions[&session(1)];
+    assert_eq!((open.opened_at, open.authenticated_at, open.expires_at), (at(100), at(200), at(1_100)));
+}
+
+#[test]
+fn a_name_is_changed_once_and_only_to_one_that_can_be_read() {
+    let rename = |name: &str| UserCommand::ChangeProfile { name: name.to_owned() };
+    given::<User>([created()]).when(rename("Dana X")).then([UserEvent::ProfileChanged { name: "Dana X".to_owned() }]);
+    given::<User>([created()]).when(rename("Dana")).then_nothing();
+    given::<User>([created()]).when(rename(" ")).then_refused("name_invalid");
+    given::<User>([created(), UserEvent::Deactivated]).when(rename("X")).then_refused("account_deactivated");
+}
+
+#[test]
+fn a_client_is_called_on_one_line() {
+    assert_eq!(ClientName::parse(" envforge-cli/1 ").unwrap().as_str(), "envforge-cli/1");
+    for wrong in ["", "  ", "a\nb", "a\u{2028}b", &"x".repeat(101)] {
+        assert!(ClientName::parse(wrong).is_err(), "{wrong:?}");
+    }
+}
+
 proptest! {
-    /// Whatever was accepted evolves, sessions stay bounded, and a deactivated account stays so.
+    /// Whatever was accepted evolves, sessions stay bounded, and only reactivation brings an account back, without them.
     #[test]
-    fn any_accepted_history_evolves(steps in prop::collection::vec((0..20u8, 0..80u128, 1..3_000u64), 1..200)) {
+    fn any_accepted_history_evolves(
+        invited: bool,
+        steps in prop::collection::vec((0..26u8, 0..80u128, 1..3_000u64), 1..200),
+    ) {
+        let receipt = RevocationReceipt {
+            cause: SessionEnd::Revoked,
+            sessions: 1,
+            links: 0,
+            sockets: None,
+            took: Millis::new(1),
+        };
         let commands = steps.into_iter().map(|(verb, number, now)| match verb {
             0 => UserCommand::Deactivate { beyond: None, only_owner: false },
             1 => UserCommand::EndAllSessions { reason: SessionEnd::RefreshReused },
@@ -117,16 +246,29 @@ proptest! {
             3 => UserCommand::EndOwnSession { session: session(number) },
             4 => UserCommand::EndSession { session: session(number), reason: SessionEnd::Revoked },
             5 => create(),
+            6 => UserCommand::Reactivate { beyond: None },
+            7 => UserCommand::RevokeSessions { session: (number % 2 == 0).then(|| session(number)), beyond: None },
+            8 => UserCommand::Reauthenticate { session: session(number), authenticated_at: at(now) },
+            9 => UserCommand::RecordRevocation { receipt },
+            10 => UserCommand::ChangeProfile { name: format!("Dana {number}") },
+            11 => accept(now, None),
+            12 => UserCommand::RevokeInvitation,
+            13 => UserCommand::ChangeOwnPassword,
             _ => open(number, now),
         });
-        histories::<User>(std::iter::once(create()).chain(commands), |before, after| {
+        let first = if invited { invite(&[(Role::Viewer, WHOLE)], HOUR, None) } else { create() };
+        histories::<User>(std::iter::once(first).chain(commands), |before, after| {
             match after {
                 User::Unknown => prop_assert!(false, "a user was forgotten"),
                 User::Active { sessions, .. } => prop_assert!(sessions.len() <= SESSIONS_MAX),
-                User::Deactivated { .. } => {}
+                User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => {}
             }
-            let revived = matches!((before, after), (User::Deactivated { .. }, User::Active { .. }));
-            prop_assert!(!revived);
+            if let (User::Deactivated { .. } | User::Invited(_), User::Active { sessions, .. }) = (before, after) {
+                prop_assert!(sessions.is_empty());
+            }
+            let reopened =
+                matches!((before, after), (User::InvitationRevoked, User::Active { .. } | User::Invited(_)));
+            prop_assert!(!reopened);
             Ok(())
         })?;
     }

@@ -21,8 +21,11 @@ use super::instant::Instants;
 use super::lines::Lines;
 use super::positions::Positions;
 use super::problem::Problem;
+use super::reauthentication;
 use super::settings::{Api, Settings, Source};
 
+/// What sessions of this program are called.
+pub(crate) const CLIENT: &str = concat!("envforge-cli/", env!("CARGO_PKG_VERSION"));
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longer than the server itself takes before it gives up and says so.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(35);
@@ -53,6 +56,8 @@ pub(crate) struct Client {
     reached: Cell<bool>,
     /// Held while tokens are exchanged, so that Ctrl-C waits for the new ones to be stored.
     exchanging: Arc<tokio::sync::Mutex<()>>,
+    /// Whether somebody may be asked for their password in the middle of a command.
+    may_ask: bool,
 }
 
 /// An answer that is no error.
@@ -98,7 +103,7 @@ impl Client {
         let mut headers = HeaderMap::new();
         headers.insert("envforge-surface", HeaderValue::from_static("cli"));
         let mut http = reqwest::Client::builder()
-            .user_agent(concat!("envforge-cli/", env!("CARGO_PKG_VERSION")))
+            .user_agent(CLIENT)
             .default_headers(headers)
             // A redirect could carry tokens to another host.
             .redirect(reqwest::redirect::Policy::none())
@@ -124,7 +129,14 @@ impl Client {
             position: Cell::new(position),
             reached: Cell::new(false),
             exchanging: Arc::default(),
+            may_ask: false,
         })
+    }
+
+    /// Whether somebody may be asked for their password in the middle of a command.
+    pub(crate) fn asking(mut self, may_ask: bool) -> Self {
+        self.may_ask = may_ask;
+        self
     }
 
     pub(crate) fn api(&self) -> &Api {
@@ -163,6 +175,14 @@ impl Client {
         self.write(Method::POST, segments, body).await
     }
 
+    /// A change by somebody who is not signed in, sent once: it carries secrets and has no key.
+    pub(crate) async fn post_unsigned(&self, segments: &[&str], body: Value) -> Result<Answer, Failure> {
+        let mut call = self.call(Method::POST, segments, &[], Some(body));
+        call.signed = false;
+        call.idempotency_key = None;
+        self.answer(call).await
+    }
+
     pub(crate) async fn delete(&self, segments: &[&str], query: &Query<'_>) -> Result<Answer, Failure> {
         self.answer(self.call(Method::DELETE, segments, query, None)).await
     }
@@ -198,47 +218,89 @@ impl Client {
         Ok(Lines::of(response))
     }
 
-    /// A request that needs nobody signed in. It carries a code that works once: sent once, unless it certainly did not arrive.
-    pub(crate) async fn post_unsigned(&self, segments: &[&str], body: Value) -> Result<Answer, Failure> {
-        let mut call = self.call(Method::POST, segments, &[], Some(body));
-        call.signed = false;
-        call.idempotency_key = None;
-        self.answer(call).await
-    }
-
     /// Exchanges e-mail address and password for tokens and stores them.
     pub(crate) async fn login(&self, email: &str, password: &Secret) -> Result<(Account, Value), Failure> {
-        let body = json!({ "email": email, "password": password.expose() });
+        let body = json!({ "email": email, "password": password.expose(), "client": CLIENT });
         let mut call = self.call(Method::POST, &["v1", "auth", "login"], &[], Some(body));
         call.signed = false;
         // Nothing to keep apart: a login that is sent twice opens two sessions, one of which nobody holds.
         call.idempotency_key = None;
         let sent_at_ms = self.instants.now_unix_millis();
+        self.forget_position();
         let answer = self.answer(call).await?;
-        self.keep(answer, sent_at_ms).await
+        self.keep(answer, Some(email), sent_at_ms).await
+    }
+
+    /// What was read as somebody else says nothing about whoever signs in now.
+    pub(crate) fn forget_position(&self) {
+        self.positions.forget(&self.api.key());
     }
 
     /// Stores the tokens of somebody who has just signed in. Answers the rest, to be shown.
-    pub(crate) async fn keep(&self, answer: Answer, sent_at_ms: u64) -> Result<(Account, Value), Failure> {
-        // What was read as somebody else says nothing about this one.
-        self.positions.forget(&self.api.key());
-        let tokens: LoginAnswer = answer.view()?;
+    pub(crate) async fn keep(
+        &self,
+        answer: Answer,
+        email: Option<&str>,
+        sent_at_ms: u64,
+    ) -> Result<(Account, Value), Failure> {
+        let account = self.store(&answer.body, email, sent_at_ms).await?;
+        Ok((account, without_tokens(answer.body)))
+    }
+
+    /// Changes the password of whoever is signed in, and stores the tokens of the session that follows.
+    pub(crate) async fn change_password(&self, present: &Secret, new: &Secret) -> Result<Value, Failure> {
+        let email = self.account()?.email;
+        let body = json!({ "password": present.expose(), "new_password": new.expose() });
+        let mut call = self.call(Method::POST, &["v1", "auth", "change-password"], &[], Some(body));
+        // Its answer opens a session: it is not kept for a repetition, which needs none either.
+        call.idempotency_key = None;
+        let sent_at_ms = self.instants.now_unix_millis();
+        let mut answer = self.answer(call).await?.body;
+        self.store(&answer["signed_in"], Some(&email), sent_at_ms).await?;
+        answer["signed_in"] = without_tokens(answer["signed_in"].take());
+        Ok(answer)
+    }
+
+    /// Keeps the tokens of a session that was just opened. `email`: where the answer names none.
+    async fn store(&self, answer: &Value, email: Option<&str>, sent_at_ms: u64) -> Result<Account, Failure> {
+        let tokens: LoginAnswer = view(answer)?;
         let account = Account {
             access_token: Secret::new(tokens.access_token),
             refresh_token: Secret::new(tokens.refresh_token),
             access_expires_at_unix_ms: sent_at_ms.saturating_add(tokens.expires_in.saturating_mul(1_000)),
-            email: tokens.user.email.unwrap_or_default(),
+            email: tokens.user.email.unwrap_or_else(|| email.unwrap_or_default().to_owned()),
             user: tokens.user.id,
             org: tokens.org.id,
             org_slug: tokens.org.slug,
         };
         self.credentials.lock().await?.put(&self.api.key(), &account)?;
-        let mut shown = answer.body;
-        if let Some(shown) = shown.as_object_mut() {
-            shown.remove("access_token");
-            shown.remove("refresh_token");
+        Ok(account)
+    }
+
+    /// Asks whoever is signed in for their password, and keeps the access token that says so.
+    async fn prove_again(&self) -> Result<(), Failure> {
+        let account = self.account()?;
+        let password = reauthentication::password(&account.email).await?;
+        let body = json!({ "password": password.expose() });
+        let mut call = self.call(Method::POST, &["v1", "auth", "reauthenticate"], &[], Some(body));
+        call.idempotency_key = None;
+        let sent_at_ms = self.instants.now_unix_millis();
+        let token = self.access_token().await?;
+        let sent = self.send_once(&call, Some(&token)).await;
+        let response = sent.map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(read_problem(response).await));
         }
-        Ok((account, shown))
+        let body: Value = serde_json::from_slice(&read_body(response).await?).unwrap_or_default();
+        let proved: ProvedAnswer = view(&body)?;
+        let locked = self.credentials.lock().await?;
+        let account = locked.account(&self.api.key())?.ok_or_else(|| self.signed_out("you are not signed in"))?;
+        let account = Account {
+            access_token: Secret::new(proved.access_token),
+            access_expires_at_unix_ms: sent_at_ms.saturating_add(proved.expires_in.saturating_mul(1_000)),
+            ..account
+        };
+        locked.put(&self.api.key(), &account)
     }
 
     /// Waits until an exchange of tokens that has begun is stored: giving up in between would end the session.
@@ -286,6 +348,7 @@ impl Client {
     /// Sends until there is an answer that another attempt would not better. Returns successes alone.
     async fn send(&self, call: Call) -> Result<Response, Failure> {
         let mut renewed = false;
+        let mut proved = false;
         let mut attempt = 0;
         loop {
             let token = if call.signed { Some(self.access_token().await?) } else { None };
@@ -305,6 +368,13 @@ impl Client {
                     if let (401, Some(token), false) = (problem.status, &token, renewed) {
                         renewed = true;
                         self.renew(Some(token)).await?;
+                        continue;
+                    }
+                    let asked_for = problem.code() == "reauthentication_required" && call.signed && !proved;
+                    if asked_for && self.may_ask && reauthentication::possible() {
+                        proved = true;
+                        self.prove_again().await?;
+                        // The same request: the API has refused it before it did anything.
                         continue;
                     }
                     let worth_it = match problem.status {
@@ -486,6 +556,22 @@ impl Exchange {
         locked.put(&key, &account)?;
         Ok(Exchanged::Token(account.access_token))
     }
+}
+
+/// An answer that shows whose session it is and no token.
+fn without_tokens(mut answer: Value) -> Value {
+    if let Some(answer) = answer.as_object_mut() {
+        answer.remove("access_token");
+        answer.remove("refresh_token");
+    }
+    answer
+}
+
+#[derive(Deserialize)]
+struct ProvedAnswer {
+    access_token: String,
+    /// Seconds.
+    expires_in: u64,
 }
 
 #[derive(Deserialize)]

@@ -13,6 +13,7 @@ mod doctor;
 pub(crate) mod failure;
 mod here;
 mod instant;
+mod invite;
 mod lines;
 mod link;
 mod manifest_file;
@@ -22,6 +23,7 @@ mod positions;
 mod private_file;
 mod problem;
 mod project;
+mod reauthentication;
 mod session;
 mod settings;
 mod sign_in;
@@ -61,6 +63,12 @@ pub(crate) enum ClientVerb {
     Login(session::LoginArguments),
     /// End this machine's session
     Logout,
+    /// Accept an invitation: make your account, join and sign in
+    Join(invite::JoinArguments),
+    /// Where you are signed in, and ending it
+    Session(session::SessionArguments),
+    /// Change your password; every session ends, and this machine gets a new one
+    Password(session::PasswordArguments),
     /// Bring up this repository's branch as a workspace and wait until it is ready
     Up(up::UpArguments),
     /// Workspaces: branches with the services of their envforge.yml
@@ -161,6 +169,19 @@ fn run_verb(
                 way => work(output, settings, async move |context| session::login_by_provider(context, way).await),
             }
         }
+        ClientVerb::Join(arguments) => {
+            let settings = Settings::resolve(global)?;
+            let joining = arguments.ask(output)?;
+            work(output, settings, async move |context| invite::join(context, joining).await)
+        }
+        ClientVerb::Password(arguments) => {
+            let settings = Settings::resolve(global)?;
+            let change = arguments.ask(output)?;
+            work(output, settings, async move |context| session::change_password(context, change).await)
+        }
+        ClientVerb::Session(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| session::run(context, arguments).await)
+        }
         ClientVerb::Org(arguments) => {
             let settings = Settings::resolve(global)?;
             let asked = arguments.ask(output)?;
@@ -197,7 +218,7 @@ fn work(
     settings: Settings,
     command: impl AsyncFnOnce(&Context) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
-    let client = Client::new(&settings, output.instants.clone())?;
+    let client = Client::new(&settings, output.instants.clone())?.asking(!output.json);
     let context = Context { output: output.clone(), settings, client };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

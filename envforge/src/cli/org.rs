@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use super::Context;
 use super::failure::{Exit, Failure};
 use super::instant::{parse_length, show_length_ms};
+use super::invite::{self, InviteVerb};
 use super::output::{Output, cell, printable};
-use super::session::{ask_password, password_from_stdin};
+use super::session::{ask_password, password_from_stdin, shown};
 use super::workspace::more;
 
 #[derive(Args, Debug)]
@@ -37,6 +38,12 @@ enum OrgVerb {
     /// Who may do what
     #[command(subcommand)]
     Role(RoleVerb),
+    /// Ask somebody in; they choose their own password
+    #[command(subcommand)]
+    Invite(InviteVerb),
+    /// Close and open accounts, and where they are signed in
+    #[command(subcommand)]
+    User(UserVerb),
 }
 
 #[derive(Subcommand, Debug)]
@@ -92,6 +99,28 @@ Examples:
     },
     /// Take somebody out, with all their roles, at once
     Remove {
+        /// E-mail address or id
+        #[arg(value_name = "USER")]
+        user: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum UserVerb {
+    /// Close an account: sessions and links end at once
+    Deactivate {
+        /// E-mail address or id
+        #[arg(value_name = "USER")]
+        user: String,
+    },
+    /// Open an account again; they sign in anew
+    Reactivate {
+        /// E-mail address or id
+        #[arg(value_name = "USER")]
+        user: String,
+    },
+    /// End all sessions of somebody
+    SignOut {
         /// E-mail address or id
         #[arg(value_name = "USER")]
         user: String,
@@ -203,6 +232,24 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             let id = user_id(context, org, &user).await?;
             client.delete(&["v1", "orgs", org, "members", &id], &[]).await?;
             output.result(&json!({ "user": id, "removed": true }), || format!("Removed {}.", printable(&user)))?;
+        }
+        OrgVerb::Invite(verb) => invite::run(context, org, verb).await?,
+        OrgVerb::User(UserVerb::Deactivate { user }) => {
+            let id = user_id(context, org, &user).await?;
+            let path = ["v1", "orgs", org, "members", &id, "deactivate"];
+            let receipt = client.post(&path, Value::Null).await?.body;
+            output.result(&receipt, || format!("Closed the account of {}. {}", printable(&user), shown(&receipt)))?;
+        }
+        OrgVerb::User(UserVerb::Reactivate { user }) => {
+            let id = user_id(context, org, &user).await?;
+            client.post(&["v1", "orgs", org, "members", &id, "reactivate"], Value::Null).await?;
+            let done = json!({ "user": id, "reactivated": true });
+            output.result(&done, || format!("{} can sign in again.", printable(&user)))?;
+        }
+        OrgVerb::User(UserVerb::SignOut { user }) => {
+            let id = user_id(context, org, &user).await?;
+            let receipt = client.delete(&["v1", "orgs", org, "members", &id, "sessions"], &[]).await?.body;
+            output.result(&receipt, || format!("Signed out {}. {}", printable(&user), shown(&receipt)))?;
         }
         OrgVerb::Role(RoleVerb::Assign { user, role, project, until }) => {
             let mut body = json!({ "user": user_id(context, org, &user).await?, "role": role.token() });

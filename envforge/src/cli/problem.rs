@@ -91,6 +91,13 @@ impl Problem {
             "name_taken" | "name_retired" => "choose another slug",
             "host_label_too_long" => "choose a shorter slug: `envforge up --name SLUG`",
             "runtime_not_awake" => "wake it first: `envforge workspace wake`",
+            "reauthentication_required" => {
+                "run the command on a terminal, where it can ask for your password, or sign in again: `envforge login`"
+            }
+            "invitation_unknown" | "invitation_expired" | "invitation_lapsed" | "invitation_revoked" => {
+                "ask whoever invited you for another one"
+            }
+            "session_of_another_surface" => "sign in from here: `envforge login`",
             "too_many_attempts" | "sign_in_busy" => "wait a moment before you try again",
             "wake_budget_spent" => "wake the workspace yourself: `envforge workspace wake`",
             "last_owner" => "give somebody else the role first: `envforge org role assign`",

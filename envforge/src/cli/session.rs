@@ -1,11 +1,11 @@
-//! `envforge login` and `envforge logout`.
+//! `envforge login`, `logout`, `session` and `password`.
 //!
 //! A password comes from a prompt or from standard input, never from the command line, where other processes and the shell's
 //! history would see it. Not here: how tokens are kept (`credentials`) and renewed (`client`).
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use envforge_domain::secret::Secret;
 use envforge_domain::user::EmailAddress;
 use serde_json::{Value, json};
@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::Context;
 use super::credentials::Account;
 use super::failure::{Exit, Failure};
-use super::output::{Output, printable};
+use super::invite::new_password;
+use super::output::{Output, cell, printable};
 use super::settings::Profile;
 use super::sign_in::{self, Way};
 
@@ -58,6 +59,58 @@ pub(super) struct Submitted {
     password: Secret,
 }
 
+impl Submitted {
+    pub(super) fn new(email: String, password: Secret) -> Self {
+        Self { email, password }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SessionArguments {
+    #[command(subcommand)]
+    verb: SessionVerb,
+}
+
+#[derive(Subcommand, Debug)]
+enum SessionVerb {
+    /// Your open sessions; this machine's is marked
+    Ls,
+    /// End one of your sessions
+    Revoke {
+        /// Its id, from `envforge session ls`
+        session: String,
+    },
+    /// End all of your sessions, this machine's too
+    RevokeAll,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  printf '%s\\n%s\\n' \"$PRESENT\" \"$NEW\" | envforge password --stdin")]
+pub(crate) struct PasswordArguments {
+    /// Read the present and the new password from the first two lines of standard input instead of asking for them
+    #[arg(long)]
+    stdin: bool,
+}
+
+/// A password and what is to take its place.
+pub(super) struct Change {
+    present: Secret,
+    new: Secret,
+}
+
+impl PasswordArguments {
+    pub(super) fn ask(self, output: &Output) -> Result<Change, Failure> {
+        if self.stdin {
+            let [present, new] = lines_from_stdin()?;
+            return Ok(Change { present, new });
+        }
+        let present = ask_password(output, "Present password: ")?;
+        Ok(Change { present, new: new_password(output, "New password: ")? })
+    }
+}
+
 /// Longer than any password that the API takes.
 const PASSWORD_BYTES_MAX: u64 = 4_096;
 
@@ -93,13 +146,28 @@ impl LoginArguments {
     }
 }
 
-fn ask_line(prompt: &str) -> Result<String, Failure> {
+pub(super) fn ask_line(prompt: &str) -> Result<String, Failure> {
     let mut out = std::io::stderr().lock();
     out.write_all(prompt.as_bytes())?;
     out.flush()?;
     let mut line = String::new();
     std::io::stdin().lock().take(PASSWORD_BYTES_MAX).read_line(&mut line)?;
     Ok(line.trim().to_owned())
+}
+
+/// The first two lines of standard input.
+pub(super) fn lines_from_stdin() -> Result<[Secret; 2], Failure> {
+    let mut input = std::io::stdin().lock().take(2 * PASSWORD_BYTES_MAX);
+    let mut line = || -> Result<Secret, Failure> {
+        let mut line = String::new();
+        input.read_line(&mut line)?;
+        let secret = Secret::new(line.trim_end_matches(['\r', '\n']).to_owned());
+        if secret.expose().is_empty() {
+            return Err(Failure::usage("standard input holds too little", "write two lines, one secret each"));
+        }
+        Ok(secret)
+    };
+    Ok([line()?, line()?])
 }
 
 /// The first line of standard input.
@@ -178,4 +246,85 @@ pub(super) async fn logout(context: &Context) -> Result<Exit, Failure> {
         format!("Signed out {} at {api}; the session has ended on the server too.", printable(&account.email))
     })?;
     Ok(Exit::Ok)
+}
+
+pub(super) async fn run(context: &Context, arguments: SessionArguments) -> Result<Exit, Failure> {
+    let Context { output, client, .. } = context;
+    match arguments.verb {
+        SessionVerb::Ls => {
+            let page = client.get(&["v1", "me", "sessions"], &[]).await?.body;
+            output.result(&page, || table(output, &page))?;
+        }
+        SessionVerb::Revoke { session } => {
+            let receipt = client.delete(&["v1", "me", "sessions", &session], &[]).await?.body;
+            output.result(&receipt, || shown(&receipt))?;
+        }
+        SessionVerb::RevokeAll => {
+            let receipt = client.post(&["v1", "auth", "logout-all"], Value::Null).await?.body;
+            let api = client.api().key();
+            client.credentials().lock().await?.remove(&api)?;
+            output.result(&receipt, || format!("{}\nYou are signed out at {api}.", shown(&receipt)))?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn change_password(context: &Context, change: Change) -> Result<Exit, Failure> {
+    let Context { output, client, .. } = context;
+    let answer = client.change_password(&change.present, &change.new).await?;
+    output.result(&answer, || format!("Your password is changed. {}", shown(&answer["revoked"])))?;
+    Ok(Exit::Ok)
+}
+
+/// What a revocation closed.
+pub(super) fn shown(receipt: &Value) -> String {
+    let some = |field: &str, one: &str, many: &str| {
+        receipt[field].as_u64().map(|count| format!("{count} {}", if count == 1 { one } else { many }))
+    };
+    let closed = [
+        some("sessions", "session", "sessions"),
+        some("links", "link", "links"),
+        some("sockets", "open connection", "open connections"),
+    ];
+    let closed: Vec<_> = closed.into_iter().flatten().collect();
+    format!("Closed {} in {} ms.", closed.join(", "), cell(receipt.get("took_ms")))
+}
+
+fn table(output: &Output, page: &Value) -> String {
+    let row = |item: &Value| {
+        let this = if item["current"] == Value::Bool(true) { "*" } else { "" };
+        [
+            this.to_owned(),
+            cell(item.get("client")),
+            cell(item.get("surface")),
+            output.instants.show_wire(item.get("opened_at")),
+            output.instants.show_wire(item.get("last_used_at")),
+            cell(item.get("id")),
+        ]
+    };
+    let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
+    output.table(["", "CLIENT", "SURFACE", "OPENED", "LAST USED", "ID"], rows, "No open sessions.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machines_session_is_marked() {
+        let session = |id: &str, current: bool| {
+            json!({"id": id, "client": "envforge-cli/1", "surface": "cli", "opened_at": "2026-11-24T08:00:00.000Z",
+                "last_used_at": "2026-11-24T09:00:00.000Z", "current": current})
+        };
+        let page = json!({"items": [session("ses_1", true), session("ses_2", false)]});
+        let text = table(&Output::plain(), &page);
+        let marked: Vec<_> = text.lines().filter(|line| line.starts_with('*')).collect();
+        assert!(marked.len() == 1 && marked[0].contains("ses_1"), "{text}");
+    }
+
+    #[test]
+    fn a_receipt_says_what_was_closed_and_leaves_out_what_is_not_known() {
+        let receipt = json!({"sessions": 3, "links": 1, "sockets": null, "took_ms": 12});
+        assert_eq!(shown(&receipt), "Closed 3 sessions, 1 link in 12 ms.");
+    }
 }

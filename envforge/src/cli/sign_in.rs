@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Context;
-use super::client::{Client, view};
+use super::client::{CLIENT, Client};
 use super::credentials::Account;
 use super::failure::Failure;
 use super::output::printable;
@@ -82,6 +82,7 @@ pub(super) async fn usual_way(client: &Client) -> Result<Way, Failure> {
 pub(super) async fn device(context: &Context) -> Result<(Account, Value), Failure> {
     let Context { output, settings, client } = context;
     let asked = json!({ "organization": settings.org });
+    client.forget_position();
     let asked_at_ms = output.instants.now_unix_millis();
     let device: Device = client.post_unsigned(&["v1", "auth", "oidc", "device"], asked).await?.view()?;
     let shown = json!({
@@ -101,7 +102,7 @@ pub(super) async fn device(context: &Context) -> Result<(Account, Value), Failur
     }
     let deadline = tokio::time::Instant::now() + Duration::from_secs(device.expires_in).min(PATIENCE);
     let mut interval = Duration::from_secs(device.interval.clamp(1, 60));
-    let body = json!({ "device_code": device.device_code });
+    let body = json!({ "device_code": device.device_code, "client": CLIENT });
     while tokio::time::Instant::now() < deadline {
         tokio::time::sleep(interval).await;
         let answer = match client.post_unsigned(&["v1", "auth", "oidc", "device", "token"], body.clone()).await {
@@ -115,7 +116,7 @@ pub(super) async fn device(context: &Context) -> Result<(Account, Value), Failur
             Err(failure) => return Err(failure),
         };
         match answer.body.get("status").and_then(Value::as_str) {
-            None => return client.keep(answer, asked_at_ms).await,
+            None => return client.keep(answer, None, asked_at_ms).await,
             Some("slow_down") => interval += SLOWER,
             Some(_) => {}
         }
@@ -138,6 +139,7 @@ pub(super) async fn browser(context: &Context, port: u16) -> Result<(Account, Va
         "port": port, "state": state.expose(), "nonce": nonce.expose(),
         "code_challenge": Challenge::of(&verifier).as_str(), "organization": settings.org,
     });
+    client.forget_position();
     let begun: LoopbackUrl = client.post_unsigned(&["v1", "auth", "oidc", "loopback"], begin).await?.view()?;
     if output.json {
         output.event(&json!({ "url": begun.url }))?;
@@ -150,10 +152,11 @@ pub(super) async fn browser(context: &Context, port: u16) -> Result<(Account, Va
     })??;
     drop(listener);
     let sent_at_ms = output.instants.now_unix_millis();
-    let trade =
-        json!({ "port": port, "nonce": nonce.expose(), "code": code.expose(), "code_verifier": verifier.expose() });
+    let trade = json!({
+        "port": port, "nonce": nonce.expose(), "code": code.expose(), "code_verifier": verifier.expose(), "client": CLIENT,
+    });
     let answer = client.post_unsigned(&["v1", "auth", "oidc", "loopback", "token"], trade).await?;
-    client.keep(answer, sent_at_ms).await
+    client.keep(answer, None, sent_at_ms).await
 }
 
 /// 256 bits as text.

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use envforge_identity::oidc::Oidc;
-use envforge_identity::self_hosted::SelfHosted;
 use envforge_identity::share_token::SigningKey;
+use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::cli::failure::Failure;
 /// What the API needs beside the control plane.
 pub(crate) struct Parts {
     pub(crate) database: Database,
-    pub(crate) identity: Arc<SelfHosted>,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) oidc: Option<Arc<Oidc>>,
     pub(crate) signing_key: Arc<SigningKey>,
     /// Where reviewers open share URLs.

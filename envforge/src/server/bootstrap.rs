@@ -138,7 +138,7 @@ impl FirstOwner {
 }
 
 /// A permit of whoever has the machine's command line, from the same policy as everybody's.
-fn setup_permit(action: Action, resource: Resource, now: UnixMillis) -> anyhow::Result<Permit> {
+pub(super) fn setup_permit(action: Action, resource: Resource, now: UnixMillis) -> anyhow::Result<Permit> {
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
     let request = Request { actor: Actor::System(Component::Setup), action, resource, surface: Surface::Cli, now };
     Ok(authorize(&facts, &request)?)

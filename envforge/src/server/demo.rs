@@ -12,7 +12,7 @@ use envforge_domain::manifest::Manifest;
 use envforge_domain::project::Repository;
 use envforge_domain::slug::{HostLabel, ProjectSlug, ServiceName, WorkspaceSlug};
 use envforge_domain::time::Millis;
-use envforge_domain::user::{SessionEnd, UserCommand};
+use envforge_domain::user::{OpenSession, SessionEnd, UserCommand};
 use envforge_domain::workspace::{AccessMode, Branch, Workspace};
 use envforge_eventlog::LogIdentity;
 use envforge_identity::share_token::{ShareClaims, SigningKey};
@@ -198,8 +198,7 @@ impl Acting {
         };
         let command = UserCommand::OpenSession {
             session: acting.session,
-            surface: Surface::Cli,
-            expires_at: now.plus(Millis::from_minutes(5)),
+            opened: OpenSession::of_local_account(Surface::Cli, now, now.plus(Millis::from_minutes(5))),
             now,
         };
         acting.record(plane, owner, &command).await?;

@@ -59,8 +59,9 @@ impl Reporter {
         }
         let sink = self.authorizer.denials().clone();
         for (org, attempts) in sink.drain() {
-            // An organization that does not exist has no stream to write to, and nobody to read it.
-            if self.authorizer.hot().authorization.organization(org).is_none() {
+            // An organization that does not exist has no stream to write to, and nobody to read it. What belongs to none is
+            // the installation's own.
+            if org != OrgId::SYSTEM && self.authorizer.hot().authorization.organization(org).is_none() {
                 continue;
             }
             if self.unanswered.iter().any(|report| report.org == org) {
@@ -226,7 +227,7 @@ mod tests {
         let mut reporter = Reporter { authorizer, commands, clock: Arc::new(SystemClock), unanswered: Vec::new() };
         for state in [IS_GONE, STORES_AND_DOES_NOT_ANSWER, STORES_AND_DOES_NOT_ANSWER, IS_GONE, WORKS, WORKS] {
             network.store(state, Ordering::SeqCst);
-            sink.record_failed_login(org, user, Surface::Api, now);
+            sink.record_failed_login(Some((org, user)), [192, 0, 2, 1].into(), Surface::Api, now);
             reporter.write_all().await;
         }
         assert!(reporter.unanswered.is_empty() && sink.drain().is_empty());

@@ -17,11 +17,12 @@ use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::SqliteLog;
 use envforge_gateway::{Activity, HandoffKey, Scheme};
 use envforge_identity::credentials::Credentials;
-use envforge_identity::self_hosted::{self, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
+use envforge_identity::sign_in::{self, Identity};
 use envforge_projections::sql::Database;
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::access_tokens::AccessTokenArgs;
 use super::bootstrap::FirstOwner;
 use super::control_plane::ControlPlane;
 use super::data_dir::DataDir;
@@ -60,6 +61,8 @@ pub(crate) struct DevArgs {
     /// Read the owner's first password from this file instead of generating one.
     #[arg(long, value_name = "FILE")]
     owner_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    access_tokens: AccessTokenArgs,
     #[command(flatten)]
     provider: ProviderArgs,
     /// Make a small app, a workspace that runs it and a signed link to it.
@@ -127,10 +130,10 @@ async fn start(
     roles::watch_views(running, &plane);
 
     let owner = FirstOwner::of(&identity, org_slug, email);
-    let self_hosted = open_identity(args, &data).await?;
+    let sign_in = open_identity(args, &data).await?;
     let first_password = FirstPassword::in_folder(&data.keys());
     let owner_password = owner
-        .first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref(), &first_password)
+        .first_start(&plane, &identity, sign_in.self_hosted(), args.owner_password_file.as_deref(), &first_password)
         .await?;
 
     let signing_key = Arc::new(SigningKey::load_or_create(&data.keys().join("share.key"))?);
@@ -147,8 +150,8 @@ async fn start(
     let api = format!("http://{}", listener.local_addr()?);
     let parts = api::Parts {
         database,
-        oidc: provider::open(provider, &self_hosted)?,
-        identity: self_hosted,
+        oidc: provider::open(provider, &sign_in)?,
+        identity: sign_in,
         signing_key: Arc::clone(&signing_key),
         gateway_url: gateway_origin.clone(),
         metrics,
@@ -182,18 +185,18 @@ async fn start(
     first_password.forget()
 }
 
-async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<SelfHosted>> {
+async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<Identity>> {
     let credentials = Credentials::open_sqlite(&data.credentials()).await?;
-    let config = self_hosted::Config {
+    let config = sign_in::Config {
         issuer: format!("http://{}", args.listen),
         audience: "envforge".to_owned(),
-        key_file: data.keys().join("access-token.key"),
-        bcrypt_cost: 12,
+        keys: args.access_tokens.keys(&data.keys()),
+        bcrypt_cost: args.access_tokens.bcrypt_cost,
         hash_workers: 1,
         hash_waiting_max: 32,
     };
     // Hashes once; that is work for a thread of its own.
-    Ok(Arc::new(tokio::task::spawn_blocking(move || SelfHosted::open(config, credentials)).await??))
+    Ok(Arc::new(tokio::task::spawn_blocking(move || Identity::open(config, credentials)).await??))
 }
 
 impl Started {

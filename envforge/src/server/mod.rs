@@ -2,6 +2,7 @@
 //!
 //! Owns wiring: only here do API, gateway, projections, reactors and stores meet. Not here: anything they decide.
 
+pub(crate) mod access_tokens;
 mod activity;
 mod api;
 mod bootstrap;
@@ -18,6 +19,7 @@ mod known_log;
 mod open_files;
 pub(crate) mod projections;
 mod provider;
+pub(crate) mod recovery;
 mod roles;
 mod running;
 pub(crate) mod serve;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::SqliteLog;
+use envforge_identity::credentials::Credentials;
 use envforge_projections::sql::rebuild::rebuild;
 use envforge_projections::sql::{Comparison, Database, ModelName, RebuildProgress, Rebuilt};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,7 +44,7 @@ enum Verb {
 
 /// Which control plane: `dev`'s embedded stores, or NATS and PostgreSQL.
 #[derive(Args, Debug)]
-struct Place {
+pub(super) struct Place {
     /// Data directory of `envforge dev`, which must not be running. Default: this user's.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_DATA", conflicts_with = "nats")]
     data: Option<PathBuf>,
@@ -59,18 +60,35 @@ struct Place {
 }
 
 impl Place {
-    async fn open(&self) -> anyhow::Result<(SharedLog, Database)> {
-        if !self.nats.is_empty() {
-            let stores =
-                StoreArgs::for_tools(self.nats.clone(), self.nats_credentials.clone(), self.database_url_file.clone());
-            return Ok((stores.log("projections").await?, stores.database().await?));
+    pub(super) async fn open(&self, what: &str) -> anyhow::Result<(SharedLog, Database)> {
+        if let Some(stores) = self.stores() {
+            return Ok((stores.log(what).await?, stores.database().await?));
         }
-        let data = DataDir::open(&match &self.data {
-            Some(path) => path.clone(),
-            None => DataDir::default_path()?,
-        })?;
+        let data = self.data_dir()?;
         let log: SharedLog = Arc::new(SqliteLog::open(envforge_eventlog::sqlite::Config::new(data.log())).await?);
         Ok((log, Database::connect_sqlite(&data.read_models()).await?))
+    }
+
+    /// The credential table of the same control plane.
+    pub(super) async fn credentials(&self) -> anyhow::Result<Credentials> {
+        match self.stores() {
+            Some(stores) => stores.credentials().await,
+            None => Ok(Credentials::open_sqlite(&self.data_dir()?.credentials()).await?),
+        }
+    }
+
+    /// `None`: `dev`'s embedded stores.
+    fn stores(&self) -> Option<StoreArgs> {
+        let stores =
+            || StoreArgs::for_tools(self.nats.clone(), self.nats_credentials.clone(), self.database_url_file.clone());
+        (!self.nats.is_empty()).then(stores)
+    }
+
+    fn data_dir(&self) -> anyhow::Result<DataDir> {
+        Ok(DataDir::open(&match &self.data {
+            Some(path) => path.clone(),
+            None => DataDir::default_path()?,
+        })?)
     }
 }
 
@@ -78,7 +96,7 @@ pub(crate) async fn run(args: ProjectionsArgs, output: Output) -> anyhow::Result
     telemetry::install("warn", LogFormat::Text)?;
     match args.verb {
         Verb::Ls(place) => {
-            let (log, database) = place.open().await?;
+            let (log, database) = place.open("projections").await?;
             let head = log.head().await?.position;
             for model in ModelName::ALL {
                 let position = database.position(model).await?;
@@ -90,7 +108,7 @@ pub(crate) async fn run(args: ProjectionsArgs, output: Output) -> anyhow::Result
         }
         Verb::Rebuild { name, place } => {
             let model: ModelName = usable("the read model", name.parse())?;
-            let (log, database) = place.open().await?;
+            let (log, database) = place.open("projections").await?;
             let mut progress = Progress::of(model, &output)?;
             let rebuilt = rebuild(&log, &database, model, |at| progress.tell(at)).await?;
             progress.finish();

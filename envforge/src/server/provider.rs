@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use envforge_identity::oidc::{Config, Oidc, Settings};
-use envforge_identity::self_hosted::SelfHosted;
+use envforge_identity::sign_in::Identity;
 
 use crate::cli::failure::Failure;
 
@@ -51,8 +51,8 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 /// The provider; it is asked for nothing yet.
-pub(crate) fn open(config: Option<Config>, identity: &SelfHosted) -> anyhow::Result<Option<Arc<Oidc>>> {
-    let open = |config| Oidc::new(config, identity.credentials()).map(Arc::new);
+pub(crate) fn open(config: Option<Config>, identity: &Identity) -> anyhow::Result<Option<Arc<Oidc>>> {
+    let open = |config| Oidc::new(config, identity.self_hosted().credentials()).map(Arc::new);
     Ok(config.map(open).transpose()?)
 }
 

@@ -17,12 +17,13 @@ use envforge_gateway::{Activity, HandoffKey, Scheme, TlsFiles};
 use envforge_identity::credentials::Credentials;
 use envforge_identity::key_file;
 use envforge_identity::randomness::Randomness;
-use envforge_identity::self_hosted::{self, SelfHosted};
 use envforge_identity::share_token::{ShareVerifier, SigningKey, VerificationKey};
+use envforge_identity::sign_in::{self, Identity};
 use envforge_projections::sql::Database;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::access_tokens::AccessTokenArgs;
 use super::bootstrap::FirstOwner;
 use super::control_plane::ControlPlane;
 use super::first_password::FirstPassword;
@@ -82,6 +83,8 @@ pub(crate) struct StoreArgs {
     /// Folder with the control plane's keys, mode 0700. Roles on several machines share its content.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_KEYS")]
     keys: PathBuf,
+    #[command(flatten)]
+    access_tokens: AccessTokenArgs,
     /// What to trace on standard error.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "ENVFORGE_LOG")]
     log: String,
@@ -209,6 +212,7 @@ impl StoreArgs {
             nats_replicas: 1,
             database_url_file,
             keys: PathBuf::new(),
+            access_tokens: AccessTokenArgs::default(),
             log: "warn".to_owned(),
             log_format: LogFormat::Text,
         }
@@ -253,17 +257,21 @@ impl StoreArgs {
         })
     }
 
-    async fn identity(&self, issuer: String) -> anyhow::Result<Arc<SelfHosted>> {
-        let credentials = Credentials::connect_postgres(self.database_url()?.expose()).await?;
-        let config = self_hosted::Config {
+    pub(super) async fn credentials(&self) -> anyhow::Result<Credentials> {
+        Ok(Credentials::connect_postgres(self.database_url()?.expose()).await?)
+    }
+
+    async fn identity(&self, issuer: String) -> anyhow::Result<Arc<Identity>> {
+        let credentials = self.credentials().await?;
+        let config = sign_in::Config {
             issuer,
             audience: "envforge".to_owned(),
-            key_file: Keys(&self.keys).access_token(),
-            bcrypt_cost: 12,
+            keys: self.access_tokens.keys(&self.keys),
+            bcrypt_cost: self.access_tokens.bcrypt_cost,
             hash_workers: 2,
             hash_waiting_max: 64,
         };
-        Ok(Arc::new(tokio::task::spawn_blocking(move || SelfHosted::open(config, credentials)).await??))
+        Ok(Arc::new(tokio::task::spawn_blocking(move || Identity::open(config, credentials)).await??))
     }
 }
 
@@ -406,11 +414,11 @@ pub(crate) async fn setup(args: SetupArgs, output: Output) -> anyhow::Result<()>
     let memory = Memory { database: Some(&database), rebuild: REBUILD, files: &[] };
     let known = KnownLog::hold(Arc::clone(&log), &memory).await?;
     let plane = ControlPlane::start(&known, stop.clone()).await?;
-    let self_hosted = args.stores.identity(String::new()).await?;
+    let sign_in = args.stores.identity(String::new()).await?;
     let owner = FirstOwner::of(&identity, org_slug, email);
     let first_password = FirstPassword::in_folder(&args.stores.keys);
     let password = owner
-        .first_start(&plane, &identity, &self_hosted, args.owner_password_file.as_deref(), &first_password)
+        .first_start(&plane, &identity, sign_in.self_hosted(), args.owner_password_file.as_deref(), &first_password)
         .await?;
     stop.cancel();
     let mut line = serde_json::json!({ "org": owner.org_slug.as_str(), "owner_email": owner.email.as_str() });

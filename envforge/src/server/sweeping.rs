@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_domain::time::SharedClock;
-use envforge_identity::self_hosted::SelfHosted;
+use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::{Database, REQUEST_KEYS_KEPT};
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_hours(1);
 
 /// Sweeps at once and then every hour, until `stop`. Several processes may do it side by side.
-pub(crate) async fn sweep(identity: Arc<SelfHosted>, database: Database, clock: SharedClock, stop: CancellationToken) {
+pub(crate) async fn sweep(identity: Arc<Identity>, database: Database, clock: SharedClock, stop: CancellationToken) {
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -22,11 +22,12 @@ pub(crate) async fn sweep(identity: Arc<SelfHosted>, database: Database, clock: 
     }
 }
 
-async fn once(identity: &SelfHosted, database: &Database, clock: &SharedClock) {
+async fn once(identity: &Identity, database: &Database, clock: &SharedClock) {
     let now = clock.now();
-    let tokens = identity.credentials().sweep(now).await.map_err(|error| error.to_string());
+    let tokens = identity.self_hosted().credentials().sweep(now).await.map_err(|error| error.to_string());
     let keys = database.request_keys().sweep(now.minus(REQUEST_KEYS_KEPT)).await.map_err(|error| error.to_string());
-    let provider = identity.credentials().sweep_provider_tables(now).await.map_err(|error| error.to_string());
+    let provider =
+        identity.self_hosted().credentials().sweep_provider_tables(now).await.map_err(|error| error.to_string());
     for (what, swept) in [("refresh_tokens", tokens), ("request_keys", keys), ("provider_tables", provider)] {
         match swept {
             Ok(count) => metrics::counter!("envforge_swept_total", "what" => what).increment(count),
@@ -39,11 +40,15 @@ async fn once(identity: &SelfHosted, database: &Database, clock: &SharedClock) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use envforge_domain::commit::Surface;
     use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
+    use envforge_domain::session::OpenSession;
     use envforge_domain::time::{Clock, Millis};
     use envforge_identity::clock::SkippingClock;
     use envforge_identity::credentials::Credentials;
-    use envforge_identity::self_hosted::{Config, RefreshError, SESSION_LIFETIME};
+    use envforge_identity::key_ring::SigningKeys;
+    use envforge_identity::sessions::{RefreshError, SESSION_LIFETIME};
+    use envforge_identity::sign_in::Config;
     use envforge_identity::tokens::{Description, Session};
     use envforge_projections::sql::KeyUse;
     use uuid::Uuid;
@@ -57,12 +62,12 @@ mod tests {
         let config = Config {
             issuer: "http://envforge.test".into(),
             audience: "envforge".into(),
-            key_file: directory.path().join("access.key"),
+            keys: SigningKeys::Hs256 { key_file: directory.path().join("access.key") },
             bcrypt_cost: 4,
             hash_workers: 1,
             hash_waiting_max: 4,
         };
-        let identity = Arc::new(SelfHosted::open(config, credentials).unwrap());
+        let identity = Arc::new(Identity::open(config, credentials).unwrap());
         let database = Database::connect_sqlite(&directory.path().join("read-models.sqlite")).await.unwrap();
         let clock = Arc::new(SkippingClock::new());
         let shared: SharedClock = clock.clone();
@@ -74,7 +79,9 @@ mod tests {
                 session: SessionId::from_uuid(Uuid::now_v7()),
                 expires_at: clock.now().plus(SESSION_LIFETIME),
             };
-            identity.open_session(&session, &Description::default(), clock.now()).await.unwrap().refresh
+            let opened = OpenSession::of_local_account(Surface::Api, clock.now(), session.expires_at);
+            let description = Description::default();
+            identity.sessions().open(&session, &opened, &description, clock.now()).await.unwrap().refresh
         };
         let command = |number| CommandId::from_uuid(Uuid::from_u128(number));
         let used = async |number, digest| {
@@ -94,9 +101,10 @@ mod tests {
         })
         .await;
         assert_eq!(used(2, 2).await, KeyUse::OtherRequest);
-        assert!(matches!(identity.session_of(&old, clock.now()).await, Err(RefreshError::Invalid)));
-        assert!(identity.session_of(&young, clock.now()).await.is_ok());
-        assert_eq!(identity.credentials().sweep(clock.now()).await.unwrap(), 0, "the old token is gone already");
+        assert!(matches!(identity.sessions().session_of(&old, clock.now()).await, Err(RefreshError::Invalid)));
+        assert!(identity.sessions().session_of(&young, clock.now()).await.is_ok());
+        let credentials = identity.self_hosted().credentials();
+        assert_eq!(credentials.sweep(clock.now()).await.unwrap(), 0, "the old token is gone already");
         stop.cancel();
         sweeping.await.unwrap();
     }

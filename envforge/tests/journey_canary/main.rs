@@ -214,6 +214,7 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     let owner = wire.sign_in(&mut world).await;
     sign_in_with_the_command_line(&mut world);
     manage_people(&mut world, &wire, &owner).await;
+    let user = come_and_go(&mut world, &wire).await;
     refuse_what_holds_secrets(&mut world, &wire, &owner).await;
     let (workspace, link) = review(&mut world, &wire).await;
     fail_to_wake(&mut world);
@@ -226,7 +227,7 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
         ("workspace", "main"),
         ("link", &link),
         ("code", "not_found"),
-        ("user", &workspace),
+        ("user", &user),
     ];
     wire.read_everything(&mut world, &owner.access, &ids).await;
     // What an archived workspace wrote goes with it.
@@ -304,6 +305,41 @@ async fn manage_people(world: &mut World, wire: &Wire, owner: &SignedIn) {
         world.cli(0, verb, "");
     }
     world.cli(0, &["org", "policy", "set", "--link-lifetime-max", "24h"], "");
+}
+
+/// Somebody is invited, joins, changes their password and is closed out. Answers the owner's id.
+async fn come_and_go(world: &mut World, wire: &Wire) -> String {
+    const GRACE: &str = "grace@acme.example";
+    let api = world.text("api");
+    let invite = ["org", "invite", "create", "--role", "viewer", "--email", GRACE];
+    world.cli(0, &invite, "");
+    world.cli(0, &["org", "invite", "ls"], "");
+    world.cli(0, &["org", "invite", "revoke", GRACE], "");
+    let token = world::invitation_in(&world.cli_once(0, &invite, ""));
+    let (password, another) = (world.planted.member_password.clone(), canary::rich());
+    world.canaries.plant_password("a changed password", &another);
+    let join = ["join", "--api", &api, "--name", "Grace", "--stdin"];
+    world.cli_once(0, &join, &format!("{token}\n{password}"));
+    remember_tokens_of_the_command_line(world);
+    world.cli(4, &join, &format!("{token}\n{password}"));
+    wire.login(world, GRACE, &password).await;
+    let sessions: Value = serde_json::from_str(&world.cli(0, &["session", "ls"], "")).unwrap();
+    let other = sessions["items"].as_array().unwrap().iter().find(|session| session["current"] == false).unwrap();
+    world.cli_once(0, &["session", "revoke", other["id"].as_str().unwrap()], "");
+    world.cli(3, &["password", "--stdin"], &format!("{another}\n{}", canary::rich()));
+    world.cli_once(0, &["password", "--stdin"], &format!("{password}\n{another}"));
+    remember_tokens_of_the_command_line(world);
+    world.cli_once(0, &["session", "revoke-all"], "");
+    let login = ["login", "--api", &api, "--email", OWNER, "--password-stdin"];
+    let right = world.planted.owner_password.clone();
+    world.cli_once(0, &login, &right);
+    remember_tokens_of_the_command_line(world);
+    for verb in ["sign-out", "deactivate", "reactivate"] {
+        world.cli(0, &["org", "user", verb, GRACE], "");
+    }
+    let members: Value = serde_json::from_str(&world.cli(0, &["org", "member", "ls"], "")).unwrap();
+    let owner = members["items"].as_array().unwrap().iter().find(|member| member["email"] == OWNER).unwrap();
+    owner["user"].as_str().unwrap().to_owned()
 }
 
 /// What is refused is not repeated: neither a repository's password nor a value where a name belongs.

@@ -246,7 +246,11 @@ impl World {
         }
         self.remember_verb(args);
         self.saw(format!("`envforge {}`, standard error", args.join(" ")), err);
-        let shown = if may_share(args) { self.without_share_urls(&out) } else { out.clone() };
+        let shown = match args {
+            ["org", "invite", "create", ..] => self.without_invitation(&out),
+            _ if may_share(args) => self.without_share_urls(&out),
+            _ => out.clone(),
+        };
         self.saw(format!("`envforge {}`", args.join(" ")), shown);
         out
     }
@@ -265,6 +269,13 @@ impl World {
     pub(crate) fn remember_verb(&mut self, args: &[&str]) {
         let words = args.iter().take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'));
         self.verbs.insert(words.copied().take(3).collect::<Vec<_>>().join(" "));
+    }
+
+    /// `text` without the token of an invitation, which is looked for from now on. There must be one.
+    fn without_invitation(&mut self, text: &str) -> String {
+        let token = invitation_in(text);
+        self.canaries.plant("the token of an invitation", &token);
+        text.replace(&token, "")
     }
 
     /// `text` without share URLs, whose tokens are looked for from now on. There must be one.
@@ -299,7 +310,7 @@ impl World {
                 .take_while(|line| !line.is_empty())
                 .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
                 .map(|line| line.split_whitespace().next().unwrap())
-                .filter(|word| !["help", "dev", "serve", "setup", "projections"].contains(word))
+                .filter(|word| !OPERATORS.contains(word))
                 .map(|word| format!("{verb} {word}").trim().to_owned())
                 .collect();
             if below.is_empty() {
@@ -346,6 +357,16 @@ impl World {
             assert!(git.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&git.stderr));
         }
     }
+}
+
+/// What operators type, beside the commands of people.
+const OPERATORS: [&str; 7] = ["help", "dev", "serve", "setup", "projections", "recover-owner", "rotate-key"];
+
+/// The token of an invitation in what was shown to whoever invited.
+pub(crate) fn invitation_in(text: &str) -> String {
+    let (_, rest) = text.split_once("efi_").unwrap();
+    let rest: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    format!("efi_{rest}")
 }
 
 /// Who asks to share a link gets its URL.

@@ -1,14 +1,18 @@
 //! Stored events of refused attempts.
 
+use std::net::IpAddr;
+
 use envforge_domain::commit::{Actor, Surface};
 use envforge_domain::denial::{DenialEvent, DeniedAttempts};
 use envforge_domain::time::UnixMillis;
+
+use serde_json::Value;
 
 use super::wire::{events, object};
 
 events! {
     DenialEvent {
-        "denial.recorded.v1" => Recorded { attempts: Vec<DeniedAttempts> = "attempts" },
+        "denial.recorded.v2" => Recorded { attempts: Vec<DeniedAttempts> = "attempts" },
     }
 }
 
@@ -18,9 +22,18 @@ object! {
         action: String = "action",
         surface: Surface = "surface",
         resource: Option<String> = "resource",
+        address: Option<IpAddr> = "address",
         code: String = "code",
         count: u32 = "count",
         first_at: UnixMillis = "first_at",
         last_at: UnixMillis = "last_at",
     }
+}
+
+/// The first version did not say from where.
+pub(super) fn recorded_v1_to_v2(mut data: Value) -> Result<Value, String> {
+    for attempts in data["attempts"].as_array_mut().ok_or("`attempts` must be a list")? {
+        attempts["address"] = Value::Null;
+    }
+    Ok(data)
 }

@@ -22,6 +22,7 @@ events! {
             scope: Scope = "scope",
         },
         "organization.policy_changed.v1" => PolicyChanged { policy: OrganizationPolicy = "policy" },
+        "organization.owner_recovered.v1" => OwnerRecovered { user: UserId = "user" },
     }
 }
 

@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use super::{denial, user};
+
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
     pub(super) from: &'static str,
@@ -12,8 +14,11 @@ pub(super) struct Upcast {
     pub(super) apply: fn(Value) -> Result<Value, String>,
 }
 
-/// Every step there is. None yet: all events are in their first version.
-const STEPS: &[Upcast] = &[];
+/// Every step there is.
+const STEPS: &[Upcast] = &[
+    Upcast { from: "user.session_opened.v1", to: "user.session_opened.v2", apply: user::session_opened_v1_to_v2 },
+    Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
+];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {
     STEPS.iter().map(|step| step.from)

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
@@ -134,6 +134,7 @@ displayed!(
     ProjectSlug,
     WorkspaceSlug,
     ServiceName,
+    IpAddr,
     SocketAddr,
     Role
 );

@@ -1,42 +1,32 @@
-//! The log's file: its directory, its lock, its identity, its format.
+//! The log's file: its directory, its lock, its place, how it is opened, and whether it was found to be unusable.
 //!
-//! Not here: appending (`writer`) and reading (`reader`).
+//! Not here: its tables (`format`), appending (`writer`) and reading (`reader`).
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use rusqlite::{Connection, OpenFlags};
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 
+use super::format;
 use crate::{LogError, LogIdentity, NotTheSameLog};
-
-/// Raised when an older EnvForge could not work with the file any more.
-const FORMAT: i64 = 1;
 
 const FILE: &str = "events.sqlite";
 const LOCK: &str = "events.lock";
 
-/// Statements of the writer differ by their number of rows; all of them stay prepared.
-const STATEMENT_CACHE: usize = 512;
-
-const SCHEMA: &str = "
-CREATE TABLE meta (format INTEGER NOT NULL, identity TEXT NOT NULL) STRICT;
-CREATE TABLE scopes (id INTEGER PRIMARY KEY, org TEXT NOT NULL, kind TEXT NOT NULL, UNIQUE (org, kind)) STRICT;
-CREATE TABLE streams (id INTEGER PRIMARY KEY, subject TEXT NOT NULL UNIQUE) STRICT;
-CREATE TABLE log (
-    position INTEGER PRIMARY KEY,
-    stream INTEGER NOT NULL REFERENCES streams (id),
-    scope INTEGER NOT NULL REFERENCES scopes (id),
-    command BLOB NOT NULL,
-    recorded_at INTEGER NOT NULL,
-    payload BLOB NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX log_by_command ON log (command, stream);
-CREATE INDEX log_by_stream ON log (stream);
-CREATE INDEX log_by_scope ON log (scope);
-";
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages after which the write-ahead log is copied into the file, and bytes that are left of it for the next round.
+const WAL_PAGES: i64 = 4_000;
+const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
+/// Of the writer, in KiB: the pages of the index that a batch comes back to.
+const WRITER_CACHE_KIB: i64 = 16 * 1024;
+/// Statements that a reading connection keeps prepared.
+const STATEMENT_CACHE: usize = 128;
 
 /// An opened, locked log file.
 #[derive(Debug)]
@@ -45,13 +35,15 @@ pub(super) struct LogFile {
     identity: LogIdentity,
     /// Device and inode: the same path may name another file later.
     place: (u64, u64),
+    /// What was found wrong with it since it was opened.
+    fault: OnceLock<LogError>,
     /// Held for as long as this process may write; the kernel lets go of it when the process dies.
     _lock: File,
 }
 
 impl LogFile {
-    /// Creates the log where there is none, takes its lock, checks its format.
-    pub(super) async fn open(directory: &Path) -> Result<(Self, SqliteConnection), LogError> {
+    /// Creates the log where there is none, takes its lock, checks its format. Answers the one connection that writes.
+    pub(super) fn open(directory: &Path) -> Result<(Self, Connection), LogError> {
         let path = directory.join(FILE);
         let opened = |what: &str, error: io::Error| LogError::Open(format!("{what} {}: {error}", directory.display()));
         prepare_directory(directory).map_err(|error| opened("cannot prepare the directory", error))?;
@@ -65,15 +57,14 @@ impl LogFile {
             };
             create().map_err(|error| opened("cannot create the log in", error))?;
         }
-        let failed = |error: sqlx::Error| LogError::Open(format!("{}: {error}", path.display()));
-        let mut connection = options(&path).connect().await.map_err(failed)?;
-        let identity = identity(&mut connection, &path).await?;
+        let mut connection = connect(&path).map_err(|error| LogError::Open(format!("{}: {error}", path.display())))?;
+        let identity = format::prepare(&mut connection, &path)?;
         // The file's first pages and the directory entries of -wal and -shm.
         File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(|error| opened("cannot sync", error))?;
         let place = place(&path).map_err(|error| opened("cannot look at the log in", error))?;
-        Ok((Self { path, identity, place, _lock: lock }, connection))
+        Ok((Self { path, identity, place, fault: OnceLock::new(), _lock: lock }, connection))
     }
 
     pub(super) fn identity(&self) -> &LogIdentity {
@@ -81,7 +72,31 @@ impl LogFile {
     }
 
     pub(super) fn reader_options(&self) -> SqliteConnectOptions {
-        options(&self.path).read_only(true).create_if_missing(false)
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .read_only(true)
+            .create_if_missing(false)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("trusted_schema", "OFF")
+            .statement_cache_capacity(STATEMENT_CACHE)
+            .disable_statement_logging()
+    }
+
+    /// From now on nothing is appended to it and nobody follows it any more.
+    pub(super) fn condemn(&self, fault: LogError) {
+        tracing::error!(error = %fault, "the log takes no more appends");
+        let _ = self.fault.set(fault);
+    }
+
+    /// Fails when something was found wrong with the log.
+    pub(super) fn check_fault(&self) -> Result<(), LogError> {
+        self.fault.get().map_or(Ok(()), |fault| Err(fault.clone()))
+    }
+
+    /// Both: what must hold before anything is appended, or delivered to a follower.
+    pub(super) fn check(&self) -> Result<(), LogError> {
+        self.check_fault()?;
+        self.check_place()
     }
 
     /// Fails when the path names another file than the one that was opened: appends to a file that nobody finds again
@@ -138,50 +153,37 @@ fn lock(directory: &Path) -> Result<File, LogError> {
     }
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .journal_mode(SqliteJournalMode::Wal)
-        // INVARIANT: FULL syncs the write-ahead log at each commit. An acknowledged append survives a power loss.
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(std::time::Duration::from_secs(5))
-        .pragma("wal_autocheckpoint", "4000")
-        .pragma("journal_size_limit", "67108864")
-        .pragma("trusted_schema", "OFF")
-        .statement_cache_capacity(STATEMENT_CACHE)
-        .disable_statement_logging()
+/// The connection that writes.
+fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
+    // One thread has it for as long as it lives.
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // INVARIANT: FULL syncs the write-ahead log at each commit. An acknowledged append survives a power loss.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    connection.pragma_update(None, "trusted_schema", "OFF")?;
+    // The writer makes the numbers of streams and scopes itself, in the transaction of the commits that name them.
+    connection.pragma_update(None, "foreign_keys", "OFF")?;
+    Ok(connection)
 }
 
-async fn identity(connection: &mut SqliteConnection, path: &Path) -> Result<LogIdentity, LogError> {
-    let failed = |error: sqlx::Error| LogError::Open(format!("{}: {error}", path.display()));
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE type = 'table'")
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(failed)?;
-    if tables == 0 {
-        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(failed)?;
-        let identity = hex::encode(rand::random::<[u8; 16]>());
-        sqlx::query("INSERT INTO meta (format, identity) VALUES (?, ?)")
-            .bind(FORMAT)
-            .bind(&identity)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        transaction.commit().await.map_err(failed)?;
-        return Ok(LogIdentity(identity));
+/// SQLite's codes for a file that is broken or none of its own. Its extended codes have these in their lowest byte.
+const CORRUPT: i32 = 11;
+const NOT_A_DATABASE: i32 = 26;
+
+/// What SQLite's code and words mean: that the file is broken, or what `other` makes of the words.
+pub(super) fn damage_or_code(code: Option<i32>, text: String, other: impl FnOnce(String) -> LogError) -> LogError {
+    match code.map(|code| code & 0xff) {
+        Some(CORRUPT | NOT_A_DATABASE) => LogError::Damaged(text),
+        Some(_) | None => other(text),
     }
-    let (format, identity): (i64, String) = sqlx::query_as("SELECT format, identity FROM meta")
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(|error| LogError::Open(format!("{} is not an EnvForge log: {error}", path.display())))?;
-    transaction.rollback().await.map_err(failed)?;
-    if format != FORMAT {
-        return Err(LogError::Open(format!(
-            "{} has format {format}, this EnvForge works with format {FORMAT}; use the EnvForge that wrote it, or a newer one",
-            path.display()
-        )));
-    }
-    Ok(LogIdentity(identity))
+}
+
+/// The same of an error of the writing connection.
+pub(super) fn damage_or(error: &rusqlite::Error, other: impl FnOnce(String) -> LogError) -> LogError {
+    damage_or_code(error.sqlite_error().map(|error| error.extended_code), error.to_string(), other)
 }

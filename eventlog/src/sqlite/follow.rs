@@ -95,7 +95,7 @@ impl Follower {
             }
             if self.caught != Some(head) {
                 self.caught = Some(head);
-                self.file.check_place()?;
+                self.file.check()?;
                 return Ok(Follow::Caught { position: head });
             }
             match tokio::time::timeout(HEARTBEAT, self.heads.changed()).await {
@@ -108,6 +108,7 @@ impl Follower {
 
     async fn fill(&mut self, head: Position) -> Result<(), LogError> {
         let page = self.reader.page(self.read_up_to, head, PAGE_COMMITS_MAX, &self.filter).await?;
+        self.file.check()?;
         self.check_whole(&page).await?;
         if let Some(last) = page.commits.last() {
             Backend::Sqlite.followed(last.recorded_at);
@@ -122,7 +123,7 @@ impl Follower {
         let positions = page.read_up_to.get() - self.read_up_to.get();
         if self.filter != Filter::everything() {
             // What the filter hides is counted. Not where much is looked at, since that would read all of it: such a
-            // stretch was there when the log was opened, and counted then.
+            // stretch was there when the log was opened, and is counted since then.
             if positions <= COUNTED_POSITIONS_MAX {
                 let count = self.reader.count(self.read_up_to, page.read_up_to).await?;
                 if count != positions {

@@ -3,9 +3,15 @@
 //! What it promises: write-ahead log with `synchronous=FULL`, so an acknowledged append survives kill -9 and power loss;
 //! positions without gaps; one process at a time. Not here: stored forms (`schema`).
 
+mod count;
 mod file;
 mod follow;
+mod format;
+mod group;
+mod index;
+mod loaded;
 mod reader;
+mod tail;
 mod writer;
 
 use std::path::PathBuf;
@@ -21,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use self::file::LogFile;
 use self::reader::{Reader, Stored};
-use self::writer::{Job, Writer};
+use self::writer::{Job, Opened, Orders};
 use crate::clock::SystemClock;
 use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
@@ -42,6 +48,9 @@ pub struct Config {
     pub append_timeout: Duration,
     /// Stamps what is recorded. `recorded_at` does not go back even where this does.
     pub clock: SharedClock,
+    /// Commits that gather before the index is brought up to them: so many, and as many again, are looked at when the log
+    /// is opened.
+    pub index_batch_commits: usize,
 }
 
 impl Config {
@@ -51,6 +60,7 @@ impl Config {
             readers: 4,
             append_timeout: Duration::from_secs(10),
             clock: Arc::new(SystemClock),
+            index_batch_commits: index::BATCH_COMMITS,
         }
     }
 }
@@ -60,39 +70,53 @@ pub struct SqliteLog {
     file: Arc<LogFile>,
     reader: Reader,
     heads: watch::Receiver<Position>,
-    jobs: mpsc::Sender<Job>,
+    /// `None` once it is being closed.
+    jobs: Option<mpsc::Sender<Job>>,
     queue_kib: Arc<Semaphore>,
     append_timeout: Duration,
-    writer: JoinHandle<()>,
+    /// Comes when the writer has closed the file.
+    closed: oneshot::Receiver<()>,
+    count: JoinHandle<()>,
+}
+
+impl Drop for SqliteLog {
+    fn drop(&mut self) {
+        self.count.abort();
+    }
 }
 
 impl SqliteLog {
     /// Opens the log, or makes a new one. Fails with `LogError::Open` when another process has it, when a newer EnvForge
     /// wrote it, or when the file cannot be used.
     pub async fn open(config: Config) -> Result<Self, LogError> {
-        let (file, connection) = LogFile::open(&config.directory).await?;
-        let file = Arc::new(file);
-        let (writer, heads) = Writer::new(connection, Arc::clone(&file), config.clock).await?;
-        let reader = Reader::open(&file, config.readers.max(1)).await?;
         let (jobs, queue) = mpsc::channel(QUEUE_APPENDS_MAX);
+        let orders = Orders {
+            directory: config.directory,
+            clock: config.clock,
+            index_batch_commits: config.index_batch_commits.max(1),
+        };
+        let (Opened { file, tail, heads }, closed) = writer::start(orders, queue).await?;
+        let indexed = tail.indexed();
+        let reader = Reader::open(&file, tail, config.readers.max(1)).await?;
         Ok(Self {
+            count: tokio::spawn(count::count(Arc::clone(&file), reader.clone(), indexed)),
             file,
             reader,
             heads,
-            jobs,
+            jobs: Some(jobs),
             queue_kib: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
             append_timeout: config.append_timeout,
-            writer: tokio::spawn(writer.run(queue)),
+            closed,
         })
     }
 
     /// Stores what is queued, closes the file, lets go of the lock. Followers of this log must be gone.
-    pub async fn close(self) {
-        let Self { reader, jobs, writer, .. } = self;
-        drop(jobs);
-        reader.close().await;
-        if let Err(error) = writer.await {
-            tracing::error!(%error, "the log's writer ended badly");
+    pub async fn close(mut self) {
+        drop(self.jobs.take());
+        self.count.abort();
+        self.reader.close().await;
+        if (&mut self.closed).await.is_err() {
+            tracing::error!("the log's writer ended badly");
         }
     }
 
@@ -101,7 +125,8 @@ impl SqliteLog {
         let kib = u32::try_from(append.bytes() / 1024 + 1).unwrap_or(QUEUE_KIB_MAX).min(QUEUE_KIB_MAX);
         let permit = Arc::clone(&self.queue_kib).acquire_many_owned(kib).await.map_err(|_| gone())?;
         let (reply, answer) = oneshot::channel();
-        self.jobs.send(Job { append, reply, _bytes: permit }).await.map_err(|_| gone())?;
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        jobs.send(Job { append, reply, _bytes: permit }).await.map_err(|_| gone())?;
         answer.await.unwrap_or(Err(AppendError::Unknown))
     }
 
@@ -125,15 +150,17 @@ impl EventLog for SqliteLog {
     }
 
     async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
+        self.file.check_fault()?;
         Self::decode(&self.reader.stream(stream, after, limit).await?)
     }
 
     async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
+        self.file.check_fault()?;
         self.reader.last_of_stream(stream).await?.as_ref().map(Stored::decode).transpose()
     }
 
     async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.file.check_place()?;
+        self.file.check()?;
         self.reader.last_positions_of(streams).await
     }
 
@@ -153,7 +180,7 @@ impl EventLog for SqliteLog {
     }
 
     async fn head(&self) -> Result<Head, LogError> {
-        self.file.check_place()?;
+        self.file.check()?;
         Ok(Head { identity: self.file.identity().clone(), position: *self.heads.borrow() })
     }
 }

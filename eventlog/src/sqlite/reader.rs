@@ -1,6 +1,9 @@
 //! Reading the log's file: pages, single streams, the commit at a checkpoint. Readers never wait for the writer.
+//!
+//! Whatever the index does not have yet, the tail does: it is asked first (`tail`).
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
@@ -8,12 +11,14 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::file::LogFile;
+use super::file::{LogFile, damage_or_code};
+use super::tail::Tail;
 use crate::{Filter, LogError, schema};
 
 /// A page ends after this many stored bytes, so that readers stay small whatever the commits' sizes.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Above this many scopes a filtered read looks at every commit of a range instead of merging the scopes' indexes.
+/// Above this many scopes a filtered read looks at every commit of a range instead of merging the scopes' indexes, as it does
+/// where the index has not come to yet.
 const SCOPES_MERGED_MAX: usize = 32;
 /// Positions looked at by one unmerged filtered read.
 const SCAN_POSITIONS_MAX: u64 = 20_000;
@@ -21,6 +26,7 @@ const SCAN_POSITIONS_MAX: u64 = 20_000;
 #[derive(Clone)]
 pub(super) struct Reader {
     pool: SqlitePool,
+    tail: Arc<Tail>,
 }
 
 /// A commit with the bytes it was read from, whose digest makes a checkpoint.
@@ -52,21 +58,14 @@ pub(super) struct StoredPage {
     pub(super) read_up_to: Position,
 }
 
-/// SQLite's codes for a file that is broken or none of its own. Its extended codes have these in their lowest byte.
-const CORRUPT: u32 = 11;
-const NOT_A_DATABASE: u32 = 26;
-
 /// What an error of the file means for whoever asked.
-pub(super) fn failed(error: &sqlx::Error) -> LogError {
-    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<u32>().ok());
-    match code.map(|code| code & 0xff) {
-        Some(CORRUPT | NOT_A_DATABASE) => LogError::Damaged(error.to_string()),
-        Some(_) | None => LogError::Unavailable(error.to_string()),
-    }
+fn failed(error: &sqlx::Error) -> LogError {
+    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse().ok());
+    damage_or_code(code, error.to_string(), LogError::Unavailable)
 }
 
 impl Reader {
-    pub(super) async fn open(file: &LogFile, readers: u32) -> Result<Self, LogError> {
+    pub(super) async fn open(file: &LogFile, tail: Arc<Tail>, readers: u32) -> Result<Self, LogError> {
         // Every connection is opened now and kept: one opened later could find another file at the same path.
         let pool = SqlitePoolOptions::new()
             .min_connections(readers)
@@ -78,7 +77,7 @@ impl Reader {
             .connect_with(file.reader_options())
             .await
             .map_err(|error| LogError::Open(error.to_string()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, tail })
     }
 
     pub(super) async fn close(&self) {
@@ -105,6 +104,21 @@ impl Reader {
         Ok(count.cast_unsigned())
     }
 
+    /// The first gap above `after` and up to `end`: what stands before it and behind it.
+    pub(super) async fn gap(&self, after: Position, end: Position) -> Result<Option<(Position, Position)>, LogError> {
+        let query = sqlx::query_as(
+            "SELECT before, position FROM (SELECT position, lag(position, 1, ?1) OVER (ORDER BY position) AS before FROM log WHERE position > ?1 AND position <= ?2) WHERE position <> before + 1 ORDER BY position LIMIT 1",
+        );
+        let gap: Option<(i64, i64)> = query
+            .bind(after.get().cast_signed())
+            .bind(end.get().cast_signed())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| failed(&error))?;
+        let position = |number: i64| Position::new(number.cast_unsigned());
+        Ok(gap.map(|(before, found)| (position(before), position(found))))
+    }
+
     /// In order; at most `limit`.
     pub(super) async fn stream(
         &self,
@@ -112,40 +126,53 @@ impl Reader {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Stored>, LogError> {
+        let in_tail: Vec<u64> = self.tail.positions_of(stream, after, limit).into_iter().map(Position::get).collect();
+        // What is on its way to the index may be found in both places; the union holds it once.
         let query = sqlx::query(
-            "SELECT position, recorded_at, payload FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?) AND position > ? ORDER BY position LIMIT ?",
+            "SELECT position, recorded_at, payload FROM log WHERE position IN (
+                 SELECT position FROM (
+                     SELECT position FROM stream_commits
+                     WHERE stream = (SELECT id FROM streams WHERE subject = ?1) AND position > ?2 ORDER BY position LIMIT ?3
+                 )
+                 UNION SELECT value FROM json_each(?4)
+             ) ORDER BY position LIMIT ?3",
         )
         .bind(stream.subject())
         .bind(after.get().cast_signed())
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(serde_json::json!(in_tail).to_string());
         let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
         rows.iter().map(Stored::from_row).collect::<Result<_, _>>().map_err(|error| failed(&error))
     }
 
     pub(super) async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Stored>, LogError> {
-        sqlx::query(
-            "SELECT position, recorded_at, payload FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?) ORDER BY position DESC LIMIT 1",
-        )
-        .bind(stream.subject())
-        .fetch_optional(&self.pool)
-        .await
-        .and_then(|row| row.as_ref().map(Stored::from_row).transpose())
-        .map_err(|error| failed(&error))
+        match self.last_position_of(stream).await? {
+            Position::START => Ok(None),
+            last => self.at(last).await,
+        }
     }
 
     pub(super) async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
         let mut lasts = Vec::with_capacity(streams.len());
         for stream in streams {
-            let position: Option<i64> = sqlx::query_scalar(
-                "SELECT max(position) FROM log WHERE stream = (SELECT id FROM streams WHERE subject = ?)",
-            )
-            .bind(stream.subject())
-            .fetch_one(&self.pool)
-            .await
-            .map_err(|error| failed(&error))?;
-            lasts.push(Position::new(position.unwrap_or(0).cast_unsigned()));
+            lasts.push(self.last_position_of(stream).await?);
         }
         Ok(lasts)
+    }
+
+    /// `Position::START` for a stream without commits.
+    async fn last_position_of(&self, stream: &StreamId) -> Result<Position, LogError> {
+        if let Some(last) = self.tail.last_of(stream) {
+            return Ok(last);
+        }
+        let position: Option<i64> = sqlx::query_scalar(
+            "SELECT max(position) FROM stream_commits WHERE stream = (SELECT id FROM streams WHERE subject = ?)",
+        )
+        .bind(stream.subject())
+        .fetch_one(&self.pool)
+        .await
+        .map_err(|error| failed(&error))?;
+        Ok(Position::new(position.unwrap_or(0).cast_unsigned()))
     }
 
     /// Commits above `after` and up to `head` that pass the filter; at most `limit`, fewer where they are large.
@@ -171,24 +198,26 @@ impl Reader {
         if scopes.is_empty() {
             return Ok(StoredPage { commits: Vec::new(), read_up_to: head });
         }
-        if scopes.len() <= SCOPES_MERGED_MAX {
+        let indexed = self.tail.indexed();
+        if scopes.len() <= SCOPES_MERGED_MAX && after < indexed {
+            let end = head.min(indexed);
             let mut sql = String::from("SELECT position, recorded_at, payload FROM log WHERE position IN (");
             for (index, scope) in scopes.iter().enumerate() {
                 let union = if index == 0 { "" } else { " UNION ALL " };
                 write!(
                     sql,
-                    "{union}SELECT position FROM log WHERE scope = {scope} AND position > ?1 AND position <= ?2"
+                    "{union}SELECT position FROM scope_commits WHERE scope = {scope} AND position > ?1 AND position <= ?2"
                 )
                 .expect("writing to a String cannot fail");
             }
             sql.push_str(" ORDER BY 1 LIMIT ?3) ORDER BY position");
             let query = sqlx::query(AssertSqlSafe(sql)).persistent(scopes.len() <= 2);
-            let query = query.bind(after.get().cast_signed()).bind(head.get().cast_signed()).bind(limit_rows);
-            return self.collect(query, limit, head).await;
+            let query = query.bind(after.get().cast_signed()).bind(end.get().cast_signed()).bind(limit_rows);
+            return self.collect(query, limit, end).await;
         }
         let end = head.min(Position::new(after.get().saturating_add(SCAN_POSITIONS_MAX)));
         let mut sql = String::from(
-            "SELECT position, recorded_at, payload FROM log WHERE position > ?1 AND position <= ?2 AND +scope IN (SELECT id FROM scopes WHERE 1",
+            "SELECT position, recorded_at, payload FROM log WHERE position > ?1 AND position <= ?2 AND scope IN (SELECT id FROM scopes WHERE 1",
         );
         if let Some(org) = filter.org {
             write!(sql, " AND org = '{org}'").expect("writing to a String cannot fail");

@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use envforge_domain::commit::{Commit, Expectation, Position, Recorded};
 use envforge_domain::ids::CommandId;
+use envforge_eventlog::sqlite::Config;
 use envforge_eventlog::{AppendError, LogError, SharedLog};
 use tokio::task::JoinSet;
 
 use crate::commits::{all, claim, commit, text};
-use crate::site::{Site, open};
+use crate::site::{Site, open, open_with};
 
 const ADDRESS: &str = "ENVFORGE_CONTRACT_WRITER_ADDRESS";
 const APPENDS: &str = "ENVFORGE_CONTRACT_WRITER_APPENDS";
+const INDEX_BATCH: &str = "ENVFORGE_CONTRACT_WRITER_INDEX_BATCH";
 const WRITERS: usize = 8;
 
 /// An append that was acknowledged to its caller.
@@ -92,14 +94,17 @@ pub fn verify(commits: &[Recorded], acknowledged: &[Acknowledged]) {
     }
 }
 
-fn spawn_writer(address: &str, appends: u64) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+fn spawn_writer(address: &str, appends: u64, index_batch: Option<usize>) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "crash::a_writing_process_acknowledges_what_it_appended", "--nocapture"])
         .env(ADDRESS, address)
         .env(APPENDS, appends.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stdout(Stdio::piped());
+    if let Some(commits) = index_batch {
+        command.env(INDEX_BATCH, commits.to_string());
+    }
+    command.spawn().unwrap()
 }
 
 /// What a writing process said until it was gone; it is killed after `kill_after` acknowledgements.
@@ -128,14 +133,21 @@ async fn a_writing_process_acknowledges_what_it_appended() {
         return be_the_writing_process(&address, std::env::var(APPENDS).unwrap().parse().unwrap()).await;
     }
     let site = Site::sqlite();
-    let child = spawn_writer(&site.address(), 20);
+    let child = spawn_writer(&site.address(), 20, None);
     let acknowledged = tokio::task::spawn_blocking(|| read_acknowledged(child, None)).await.unwrap();
     assert_eq!(acknowledged.len(), 20);
     verify(&all(&site.open().await).await, &acknowledged);
 }
 
 async fn be_the_writing_process(address: &str, appends: u64) {
-    let (log, left) = (open(address).await, Arc::new(AtomicU64::new(appends)));
+    let log: SharedLog = match std::env::var(INDEX_BATCH) {
+        Ok(commits) => {
+            let index_batch_commits = commits.parse().unwrap();
+            Arc::new(open_with(Config { index_batch_commits, ..Config::new(address) }).await)
+        }
+        Err(_) => open(address).await,
+    };
+    let left = Arc::new(AtomicU64::new(appends));
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
         let (log, left) = (log.clone(), Arc::clone(&left));
@@ -154,11 +166,40 @@ async fn be_the_writing_process(address: &str, appends: u64) {
 pub async fn every_acknowledged_commit_survives_kill_9_of_the_writer(site: Site) {
     let mut acknowledged = Vec::new();
     for _ in 0..6 {
-        let child = spawn_writer(&site.address(), u64::MAX);
+        let child = spawn_writer(&site.address(), u64::MAX, None);
         let kill_after = rand::random_range(1..400);
         let said = tokio::task::spawn_blocking(move || read_acknowledged(child, Some(kill_after))).await.unwrap();
         assert!(said.len() >= kill_after, "the writing process ended by itself after {} appends", said.len());
         acknowledged.extend(said);
         verify(&all(&site.open().await).await, &acknowledged);
+    }
+}
+
+/// The index is written behind the log: it is killed in the middle of batches, and goes on after them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_between_the_log_and_its_index_loses_and_doubles_nothing() {
+    let site = Site::sqlite();
+    let mut acknowledged = Vec::new();
+    for _ in 0..8 {
+        let child = spawn_writer(&site.address(), u64::MAX, Some(120));
+        let kill_after = rand::random_range(1..500);
+        let said = tokio::task::spawn_blocking(move || read_acknowledged(child, Some(kill_after))).await.unwrap();
+        acknowledged.extend(said);
+        let log = site.open().await;
+        let commits = all(&log).await;
+        verify(&commits, &acknowledged);
+        for writer in 0..WRITERS {
+            for stream in [claim(&format!("w{writer}")), claim(&format!("w{writer}-more"))] {
+                let expected: Vec<_> =
+                    commits.iter().filter(|recorded| recorded.commit.stream == stream).cloned().collect();
+                assert_eq!(log.read_stream(&stream, Position::START, usize::MAX).await.unwrap(), expected);
+            }
+        }
+        // What was acknowledged is known again, whichever of index and tail has it.
+        for recorded in commits.iter().rev().take(200) {
+            let again = vec![(recorded.commit.clone(), Expectation::LastAt(Position::START))];
+            let answer = log.append(again).await.unwrap();
+            assert!(answer.duplicate && answer.positions[0] <= recorded.position, "{}", recorded.commit.command);
+        }
     }
 }

@@ -8,6 +8,7 @@ mod commits;
 mod crash;
 mod follow;
 mod guards;
+mod index;
 mod jetstream;
 mod read;
 mod sameness;

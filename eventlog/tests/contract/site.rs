@@ -131,9 +131,14 @@ pub async fn open(address: &str) -> SharedLog {
 }
 
 async fn open_file(directory: &str) -> SqliteLog {
+    open_with(sqlite::Config::new(directory)).await
+}
+
+/// Opens an embedded log once its former owner let go of it.
+pub async fn open_with(config: sqlite::Config) -> SqliteLog {
     let started = Instant::now();
     loop {
-        match SqliteLog::open(sqlite::Config::new(directory)).await {
+        match SqliteLog::open(config.clone()).await {
             Ok(log) => return log,
             Err(LogError::Open(reason)) if reason.contains("in use") && started.elapsed() < DEADLINE => {
                 tokio::time::sleep(Duration::from_millis(5)).await; // pause: between two looks

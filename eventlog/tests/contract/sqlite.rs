@@ -39,7 +39,7 @@ async fn a_format_of_a_newer_envforge_is_not_opened() {
     drop(site.restart(site.open().await).await);
     let path = std::path::Path::new(&site.address()).join("events.sqlite");
     let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
-    sqlx::query("UPDATE meta SET format = 2").execute(&mut connection).await.unwrap();
+    sqlx::query("UPDATE meta SET format = 3").execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     let reason = loop {
         match SqliteLog::open(Config::new(site.address())).await {
@@ -48,7 +48,7 @@ async fn a_format_of_a_newer_envforge_is_not_opened() {
             other => panic!("{:?}", other.err()),
         }
     };
-    assert!(reason.contains("has format 2, this EnvForge works with format 1"), "{reason}");
+    assert!(reason.contains("has format 3, this EnvForge works with format 2"), "{reason}");
 }
 
 #[tokio::test]

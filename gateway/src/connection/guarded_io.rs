@@ -1,5 +1,7 @@
-//! The byte stream under hyper's server: inspects each HTTP/1 head before hyper parses it, and ends connections on
-//! which nothing moves.
+//! The byte stream under the lane and under hyper's server: inspects each HTTP/1 head, and ends connections on which
+//! nothing moves.
+//!
+//! The lane takes whole heads (`poll_head`) and gives back the one that hyper has to serve.
 //!
 //! A head that arrives whole is looked at where it lies, without a copy. A head in pieces waits here until it is
 //! complete. A refused head is replaced by one of our own making (`REFUSED_METHOD`), which the service answers with
@@ -10,17 +12,18 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+use tokio_util::io::poll_read_buf;
 
 use super::REFUSED_METHOD;
 use super::body_scan::BodyScan;
-use super::head_scan::{HeadScan, scan};
+use super::connection_state::ConnectionState;
+use super::head_scan::{Field, HEAD_BYTES_MAX, Head, HeadScan, scan, scan_with};
 use crate::denial::ProtocolFault;
 use crate::metric;
 
@@ -35,48 +38,6 @@ pub struct IoTimeouts {
     pub body: Duration,
     /// The client takes nothing of what we write.
     pub write: Duration,
-}
-
-/// What the connection's service tells its byte stream.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionState {
-    /// Requests whose answer is not finished: the connection is not idle, however silent.
-    in_flight: AtomicU32,
-    /// The service has answered 101: what follows is not HTTP.
-    upgraded: AtomicBool,
-    /// A request has begun since the last look.
-    served: AtomicBool,
-}
-
-impl ConnectionState {
-    pub(crate) fn begin_request(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.served.store(true, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take_served(&self) -> bool {
-        self.served.swap(false, Ordering::Relaxed)
-    }
-
-    /// Called before the 101 is handed to hyper, so that no byte of the new protocol is read as HTTP.
-    pub(crate) fn set_upgraded(&self) {
-        self.upgraded.store(true, Ordering::Release);
-    }
-}
-
-/// One request being answered; ends when dropped.
-#[derive(Debug)]
-pub(crate) struct InFlight(Arc<ConnectionState>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +65,9 @@ enum Waiting {
 
 /// What a client says first on HTTP/2 (RFC 9113 3.4). hyper holds it against the text and waits for it without limit.
 const PREFACE_BYTES: usize = 24;
+/// Room for the next head, and for one that comes early.
+const HEAD_ROOM_BYTES: usize = 4 * 1024;
+const AHEAD_ROOM_BYTES: usize = 512;
 /// Bytes thrown away after a refused head, so that the client reads our answer instead of a reset.
 const DISCARD_BYTES_MAX: usize = 512 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
@@ -111,8 +75,10 @@ const LINGER: Duration = Duration::from_millis(500);
 pub(crate) struct GuardedIo<S> {
     stream: S,
     wire: Wire,
-    /// The beginning of a head whose end has not come.
+    /// The beginning of a head whose end has not come, or what the lane has read and not served.
     partial: BytesMut,
+    /// `partial` was given back by the lane: look at it before anything is read.
+    given_back: bool,
     /// Checked bytes that hyper has not taken yet.
     checked: BytesMut,
     state: Arc<ConnectionState>,
@@ -145,6 +111,7 @@ impl<S> GuardedIo<S> {
             stream,
             wire,
             partial: BytesMut::new(),
+            given_back: false,
             checked: BytesMut::new(),
             state,
             timeouts,
@@ -190,7 +157,7 @@ impl<S> GuardedIo<S> {
                     }
                     Err(fault) => return Checked::Broken(fault),
                 },
-                Wire::HeadOrUpgraded if self.state.upgraded.load(Ordering::Acquire) => self.wire = Wire::Opaque,
+                Wire::HeadOrUpgraded if self.state.is_upgraded() => self.wire = Wire::Opaque,
                 Wire::Head | Wire::HeadOrUpgraded => match scan(rest) {
                     HeadScan::Complete(head) => {
                         at += head.length;
@@ -266,6 +233,83 @@ impl<S> GuardedIo<S> {
     }
 }
 
+/// What comes next on a connection.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A head that may pass, whose fields were recorded.
+    Head(Bytes, Head),
+    /// Something that is refused; it is still to be read.
+    Refused,
+    /// The client has left, or said nothing for too long between two requests.
+    End,
+}
+
+/// For the lane, which serves heads before hyper does.
+impl<S: AsyncRead + Unpin> GuardedIo<S> {
+    /// The next head as a whole. Until the lane gives it back, it is the lane's to answer.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, fields: &mut Vec<Field>) -> Poll<io::Result<Next>> {
+        loop {
+            if !self.partial.is_empty() {
+                fields.clear();
+                match scan_with(&self.partial, |field| fields.push(field)) {
+                    HeadScan::Complete(head) => {
+                        self.waiting = Waiting::Nothing;
+                        return Poll::Ready(Ok(Next::Head(self.partial.split_to(head.length).freeze(), head)));
+                    }
+                    HeadScan::Refused(_) => {
+                        self.given_back = true;
+                        return Poll::Ready(Ok(Next::Refused));
+                    }
+                    HeadScan::Incomplete => {}
+                }
+            }
+            let began = !self.partial.is_empty();
+            self.partial.reserve(HEAD_ROOM_BYTES);
+            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.partial) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Next::End)),
+                Poll::Ready(Ok(_)) if !began && self.waiting != Waiting::RestOfHead => self.waiting = Waiting::Nothing,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    return match ready!(self.poll_stalled(cx)) {
+                        Waiting::NextHead => Poll::Ready(Ok(Next::End)),
+                        waiting => Poll::Ready(Err(timed_out(waiting))),
+                    };
+                }
+            }
+        }
+    }
+
+    /// `Ready` when the client has left while it waits for its answer. What it sends meanwhile is kept, within a bound.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.partial.len() < HEAD_BYTES_MAX {
+            self.partial.reserve(AHEAD_ROOM_BYTES);
+            match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.partial)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// A head that hyper has to serve, with everything behind it.
+    pub(super) fn give_back(&mut self, head: &[u8]) {
+        let behind = std::mem::take(&mut self.partial);
+        self.partial.reserve(head.len() + behind.len());
+        self.partial.extend_from_slice(head);
+        self.partial.extend_from_slice(&behind);
+        self.given_back = true;
+    }
+}
+
+fn timed_out(waiting: Waiting) -> io::Error {
+    metric::connection_timeout(match waiting {
+        Waiting::Body => "body",
+        _ => "head",
+    });
+    io::ErrorKind::TimedOut.into()
+}
+
 enum Checked {
     Pass,
     /// The first `pass` bytes are hyper's.
@@ -283,10 +327,34 @@ enum Rest {
     Refuse(ProtocolFault),
 }
 
+impl<S> GuardedIo<S> {
+    /// Looks at bytes that are hyper's only after that.
+    fn check_joined(&mut self, mut joined: BytesMut) -> io::Result<()> {
+        match self.check(&joined) {
+            Checked::Pass => self.checked = joined,
+            Checked::Cut { pass, rest } => {
+                let tail = joined.split_off(pass);
+                self.checked = joined;
+                match rest {
+                    Rest::Keep => self.partial = tail,
+                    Rest::Discard => {}
+                    Rest::Refuse(fault) => self.refuse(fault),
+                }
+            }
+            Checked::Broken(fault) => return Err(broken(fault)),
+        }
+        Ok(())
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedIo<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
+            if std::mem::take(&mut this.given_back) {
+                let joined = std::mem::take(&mut this.partial);
+                this.check_joined(joined)?;
+            }
             if !this.checked.is_empty() {
                 let taken = this.checked.len().min(buf.remaining());
                 buf.put_slice(&this.checked[..taken]);
@@ -300,13 +368,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedIo<S> {
                     return match ready!(this.poll_stalled(cx)) {
                         // The polite end between two requests.
                         Waiting::NextHead => Poll::Ready(Ok(())),
-                        waiting => {
-                            metric::connection_timeout(match waiting {
-                                Waiting::Body => "body",
-                                _ => "head",
-                            });
-                            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-                        }
+                        waiting => Poll::Ready(Err(timed_out(waiting))),
                     };
                 }
             }
@@ -318,29 +380,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedIo<S> {
             if this.partial.is_empty() && this.waiting != Waiting::RestOfHead {
                 this.waiting = Waiting::Nothing;
             }
-            let outcome = if this.partial.is_empty() {
-                // Borrowed for the check alone: `buf` is the caller's.
-                this.check(&buf.filled()[before..])
-            } else {
+            if !this.partial.is_empty() {
                 let mut joined = std::mem::take(&mut this.partial);
                 joined.extend_from_slice(&buf.filled()[before..]);
                 buf.set_filled(before);
-                let outcome = this.check(&joined);
-                match outcome {
-                    Checked::Pass => this.checked = joined,
-                    Checked::Cut { pass, rest } => {
-                        let tail = joined.split_off(pass);
-                        this.checked = joined;
-                        match rest {
-                            Rest::Keep => this.partial = tail,
-                            Rest::Discard => {}
-                            Rest::Refuse(fault) => this.refuse(fault),
-                        }
-                    }
-                    Checked::Broken(fault) => return Poll::Ready(Err(broken(fault))),
-                }
+                this.check_joined(joined)?;
                 continue;
-            };
+            }
+            // Borrowed for the check alone: `buf` is the caller's.
+            let outcome = this.check(&buf.filled()[before..]);
             match outcome {
                 Checked::Pass => return Poll::Ready(Ok(())),
                 Checked::Cut { pass, rest } => {

@@ -21,13 +21,56 @@ pub(crate) enum HeadScan {
     Refused(ProtocolFault),
 }
 
-/// What follows a head that may pass.
+/// A head that may pass: where its parts lie, and what follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
     /// Bytes of the head with its empty line.
     pub(crate) length: usize,
     pub(crate) framing: Framing,
     pub(crate) upgrade: bool,
+    /// The method stands at the very beginning; one space, and the target follows.
+    pub(crate) method_length: usize,
+    pub(crate) target_length: usize,
+    pub(crate) http_1_0: bool,
+    /// It waits for `100 Continue`.
+    pub(crate) expects: bool,
+}
+
+/// Where a header line lies in its head: a head has at most 16 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Field {
+    name: (u16, u16),
+    value: (u16, u16),
+}
+
+impl Field {
+    /// Its name in the bytes that were scanned.
+    pub(crate) fn name(self, bytes: &[u8]) -> &[u8] {
+        &bytes[usize::from(self.name.0)..usize::from(self.name.1)]
+    }
+
+    /// Its value without blanks around it.
+    pub(crate) fn value(self, bytes: &[u8]) -> &[u8] {
+        &bytes[usize::from(self.value.0)..usize::from(self.value.1)]
+    }
+
+    fn new(name: std::ops::Range<usize>, value: std::ops::Range<usize>) -> Self {
+        // Within a head, so they fit.
+        let short = |range: std::ops::Range<usize>| (range.start as u16, range.end as u16);
+        Self { name: short(name), value: short(value) }
+    }
+
+    /// The whole line with its CRLF, where it is written as most write it: one blank behind the colon and no other.
+    pub(crate) fn whole(self, bytes: &[u8]) -> Option<&[u8]> {
+        let line = bytes.get(usize::from(self.name.0)..usize::from(self.value.1) + 2)?;
+        let colon = self.name_length();
+        let usual = self.value.0 == self.name.1 + 2 && line[colon..].starts_with(b": ") && line.ends_with(b"\r\n");
+        usual.then_some(line)
+    }
+
+    pub(crate) fn name_length(self) -> usize {
+        usize::from(self.name.1 - self.name.0)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +87,18 @@ struct Facts {
     content_length: Option<u64>,
     chunked: bool,
     upgrade: bool,
+    expects: bool,
 }
 
 /// Scans from the first byte of a request. Costs one pass; called again with more bytes after `Incomplete`.
 pub(crate) fn scan(bytes: &[u8]) -> HeadScan {
+    scan_with(bytes, |_| {})
+}
+
+/// The same, and `found` is told of each header line. What it was told counts only where the head is complete.
+pub(crate) fn scan_with(bytes: &[u8], found: impl FnMut(Field)) -> HeadScan {
     let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
-    match scan_lines(window) {
+    match scan_lines(window, found) {
         Ok(Some(head)) => HeadScan::Complete(head),
         Ok(None) if bytes.len() >= HEAD_BYTES_MAX => HeadScan::Refused(ProtocolFault::HeadTooLarge),
         Ok(None) => HeadScan::Incomplete,
@@ -57,7 +106,21 @@ pub(crate) fn scan(bytes: &[u8]) -> HeadScan {
     }
 }
 
-fn scan_lines(bytes: &[u8]) -> Result<Option<Head>, ProtocolFault> {
+fn scan_lines(bytes: &[u8], mut found: impl FnMut(Field)) -> Result<Option<Head>, ProtocolFault> {
+    // One look at a whole head costs less than one at each value. Where that finds something, or anything else is
+    // wrong or missing, the lines say in their order what it is.
+    let mut fields = 0;
+    let counted = |field| {
+        fields += 1;
+        found(field);
+    };
+    match read_lines(bytes, false, counted) {
+        Ok(Some(head)) if is_clean(&bytes[..head.length], fields + 2) => Ok(Some(head)),
+        Ok(_) | Err(_) => read_lines(bytes, true, |_| {}),
+    }
+}
+
+fn read_lines(bytes: &[u8], checks_values: bool, mut found: impl FnMut(Field)) -> Result<Option<Head>, ProtocolFault> {
     let Some((line, mut at)) = next_line(bytes, 0)? else {
         // A wrong first byte is known before its line ends: nobody waits for the rest of a TLS hello or a frame.
         return match bytes.first() {
@@ -70,7 +133,7 @@ fn scan_lines(bytes: &[u8]) -> Result<Option<Head>, ProtocolFault> {
     let mut count = 0;
     loop {
         let Some((line, after)) = next_line(bytes, at)? else { return Ok(None) };
-        at = after;
+        let begin = std::mem::replace(&mut at, after);
         if line.is_empty() {
             break;
         }
@@ -78,7 +141,7 @@ fn scan_lines(bytes: &[u8]) -> Result<Option<Head>, ProtocolFault> {
         if count > HEADERS_MAX {
             return Err(ProtocolFault::TooManyHeaders);
         }
-        read_header(line, &mut facts)?;
+        found(read_header(line, begin, checks_values, &mut facts)?);
     }
     conclude(&request, &facts, at).map(Some)
 }
@@ -125,18 +188,21 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-fn read_header(line: &[u8], facts: &mut Facts) -> Result<(), ProtocolFault> {
+/// A line that begins at `begin` of the head.
+fn read_header(line: &[u8], begin: usize, checks_value: bool, facts: &mut Facts) -> Result<Field, ProtocolFault> {
     if matches!(line[0], b' ' | b'\t') {
         return Err(ProtocolFault::FoldedHeader);
     }
-    let colon = memchr::memchr(b':', line).ok_or(ProtocolFault::HeaderName)?;
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().copied().all(is_token) {
+    // The first byte that no name may hold has to be the colon.
+    let colon = line.iter().position(|byte| !is_token(*byte)).ok_or(ProtocolFault::HeaderName)?;
+    if colon == 0 || line[colon] != b':' {
         return Err(ProtocolFault::HeaderName);
     }
-    if holds_control(value) {
+    let (name, rest) = (&line[..colon], &line[colon + 1..]);
+    if checks_value && holds_control(rest) {
         return Err(ProtocolFault::HeaderValue);
     }
+    let value = trim(rest);
     // Only these lengths can be a name that decides something.
     let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     match name.len() {
@@ -144,32 +210,35 @@ fn read_header(line: &[u8], facts: &mut Facts) -> Result<(), ProtocolFault> {
             if std::mem::replace(&mut facts.host, true) {
                 return Err(ProtocolFault::RepeatedHost);
             }
-            if trim(value).is_empty() {
+            if value.is_empty() {
                 return Err(ProtocolFault::InvalidHost);
             }
         }
         6 if is(b"expect") => {
-            let continues = trim(value).eq_ignore_ascii_case(b"100-continue");
+            let continues = value.eq_ignore_ascii_case(b"100-continue");
+            facts.expects = true;
             continues.then_some(()).ok_or(ProtocolFault::Expectation)?;
         }
         7 if is(b"upgrade") => {
             let repeated = std::mem::replace(&mut facts.upgrade, true);
-            let websocket = trim(value).eq_ignore_ascii_case(b"websocket");
+            let websocket = value.eq_ignore_ascii_case(b"websocket");
             (websocket && !repeated).then_some(()).ok_or(ProtocolFault::UpgradeToken)?;
         }
         14 if is(b"content-length") => {
-            let length = parse_length(trim(value)).ok_or(ProtocolFault::ContentLength)?;
+            let length = parse_length(value).ok_or(ProtocolFault::ContentLength)?;
             let repeated = facts.content_length.replace(length).is_some();
             (!repeated).then_some(()).ok_or(ProtocolFault::RepeatedContentLength)?;
         }
         17 if is(b"transfer-encoding") => {
             let repeated = std::mem::replace(&mut facts.chunked, true);
-            let chunked = trim(value).eq_ignore_ascii_case(b"chunked");
+            let chunked = value.eq_ignore_ascii_case(b"chunked");
             (chunked && !repeated).then_some(()).ok_or(ProtocolFault::TransferEncoding)?;
         }
         _ => {}
     }
-    Ok(())
+    let blanks = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    let value_begin = if value.is_empty() { begin + colon + 1 } else { begin + colon + 1 + blanks };
+    Ok(Field::new(begin..begin + colon, value_begin..value_begin + value.len()))
 }
 
 fn conclude(request: &RequestLine<'_>, facts: &Facts, length: usize) -> Result<Head, ProtocolFault> {
@@ -196,7 +265,15 @@ fn conclude(request: &RequestLine<'_>, facts: &Facts, length: usize) -> Result<H
     if facts.upgrade && (framing != Framing::Empty || request.method != b"GET" || request.http_1_0) {
         return Err(ProtocolFault::UpgradeToken);
     }
-    Ok(Head { length, framing, upgrade: facts.upgrade })
+    Ok(Head {
+        length,
+        framing,
+        upgrade: facts.upgrade,
+        method_length: request.method.len(),
+        target_length: request.target.len(),
+        http_1_0: request.http_1_0,
+        expects: facts.expects,
+    })
 }
 
 /// Absolute form is for proxies that clients choose. Two places for one host is one too many, even where they agree:
@@ -247,6 +324,24 @@ fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]
 }
 
+/// Whether a head of so many lines, which were read, holds no control characters but those that end its lines. Each of
+/// its line feeds follows a return (`next_line`), so whatever is more than two a line stands inside of one; a tab does
+/// so rightfully, and `holds_control` will say that.
+fn is_clean(head: &[u8], lines: usize) -> bool {
+    let (mut controls, mut deleted) = (0, false);
+    // No early exit, and sums that fit into a byte: the compiler looks at many bytes at once.
+    for chunk in head.chunks(128) {
+        let (mut low, mut del) = (0_u8, false);
+        for &byte in chunk {
+            low += u8::from(byte < 0x20);
+            del |= byte == 0x7f;
+        }
+        controls += usize::from(low);
+        deleted |= del;
+    }
+    controls == 2 * lines && !deleted
+}
+
 /// No early exit, so that the compiler can look at many bytes at once.
 fn holds_control(value: &[u8]) -> bool {
     value.iter().fold(false, |found, &byte| found | ((byte < 0x20) & (byte != b'\t')) | (byte == 0x7f))
@@ -279,7 +374,16 @@ mod tests {
     #[test]
     fn a_browsers_request_passes_and_its_framing_is_known() {
         let get = "GET /a?b=c HTTP/1.1\r\nHost: web--a--b.dev.localhost:80\r\nAccept: */*\r\nCookie: a=b\r\n\r\n";
-        assert_eq!(complete(get), Head { length: get.len(), framing: Framing::Empty, upgrade: false });
+        let expected = Head {
+            length: get.len(),
+            framing: Framing::Empty,
+            upgrade: false,
+            method_length: 3,
+            target_length: 6,
+            http_1_0: false,
+            expects: false,
+        };
+        assert_eq!(complete(get), expected);
         let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\nhello";
         assert_eq!(complete(post).framing, Framing::Length(12));
         assert_eq!(complete(post).length, post.len() - 5);
@@ -371,6 +475,23 @@ mod tests {
         assert_eq!(refused(&many), ProtocolFault::TooManyHeaders);
     }
 
+    #[test]
+    fn where_header_lines_lie_is_told() {
+        let head = b"GET / HTTP/1.1\r\nHost: h\r\nA:\r\nB:  \t \r\nC:\tc d \r\nExpect: 100-continue\r\n\r\n";
+        let mut fields = Vec::new();
+        let HeadScan::Complete(scanned) = scan_with(head, |field| fields.push(field)) else { panic!("not complete") };
+        assert!(scanned.expects && !scanned.http_1_0);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let found: Vec<_> = fields.iter().map(|field| (text(field.name(head)), text(field.value(head)))).collect();
+        let expected = [("Host", "h"), ("A", ""), ("B", ""), ("C", "c d"), ("Expect", "100-continue")];
+        let wholes: Vec<_> = fields.iter().map(|field| field.whole(head).map(text)).collect();
+        assert_eq!(
+            wholes,
+            [Some("Host: h\r\n".to_owned()), None, None, None, Some("Expect: 100-continue\r\n".to_owned())]
+        );
+        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
     proptest! {
         /// Cutting a good head anywhere never refuses it: slow clients are not attackers.
         #[test]
@@ -378,6 +499,29 @@ mod tests {
             let head = "POST /path?query=1 HTTP/1.1\r\nHost: web--a--b.dev\r\nContent-Length: 12\r\nCookie: a=b; c=d\r\n\r\n";
             prop_assume!(cut < head.len());
             prop_assert_eq!(scan(&head.as_bytes()[..cut]), HeadScan::Incomplete);
+        }
+
+        /// What the look at everything lets pass, the look at each value would have let pass.
+        #[test]
+        fn a_clean_head_holds_no_control_in_any_value(
+            values in proptest::collection::vec(proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\t'), Just(b'a')], 0..20), 0..6),
+            behind in 0_usize..3,
+        ) {
+            let mut head = b"GET / HTTP/1.1\r\nHost: h\r\n".to_vec();
+            for value in &values {
+                head.extend_from_slice(b"X: ");
+                head.extend(value.iter().filter(|byte| **byte != b'\n'));
+                head.extend_from_slice(b"\r\n");
+            }
+            head.extend_from_slice(b"\r\n");
+            // What is behind a head changes nothing about it.
+            head.extend_from_slice(&b"\n".repeat(behind));
+            let controls = |value: &Vec<u8>| {
+                let kept: Vec<u8> = value.iter().copied().filter(|byte| *byte != b'\n').collect();
+                holds_control(&kept)
+            };
+            let refused = scan(&head) == HeadScan::Refused(ProtocolFault::HeaderValue);
+            prop_assert_eq!(refused, values.iter().any(controls));
         }
 
         #[test]

@@ -1,11 +1,12 @@
 //! Accepts connections within limits and serves HTTP/1.1 or HTTP/2 on them until told to stop.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -22,10 +23,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::guarded_io::{ConnectionState, GuardedIo};
+use super::answer::Answer;
+use super::connection_state::ConnectionState;
+use super::guarded_io::GuardedIo;
 use super::head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
 use super::http2_stream::StreamExecutor;
+use super::lane;
+use super::signal::Signal;
 use super::tls::Certificates;
+use super::wire_request::WireRequest;
 use crate::body::ResponseBody;
 use crate::config::{Config, Limits, Timeouts};
 use crate::metric;
@@ -70,6 +76,14 @@ pub(crate) struct Client {
 /// What answers requests. One per connection, so that it can remember what its requests have in common.
 pub(crate) trait Serve: Send + Sync + 'static {
     fn serve(self: &Arc<Self>, request: Request<Incoming>) -> impl Future<Output = Response<ResponseBody>> + Send;
+
+    /// Answers a request that lies on the wire, where that needs no more than an app that is ready: writes status line
+    /// and headers to `text`. `None` where `serve` has to; nothing has happened then.
+    fn pass(
+        self: &Arc<Self>,
+        request: &WireRequest<'_>,
+        text: &mut Vec<u8>,
+    ) -> impl Future<Output = Option<Answer>> + Send;
 }
 
 /// Connections by address, within the limit of each.
@@ -124,16 +138,16 @@ impl Drop for AddressEntry {
 pub(crate) async fn serve<S: Serve>(
     listener: TcpListener,
     certificates: Option<Arc<Certificates>>,
-    limits: &Limits,
-    timeouts: &Timeouts,
+    config: &Config,
     make_service: impl Fn(Client) -> S + Send + Sync + 'static,
     stop: CancellationToken,
 ) {
+    let (limits, timeouts) = (&config.limits, &config.timeouts);
     let make_service = Arc::new(make_service);
     let tls = certificates.map(|certificates| TlsAcceptor::from(certificates.server_config()));
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let addresses = Arc::new(Addresses { open: Mutex::default(), max: limits.connections_per_address_max });
-    let http = Arc::new(Http::new(limits, timeouts));
+    let http = Arc::new(Http::new(limits, timeouts, config.http1_lane));
     let connections = TaskTracker::new();
     let kill = CancellationToken::new();
     let open = metrics::gauge!("gateway_connections_open");
@@ -167,10 +181,13 @@ pub(crate) async fn serve<S: Serve>(
         let (stop, kill, open) = (stop.clone(), kill.clone(), open.clone());
         connections.spawn(async move {
             open.increment(1);
-            tokio::select! {
-                () = http.connection(stream, address, tls, &*make_service, &stop) => {}
-                () = kill.cancelled() => {}
-            }
+            let mut serving = pin!(http.connection(stream, address, tls, &*make_service, &stop));
+            let mut killed = Signal::new(&kill);
+            poll_fn(|cx| match serving.as_mut().poll(cx) {
+                Poll::Pending => killed.poll(cx),
+                ended => ended,
+            })
+            .await;
             open.decrement(1);
             drop(held);
         });
@@ -188,10 +205,12 @@ struct Http {
     http1: hyper::server::conn::http1::Builder,
     http2: hyper::server::conn::http2::Builder<StreamExecutor>,
     timeouts: Timeouts,
+    /// Whether connections begin on the lane.
+    lane: bool,
 }
 
 impl Http {
-    fn new(limits: &Limits, timeouts: &Timeouts) -> Self {
+    fn new(limits: &Limits, timeouts: &Timeouts, lane: bool) -> Self {
         let mut http1 = hyper::server::conn::http1::Builder::new();
         // No `pipeline_flush`: it loses 400 and 431 answers. No `header_read_timeout` of hyper's: `GuardedIo` holds
         // the deadlines with one timer a connection instead of one a request.
@@ -207,7 +226,7 @@ impl Http {
             .initial_connection_window_size(1024 * 1024)
             .max_send_buf_size(256 * 1024)
             .enable_connect_protocol();
-        Self { http1, http2, timeouts: timeouts.clone() }
+        Self { http1, http2, timeouts: timeouts.clone(), lane }
     }
 
     async fn connection<S: Serve>(
@@ -221,18 +240,19 @@ impl Http {
         let state = Arc::new(ConnectionState::default());
         let client = Client { address, server_name: None, state: Arc::clone(&state), http2: false };
         let Some(acceptor) = tls else {
-            return self.http1(stream, state, Arc::new(make_service(client)), stop).await;
+            return Box::pin(self.http1(stream, state, Arc::new(make_service(client)), stop)).await;
         };
-        match tokio::time::timeout(self.timeouts.tls_handshake, acceptor.accept(stream)).await {
+        match Box::pin(tokio::time::timeout(self.timeouts.tls_handshake, acceptor.accept(stream))).await {
             Ok(Ok(stream)) => {
                 let session = stream.get_ref().1;
                 let server_name = session.server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
                 let http2 = session.alpn_protocol() == Some(b"h2");
                 let service = Arc::new(make_service(Client { server_name, http2, ..client }));
+                // In boxes: a connection's task keeps room for what it does and not for what it might have done.
                 if http2 {
-                    self.http2(stream, state, service, stop).await;
+                    Box::pin(self.http2(stream, state, service, stop)).await;
                 } else {
-                    self.http1(stream, state, service, stop).await;
+                    Box::pin(self.http1(stream, state, service, stop)).await;
                 }
             }
             Ok(Err(error)) => {
@@ -250,12 +270,16 @@ impl Http {
         service: Arc<S>,
         stop: &CancellationToken,
     ) {
-        let io = TokioIo::new(GuardedIo::http1(stream, state, self.timeouts.io));
+        let mut io = GuardedIo::http1(stream, state, self.timeouts.io);
+        if self.lane && Box::pin(lane::run(&mut io, &service, stop)).await == lane::End::Closed {
+            return;
+        }
+        let io = TokioIo::new(io);
         let service = service_fn(move |request| {
             let service = Arc::clone(&service);
             async move { Ok::<_, Infallible>(service.serve(request).await) }
         });
-        let mut connection = pin!(self.http1.serve_connection(io, service).with_upgrades());
+        let mut connection = Box::pin(self.http1.serve_connection(io, service).with_upgrades());
         let mut stopping = false;
         loop {
             tokio::select! {

@@ -25,7 +25,6 @@ use crate::body::ResponseBody;
 use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
-use crate::header;
 use crate::host::WorkspaceHost;
 use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
 use markup::Markup;
@@ -36,6 +35,7 @@ static STYLE_SOURCE: LazyLock<String> = LazyLock::new(|| source(STYLE));
 static SCRIPT_SOURCE: LazyLock<String> = LazyLock::new(|| source(WAKING_SCRIPT));
 
 static X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
+static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 static OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// Who reads the answer.
@@ -272,7 +272,7 @@ pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme) -> Resp
     if denial.ends_visit() {
         // Service workers and cached pages of the app end with the link. Scripts are told too: a worker that answers
         // from its cache first never navigates. Not `cookies`, which would reach every workspace below the same domain.
-        headers.insert(&header::CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
+        headers.insert(&CLEAR_SITE_DATA, HeaderValue::from_static("\"cache\", \"storage\""));
     }
     response
 }

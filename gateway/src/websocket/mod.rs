@@ -11,11 +11,12 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, request, response};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -25,14 +26,14 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::body::{Ending, RequestBody, ResponseBody};
+use crate::body::{Ending, ResponseBody};
 use crate::config;
 use crate::connection::{ConnectionState, GuardedIo};
 use crate::denial::Denial;
-use crate::forward::{Forwarding, Passage, failure, prepare};
+use crate::forward::{Forwarding, Passage, RequestLine, failure, response_parts, target_of};
 use crate::header;
 use crate::metric;
-use crate::upstream::Sent;
+use crate::upstream::{AnswerHead, Exchange, Outgoing};
 use splice::{Ended, Limits, Splice};
 
 use ahash::AHashMap;
@@ -162,39 +163,25 @@ impl Forwarding {
             Handshake::Http1 { key } => key.clone(),
             Handshake::Http2 => fresh_key()?,
         };
-        let outgoing = to_app(request, &key, passage.forwarded);
+        let outgoing = to_app(&request.into_parts().0, &key, passage.forwarded);
         let link = passage.permit.link().link;
         // A socket's connection is never used for anything else, before or after.
-        let mut lease = self.waited(&passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
-        let answer = tokio::select! {
-            biased;
-            denial = self.standing.ended(&passage.permit) => return Err(denial),
-            sent = lease.send(outgoing).0 => match sent {
-                Sent::Answer(answer) => answer,
-                Sent::NotTaken(_) => return Err(Denial::UpstreamUnreachable),
-                Sent::Failed(error) => return Err(failure(&error, None)),
-            },
-            () = tokio::time::sleep(self.timeouts.response_head) => return Err(Denial::UpstreamTimeout),
-        };
-        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return self.refused_by_app(&passage, answer, lease, deadline, open);
+        let lease = self.waited(&passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
+        let mut exchange = Exchange::new(lease, outgoing);
+        let own_host = passage.own_host;
+        let mut take = |head: &AnswerHead<'_>| (response_parts(head, own_host), all_of(head));
+        let (mut parts, said) = self.watched(&passage, &mut exchange, &mut take).await?.map_err(failure)?;
+        if parts.status != StatusCode::SWITCHING_PROTOCOLS {
+            return self.refused_by_app(&passage, parts, exchange, deadline, open);
         }
-        check_answer(answer.headers(), &key, offered.as_ref())?;
+        check_answer(&said, &key, offered.as_ref())?;
         self.meters.forwarded.increment(1);
-        let (mut parts, app_upgrade) = {
-            let mut answer = answer;
-            let upgrade = hyper::upgrade::on(&mut answer);
-            (answer.into_parts().0, upgrade)
-        };
         self.meters.answered(parts.status);
-        let extensions = parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
-        header::to_client(&mut parts.headers, passage.own_host);
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
         parts.headers.remove(CONTENT_LENGTH);
-        if let Some(extensions) = extensions {
-            parts.headers.insert(SEC_WEBSOCKET_EXTENSIONS, extensions);
+        if let Some(extensions) = said.get(SEC_WEBSOCKET_EXTENSIONS) {
+            parts.headers.insert(SEC_WEBSOCKET_EXTENSIONS, extensions.clone());
         }
-        parts.extensions.clear();
         if let Handshake::Http1 { key } = &handshake {
             let accept = HeaderValue::from_str(&accept_of(key)).map_err(|_| Denial::BadHandshake)?;
             parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
@@ -218,9 +205,10 @@ impl Forwarding {
         // Over HTTP/2 the connection goes on around the socket and must not pass for idle.
         let in_flight = connection.begin_request();
         sockets.tasks.spawn(async move {
-            let ended = run(splice, client_upgrade, app_upgrade).await;
+            let (app, app_early, slot) = exchange.into_upgraded();
+            let ended = run(splice, client_upgrade, app, app_early.freeze()).await;
             metric::ended("websocket", ended.as_str());
-            drop((socket, lease, in_flight));
+            drop((socket, slot, in_flight));
         });
         Ok(Response::from_parts(parts, ResponseBody::empty()))
     }
@@ -229,21 +217,18 @@ impl Forwarding {
     fn refused_by_app(
         &self,
         passage: &Passage<'_>,
-        answer: Response<Incoming>,
-        lease: crate::upstream::Lease,
+        parts: response::Parts,
+        exchange: Exchange,
         deadline: tokio::time::Instant,
         open: crate::activity::OpenStream,
     ) -> Result<Response<ResponseBody>, Denial> {
-        let (mut parts, incoming) = answer.into_parts();
         if parts.status.is_success() {
             // Neither a switch nor a refusal: over HTTP/2 a 200 would even mean that the socket is open.
             return Err(Denial::UpstreamInvalid);
         }
         self.meters.answered(parts.status);
-        header::to_client(&mut parts.headers, passage.own_host);
-        parts.extensions.clear();
         let ending = Ending::new(passage.permit.right(&self.standing, deadline), self.timeouts.response_body_idle);
-        Ok(Response::from_parts(parts, ResponseBody::app(incoming, lease, None, ending, open)))
+        Ok(Response::from_parts(parts, ResponseBody::app(exchange, ending, open)))
     }
 }
 
@@ -253,16 +238,25 @@ fn fresh_key() -> Result<HeaderValue, Denial> {
     HeaderValue::from_str(&STANDARD.encode(nonce)).map_err(|_| Denial::TryAgain)
 }
 
-fn to_app(request: Request<Incoming>, key: &HeaderValue, forwarded: &header::Forwarded) -> Request<RequestBody> {
-    let (mut parts, _) = request.into_parts();
-    prepare(&mut parts, forwarded);
-    parts.method = Method::GET;
-    parts.headers.remove(CONTENT_LENGTH);
-    parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    parts.headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    parts.headers.insert(SEC_WEBSOCKET_KEY, key.clone());
-    Request::from_parts(parts, RequestBody::Empty)
+fn to_app(request: &request::Parts, key: &HeaderValue, forwarded: &header::Forwarded) -> Outgoing {
+    let mut head = RequestLine { method: &Method::GET, target: target_of(&request.uri) }.begin();
+    header::to_app(&request.headers, forwarded, &["sec-websocket-key", "sec-websocket-version"], &mut head);
+    head.extend_from_slice(b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n");
+    header::push_line(&mut head, SEC_WEBSOCKET_KEY.as_str().as_bytes(), key.as_bytes());
+    head.extend_from_slice(b"\r\n");
+    Outgoing::new(head, false, None)
+}
+
+/// Everything that the app said, what ends at this hop included.
+fn all_of(head: &AnswerHead<'_>) -> HeaderMap {
+    let pair = |field: &httparse::Header<'_>| {
+        Some((HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?))
+    };
+    let mut headers = HeaderMap::new();
+    for (name, value) in head.fields.iter().filter_map(pair) {
+        headers.append(name, value);
+    }
+    headers
 }
 
 fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderValue>) -> Result<(), Denial> {
@@ -280,11 +274,9 @@ fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderV
     if upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }
 }
 
-/// Waits for both sides to have switched, then copies.
-async fn run(splice: Splice, client: OnUpgrade, app: OnUpgrade) -> Ended {
-    let (Ok(client), Ok(app)) = (client.await, app.await) else { return Ended::Broken };
-    let Ok(app) = app.downcast::<TokioIo<TcpStream>>() else { return Ended::Broken };
-    let (app, app_early) = (app.io.into_inner(), app.read_buf);
+/// Waits for the client's side to have switched, then copies.
+async fn run(splice: Splice, client: OnUpgrade, app: TcpStream, app_early: Bytes) -> Ended {
+    let Ok(client) = client.await else { return Ended::Broken };
     // Over HTTP/1 the stream is taken out of its wrapper, over HTTP/2 it is one of many of a connection.
     match client.downcast::<TokioIo<GuardedIo<TcpStream>>>() {
         Ok(parts) => match (parts.io.into_inner().into_upgraded(), parts.read_buf.is_empty()) {

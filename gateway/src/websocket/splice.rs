@@ -4,10 +4,13 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
@@ -144,49 +147,44 @@ impl Splice {
         let (mut upward, mut downward) = (Copy::new(&[]), Copy::new(&app_early));
         drop(app_early);
         let mut frames = FrameTracker::default();
-        let mut moved = false;
+        let moved = AtomicBool::new(false);
+        // Looked at only when something in it has happened, and not for each message.
+        let mut watch = FuturesUnordered::from_iter([self.watch(&moved)]);
         let (mut up_done, mut down_done) = (false, false);
-        // Looked at several times within the idle time, so that activity is reported while it happens.
-        let look = (self.limits.idle / 4).min(ACTIVITY_INTERVAL);
-        let mut look_timer = std::pin::pin!(tokio::time::sleep(look));
-        let mut used_at = Instant::now();
-        let ended = loop {
-            let copying = poll_fn(|cx| {
-                // One split of each side a poll: both directions share the streams, never at the same time.
-                if !up_done && let Poll::Ready(result) = poll_up(&mut upward, cx, &mut client, &mut app, &mut moved) {
+        let ended = poll_fn(|cx| {
+            if let Poll::Ready(Some(ended)) = watch.poll_next_unpin(cx) {
+                return Poll::Ready(ended);
+            }
+            let mut any = false;
+            let mut copying = || -> io::Result<()> {
+                if !up_done
+                    && let Poll::Ready(result) = upward.poll(cx, client.as_mut(), app.as_mut(), &mut any, |_| {})
+                {
                     result?;
                     up_done = true;
                 }
                 if !down_done
                     && let Poll::Ready(result) =
-                        downward.poll(cx, app.as_mut(), client.as_mut(), &mut moved, |bytes| frames.advance(bytes))
+                        downward.poll(cx, app.as_mut(), client.as_mut(), &mut any, |bytes| frames.advance(bytes))
                 {
                     result?;
                     down_done = true;
                 }
-                // The app has closed: whatever the client still says, nobody hears it.
-                if down_done { Poll::Ready(Ok::<(), io::Error>(())) } else { Poll::Pending }
-            });
-            tokio::select! {
-                biased;
-                () = self.cancel[0].cancelled() => break Ended::Withdrawn,
-                () = self.cancel[1].cancelled() => break Ended::Withdrawn,
-                () = self.cut.cancelled() => break Ended::Stale,
-                () = self.stop.cancelled() => break Ended::Shutdown,
-                result = copying => break if result.is_ok() { Ended::Normally } else { Ended::Broken },
-                () = tokio::time::sleep_until(self.limits.deadline) => break Ended::Expired,
-                () = look_timer.as_mut() => {
-                    let now = Instant::now();
-                    if std::mem::take(&mut moved) {
-                        used_at = now;
-                        self.open.touch(self.standing.now());
-                    } else if now >= used_at + self.limits.idle {
-                        break Ended::Idle;
-                    }
-                    look_timer.as_mut().reset(now + look);
-                }
+                Ok(())
+            };
+            let copied = copying();
+            if any {
+                moved.store(true, Ordering::Relaxed);
             }
-        };
+            match copied {
+                // The app has closed: whatever the client still says, nobody hears it.
+                Ok(()) if down_done => Poll::Ready(Ended::Normally),
+                Ok(()) => Poll::Pending,
+                Err(_) => Poll::Ready(Ended::Broken),
+            }
+        })
+        .await;
+        drop(watch);
         let last_word = match ended {
             Ended::Withdrawn => Some((CLOSE_ACCESS_ENDED, "access ended")),
             Ended::Expired => Some((CLOSE_ACCESS_ENDED, "link expired")),
@@ -209,14 +207,37 @@ impl Splice {
         }
         ended
     }
-}
 
-fn poll_up(
-    copy: &mut Copy,
-    cx: &mut Context<'_>,
-    client: &mut Pin<&mut impl AsyncRead>,
-    app: &mut Pin<&mut impl AsyncWrite>,
-    moved: &mut bool,
-) -> Poll<io::Result<()>> {
-    copy.poll(cx, client.as_mut(), app.as_mut(), moved, |_| {})
+    /// Comes back when the socket has to end though both sides are there. `moved` is set where bytes went through.
+    async fn watch(&self, moved: &AtomicBool) -> Ended {
+        // Looked at several times within the idle time, so that activity is reported while it happens.
+        let look = (self.limits.idle / 4).min(ACTIVITY_INTERVAL);
+        let mut used_at = Instant::now();
+        let given = async {
+            tokio::select! {
+                biased;
+                () = self.cancel[0].cancelled() => Ended::Withdrawn,
+                () = self.cancel[1].cancelled() => Ended::Withdrawn,
+                () = self.cut.cancelled() => Ended::Stale,
+                () = self.stop.cancelled() => Ended::Shutdown,
+                () = tokio::time::sleep_until(self.limits.deadline) => Ended::Expired,
+            }
+        };
+        let mut given = std::pin::pin!(given);
+        loop {
+            tokio::select! {
+                biased;
+                ended = given.as_mut() => return ended,
+                () = tokio::time::sleep(look) => {
+                    let now = Instant::now();
+                    if moved.swap(false, Ordering::Relaxed) {
+                        used_at = now;
+                        self.open.touch(self.standing.now());
+                    } else if now >= used_at + self.limits.idle {
+                        return Ended::Idle;
+                    }
+                }
+            }
+        }
+    }
 }

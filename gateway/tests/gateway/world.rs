@@ -112,7 +112,9 @@ fn manifest() -> Manifest {
 }
 
 fn config() -> Config {
-    Config::new(DOMAIN, Scheme::PlainHttpDev, "127.0.0.1:0".parse().unwrap())
+    let mut config = Config::new(DOMAIN, Scheme::PlainHttpDev, "127.0.0.1:0".parse().unwrap());
+    config.http1_lane = crate::HTTP1_LANE;
+    config
 }
 
 fn parts(log: &SharedLog, hot: &Arc<Hot>, signing: &SigningKey, activity: &Activity) -> Parts {

@@ -21,7 +21,7 @@ const ORGANIZATIONS_MAX: usize = 10_000;
 const CLAIM_DEFAULT: &str = "org_id";
 const SECRET_BYTES_MIN: usize = 16;
 /// No session of ours is longer, whatever is configured.
-const SESSION_MAX: Millis = crate::self_hosted::SESSION_LIFETIME;
+const SESSION_MAX: Millis = crate::sessions::SESSION_LIFETIME;
 
 /// The configuration file, as it stands there.
 #[derive(Clone, Debug, Deserialize)]

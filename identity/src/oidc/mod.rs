@@ -2,7 +2,7 @@
 //!
 //! Owns the configuration, discovery, the provider's keys, verification of its tokens, and the flows that end in a `Proven` person:
 //! authorization code with PKCE, and device authorization. Tokens come from the provider's token endpoint alone: nobody else hands us one
-//! (docs/adr/0007). Not here: users, membership, roles and sessions, which are EnvForge's own.
+//! (docs/adr/0008). Not here: users, membership, roles and sessions, which are EnvForge's own.
 
 mod cached;
 mod config;

@@ -3,19 +3,22 @@
 //!
 //! In the credential table's database. Not here: what any of it means (`flow`, the API).
 
+use envforge_domain::commit::Surface;
 use envforge_domain::ids::{OrgId, SessionId, UserId};
 use envforge_domain::secret::{Secret, TokenDigest};
+use envforge_domain::session::{ClientName, OpenSession};
 use envforge_domain::time::{Millis, UnixMillis};
 use sha2::{Digest as _, Sha256};
 
 use super::Oidc;
 use super::flow::{Proven, ReturnTo};
 use crate::credentials::{Credentials, CredentialsError, Pool, millis, on_either};
+use crate::tokens::{Session, SignedIn};
 
 /// Sign-ins under way at the same time. Beyond that the oldest make room: each is a row of 300 bytes.
 const FLOWS_MAX: i64 = 50_000;
 /// Longer than any session of ours can live after its provider's session ended.
-const ENDING_KEPT: Millis = crate::self_hosted::SESSION_LIFETIME;
+const ENDING_KEPT: Millis = crate::sessions::SESSION_LIFETIME;
 
 pub(super) struct Store {
     pool: Pool,
@@ -46,6 +49,7 @@ pub enum Seen {
 
 type FlowRow = (String, String, Option<String>, String);
 type SessionRow = (String, String, String);
+type BrowserRow = (String, String, String, String, String, i64, i64);
 
 impl Store {
     pub(super) fn new(credentials: &Credentials) -> Self {
@@ -133,7 +137,7 @@ impl Oidc {
     /// Remembers where a session comes from. Before it is opened: one that nobody could find at the provider's logout must not exist.
     pub async fn remember_session(
         &self,
-        session: &crate::tokens::Session,
+        session: &Session,
         proven: &Proven,
         now: UnixMillis,
     ) -> Result<(), CredentialsError> {
@@ -252,15 +256,21 @@ impl Credentials {
     pub async fn insert_browser_session(
         &self,
         cookie: &Secret,
-        session: &crate::tokens::Session,
+        session: &Session,
+        opened: &OpenSession,
     ) -> Result<(), CredentialsError> {
         on_either!(self, pool => sqlx::query(
-            "INSERT INTO browser_sessions (cookie_hash, session_id, user_id, org_id, expires_at) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO browser_sessions \
+             (cookie_hash, session_id, user_id, org_id, surface, client, authenticated_at, expires_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(hex::encode(cookie.digest().as_bytes()))
         .bind(session.session.to_string())
         .bind(session.user.to_string())
         .bind(session.org.to_string())
+        .bind(opened.surface.token())
+        .bind(opened.client.as_str().to_owned())
+        .bind(millis(opened.authenticated_at))
         .bind(millis(session.expires_at))
         .execute(pool)
         .await
@@ -268,24 +278,33 @@ impl Credentials {
         Ok(())
     }
 
-    /// Whose session a cookie carries. Whether it is still live, the authorization view knows.
-    pub async fn browser_session(
+    /// Whom a cookie speaks for. Whether the session is still live, the authorization view knows.
+    pub(crate) async fn browser_session(
         &self,
         cookie: &Secret,
         now: UnixMillis,
-    ) -> Result<Option<crate::tokens::Session>, CredentialsError> {
-        let row: Option<(String, String, String, i64)> = on_either!(self, pool => sqlx::query_as(
-            "SELECT session_id, user_id, org_id, expires_at FROM browser_sessions WHERE cookie_hash = $1 AND expires_at > $2",
+    ) -> Result<Option<SignedIn>, CredentialsError> {
+        let row: Option<BrowserRow> = on_either!(self, pool => sqlx::query_as(
+            "SELECT session_id, user_id, org_id, surface, client, authenticated_at, expires_at \
+             FROM browser_sessions WHERE cookie_hash = $1 AND expires_at > $2",
         )
         .bind(hex::encode(cookie.digest().as_bytes()))
         .bind(millis(now))
         .fetch_optional(pool)
         .await?);
-        row.map(|(session, user, org, expires_at)| {
+        row.map(|(session, user, org, surface, client, authenticated_at, expires_at)| {
             let EndedSession { session, user, org } = read_session((session, user, org))?;
-            let expires_at =
-                u64::try_from(expires_at).map_err(|_| CredentialsError::Damaged { column: "expires_at" })?;
-            Ok(crate::tokens::Session { user, org, session, expires_at: UnixMillis::new(expires_at) })
+            let damaged = |column| CredentialsError::Damaged { column };
+            let instant = |at: i64, column| u64::try_from(at).map(UnixMillis::new).map_err(|_| damaged(column));
+            Ok(SignedIn {
+                user,
+                org,
+                session,
+                surface: Surface::from_token(&surface).ok_or(damaged("surface"))?,
+                client: ClientName::parse(&client).map_err(|_| damaged("client"))?,
+                authenticated_at: instant(authenticated_at, "authenticated_at")?,
+                expires_at: instant(expires_at, "expires_at")?,
+            })
         })
         .transpose()
     }

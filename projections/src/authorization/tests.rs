@@ -110,10 +110,7 @@ fn whoever_is_removed_and_comes_back_signs_in_anew_without_the_old_roles() {
     assert!(!story.rights().session_live(user(DEVELOPER), session(DEVELOPER), NOW));
     story.in_organization(OrganizationEvent::MemberAdded { user: user(DEVELOPER) });
     assert_eq!(story.ask(DEVELOPER, READ, NOW), Err(Denial::SessionEnded));
-    story.of_user(
-        DEVELOPER,
-        UserEvent::SessionOpened { session: session(50), surface: Surface::Api, expires_at: LATER },
-    );
+    story.of_user(DEVELOPER, UserEvent::session_opened(session(50), opened()));
     let actor = Actor::User(user(DEVELOPER));
     let asked = story.ask_about(actor, Some(session(50)), READ, on_project(1), Surface::Api, NOW);
     assert_eq!(asked, Err(Denial::Role { action: READ }));

@@ -9,7 +9,7 @@ use envforge_eventlog::{Checkpoint, CheckpointProof, LogIdentity};
 use super::database::{Database, DatabaseError, Transaction};
 use super::projector::ModelName;
 use super::statement::Statement;
-use super::table::{int, uint};
+use super::table::{columns, int, uint};
 
 /// The live generation of a read model and how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,12 +18,13 @@ pub struct Standing {
     pub checkpoint: Checkpoint,
 }
 
-#[derive(sqlx::FromRow)]
-struct CheckpointRow {
-    generation: i64,
-    position: i64,
-    log_identity: Option<String>,
-    digest: Option<String>,
+columns! {
+    struct CheckpointRow {
+        generation: i64,
+        position: i64,
+        log_identity: Option<String>,
+        digest: Option<String>,
+    }
 }
 
 impl TryFrom<CheckpointRow> for Standing {

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -21,16 +21,19 @@ use super::command_ids::CommandIds;
 use super::directory::Directory;
 use super::freshness::Freshness;
 use super::meter::Meter;
+use super::migrations;
 use super::request_keys::RequestKeys;
 use super::statement::{Argument, Statement};
 use super::table::{CellType, FromRows, OnConflict, Row, Table, Value};
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 const READERS_MAX: u32 = 8;
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages of the write-ahead log before it is copied into the file. Indexes by things that many commits are about are written
+/// all over: with a longer log a page that several batches change is copied once. What is left of it is cut to as much.
+const SQLITE_WAL_PAGES: &str = "16384";
+const SQLITE_WAL_BYTES_KEPT: &str = "67108864";
 /// Rows of one SQLite statement: few sizes, so that few statements are prepared, all below SQLite's 32,766 values.
 const SQLITE_ROWS: [usize; 4] = [128, 32, 8, 1];
 /// Ids asked for by one SQLite statement.
@@ -107,6 +110,8 @@ impl Database {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(SQLITE_BUSY_TIMEOUT)
             .pragma("cache_size", "-65536")
+            .pragma("wal_autocheckpoint", SQLITE_WAL_PAGES)
+            .pragma("journal_size_limit", SQLITE_WAL_BYTES_KEPT)
             .pragma("temp_store", "memory")
             .statement_cache_capacity(256);
         let writer = SqlitePoolOptions::new()
@@ -117,7 +122,7 @@ impl Database {
             .test_before_acquire(false)
             .connect_with(options.clone())
             .await?;
-        migrations().run(&writer).await?;
+        migrations::migrator().run(&writer).await?;
         let durable = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -146,7 +151,7 @@ impl Database {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options)
             .await?;
-        migrations().run(&pool).await?;
+        migrations::migrator().run(&pool).await?;
         Ok(Self { pool: Pool::Postgres(pool), freshness: Arc::default() })
     }
 
@@ -250,14 +255,6 @@ async fn begun<D: sqlx::Database>(
     beginning.await.unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
 }
 
-fn migrations() -> sqlx::migrate::Migrator {
-    let mut migrations = sqlx::migrate::Migrator { ..sqlx::migrate::Migrator::DEFAULT };
-    migrations.migrations = MIGRATIONS.migrations.clone();
-    // Migrations only add; a database that a newer version has touched serves an older one that is rolled back to.
-    migrations.set_ignore_missing(true);
-    migrations
-}
-
 /// A transaction on either database. Rolled back where it is dropped.
 pub(crate) enum Transaction {
     Sqlite(sqlx::Transaction<'static, Sqlite>),
@@ -358,7 +355,6 @@ impl Transaction {
         if values.is_empty() {
             return Ok(());
         }
-        let width = table.columns.len();
         match self {
             Self::Postgres(connection) => {
                 let arguments = arrays(table, generation, values).map_err(sqlx::Error::Encode)?;
@@ -366,15 +362,15 @@ impl Transaction {
                 sqlx::query_with(sql, arguments).execute(&mut **connection).await?;
             }
             Self::Sqlite(connection) => {
-                let mut rest = values;
-                while !rest.is_empty() {
-                    let fits = |rows: &&usize| **rows * width <= rest.len();
-                    let rows = SQLITE_ROWS.iter().find(fits).copied().unwrap_or(1);
-                    let (now, later) = rest.split_at(rows * width);
-                    rest = later;
-                    let arguments = values_of(generation, width, now).map_err(sqlx::Error::Encode)?;
-                    let sql = AssertSqlSafe(table.insert_values(rows, on_conflict));
-                    sqlx::query_with(sql, arguments).execute(&mut **connection).await?;
+                let mut statements = sqlite_inserts(table, generation, values, on_conflict);
+                let mut next = statements.next();
+                while let Some(statement) = next {
+                    let (sql, arguments) = statement.map_err(sqlx::Error::Encode)?;
+                    let insert = sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut **connection);
+                    // The connection works in a thread of its own: the next values are copied meanwhile.
+                    let (inserted, prepared) = join(insert, async { statements.next() }).await;
+                    inserted?;
+                    next = prepared;
                 }
             }
         }
@@ -478,6 +474,24 @@ fn values_of(generation: i64, width: usize, values: &[Value<'_>]) -> Result<Sqli
         }
     }
     Ok(arguments)
+}
+
+/// The statements that write these rows to SQLite, in few different lengths.
+fn sqlite_inserts<'a>(
+    table: &'static Table,
+    generation: i64,
+    values: &'a [Value<'_>],
+    on_conflict: OnConflict,
+) -> impl Iterator<Item = Result<(String, SqliteArguments), sqlx::error::BoxDynError>> + Send + 'a {
+    let width = table.columns.len();
+    let mut rest = values;
+    std::iter::from_fn(move || {
+        let rows = SQLITE_ROWS.iter().copied().find(|rows| rows * width <= rest.len())?;
+        let (now, later) = rest.split_at(rows * width);
+        rest = later;
+        let sql = table.insert_values(rows, on_conflict);
+        Some(values_of(generation, width, now).map(|arguments| (sql, arguments)))
+    })
 }
 
 fn arrays(table: &Table, generation: i64, values: &[Value<'_>]) -> Result<PgArguments, sqlx::error::BoxDynError> {

@@ -18,6 +18,7 @@ mod directory;
 mod freshness;
 mod held;
 mod meter;
+mod migrations;
 mod page;
 #[cfg(test)]
 mod plans;

@@ -10,7 +10,7 @@ use envforge_domain::time::{Millis, UnixMillis};
 
 use super::database::{Database, DatabaseError};
 use super::statement::Statement;
-use super::table::{int, uint};
+use super::table::{columns, int, uint};
 
 /// How long a key is remembered. Afterwards the read model of command ids knows those that changed something.
 pub const REQUEST_KEYS_KEPT: Millis = Millis::from_hours(24 * 30);
@@ -28,10 +28,11 @@ pub enum KeyUse {
     OtherRequest,
 }
 
-#[derive(sqlx::FromRow)]
-struct KeyRow {
-    request_digest: String,
-    done_position: Option<i64>,
+columns! {
+    struct KeyRow {
+        request_digest: String,
+        done_position: Option<i64>,
+    }
 }
 
 fn compared(first: &str, now: &str, satisfied_at: Option<Position>) -> KeyUse {

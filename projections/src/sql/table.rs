@@ -102,14 +102,42 @@ pub(crate) trait IdRow: Row {
     fn id(&self) -> &str;
 }
 
+/// A struct that is read from the columns of its fields' names; `..part: Type` reads another such struct from the same
+/// row. Instead of sqlx's derive: its macros would build both database drivers once more, for the compiler's own use.
+macro_rules! columns {
+    ($(#[$meta:meta])* $vis:vis struct $row:ident {
+        $(..$part:ident: $part_type:ty,)?
+        $($field_vis:vis $field:ident: $type:ty,)+
+    }) => {
+        $(#[$meta])*
+        $vis struct $row { $($part: $part_type,)? $($field_vis $field: $type,)+ }
+
+        impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for $row
+        where
+            &'static str: sqlx::ColumnIndex<R>,
+            $($part_type: sqlx::FromRow<'r, R>,)?
+            $($type: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,)+
+        {
+            fn from_row(row: &'r R) -> Result<Self, sqlx::Error> {
+                Ok(Self {
+                    $($part: <$part_type>::from_row(row)?,)?
+                    $($field: row.try_get(stringify!($field))?,)+
+                })
+            }
+        }
+    };
+}
+
 /// Makes a row's struct and says in which table it stands: `table! { struct R in "r", key(id) { id: String, } }`.
 macro_rules! table {
     ($(#[$doc:meta])* $vis:vis struct $row:ident in $table:literal, key($($key:ident),+) {
         $($field:ident: $type:ty,)+
     }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
-        $vis struct $row { $(pub(crate) $field: $type,)+ }
+        $crate::sql::table::columns! {
+            $(#[$doc])*
+            #[derive(Clone, Debug, PartialEq)]
+            $vis struct $row { $(pub(crate) $field: $type,)+ }
+        }
 
         impl $crate::sql::table::Row for $row {
             const TABLE: $crate::sql::table::Table = $crate::sql::table::Table {
@@ -138,7 +166,7 @@ macro_rules! id_table {
     };
 }
 
-pub(crate) use {id_table, table};
+pub(crate) use {columns, id_table, table};
 
 /// What to do with a row whose key is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, RuntimeCommand, SleepCause, WakeCause, WakeStage,
 };
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::user::{SessionEnd, User, UserCommand};
+use envforge_domain::user::{OpenSession, SessionEnd, User, UserCommand};
 use envforge_domain::workspace::{AccessMode, WorkspaceCommand};
 use envforge_eventlog::SharedLog;
 use envforge_projections::sql::ModelName;
@@ -235,8 +235,7 @@ impl World {
         let command = match how {
             1 | 2 => UserCommand::OpenSession {
                 session,
-                surface: Surface::Console,
-                expires_at: self.now.plus(Millis::from_hours(1)),
+                opened: OpenSession::of_local_account(Surface::Console, self.now, self.now.plus(Millis::from_hours(1))),
                 now: self.now,
             },
             3 => UserCommand::EndSession { session, reason: SessionEnd::Revoked },
@@ -251,6 +250,7 @@ impl World {
             action: "workspace.archive".into(),
             surface: Surface::Console,
             resource: Some(workspace_id(about).to_string()),
+            address: None,
             code: code.into(),
             count,
             first_at: UnixMillis::new(EIGHT),

@@ -12,7 +12,7 @@ use envforge_domain::ids::{OrgId, ProjectId, SessionId, UserId};
 use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::project::Repository;
 use envforge_domain::time::UnixMillis;
-use envforge_domain::user::{EmailAddress, SessionEnd, UserCommand};
+use envforge_domain::user::{EmailAddress, OpenSession, SessionEnd, UserCommand};
 use envforge_eventlog::jetstream::{self, JetStreamLog};
 use envforge_eventlog::sqlite::{self, SqliteLog};
 use envforge_eventlog::{Filter, SharedLog};
@@ -164,7 +164,8 @@ impl Node {
 }
 
 pub fn open(session: SessionId) -> UserCommand {
-    UserCommand::OpenSession { session, surface: Surface::Api, expires_at: LATER, now: NOW }
+    let opened = OpenSession::of_local_account(Surface::Api, NOW, LATER);
+    UserCommand::OpenSession { session, opened, now: NOW }
 }
 
 pub fn end(session: SessionId) -> UserCommand {

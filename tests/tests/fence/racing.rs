@@ -266,7 +266,7 @@ impl Rights {
                     UserEvent::SessionOpened { session, .. } => drop(open.insert(*session)),
                     UserEvent::SessionEnded { session, .. } => drop(open.remove(session)),
                     UserEvent::Deactivated => open.clear(),
-                    UserEvent::Created { .. } | UserEvent::PasswordChanged => {}
+                    _ => {}
                 }
             }
             _ => {}

@@ -15,8 +15,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What tests start.
-pub(crate) const FOR_TESTS: &[Tool] =
-    &[Tool::NatsServer, Tool::PostgresBin, Tool::Chromium, Tool::Node, Tool::BrowserDir, Tool::OidcDir];
+pub(crate) const FOR_TESTS: &[Tool] = &[
+    Tool::NatsServer,
+    Tool::PostgresBin,
+    Tool::Chromium,
+    Tool::Node,
+    Tool::BrowserDir,
+    Tool::SchemathesisDir,
+    Tool::OidcDir,
+];
 /// What benchmarks start besides.
 pub(crate) const FOR_BENCHES: &[Tool] = &[Tool::Nginx, Tool::Wrk];
 
@@ -42,6 +49,7 @@ fn source(tool: Tool) -> Source {
     match tool {
         Tool::NatsServer => Source::Wheel { requirements: "nats.txt", folder: "nats" },
         Tool::Node => Source::Wheel { requirements: "node.txt", folder: "node" },
+        Tool::SchemathesisDir => Source::Wheel { requirements: "schemathesis.txt", folder: "schemathesis" },
         Tool::PostgresBin => Source::Apt(&["postgresql"]),
         Tool::Chromium => Source::Apt(&["chromium"]),
         Tool::Nginx => Source::Apt(&["nginx-light"]),
@@ -61,6 +69,7 @@ fn why(tool: Tool) -> &'static str {
         Tool::Node => "it drives the browser and runs the OpenID provider",
         Tool::BrowserDir => "they drive the browser and check each page for accessibility",
         Tool::OidcDir => "signing in through a provider is tested against a real one",
+        Tool::SchemathesisDir => "it makes requests of the API's document and holds the answers against it",
         Tool::Nginx => "the gateway is measured against it",
         Tool::Wrk => "it makes the load of benchmarks",
     }

@@ -164,7 +164,9 @@ impl AuditModel {
     fn want_named(&mut self, event: &Event) {
         match event {
             Event::Organization(event) => match event {
-                OrganizationEvent::MemberAdded { user } | OrganizationEvent::MemberRemoved { user } => {
+                OrganizationEvent::MemberAdded { user }
+                | OrganizationEvent::MemberRemoved { user }
+                | OrganizationEvent::OwnerRecovered { user } => {
                     self.subjects.want(&user.to_string());
                 }
                 OrganizationEvent::RoleAssigned { grant } => self.want_grant(grant.grantee, grant.scope),
@@ -230,6 +232,15 @@ impl AuditModel {
             | Event::User(UserEvent::Created { name, .. }) => {
                 SubjectRow { id: key.to_owned(), project: None, workspace: None, name: name.clone() }
             }
+            Event::User(UserEvent::ProfileChanged { name }) => {
+                SubjectRow { id: key.to_owned(), project: None, workspace: None, name: name.clone() }
+            }
+            Event::User(UserEvent::Invited { invitation }) => SubjectRow {
+                id: key.to_owned(),
+                project: None,
+                workspace: None,
+                name: invitation.email.as_str().to_owned(),
+            },
             Event::Project(ProjectEvent::Created { name, .. } | ProjectEvent::Edited { name, .. }) => {
                 SubjectRow { id: key.to_owned(), project: Some(key.to_owned()), workspace: None, name: name.clone() }
             }

@@ -8,7 +8,7 @@ use envforge_domain::event::Event;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
-use envforge_domain::user::{SessionEnd, UserEvent};
+use envforge_domain::user::{RevocationReceipt, SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 
 use super::fold::Names;
@@ -37,7 +37,8 @@ pub(super) fn of_blocked(attempts: &BlockedAttempts, link: &str) -> String {
 
 pub(super) fn of_denied(attempt: &DeniedAttempts, names: &Names<'_>) -> String {
     let what = attempt.resource.as_deref().map(|id| format!(" on “{}”", names.of(id))).unwrap_or_default();
-    format!("Refused {} times: {}{what} ({})", attempt.count, attempt.action, attempt.code)
+    let from = attempt.address.map(|address| format!(" from {address}")).unwrap_or_default();
+    format!("Refused {} times: {}{what}{from} ({})", attempt.count, attempt.action, attempt.code)
 }
 
 fn grantee_name(grantee: Grantee, names: &Names<'_>) -> String {
@@ -74,6 +75,9 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
             policy.idle_sleep_max,
             policy.keep_awake_max
         ),
+        OrganizationEvent::OwnerRecovered { user } => {
+            format!("Made {} an owner from the machine's command line (recovery)", names.of(user))
+        }
     }
 }
 
@@ -81,20 +85,39 @@ fn user(event: &UserEvent, name: &str) -> String {
     match event {
         UserEvent::Created { email, .. } => format!("Created the user {name} ({})", email.as_str()),
         UserEvent::Deactivated => format!("Deactivated the user {name}"),
-        UserEvent::SessionOpened { surface, .. } => format!("{name} signed in ({})", surface.token()),
-        UserEvent::SessionEnded { reason, .. } => {
-            let why = match reason {
-                SessionEnd::LoggedOut => "signed out",
-                SessionEnd::Revoked => "revoked",
-                SessionEnd::PasswordChanged => "the password was changed",
-                SessionEnd::RefreshReused => "a refresh token was used twice",
-                SessionEnd::Deactivated => "the account was deactivated",
-                SessionEnd::Expired => "its time was over",
-                SessionEnd::Displaced => "it was the oldest of too many",
-            };
-            format!("A session of {name} ended: {why}")
+        UserEvent::Reactivated => format!("Reactivated the user {name}"),
+        UserEvent::ProfileChanged { name } => format!("Changed their name to {name}"),
+        UserEvent::Invited { invitation } => {
+            let roles: Vec<_> = invitation.roles.iter().map(|invited| invited.role.token()).collect();
+            let roles = if roles.is_empty() { "no role".to_owned() } else { roles.join(", ") };
+            format!("Invited {} with {roles}", invitation.email.as_str())
         }
+        UserEvent::InvitationRevoked => format!("Revoked the invitation of {name}"),
+        UserEvent::InvitationAccepted => format!("{name} accepted their invitation"),
+        UserEvent::SessionOpened { surface, client, .. } => {
+            format!("{name} signed in ({}, {})", surface.token(), client.as_str())
+        }
+        UserEvent::Reauthenticated { .. } => format!("{name} proved their identity once more"),
+        UserEvent::SessionEnded { reason, .. } => format!("A session of {name} ended: {}", why_ended(*reason)),
         UserEvent::PasswordChanged => format!("{name} got a new password"),
+        UserEvent::RevocationRecorded { receipt } => {
+            let RevocationReceipt { cause, sessions, links, sockets, took } = receipt;
+            let sockets = sockets.map(|sockets| format!(", {sockets} connections")).unwrap_or_default();
+            let why = why_ended(*cause);
+            format!("Of {name} were closed: {sessions} sessions, {links} links{sockets}, in {took} ({why})")
+        }
+    }
+}
+
+fn why_ended(reason: SessionEnd) -> &'static str {
+    match reason {
+        SessionEnd::LoggedOut => "signed out",
+        SessionEnd::Revoked => "revoked",
+        SessionEnd::PasswordChanged => "the password was changed",
+        SessionEnd::RefreshReused => "a refresh token was used twice",
+        SessionEnd::Deactivated => "the account was deactivated",
+        SessionEnd::Expired => "its time was over",
+        SessionEnd::Displaced => "it was the oldest of too many",
     }
 }
 

@@ -137,7 +137,7 @@ impl ReadModel for DirectoryModel {
 impl DirectoryModel {
     fn want_organization(&mut self, org: &str, key: &str, event: &OrganizationEvent) {
         match event {
-            OrganizationEvent::Created { .. } => {}
+            OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
             OrganizationEvent::PolicyChanged { .. } => self.organizations.want(key),
             OrganizationEvent::MemberAdded { user } | OrganizationEvent::MemberRemoved { user } => {
                 self.members.want(&member_id(org, &user.to_string()));
@@ -169,6 +169,8 @@ impl DirectoryModel {
                     set_policy(row, policy);
                 }
             }
+            // What it brought follows as events of its own.
+            OrganizationEvent::OwnerRecovered { .. } => {}
             OrganizationEvent::MemberAdded { user } => self.member(at, &user.to_string()).is_member = 1,
             // The domain takes all grants along with the member.
             OrganizationEvent::MemberRemoved { user } => self.members.remove(&member_id(&at.org, &user.to_string())),
@@ -249,7 +251,24 @@ impl DirectoryModel {
                     row.signed_in_at = Some(at.time);
                 }
             }
-            UserEvent::SessionEnded { .. } | UserEvent::PasswordChanged => {}
+            UserEvent::Reactivated => {
+                if let Some(row) = self.users.edit(at.key) {
+                    row.deactivated_at = None;
+                }
+            }
+            UserEvent::ProfileChanged { name } => {
+                if let Some(row) = self.users.edit(at.key) {
+                    row.name.clone_from(name);
+                }
+            }
+            // Whoever is invited is nobody until they are created.
+            UserEvent::Invited { .. }
+            | UserEvent::InvitationRevoked
+            | UserEvent::InvitationAccepted
+            | UserEvent::Reauthenticated { .. }
+            | UserEvent::SessionEnded { .. }
+            | UserEvent::PasswordChanged
+            | UserEvent::RevocationRecorded { .. } => {}
         }
     }
 

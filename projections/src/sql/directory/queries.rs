@@ -8,7 +8,7 @@ use envforge_domain::slug::{OrgSlug, ProjectSlug, WorkspaceSlug};
 use super::super::database::{Database, DatabaseError};
 use super::super::page::{Limit, Page};
 use super::super::statement::Statement;
-use super::super::table::{Row, uint};
+use super::super::table::{Row, columns, uint};
 use super::records::{
     HostRecord, LinkPhase, LinkRecord, MemberGrant, MemberRecord, OrganizationRecord, ProjectRecord, Reader,
     RuntimePhase, RuntimeRecord, UserRecord, WorkspaceRecord, instant, team,
@@ -43,29 +43,29 @@ pub struct LinkFilter {
 
 const PROJECTS_MAX: usize = 200;
 
-#[derive(sqlx::FromRow)]
-struct MemberJoined {
-    #[sqlx(flatten)]
-    member: MemberRow,
-    user_name: Option<String>,
-    user_email: Option<String>,
-    user_deactivated_at: Option<i64>,
+columns! {
+    struct MemberJoined {
+        ..member: MemberRow,
+        user_name: Option<String>,
+        user_email: Option<String>,
+        user_deactivated_at: Option<i64>,
+    }
 }
 
-#[derive(sqlx::FromRow)]
-struct WorkspaceJoined {
-    #[sqlx(flatten)]
-    workspace: WorkspaceRow,
-    project_slug: Option<String>,
-    created_by_name: Option<String>,
+columns! {
+    struct WorkspaceJoined {
+        ..workspace: WorkspaceRow,
+        project_slug: Option<String>,
+        created_by_name: Option<String>,
+    }
 }
 
-#[derive(sqlx::FromRow)]
-struct LinkJoined {
-    #[sqlx(flatten)]
-    link: LinkRow,
-    workspace_slug: Option<String>,
-    issued_by_name: Option<String>,
+columns! {
+    struct LinkJoined {
+        ..link: LinkRow,
+        workspace_slug: Option<String>,
+        issued_by_name: Option<String>,
+    }
 }
 
 /// `SELECT` all columns of a table as `t`, `more`, `FROM` it.

@@ -14,7 +14,7 @@ use envforge_domain::time::UnixMillis;
 use super::super::database::{Database, DatabaseError, Transaction};
 use super::super::page::{Limit, Page};
 use super::super::statement::Statement;
-use super::super::table::{Row, int, uint};
+use super::super::table::{Row, columns, int, uint};
 use super::fold::{RuntimeMeterRow, attribution};
 
 /// INVARIANT: a scalar subquery, so that one statement reads one generation, whenever a rebuild switches.
@@ -123,13 +123,14 @@ pub struct RunningUsage {
     pub total: UsageTotals,
 }
 
-#[derive(sqlx::FromRow)]
-struct SumRow {
-    group_key: String,
-    service_ms: i64,
-    millicore_ms: i64,
-    mib_ms: i64,
-    unrecorded_ms: i64,
+columns! {
+    struct SumRow {
+        group_key: String,
+        service_ms: i64,
+        millicore_ms: i64,
+        mib_ms: i64,
+        unrecorded_ms: i64,
+    }
 }
 
 /// Queries of the meter.

@@ -1,8 +1,14 @@
 //! Connections to apps. One pool, kept apart by link: two links never share a connection, so that nothing that one
 //! reviewer sends can change how another one's request is read.
 //!
-//! Owns opening, reusing, bounding and evicting connections, and which addresses may be reached at all. Not here:
-//! who may send what (`admission`), headers (`header`).
+//! Owns opening, reusing, bounding and evicting connections, and which addresses may be reached at all. A connection
+//! has no task of its own: whoever leases it writes and reads. Not here: who may send what (`admission`), headers
+//! (`header`).
+
+mod answer_body;
+mod answer_head;
+mod exchange;
+mod wire;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -13,23 +19,20 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ahash::AHashMap;
+use bytes::BytesMut;
 use envforge_domain::ids::LinkId;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
-use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, Sleep};
 
-use crate::body::RequestBody;
 use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
 use crate::metric::Meters;
+pub(crate) use answer_head::{AnswerBody, AnswerHead};
+pub(crate) use exchange::{Exchange, Failed, Framing, Outgoing};
+use wire::Wire;
 
-/// A connection that waited longer than this may have been closed by the app at the very moment we use it.
-const FRESH: Duration = Duration::from_millis(20);
 /// Connections to one endpoint that are being opened at the same time, each until the app has answered on it: the kernel says
 /// that a connection is open before an app has taken it from its queue. When a runtime has just woken, everybody who waited comes at
 /// once; more than fit into the queue (5 in Python's http.server, 128 usually) are tried again only after a second.
@@ -60,7 +63,8 @@ struct Endpoint {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    wire: Wire,
+    slot: Slot,
     patience: Patience,
     since: Instant,
 }
@@ -96,11 +100,13 @@ struct Share {
 
 /// A connection in use. Dropping it closes the connection; `give_back` keeps it for the same link.
 pub(crate) struct Lease {
-    sender: http1::SendRequest<RequestBody>,
+    wire: Wire,
+    slot: Slot,
     patience: Patience,
     endpoint: Arc<Endpoint>,
     link: LinkId,
-    reused_after: Option<Duration>,
+    /// It has carried another request: the app may have closed it at the very moment we use it.
+    reused: bool,
     /// Whether another request may follow on this connection.
     reusable: bool,
     /// Dropped with the first answer on a new connection.
@@ -124,13 +130,8 @@ impl Upstreams {
     pub(crate) fn ready(&self, link: LinkId, address: SocketAddr) -> Result<Option<Lease>, Denial> {
         let endpoint = self.endpoint(address)?;
         while let Some(idle) = endpoint.take_idle(link) {
-            if idle.sender.is_ready() {
+            if idle.wire.is_quiet() {
                 return Ok(Some(self.reuse(endpoint, link, idle)));
-            }
-            if !idle.sender.is_closed() {
-                // The app is still closing or finishing: `lease` waits for the outcome.
-                endpoint.keep(link, idle);
-                break;
             }
         }
         Ok(None)
@@ -143,8 +144,8 @@ impl Upstreams {
         let waiting = Waiting::new(&endpoint, &share);
         let until = Instant::now() + self.connect_timeout;
         let slot = loop {
-            while let Some(mut idle) = endpoint.take_idle(link) {
-                if let Ok(Ok(())) = tokio::time::timeout_at(until, idle.sender.ready()).await {
+            while let Some(idle) = endpoint.take_idle(link) {
+                if idle.wire.is_quiet() {
                     drop(waiting);
                     return Ok(self.reuse(endpoint, link, idle));
                 }
@@ -183,36 +184,29 @@ impl Upstreams {
 
     fn reuse(&self, endpoint: Arc<Endpoint>, link: LinkId, idle: Idle) -> Lease {
         self.meters.reused.increment(1);
-        let Idle { sender, patience, since } = idle;
-        let reused_after = Some(since.elapsed());
-        Lease { sender, patience, endpoint, link, reused_after, reusable: true, unproven: None }
+        let Idle { wire, slot, patience, .. } = idle;
+        Lease { wire, slot, patience, endpoint, link, reused: true, reusable: true, unproven: None }
     }
 
     async fn open(&self, endpoint: Arc<Endpoint>, link: LinkId, mut slot: Slot) -> Result<Lease, Denial> {
-        let opened = tokio::time::timeout(self.connect_timeout, async {
-            let stream = TcpStream::connect(endpoint.address).await.ok()?;
-            let _ = stream.set_nodelay(true);
-            http1::Builder::new().handshake::<_, RequestBody>(TokioIo::new(stream)).await.ok()
-        });
-        let (sender, connection) = match opened.await {
-            Ok(Some(opened)) => opened,
-            Ok(None) => return Err(Denial::UpstreamUnreachable),
+        let stream = match tokio::time::timeout(self.connect_timeout, TcpStream::connect(endpoint.address)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the app did not accept a connection");
+                return Err(Denial::UpstreamUnreachable);
+            }
             Err(_) => return Err(Denial::UpstreamTimeout),
         };
+        // Heads and chunks are written whole; waiting to join them only adds latency.
+        let _ = stream.set_nodelay(true);
         self.meters.connected.increment(1);
         let (opening, (unproven, first_answer)) = (slot.opening.take(), oneshot::channel());
         tokio::spawn(async move {
             let _ = tokio::time::timeout(FIRST_ANSWER, first_answer).await;
             drop(opening);
         });
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "upstream connection ended");
-            }
-            drop(slot);
-        });
-        let (patience, unproven) = (Patience::new(), Some(unproven));
-        Ok(Lease { sender, patience, endpoint, link, reused_after: None, reusable: true, unproven })
+        let (wire, patience, unproven) = (Wire::new(stream), Patience::new(), Some(unproven));
+        Ok(Lease { wire, slot, patience, endpoint, link, reused: false, reusable: true, unproven })
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Arc<Endpoint>, Denial> {
@@ -241,7 +235,7 @@ impl Upstreams {
         let now = Instant::now();
         for endpoint in self.endpoints.read().values() {
             endpoint.idle.lock().retain(|_, connections| {
-                connections.retain(|idle| now.duration_since(idle.since) < self.idle_max && !idle.sender.is_closed());
+                connections.retain(|idle| now.duration_since(idle.since) < self.idle_max && idle.wire.is_quiet());
                 !connections.is_empty()
             });
             endpoint.shares.lock().retain(|_, share| {
@@ -357,65 +351,31 @@ impl Drop for Waiting {
 }
 
 /// What an open connection takes of its endpoint and of its link's share.
-struct Slot {
+pub(crate) struct Slot {
     _of_endpoint: OwnedSemaphorePermit,
     _of_link: OwnedSemaphorePermit,
     /// Until it is known that the app has taken it.
     opening: Option<OwnedSemaphorePermit>,
 }
 
-/// What became of a request on a leased connection.
-pub(crate) enum Sent {
-    Answer(Response<Incoming>),
-    /// The app closed the connection before it took the request, which comes back.
-    NotTaken(Box<Request<RequestBody>>),
-    Failed(hyper::Error),
-}
-
 impl Lease {
-    /// Sends, with the connection's own timer for whoever waits for the answer.
-    pub(crate) fn send(&mut self, request: Request<RequestBody>) -> (impl Future<Output = Sent> + Send, &mut Patience) {
-        let answer = self.sender.try_send_request(request);
-        let unproven = self.unproven.take();
-        let sending = async move {
-            let answer = answer.await;
-            drop(unproven);
-            match answer {
-                Ok(answer) => Sent::Answer(answer),
-                Err(error) => Self::failed(error),
-            }
-        };
-        (sending, &mut self.patience)
+    /// The app has answered: it has taken the connection.
+    fn answered(&mut self) {
+        self.unproven = None;
     }
 
-    fn failed(mut error: TrySendError<Request<RequestBody>>) -> Sent {
-        match error.take_message() {
-            Some(request) => Sent::NotTaken(Box::new(request)),
-            None => Sent::Failed(error.into_error()),
-        }
-    }
-
-    pub(crate) fn is_reused(&self) -> bool {
-        self.reused_after.is_some()
-    }
-
-    /// Whether the app may have closed this connection meanwhile, so that a copy for a second try is worth its cost.
-    pub(crate) fn may_be_stale(&self) -> bool {
-        self.reused_after.is_some_and(|waited| waited > FRESH)
-    }
-
-    /// The connection ends with this request: the app may have left bytes of it unread, which it would take for the
-    /// next one.
-    pub(crate) fn retire(&mut self) {
-        self.reusable = false;
-    }
-
-    pub(crate) fn give_back(self) {
-        let Self { sender, patience, endpoint, link, reusable, .. } = self;
-        if !reusable || sender.is_closed() {
+    fn give_back(self) {
+        let Self { mut wire, slot, patience, endpoint, link, reusable, .. } = self;
+        if !reusable || !wire.buffer.is_empty() {
             return;
         }
-        endpoint.take_back(link, Idle { sender, patience, since: Instant::now() });
+        wire.rest();
+        endpoint.take_back(link, Idle { wire, slot, patience, since: Instant::now() });
+    }
+
+    fn into_upgraded(self) -> (TcpStream, BytesMut, Slot) {
+        let (stream, early) = self.wire.into_parts();
+        (stream, early, self.slot)
     }
 }
 

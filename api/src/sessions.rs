@@ -1,0 +1,440 @@
+//! People's sessions: opened for whoever is proven, by whatever provider; listed; ended, with a receipt.
+//!
+//! Owns the order in which log, credential table, views and tokens are touched so that nothing is left open whatever breaks
+//! off. Not here: proving identity (identity), and what the endpoints are called (`endpoints`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envforge_commands::context::derived_uuid;
+use envforge_commands::{Commands, Context, Done, users};
+use envforge_domain::access::{Action, Permit, Resource, Scope};
+use envforge_domain::commit::{Position, StreamId, Surface};
+use envforge_domain::event::Event;
+use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
+use envforge_domain::organization::Organization;
+use envforge_domain::secret::Secret;
+use envforge_domain::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
+use envforge_domain::slug::OrgSlug;
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::user::{User, UserCommand, UserEvent};
+use envforge_identity::sessions::SESSION_LIFETIME;
+use envforge_identity::sign_in::{Identity, Proven};
+use envforge_identity::tokens::{Description, Session};
+use envforge_projections::Hot;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::access::{Access, Caller};
+use crate::disclosed::Disclosed;
+use crate::edge::Arrival;
+use crate::instant;
+use crate::problem::Problem;
+
+/// How long signing in and revoking wait until the views of this process know.
+pub(crate) const WAIT_FOR_VIEW: Duration = Duration::from_secs(2);
+
+/// Opens, lists and ends sessions.
+#[derive(Clone)]
+pub(crate) struct Sessions {
+    access: Access,
+    identity: Arc<Identity>,
+    commands: Commands,
+    hot: Arc<Hot>,
+}
+
+/// A session that was just opened.
+pub(crate) struct Opened {
+    pub(crate) session: Session,
+    pub(crate) opened: OpenSession,
+    pub(crate) position: Position,
+}
+
+/// Tokens and whose they are.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct SignedIn {
+    #[schema(value_type = String)]
+    access_token: Disclosed,
+    /// Works once; the answer to its use holds the next one.
+    #[schema(value_type = String)]
+    refresh_token: Disclosed,
+    /// Seconds for which the access token is good.
+    expires_in: u64,
+    session: String,
+    user: SignedInUser,
+    org: SignedInOrg,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SignedInUser {
+    id: String,
+    email: String,
+    name: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SignedInOrg {
+    id: String,
+    slug: String,
+}
+
+/// A session as its owner, or an administrator, sees it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct SessionShown {
+    id: String,
+    /// `api`, `cli` or `console`: the session counts nowhere else.
+    surface: String,
+    /// What the program calls itself.
+    client: String,
+    /// The issuer that vouched for the person; `local` for an account of EnvForge's own.
+    provider: String,
+    opened_at: instant::Instant,
+    /// When the person last proved who they are.
+    authenticated_at: instant::Instant,
+    /// To the hour.
+    last_used_at: instant::Instant,
+    expires_at: instant::Instant,
+    /// Whether it is the one that asks.
+    current: bool,
+}
+
+/// What a revocation closed, and how fast.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Receipt {
+    sessions: u32,
+    /// Links that stood on the person's right.
+    links: u32,
+    /// Open connections of those links; `null` where it is not known.
+    sockets: Option<u32>,
+    /// Milliseconds until this process refused what was revoked.
+    took_ms: u64,
+}
+
+impl From<RevocationReceipt> for Receipt {
+    fn from(receipt: RevocationReceipt) -> Self {
+        let RevocationReceipt { cause: _, sessions, links, sockets, took } = receipt;
+        Self { sessions, links, sockets, took_ms: took.get() }
+    }
+}
+
+/// A revocation that is about to happen: what stood before.
+pub(crate) struct Revoking {
+    org: OrgId,
+    user: UserId,
+    cause: SessionEnd,
+    started: Instant,
+    sessions: usize,
+    links: usize,
+}
+
+/// Whether a session may go on, as the log's leader has it.
+pub(crate) enum Standing {
+    Live { opened: OpenSession, position: Position },
+    Ended,
+    NotAMember,
+}
+
+pub(crate) fn session_ended() -> Problem {
+    Problem::new("session_ended", "This session has ended; sign in again.")
+}
+
+/// A step of a request that takes several commits: the same request, so the same command again when it is repeated.
+pub(crate) fn part_of(context: &Context, part: &str) -> Context {
+    let command = CommandId::from_uuid(derived_uuid(context.command.as_uuid().as_bytes(), part));
+    Context { command, ..*context }
+}
+
+/// The sessions that a commit ended.
+fn sessions_ended(done: &Done) -> impl Iterator<Item = SessionId> + '_ {
+    done.events.iter().filter_map(|event| match event {
+        Event::User(UserEvent::SessionEnded { session, .. }) => Some(*session),
+        _ => None,
+    })
+}
+
+impl Sessions {
+    pub(crate) fn new(access: Access, identity: Arc<Identity>, commands: Commands, hot: Arc<Hot>) -> Self {
+        Self { access, identity, commands, hot }
+    }
+
+    /// Opens a session for somebody whose identity was proven, with tokens.
+    pub(crate) async fn open(
+        &self,
+        proven: &Proven,
+        surface: Surface,
+        client: Option<ClientName>,
+        arrival: &Arrival,
+    ) -> Result<(Position, SignedIn), Problem> {
+        let session = self.new_session(proven, arrival.now)?;
+        let opened = self.open_as(session, proven, surface, client, arrival).await?;
+        Ok((opened.position, self.tokens(&opened, arrival.now).await?))
+    }
+
+    /// A session that nobody knows of yet, for whoever has to write down where it comes from before it is opened.
+    pub(crate) fn new_session(&self, proven: &Proven, now: UnixMillis) -> Result<Session, Problem> {
+        let expires_at = now.plus(SESSION_LIFETIME);
+        Ok(Session {
+            user: proven.user,
+            org: proven.org,
+            session: SessionId::from_uuid(self.identity.randomness().uuid_v7(now).map_err(internal)?),
+            expires_at: proven.ends_by.map_or(expires_at, |end| end.min(expires_at)),
+        })
+    }
+
+    /// The one way into EnvForge, for every provider. Only members of their organization, as the log's leader has it, get in.
+    pub(crate) async fn open_as(
+        &self,
+        session: Session,
+        proven: &Proven,
+        surface: Surface,
+        client: Option<ClientName>,
+        arrival: &Arrival,
+    ) -> Result<Opened, Problem> {
+        let Session { user, org, .. } = session;
+        let now = arrival.now;
+        self.check_membership(org, user).await?;
+        let opened = OpenSession {
+            surface,
+            provider: proven.provider.clone(),
+            client: client.unwrap_or_else(|| ClientName::of_surface(surface)),
+            opened_at: now,
+            authenticated_at: proven.authenticated_at.min(now),
+            expires_at: session.expires_at,
+        };
+        let open = UserCommand::OpenSession { session: session.session, opened: opened.clone(), now };
+        let done = self.record(org, user, surface, arrival, &open).await.map_err(|problem| {
+            // A first start that broke off between the two: not the fault of whoever signs in.
+            if problem.code() == "user_unknown" { internal("an account has no user in the log") } else { problem }
+        })?;
+        for ended in sessions_ended(&done) {
+            self.identity.sessions().revoke_session(ended, now).await?;
+        }
+        // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
+        if let Err(problem) = self.check_membership(org, user).await {
+            self.end(&session, SessionEnd::Revoked, surface, arrival).await?;
+            return Err(problem);
+        }
+        // The organization and the user are in the view for sure once it stands at the commit that opened the session.
+        self.hot.wait_for(done.position, WAIT_FOR_VIEW).await.map_err(|stale| {
+            Problem::new("rights_stale", "You are signed in, but your rights are not known here yet. Sign in again.")
+                .retry_after_s(1)
+                .because(stale.to_string())
+        })?;
+        Ok(Opened { session, opened, position: done.position })
+    }
+
+    /// The first tokens of a session that was just opened.
+    pub(crate) async fn tokens(&self, opened: &Opened, now: UnixMillis) -> Result<SignedIn, Problem> {
+        let Opened { session, opened, .. } = opened;
+        let description = self.description(session.org, session.user, now);
+        let tokens = self.identity.sessions().open(session, opened, &description, now).await?;
+        self.signed_in(session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, now)
+    }
+
+    /// Ends a session, in the log first: a refresh token that outlives its session is refused.
+    pub(crate) async fn end(
+        &self,
+        session: &Session,
+        reason: SessionEnd,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<(), Problem> {
+        let end = UserCommand::EndSession { session: session.session, reason };
+        self.record(session.org, session.user, surface, arrival, &end).await?;
+        Ok(self.identity.sessions().revoke_session(session.session, arrival.now).await?)
+    }
+
+    /// Members alone get tokens; somebody who was taken out proves who they are and gets none.
+    async fn check_membership(&self, org: OrgId, user: UserId) -> Result<Position, Problem> {
+        let loaded = self.commands.load::<Organization>(&StreamId::organization(org)).await?;
+        match &loaded.state {
+            Organization::Active(organization) if organization.members.contains(&user) => Ok(loaded.position),
+            Organization::Active(_) | Organization::Unknown => {
+                Err(Problem::new("membership_ended", "You do not belong to this organization any more."))
+            }
+        }
+    }
+
+    pub(crate) async fn standing(&self, session: &Session, now: UnixMillis) -> Result<Standing, Problem> {
+        let loaded = self.commands.load::<User>(&StreamId::user(session.org, session.user)).await?;
+        let opened = match loaded.state {
+            User::Active { mut sessions, .. } => sessions.remove(&session.session),
+            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => None,
+        };
+        let Some(opened) = opened.filter(|opened| now < opened.expires_at) else { return Ok(Standing::Ended) };
+        match self.check_membership(session.org, session.user).await {
+            Ok(position) => Ok(Standing::Live { opened, position: position.max(loaded.position) }),
+            Err(problem) if problem.code() == "membership_ended" => Ok(Standing::NotAMember),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Records on the user's stream what identity has seen: that they signed in, or that a session had to end.
+    pub(crate) async fn record(
+        &self,
+        org: OrgId,
+        user: UserId,
+        surface: Surface,
+        arrival: &Arrival,
+        command: &UserCommand,
+    ) -> Result<Done, Problem> {
+        let context = Context {
+            command: CommandId::from_uuid(self.identity.randomness().uuid_v7(arrival.now).map_err(internal)?),
+            request_digest: None,
+            repeated: None,
+            correlation: arrival.correlation,
+            causation: None,
+            now: arrival.now,
+        };
+        self.record_as(&context, org, user, surface, command).await
+    }
+
+    /// `record`, as a part of a request.
+    pub(crate) async fn record_as(
+        &self,
+        context: &Context,
+        org: OrgId,
+        user: UserId,
+        surface: Surface,
+        command: &UserCommand,
+    ) -> Result<Done, Problem> {
+        let permit = self.access.identity_permit(org, user, surface, context.now).await?;
+        Ok(users::change(&self.commands, &permit, context, user, command).await?)
+    }
+
+    pub(crate) fn description(&self, org: OrgId, user: UserId, now: UnixMillis) -> Description {
+        let grants = self.hot.authorization.grants(org, user, now);
+        let mut roles: Vec<_> =
+            grants.iter().filter(|grant| grant.scope == Scope::Organization).map(|grant| grant.role).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        Description { roles, teams: Vec::new() }
+    }
+
+    pub(crate) fn signed_in(
+        &self,
+        session: &Session,
+        access: Secret,
+        access_expires_at: UnixMillis,
+        refresh: Secret,
+        now: UnixMillis,
+    ) -> Result<SignedIn, Problem> {
+        let unknown = || Problem::internal("somebody with an account has no record in the views");
+        let user = self.hot.authorization.user(session.user).ok_or_else(unknown)?;
+        let org = self.hot.authorization.organization(session.org);
+        Ok(SignedIn {
+            access_token: Disclosed(access),
+            refresh_token: Disclosed(refresh),
+            expires_in: whole_seconds(access_expires_at.since(now)),
+            session: session.session.to_string(),
+            user: SignedInUser { id: session.user.to_string(), email: user.email, name: user.name },
+            org: SignedInOrg {
+                id: session.org.to_string(),
+                slug: org.map_or_else(String::new, |org| OrgSlug::to_string(&org.slug)),
+            },
+        })
+    }
+
+    /// The open sessions of the person whom the permit is about, the newest first, as the log's leader has them.
+    pub(crate) async fn list(&self, permit: &Permit, caller: &Caller) -> Result<Vec<SessionShown>, Problem> {
+        let allowed = matches!(permit.action(), Action::SessionReadOwn | Action::SessionRead);
+        let Resource::User { org, user } = permit.resource() else { return Err(Problem::not_found()) };
+        if !allowed {
+            return Err(internal("the permit is not for reading sessions"));
+        }
+        let sessions = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
+            User::Active { sessions, .. } => sessions,
+            User::Deactivated { .. } => return Ok(Vec::new()),
+            User::Unknown | User::Invited(_) | User::InvitationRevoked => return Err(Problem::not_found()),
+        };
+        let uses = self.identity.sessions().last_uses(user).await?;
+        let last_use = |session: &SessionId| uses.iter().find(|(used, _)| used == session).map(|(_, at)| *at);
+        let mut live: Vec<_> =
+            sessions.into_iter().filter(|(_, opened)| caller.arrival.now < opened.expires_at).collect();
+        live.sort_by_key(|(session, opened)| std::cmp::Reverse((opened.opened_at, *session)));
+        let shown = |(session, opened): (SessionId, OpenSession)| SessionShown {
+            id: session.to_string(),
+            surface: opened.surface.token().to_owned(),
+            client: opened.client.as_str().to_owned(),
+            provider: opened.provider,
+            opened_at: opened.opened_at.into(),
+            authenticated_at: opened.authenticated_at.into(),
+            last_used_at: last_use(&session).unwrap_or(opened.opened_at).max(opened.opened_at).into(),
+            expires_at: opened.expires_at.into(),
+            current: session == caller.session,
+        };
+        Ok(live.into_iter().map(shown).collect())
+    }
+
+    /// Looks at what a revocation may close, before it happens.
+    pub(crate) async fn revoking(
+        &self,
+        org: OrgId,
+        user: UserId,
+        cause: SessionEnd,
+        now: UnixMillis,
+    ) -> Result<Revoking, Problem> {
+        let started = Instant::now();
+        let sessions = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
+            User::Active { sessions, .. } => sessions.values().filter(|opened| now < opened.expires_at).count(),
+            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => 0,
+        };
+        let links = self.hot.authorization.open_links_of(user, now);
+        Ok(Revoking { org, user, cause, started, sessions, links })
+    }
+
+    /// What a revocation has closed, once this process refuses it; written down. The revocation holds whether or not this
+    /// comes to its end.
+    pub(crate) async fn receipt(
+        &self,
+        revoking: Revoking,
+        done: &Done,
+        surface: Surface,
+        context: &Context,
+    ) -> Result<Receipt, Problem> {
+        let Revoking { org, user, cause, started, sessions, links } = revoking;
+        let ended = sessions_ended(done).count();
+        // Whoever is deactivated or taken out loses all of them by that event alone.
+        let sessions = if cause == SessionEnd::Deactivated && !done.events.is_empty() { sessions } else { ended };
+        if let Err(stale) = self.hot.wait_for(done.position, WAIT_FOR_VIEW).await {
+            tracing::warn!(%stale, "a revocation is not known to this process's views yet");
+        }
+        let links = links.saturating_sub(self.hot.authorization.open_links_of(user, context.now));
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let receipt = RevocationReceipt {
+            cause,
+            sessions: count(sessions),
+            links: count(links),
+            sockets: None,
+            took: Millis::new(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        };
+        if done.events.is_empty() {
+            return Ok(receipt.into());
+        }
+        let record = UserCommand::RecordRevocation { receipt };
+        match self.record_as(&part_of(context, "receipt"), org, user, surface, &record).await {
+            // Of a repeated request: what its first answer said.
+            Ok(recorded) => Ok(recorded.events.iter().find_map(receipt_of).unwrap_or(receipt).into()),
+            Err(problem) => {
+                tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
+                Ok(receipt.into())
+            }
+        }
+    }
+}
+
+fn receipt_of(event: &Event) -> Option<RevocationReceipt> {
+    match event {
+        Event::User(UserEvent::RevocationRecorded { receipt }) => Some(*receipt),
+        _ => None,
+    }
+}
+
+/// An end that stands in whole seconds is not told as a second less.
+pub(crate) fn whole_seconds(left: Millis) -> u64 {
+    left.get().div_ceil(1_000)
+}
+
+pub(crate) fn internal(error: impl std::fmt::Display) -> Problem {
+    Problem::internal(error.to_string())
+}
