@@ -20,12 +20,13 @@ use envforge_domain::slug::{OrgSlug, ProjectSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
 use envforge_identity::credentials::Account;
-use envforge_identity::sign_in::{Identity, Presented};
+use envforge_identity::sign_in::{Identity, Presented, VerifyError};
 use envforge_projections::sql::Within;
 use envforge_projections::{AuthorizeError, Authorizer, Hot};
 use http::request::Parts;
 use http::{HeaderName, header};
 
+use crate::browser::Browsers;
 use crate::edge::Arrival;
 use crate::endpoints::auth::other_surface;
 use crate::endpoints::health::SILENCE_MAX;
@@ -96,22 +97,36 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let arrival = Arrival::from_request_parts(parts, state).await?;
+        let access = Access::from_ref(state);
         let named = surface_of(&parts.headers)?;
+        let of_browser = match &access.browsers {
+            Some(browsers) => browsers.presented(&parts.method, &parts.headers)?,
+            None => None,
+        };
         let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
         let token = match (given.next(), given.next()) {
             (Some(value), None) => value.to_str().ok().and_then(bearer),
             // Two of them could be read differently by whoever stands in front of us.
             _ => None,
         };
-        let Some(token) = token else {
-            return Err(Problem::new(
-                "unauthenticated",
-                "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
-            ));
+        let presented = match (&of_browser, token) {
+            (Some(cookie), _) => Presented::Cookie(cookie),
+            (None, Some(token)) => Presented::Bearer(token),
+            (None, None) => {
+                return Err(Problem::new(
+                    "unauthenticated",
+                    "Send `Authorization: Bearer <access token>`; POST /v1/auth/login gives one.",
+                ));
+            }
         };
-        let verified = Access::from_ref(state).identity.verify(Presented::Bearer(token), arrival.now);
-        let signed_in = verified.map_err(|_| {
-            Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
+        let signed_in = access.identity.verify(presented, arrival.now).await.map_err(|error| match error {
+            VerifyError::Token(_) => {
+                Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
+            }
+            VerifyError::Cookie => {
+                Problem::new("unauthenticated", "The session of this browser has ended; sign in again.")
+            }
+            VerifyError::Credentials(error) => Problem::internal(error.to_string()),
         })?;
         if named.is_some_and(|named| named != signed_in.surface) {
             return Err(other_surface(signed_in.surface));
@@ -153,11 +168,19 @@ pub(crate) struct Access {
     authorizer: Authorizer,
     commands: Commands,
     keys: Keys,
+    /// Sessions of browsers, where people can sign in with one.
+    browsers: Option<Browsers>,
 }
 
 impl Access {
     pub(crate) fn new(identity: Arc<Identity>, authorizer: Authorizer, commands: Commands, keys: Keys) -> Self {
-        Self { identity, authorizer, commands, keys }
+        Self { identity, authorizer, commands, keys, browsers: None }
+    }
+
+    /// Takes the cookies of browsers, too.
+    pub(crate) fn with_browsers(mut self, browsers: Option<Browsers>) -> Self {
+        self.browsers = browsers;
+        self
     }
 
     /// What idempotency keys were used for.
@@ -228,8 +251,19 @@ impl Access {
         surface: Surface,
         now: UnixMillis,
     ) -> Result<Permit, Problem> {
-        let (actor, resource) = (Actor::System(Component::Identity), Resource::User { org, user });
-        self.authorizer.permit(actor, None, Action::UserRecordSession, resource, surface, now).await.map_err(denied)
+        self.provider_permit(Action::UserRecordSession, Resource::User { org, user }, surface, now).await
+    }
+
+    /// A permit of the identity component for what it does on the word of an organization's identity provider.
+    pub(crate) async fn provider_permit(
+        &self,
+        action: Action,
+        resource: Resource,
+        surface: Surface,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let actor = Actor::System(Component::Identity);
+        self.authorizer.permit(actor, None, action, resource, surface, now).await.map_err(denied)
     }
 
     /// A permit of the identity component, which has seen the token of an invitation.

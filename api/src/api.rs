@@ -10,6 +10,7 @@ use axum::routing::get;
 use envforge_commands::Commands;
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::SharedLog;
+use envforge_identity::oidc::Oidc;
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
@@ -20,11 +21,12 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::access::Access;
+use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    audit, auth, events, handoff, health, invitations, links, me, members, organizations, problems, projects, roles,
-    runtime, sessions as session_endpoints, teams, usage, workspaces,
+    audit, auth, events, handoff, health, invitations, links, me, members, oidc, oidc_events, organizations, problems,
+    projects, roles, runtime, sessions as session_endpoints, teams, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -41,6 +43,8 @@ pub struct Parts {
     pub authorizer: Authorizer,
     pub database: Database,
     pub identity: Arc<Identity>,
+    /// The OpenID provider, where there is one.
+    pub oidc: Option<Arc<Oidc>>,
     pub share_key: Arc<SigningKey>,
     /// For `/metrics`; without it there is none.
     pub metrics: Option<PrometheusHandle>,
@@ -50,10 +54,12 @@ pub struct Parts {
 
 /// The API's router, complete with its outermost layer.
 pub fn router(parts: Parts) -> Router {
-    let Parts { config, clock, log, commands, authorizer, database, identity, share_key, metrics, stop } = parts;
+    let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
-    let access = Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone());
+    let browsers = oidc.as_ref().map(|oidc| Browsers::new(oidc.config().api_url()));
+    let access =
+        Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone()).with_browsers(browsers.clone());
     let reads = Reads::new(Arc::clone(&log), database.clone(), Arc::clone(&hot), config.freshness_wait);
     let share = Share::new(Arc::clone(&log), share_key, config.gateway_url.clone());
     let streams = events::Streams::new(&config);
@@ -95,6 +101,7 @@ pub fn router(parts: Parts) -> Router {
     };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands, sessions };
+    let oidc = oidc::Login::new(auth.clone(), hot, reads.clone(), oidc, browsers);
     let me = me::Me { access: access.clone(), commands: people.commands.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
     let usages = usage::Usages { access: access.clone(), reads };
@@ -103,6 +110,8 @@ pub fn router(parts: Parts) -> Router {
     let keys_clock = Arc::clone(&clock);
     let (router, document) = OpenApiRouter::new()
         .merge(auth::routes().with_state(auth))
+        .merge(oidc::routes().with_state(oidc.clone()))
+        .merge(oidc_events::routes().with_state(oidc))
         .merge(me::routes().with_state(me))
         .merge(session_endpoints::routes().with_state(people))
         .merge(organizations::routes().with_state(organizations))
@@ -151,6 +160,8 @@ pub fn metrics_router(metrics: PrometheusHandle) -> Router {
 pub fn document() -> OpenApi {
     let mut document = auth::routes().into_openapi();
     for more in [
+        oidc::routes().into_openapi(),
+        oidc_events::routes().into_openapi(),
         me::routes().into_openapi(),
         session_endpoints::routes().into_openapi(),
         organizations::routes().into_openapi(),

@@ -10,6 +10,7 @@
 
 mod access;
 mod api;
+mod browser;
 mod config;
 mod disclosed;
 mod edge;

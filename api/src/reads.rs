@@ -126,6 +126,11 @@ impl Reads {
         }
     }
 
+    /// Waits until the directory tells of everything up to `position`, or for as long as a read would. What comes next says so itself.
+    pub(crate) async fn settle(&self, position: Position) {
+        let _ = self.database.wait_for(ModelName::Directory, position, self.freshness_wait).await;
+    }
+
     async fn directory(&self, at: AtLeast) -> Result<envforge_projections::sql::Directory<'_>, Problem> {
         self.fresh(ModelName::Directory, at).await?;
         Ok(self.database.directory())

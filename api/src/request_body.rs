@@ -162,7 +162,8 @@ fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 }
 
 /// Members of JSON bodies that hold a secret, wherever they stand. A test holds the OpenAPI document against it.
-const SECRET_MEMBERS: [&str; 5] = ["new_password", "password", "refresh_token", "secret", "token"];
+const SECRET_MEMBERS: [&str; 8] =
+    ["code", "code_verifier", "device_code", "new_password", "password", "refresh_token", "secret", "token"];
 
 /// Keys in order, no white space, no secrets. What is not JSON is refused anyway, and may be a secret gone wrong.
 fn canonical_json(body: &[u8]) -> Vec<u8> {

@@ -32,7 +32,7 @@ use crate::instant;
 use crate::problem::Problem;
 
 /// How long signing in and revoking wait until the views of this process know.
-const WAIT_FOR_VIEW: Duration = Duration::from_secs(2);
+pub(crate) const WAIT_FOR_VIEW: Duration = Duration::from_secs(2);
 
 /// Opens, lists and ends sessions.
 #[derive(Clone)]
@@ -41,6 +41,13 @@ pub(crate) struct Sessions {
     identity: Arc<Identity>,
     commands: Commands,
     hot: Arc<Hot>,
+}
+
+/// A session that was just opened.
+pub(crate) struct Opened {
+    pub(crate) session: Session,
+    pub(crate) opened: OpenSession,
+    pub(crate) position: Position,
 }
 
 /// Tokens and whose they are.
@@ -150,8 +157,7 @@ impl Sessions {
         Self { access, identity, commands, hot }
     }
 
-    /// Opens a session for somebody whose identity was proven: the one way into EnvForge, for every provider. Only members
-    /// of their organization, as the log's leader has it, get tokens.
+    /// Opens a session for somebody whose identity was proven, with tokens.
     pub(crate) async fn open(
         &self,
         proven: &Proven,
@@ -159,16 +165,34 @@ impl Sessions {
         client: Option<ClientName>,
         arrival: &Arrival,
     ) -> Result<(Position, SignedIn), Problem> {
-        let Proven { user, org, .. } = *proven;
-        let now = arrival.now;
-        self.check_membership(org, user).await?;
+        let session = self.new_session(proven, arrival.now)?;
+        let opened = self.open_as(session, proven, surface, client, arrival).await?;
+        Ok((opened.position, self.tokens(&opened, arrival.now).await?))
+    }
+
+    /// A session that nobody knows of yet, for whoever has to write down where it comes from before it is opened.
+    pub(crate) fn new_session(&self, proven: &Proven, now: UnixMillis) -> Result<Session, Problem> {
         let expires_at = now.plus(SESSION_LIFETIME);
-        let session = Session {
-            user,
-            org,
+        Ok(Session {
+            user: proven.user,
+            org: proven.org,
             session: SessionId::from_uuid(self.identity.randomness().uuid_v7(now).map_err(internal)?),
             expires_at: proven.ends_by.map_or(expires_at, |end| end.min(expires_at)),
-        };
+        })
+    }
+
+    /// The one way into EnvForge, for every provider. Only members of their organization, as the log's leader has it, get in.
+    pub(crate) async fn open_as(
+        &self,
+        session: Session,
+        proven: &Proven,
+        surface: Surface,
+        client: Option<ClientName>,
+        arrival: &Arrival,
+    ) -> Result<Opened, Problem> {
+        let Session { user, org, .. } = session;
+        let now = arrival.now;
+        self.check_membership(org, user).await?;
         let opened = OpenSession {
             surface,
             provider: proven.provider.clone(),
@@ -187,8 +211,7 @@ impl Sessions {
         }
         // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
         if let Err(problem) = self.check_membership(org, user).await {
-            let end = UserCommand::EndSession { session: session.session, reason: SessionEnd::Revoked };
-            self.record(org, user, surface, arrival, &end).await?;
+            self.end(&session, SessionEnd::Revoked, surface, arrival).await?;
             return Err(problem);
         }
         // The organization and the user are in the view for sure once it stands at the commit that opened the session.
@@ -197,10 +220,28 @@ impl Sessions {
                 .retry_after_s(1)
                 .because(stale.to_string())
         })?;
-        let description = self.description(org, user, now);
-        let tokens = self.identity.sessions().open(&session, &opened, &description, now).await?;
-        let answer = self.signed_in(&session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, now)?;
-        Ok((done.position, answer))
+        Ok(Opened { session, opened, position: done.position })
+    }
+
+    /// The first tokens of a session that was just opened.
+    pub(crate) async fn tokens(&self, opened: &Opened, now: UnixMillis) -> Result<SignedIn, Problem> {
+        let Opened { session, opened, .. } = opened;
+        let description = self.description(session.org, session.user, now);
+        let tokens = self.identity.sessions().open(session, opened, &description, now).await?;
+        self.signed_in(session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, now)
+    }
+
+    /// Ends a session, in the log first: a refresh token that outlives its session is refused.
+    pub(crate) async fn end(
+        &self,
+        session: &Session,
+        reason: SessionEnd,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<(), Problem> {
+        let end = UserCommand::EndSession { session: session.session, reason };
+        self.record(session.org, session.user, surface, arrival, &end).await?;
+        Ok(self.identity.sessions().revoke_session(session.session, arrival.now).await?)
     }
 
     /// Members alone get tokens; somebody who was taken out proves who they are and gets none.

@@ -85,7 +85,7 @@ pub(crate) enum Looked {
 }
 
 #[derive(Clone)]
-enum Pool {
+pub(crate) enum Pool {
     Sqlite(SqlitePool),
     Postgres(PgPool),
 }
@@ -94,11 +94,12 @@ enum Pool {
 macro_rules! on_either {
     ($self:expr, $pool:ident => $body:expr) => {
         match &$self.pool {
-            Pool::Sqlite($pool) => $body,
-            Pool::Postgres($pool) => $body,
+            $crate::credentials::Pool::Sqlite($pool) => $body,
+            $crate::credentials::Pool::Postgres($pool) => $body,
         }
     };
 }
+pub(crate) use on_either;
 
 mod attempts;
 mod invitations;
@@ -108,7 +109,7 @@ pub use invitations::InvitationKey;
 /// The credential table.
 #[derive(Clone)]
 pub struct Credentials {
-    pool: Pool,
+    pub(crate) pool: Pool,
 }
 
 type AccountRow = (String, String, String, String);
@@ -426,7 +427,9 @@ impl Credentials {
 
 /// Begins in a task of its own: sqlx 0.9 forgets a transaction whose beginning is given up half-way, as it is when a client goes
 /// away, and whatever its connection did next would never be committed.
-async fn begun<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Result<sqlx::Transaction<'static, DB>, sqlx::Error> {
+pub(crate) async fn begun<DB: sqlx::Database>(
+    pool: &sqlx::Pool<DB>,
+) -> Result<sqlx::Transaction<'static, DB>, sqlx::Error> {
     let pool = pool.clone();
     let beginning = tokio::spawn(async move { pool.begin().await });
     beginning.await.unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
@@ -481,7 +484,7 @@ fn read_refresh(
 }
 
 /// Year 292 million: what lies beyond is stored as that.
-fn millis(instant: UnixMillis) -> i64 {
+pub(crate) fn millis(instant: UnixMillis) -> i64 {
     i64::try_from(instant.get()).unwrap_or(i64::MAX)
 }
 

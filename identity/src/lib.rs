@@ -1,6 +1,6 @@
 //! Who somebody is.
 //!
-//! Owns accounts and their credential table, password rules, access and refresh tokens, share tokens, and the randomness
+//! Owns accounts and their credential table, the way to an OpenID provider, password rules, access and refresh tokens, share tokens, and the randomness
 //! that those need. Not here: what somebody may do (domain's access policy) and the record of it (the log).
 
 pub mod clock;
@@ -10,6 +10,7 @@ pub mod key_file;
 pub mod key_ring;
 pub mod lockout;
 mod migrations;
+pub mod oidc;
 pub mod password;
 pub mod randomness;
 pub mod self_hosted;

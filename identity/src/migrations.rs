@@ -17,6 +17,7 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261124090000_credentials",
     "20261126112400_refresh_tokens_by_session",
     "20261126193000_attempts_and_invitations",
+    "20261126200000_oidc",
 ];
 
 pub(crate) fn migrator() -> Migrator {

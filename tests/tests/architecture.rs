@@ -455,8 +455,14 @@ fn unnamed_servers(path: &Path, text: &str, words: &[String]) -> Vec<String> {
     if !is_test || named(&path.to_string_lossy()) || text.lines().any(|line| line.contains("mod ") && named(line)) {
         return vec![];
     }
-    let starts =
-        ["NatsServer::start", "Postgres::start", "Postgres::shared", "Tool::Chromium.path", "Tool::BrowserDir.path"];
+    let starts = [
+        "NatsServer::start",
+        "Postgres::start",
+        "Postgres::shared",
+        "OidcProvider::start",
+        "Tool::Chromium.path",
+        "Tool::BrowserDir.path",
+    ];
     let what_instead = format!("put one of {} into the name of the file or module", words.join(", "));
     // Quoted names, as here above, start nothing.
     lines_with(text, |line| !line.contains('"') && starts.iter().any(|start| line.contains(start)))

@@ -114,8 +114,7 @@ async fn login(
     Json(request): Json<LoginRequest>,
 ) -> Result<Written<SignedIn>, Problem> {
     let surface = surface_of(&headers)?.unwrap_or(Surface::Api);
-    let client = request.client.as_deref().map(ClientName::parse).transpose();
-    let client = client.map_err(|error| Problem::value("client", error))?;
+    let client = client_name(request.client.as_deref())?;
     let attempt =
         LoginAttempt { email: request.email, password: request.password.into_secret(), address: arrival.address };
     let proven = auth.prove(attempt, surface, &arrival).await?;
@@ -286,6 +285,11 @@ pub(crate) fn other_surface(surface: Surface) -> Problem {
         format!("This session was opened for `{token}` and counts nowhere else. Leave `EnvForge-Surface` out, or sign in there."),
     )
     .with("surface", token)
+}
+
+/// What a program calls itself.
+pub(super) fn client_name(given: Option<&str>) -> Result<Option<ClientName>, Problem> {
+    given.map(ClientName::parse).transpose().map_err(|error| Problem::value("client", error))
 }
 
 fn no_password() -> Problem {

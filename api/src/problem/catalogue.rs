@@ -31,17 +31,26 @@ catalogue! {
         "header_invalid" "A header cannot be read", "A header has a value outside of its documented form. `header` names it.";
         "position_unknown" "There is no such position", "`EnvForge-Min-Position` must be the `EnvForge-Position` of an earlier answer. `position` is the log's last one.";
         "cursor_invalid" "The cursor cannot be read", "`after` must be the `next` of an earlier answer of the same list.";
+        "sign_in_unknown" "This sign-in was not begun here", "It was begun in another browser, was finished before, or took longer than ten minutes. Begin again.";
+        "logout_token_invalid" "The logout token was not accepted", "`reason` names why.";
         "idempotency_key_invalid" "The idempotency key cannot be used", "`Idempotency-Key` must be 1 to 200 visible ASCII characters, given once.";
     }
     UNAUTHORIZED {
         "unauthenticated" "Sign in first", "The access token is missing, expired or not valid. Refresh it or sign in.";
         "session_ended" "The session has ended", "The session was ended or revoked. Sign in again.";
         "wrong_credentials" "E-mail address and password do not belong together", "Nothing says which of the two is wrong.";
+        "event_not_signed" "The event's signature was not accepted", "`reason` names why.";
+        "sign_in_invalid" "The identity provider's answer was not accepted", "`reason` names why. Begin again.";
         "refresh_token_invalid" "The refresh token is not valid", "It is unknown, expired or revoked. Sign in again.";
         "refresh_token_reused" "The refresh token was used before", "Somebody may have copied it, so its session has ended. Sign in again.";
     }
     FORBIDDEN {
         "role_missing" "Your roles do not allow this", "`action` names what was asked; `detail` names the roles that may.";
+        "sign_in_denied" "The identity provider did not sign you in", "`reason` is the provider's.";
+        "organization_not_mapped" "This organization of the identity provider is none here", "The operator has to map it.";
+        "not_invited" "You are not a member of the organization", "An administrator can add you.";
+        "no_role" "You have no role in the organization yet", "An administrator can give you one.";
+        "cross_site_request" "The request came from another site", "A browser's session changes things only from the pages of its own site.";
         "grant_expired" "Your role for this has ended", "Ask for the role again.";
         "reauthentication_required" "Prove once more who you are", "`max_age_seconds` is how old the proof may be. POST to `reauthenticate` with the password, then repeat the request with the new access token.";
         "session_of_another_surface" "The session is of another surface", "`surface` is the one for which it was opened. Sign in on the other one.";
@@ -63,6 +72,7 @@ catalogue! {
     }
     NOT_FOUND {
         "not_found" "There is no such thing", "It does not exist, or you may not know that it does.";
+        "provider_not_configured" "There is no such way to sign in", "GET /v1/auth/providers lists those that there are.";
         "organization_unknown" "There is no such organization", "It does not exist, or you may not know that it does.";
         "project_unknown" "There is no such project", "Check the slug or id.";
         "workspace_unknown" "There is no such workspace", "Check the slug or id.";
@@ -106,6 +116,7 @@ catalogue! {
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
     GONE {
+        "sign_in_expired" "The sign-in took too long", "Begin again.";
         "workspace_archived" "The workspace is archived", "Create a new one with another slug.";
         "link_revoked" "The link is revoked", "Issue a new one.";
         "link_expired" "The link has expired", "Issue a new one.";
@@ -155,6 +166,7 @@ catalogue! {
     }
     TOO_MANY_REQUESTS {
         "too_many_attempts" "Too many failed attempts", "`Retry-After` says when the next one is looked at.";
+        "too_many_sign_ins" "Too many sign-ins from this address", "Try again after `Retry-After`.";
         "sign_in_busy" "Too many people are signing in right now", "Try again after `Retry-After`.";
         "too_many_streams" "Too many event streams are open", "Close one, or read without `follow`.";
     }
@@ -162,6 +174,7 @@ catalogue! {
         "internal" "Something went wrong on our side", "`instance` names the request for a report.";
     }
     SERVICE_UNAVAILABLE {
+        "provider_unavailable" "The identity provider cannot be asked right now", "Nothing was changed. Try again.";
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
         "outcome_unknown" "The event log did not answer in time", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";

@@ -20,6 +20,7 @@ use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
 use envforge_identity::clock::SkippingClock;
 use envforge_identity::credentials::{Account, Credentials};
 use envforge_identity::key_ring::SigningKeys;
+use envforge_identity::oidc::{Config as OidcConfig, Oidc, Settings};
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
 use envforge_identity::sign_in::{Config as IdentityConfig, Identity};
 use envforge_projections::sql::{Database, Supervisor};
@@ -56,6 +57,7 @@ pub(crate) struct House {
     pub(crate) denials: Arc<DenialSink>,
     pub(crate) verification: ShareVerifier,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) oidc: Option<Arc<Oidc>>,
     pub(crate) client: reqwest::Client,
     pub(crate) database: Database,
     pub(crate) faults: Arc<Faults>,
@@ -194,7 +196,7 @@ impl House {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = Self::log_in(&directory).await;
-        Self::start_on(directory, log, change).await
+        Self::start_on(directory, log, change, None).await
     }
 
     /// On a log where others can be made to be first.
@@ -202,14 +204,26 @@ impl House {
         let directory = tempfile::tempdir().unwrap();
         let overtaken = Overtaken::new(Self::log_in(&directory).await);
         let log: SharedLog = Arc::<Overtaken>::clone(&overtaken);
-        (Self::start_on(directory, log, |_| {}).await, overtaken)
+        (Self::start_on(directory, log, |_| {}, None).await, overtaken)
+    }
+
+    /// With an OpenID provider, at the port that the provider sends browsers back to.
+    pub(crate) async fn start_with_provider(port: u16, settings: Settings) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Self::log_in(&directory).await;
+        Self::start_on(directory, log, |_| {}, Some((port, settings))).await
     }
 
     async fn log_in(directory: &tempfile::TempDir) -> SharedLog {
         Arc::new(SqliteLog::open(LogConfig::new(directory.path().join("log"))).await.unwrap())
     }
 
-    async fn start_on(directory: tempfile::TempDir, log: SharedLog, change: impl FnOnce(&mut Config)) -> Self {
+    async fn start_on(
+        directory: tempfile::TempDir,
+        log: SharedLog,
+        change: impl FnOnce(&mut Config),
+        provider: Option<(u16, Settings)>,
+    ) -> Self {
         let faults = Arc::new(Faults::default());
         let log: SharedLog = Arc::new(FaultyLog { log, faults: Arc::clone(&faults) });
         let stop = CancellationToken::new();
@@ -220,6 +234,11 @@ impl House {
         let denials = Arc::new(DenialSink::default());
         let authorizer = Authorizer::new(Arc::clone(&log), Arc::clone(&hot), Arc::clone(&denials));
         let credentials = Credentials::open_sqlite(&directory.path().join("credentials.sqlite")).await.unwrap();
+        let port = provider.as_ref().map_or(0, |(port, _)| *port);
+        let oidc = provider.map(|(_, settings)| {
+            let config = OidcConfig::check(settings, |path| std::fs::read_to_string(path)).unwrap();
+            Arc::new(Oidc::new(config, &credentials).unwrap())
+        });
         let config = IdentityConfig {
             issuer: "http://envforge.test".into(),
             audience: "http://api.envforge.test".into(),
@@ -243,6 +262,7 @@ impl House {
             denials,
             verification,
             identity,
+            oidc,
             client: reqwest::Client::new(),
             database,
             faults,
@@ -254,13 +274,13 @@ impl House {
             share_key,
             _directory: directory,
         };
-        house.base = house.serve(house.commands.clone()).await;
+        house.base = house.serve(house.commands.clone(), port).await;
         house.organization("acme", "ada@acme.test").await;
         house
     }
 
     /// Serves the API with these commands, and answers where.
-    async fn serve(&self, commands: Commands) -> String {
+    async fn serve(&self, commands: Commands, port: u16) -> String {
         let clock: SharedClock = self.clock.clone();
         let router = envforge_api::router(Parts {
             config: self.config.clone(),
@@ -270,11 +290,12 @@ impl House {
             authorizer: self.authorizer.clone(),
             database: self.database.clone(),
             identity: Arc::clone(&self.identity),
+            oidc: self.oidc.clone(),
             share_key: Arc::clone(&self.share_key),
             metrics: None,
             stop: self.stop.clone(),
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         tokio::spawn(envforge_api::serve(listener, router, self.config.connections_max, self.stop.clone()));
         format!("http://{address}")
@@ -282,8 +303,13 @@ impl House {
 
     /// The same person at another API process on the same log and database, which remembers nothing of this one's.
     pub(crate) async fn elsewhere(&self, person: &Person) -> Person {
-        let base = self.serve(Commands::new(Arc::clone(&self.log))).await;
+        let base = self.another().await;
         Person { base, ..person.clone() }
+    }
+
+    /// Another API process on the same log and database; answers where.
+    pub(crate) async fn another(&self) -> String {
+        self.serve(Commands::new(Arc::clone(&self.log)), 0).await
     }
 
     /// From now on the read models stay as they are.

@@ -7,6 +7,7 @@ mod events;
 mod faults;
 mod house;
 mod invitations;
+mod journey_oidc;
 mod limits;
 mod links;
 mod passwords;

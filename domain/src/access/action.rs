@@ -91,10 +91,10 @@ actions! {
     OrganizationRead "organization.read", Organization, [Owner Admin Developer Viewer Billing Explore Create Mod], [], PEOPLE;
     OrganizationChangePolicy "organization.change_policy", Organization, [Owner Admin Mod], [], PEOPLE;
     MemberRead "member.read", Organization, [Owner Admin Mod], [], PEOPLE;
-    MemberAdd "member.add", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    MemberAdd "member.add", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     MemberRemove "member.remove", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     /// Which roles may be given to whom is decided by `Role::may_grant`.
-    RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     RoleRevoke "role.revoke", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     TeamRead "team.read", Organization, [Owner Admin Mod], [], PEOPLE;
     TeamCreate "team.create", Organization, [Owner Admin Mod], [], PEOPLE;
@@ -103,8 +103,8 @@ actions! {
     TeamDelete "team.delete", Organization, [Owner Admin Mod], [], PEOPLE;
     TeamAddMember "team.add_member", Organization, [Owner Admin Mod], [], PEOPLE;
     TeamRemoveMember "team.remove_member", Organization, [Owner Admin Mod], [], PEOPLE;
-    UserCreate "user.create", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
-    UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
+    UserCreate "user.create", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
+    UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     /// Records of signing in and out, written by the identity component.
     UserRecordSession "user.record_session", Organization, [], [System on PEOPLE], NOWHERE;
     SessionRevokeOwn "session.revoke_own", Organization, [], [Member on PEOPLE], NOWHERE;

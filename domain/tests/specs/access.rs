@@ -299,7 +299,8 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
             }
         }
     }
-    // What a component may do on people's surfaces it does for them: sign-in, refused attempts, accepted invitations.
+    // What a component may do on people's surfaces it does for them: sign-in, refused attempts, accepted invitations,
+    // and what an organization's identity provider says of its people.
     let system = Facts { position: Position::START, actor: ActorFacts::System };
     let for_people: Vec<_> = TABLE
         .iter()
@@ -311,7 +312,9 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
         })
         .map(|row| row.action)
         .collect();
-    assert_eq!(for_people, [Action::UserRecordSession, Action::DenialRecord, Action::InvitationAccept]);
+    let of_providers = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserDeactivate];
+    let of_signing_in = [Action::UserRecordSession, Action::DenialRecord, Action::InvitationAccept];
+    assert_eq!(for_people, [of_providers.as_slice(), &of_signing_in].concat());
 }
 
 proptest! {

@@ -25,7 +25,7 @@ use super::reauthentication;
 use super::settings::{Api, Settings, Source};
 
 /// What sessions of this program are called.
-const CLIENT: &str = concat!("envforge-cli/", env!("CARGO_PKG_VERSION"));
+pub(crate) const CLIENT: &str = concat!("envforge-cli/", env!("CARGO_PKG_VERSION"));
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longer than the server itself takes before it gives up and says so.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(35);
@@ -226,8 +226,23 @@ impl Client {
         // Nothing to keep apart: a login that is sent twice opens two sessions, one of which nobody holds.
         call.idempotency_key = None;
         let sent_at_ms = self.instants.now_unix_millis();
-        self.positions.forget(&self.api.key());
+        self.forget_position();
         let answer = self.answer(call).await?;
+        self.keep(answer, Some(email), sent_at_ms).await
+    }
+
+    /// What was read as somebody else says nothing about whoever signs in now.
+    pub(crate) fn forget_position(&self) {
+        self.positions.forget(&self.api.key());
+    }
+
+    /// Stores the tokens of somebody who has just signed in. Answers the rest, to be shown.
+    pub(crate) async fn keep(
+        &self,
+        answer: Answer,
+        email: Option<&str>,
+        sent_at_ms: u64,
+    ) -> Result<(Account, Value), Failure> {
         let account = self.store(&answer.body, email, sent_at_ms).await?;
         Ok((account, without_tokens(answer.body)))
     }
@@ -241,19 +256,19 @@ impl Client {
         call.idempotency_key = None;
         let sent_at_ms = self.instants.now_unix_millis();
         let mut answer = self.answer(call).await?.body;
-        self.store(&answer["signed_in"], &email, sent_at_ms).await?;
+        self.store(&answer["signed_in"], Some(&email), sent_at_ms).await?;
         answer["signed_in"] = without_tokens(answer["signed_in"].take());
         Ok(answer)
     }
 
-    /// Keeps the tokens of a session that was just opened.
-    async fn store(&self, answer: &Value, email: &str, sent_at_ms: u64) -> Result<Account, Failure> {
+    /// Keeps the tokens of a session that was just opened. `email`: where the answer names none.
+    async fn store(&self, answer: &Value, email: Option<&str>, sent_at_ms: u64) -> Result<Account, Failure> {
         let tokens: LoginAnswer = view(answer)?;
         let account = Account {
             access_token: Secret::new(tokens.access_token),
             refresh_token: Secret::new(tokens.refresh_token),
             access_expires_at_unix_ms: sent_at_ms.saturating_add(tokens.expires_in.saturating_mul(1_000)),
-            email: tokens.user.email.unwrap_or_else(|| email.to_owned()),
+            email: tokens.user.email.unwrap_or_else(|| email.unwrap_or_default().to_owned()),
             user: tokens.user.id,
             org: tokens.org.id,
             org_slug: tokens.org.slug,

@@ -29,6 +29,7 @@ mod rights;
 mod session;
 mod settings;
 mod team;
+mod sign_in;
 mod up;
 mod usage;
 mod wake;
@@ -45,6 +46,7 @@ use self::failure::{EXIT_CODES_HELP, Exit, Failure};
 use self::instant::Instants;
 use self::output::Output;
 use self::settings::Settings;
+use self::sign_in::Way;
 
 /// What stands below the list of commands in `envforge --help`.
 pub(crate) const AFTER_HELP: &str = "\
@@ -60,7 +62,7 @@ Programs: every command takes --json; `envforge help exit-codes` lists the exit 
 /// The commands that talk to the API.
 #[derive(Subcommand, Debug)]
 pub(crate) enum ClientVerb {
-    /// Sign in with e-mail address and password
+    /// Sign in: through the API's identity provider, or with e-mail address and password
     Login(session::LoginArguments),
     /// End this machine's session
     Logout,
@@ -154,8 +156,21 @@ fn run_verb(
         ClientVerb::Login(arguments) => {
             // Asked before anything runs: Ctrl-C at the prompt then simply ends the process.
             let settings = Settings::resolve(global)?;
-            let submitted = arguments.ask(output)?;
-            work(output, settings, async move |context| session::login(context, submitted).await)
+            let mut way = arguments.way();
+            if way.is_none() {
+                let usual = &mut way;
+                work(output, settings.clone(), async move |context| {
+                    *usual = Some(sign_in::usual_way(&context.client).await?);
+                    Ok(Exit::Ok)
+                })?;
+            }
+            match way.unwrap_or(Way::Password) {
+                Way::Password => {
+                    let submitted = arguments.ask(output)?;
+                    work(output, settings, async move |context| session::login(context, submitted).await)
+                }
+                way => work(output, settings, async move |context| session::login_by_provider(context, way).await),
+            }
         }
         ClientVerb::Join(arguments) => {
             let settings = Settings::resolve(global)?;

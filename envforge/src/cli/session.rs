@@ -11,17 +11,24 @@ use envforge_domain::user::EmailAddress;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::credentials::Account;
 use super::failure::{Exit, Failure};
 use super::invite::new_password;
 use super::output::{Output, cell, printable};
 use super::settings::Profile;
+use super::sign_in::{self, Way};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
+  envforge login
+  envforge login --browser
   envforge login --email dana@example.com
   envforge login --api https://api.envforge.ai
   envforge login --email ci@example.com --password-stdin < password.txt
+
+Where the API has an identity provider, a page and a code are printed: open the page on any screen and enter the code. With --browser it
+is a browser on this machine, without a code. --email signs in with a password.
 
 The API is remembered for later commands; the tokens are kept in a file that only you may read.")]
 pub(crate) struct LoginArguments {
@@ -32,6 +39,18 @@ pub(crate) struct LoginArguments {
     /// Read the password from standard input (its first line) instead of asking for it
     #[arg(long)]
     password_stdin: bool,
+
+    /// Sign in with a browser on this machine
+    #[arg(long, conflicts_with_all = ["email", "password_stdin", "device"])]
+    browser: bool,
+
+    /// Sign in with a code that you enter on any screen
+    #[arg(long, conflicts_with_all = ["email", "password_stdin"])]
+    device: bool,
+
+    /// Port of this machine to which the browser brings its answer [default: a free one]
+    #[arg(long, value_name = "PORT", requires = "browser", default_value_t = 0)]
+    port: u16,
 }
 
 /// What somebody signs in with.
@@ -96,6 +115,16 @@ impl PasswordArguments {
 const PASSWORD_BYTES_MAX: u64 = 4_096;
 
 impl LoginArguments {
+    /// The way that was asked for; `None`: whatever the API offers.
+    pub(super) fn way(&self) -> Option<Way> {
+        match self {
+            Self { browser: true, port, .. } => Some(Way::Browser { port: *port }),
+            Self { device: true, .. } => Some(Way::Device),
+            Self { email: Some(_), .. } | Self { password_stdin: true, .. } => Some(Way::Password),
+            _ => None,
+        }
+    }
+
     /// Asks for what was not given.
     pub(super) fn ask(self, output: &Output) -> Result<Submitted, Failure> {
         let email = match self.email {
@@ -165,8 +194,20 @@ pub(super) fn ask_password(output: &Output, prompt: &str) -> Result<Secret, Fail
 }
 
 pub(super) async fn login(context: &Context, submitted: Submitted) -> Result<Exit, Failure> {
+    let signed_in = context.client.login(&submitted.email, &submitted.password).await?;
+    signed_in_as(context, signed_in)
+}
+
+pub(super) async fn login_by_provider(context: &Context, way: Way) -> Result<Exit, Failure> {
+    let signed_in = match way {
+        Way::Browser { port } => sign_in::browser(context, port).await?,
+        Way::Device | Way::Password => sign_in::device(context).await?,
+    };
+    signed_in_as(context, signed_in)
+}
+
+fn signed_in_as(context: &Context, (account, answer): (Account, Value)) -> Result<Exit, Failure> {
     let Context { output, settings, client } = context;
-    let (account, answer) = client.login(&submitted.email, &submitted.password).await?;
     // Another API or account has other organizations.
     Profile { api: Some(client.api().key()), org: None }.write(&settings.config_dir)?;
     if let Some(org) = settings.org.as_deref().filter(|org| **org != account.org && **org != account.org_slug) {
@@ -175,7 +216,7 @@ pub(super) async fn login(context: &Context, submitted: Submitted) -> Result<Exi
             account.org_slug
         ));
     }
-    output.result(&answer, || {
+    output.last_event(&answer, || {
         let who = format!("Signed in as {} at {}", printable(&account.email), client.api().key());
         let next = "Next: `envforge up` in a repository with an envforge.yml, or `envforge workspace ls`.";
         format!("{who}, organization {}.\n{}", output.bold(&printable(&account.org_slug)), output.dim(next))

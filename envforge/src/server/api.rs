@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use envforge_identity::oidc::Oidc;
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
@@ -18,6 +19,7 @@ use crate::cli::failure::Failure;
 pub(crate) struct Parts {
     pub(crate) database: Database,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) oidc: Option<Arc<Oidc>>,
     pub(crate) signing_key: Arc<SigningKey>,
     /// Where reviewers open share URLs.
     pub(crate) gateway_url: String,
@@ -73,6 +75,7 @@ pub(crate) fn start(
         authorizer: plane.authorizer.clone(),
         database: parts.database,
         identity: parts.identity,
+        oidc: parts.oidc,
         share_key: parts.signing_key,
         // Metrics name no organization's data, but they are for operators: only a loopback listener shows them.
         metrics: listener.local_addr()?.ip().is_loopback().then_some(parts.metrics),

@@ -29,6 +29,7 @@ use super::data_dir::DataDir;
 use super::demo::{self, Demo};
 use super::first_password::FirstPassword;
 use super::known_log::{KnownLog, Memory};
+use super::provider::{self, ProviderArgs};
 use super::running::{self, Running};
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
@@ -62,6 +63,8 @@ pub(crate) struct DevArgs {
     owner_password_file: Option<PathBuf>,
     #[command(flatten)]
     access_tokens: AccessTokenArgs,
+    #[command(flatten)]
+    provider: ProviderArgs,
     /// Make a small app, a workspace that runs it and a signed link to it.
     #[arg(long)]
     demo: bool,
@@ -109,6 +112,7 @@ async fn start(
     if args.demo {
         demo_repository::check_tools()?;
     }
+    let provider = args.provider.read()?;
     let listener = api::bind(args.listen).await?;
     let data = DataDir::open(&match &args.data {
         Some(path) => path.clone(),
@@ -146,6 +150,7 @@ async fn start(
     let api = format!("http://{}", listener.local_addr()?);
     let parts = api::Parts {
         database,
+        oidc: provider::open(provider, &sign_in)?,
         identity: sign_in,
         signing_key: Arc::clone(&signing_key),
         gateway_url: gateway_origin.clone(),

@@ -18,6 +18,7 @@ mod gateway_place;
 mod known_log;
 mod open_files;
 pub(crate) mod projections;
+mod provider;
 pub(crate) mod recovery;
 mod roles;
 mod running;

@@ -30,10 +30,11 @@ use super::first_password::FirstPassword;
 use super::gateway_args::GatewayArgs;
 use super::gateway_place::GatewayPlace;
 use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
+use super::provider::ProviderArgs;
 use super::running::{self, Running};
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{api, open_files, roles, usable};
+use super::{api, open_files, provider, roles, usable};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -123,6 +124,8 @@ pub(crate) struct ServeArgs {
     gateway_tls_key: Option<PathBuf>,
     #[command(flatten)]
     gateway: GatewayArgs,
+    #[command(flatten)]
+    provider: ProviderArgs,
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
@@ -323,6 +326,10 @@ async fn start(
         let what = "--metrics-listen takes loopback addresses only: metrics are for the machine itself";
         return Err(Failure::usage(what, "127.0.0.1:0, and a scraper on this machine").into());
     }
+    let provider = match has(RoleName::Api) {
+        true => args.provider.read()?,
+        false => None,
+    };
     let place = match has(RoleName::Gateway) {
         true => Some(GatewayPlace::beside_reactors(&args.runtime, has(RoleName::Reactors))?),
         false => None,
@@ -375,9 +382,11 @@ async fn start(
     }
     if let (Some(listener), Some(database)) = (listener, database) {
         let address = listener.local_addr()?;
+        let identity = args.stores.identity(args.gateway_url.clone()).await?;
         let parts = api::Parts {
             database,
-            identity: args.stores.identity(args.gateway_url.clone()).await?,
+            oidc: provider::open(provider, &identity)?,
+            identity,
             signing_key: Arc::new(SigningKey::load(&keys.share())?),
             gateway_url: args.gateway_url.clone(),
             metrics,

@@ -26,7 +26,9 @@ async fn once(identity: &Identity, database: &Database, clock: &SharedClock) {
     let now = clock.now();
     let tokens = identity.self_hosted().credentials().sweep(now).await.map_err(|error| error.to_string());
     let keys = database.request_keys().sweep(now.minus(REQUEST_KEYS_KEPT)).await.map_err(|error| error.to_string());
-    for (what, swept) in [("refresh_tokens", tokens), ("request_keys", keys)] {
+    let provider =
+        identity.self_hosted().credentials().sweep_provider_tables(now).await.map_err(|error| error.to_string());
+    for (what, swept) in [("refresh_tokens", tokens), ("request_keys", keys), ("provider_tables", provider)] {
         match swept {
             Ok(count) => metrics::counter!("envforge_swept_total", "what" => what).increment(count),
             // What is left over does no harm; the next hour takes it along.

@@ -2,7 +2,7 @@
 
 use envforge_domain::time::UnixMillis;
 
-use super::{Credentials, CredentialsError, Pool, begun, millis};
+use super::{Credentials, CredentialsError, begun, millis};
 use crate::lockout::{Failures, LockedOut, LockoutRule};
 
 impl Credentials {

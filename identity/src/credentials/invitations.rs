@@ -4,7 +4,7 @@ use envforge_domain::ids::{OrgId, UserId};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::UnixMillis;
 
-use super::{Credentials, CredentialsError, Pool, millis};
+use super::{Credentials, CredentialsError, millis};
 
 /// Whom a token invites where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

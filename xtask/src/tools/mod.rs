@@ -15,8 +15,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What tests start.
-pub(crate) const FOR_TESTS: &[Tool] =
-    &[Tool::NatsServer, Tool::PostgresBin, Tool::Chromium, Tool::Node, Tool::BrowserDir, Tool::SchemathesisDir];
+pub(crate) const FOR_TESTS: &[Tool] = &[
+    Tool::NatsServer,
+    Tool::PostgresBin,
+    Tool::Chromium,
+    Tool::Node,
+    Tool::BrowserDir,
+    Tool::SchemathesisDir,
+    Tool::OidcDir,
+];
 /// What benchmarks start besides.
 pub(crate) const FOR_BENCHES: &[Tool] = &[Tool::Nginx, Tool::Wrk];
 
@@ -34,8 +41,8 @@ enum Source {
     Apt(&'static [&'static str]),
     /// A wheel from the Python Package Index, by the requirements file of that name, into that folder of `.tools`.
     Wheel { requirements: &'static str, folder: &'static str },
-    /// The npm packages of `tests/browser/package-lock.json`.
-    Npm,
+    /// The npm packages of a lock file.
+    Npm(npm::Packages),
 }
 
 fn source(tool: Tool) -> Source {
@@ -47,7 +54,8 @@ fn source(tool: Tool) -> Source {
         Tool::Chromium => Source::Apt(&["chromium"]),
         Tool::Nginx => Source::Apt(&["nginx-light"]),
         Tool::Wrk => Source::Apt(&["wrk"]),
-        Tool::BrowserDir => Source::Npm,
+        Tool::BrowserDir => Source::Npm(npm::BROWSER),
+        Tool::OidcDir => Source::Npm(npm::OIDC),
     }
 }
 
@@ -58,8 +66,9 @@ fn why(tool: Tool) -> &'static str {
             "read models are tested on a real PostgreSQL; only its programs are used, never the system's cluster"
         }
         Tool::Chromium => "journeys of reviewers run in a real browser",
-        Tool::Node => "it drives the browser",
+        Tool::Node => "it drives the browser and runs the OpenID provider",
         Tool::BrowserDir => "they drive the browser and check each page for accessibility",
+        Tool::OidcDir => "signing in through a provider is tested against a real one",
         Tool::SchemathesisDir => "it makes requests of the API's document and holds the answers against it",
         Tool::Nginx => "the gateway is measured against it",
         Tool::Wrk => "it makes the load of benchmarks",
@@ -108,8 +117,10 @@ fn missing(workspace: &Workspace, tools: &[Tool]) -> Result<Vec<Tool>> {
     for tool in tools {
         let found = tool.find().map_err(|error| anyhow!(error))?;
         // An npm folder of another lock file is as good as none.
-        let stale =
-            *tool == Tool::BrowserDir && found.as_deref().is_some_and(|folder| npm::is_stale(workspace, folder));
+        let stale = match (source(*tool), found.as_deref()) {
+            (Source::Npm(packages), Some(folder)) => npm::is_stale(workspace, &packages, folder),
+            _ => false,
+        };
         if found.is_none() || stale {
             missing.push(*tool);
         }
@@ -152,7 +163,7 @@ fn install(workspace: &Workspace, tools: &[Tool]) -> Result<()> {
             Source::Wheel { requirements, folder } => {
                 timed(tool.name(), || wheel::install(workspace, requirements, folder).map(|()| true))?;
             }
-            Source::Npm => timed(tool.name(), || npm::install(workspace).map(|()| true))?,
+            Source::Npm(packages) => timed(tool.name(), || npm::install(workspace, &packages).map(|()| true))?,
         }
     }
     Ok(())

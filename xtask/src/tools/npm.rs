@@ -1,4 +1,4 @@
-//! The npm packages that drive the browser, exactly as `tests/browser/package-lock.json` has them, into `.tools/browser`.
+//! npm packages, exactly as a lock file of the repository has them, into a folder of `.tools`.
 //!
 //! No install script runs and no browser is downloaded: Chromium comes from the distribution.
 
@@ -11,22 +11,35 @@ use std::process::Command;
 
 const FILES: [&str; 2] = ["package.json", "package-lock.json"];
 
+/// What a lock file installs where.
+pub(super) struct Packages {
+    /// The folder with `package.json` and its lock file.
+    from: &'static str,
+    /// The folder of `.tools`.
+    into: &'static str,
+}
+
+/// What drives the browser.
+pub(super) const BROWSER: Packages = Packages { from: "tests/browser", into: "browser" };
+/// The OpenID provider of tests.
+pub(super) const OIDC: Packages = Packages { from: "testkit/oidc", into: "oidc" };
+
 /// Whether `folder` was installed from another lock file than the one of this working copy.
-pub(super) fn is_stale(workspace: &Workspace, folder: &Path) -> bool {
+pub(super) fn is_stale(workspace: &Workspace, packages: &Packages, folder: &Path) -> bool {
     // A folder that somebody named by a variable is theirs to keep in order.
-    folder == workspace.tools().join("browser")
-        && std::fs::read(workspace.root().join("tests/browser/package-lock.json")).ok()
+    folder == workspace.tools().join(packages.into)
+        && std::fs::read(workspace.root().join(packages.from).join("package-lock.json")).ok()
             != std::fs::read(folder.join("package-lock.json")).ok()
 }
 
 /// Installs the packages, whole or not at all.
-pub(super) fn install(workspace: &Workspace) -> Result<()> {
-    let wanted = workspace.tools().join("browser");
-    let partial = workspace.tools().join("browser.partial");
+pub(super) fn install(workspace: &Workspace, packages: &Packages) -> Result<()> {
+    let wanted = workspace.tools().join(packages.into);
+    let partial = workspace.tools().join(format!("{}.partial", packages.into));
     let _ = std::fs::remove_dir_all(&partial);
     std::fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
     for file in FILES {
-        let from = workspace.root().join("tests/browser").join(file);
+        let from = workspace.root().join(packages.from).join(file);
         std::fs::copy(&from, partial.join(file)).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     let mut npm = npm(workspace)?;

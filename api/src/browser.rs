@@ -1,0 +1,94 @@
+//! Browsers that are signed in: their cookies, and which of their requests count.
+//!
+//! The cookie is opaque and names a session of the log; nothing but its hash is stored. Not here: how a browser signs in (`endpoints::oidc`).
+
+use envforge_domain::secret::Secret;
+use envforge_domain::time::Millis;
+use envforge_identity::oidc::PublicUrl;
+use http::{HeaderMap, HeaderValue, Method, header};
+
+use crate::problem::Problem;
+
+/// 32 bytes in base64url.
+const COOKIE_CHARS: usize = 43;
+
+/// Sessions of browsers at this API.
+#[derive(Clone)]
+pub(crate) struct Browsers {
+    origin: String,
+    https: bool,
+}
+
+/// Which of our cookies.
+#[derive(Clone, Copy)]
+pub(crate) enum Cookie {
+    /// Who is signed in.
+    Session,
+    /// In which browser a sign-in was begun.
+    Flow,
+}
+
+impl Browsers {
+    pub(crate) fn new(api_url: &PublicUrl) -> Self {
+        Self { origin: api_url.origin(), https: api_url.is_https() }
+    }
+
+    /// Browsers take a `__Host-` cookie from https alone, for this host alone, whatever a sibling does. Plain http on one's own machine gets
+    /// one without the prefix and without `Secure`.
+    fn name(&self, cookie: Cookie) -> &'static str {
+        match (cookie, self.https) {
+            (Cookie::Session, true) => "__Host-envforge-session",
+            (Cookie::Session, false) => "envforge-session",
+            (Cookie::Flow, true) => "__Host-envforge-sign-in",
+            (Cookie::Flow, false) => "envforge-sign-in",
+        }
+    }
+
+    /// `Set-Cookie`.
+    pub(crate) fn set(&self, cookie: Cookie, value: &Secret, lifetime: Millis) -> Result<HeaderValue, Problem> {
+        let (name, secure) = (self.name(cookie), if self.https { "; Secure" } else { "" });
+        let text = format!(
+            "{name}={}; Path=/; HttpOnly; SameSite=Lax; Max-Age={}{secure}",
+            value.expose(),
+            lifetime.as_secs()
+        );
+        let mut value = HeaderValue::from_str(&text).map_err(|_| Problem::internal("a cookie is not visible ASCII"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// The cookie of a request. Two of one name are none: which of them is ours, nobody can tell.
+    pub(crate) fn get(&self, cookie: Cookie, headers: &HeaderMap) -> Option<Secret> {
+        let name = self.name(cookie);
+        let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
+        let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let mut values = pairs.filter(|(known, _)| *known == name).map(|(_, value)| value);
+        match (values.next(), values.next()) {
+            (Some(value), None) if value.len() == COOKIE_CHARS => Some(Secret::new(value.to_owned())),
+            _ => None,
+        }
+    }
+
+    /// The cookie by which a request says whose it is. A request with `Authorization` is a program's, whatever else it carries.
+    pub(crate) fn presented(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Secret>, Problem> {
+        if headers.contains_key(header::AUTHORIZATION) {
+            return Ok(None);
+        }
+        let Some(cookie) = self.get(Cookie::Session, headers) else { return Ok(None) };
+        if !method.is_safe() && !self.is_of_our_pages(headers) {
+            return Err(Problem::new(
+                "cross_site_request",
+                format!("Send `Origin: {}`: a session in a cookie changes things only from its own site.", self.origin),
+            ));
+        }
+        Ok(Some(cookie))
+    }
+
+    /// Browsers add `Origin` to whatever changes something, and no page can forge it.
+    fn is_of_our_pages(&self, headers: &HeaderMap) -> bool {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let ours = matches!((origins.next(), origins.next()), (Some(origin), None) if origin == self.origin.as_str());
+        let fetched = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
+        ours && fetched
+    }
+}
