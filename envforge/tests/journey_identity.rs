@@ -16,6 +16,7 @@ const ANOTHER: &str = "fjord lattice oak 42";
 struct World {
     dir: TestDir,
     dev: Option<TestProcess>,
+    starts: u32,
     api: String,
     /// What `dev` said of the owner's password, at the first start alone.
     password: Option<String>,
@@ -23,7 +24,7 @@ struct World {
 
 impl World {
     fn start() -> Self {
-        let mut world = Self { dir: TestDir::new(), dev: None, api: String::new(), password: None };
+        let mut world = Self { dir: TestDir::new(), dev: None, starts: 0, api: String::new(), password: None };
         world.start_dev(&[]);
         world
     }
@@ -32,7 +33,9 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
         command.args(["dev", "--json", "--bcrypt-cost", "10", "--listen", "127.0.0.1:0"]).args(more);
         command.args(["--gateway-listen", "127.0.0.1:0", "--data"]).arg(self.dir.join("data"));
-        let mut dev = TestProcess::spawn("envforge dev", &command, self.dir.path());
+        // What each start says goes into a file of its own.
+        self.starts += 1;
+        let mut dev = TestProcess::spawn(&format!("envforge dev {}", self.starts), &command, self.dir.path());
         let started: Value = dev.wait_ready("the first line", DEADLINE, |process| {
             let out = process.stdout();
             out.contains('\n').then(|| serde_json::from_str(out.lines().next().unwrap()).unwrap())
@@ -150,7 +153,8 @@ fn an_owner_gets_back_in_from_the_machine_while_dev_is_stopped() {
     let new = world.json("root", &recover("dana@example.com"), "");
     world.start_dev(&[]);
     // The session of before has ended, and the old password is nobody's.
-    world.refused("owner", &["session", "ls"], "");
+    let before = world.run("owner", &["session", "ls", "--api", &world.api], "");
+    assert_ne!(before.status.code(), Some(0));
     let login = ["login", "--api", &world.api, "--email", OWNER, "--password-stdin"];
     assert_eq!(world.refused("owner", &login, world.password.as_ref().unwrap()), "wrong_credentials");
     world.login("owner", OWNER, same["password"].as_str().unwrap());
