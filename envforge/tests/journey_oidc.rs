@@ -1,6 +1,7 @@
 //! `envforge login` through a real OpenID provider, as somebody types it.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -100,16 +101,21 @@ async fn login_with_a_browser_takes_the_one_answer_that_it_asked_for() {
     let (mut login, shown) = world.login("browser", &["--browser"]);
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
     let mut url = shown["url"].as_str().unwrap().to_owned();
-    let mut cookies: Vec<String> = Vec::new();
+    let mut cookies = BTreeMap::new();
     for _ in 0..10 {
         if url.contains("/callback?") {
             break;
         }
-        let answer = client.get(&url).header("cookie", cookies.join("; ")).send().await.unwrap();
+        let sent: Vec<_> = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let answer = client.get(&url).header("cookie", sent.join("; ")).send().await.unwrap();
         for set in answer.headers().get_all("set-cookie") {
-            cookies.push(set.to_str().unwrap().split(';').next().unwrap().to_owned());
+            let (name, value) = set.to_str().unwrap().split(';').next().unwrap().split_once('=').unwrap();
+            cookies.insert(name.to_owned(), value.to_owned());
         }
-        url = answer.headers()["location"].to_str().unwrap().to_owned();
+        let Some(location) = answer.headers().get("location") else {
+            panic!("{url} leads nowhere: {} {}", answer.status(), answer.text().await.unwrap())
+        };
+        url = location.to_str().unwrap().to_owned();
     }
     // Somebody else's guess comes first and is turned away.
     let guess = format!("{}?code=evil&state=guessed", url.split('?').next().unwrap());

@@ -250,7 +250,10 @@ async fn a_browser_signs_in_at_the_provider_and_gets_a_session_of_our_own() {
 
     let me = browser.me().await.expect(200);
     assert_eq!((me.text("email"), me.text("name")), ("ada@acme.test".to_owned(), "Ada".to_owned()));
-    assert_eq!(me.body["roles"], json!([{"role": "viewer", "project": null, "expires_at": null}]));
+    assert_eq!(
+        me.body["roles"],
+        json!([{"role": "viewer", "project": null, "workspace": null, "team": null, "expires_at": null}])
+    );
     // The owner of that address has a password; who signs in here is somebody else.
     let owner = world.house.owner().await;
     assert_ne!(me.text("id"), owner.user);

@@ -14,6 +14,11 @@ use super::ClientVerb;
 const VERBS: &[(&str, &[&str])] = &[
     ("login", &[]),
     ("logout", &["session.revoke_own"]),
+    ("join", &[]),
+    ("password", &["password.change_own"]),
+    ("session ls", &["session.read_own"]),
+    ("session revoke", &["session.revoke_own"]),
+    ("session revoke-all", &["session.revoke_own"]),
     (
         "up",
         &[
@@ -55,6 +60,12 @@ const VERBS: &[(&str, &[&str])] = &[
     ("org member ls", &["member.read"]),
     ("org member add", &["member.add", "user.create"]),
     ("org member remove", &["member.read", "member.remove"]),
+    ("org invite create", &["invitation.create"]),
+    ("org invite ls", &["invitation.read"]),
+    ("org invite revoke", &["invitation.read", "invitation.revoke"]),
+    ("org user deactivate", &["member.read", "user.deactivate"]),
+    ("org user reactivate", &["member.read", "user.reactivate"]),
+    ("org user sign-out", &["member.read", "session.revoke"]),
     ("org team ls", &["team.read"]),
     ("org team show", &["team.read"]),
     ("org team create", &["team.create"]),
