@@ -240,7 +240,8 @@ impl SelfHosted {
             return Err(ChangeError::NoPassword);
         };
         password::check(&new)?;
-        let attempt = LoginAttempt { email: stored.account.email.as_str().to_owned(), password: present, address };
+        let email = stored.account.email.as_str().to_owned();
+        let attempt = LoginAttempt { email, password: present.clone(), address };
         match self.login(attempt, now).await {
             Ok(_) => {}
             Err(wrong @ LoginError::WrongCredentials { .. }) => {
@@ -253,10 +254,14 @@ impl SelfHosted {
             Err(other) => return Err(other.into()),
         }
         let hash = self.hash_new(new).await?;
-        // Read again: signing in may have hashed it anew.
-        let present = self.credentials.stored_account_of(user).await.map_err(IdentityError::from)?;
-        let Some(present) = present else { return Err(ChangeError::NoPassword) };
-        let changed = self.credentials.change_password(user, &present.password_hash, &hash, now).await;
+        // Read again: signing in may have hashed it anew. Another change may have come as well, and what was proven is
+        // the password of before.
+        let again = self.credentials.stored_account_of(user).await.map_err(IdentityError::from)?;
+        let Some(again) = again else { return Err(ChangeError::NoPassword) };
+        if again.password_hash != stored.password_hash && !self.is_password_of(&again, present).await? {
+            return Err(ChangeError::Overtaken);
+        }
+        let changed = self.credentials.change_password(user, &again.password_hash, &hash, now).await;
         if changed.map_err(IdentityError::from)? { Ok(()) } else { Err(ChangeError::Overtaken) }
     }
 

@@ -1,5 +1,7 @@
 //! Signing in through a real OpenID provider: browsers, terminals, and what the provider says afterwards.
 
+mod events;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -74,7 +76,7 @@ impl World {
     /// Somebody who signed in with a fresh browser.
     async fn signed_in(&self) -> Browser {
         let mut browser = self.browser();
-        let callback = browser.to_the_callback("").await;
+        let callback = browser.follow_to_callback("").await;
         let done = browser.get(&callback).await;
         assert_eq!(done.status, 303, "{done:?}");
         browser
@@ -200,7 +202,7 @@ impl Browser {
     }
 
     /// From our start through the provider's pages up to the callback, which is not opened.
-    async fn to_the_callback(&mut self, query: &str) -> String {
+    async fn follow_to_callback(&mut self, query: &str) -> String {
         let mut url = format!("{}/v1/auth/oidc/start{query}", self.base);
         for _ in 0..10 {
             let step = self.get(&url).await;
@@ -240,7 +242,7 @@ async fn a_browser_signs_in_at_the_provider_and_gets_a_session_of_our_own() {
 
     let mut browser = world.browser();
     browser.me().await.expect_problem(401, "unauthenticated");
-    let callback = browser.to_the_callback("?organization=acme&return_to=/workspaces?tab=links").await;
+    let callback = browser.follow_to_callback("?organization=acme&return_to=/workspaces?tab=links").await;
     let done = browser.get(&callback).await;
     assert_eq!((done.status, done.headers["location"].to_str().unwrap()), (303, "/workspaces?tab=links"));
     let cookie = done.headers["set-cookie"].to_str().unwrap();
@@ -274,7 +276,7 @@ async fn the_first_sight_of_somebody_makes_one_record_however_often_they_sign_in
     let mut waiting = Vec::new();
     for _ in 0..5 {
         let mut browser = world.browser();
-        let callback = browser.to_the_callback("").await;
+        let callback = browser.follow_to_callback("").await;
         waiting.push((browser, callback));
     }
     let all = waiting.iter_mut().map(|(browser, callback)| browser.get(callback));
@@ -309,7 +311,7 @@ async fn who_has_no_organization_membership_or_role_here_gets_no_session() {
     ] {
         world.be("auth0|dave", organization, "dave@acme.test").await;
         let mut browser = world.browser();
-        let callback = browser.to_the_callback("").await;
+        let callback = browser.follow_to_callback("").await;
         let refused = browser.get(&callback).await.expect_problem(status, code);
         if organization.is_none() {
             assert_eq!(refused.body["reason"], "no_organization");
@@ -370,7 +372,7 @@ async fn who_was_taken_out_does_not_come_back_by_signing_in_again() {
     owner.delete(&format!("/v1/orgs/acme/members/{dave}")).await.expect(204);
     browser.me().await.expect_problem(404, "not_found");
     let mut again = world.browser();
-    let callback = again.to_the_callback("").await;
+    let callback = again.follow_to_callback("").await;
     again.get(&callback).await.expect_problem(403, "membership_ended");
 }
 
@@ -378,10 +380,10 @@ async fn who_was_taken_out_does_not_come_back_by_signing_in_again() {
 async fn a_callback_works_once_and_only_in_the_browser_where_it_was_begun() {
     let world = World::start().await;
     let mut browser = world.browser();
-    let callback = browser.to_the_callback("").await;
+    let callback = browser.follow_to_callback("").await;
     // Somebody else's browser, or none, takes nothing away.
     let mut other = world.browser();
-    other.to_the_callback("").await;
+    other.follow_to_callback("").await;
     other.get(&callback).await.expect_problem(400, "sign_in_unknown");
     world.browser().get(&callback).await.expect_problem(400, "sign_in_unknown");
     browser.get(&with_parameter(&callback, "state", &"s".repeat(43))).await.expect_problem(400, "sign_in_unknown");
@@ -389,12 +391,12 @@ async fn a_callback_works_once_and_only_in_the_browser_where_it_was_begun() {
     browser.get(&callback).await.expect_problem(400, "sign_in_unknown");
 
     // Two tabs: each finishes its own, and neither the other's.
-    let (first, second) = (browser.to_the_callback("").await, browser.to_the_callback("").await);
+    let (first, second) = (browser.follow_to_callback("").await, browser.follow_to_callback("").await);
     let mixed = with_parameter(&first, "code", &parameter(&second, "code"));
     let refused = browser.get(&mixed).await.expect_problem(401, "sign_in_invalid");
     assert_eq!(refused.body["reason"], "code", "the verifier of one does not fit the code of the other");
 
-    let late = browser.to_the_callback("").await;
+    let late = browser.follow_to_callback("").await;
     world.house.clock.skip(Millis::from_minutes(11));
     browser.get(&late).await.expect_problem(400, "sign_in_unknown");
 }
@@ -403,13 +405,13 @@ async fn a_callback_works_once_and_only_in_the_browser_where_it_was_begun() {
 async fn what_is_not_this_providers_answer_signs_nobody_in() {
     let world = World::start().await;
     let mut browser = world.browser();
-    let callback = browser.to_the_callback("").await;
+    let callback = browser.follow_to_callback("").await;
     let mixed_up = with_parameter(&callback, "iss", "https://evil.example/");
     assert_eq!(browser.get(&mixed_up).await.expect_problem(401, "sign_in_invalid").body["reason"], "issuer");
     // Whatever comes of it, the state is used up.
     browser.get(&callback).await.expect_problem(400, "sign_in_unknown");
 
-    let callback = browser.to_the_callback("").await;
+    let callback = browser.follow_to_callback("").await;
     let issuer = parameter(&callback, "iss");
     let state = parameter(&callback, "state");
     let denied =
@@ -526,7 +528,7 @@ async fn a_browser_on_the_terminals_own_machine_brings_a_code_that_only_the_term
     assert_eq!(reason(trade(45_679, NONCE, &code().await, VERIFIER).await), "code", "another redirect URI");
     assert_eq!(reason(trade(45_678, other, &code().await, VERIFIER).await), "nonce");
     // The web client's code is worth nothing to the command line's client.
-    let callback = world.browser().to_the_callback("").await;
+    let callback = world.browser().follow_to_callback("").await;
     assert_eq!(reason(trade(45_678, NONCE, &parameter(&callback, "code"), VERIFIER).await), "code");
     for (field, wrong) in [("port", json!(80)), ("nonce", json!("short")), ("code_challenge", json!("plain"))] {
         let mut begin = begin.clone();
@@ -557,7 +559,7 @@ async fn keys_may_rotate_at_any_time() {
     for keep in [true, false, false] {
         // A browser under way while the keys change.
         let mut browser = world.browser();
-        let callback = browser.to_the_callback("").await;
+        let callback = browser.follow_to_callback("").await;
         world.provider(move |provider| provider.rotate(keep)).await;
         world.house.clock.skip(Millis::from_secs(11));
         browser.get(&callback).await.expect(303);
@@ -684,7 +686,7 @@ async fn a_logout_that_is_repeated_at_another_process_ends_nothing_that_came_aft
 async fn nobody_gets_in_beside_a_logout_that_came_first() {
     let world = World::start().await;
     let mut browser = world.browser();
-    let callback = browser.to_the_callback("").await;
+    let callback = browser.follow_to_callback("").await;
     let later = world.house.now().get() / 1_000 + 30;
     let token = world.logout_token(json!({}), json!({"iat": later, "exp": later + 60})).await;
     world.log_out(&world.house.base, &token).await.expect(200);
@@ -741,140 +743,4 @@ async fn without_a_provider_there_is_none() {
         .expect_problem(404, "provider_not_configured");
     let device = house.anonymous(Method::POST, "/v1/auth/oidc/device", json!({})).await;
     device.expect_problem(404, "provider_not_configured");
-}
-
-/// HMAC-SHA256 (RFC 2104), written out: tests name no library that the product does not.
-fn hmac(key: &[u8], message: &[u8]) -> String {
-    use sha2::{Digest as _, Sha256};
-    let padded = |with: u8| {
-        let mut block = [with; 64];
-        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
-        block
-    };
-    let inner = Sha256::new().chain_update(padded(0x36)).chain_update(message).finalize();
-    let outer = Sha256::new().chain_update(padded(0x5c)).chain_update(inner).finalize();
-    outer.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-const EVENTS_SECRET: &str = "the-secret-of-the-providers-events";
-const SCIM_TOKEN: &str = "the-token-of-the-scim-client-of-acme";
-
-async fn world_with_events() -> (World, tempfile::TempDir) {
-    let secrets = tempfile::tempdir().unwrap();
-    let file = |name: &str, secret: &str| {
-        let path = secrets.path().join(name);
-        std::fs::write(&path, secret).unwrap();
-        path
-    };
-    let more = json!({
-        "events_secret_file": file("events", EVENTS_SECRET),
-        "organizations": [
-            { "provider_id": "org_acme", "slug": "acme", "join": true, "role": "viewer", "scim_token_file": file("scim", SCIM_TOKEN) },
-            { "provider_id": "org_other", "slug": "other" },
-        ],
-    });
-    (World::start_with(OidcOptions::default(), more).await, secrets)
-}
-
-impl World {
-    async fn event(&self, base: &str, at_s: u64, secret: &str, body: &Value) -> Answer {
-        let text = body.to_string();
-        let tag = hmac(secret.as_bytes(), format!("{at_s}.{text}").as_bytes());
-        let request = self.house.client.post(format!("{base}/v1/auth/oidc/events"));
-        answer(request.header("envforge-event-signature", format!("t={at_s},v1={tag}")).body(text)).await
-    }
-
-    async fn scim(&self, method: Method, path: &str, token: &str, body: Value) -> Answer {
-        let request = self.house.client.request(method, format!("{}/v1/scim{path}", self.house.base));
-        let request = request.header("content-type", "application/scim+json").bearer_auth(token);
-        answer(if body.is_null() { request } else { request.body(body.to_string()) }).await
-    }
-}
-
-#[tokio::test]
-async fn who_is_deactivated_at_the_provider_has_nothing_left_here() {
-    let (world, _secrets) = world_with_events().await;
-    let mut browser = world.signed_in().await;
-    let tokens = world.at_terminal().await;
-    let now = world.house.now().get() / 1_000;
-    let event = json!({"id": "event-1", "type": "user.deactivated", "subject": "auth0|ada"});
-    let base = world.house.base.clone();
-    for (at, secret, reason) in [
-        (now, "another-secret-of-somebody-else", "signature"),
-        (now - 301, EVENTS_SECRET, "age"),
-        (now + 302, EVENTS_SECRET, "age"),
-    ] {
-        let refused = world.event(&base, at, secret, &event).await.expect_problem(401, "event_not_signed");
-        assert_eq!(refused.text("reason"), reason);
-    }
-    browser.me().await.expect(200);
-    world.event(&base, now, EVENTS_SECRET, &event).await.expect(204);
-    browser.me().await.expect_problem(403, "account_deactivated");
-    world.person(&tokens).me().await.expect_problem(403, "account_deactivated");
-    let refresh = json!({"refresh_token": tokens.text("refresh_token")});
-    world.post("/v1/auth/refresh", refresh).await.expect_problem(401, "refresh_token_invalid");
-    let mut again = world.browser();
-    let callback = again.to_the_callback("").await;
-    again.get(&callback).await.expect_problem(403, "account_deactivated");
-    // The same message at another process does nothing, and nobody unknown is a mistake.
-    let another = world.house.another().await;
-    world.event(&another, now, EVENTS_SECRET, &event).await.expect(204);
-    let unknown = json!({"id": "event-2", "type": "user.deactivated", "subject": "auth0|nobody"});
-    world.event(&another, now, EVENTS_SECRET, &unknown).await.expect(204);
-    let owner = world.house.owner().await;
-    owner.get("/v1/me").await.expect(200);
-}
-
-#[tokio::test]
-async fn an_organizations_scim_client_makes_finds_and_deactivates_its_people_and_nobody_else() {
-    let (world, _secrets) = world_with_events().await;
-    world.house.organization("other", "olga@other.test").await;
-    let new = json!({
-        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"], "userName": "dave@acme.test", "externalId": "auth0|dave",
-        "displayName": "Dave", "emails": [{ "value": "dave@acme.test", "primary": true }], "active": true,
-    });
-    for (path, token) in
-        [("/acme/Users", "a-made-up-token-of-nobody"), ("/other/Users", SCIM_TOKEN), ("/nowhere/Users", SCIM_TOKEN)]
-    {
-        world.scim(Method::POST, path, token, new.clone()).await.expect_problem(401, "unauthenticated");
-    }
-    let made = world.scim(Method::POST, "/acme/Users", SCIM_TOKEN, new.clone()).await.expect(201);
-    assert_eq!(made.headers["content-type"], "application/scim+json");
-    assert_eq!((made.text("userName"), made.body["active"].clone()), ("dave@acme.test".to_owned(), json!(true)));
-    world.scim(Method::POST, "/acme/Users", SCIM_TOKEN, new).await.expect_problem(409, "user_exists");
-    let found = "/acme/Users?filter=externalId%20eq%20%22auth0%7Cdave%22";
-    let found = world.scim(Method::GET, found, SCIM_TOKEN, json!(null)).await.expect(200);
-    assert_eq!((&found.body["totalResults"], &found.body["Resources"][0]["id"]), (&json!(1), &made.body["id"]));
-    let nobody = "/acme/Users?filter=externalId%20eq%20%22auth0%7Cnobody%22";
-    assert_eq!(world.scim(Method::GET, nobody, SCIM_TOKEN, json!(null)).await.expect(200).body["totalResults"], 0);
-
-    // Who was made by SCIM signs in as that record.
-    world.be("auth0|dave", Some("org_acme"), "dave@acme.test").await;
-    let mut dave = world.signed_in().await;
-    assert_eq!(dave.me().await.expect(200).text("name"), "Dave");
-    let path = format!("/acme/Users/{}", made.text("id"));
-    let leave = json!({"schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"], "Operations": [{"op": "replace", "path": "active", "value": false}]});
-    let left = world.scim(Method::PATCH, &path, SCIM_TOKEN, leave.clone()).await.expect(200);
-    assert_eq!(left.body["active"], false);
-    dave.me().await.expect_problem(403, "account_deactivated");
-    world.scim(Method::PATCH, &path, SCIM_TOKEN, leave).await.expect(200);
-    let back = json!({"Operations": [{"op": "replace", "value": {"active": true}}]});
-    world.scim(Method::PATCH, &path, SCIM_TOKEN, back).await.expect_problem(403, "account_deactivated");
-
-    // Somebody who left for good; and whoever the provider did not make cannot be named.
-    let mut ada = {
-        world.be("auth0|ada", Some("org_acme"), "ada@acme.test").await;
-        world.signed_in().await
-    };
-    ada.me().await.expect(200);
-    use base64::Engine as _;
-    let id = |subject: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(subject);
-    world.scim(Method::DELETE, &format!("/acme/Users/{}", id("auth0|ada")), SCIM_TOKEN, json!(null)).await.expect(204);
-    ada.me().await.expect_problem(403, "account_deactivated");
-    let owner = world.house.owner().await;
-    for somebody in [owner.user.clone(), id(&owner.user)] {
-        let path = format!("/acme/Users/{somebody}");
-        world.scim(Method::DELETE, &path, SCIM_TOKEN, json!(null)).await.expect_problem(404, "not_found");
-    }
-    owner.get("/v1/me").await.expect(200);
 }

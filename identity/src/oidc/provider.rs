@@ -128,13 +128,7 @@ impl Provider {
         let path = format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/'));
         let mut discovery_url = issuer;
         discovery_url.set_path(&path);
-        Ok(Self {
-            http,
-            issuer: config.issuer().to_owned(),
-            discovery_url,
-            discovery: Cached::new(RULES),
-            loopback: loopback,
-        })
+        Ok(Self { http, issuer: config.issuer().to_owned(), discovery_url, discovery: Cached::new(RULES), loopback })
     }
 
     pub(super) async fn discovery(&self, now: UnixMillis) -> Result<std::sync::Arc<Discovery>, ProviderError> {
