@@ -10,6 +10,8 @@ use envforge_domain::commit::Position;
 use envforge_domain::ids::CommandId;
 use rusqlite::{Connection, Statement};
 
+use super::rows::Rows;
+
 /// Commits of one batch. As many again may gather while it is written, and are looked at when the log is opened.
 pub(super) const BATCH_COMMITS: usize = 16_384;
 /// Rows of the index that are written beside a group, for each commit of the group: three keep pace, so a batch is written
@@ -36,8 +38,8 @@ pub(super) struct Entry {
 
 type Commands = AHashMap<CommandId, Vec<Place>>;
 
-/// Rows of one statement, where there are as many: a statement costs more than a row.
-const ROWS_AT_ONCE: usize = 64;
+/// What a crash left of a batch stands there already.
+const INTO_INDEX: &str = "INSERT OR IGNORE";
 
 /// The statements that write the index.
 pub(super) struct IndexStatements<'c> {
@@ -50,45 +52,16 @@ pub(super) struct IndexStatements<'c> {
 impl<'c> IndexStatements<'c> {
     pub(super) fn prepare(connection: &'c Connection) -> Result<Self, rusqlite::Error> {
         Ok(Self {
-            streams: Rows::prepare(connection, "stream_commits (stream, position)", "(?, ?)")?,
-            scopes: Rows::prepare(connection, "scope_commits (scope, position)", "(?, ?)")?,
-            commands: Rows::prepare(connection, "command_commits (command, stream, position)", "(?, ?, ?)")?,
+            streams: Rows::prepare(connection, INTO_INDEX, "stream_commits (stream, position)", "(?, ?)")?,
+            scopes: Rows::prepare(connection, INTO_INDEX, "scope_commits (scope, position)", "(?, ?)")?,
+            commands: Rows::prepare(
+                connection,
+                INTO_INDEX,
+                "command_commits (command, stream, position)",
+                "(?, ?, ?)",
+            )?,
             up_to: connection.prepare("UPDATE indexed SET up_to = ?")?,
         })
-    }
-}
-
-/// Writes rows of one table.
-struct Rows<'c> {
-    many: Statement<'c>,
-    one: Statement<'c>,
-}
-
-impl<'c> Rows<'c> {
-    fn prepare(connection: &'c Connection, into: &str, row: &str) -> Result<Self, rusqlite::Error> {
-        // What a crash left of a batch stands there already.
-        let of = |rows: usize| {
-            connection.prepare(&format!("INSERT OR IGNORE INTO {into} VALUES {}", vec![row; rows].join(",")))
-        };
-        Ok(Self { many: of(ROWS_AT_ONCE)?, one: of(1)? })
-    }
-
-    /// `bind` binds one row from the given parameter on, and answers the one behind it.
-    fn insert<T>(
-        &mut self,
-        rows: &[T],
-        bind: impl Fn(&mut Statement<'_>, usize, &T) -> Result<usize, rusqlite::Error>,
-    ) -> Result<(), rusqlite::Error> {
-        let (many, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
-        let execute = |statement: &mut Statement<'_>, rows: &[T]| {
-            let mut parameter = 1;
-            for row in rows {
-                parameter = bind(statement, parameter, row)?;
-            }
-            statement.raw_execute()
-        };
-        many.iter().try_for_each(|rows| execute(&mut self.many, rows).map(drop))?;
-        rest.chunks(1).try_for_each(|row| execute(&mut self.one, row).map(drop))
     }
 }
 

@@ -11,6 +11,7 @@ mod group;
 mod index;
 mod loaded;
 mod reader;
+mod rows;
 mod tail;
 mod writer;
 

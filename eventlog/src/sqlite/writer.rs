@@ -18,6 +18,7 @@ use super::file::{LogFile, damage_or};
 use super::group::{self, Answer, Knowledge, Known};
 use super::index::{Behind, Entry, IndexStatements};
 use super::loaded::Loaded;
+use super::rows::Rows;
 use super::tail::{StreamEnd, Tail};
 use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
@@ -132,7 +133,7 @@ struct Statements<'c> {
     payload: Statement<'c>,
     insert_scope: Statement<'c>,
     insert_stream: Statement<'c>,
-    insert_commit: Statement<'c>,
+    commits: Rows<'c>,
 }
 
 impl<'c> Statements<'c> {
@@ -150,8 +151,11 @@ impl<'c> Statements<'c> {
             payload: prepare("SELECT payload FROM log WHERE position = ?")?,
             insert_scope: prepare("INSERT INTO scopes (id, org, kind) VALUES (?, ?, ?)")?,
             insert_stream: prepare("INSERT INTO streams (id, subject) VALUES (?, ?)")?,
-            insert_commit: prepare(
-                "INSERT INTO log (position, stream, scope, command, recorded_at, payload) VALUES (?, ?, ?, ?, ?, ?)",
+            commits: Rows::prepare(
+                connection,
+                "INSERT",
+                "log (position, stream, scope, command, recorded_at, payload)",
+                "(?, ?, ?, ?, ?, ?)",
             )?,
         })
     }
@@ -268,11 +272,15 @@ impl Writer<'_> {
         for (id, stream) in &additions.streams {
             self.sql.insert_stream.execute((id, stream.subject()))?;
         }
-        for commit in &additions.commits {
-            let (end, command) = (&commit.end, commit.command.as_uuid().as_bytes().as_slice());
-            let (at, recorded_at) = (end.last.get().cast_signed(), recorded_at.get().cast_signed());
-            self.sql.insert_commit.execute((at, end.id, end.scope, command, recorded_at, &commit.payload[..]))?;
-        }
+        self.sql.commits.insert(&additions.commits, |statement, at, commit| {
+            statement.raw_bind_parameter(at, commit.end.last.get().cast_signed())?;
+            statement.raw_bind_parameter(at + 1, commit.end.id)?;
+            statement.raw_bind_parameter(at + 2, commit.end.scope)?;
+            statement.raw_bind_parameter(at + 3, commit.command.as_uuid().as_bytes().as_slice())?;
+            statement.raw_bind_parameter(at + 4, recorded_at.get().cast_signed())?;
+            statement.raw_bind_parameter(at + 5, &commit.payload[..])?;
+            Ok(at + 6)
+        })?;
         let slice = self.behind.write(&mut self.index_sql, additions.commits.len())?;
         self.sql.commit.execute([]).map_err(|error| match error.sqlite_error_code() {
             // Full disks and locks leave the transaction undone; after anything else the file has the last word.
