@@ -84,7 +84,7 @@ pub(crate) fn session(number: u64) -> SessionId {
     SessionId::from_uuid(id(5, number))
 }
 
-fn person() -> UserId {
+pub(crate) fn person() -> UserId {
     UserId::from_uuid(id(6, 0))
 }
 

@@ -127,6 +127,8 @@ struct AuditQuery {
 }
 
 /// Rows of the audit.
+///
+/// A page may be short, or empty, and have a `next` all the same: a question that matches little in a very long log is answered in pieces.
 #[utoipa::path(get, path = "/v1/orgs/{org}/audit", tag = "audit", params(AuditQuery),
     responses((status = 200, body = Page<AuditEntry>)), extensions(("x-envforge-action" = json!("audit.read"))))]
 async fn rows(

@@ -8,6 +8,8 @@ mod replay;
 mod revoke;
 mod wake;
 
+use envforge_projections::sql::ModelName;
+
 use crate::machine::{self, Cores};
 use crate::verdict::Verdicts;
 use anyhow::Result;
@@ -36,6 +38,9 @@ pub(crate) struct Extent {
     /// Commits in the log that is replayed (`replay`).
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2_000..=5_000_000))]
     pub(crate) commits: u64,
+    /// One SQL read model alone (`replay`): directory, audit, meter or command_ids.
+    #[arg(long)]
+    pub(crate) model: Option<ModelName>,
     /// Links that are revoked one after the other (`revoke`).
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) links: u32,

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use envforge_domain::commit::{Position, Recorded};
+use envforge_domain::commit::{Actor, Position, Recorded};
 use envforge_eventlog::jetstream::{self, JetStreamLog};
 use envforge_eventlog::{Checkpoint, EventLog, Filter, Follow, SharedLog, schema};
 use envforge_projections::Hot;
 use envforge_projections::sql::projector;
-use envforge_projections::sql::{Database, ModelName};
+use envforge_projections::sql::{AuditFilter, Database, Direction, Limit, ModelName};
 use envforge_testkit::{NatsOptions, NatsServer, TestDir};
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::Extent;
-use crate::commits::History;
+use crate::commits::{self, History};
 use crate::machine::{self, Cores, cpu_of, own_cpu};
 use crate::memory_log::MemoryLog;
 use crate::verdict::{Goal, Series, Verdicts};
@@ -29,6 +29,10 @@ const PULL_MESSAGES: usize = 2_000;
 const PULL_BYTES: usize = 8 * 1024 * 1024;
 /// Messages on their way while the log is filled.
 const FILL_IN_FLIGHT: usize = 1_000;
+/// Of so many commits one is by a person, whose rows the audit is asked for; the rest are by a part of EnvForge.
+const RARE_EVERY: u64 = 100_000;
+/// How often each page of the audit is asked for.
+const PAGES: usize = 15;
 const DEADLINE: Duration = Duration::from_secs(600);
 
 pub(crate) fn run(cores: &Cores, extent: &Extent, verdicts: &mut Verdicts) -> Result<()> {
@@ -36,7 +40,9 @@ pub(crate) fn run(cores: &Cores, extent: &Extent, verdicts: &mut Verdicts) -> Re
     println!("(all processes may use all cores; the kernel places them)");
     cores.use_all()?;
     let runtime = machine::runtime()?;
-    hot_views(&runtime, extent, verdicts)?;
+    if extent.model.is_none() {
+        hot_views(&runtime, extent, verdicts)?;
+    }
     read_models(&runtime, extent, verdicts)
 }
 
@@ -196,28 +202,45 @@ fn read_models(runtime: &Runtime, extent: &Extent, verdicts: &mut Verdicts) -> R
         .zip(1..)
         .map(|(commit, position)| {
             let recorded_at = History::recorded_at(position);
-            Ok(Recorded { position: Position::new(position), recorded_at, commit: commit? })
+            let mut commit = commit?;
+            if position % RARE_EVERY == 0 {
+                commit.actor = Actor::User(commits::person());
+            }
+            Ok(Recorded { position: Position::new(position), recorded_at, commit })
         })
         .collect::<Result<_>>()?;
     let log: SharedLog = Arc::new(MemoryLog::new(recorded));
     let server = machine::usual_postgres();
-    for model in ModelName::ALL {
+    for model in ModelName::ALL.into_iter().filter(|model| extent.model.is_none_or(|only| only == *model)) {
         let mut sqlite = Series::new(format!("{model} on SQLite"), "commits/s");
         let mut postgres = Series::new(format!("{model} on PostgreSQL"), "commits/s");
+        // Of PostgreSQL, our half of it.
+        let mut sqlite_processor = Series::new(format!("{model} on SQLite: processor"), "us/commit");
+        let mut postgres_processor = Series::new(format!("{model} on PostgreSQL: our processor"), "us/commit");
         for round in 0..extent.rounds {
             let dir = TestDir::new();
             let path = dir.join("read-models.sqlite");
-            let elapsed = runtime.block_on(async {
-                projected(&log, &Database::connect_sqlite(&path).await?, model, extent.commits).await
-            })?;
+            let before = own_cpu();
+            let database = runtime.block_on(Database::connect_sqlite(&path))?;
+            let elapsed = runtime.block_on(projected(&log, &database, model, extent.commits))?;
             sqlite.push(extent.commits as f64 / elapsed.as_secs_f64());
+            sqlite_processor.push((own_cpu() - before).as_secs_f64() * 1e6 / extent.commits as f64);
+            if model == ModelName::Audit && round == 0 {
+                runtime.block_on(audit_pages(&database, "SQLite", extent.commits))?;
+            }
+            runtime.block_on(database.close());
             let url = server.create_database(&format!("{model}_{round}"));
-            let elapsed = runtime.block_on(async {
-                projected(&log, &Database::connect_postgres(&url).await?, model, extent.commits).await
-            })?;
+            let before = own_cpu();
+            let database = runtime.block_on(Database::connect_postgres(&url))?;
+            let elapsed = runtime.block_on(projected(&log, &database, model, extent.commits))?;
             postgres.push(extent.commits as f64 / elapsed.as_secs_f64());
+            postgres_processor.push((own_cpu() - before).as_secs_f64() * 1e6 / extent.commits as f64);
+            if model == ModelName::Audit && round == 0 {
+                runtime.block_on(audit_pages(&database, "PostgreSQL", extent.commits))?;
+            }
+            runtime.block_on(database.close());
         }
-        println!("{sqlite}\n{postgres}");
+        println!("{sqlite}\n{sqlite_processor}\n{postgres}\n{postgres_processor}");
         verdicts.judge(&format!("{model} on SQLite"), sqlite.median(), "commits/s", Goal::AtLeast(50_000.0));
         verdicts.judge(&format!("{model} on PostgreSQL"), postgres.median(), "commits/s", Goal::AtLeast(50_000.0));
     }
@@ -238,6 +261,35 @@ async fn projected(log: &SharedLog, database: &Database, model: ModelName, commi
     let elapsed = begun.elapsed();
     cancel.cancel();
     running.await??;
-    database.close().await;
     Ok(elapsed)
+}
+
+/// The first page of questions that match little or much, the newest rows first.
+async fn audit_pages(database: &Database, on: &str, commits: u64) -> Result<()> {
+    println!("  audit on {on}: {} rows in all its tables", database.digest(ModelName::Audit).await?.rows);
+    let none = AuditFilter::default;
+    let (from, to) = (History::recorded_at(commits / 2), History::recorded_at(commits / 2 + 1_000));
+    for (question, filter) in [
+        ("everything", none()),
+        ("a rare actor", AuditFilter { actor: Some(commits::person().to_string()), ..none() }),
+        ("an actor of no row", AuditFilter { actor: Some("nobody".to_owned()), ..none() }),
+        ("one link of many", AuditFilter { link: Some(commits::link(7)), ..none() }),
+        ("one workspace of many", AuditFilter { workspace: Some(commits::workspace(7)), ..none() }),
+        ("denials, of which there are none", AuditFilter { denied: Some(true), ..none() }),
+        ("a type seen at the beginning", AuditFilter { type_prefix: Some("project.".to_owned()), ..none() }),
+        ("50 seconds half-way", AuditFilter { from: Some(from), to: Some(to), ..none() }),
+    ] {
+        let mut milliseconds = Series::new(question, "ms");
+        let mut rows = 0;
+        for _ in 0..PAGES {
+            let begun = Instant::now();
+            let audit = database.audit();
+            let page = audit.rows(commits::org(), &filter, Direction::NewestFirst, None, Limit::DEFAULT).await?;
+            rows = page.items.len();
+            milliseconds.push(begun.elapsed().as_secs_f64() * 1e3);
+        }
+        let (median, worst) = (milliseconds.median(), milliseconds.worst());
+        println!("  audit page on {on}, {question}: {median:.2} ms, at most {worst:.2} ms ({rows} rows)");
+    }
+    Ok(())
 }

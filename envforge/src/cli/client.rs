@@ -38,6 +38,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 const RENEW_BEFORE_MS: u64 = 30_000;
 /// Most that one page of a list is asked for.
 const PAGE_MAX: usize = 100;
+/// Empty pages in a row that are followed: what matches little in a very long audit is looked for a page at a time.
+const EMPTY_PAGES_MAX: u32 = 100;
 
 /// Query parameters. A value that is `None` is left out.
 pub(crate) type Query<'a> = [(&'a str, Option<String>)];
@@ -191,16 +193,17 @@ impl Client {
     pub(crate) async fn list(&self, segments: &[&str], query: &Query<'_>, limit: usize) -> Result<Value, Failure> {
         let mut items: Vec<Value> = Vec::new();
         let mut after: Option<String> = None;
+        let mut empty_pages = 0;
         loop {
             let wanted = (limit - items.len()).min(PAGE_MAX);
             let mut page_query = query.to_vec();
             page_query.push(("limit", Some(wanted.to_string())));
             page_query.push(("after", after.clone()));
             let page: Page = self.get(segments, &page_query).await?.view()?;
-            let empty = page.items.is_empty();
+            empty_pages = if page.items.is_empty() { empty_pages + 1 } else { 0 };
             items.extend(page.items);
-            // A server that repeats a cursor or answers an empty page with one would keep us here for ever.
-            let stuck = empty || page.next == after;
+            // A server that repeats a cursor or answers empty pages without end would keep us here for ever.
+            let stuck = empty_pages > EMPTY_PAGES_MAX || page.next == after;
             after = page.next;
             if after.is_none() || stuck || items.len() >= limit {
                 items.truncate(limit);

@@ -52,7 +52,7 @@ const COLUMNS: &str = "SELECT c.generation, c.position, c.log_identity, c.digest
 fn live_statement(model: ModelName) -> Statement {
     Statement::new(COLUMNS)
         .push("JOIN read_models AS m ON m.name = c.read_model AND m.generation = c.generation WHERE m.name = ")
-        .bind(model.token())
+        .bind(model.stored_name())
 }
 
 fn none_live(model: ModelName) -> DatabaseError {
@@ -86,7 +86,7 @@ pub(crate) async fn advance(
         .push(", digest = ")
         .bind(to.proof.as_ref().map(|proof| hex::encode(proof.digest)))
         .push(" WHERE read_model = ")
-        .bind(model.token())
+        .bind(model.stored_name())
         .push(" AND generation = ")
         .bind(generation)
         .push(" AND position = ")
@@ -101,7 +101,7 @@ pub(crate) async fn hold(
     generation: i64,
 ) -> Result<bool, DatabaseError> {
     let statement = Statement::new("UPDATE read_model_checkpoints SET position = position WHERE read_model = ")
-        .bind(model.token())
+        .bind(model.stored_name())
         .push(" AND generation = ")
         .bind(generation);
     Ok(transaction.execute(statement).await? == 1)
@@ -110,14 +110,14 @@ pub(crate) async fn hold(
 /// Takes hold of the read model's row until the transaction ends: no other generation is opened or switched to.
 pub(crate) async fn hold_model(transaction: &mut Transaction, model: ModelName) -> Result<(), DatabaseError> {
     let statement = Statement::new("UPDATE read_models SET last_generation = last_generation WHERE name = ");
-    transaction.execute(statement.bind(model.token())).await?;
+    transaction.execute(statement.bind(model.stored_name())).await?;
     Ok(())
 }
 
 /// Opens a new generation at the start of the log, and ends every other that is not live: an older rebuild of this
 /// model is fenced off by that.
 pub(crate) async fn open_generation(transaction: &mut Transaction, model: ModelName) -> Result<i64, DatabaseError> {
-    let name = model.token();
+    let name = model.stored_name();
     let next = Statement::new("UPDATE read_models SET last_generation = last_generation + 1 WHERE name = ").bind(name);
     transaction.execute(next).await?;
     let number = Statement::new("SELECT last_generation FROM read_models WHERE name = ").bind(name);
@@ -138,7 +138,7 @@ pub(crate) async fn switch(
     model: ModelName,
     generation: i64,
 ) -> Result<(), DatabaseError> {
-    let name = model.token();
+    let name = model.stored_name();
     let switch = Statement::new("UPDATE read_models SET generation = ").bind(generation);
     transaction.execute(switch.push(" WHERE name = ").bind(name)).await?;
     let old = Statement::new("DELETE FROM read_model_checkpoints WHERE read_model = ").bind(name);

@@ -329,6 +329,21 @@ impl Transaction {
         }
     }
 
+    /// Asks for rows of one generation whose `column` is one of the numbers, in no order.
+    pub(crate) fn by_number<R: Row>(&self, generation: i64, column: &'static str, numbers: &[i64]) -> Statement {
+        let table = &R::TABLE;
+        let list = numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+        let statement =
+            Statement::new(format!("SELECT {} FROM {} WHERE generation = ", table.column_list(), table.name))
+                .bind(generation)
+                .push(&format!(" AND {column}"));
+        // One text for any number of them.
+        match self {
+            Self::Postgres(_) => statement.push(" = ANY(CAST(string_to_array(").bind(list).push(", ',') AS BIGINT[]))"),
+            Self::Sqlite(_) => statement.push(" IN (SELECT value FROM json_each(").bind(format!("[{list}]")).push("))"),
+        }
+    }
+
     /// Removes rows of one generation by their ids.
     pub(crate) async fn delete_by_id(
         &mut self,

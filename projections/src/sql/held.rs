@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     id_table! {
-        struct Looked in "audit_subjects" {
+        struct Looked in "audit_names" {
             id: String,
             name: String,
         }

@@ -56,6 +56,15 @@ impl ModelName {
         }
     }
 
+    /// What it is called in `read_models`. A read model whose tables were replaced has a new name there, and so starts again
+    /// from the log, while a version that is rolled back to finds its own as it left it.
+    pub(crate) const fn stored_name(self) -> &'static str {
+        match self {
+            Self::Audit => "audit_trail",
+            Self::Directory | Self::Meter | Self::CommandIds => self.token(),
+        }
+    }
+
     pub(crate) fn fresh(self) -> Box<dyn ReadModel> {
         match self {
             Self::Directory => Box::<DirectoryModel>::default(),

@@ -243,7 +243,7 @@ async fn remove_older(database: &Database, model: ModelName, generation: i64) ->
                     .push(&format!("FROM {name} WHERE generation < "))
                     .bind(generation)
                     .push(" AND generation <> (SELECT generation FROM read_models WHERE name = ")
-                    .bind(model.token())
+                    .bind(model.stored_name())
                     .push(") LIMIT ")
                     .bind(REMOVE_ROWS)
                     .push(")")

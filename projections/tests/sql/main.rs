@@ -10,6 +10,7 @@ mod meter;
 mod projecting;
 mod rebuilding;
 mod request_keys;
+mod trail;
 mod world;
 
 /// Every named contract, once on SQLite and once on PostgreSQL.
@@ -72,6 +73,12 @@ on_both_databases! {
         refused_attempts_are_rows
         filters_and_cursors_select_rows
         machines_are_not_shown;
+    trail:
+        every_filter_finds_in_a_long_log_what_it_means
+        a_restart_in_the_middle_of_a_part_changes_nothing
+        the_same_log_gives_the_same_rows_on_both_databases
+        a_page_ends_where_it_has_looked_into_enough_parts
+        a_text_with_a_nul_is_kept_and_a_name_with_one_is_the_same_after_a_restart;
     meter:
         usage_is_split_at_hours_and_attributed
         a_lost_host_is_counted_to_its_last_heartbeat

@@ -128,7 +128,7 @@ pub async fn an_unfinished_rebuild_leaves_the_live_rows_alone(kind: Kind) {
     crashed.abort();
     let _ = crashed.await;
     assert_eq!(harness.database.digest(ModelName::Audit).await.unwrap(), before);
-    let leftover = "SELECT count(*) FROM audit_rows WHERE generation = 2";
+    let leftover = "SELECT count(*) FROM audit_trail WHERE generation = 2";
     assert!(harness.count(leftover).await > 0);
     let rebuilt = rebuild(&shared, &harness.database, ModelName::Audit, |_| {}).await.unwrap();
     assert!(rebuilt.unchanged());

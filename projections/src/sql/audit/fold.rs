@@ -1,5 +1,7 @@
 //! From commits to audit rows, with the names that things bear at that moment.
 
+use std::borrow::Cow;
+
 use envforge_domain::access::{Grantee, Scope};
 use envforge_domain::commit::{Actor, Component, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
@@ -13,38 +15,15 @@ use envforge_eventlog::schema::event_type;
 
 use super::super::held::{Buffer, Held, Written};
 use super::super::projector::ReadModel;
-use super::super::table::{Row, Table, id_table, int, table};
+use super::super::table::{Row, Table, id_table, int, storable};
+use super::entry::{Denied, Entry, TrailRow};
+use super::parts::{PartRow, Parts, PostingsRow};
 use super::summary;
-
-table! {
-    pub(super) struct StoredRow in "audit_rows", key(position, ordinal) {
-        position: i64,
-        ordinal: i64,
-        org: String,
-        recorded_at: i64,
-        actor_kind: String,
-        actor_id: Option<String>,
-        actor_name: String,
-        surface: String,
-        event_type: String,
-        subject: Option<String>,
-        project: Option<String>,
-        workspace: Option<String>,
-        link: Option<String>,
-        command: String,
-        commit_id: String,
-        correlation: String,
-        causation: Option<String>,
-        outcome: String,
-        code: Option<String>,
-        attempts: Option<i64>,
-        summary: String,
-    }
-}
+use super::terms::Terms;
 
 id_table! {
     /// What is called `id`, and where it belongs.
-    pub(super) struct SubjectRow in "audit_subjects" {
+    pub(super) struct NameRow in "audit_names" {
         id: String,
         project: Option<String>,
         workspace: Option<String>,
@@ -52,17 +31,28 @@ id_table! {
     }
 }
 
-pub(crate) const TABLES: &[&Table] = &[&StoredRow::TABLE, &SubjectRow::TABLE];
+id_table! {
+    /// An event type, or an action that was refused, and where it was first seen.
+    pub(super) struct TypeRow in "audit_types" {
+        id: String,
+        first_position: i64,
+    }
+}
+
+pub(crate) const TABLES: &[&Table] =
+    &[&TrailRow::TABLE, &PartRow::TABLE, &PostingsRow::TABLE, &TypeRow::TABLE, &NameRow::TABLE];
 
 /// The audit's rows on their way.
 #[derive(Default)]
 pub(crate) struct AuditModel {
-    rows: Written<StoredRow>,
-    subjects: Held<SubjectRow>,
+    rows: Written<TrailRow>,
+    parts: Parts,
+    types: Held<TypeRow>,
+    subjects: Held<NameRow>,
 }
 
 /// Names for the summaries: what things are called, or their id where that is all that is known.
-pub(super) struct Names<'a>(&'a Held<SubjectRow>);
+pub(super) struct Names<'a>(&'a Held<NameRow>);
 
 impl Names<'_> {
     pub(super) fn of(&self, id: impl std::fmt::Display) -> String {
@@ -77,29 +67,55 @@ impl ReadModel for AuditModel {
         self.want_actor(commit.actor);
         self.subjects.want(commit.stream.key());
         for event in &commit.events {
+            self.types.want(event_type(event));
             self.want_named(event);
         }
     }
 
     fn fold(&mut self, recorded: &Recorded) {
         let commit = &recorded.commit;
-        let mut ordinal = 0;
+        self.parts.reach(recorded.position);
+        let mut place = None;
         for event in &commit.events {
             self.learn(commit.stream.key(), event);
             // Why something was allowed stands beside its row in the log; a row of its own would tell everything twice.
             if event.visibility() == Visibility::Operator || matches!(event, Event::Decision(_)) {
                 continue;
             }
-            let template = self.template(recorded, event);
-            for row in self.outcomes(event, template) {
-                self.rows.push(StoredRow { ordinal, ..row });
-                ordinal += 1;
+            let place = place.get_or_insert_with(|| RowPlace::of(recorded));
+            let done = self.done(recorded, event);
+            if let Some(refused) = self.refused(event, &done) {
+                refused.iter().for_each(|entry| self.push(place, entry));
+            } else {
+                self.push(place, &done);
             }
         }
     }
 
     fn buffers(&mut self) -> Vec<&mut dyn Buffer> {
-        vec![&mut self.rows, &mut self.subjects]
+        vec![&mut self.rows, &mut self.parts, &mut self.types, &mut self.subjects]
+    }
+}
+
+/// What the rows of one commit have in common.
+struct RowPlace {
+    position: i64,
+    org: String,
+    recorded_at: i64,
+    terms: Terms,
+    next_ordinal: i64,
+}
+
+impl RowPlace {
+    fn of(recorded: &Recorded) -> Self {
+        let org = recorded.commit.stream.org().to_string();
+        Self {
+            position: int(recorded.position.get()),
+            recorded_at: int(recorded.recorded_at.get()),
+            terms: Terms::of(&org),
+            org,
+            next_ordinal: 0,
+        }
     }
 }
 
@@ -133,17 +149,27 @@ pub(super) fn actor_id(actor: Actor) -> Option<String> {
     }
 }
 
-pub(super) fn actor_name(actor: Actor, names: &Names<'_>) -> String {
+pub(super) fn actor_name(actor: Actor, names: &Names<'_>) -> Cow<'static, str> {
     match actor {
-        Actor::User(user) => names.of(user),
-        Actor::LinkVisitor { link, .. } => format!("visitor of link “{}”", names.of(link)),
-        Actor::Agent(_) => "workspace agent".to_owned(),
-        Actor::System(_) => "EnvForge".to_owned(),
-        Actor::Anonymous => "somebody unknown".to_owned(),
+        Actor::User(user) => names.of(user).into(),
+        Actor::LinkVisitor { link, .. } => format!("visitor of link “{}”", names.of(link)).into(),
+        Actor::Agent(_) => "workspace agent".into(),
+        Actor::System(_) => "EnvForge".into(),
+        Actor::Anonymous => "somebody unknown".into(),
     }
 }
 
 impl AuditModel {
+    fn push(&mut self, place: &mut RowPlace, entry: &Entry) {
+        let RowPlace { position, ref org, recorded_at, terms, next_ordinal: ordinal } = *place;
+        place.next_ordinal += 1;
+        if self.types.get(&entry.event_type).is_none() {
+            self.types.put(TypeRow { id: entry.event_type.clone().into_owned(), first_position: position });
+        }
+        self.parts.add(position, recorded_at, terms, entry);
+        self.rows.push(TrailRow { position, ordinal, org: org.clone(), recorded_at, entry: entry.encode() });
+    }
+
     fn want_actor(&mut self, actor: Actor) {
         match actor {
             Actor::User(user) => self.subjects.want(&user.to_string()),
@@ -210,6 +236,7 @@ impl AuditModel {
             Event::DevLink(DevLinkEvent::Issued { workspace, .. }) => self.subjects.want(&workspace.to_string()),
             Event::Denial(envforge_domain::denial::DenialEvent::Recorded { attempts }) => {
                 for attempt in attempts {
+                    self.types.want(&attempt.action);
                     self.want_actor(attempt.actor);
                     if let Some(resource) = &attempt.resource {
                         self.subjects.want(resource);
@@ -243,12 +270,12 @@ impl AuditModel {
         let subject = match event {
             Event::Organization(OrganizationEvent::Created { name, .. })
             | Event::User(UserEvent::Created { name, .. }) => {
-                SubjectRow { id: key.to_owned(), project: None, workspace: None, name: name.clone() }
+                NameRow { id: key.to_owned(), project: None, workspace: None, name: name.clone() }
             }
             Event::User(UserEvent::ProfileChanged { name }) => {
-                SubjectRow { id: key.to_owned(), project: None, workspace: None, name: name.clone() }
+                NameRow { id: key.to_owned(), project: None, workspace: None, name: name.clone() }
             }
-            Event::User(UserEvent::Invited { invitation }) => SubjectRow {
+            Event::User(UserEvent::Invited { invitation }) => NameRow {
                 id: key.to_owned(),
                 project: None,
                 workspace: None,
@@ -257,17 +284,17 @@ impl AuditModel {
             // Teams live on their organization's stream.
             Event::Organization(
                 OrganizationEvent::TeamCreated { team, slug } | OrganizationEvent::TeamRenamed { team, slug },
-            ) => SubjectRow { id: team.to_string(), project: None, workspace: None, name: slug.to_string() },
+            ) => NameRow { id: team.to_string(), project: None, workspace: None, name: slug.to_string() },
             Event::Project(ProjectEvent::Created { name, .. } | ProjectEvent::Edited { name, .. }) => {
-                SubjectRow { id: key.to_owned(), project: Some(key.to_owned()), workspace: None, name: name.clone() }
+                NameRow { id: key.to_owned(), project: Some(key.to_owned()), workspace: None, name: name.clone() }
             }
-            Event::Workspace(WorkspaceEvent::Created { project, slug, .. }) => SubjectRow {
+            Event::Workspace(WorkspaceEvent::Created { project, slug, .. }) => NameRow {
                 id: key.to_owned(),
                 project: Some(project.to_string()),
                 workspace: Some(key.to_owned()),
                 name: slug.to_string(),
             },
-            Event::DevLink(DevLinkEvent::Issued { project, workspace, label, .. }) => SubjectRow {
+            Event::DevLink(DevLinkEvent::Issued { project, workspace, label, .. }) => NameRow {
                 id: key.to_owned(),
                 project: Some(project.to_string()),
                 workspace: Some(workspace.to_string()),
@@ -283,81 +310,72 @@ impl AuditModel {
             | Event::Denial(_)
             | Event::Decision(_) => return,
         };
+        // As it will be read back: a summary must not depend on whether the row is still in hand.
+        let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
         if self.subjects.get(&subject.id) != Some(&subject) {
             self.subjects.put(subject);
         }
     }
 
-    /// The row of an event that was done, to be adapted where it was not.
-    fn template(&self, recorded: &Recorded, event: &Event) -> StoredRow {
+    /// What is told of an event that was done.
+    fn done(&self, recorded: &Recorded, event: &Event) -> Entry {
         let commit = &recorded.commit;
         let names = Names(&self.subjects);
         let key = commit.stream.key();
         let known = self.subjects.get(key);
-        let link = matches!(event, Event::DevLink(_)).then(|| key.to_owned());
-        StoredRow {
-            position: int(recorded.position.get()),
-            ordinal: 0,
-            org: commit.stream.org().to_string(),
-            recorded_at: int(recorded.recorded_at.get()),
-            actor_kind: actor_kind(commit.actor).to_owned(),
+        Entry {
+            actor_kind: actor_kind(commit.actor).into(),
             actor_id: actor_id(commit.actor),
             actor_name: actor_name(commit.actor, &names),
-            surface: commit.surface.token().to_owned(),
-            event_type: event_type(event).to_owned(),
+            surface: commit.surface.token().into(),
+            event_type: event_type(event).into(),
             subject: Some(key.to_owned()),
             project: known.and_then(|subject| subject.project.clone()),
             workspace: known.and_then(|subject| subject.workspace.clone()),
-            link,
+            link: matches!(event, Event::DevLink(_)).then(|| key.to_owned()),
             command: commit.command.to_string(),
-            commit_id: commit.id.to_string(),
+            commit: commit.id.to_string(),
             correlation: commit.correlation.to_string(),
             causation: commit.causation.map(|commit| commit.to_string()),
-            outcome: "done".to_owned(),
-            code: None,
-            attempts: None,
+            denied: None,
             summary: summary::of(event, key, &names),
         }
     }
 
-    /// One row, or one a kind of denied attempts.
-    fn outcomes(&self, event: &Event, template: StoredRow) -> Vec<StoredRow> {
+    /// One entry a kind of refused attempts; `None` where the event tells of none.
+    fn refused(&self, event: &Event, done: &Entry) -> Option<Vec<Entry>> {
         let names = Names(&self.subjects);
         match event {
-            Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) => attempts
-                .iter()
-                .map(|kind| StoredRow {
-                    outcome: "denied".to_owned(),
-                    code: Some(kind.code.clone()),
-                    attempts: Some(i64::from(kind.count)),
-                    summary: summary::of_blocked(kind, &template.summary),
-                    ..template.clone()
-                })
-                .collect(),
-            Event::Denial(envforge_domain::denial::DenialEvent::Recorded { attempts }) => attempts
-                .iter()
-                .map(|attempt| {
+            Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) => {
+                let entries = attempts.iter().map(|kind| Entry {
+                    denied: Some(Denied { code: kind.code.clone(), count: u64::from(kind.count) }),
+                    summary: summary::of_blocked(kind, &done.summary),
+                    ..done.clone()
+                });
+                Some(entries.collect())
+            }
+            Event::Denial(envforge_domain::denial::DenialEvent::Recorded { attempts }) => {
+                let entries = attempts.iter().map(|attempt| {
                     let subject = attempt.resource.as_deref();
                     let known = subject.and_then(|id| self.subjects.get(id));
-                    StoredRow {
+                    Entry {
                         // Who was refused, not who reports it.
-                        actor_kind: actor_kind(attempt.actor).to_owned(),
+                        actor_kind: actor_kind(attempt.actor).into(),
                         actor_id: actor_id(attempt.actor),
                         actor_name: actor_name(attempt.actor, &names),
-                        surface: attempt.surface.token().to_owned(),
-                        event_type: attempt.action.clone(),
+                        surface: attempt.surface.token().into(),
+                        event_type: attempt.action.clone().into(),
                         subject: attempt.resource.clone(),
                         project: known.and_then(|subject| subject.project.clone()),
                         workspace: known.and_then(|subject| subject.workspace.clone()),
                         link: attempt.resource.clone().filter(|id| id.starts_with("lnk_")),
-                        outcome: "denied".to_owned(),
-                        code: Some(attempt.code.clone()),
-                        attempts: Some(i64::from(attempt.count)),
+                        denied: Some(Denied { code: attempt.code.clone(), count: u64::from(attempt.count) }),
                         summary: summary::of_denied(attempt, &names),
-                        ..template.clone()
+                        ..done.clone()
                     }
-                })
-                .collect(),
+                });
+                Some(entries.collect())
+            }
             Event::Organization(_)
             | Event::User(_)
             | Event::Project(_)
@@ -366,7 +384,7 @@ impl AuditModel {
             | Event::Host(_)
             | Event::DevLink(_)
             | Event::Claim(_)
-            | Event::Decision(_) => vec![template],
+            | Event::Decision(_) => None,
         }
     }
 }

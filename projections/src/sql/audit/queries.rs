@@ -9,12 +9,7 @@ use envforge_domain::time::UnixMillis;
 
 use super::super::database::{Database, DatabaseError};
 use super::super::page::{Limit, Page};
-use super::super::statement::Statement;
-use super::super::table::{Row, int, uint};
-use super::fold::StoredRow;
-
-/// INVARIANT: a scalar subquery, so that one statement reads one generation, whenever a rebuild switches.
-const LIVE: &str = "(SELECT generation FROM read_models WHERE name = 'audit')";
+use super::walk::{Question, Walk};
 
 /// Where a row stands: the commit's position and the row's number within the commit. Displays as `17-0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,6 +120,9 @@ impl<'a> Audit<'a> {
     }
 
     /// Rows of an organization beyond `after`, in the given direction.
+    ///
+    /// A page is shorter than `limit` and has a `next` all the same where a question that matches little has been looked for
+    /// in as much of a very long log as one request may ask for.
     pub async fn rows(
         &self,
         org: OrgId,
@@ -133,96 +131,25 @@ impl<'a> Audit<'a> {
         after: Option<AuditCursor>,
         limit: Limit,
     ) -> Result<Page<AuditRow, AuditCursor>, DatabaseError> {
-        let statement = Self::statement(org, filter, direction, after, limit);
-        let rows: Vec<StoredRow> = self.database.fetch_all(statement).await?;
-        let items = rows.into_iter().map(AuditRow::try_from).collect::<Result<Vec<_>, _>>()?;
-        Ok(Page::cut(items, limit, |row| row.cursor))
-    }
-
-    pub(in super::super) fn statement(
-        org: OrgId,
-        filter: &AuditFilter,
-        direction: Direction,
-        after: Option<AuditCursor>,
-        limit: Limit,
-    ) -> Statement {
-        let head = format!("SELECT {} FROM audit_rows WHERE generation = {LIVE}", StoredRow::TABLE.column_list());
-        let mut statement = filtered(Statement::new(head).push(" AND org = ").bind(org.to_string()), filter);
-        if let Some(AuditCursor { position, ordinal }) = after {
-            let beyond = match direction {
-                Direction::OldestFirst => " AND (position, ordinal) > (",
-                Direction::NewestFirst => " AND (position, ordinal) < (",
-            };
-            statement = statement.push(beyond).bind(int(position.get())).push(", ").bind(i64::from(ordinal)).push(")");
-        }
-        let order = match direction {
-            Direction::OldestFirst => " ORDER BY position, ordinal LIMIT ",
-            Direction::NewestFirst => " ORDER BY position DESC, ordinal DESC LIMIT ",
-        };
-        statement.push(order).bind(limit.probe())
+        Walk::begin(self.database, Question { org, filter, direction, after, limit }).await?.page().await
     }
 }
 
-fn filtered(statement: Statement, filter: &AuditFilter) -> Statement {
-    let mut statement = statement
-        .bind_some(" AND actor_id = ", filter.actor.as_deref())
-        .bind_some(" AND project = ", filter.project.map(|id| id.to_string()))
-        .bind_some(" AND workspace = ", filter.workspace.map(|id| id.to_string()))
-        .bind_some(" AND link = ", filter.link.map(|id| id.to_string()))
-        .bind_some(" AND correlation = ", filter.correlation.map(|id| id.to_string()))
-        .bind_some(" AND outcome = ", filter.denied.map(|denied| if denied { "denied" } else { "done" }))
-        .bind_some(" AND recorded_at >= ", filter.from.map(|from| int(from.get())))
-        .bind_some(" AND recorded_at < ", filter.to.map(|to| int(to.get())));
-    if let Some(prefix) = &filter.type_prefix {
-        // Not LIKE: in SQLite it ignores case, and `_` and `%` would need escaping.
-        let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
-        statement = statement.push(" AND SUBSTR(event_type, 1, CAST(").bind(length).push(" AS INTEGER)) = ");
-        statement = statement.bind(prefix.as_str());
-    }
-    statement
-}
-
-impl TryFrom<StoredRow> for AuditRow {
-    type Error = DatabaseError;
-
-    fn try_from(row: StoredRow) -> Result<Self, DatabaseError> {
-        fn id<T: FromStr<Err = envforge_domain::ids::InvalidId>>(text: &str) -> Result<T, DatabaseError> {
-            text.parse().map_err(|error: envforge_domain::ids::InvalidId| DatabaseError::Row {
-                table: StoredRow::TABLE.name,
-                reason: error.to_string(),
-            })
+impl AuditFilter {
+    /// Whether the filter lets a row through.
+    pub(super) fn matches(&self, row: &AuditRow) -> bool {
+        fn is<T: PartialEq>(wanted: Option<&T>, found: Option<&T>) -> bool {
+            wanted.is_none_or(|wanted| found == Some(wanted))
         }
-        fn some<T: FromStr<Err = envforge_domain::ids::InvalidId>>(
-            text: Option<&String>,
-        ) -> Result<Option<T>, DatabaseError> {
-            text.map(|text| id(text)).transpose()
-        }
-        let broken = |reason: &str| DatabaseError::Row { table: StoredRow::TABLE.name, reason: reason.to_owned() };
-        let outcome = match (row.outcome.as_str(), row.code, row.attempts) {
-            ("done", None, None) => Outcome::Done,
-            ("denied", Some(code), Some(count)) => Outcome::Denied { code, count: uint(count) },
-            _ => return Err(broken("`outcome`, `code` and `attempts` do not fit together")),
-        };
-        let ordinal = u32::try_from(row.ordinal).map_err(|_| broken("`ordinal` is out of range"))?;
-        Ok(Self {
-            cursor: AuditCursor { position: Position::new(uint(row.position)), ordinal },
-            org: id(&row.org)?,
-            recorded_at: UnixMillis::new(uint(row.recorded_at)),
-            actor_kind: row.actor_kind,
-            actor_id: row.actor_id,
-            actor_name: row.actor_name,
-            surface: row.surface,
-            event_type: row.event_type,
-            subject: row.subject,
-            project: some(row.project.as_ref())?,
-            workspace: some(row.workspace.as_ref())?,
-            link: some(row.link.as_ref())?,
-            command: id(&row.command)?,
-            commit: id(&row.commit_id)?,
-            correlation: id(&row.correlation)?,
-            causation: some(row.causation.as_ref())?,
-            outcome,
-            summary: row.summary,
-        })
+        let denied = matches!(row.outcome, Outcome::Denied { .. });
+        is(self.actor.as_ref(), row.actor_id.as_ref())
+            && self.type_prefix.as_ref().is_none_or(|prefix| row.event_type.starts_with(prefix.as_str()))
+            && is(self.project.as_ref(), row.project.as_ref())
+            && is(self.workspace.as_ref(), row.workspace.as_ref())
+            && is(self.link.as_ref(), row.link.as_ref())
+            && is(self.correlation.as_ref(), Some(&row.correlation))
+            && is(self.denied.as_ref(), Some(&denied))
+            && self.from.is_none_or(|from| row.recorded_at >= from)
+            && self.to.is_none_or(|to| row.recorded_at < to)
     }
 }
