@@ -205,6 +205,14 @@ impl Access {
         Ok(permit)
     }
 
+    /// Whether somebody may open a workspace on its host, in a session of their browser here.
+    pub(crate) async fn opening(&self, caller: &Caller, workspace: Resource) -> Result<Permit, Problem> {
+        let (action, surface) = (Action::WorkspaceOpen, Surface::Gateway);
+        let session = Some(caller.session);
+        let asked = self.authorizer.permit(caller.actor(), session, action, workspace, surface, caller.arrival.now);
+        asked.await.map_err(denied)
+    }
+
     /// Acting on a permit that may have to be asked for again; see `act!`.
     pub(crate) fn acting<'a>(&'a self, caller: &'a Caller, permit: Permit) -> Acting<'a> {
         Acting { access: self, caller, permit, permits: 1 }

@@ -14,10 +14,11 @@ use envforge_domain::event::Event;
 use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
 use envforge_domain::organization::Organization;
 use envforge_domain::secret::Secret;
-use envforge_domain::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
+use envforge_domain::session::{ClientName, LOCAL_ISSUER, OpenSession, RevocationReceipt, SessionEnd};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{User, UserCommand, UserEvent};
+use envforge_domain::workspace_session::{WorkspaceSession, WorkspaceSessions};
 use envforge_identity::sessions::SESSION_LIFETIME;
 use envforge_identity::sign_in::{Identity, Proven};
 use envforge_identity::tokens::{Description, Session};
@@ -29,6 +30,7 @@ use crate::access::{Access, Caller};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::instant;
+use crate::open_sockets::OpenSockets;
 use crate::problem::Problem;
 
 /// How long signing in and revoking wait until the views of this process know.
@@ -41,6 +43,7 @@ pub(crate) struct Sessions {
     identity: Arc<Identity>,
     commands: Commands,
     hot: Arc<Hot>,
+    all_gateways_here: bool,
 }
 
 /// A session that was just opened.
@@ -82,7 +85,7 @@ struct SignedInOrg {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct SessionShown {
     id: String,
-    /// `api`, `cli` or `console`: the session counts nowhere else.
+    /// `api`, `cli`, `console` or `gateway` (one workspace's host): the session counts nowhere else.
     surface: String,
     /// What the program calls itself.
     client: String,
@@ -104,16 +107,20 @@ pub(crate) struct Receipt {
     sessions: u32,
     /// Links that stood on the person's right.
     links: u32,
-    /// Open connections of those links; `null` where it is not known.
+    /// WebSockets of those sessions and links that were open and are closed; `null` where it is not known.
     sockets: Option<u32>,
-    /// Milliseconds until this process refused what was revoked.
+    /// Why it is not: `gateways_elsewhere` (they run in other processes), `still_closing` (some were open for longer than this waited).
+    sockets_unknown: Option<&'static str>,
+    /// Milliseconds until this process refused what was revoked, and its gateway had closed it.
     took_ms: u64,
 }
 
-impl From<RevocationReceipt> for Receipt {
-    fn from(receipt: RevocationReceipt) -> Self {
+impl Receipt {
+    /// `unknown`: why sockets are not known now. A repeated request tells what its first answer knew.
+    fn of(receipt: RevocationReceipt, unknown: Option<&'static str>) -> Self {
         let RevocationReceipt { cause: _, sessions, links, sockets, took } = receipt;
-        Self { sessions, links, sockets, took_ms: took.get() }
+        let sockets_unknown = if sockets.is_some() { None } else { unknown.or(Some("gateways_elsewhere")) };
+        Self { sessions, links, sockets, sockets_unknown, took_ms: took.get() }
     }
 }
 
@@ -124,7 +131,10 @@ pub(crate) struct Revoking {
     cause: SessionEnd,
     started: Instant,
     sessions: usize,
+    /// Of those, the ones on workspaces' hosts.
+    workspaces: WorkspaceSessions,
     links: usize,
+    open: OpenSockets,
 }
 
 /// Whether a session may go on, as the log's leader has it.
@@ -153,8 +163,14 @@ fn sessions_ended(done: &Done) -> impl Iterator<Item = SessionId> + '_ {
 }
 
 impl Sessions {
-    pub(crate) fn new(access: Access, identity: Arc<Identity>, commands: Commands, hot: Arc<Hot>) -> Self {
-        Self { access, identity, commands, hot }
+    pub(crate) fn new(
+        access: Access,
+        identity: Arc<Identity>,
+        commands: Commands,
+        hot: Arc<Hot>,
+        all_gateways_here: bool,
+    ) -> Self {
+        Self { access, identity, commands, hot, all_gateways_here }
     }
 
     /// Opens a session for somebody whose identity was proven, with tokens.
@@ -229,6 +245,34 @@ impl Sessions {
         let description = self.description(session.org, session.user, now);
         let tokens = self.identity.sessions().open(session, opened, &description, now).await?;
         self.signed_in(session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, now)
+    }
+
+    /// A cookie for a session of a browser that was just opened. A new one each time: whatever cookie the browser had before
+    /// signs nobody in.
+    pub(crate) async fn browser_cookie(&self, opened: &Opened) -> Result<Secret, Problem> {
+        let cookie = self.identity.randomness().token("").map_err(internal)?;
+        let credentials = self.identity.self_hosted().credentials();
+        credentials.insert_browser_session(&cookie, &opened.session, &opened.opened).await.map_err(internal)?;
+        Ok(cookie)
+    }
+
+    /// Whether the organization's policy lets people come by this provider: a session that it forbids would count for nothing.
+    pub(crate) fn check_provider(&self, org: OrgId, provider: &str) -> Result<(), Problem> {
+        let policy = self.hot.authorization.organization_policy(org);
+        match policy.filter(|policy| !policy.allows_provider(provider)) {
+            None => Ok(()),
+            Some(policy) => {
+                let allowed: Vec<_> = policy.identity_providers.iter().cloned().collect();
+                let how = if provider == LOCAL_ISSUER { "passwords" } else { provider };
+                Err(Problem::new(
+                    "provider_not_allowed",
+                    format!(
+                        "Your organization does not let people sign in with {how}; it allows {}.",
+                        allowed.join(", ")
+                    ),
+                ))
+            }
+        }
     }
 
     /// Ends a session, in the log first: a refresh token that outlives its session is refused.
@@ -343,15 +387,18 @@ impl Sessions {
         if !allowed {
             return Err(internal("the permit is not for reading sessions"));
         }
-        let sessions = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
-            User::Active { sessions, .. } => sessions,
+        let (sessions, workspaces) = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
+            User::Active { sessions, workspaces, .. } => (sessions, workspaces),
             User::Deactivated { .. } => return Ok(Vec::new()),
             User::Unknown | User::Invited(_) | User::InvitationRevoked => return Err(Problem::not_found()),
         };
         let uses = self.identity.sessions().last_uses(user).await?;
         let last_use = |session: &SessionId| uses.iter().find(|(used, _)| used == session).map(|(_, at)| *at);
+        let hosts =
+            workspaces.iter().filter_map(|(id, open)| Some((*id, self.as_session(open, sessions.get(&open.parent)?))));
+        let hosts: Vec<_> = hosts.collect();
         let mut live: Vec<_> =
-            sessions.into_iter().filter(|(_, opened)| caller.arrival.now < opened.expires_at).collect();
+            sessions.into_iter().chain(hosts).filter(|(_, opened)| caller.arrival.now < opened.expires_at).collect();
         live.sort_by_key(|(session, opened)| std::cmp::Reverse((opened.opened_at, *session)));
         let shown = |(session, opened): (SessionId, OpenSession)| SessionShown {
             id: session.to_string(),
@@ -367,6 +414,19 @@ impl Sessions {
         Ok(live.into_iter().map(shown).collect())
     }
 
+    /// A session on a workspace's host, beside the others: it counts on the gateway, and is called as the host is.
+    fn as_session(&self, open: &WorkspaceSession, parent: &OpenSession) -> OpenSession {
+        let name = self.hot.gateway.workspace_name(open.workspace);
+        let client = name.and_then(|name| ClientName::parse(&format!("{} of {name}", open.service)).ok());
+        OpenSession {
+            surface: Surface::Gateway,
+            client: client.unwrap_or_else(|| ClientName::of_surface(Surface::Gateway)),
+            opened_at: open.opened_at,
+            expires_at: open.expires_at,
+            ..parent.clone()
+        }
+    }
+
     /// Looks at what a revocation may close, before it happens.
     pub(crate) async fn revoking(
         &self,
@@ -376,12 +436,18 @@ impl Sessions {
         now: UnixMillis,
     ) -> Result<Revoking, Problem> {
         let started = Instant::now();
-        let sessions = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
-            User::Active { sessions, .. } => sessions.values().filter(|opened| now < opened.expires_at).count(),
-            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => 0,
+        let (sessions, workspaces) = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
+            User::Active { sessions, workspaces, .. } => {
+                (sessions.values().filter(|opened| now < opened.expires_at).count(), workspaces)
+            }
+            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => {
+                (0, WorkspaceSessions::default())
+            }
         };
         let links = self.hot.authorization.open_links_of(user, now);
-        Ok(Revoking { org, user, cause, started, sessions, links })
+        let sessions = sessions + workspaces.iter().filter(|(_, open)| now < open.expires_at).count();
+        let open = OpenSockets::of(&self.hot, user);
+        Ok(Revoking { org, user, cause, started, sessions, workspaces, links, open })
     }
 
     /// What a revocation has closed, once this process refuses it; written down. The revocation holds whether or not this
@@ -393,8 +459,9 @@ impl Sessions {
         surface: Surface,
         context: &Context,
     ) -> Result<Receipt, Problem> {
-        let Revoking { org, user, cause, started, sessions, links } = revoking;
-        let ended = sessions_ended(done).count();
+        let Revoking { org, user, cause, started, sessions, workspaces, links, open } = revoking;
+        // What was opened from a session ended with it, without an event of its own.
+        let ended = sessions_ended(done).map(|session| 1 + workspaces.opened_from(session)).sum();
         // Whoever is deactivated or taken out loses all of them by that event alone.
         let sessions = if cause == SessionEnd::Deactivated && !done.events.is_empty() { sessions } else { ended };
         if let Err(stale) = self.hot.wait_for(done.position, WAIT_FOR_VIEW).await {
@@ -402,23 +469,28 @@ impl Sessions {
         }
         let links = links.saturating_sub(self.hot.authorization.open_links_of(user, context.now));
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let closed = match self.all_gateways_here {
+            true => open.closed().await,
+            false => Err("gateways_elsewhere"),
+        };
+        let unknown = closed.err();
         let receipt = RevocationReceipt {
             cause,
             sessions: count(sessions),
             links: count(links),
-            sockets: None,
+            sockets: closed.ok(),
             took: Millis::new(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
         };
         if done.events.is_empty() {
-            return Ok(receipt.into());
+            return Ok(Receipt::of(receipt, unknown));
         }
         let record = UserCommand::RecordRevocation { receipt };
         match self.record_as(&part_of(context, "receipt"), org, user, surface, &record).await {
             // Of a repeated request: what its first answer said.
-            Ok(recorded) => Ok(recorded.events.iter().find_map(receipt_of).unwrap_or(receipt).into()),
+            Ok(recorded) => Ok(Receipt::of(recorded.events.iter().find_map(receipt_of).unwrap_or(receipt), unknown)),
             Err(problem) => {
                 tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
-                Ok(receipt.into())
+                Ok(Receipt::of(receipt, unknown))
             }
         }
     }

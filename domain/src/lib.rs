@@ -27,3 +27,4 @@ pub mod slug;
 pub mod time;
 pub mod user;
 pub mod workspace;
+pub mod workspace_session;

@@ -51,6 +51,9 @@ pub const IDENTITY_PROVIDER_CHARS_MAX: usize = 200;
 pub const SESSION_LIFETIME_MAX: Millis = Millis::from_hours(24 * 30);
 pub const SESSION_LIFETIME_MIN: Millis = Millis::from_minutes(15);
 
+/// Sessions of one person on workspaces' hosts; one more ends the oldest.
+pub const WORKSPACE_SESSIONS_MAX: usize = 100;
+
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;
 /// A link's lifetime where the organization sets none (2 h as the product documents show).

@@ -182,6 +182,17 @@ fn samples() -> Vec<Event> {
         UserEvent::ProfileChanged { name: "Ada Lovelace".to_owned() },
         UserEvent::Reactivated,
         UserEvent::Reauthenticated { session, authenticated_at: at(60) },
+        UserEvent::WorkspaceOpened {
+            session: SessionId::from_uuid(uuid(12)),
+            parent: session,
+            handoff: HandoffId::from_uuid(uuid(13)),
+            project,
+            workspace,
+            service: web.clone(),
+            cookie: TokenDigest::of(b"a cookie"),
+            opened_at: at(7),
+            expires_at: at(3_600),
+        },
     ];
     let receipts = [None, Some(2)].map(|sockets| UserEvent::RevocationRecorded {
         receipt: RevocationReceipt {

@@ -19,3 +19,4 @@ pub mod share_token;
 pub mod sign_in;
 pub mod submitted;
 pub mod tokens;
+pub mod workspace_handoff;

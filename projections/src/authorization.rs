@@ -4,6 +4,7 @@
 
 mod dry_run;
 mod links;
+mod opening;
 mod organization;
 mod people;
 
@@ -100,6 +101,11 @@ impl AuthorizationView {
         let inner = self.inner.read();
         let links = inner.links_by_issuer.get(&user).into_iter().flatten();
         links.filter(|link| matches!(inner.link(**link, now), ActorFacts::Link { live: true, .. })).count()
+    }
+
+    /// Links that stand on a person's right.
+    pub fn links_issued_by(&self, user: UserId) -> Vec<LinkId> {
+        self.inner.read().links_by_issuer.get(&user).into_iter().flatten().copied().collect()
     }
 
     /// Who an identity provider's subject is. The first user of a subject keeps it.

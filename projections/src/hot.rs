@@ -213,6 +213,7 @@ impl Hot {
         self.placement.apply(recorded);
         self.invitations.apply(recorded);
         self.gateway.apply(recorded, &rights);
+        self.gateway.apply_members(recorded, &self.authorization);
     }
 
     fn heard(&self, position: Position, current_at: Option<Instant>, caught_up: bool) {

@@ -298,7 +298,12 @@ fn no_password() -> Problem {
 
 impl Auth {
     /// Proves a password, and has a failure counted.
-    async fn prove(&self, attempt: LoginAttempt, surface: Surface, arrival: &Arrival) -> Result<Proven, Problem> {
+    pub(super) async fn prove(
+        &self,
+        attempt: LoginAttempt,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<Proven, Problem> {
         match self.identity.self_hosted().login(attempt, arrival.now).await {
             Ok(account) => Ok(Proven {
                 user: account.user,

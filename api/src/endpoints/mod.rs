@@ -22,6 +22,7 @@ pub(crate) mod projects;
 pub(crate) mod roles;
 pub(crate) mod runtime;
 pub(crate) mod sessions;
+pub(crate) mod sign_in_page;
 pub(crate) mod teams;
 pub(crate) mod usage;
 pub(crate) mod workspaces;

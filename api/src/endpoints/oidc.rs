@@ -18,7 +18,6 @@ use envforge_identity::oidc::{
     Challenge, Client, DevicePoll, FlowError, InvalidToken, Loopback, Oidc, ProviderError, ReturnTo, Seen, TokenError,
     WebAnswer,
 };
-use envforge_identity::randomness::Randomness;
 use envforge_identity::submitted::SubmittedSecret;
 use envforge_identity::tokens::Session;
 use envforge_projections::Hot;
@@ -31,6 +30,7 @@ use utoipa_axum::routes;
 
 use super::auth::{Auth, client_name};
 use super::oidc_mirror::open_session;
+use super::sign_in_page::{failed_page, is_navigation};
 use crate::browser::{Browsers, Cookie};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
@@ -185,9 +185,21 @@ async fn callback(
     headers: HeaderMap,
     Query(query): Query<CallbackQuery>,
 ) -> Result<Response, Problem> {
+    match called_back(&state, &arrival, &headers, &query).await {
+        Err(problem) if is_navigation(&headers) => Ok(failed_page(problem)),
+        answer => answer,
+    }
+}
+
+async fn called_back(
+    state: &Login,
+    arrival: &Arrival,
+    headers: &HeaderMap,
+    query: &CallbackQuery,
+) -> Result<Response, Problem> {
     let (oidc, browsers) = state.provider_for(Client::Web)?;
-    state.asked.take(&arrival)?;
-    let browser = browsers.get(Cookie::Flow, &headers);
+    state.asked.take(arrival)?;
+    let browser = browsers.get(Cookie::Flow, headers);
     let answer = WebAnswer {
         state: query.state.as_deref().unwrap_or_default(),
         code: query.code.as_deref(),
@@ -195,14 +207,10 @@ async fn callback(
         issuer: query.iss.as_deref(),
     };
     let (proven, return_to) = oidc.finish_web(answer, browser.as_ref(), arrival.now).await?;
-    let opened = open_session(&state, oidc, &proven, None, &arrival).await?;
+    let opened = open_session(state, oidc, &proven, None, arrival).await?;
     // Browsers remember no positions: what they read next must know whom it is asked by.
     state.reads.settle(opened.position).await;
-    // A new one each time: whatever cookie the browser had before signs nobody in.
-    let cookie = Randomness.token("").map_err(|error| Problem::internal(error.to_string()))?;
-    let credentials = state.auth.identity.self_hosted().credentials();
-    let stored = credentials.insert_browser_session(&cookie, &opened.session, &opened.opened).await;
-    stored.map_err(|error| Problem::internal(error.to_string()))?;
+    let cookie = state.auth.sessions.browser_cookie(&opened).await?;
     let cookie = browsers.set(Cookie::Session, &cookie, opened.session.expires_at.since(arrival.now))?;
     let onward = location(return_to.as_str())?;
     Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, onward)]).into_response())

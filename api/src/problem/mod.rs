@@ -101,6 +101,19 @@ impl Problem {
         self.status
     }
 
+    pub(crate) fn title(&self) -> &'static str {
+        self.title
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Seconds.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.retry_after_s
+    }
+
     pub(crate) fn internal_reason(&self) -> Option<&str> {
         self.internal.as_deref()
     }

@@ -10,6 +10,7 @@ mod invitations;
 mod journey_oidc;
 mod limits;
 mod links;
+mod pages;
 mod passwords;
 mod permissions;
 mod policies;

@@ -60,6 +60,8 @@ use Role::{Admin, Billing, Create, Developer, Explore, Mod, Owner, Viewer};
 const PEOPLE: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console];
 /// The machine's command line: first start and recovery.
 const SETUP: &[Surface] = &[Surface::Cli];
+/// Those, and workspaces' own hosts.
+const PEOPLE_AND_GATEWAY: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console, Surface::Gateway];
 const GATEWAY: &[Surface] = &[Surface::Gateway];
 /// A host's agent, and EnvForge's own components that run beside it.
 const AGENT: &[Surface] = &[Surface::Agent];
@@ -117,7 +119,7 @@ actions! {
     WorkspaceChangeManifest "workspace.change_manifest", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
     WorkspaceChangeAccessMode "workspace.change_access_mode", Workspace, [Owner Admin Mod], [], PEOPLE;
     WorkspaceArchive "workspace.archive", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
-    RuntimeWake "runtime.wake", Workspace, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY], PEOPLE;
+    RuntimeWake "runtime.wake", Workspace, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY], PEOPLE_AND_GATEWAY;
     RuntimeSleep "runtime.sleep", Workspace, [Owner Admin Developer Create Mod], [System on AGENT], PEOPLE;
     RuntimeKeepAwake "runtime.keep_awake", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
     /// Traffic that puts off idle sleep.
@@ -141,6 +143,8 @@ actions! {
     LinkRecordUse "link.record_use", Workspace, [], [LinkVisitor on GATEWAY System on GATEWAY], NOWHERE;
     /// One request or socket of the app surface.
     AppForward "app.forward", Workspace, [], [LinkVisitor on GATEWAY], NOWHERE;
+    /// A member's own browser on a workspace's host: its session, and each request and socket of it.
+    WorkspaceOpen "workspace.open", Workspace, [Owner Admin Developer Create Mod], [], GATEWAY;
     AuditRead "audit.read", Organization, [Owner Admin Explore Create Mod], [], PEOPLE;
     UsageRead "usage.read", Organization, [Owner Admin Viewer Billing Explore Create Mod], [], PEOPLE;
     DenialRecord "denial.record", Organization, [], [System on EVERYWHERE], NOWHERE;

@@ -21,6 +21,8 @@ pub(super) struct SessionFacts {
     /// By the clock that set its end too.
     pub(super) opened_at: UnixMillis,
     pub(super) expires_at: UnixMillis,
+    /// The session from which a workspace was opened, and with which this one ends.
+    pub(super) parent: Option<SessionId>,
 }
 
 /// Why a session counts for nothing.
@@ -68,10 +70,19 @@ impl UserFacts {
             }
             UserEvent::Reactivated => self.active = true,
             UserEvent::SessionOpened { session, expires_at, .. } => {
-                self.sessions.insert(*session, SessionFacts { opened_at: at, expires_at: *expires_at });
+                let opened = SessionFacts { opened_at: at, expires_at: *expires_at, parent: None };
+                self.sessions.insert(*session, opened);
+            }
+            UserEvent::WorkspaceOpened { session, parent, expires_at, .. } => {
+                // How long somebody may stay signed in counts from when they signed in.
+                if let Some(from) = self.sessions.get(parent).copied() {
+                    self.sessions.retain(|_, known| known.parent.is_none() || at < known.expires_at);
+                    let expires_at = from.expires_at.min(*expires_at);
+                    self.sessions.insert(*session, SessionFacts { expires_at, parent: Some(*parent), ..from });
+                }
             }
             UserEvent::SessionEnded { session, .. } => {
-                self.sessions.remove(session);
+                self.sessions.retain(|id, known| id != session && known.parent != Some(*session));
             }
         }
     }

@@ -114,6 +114,7 @@ fn user(event: &UserEvent, name: &str) -> String {
         UserEvent::SessionOpened { surface, client, .. } => {
             format!("{name} signed in ({}, {})", surface.token(), client.as_str())
         }
+        UserEvent::WorkspaceOpened { service, .. } => format!("{name} opened a workspace in a browser ({service})"),
         UserEvent::Reauthenticated { .. } => format!("{name} proved their identity once more"),
         UserEvent::SessionEnded { reason, .. } => format!("A session of {name} ended: {}", why_ended(*reason)),
         UserEvent::PasswordChanged => format!("{name} got a new password"),

@@ -285,7 +285,8 @@ impl DirectoryModel {
             | UserEvent::Reauthenticated { .. }
             | UserEvent::SessionEnded { .. }
             | UserEvent::PasswordChanged
-            | UserEvent::RevocationRecorded { .. } => {}
+            | UserEvent::RevocationRecorded { .. }
+            | UserEvent::WorkspaceOpened { .. } => {}
         }
     }
 
