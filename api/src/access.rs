@@ -24,7 +24,7 @@ use envforge_identity::sign_in::{Identity, Presented, VerifyError};
 use envforge_projections::sql::Within;
 use envforge_projections::{AuthorizeError, Authorizer, Hot};
 use http::request::Parts;
-use http::{HeaderName, header};
+use http::{HeaderName, StatusCode, header};
 
 use crate::browser::Browsers;
 use crate::edge::Arrival;
@@ -282,6 +282,27 @@ impl Access {
     pub(crate) fn record_failed_login(&self, account: Option<&Account>, surface: Surface, arrival: &Arrival) {
         let account = account.map(|account| (account.org, account.user));
         self.authorizer.denials().record_failed_login(account, arrival.address, surface, arrival.now);
+    }
+
+    /// Passes on what became of a sign-in or its renewal. One that was refused for what it was is counted for the audit; what
+    /// was not even looked at, and our own failures, are none. `who`: where that was known.
+    pub(crate) fn sign_in_outcome<T>(
+        &self,
+        outcome: Result<T, Problem>,
+        who: Option<(OrgId, UserId)>,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<T, Problem> {
+        if let Err(problem) = &outcome {
+            let status = problem.status();
+            let looked_at = !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::NOT_FOUND);
+            if looked_at && !status.is_server_error() {
+                let (org, user) = who.map_or((OrgId::SYSTEM, None), |(org, user)| (org, Some(user)));
+                let denials = self.authorizer.denials();
+                denials.record_refused_sign_in(org, user, problem.code(), arrival.address, surface, arrival.now);
+            }
+        }
+        outcome
     }
 
     /// What of a list the caller may see: all of the organization, or some of its projects and workspaces.

@@ -12,7 +12,7 @@ use envforge_domain::access::{Action, Permit, Resource, Scope};
 use envforge_domain::commit::{Position, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
-use envforge_domain::organization::Organization;
+use envforge_domain::organization::{Organization, OrganizationPolicy, SessionOver};
 use envforge_domain::secret::Secret;
 use envforge_domain::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
 use envforge_domain::slug::OrgSlug;
@@ -130,12 +130,28 @@ pub(crate) struct Revoking {
 /// Whether a session may go on, as the log's leader has it.
 pub(crate) enum Standing {
     Live { opened: OpenSession, position: Position },
+    /// The organization's policy does not let it go on. It stands where the policy is loosened again.
+    NotAllowed { opened: OpenSession, over: SessionOver },
     Ended,
     NotAMember,
 }
 
 pub(crate) fn session_ended() -> Problem {
     Problem::new("session_ended", "This session has ended; sign in again.")
+}
+
+/// What the organization's policy makes of a session, as its person is told.
+pub(crate) fn not_allowed(over: SessionOver, opened: &OpenSession) -> Problem {
+    match over {
+        SessionOver::TooOld => {
+            session_ended().with("reason", "too_old").with("opened_at", instant::Instant(opened.opened_at).text())
+        }
+        SessionOver::Provider => Problem::new(
+            "identity_provider_not_allowed",
+            format!("The organization's policy does not let people in on the word of `{}`.", opened.provider),
+        )
+        .with("provider", opened.provider.clone()),
+    }
 }
 
 /// A step of a request that takes several commits: the same request, so the same command again when it is repeated.
@@ -181,7 +197,8 @@ impl Sessions {
         })
     }
 
-    /// The one way into EnvForge, for every provider. Only members of their organization, as the log's leader has it, get in.
+    /// The one way into EnvForge, for every provider. Only members of their organization get in, by a provider that it allows, as
+    /// the log's leader has it.
     pub(crate) async fn open_as(
         &self,
         session: Session,
@@ -192,7 +209,7 @@ impl Sessions {
     ) -> Result<Opened, Problem> {
         let Session { user, org, .. } = session;
         let now = arrival.now;
-        self.check_membership(org, user).await?;
+        let (_, policy) = self.membership(org, user).await?;
         let opened = OpenSession {
             surface,
             provider: proven.provider.clone(),
@@ -201,6 +218,11 @@ impl Sessions {
             authenticated_at: proven.authenticated_at.min(now),
             expires_at: session.expires_at,
         };
+        let refused = |policy: &OrganizationPolicy| {
+            let over = policy.session_over(&opened.provider, opened.opened_at, opened.expires_at, now);
+            over.map_or(Ok(()), |over| Err(not_allowed(over, &opened)))
+        };
+        refused(&policy)?;
         let open = UserCommand::OpenSession { session: session.session, opened: opened.clone(), now };
         let done = self.record(org, user, surface, arrival, &open).await.map_err(|problem| {
             // A first start that broke off between the two: not the fault of whoever signs in.
@@ -210,7 +232,7 @@ impl Sessions {
             self.identity.sessions().revoke_session(ended, now).await?;
         }
         // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
-        if let Err(problem) = self.check_membership(org, user).await {
+        if let Err(problem) = self.membership(org, user).await.and_then(|(_, policy)| refused(&policy)) {
             self.end(&session, SessionEnd::Revoked, surface, arrival).await?;
             return Err(problem);
         }
@@ -245,10 +267,12 @@ impl Sessions {
     }
 
     /// Members alone get tokens; somebody who was taken out proves who they are and gets none.
-    async fn check_membership(&self, org: OrgId, user: UserId) -> Result<Position, Problem> {
+    async fn membership(&self, org: OrgId, user: UserId) -> Result<(Position, OrganizationPolicy), Problem> {
         let loaded = self.commands.load::<Organization>(&StreamId::organization(org)).await?;
         match &loaded.state {
-            Organization::Active(organization) if organization.members.contains(&user) => Ok(loaded.position),
+            Organization::Active(organization) if organization.members.contains(&user) => {
+                Ok((loaded.position, organization.policy.clone()))
+            }
             Organization::Active(_) | Organization::Unknown => {
                 Err(Problem::new("membership_ended", "You do not belong to this organization any more."))
             }
@@ -262,8 +286,13 @@ impl Sessions {
             User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => None,
         };
         let Some(opened) = opened.filter(|opened| now < opened.expires_at) else { return Ok(Standing::Ended) };
-        match self.check_membership(session.org, session.user).await {
-            Ok(position) => Ok(Standing::Live { opened, position: position.max(loaded.position) }),
+        match self.membership(session.org, session.user).await {
+            Ok((position, policy)) => {
+                Ok(match policy.session_over(&opened.provider, opened.opened_at, opened.expires_at, now) {
+                    None => Standing::Live { opened, position: position.max(loaded.position) },
+                    Some(over) => Standing::NotAllowed { opened, over },
+                })
+            }
             Err(problem) if problem.code() == "membership_ended" => Ok(Standing::NotAMember),
             Err(problem) => Err(problem),
         }

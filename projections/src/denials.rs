@@ -76,17 +76,31 @@ impl DenialSink {
         now: UnixMillis,
     ) {
         let code = if account.is_some() { "wrong_credentials" } else { "unknown_account" };
+        let (org, user) = account.map_or((OrgId::SYSTEM, None), |(org, user)| (org, Some(user)));
+        self.record_refused_sign_in(org, user, code, address, surface, now);
+    }
+
+    /// Counts and holds an attempt to sign in that was refused, whichever way it came. The organization must be one that
+    /// exists, or `OrgId::SYSTEM` where nobody knows for whom it was.
+    pub fn record_refused_sign_in(
+        &self,
+        org: OrgId,
+        user: Option<UserId>,
+        code: &'static str,
+        address: IpAddr,
+        surface: Surface,
+        now: UnixMillis,
+    ) {
         metrics::counter!(
             "envforge_denials_total",
             "code" => code, "action" => "authenticate", "surface" => surface.token()
         )
         .increment(1);
-        let org = account.map_or(OrgId::SYSTEM, |(org, _)| org);
         let kind = Kind {
             actor: Actor::Anonymous,
             action: "authenticate".to_owned(),
             surface,
-            resource: account.map(|(_, user)| user.to_string()),
+            resource: user.map(|user| user.to_string()),
             address: Some(address),
             code: code.to_owned(),
         };

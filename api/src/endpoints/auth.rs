@@ -28,7 +28,9 @@ use crate::edge::Arrival;
 use crate::instant::Instant;
 use crate::problem::Problem;
 use crate::request_body::{Empty, Json};
-use crate::sessions::{Receipt, Sessions, SignedIn, Standing, internal, part_of, session_ended, whole_seconds};
+use crate::sessions::{
+    Receipt, Sessions, SignedIn, Standing, internal, not_allowed, part_of, session_ended, whole_seconds,
+};
 use crate::write::{Happened, Write, Written};
 
 #[derive(Clone)]
@@ -118,7 +120,9 @@ async fn login(
     let attempt =
         LoginAttempt { email: request.email, password: request.password.into_secret(), address: arrival.address };
     let proven = auth.prove(attempt, surface, &arrival).await?;
-    let (position, signed_in) = auth.sessions.open(&proven, surface, client, &arrival).await?;
+    let opened = auth.sessions.open(&proven, surface, client, &arrival).await;
+    let (position, signed_in) =
+        auth.access.sign_in_outcome(opened, Some((proven.org, proven.user)), surface, &arrival)?;
     Ok(Written::ok(position, signed_in))
 }
 
@@ -141,6 +145,10 @@ async fn refresh(
     // The token is used only now that its session is known to stand: where the log cannot say, it works again.
     let (opened, position) = match auth.sessions.standing(&session, arrival.now).await? {
         Standing::Live { opened, position } => (opened, position),
+        Standing::NotAllowed { opened, over } => {
+            let (who, refused) = (Some((session.org, session.user)), Err(not_allowed(over, &opened)));
+            return auth.access.sign_in_outcome(refused, who, opened.surface, &arrival);
+        }
         Standing::Ended => {
             auth.identity.sessions().revoke_session(session.session, arrival.now).await?;
             return Err(session_ended());
@@ -242,7 +250,7 @@ async fn change_password(
     let permit = auth.access.permit(&caller, Action::PasswordChangeOwn, caller.own()).await?;
     let client = match auth.sessions.standing(&caller.session(), arrival.now).await? {
         Standing::Live { opened, .. } => opened.client,
-        Standing::Ended | Standing::NotAMember => return Err(session_ended()),
+        Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => return Err(session_ended()),
     };
     let revoking = auth.sessions.revoking(caller.org, caller.user, SessionEnd::PasswordChanged, arrival.now).await?;
     let change = PasswordChange {

@@ -47,6 +47,7 @@ catalogue! {
     FORBIDDEN {
         "role_missing" "Your roles do not allow this", "`action` names what was asked; `detail` names the roles that may.";
         "sign_in_denied" "The identity provider did not sign you in", "`reason` is the provider's.";
+        "identity_provider_not_allowed" "The organization does not allow this way to sign in", "`provider` is the one that vouches for you. Sign in with one that the organization's policy names.";
         "organization_not_mapped" "This organization of the identity provider is none here", "The operator has to map it.";
         "not_invited" "You are not a member of the organization", "An administrator can add you.";
         "no_role" "You have no role in the organization yet", "An administrator can give you one.";

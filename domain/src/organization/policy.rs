@@ -34,6 +34,15 @@ pub struct OrganizationPolicy {
 /// The roles of which a policy may choose who gives links.
 pub const LINK_ISSUERS: Roles = Roles::of(Action::LinkIssue.row().roles);
 
+/// Why a session counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SessionOver {
+    /// Its time is over, or it is longer ago than the organization's policy lets people stay signed in.
+    TooOld,
+    /// The policy does not allow its identity provider.
+    Provider,
+}
+
 impl Default for OrganizationPolicy {
     fn default() -> Self {
         Self {
@@ -57,6 +66,21 @@ impl OrganizationPolicy {
     /// When somebody who signed in then has to sign in again at the latest.
     pub fn session_ends_at(&self, signed_in_at: UnixMillis) -> UnixMillis {
         signed_in_at.plus(self.session_lifetime_max)
+    }
+
+    /// Holds a session against the policy as it is now, whatever it was at sign-in: when it is used, and when it is opened or
+    /// renewed.
+    pub fn session_over(
+        &self,
+        provider: &str,
+        opened_at: UnixMillis,
+        expires_at: UnixMillis,
+        now: UnixMillis,
+    ) -> Option<SessionOver> {
+        if !self.allows_provider(provider) {
+            return Some(SessionOver::Provider);
+        }
+        (now >= expires_at.min(self.session_ends_at(opened_at))).then_some(SessionOver::TooOld)
     }
 
     /// Until when a runtime that was asked then to stay awake does so at the latest.

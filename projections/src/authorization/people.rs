@@ -2,6 +2,7 @@
 
 use ahash::AHashMap;
 use envforge_domain::ids::{OrgId, SessionId};
+pub use envforge_domain::organization::SessionOver;
 use envforge_domain::organization::OrganizationPolicy;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::UserEvent;
@@ -23,15 +24,6 @@ pub(super) struct SessionFacts {
     pub(super) expires_at: UnixMillis,
 }
 
-/// Why a session counts for nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SessionOver {
-    /// Its time is over, or it is longer ago than the organization's policy lets people stay signed in.
-    TooOld,
-    /// The policy does not allow its identity provider.
-    Provider,
-}
-
 impl UserFacts {
     pub(super) fn session_live(&self, policy: &OrganizationPolicy, session: SessionId, now: UnixMillis) -> bool {
         self.sessions.get(&session).is_some_and(|session| self.session_over(policy, session, now).is_none())
@@ -44,11 +36,7 @@ impl UserFacts {
         session: &SessionFacts,
         now: UnixMillis,
     ) -> Option<SessionOver> {
-        if !policy.allows_provider(&self.issuer) {
-            return Some(SessionOver::Provider);
-        }
-        let end = session.expires_at.min(policy.session_ends_at(session.opened_at));
-        (now >= end).then_some(SessionOver::TooOld)
+        policy.session_over(&self.issuer, session.opened_at, session.expires_at, now)
     }
 
     /// `at`: when it was decided.
