@@ -25,8 +25,9 @@ use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    audit, auth, events, handoff, health, invitations, links, me, members, oidc, oidc_events, organizations, problems,
-    projects, roles, runtime, sessions as session_endpoints, teams, usage, workspaces,
+    access_then, audit, auth, authz, decisions, events, handoff, health, invitations, links, me, members, oidc,
+    oidc_events, organizations, problems, projects, roles, runtime, service_tokens, sessions as session_endpoints,
+    teams, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -99,11 +100,19 @@ pub fn router(parts: Parts) -> Router {
         commands: commands.clone(),
         sessions: sessions.clone(),
     };
+    let tokens = service_tokens::ServiceTokens {
+        access: access.clone(),
+        commands: commands.clone(),
+        identity: Arc::clone(&identity),
+    };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands, sessions };
     let oidc = oidc::Login::new(auth.clone(), hot, reads.clone(), oidc, browsers);
     let me = me::Me { access: access.clone(), commands: people.commands.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
+    let questions = authz::Authz { access: access.clone(), log: Arc::clone(&log) };
+    let then = access_then::AccessThen { access: access.clone(), reads: reads.clone(), log: Arc::clone(&log) };
+    let decided = decisions::Decisions { access: access.clone(), reads: reads.clone(), log: Arc::clone(&log) };
     let usages = usage::Usages { access: access.clone(), reads };
     let events = events::Events { access, log, clock: Arc::clone(&clock), streams, heartbeat: config.heartbeat, stop };
 
@@ -114,6 +123,10 @@ pub fn router(parts: Parts) -> Router {
         .merge(oidc_events::routes().with_state(oidc))
         .merge(me::routes().with_state(me))
         .merge(session_endpoints::routes().with_state(people))
+        .merge(service_tokens::routes().with_state(tokens))
+        .merge(authz::routes().with_state(questions))
+        .merge(decisions::routes().with_state(decided))
+        .merge(access_then::routes().with_state(then))
         .merge(organizations::routes().with_state(organizations))
         .merge(members::routes().with_state(members))
         .merge(invitations::routes().with_state(invitations))
@@ -164,6 +177,10 @@ pub fn document() -> OpenApi {
         oidc_events::routes().into_openapi(),
         me::routes().into_openapi(),
         session_endpoints::routes().into_openapi(),
+        service_tokens::routes().into_openapi(),
+        authz::routes().into_openapi(),
+        decisions::routes().into_openapi(),
+        access_then::routes().into_openapi(),
         organizations::routes().into_openapi(),
         members::routes().into_openapi(),
         invitations::routes().into_openapi(),

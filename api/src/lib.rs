@@ -22,6 +22,7 @@ mod page;
 pub mod problem;
 mod reads;
 mod request_body;
+mod service_caller;
 mod sessions;
 mod share;
 mod write;

@@ -129,9 +129,15 @@ pub(crate) struct Revoking {
 
 /// Whether a session may go on, as the log's leader has it.
 pub(crate) enum Standing {
-    Live { opened: OpenSession, position: Position },
+    Live {
+        opened: OpenSession,
+        position: Position,
+    },
     /// The organization's policy does not let it go on. It stands where the policy is loosened again.
-    NotAllowed { opened: OpenSession, over: SessionOver },
+    NotAllowed {
+        opened: OpenSession,
+        over: SessionOver,
+    },
     Ended,
     NotAMember,
 }
@@ -391,7 +397,7 @@ impl Sessions {
             authenticated_at: opened.authenticated_at.into(),
             last_used_at: last_use(&session).unwrap_or(opened.opened_at).max(opened.opened_at).into(),
             expires_at: opened.expires_at.into(),
-            current: session == caller.session,
+            current: caller.session_id().is_ok_and(|own| own == session),
         };
         Ok(live.into_iter().map(shown).collect())
     }

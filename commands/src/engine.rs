@@ -273,6 +273,7 @@ fn covers(resource: Resource, stream: &StreamId) -> bool {
         StreamKind::Claim => true,
         // Nobody decides on decisions: they stand beside what was decided.
         StreamKind::Decision => false,
+        StreamKind::ServiceTokens => matches!(resource, Resource::Organization(_)),
         StreamKind::Organization | StreamKind::Denial => is(&resource.org()),
         StreamKind::User => match resource {
             Resource::User { user, .. } => is(&user),

@@ -22,6 +22,7 @@ pub mod project;
 pub mod routing;
 pub mod runtime;
 pub mod secret;
+pub mod service_token;
 pub mod session;
 pub mod slug;
 pub mod time;

@@ -29,7 +29,7 @@ impl LogDecisions {
     async fn fresh(&self, permit: &Permit, now: UnixMillis) -> Result<Permit, Denial> {
         let session = match permit.actor() {
             Actor::LinkVisitor { session, .. } => session,
-            Actor::User(_) | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => None,
+            Actor::User(_) | Actor::Agent(_) | Actor::ServiceToken(_) | Actor::System(_) | Actor::Anonymous => None,
         };
         let asked =
             self.authorizer.permit(permit.actor(), session, permit.action(), permit.resource(), permit.surface(), now);

@@ -14,6 +14,7 @@ pub mod oidc;
 pub mod password;
 pub mod randomness;
 pub mod self_hosted;
+pub mod service_tokens;
 pub mod sessions;
 pub mod share_token;
 pub mod sign_in;

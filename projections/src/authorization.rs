@@ -85,7 +85,8 @@ impl AuthorizationView {
                 inner.hosts.get(host).map_or(ActorFacts::Nobody, |org| ActorFacts::Agent { org: *org, host: *host })
             }
             Actor::System(_) => ActorFacts::System,
-            Actor::Anonymous => ActorFacts::Nobody,
+            // A token's facts are put together from this view and that of tokens.
+            Actor::ServiceToken(_) | Actor::Anonymous => ActorFacts::Nobody,
         };
         Facts { position, actor: facts }
     }
@@ -182,7 +183,8 @@ impl AuthorizationView {
             | StreamKind::Runtime
             | StreamKind::Claim
             | StreamKind::Denial
-            | StreamKind::Decision => Vec::new(),
+            | StreamKind::Decision
+            | StreamKind::ServiceTokens => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -230,7 +232,8 @@ impl AuthorizationView {
                 | Event::Runtime(_)
                 | Event::Claim(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
         rights

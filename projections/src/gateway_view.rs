@@ -268,7 +268,8 @@ impl GatewayView {
                 | Event::Host(_)
                 | Event::Claim(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
         for right in rights {

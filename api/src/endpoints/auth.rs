@@ -179,11 +179,12 @@ async fn refresh(
 async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happened, Problem> {
     let Write { caller, context, .. } = request;
     let permit = auth.access.permit(&caller, Action::SessionRevokeOwn, caller.own()).await?;
-    let end = UserCommand::EndOwnSession { session: caller.session };
+    let session = caller.session_id()?;
+    let end = UserCommand::EndOwnSession { session };
     let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &end));
     // Only after the log knows: a refresh token that outlives its session is refused, the other way round it would be
     // a session that nobody can end by refreshing.
-    auth.identity.sessions().revoke_session(caller.session, caller.arrival.now).await?;
+    auth.identity.sessions().revoke_session(session, caller.arrival.now).await?;
     Ok(Happened::new(&done))
 }
 
@@ -220,9 +221,10 @@ async fn reauthenticate(
         address: arrival.address,
     };
     let proven = auth.prove(attempt, caller.surface, &arrival).await?;
-    let prove = UserCommand::Reauthenticate { session: caller.session, authenticated_at: proven.authenticated_at };
+    let prove =
+        UserCommand::Reauthenticate { session: caller.session_id()?, authenticated_at: proven.authenticated_at };
     let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &prove));
-    let session = caller.session();
+    let session = caller.session()?;
     let Standing::Live { opened, .. } = auth.sessions.standing(&session, arrival.now).await? else {
         return Err(session_ended());
     };
@@ -248,7 +250,7 @@ async fn change_password(
     let Write { caller, body: Json(request), context } = request;
     let arrival = caller.arrival;
     let permit = auth.access.permit(&caller, Action::PasswordChangeOwn, caller.own()).await?;
-    let client = match auth.sessions.standing(&caller.session(), arrival.now).await? {
+    let client = match auth.sessions.standing(&caller.session()?, arrival.now).await? {
         Standing::Live { opened, .. } => opened.client,
         Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => return Err(session_ended()),
     };
@@ -358,7 +360,8 @@ impl From<ChangeError> for Problem {
 
 impl Caller {
     /// The session that the caller acts in. Its end is the access token's, and later in truth.
-    fn session(&self) -> Session {
-        Session { user: self.user, org: self.org, session: self.session, expires_at: self.expires_at }
+    fn session(&self) -> Result<Session, Problem> {
+        let session = self.session_id()?;
+        Ok(Session { user: self.user, org: self.org, session, expires_at: self.expires_at })
     }
 }

@@ -163,9 +163,11 @@ impl From<Denial> for Problem {
         }
         let problem = Self::new(denial.code(), denial.to_string());
         match denial {
-            Denial::Role { action } | Denial::GrantExpired { action } | Denial::Surface { action, .. } => {
-                problem.with("action", action.token())
-            }
+            Denial::Role { action }
+            | Denial::GrantExpired { action }
+            | Denial::Surface { action, .. }
+            | Denial::OutsideServiceToken { action } => problem.with("action", action.token()),
+            Denial::ServiceTokenOver { over } => problem.with("reason", over.token()),
             Denial::LinkIssuers { allowed } => {
                 problem.with("roles", allowed.iter().map(Role::token).collect::<Vec<_>>())
             }

@@ -359,9 +359,11 @@ impl House {
         let mut policy = self.hot.authorization.organization_policy(org).unwrap();
         change(&mut policy);
         let user = self.identity.self_hosted().credentials();
-        let owner = user.account_by_address(&EmailAddress::parse("ada@acme.test").unwrap()).await.unwrap().unwrap().user;
+        let owner =
+            user.account_by_address(&EmailAddress::parse("ada@acme.test").unwrap()).await.unwrap().unwrap().user;
         // The owner's own rights, without the session that such a policy may end.
-        let grant = Grant { grantee: Grantee::User(owner), role: Role::Owner, scope: Scope::Organization, expires_at: None };
+        let grant =
+            Grant { grantee: Grantee::User(owner), role: Role::Owner, scope: Scope::Organization, expires_at: None };
         let link_issuers = policy.link_issuers;
         let facts = ActorFacts::Member { org, active: true, session_live: true, link_issuers, grants: vec![grant] };
         let (actor, resource) = (Actor::User(owner), Resource::Organization(org));

@@ -184,8 +184,7 @@ async fn a_provider_that_the_policy_does_not_allow_signs_nobody_in_and_renews_no
     let dave = house.member(&owner, "dave", &["developer"]).await;
     // Somebody else's provider vouches for the owner of this change, so that it locks nobody out who asks.
     house.policy(|policy| policy.identity_providers = ["https://id.test/".to_owned()].into()).await;
-    let refused =
-        house.login("dave@acme.test", PASSWORD).await.expect_problem(403, "identity_provider_not_allowed");
+    let refused = house.login("dave@acme.test", PASSWORD).await.expect_problem(403, "identity_provider_not_allowed");
     assert_eq!(refused.body["provider"], "local");
     house.login("dave@acme.test", "plum kite engine 8").await.expect_problem(401, "wrong_credentials");
     refresh(&house, &dave).await.expect_problem(403, "identity_provider_not_allowed");

@@ -29,6 +29,8 @@ pub struct OrganizationPolicy {
     pub session_lifetime_max: Millis,
     /// Issuers whose users may be signed in, `LOCAL_PROVIDER` for accounts with a password here. Empty: all.
     pub identity_providers: BTreeSet<String>,
+    /// From making a service token's secret. Zero: none is allowed.
+    pub service_token_lifetime_max: Millis,
 }
 
 /// The roles of which a policy may choose who gives links.
@@ -53,6 +55,7 @@ impl Default for OrganizationPolicy {
             keep_awake_max: Millis::from_hours(4),
             session_lifetime_max: limits::SESSION_LIFETIME_MAX,
             identity_providers: BTreeSet::new(),
+            service_token_lifetime_max: limits::SERVICE_TOKEN_LIFETIME_DEFAULT,
         }
     }
 }
@@ -88,6 +91,11 @@ impl OrganizationPolicy {
         asked_at.plus(self.keep_awake_max)
     }
 
+    /// When a service token whose secret was made then is over at the latest.
+    pub fn service_token_ends_at(&self, issued_at: UnixMillis) -> UnixMillis {
+        issued_at.plus(self.service_token_lifetime_max)
+    }
+
     pub fn allows_provider(&self, issuer: &str) -> bool {
         self.identity_providers.is_empty() || self.identity_providers.contains(issuer)
     }
@@ -103,6 +111,12 @@ impl OrganizationPolicy {
                 self.session_lifetime_max,
                 limits::SESSION_LIFETIME_MIN,
                 limits::SESSION_LIFETIME_MAX,
+            ),
+            (
+                "service_token_lifetime_max",
+                self.service_token_lifetime_max,
+                Millis::ZERO,
+                limits::SERVICE_TOKEN_LIFETIME_MAX,
             ),
         ];
         if let Some((setting, _, min, max)) = ranges.into_iter().find(|(_, value, min, max)| value < min || value > max)

@@ -223,7 +223,12 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     world.saw_files(&world.data().join("runtime").join("runtimes"), |name| name.ends_with(".json"));
     show_everything_with_the_command_line(&mut world);
 
+    let rows: Value =
+        serde_json::from_str(&world.cli(0, &["audit", "log", "--type", "runtime.wake_requested"], "")).unwrap();
+    let request = rows["items"][0]["correlation"].as_str().unwrap().to_owned();
+    world.cli(0, &["why", &request], "");
     let ids = [
+        ("request", request.as_str()),
         ("org", "acme"),
         ("project", "orders"),
         ("workspace", "main"),
@@ -352,9 +357,31 @@ async fn come_and_go(world: &mut World, wire: &Wire) -> String {
     world.cli_once(0, &["org", "team", "remove", TEAM, GRACE], "");
     world.cli_once(0, &["org", "team", "create", "nobody"], "");
     world.cli_once(0, &["org", "team", "delete", "nobody"], "");
+    give_programs_tokens(world, wire).await;
     let members: Value = serde_json::from_str(&world.cli(0, &["org", "member", "ls"], "")).unwrap();
     let owner = members["items"].as_array().unwrap().iter().find(|member| member["email"] == OWNER).unwrap();
     owner["user"].as_str().unwrap().to_owned()
+}
+
+/// Programs get tokens, use them, and lose them. Each secret is shown where it is made and nowhere else.
+async fn give_programs_tokens(world: &mut World, wire: &Wire) {
+    let make = ["org", "token", "create", "--action", "usage.read"];
+    let ledger = world::service_token_in(&world.cli_once(0, &[&make[..], &["ledger"]].concat(), ""));
+    world.cli_once(0, &[&make[..], &["spare", "--for", "1h", "--json"]].concat(), "");
+    let rotated =
+        world::service_token_in(&world.cli_once(0, &["org", "token", "rotate", "ledger", "--overlap", "none"], ""));
+    for (secret, expected) in [(&ledger, StatusCode::UNAUTHORIZED), (&rotated, StatusCode::OK)] {
+        let request = wire.client.get(format!("{}/v1/orgs/acme/usage", wire.api)).bearer_auth(secret);
+        let (status, _, text) = wire.send(world, request, &[]).await;
+        assert_eq!(status, expected, "{text}");
+        world.saw("what a program was answered", text);
+    }
+    world.cli(0, &["org", "token", "ls"], "");
+    world.cli_once(0, &["org", "token", "revoke", "spare"], "");
+    let request = wire.client.get(format!("{}/v1/orgs/acme/members", wire.api)).bearer_auth(&rotated);
+    let (status, _, text) = wire.send(world, request, &[]).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
+    world.saw("what a program was refused", text);
 }
 
 /// What is refused is not repeated: neither a repository's password nor a value where a name belongs.
@@ -473,6 +500,8 @@ fn show_everything_with_the_command_line(world: &mut World) {
     world.cli(0, &["workspace", "ls"], "");
     world.cli(0, &["workspace", "show", "main"], "");
     world.cli(0, &["workspace", "wake", "main"], "");
+    world.cli(0, &["workspace", "access", "main"], "");
+    world.cli(0, &["why", "--action", "runtime.wake", "--on", "workspace/main"], "");
     world.cli(0, &["workspace", "keep-awake", "main", "--for", "30m", "--reason", "demo"], "");
     for by in ["service", "link", "cause", "workspace", "project"] {
         world.cli(0, &["usage", "--by", by], "");

@@ -2,8 +2,8 @@
 
 use ahash::AHashMap;
 use envforge_domain::ids::{OrgId, SessionId};
-pub use envforge_domain::organization::SessionOver;
 use envforge_domain::organization::OrganizationPolicy;
+pub use envforge_domain::organization::SessionOver;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::UserEvent;
 

@@ -1,12 +1,13 @@
 //! From commits to audit rows, with the names that things bear at that moment.
 
-use envforge_domain::access::{Grantee, Scope};
+use envforge_domain::access::{Action, Grantee, Scope};
 use envforge_domain::commit::{Actor, Component, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::runtime::{ActivitySource, RuntimeEvent, SleepCause, WakeCause};
+use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::schema::event_type;
@@ -108,6 +109,7 @@ const fn actor_kind(actor: Actor) -> &'static str {
         Actor::User(_) => "user",
         Actor::LinkVisitor { .. } => "link_visitor",
         Actor::Agent(_) => "agent",
+        Actor::ServiceToken(_) => "service_token",
         Actor::System(_) => "system",
         Actor::Anonymous => "anonymous",
     }
@@ -128,6 +130,7 @@ pub(super) fn actor_id(actor: Actor) -> Option<String> {
     match actor {
         Actor::User(user) => Some(user.to_string()),
         Actor::LinkVisitor { link, .. } => Some(link.to_string()),
+        Actor::ServiceToken(token) => Some(token.to_string()),
         Actor::System(part) => Some(component(part).to_owned()),
         Actor::Agent(_) | Actor::Anonymous => None,
     }
@@ -138,6 +141,7 @@ pub(super) fn actor_name(actor: Actor, names: &Names<'_>) -> String {
         Actor::User(user) => names.of(user),
         Actor::LinkVisitor { link, .. } => format!("visitor of link “{}”", names.of(link)),
         Actor::Agent(_) => "workspace agent".to_owned(),
+        Actor::ServiceToken(token) => format!("service token {}", names.of(token)),
         Actor::System(_) => "EnvForge".to_owned(),
         Actor::Anonymous => "somebody unknown".to_owned(),
     }
@@ -148,6 +152,7 @@ impl AuditModel {
         match actor {
             Actor::User(user) => self.subjects.want(&user.to_string()),
             Actor::LinkVisitor { link, .. } => self.subjects.want(&link.to_string()),
+            Actor::ServiceToken(token) => self.subjects.want(&token.to_string()),
             Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => {}
         }
     }
@@ -211,9 +216,18 @@ impl AuditModel {
             Event::Denial(envforge_domain::denial::DenialEvent::Recorded { attempts }) => {
                 for attempt in attempts {
                     self.want_actor(attempt.actor);
+                    if let Some(about) = attempt.about {
+                        self.want_actor(about);
+                    }
                     if let Some(resource) = &attempt.resource {
                         self.subjects.want(resource);
                     }
+                }
+            }
+            Event::ServiceToken(event) => {
+                self.subjects.want(&event.token().to_string());
+                if let ServiceTokenEvent::Created { place, created_by, .. } = event {
+                    self.want_grant(Grantee::User(*created_by), *place);
                 }
             }
             Event::Workspace(_)
@@ -273,6 +287,10 @@ impl AuditModel {
                 workspace: Some(workspace.to_string()),
                 name: label.clone(),
             },
+            // Tokens live on one stream of their organization, too.
+            Event::ServiceToken(ServiceTokenEvent::Created { token, slug, .. }) => {
+                SubjectRow { id: token.to_string(), project: None, workspace: None, name: slug.to_string() }
+            }
             Event::Organization(_)
             | Event::User(_)
             | Event::Workspace(_)
@@ -281,7 +299,8 @@ impl AuditModel {
             | Event::Host(_)
             | Event::Claim(_)
             | Event::Denial(_)
-            | Event::Decision(_) => return,
+            | Event::Decision(_)
+            | Event::ServiceToken(_) => return,
         };
         if self.subjects.get(&subject.id) != Some(&subject) {
             self.subjects.put(subject);
@@ -295,6 +314,11 @@ impl AuditModel {
         let key = commit.stream.key();
         let known = self.subjects.get(key);
         let link = matches!(event, Event::DevLink(_)).then(|| key.to_owned());
+        // Whoever looks for a token's history has its id; its stream is all tokens'.
+        let subject = match event {
+            Event::ServiceToken(event) => event.token().to_string(),
+            _ => key.to_owned(),
+        };
         StoredRow {
             position: int(recorded.position.get()),
             ordinal: 0,
@@ -305,7 +329,7 @@ impl AuditModel {
             actor_name: actor_name(commit.actor, &names),
             surface: commit.surface.token().to_owned(),
             event_type: event_type(event).to_owned(),
-            subject: Some(key.to_owned()),
+            subject: Some(subject),
             project: known.and_then(|subject| subject.project.clone()),
             workspace: known.and_then(|subject| subject.workspace.clone()),
             link,
@@ -345,7 +369,11 @@ impl AuditModel {
                         actor_id: actor_id(attempt.actor),
                         actor_name: actor_name(attempt.actor, &names),
                         surface: attempt.surface.token().to_owned(),
-                        event_type: attempt.action.clone(),
+                        event_type: match attempt.about {
+                            None => attempt.action.clone(),
+                            // A question about somebody else: whoever asked did nothing of the kind.
+                            Some(_) => Action::AuthzCheck.token().to_owned(),
+                        },
                         subject: attempt.resource.clone(),
                         project: known.and_then(|subject| subject.project.clone()),
                         workspace: known.and_then(|subject| subject.workspace.clone()),
@@ -366,7 +394,8 @@ impl AuditModel {
             | Event::Host(_)
             | Event::DevLink(_)
             | Event::Claim(_)
-            | Event::Decision(_) => vec![template],
+            | Event::Decision(_)
+            | Event::ServiceToken(_) => vec![template],
         }
     }
 }
