@@ -12,7 +12,7 @@ use envforge_domain::access::{Action, Permit, Reach, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::dev_link::DevLink;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, TeamId, UserId, WorkspaceId};
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId};
 use envforge_domain::limits::REAUTHENTICATION_WINDOW;
 use envforge_domain::organization::Organization;
 use envforge_domain::project::Project;
@@ -20,11 +20,12 @@ use envforge_domain::slug::{OrgSlug, ProjectSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
 use envforge_identity::credentials::Account;
+use envforge_identity::service_tokens::ServiceTokenSecrets;
 use envforge_identity::sign_in::{Identity, Presented, VerifyError};
 use envforge_projections::sql::Within;
 use envforge_projections::{AuthorizeError, Authorizer, Hot};
 use http::request::Parts;
-use http::{HeaderName, header};
+use http::{HeaderName, StatusCode, header};
 
 use crate::browser::Browsers;
 use crate::edge::Arrival;
@@ -45,12 +46,14 @@ pub const SURFACE_HEADER: HeaderName = HeaderName::from_static("envforge-surface
 /// How long an open stream waits until the views of rights know what it is about to tell.
 const DELIVERY_WAIT: Duration = Duration::from_secs(5);
 
-/// Somebody who proved who they are. What they may do is another question.
+/// Somebody who proved who they are: a person in a session, or a program with a service token. What they may do is another
+/// question.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
+    /// The person; of a program, whoever made its token: on their right it stands.
     pub user: UserId,
     pub org: OrgId,
-    pub session: SessionId,
+    pub by: By,
     /// The session's own, not what the request says.
     pub surface: Surface,
     /// When the person last proved who they are.
@@ -62,7 +65,18 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn actor(&self) -> Actor {
-        Actor::User(self.user)
+        match self.by {
+            By::Session(_) => Actor::User(self.user),
+            By::ServiceToken { token, .. } => Actor::ServiceToken(token),
+        }
+    }
+
+    /// For what only people do in their sessions. The policy lets no service token do it, so this is its second door.
+    pub(crate) fn session_id(&self) -> Result<SessionId, Problem> {
+        match self.by {
+            By::Session(session) => Ok(session),
+            By::ServiceToken { .. } => Err(Problem::internal("a service token got where only a session belongs")),
+        }
     }
 
     /// For what a stolen session must not be able to do: the person proved who they are within the last 15 minutes.
@@ -86,6 +100,13 @@ impl Caller {
     pub(crate) fn own(&self) -> Resource {
         Resource::User { org: self.org, user: self.user }
     }
+}
+
+/// By what a caller proved who they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By {
+    Session(SessionId),
+    ServiceToken { token: ServiceTokenId, generation: u32 },
 }
 
 impl<S> FromRequestParts<S> for Caller
@@ -119,6 +140,11 @@ where
                 ));
             }
         };
+        if let Presented::Bearer(secret) = presented
+            && ServiceTokenSecrets::is_one(secret)
+        {
+            return access.service_caller(secret, named, arrival).await;
+        }
         let signed_in = access.identity.verify(presented, arrival.now).await.map_err(|error| match error {
             VerifyError::Token(_) => {
                 Problem::new("unauthenticated", "The access token is not valid or has expired; refresh it or sign in.")
@@ -134,7 +160,7 @@ where
         Ok(Self {
             user: signed_in.user,
             org: signed_in.org,
-            session: signed_in.session,
+            by: By::Session(signed_in.session),
             surface: signed_in.surface,
             authenticated_at: signed_in.authenticated_at,
             expires_at: signed_in.expires_at,
@@ -164,9 +190,9 @@ pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Option<Surface>, P
 /// What every router needs in order to let anybody do anything.
 #[derive(Clone)]
 pub(crate) struct Access {
-    identity: Arc<Identity>,
-    authorizer: Authorizer,
-    commands: Commands,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) commands: Commands,
     keys: Keys,
     /// Sessions of browsers, where people can sign in with one.
     browsers: Option<Browsers>,
@@ -195,14 +221,22 @@ impl Access {
 
     /// Asks the policy, on rights as fresh as the log's leader has them.
     pub(crate) async fn permit(&self, caller: &Caller, action: Action, resource: Resource) -> Result<Permit, Problem> {
-        let session = Some(caller.session);
-        let permit =
-            self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, caller.arrival.now);
+        let (session, now) = (caller.session_id().ok(), caller.arrival.now);
+        let permit = self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, now);
         let permit = permit.await.map_err(denied)?;
+        self.admits(caller, &permit)?;
         if needs_recent_proof(action) {
             caller.proved_recently()?;
         }
         Ok(permit)
+    }
+
+    /// Whether somebody may open a workspace on its host, in a session of their browser here.
+    pub(crate) async fn opening(&self, caller: &Caller, workspace: Resource) -> Result<Permit, Problem> {
+        let (action, surface) = (Action::WorkspaceOpen, Surface::Gateway);
+        let session = Some(caller.session_id()?);
+        let asked = self.authorizer.permit(caller.actor(), session, action, workspace, surface, caller.arrival.now);
+        asked.await.map_err(denied)
     }
 
     /// Acting on a permit that may have to be asked for again; see `act!`.
@@ -224,9 +258,11 @@ impl Access {
                 reason: format!("the log gave no sign of life for {} s", silence.as_secs()),
             })));
         }
-        self.authorizer
-            .permit_from_memory(caller.actor(), Some(caller.session), action, resource, caller.surface, now)
-            .map_err(denied)
+        let session = caller.session_id().ok();
+        let permit = self.authorizer.permit_from_memory(caller.actor(), session, action, resource, caller.surface, now);
+        let permit = permit.map_err(denied)?;
+        self.admits(caller, &permit)?;
+        Ok(permit)
     }
 
     /// Asks again for what tells of the log up to `position`: whoever revoked a right before that has revoked this too.
@@ -284,6 +320,27 @@ impl Access {
         self.authorizer.denials().record_failed_login(account, arrival.address, surface, arrival.now);
     }
 
+    /// Passes on what became of a sign-in or its renewal. One that was refused for what it was is counted for the audit; what
+    /// was not even looked at, and our own failures, are none. `who`: where that was known.
+    pub(crate) fn sign_in_outcome<T>(
+        &self,
+        outcome: Result<T, Problem>,
+        who: Option<(OrgId, UserId)>,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<T, Problem> {
+        if let Err(problem) = &outcome {
+            let status = problem.status();
+            let looked_at = !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::NOT_FOUND);
+            if looked_at && !status.is_server_error() {
+                let (org, user) = who.map_or((OrgId::SYSTEM, None), |(org, user)| (org, Some(user)));
+                let denials = self.authorizer.denials();
+                denials.record_refused_sign_in(org, user, problem.code(), arrival.address, surface, arrival.now);
+            }
+        }
+        outcome
+    }
+
     /// What of a list the caller may see: all of the organization, or some of its projects and workspaces.
     pub(crate) async fn listing(&self, caller: &Caller, action: Action, org: OrgId) -> Result<Listing, Problem> {
         if caller.org != org {
@@ -293,6 +350,9 @@ impl Access {
                 .await
                 .err()
                 .unwrap_or_else(Problem::not_found));
+        }
+        if let By::ServiceToken { token, .. } = caller.by {
+            return self.service_listing(caller, token, action).await;
         }
         // A question that every live member may ask makes the view as fresh as the log's leader: which grants there are
         // decides what is asked next.
@@ -474,10 +534,10 @@ pub(crate) use act;
 
 /// What of a list somebody may see. Made by the policy alone; queries take their scope from it.
 pub(crate) struct Listing {
-    org: OrgId,
+    pub(crate) org: OrgId,
     /// INVARIANT: never empty.
-    permits: Vec<Permit>,
-    everything: bool,
+    pub(crate) permits: Vec<Permit>,
+    pub(crate) everything: bool,
 }
 
 impl Listing {
@@ -513,10 +573,10 @@ impl Listing {
 
 /// Whatever the action is about. Where it depends on that, as for the role `owner`, the endpoint asks.
 const fn needs_recent_proof(action: Action) -> bool {
-    matches!(action, Action::OrganizationChangePolicy)
+    matches!(action, Action::OrganizationChangePolicy | Action::ServiceTokenCreate | Action::ServiceTokenRotate)
 }
 
-fn denied(error: AuthorizeError) -> Problem {
+pub(crate) fn denied(error: AuthorizeError) -> Problem {
     match error {
         AuthorizeError::Denied(denial) => denial.into(),
         AuthorizeError::Stale(stale) => {

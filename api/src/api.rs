@@ -25,8 +25,9 @@ use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    audit, auth, events, handoff, health, invitations, links, me, members, oidc, oidc_events, organizations, problems,
-    projects, roles, runtime, sessions as session_endpoints, teams, usage, workspaces,
+    access_then, audit, auth, authz, decisions, events, handoff, health, invitations, links, me, members, oidc,
+    oidc_events, organizations, problems, projects, roles, runtime, service_tokens, sessions as session_endpoints,
+    sign_in_page, teams, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -57,7 +58,9 @@ pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
-    let browsers = oidc.as_ref().map(|oidc| Browsers::new(oidc.config().api_url()));
+    // The provider calls back where its configuration says: browsers know this API by that address.
+    let public_url = oidc.as_ref().map(|oidc| oidc.config().api_url().clone()).or_else(|| config.public_url.clone());
+    let browsers = public_url.as_ref().map(Browsers::new);
     let access =
         Access::new(Arc::clone(&identity), authorizer, commands.clone(), keys.clone()).with_browsers(browsers.clone());
     let reads = Reads::new(Arc::clone(&log), database.clone(), Arc::clone(&hot), config.freshness_wait);
@@ -69,7 +72,8 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let organizations = organizations::Organizations { access: a, commands: c, reads: r };
     let (a, c, r) = with_commands(&access);
-    let sessions = Sessions::new(a.clone(), Arc::clone(&identity), c.clone(), Arc::clone(&hot));
+    let sessions =
+        Sessions::new(a.clone(), Arc::clone(&identity), c.clone(), Arc::clone(&hot), config.all_gateways_here);
     let members = members::Members {
         access: a,
         commands: c,
@@ -89,7 +93,7 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let links = links::Links { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
-    let handoff = handoff::Handoff { access: a, commands: c, reads: r, share };
+    let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r };
     let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
@@ -99,11 +103,29 @@ pub fn router(parts: Parts) -> Router {
         commands: commands.clone(),
         sessions: sessions.clone(),
     };
+    let tokens = service_tokens::ServiceTokens {
+        access: access.clone(),
+        commands: commands.clone(),
+        identity: Arc::clone(&identity),
+    };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands, sessions };
+    let pages = browsers.clone().map(|browsers| sign_in_page::SignInPages {
+        access: access.clone(),
+        auth: auth.clone(),
+        commands: auth.commands.clone(),
+        reads: reads.clone(),
+        hot: Arc::clone(&hot),
+        browsers,
+        oidc: oidc.clone(),
+        share,
+    });
     let oidc = oidc::Login::new(auth.clone(), hot, reads.clone(), oidc, browsers);
     let me = me::Me { access: access.clone(), commands: people.commands.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
+    let questions = authz::Authz { access: access.clone(), log: Arc::clone(&log) };
+    let then = access_then::AccessThen { access: access.clone(), reads: reads.clone(), log: Arc::clone(&log) };
+    let decided = decisions::Decisions { access: access.clone(), reads: reads.clone(), log: Arc::clone(&log) };
     let usages = usage::Usages { access: access.clone(), reads };
     let events = events::Events { access, log, clock: Arc::clone(&clock), streams, heartbeat: config.heartbeat, stop };
 
@@ -114,6 +136,10 @@ pub fn router(parts: Parts) -> Router {
         .merge(oidc_events::routes().with_state(oidc))
         .merge(me::routes().with_state(me))
         .merge(session_endpoints::routes().with_state(people))
+        .merge(service_tokens::routes().with_state(tokens))
+        .merge(authz::routes().with_state(questions))
+        .merge(decisions::routes().with_state(decided))
+        .merge(access_then::routes().with_state(then))
         .merge(organizations::routes().with_state(organizations))
         .merge(members::routes().with_state(members))
         .merge(invitations::routes().with_state(invitations))
@@ -135,6 +161,10 @@ pub fn router(parts: Parts) -> Router {
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
+    let router = match pages {
+        Some(pages) => router.merge(sign_in_page::routes().with_state(pages)),
+        None => router,
+    };
     router
         .route("/v1/openapi.json", get(serve_document))
         .route("/.well-known/jwks.json", get(public_keys).with_state((Arc::clone(&jwks), Arc::clone(&keys_clock))))
@@ -164,6 +194,10 @@ pub fn document() -> OpenApi {
         oidc_events::routes().into_openapi(),
         me::routes().into_openapi(),
         session_endpoints::routes().into_openapi(),
+        service_tokens::routes().into_openapi(),
+        authz::routes().into_openapi(),
+        decisions::routes().into_openapi(),
+        access_then::routes().into_openapi(),
         organizations::routes().into_openapi(),
         members::routes().into_openapi(),
         invitations::routes().into_openapi(),

@@ -57,6 +57,23 @@ impl Browsers {
         Ok(value)
     }
 
+    /// Takes it away.
+    pub(crate) fn clear(&self, cookie: Cookie) -> Result<HeaderValue, Problem> {
+        self.set(cookie, &Secret::new(String::new()), Millis::new(0))
+    }
+
+    /// Refuses a form that was not sent from a page of ours.
+    pub(crate) fn check_form(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.is_of_our_pages(headers) { Ok(()) } else { Err(self.cross_site()) }
+    }
+
+    fn cross_site(&self) -> Problem {
+        Problem::new(
+            "cross_site_request",
+            format!("Send `Origin: {}`: a session in a cookie changes things only from its own site.", self.origin),
+        )
+    }
+
     /// The cookie of a request. Two of one name are none: which of them is ours, nobody can tell.
     pub(crate) fn get(&self, cookie: Cookie, headers: &HeaderMap) -> Option<Secret> {
         let name = self.name(cookie);
@@ -76,10 +93,7 @@ impl Browsers {
         }
         let Some(cookie) = self.get(Cookie::Session, headers) else { return Ok(None) };
         if !method.is_safe() && !self.is_of_our_pages(headers) {
-            return Err(Problem::new(
-                "cross_site_request",
-                format!("Send `Origin: {}`: a session in a cookie changes things only from its own site.", self.origin),
-            ));
+            return Err(self.cross_site());
         }
         Ok(Some(cookie))
     }

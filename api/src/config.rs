@@ -3,11 +3,17 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use envforge_identity::oidc::PublicUrl;
+
 /// Limits and names of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where reviewers open share URLs, without a path: `https://dev.envforge.ai`, `http://dev.localhost:8443`.
     pub gateway_url: GatewayUrl,
+    /// Where browsers reach this API: `https://api.envforge.ai`. Without it nobody signs in here with a browser.
+    pub public_url: Option<PublicUrl>,
+    /// No gateway runs in any other process than this one: what they have open is known here.
+    pub all_gateways_here: bool,
     /// Requests answered at the same time; the next one gets 503 with `Retry-After`.
     pub requests_max: usize,
     /// Of anonymous ones that send a body, as signing in does: slow strangers take no place of whoever has signed in.
@@ -33,6 +39,8 @@ impl Config {
     pub fn new(gateway_url: GatewayUrl) -> Self {
         Self {
             gateway_url,
+            public_url: None,
+            all_gateways_here: false,
             requests_max: 512,
             anonymous_requests_max: 64,
             connections_max: 4_096,
@@ -79,6 +87,11 @@ impl GatewayUrl {
     /// The URL that opens a link. Whoever has it can use it.
     pub(crate) fn share(&self, token: &str) -> String {
         format!("{}://{}/share/{token}", self.scheme, self.authority)
+    }
+
+    /// All workspace hosts, as a source of a content policy.
+    pub(crate) fn hosts(&self) -> String {
+        format!("{}://*.{}", self.scheme, self.authority)
     }
 
     /// The address of a workspace host.

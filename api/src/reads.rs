@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
-use envforge_domain::ids::TeamId;
+use envforge_domain::ids::{TeamId, WorkspaceId};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::SharedLog;
@@ -267,6 +267,21 @@ impl Reads {
         needs(permit.action(), Action::LinkRead)?;
         let Some(workspace) = permit.resource().workspace() else { return Err(Problem::not_found()) };
         let filter = LinkFilter { within: None, workspace: Some(workspace), phase };
+        let directory = self.directory(at).await?;
+        let page = directory.links(permit.org(), &filter, slice.after.as_deref(), slice.limit).await;
+        page.map_err(unavailable)
+    }
+
+    /// All links that a workspace ever had, the newest first, for whoever asks who could open it at some time.
+    pub(crate) async fn links_ever(
+        &self,
+        permit: &Permit,
+        at: AtLeast,
+        workspace: WorkspaceId,
+        slice: &Slice,
+    ) -> Result<Page<LinkRecord>, Problem> {
+        needs(permit.action(), Action::AuditRead)?;
+        let filter = LinkFilter { within: None, workspace: Some(workspace), phase: None };
         let directory = self.directory(at).await?;
         let page = directory.links(permit.org(), &filter, slice.after.as_deref(), slice.limit).await;
         page.map_err(unavailable)

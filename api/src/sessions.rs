@@ -12,12 +12,13 @@ use envforge_domain::access::{Action, Permit, Resource, Scope};
 use envforge_domain::commit::{Position, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
-use envforge_domain::organization::Organization;
+use envforge_domain::organization::{Organization, OrganizationPolicy, SessionOver};
 use envforge_domain::secret::Secret;
-use envforge_domain::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
+use envforge_domain::session::{ClientName, LOCAL_ISSUER, OpenSession, RevocationReceipt, SessionEnd};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{User, UserCommand, UserEvent};
+use envforge_domain::workspace_session::{WorkspaceSession, WorkspaceSessions};
 use envforge_identity::sessions::SESSION_LIFETIME;
 use envforge_identity::sign_in::{Identity, Proven};
 use envforge_identity::tokens::{Description, Session};
@@ -29,6 +30,7 @@ use crate::access::{Access, Caller};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::instant;
+use crate::open_sockets::OpenSockets;
 use crate::problem::Problem;
 
 /// How long signing in and revoking wait until the views of this process know.
@@ -41,6 +43,7 @@ pub(crate) struct Sessions {
     identity: Arc<Identity>,
     commands: Commands,
     hot: Arc<Hot>,
+    all_gateways_here: bool,
 }
 
 /// A session that was just opened.
@@ -82,7 +85,7 @@ struct SignedInOrg {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct SessionShown {
     id: String,
-    /// `api`, `cli` or `console`: the session counts nowhere else.
+    /// `api`, `cli`, `console` or `gateway` (one workspace's host): the session counts nowhere else.
     surface: String,
     /// What the program calls itself.
     client: String,
@@ -104,16 +107,20 @@ pub(crate) struct Receipt {
     sessions: u32,
     /// Links that stood on the person's right.
     links: u32,
-    /// Open connections of those links; `null` where it is not known.
+    /// WebSockets of those sessions and links that were open and are closed; `null` where it is not known.
     sockets: Option<u32>,
-    /// Milliseconds until this process refused what was revoked.
+    /// Why it is not: `gateways_elsewhere` (they run in other processes), `still_closing` (some were open for longer than this waited).
+    sockets_unknown: Option<&'static str>,
+    /// Milliseconds until this process refused what was revoked, and its gateway had closed it.
     took_ms: u64,
 }
 
-impl From<RevocationReceipt> for Receipt {
-    fn from(receipt: RevocationReceipt) -> Self {
+impl Receipt {
+    /// `unknown`: why sockets are not known now. A repeated request tells what its first answer knew.
+    fn of(receipt: RevocationReceipt, unknown: Option<&'static str>) -> Self {
         let RevocationReceipt { cause: _, sessions, links, sockets, took } = receipt;
-        Self { sessions, links, sockets, took_ms: took.get() }
+        let sockets_unknown = if sockets.is_some() { None } else { unknown.or(Some("gateways_elsewhere")) };
+        Self { sessions, links, sockets, sockets_unknown, took_ms: took.get() }
     }
 }
 
@@ -124,18 +131,43 @@ pub(crate) struct Revoking {
     cause: SessionEnd,
     started: Instant,
     sessions: usize,
+    /// Of those, the ones on workspaces' hosts.
+    workspaces: WorkspaceSessions,
     links: usize,
+    open: OpenSockets,
 }
 
 /// Whether a session may go on, as the log's leader has it.
 pub(crate) enum Standing {
-    Live { opened: OpenSession, position: Position },
+    Live {
+        opened: OpenSession,
+        position: Position,
+    },
+    /// The organization's policy does not let it go on. It stands where the policy is loosened again.
+    NotAllowed {
+        opened: OpenSession,
+        over: SessionOver,
+    },
     Ended,
     NotAMember,
 }
 
 pub(crate) fn session_ended() -> Problem {
     Problem::new("session_ended", "This session has ended; sign in again.")
+}
+
+/// What the organization's policy makes of a session, as its person is told.
+pub(crate) fn not_allowed(over: SessionOver, opened: &OpenSession) -> Problem {
+    match over {
+        SessionOver::TooOld => {
+            session_ended().with("reason", "too_old").with("opened_at", instant::Instant(opened.opened_at).text())
+        }
+        SessionOver::Provider => Problem::new(
+            "identity_provider_not_allowed",
+            format!("The organization's policy does not let people in on the word of `{}`.", opened.provider),
+        )
+        .with("provider", opened.provider.clone()),
+    }
 }
 
 /// A step of a request that takes several commits: the same request, so the same command again when it is repeated.
@@ -153,8 +185,14 @@ fn sessions_ended(done: &Done) -> impl Iterator<Item = SessionId> + '_ {
 }
 
 impl Sessions {
-    pub(crate) fn new(access: Access, identity: Arc<Identity>, commands: Commands, hot: Arc<Hot>) -> Self {
-        Self { access, identity, commands, hot }
+    pub(crate) fn new(
+        access: Access,
+        identity: Arc<Identity>,
+        commands: Commands,
+        hot: Arc<Hot>,
+        all_gateways_here: bool,
+    ) -> Self {
+        Self { access, identity, commands, hot, all_gateways_here }
     }
 
     /// Opens a session for somebody whose identity was proven, with tokens.
@@ -181,7 +219,8 @@ impl Sessions {
         })
     }
 
-    /// The one way into EnvForge, for every provider. Only members of their organization, as the log's leader has it, get in.
+    /// The one way into EnvForge, for every provider. Only members of their organization get in, by a provider that it allows, as
+    /// the log's leader has it.
     pub(crate) async fn open_as(
         &self,
         session: Session,
@@ -192,7 +231,7 @@ impl Sessions {
     ) -> Result<Opened, Problem> {
         let Session { user, org, .. } = session;
         let now = arrival.now;
-        self.check_membership(org, user).await?;
+        let (_, policy) = self.membership(org, user).await?;
         let opened = OpenSession {
             surface,
             provider: proven.provider.clone(),
@@ -201,6 +240,11 @@ impl Sessions {
             authenticated_at: proven.authenticated_at.min(now),
             expires_at: session.expires_at,
         };
+        let refused = |policy: &OrganizationPolicy| {
+            let over = policy.session_over(&opened.provider, opened.opened_at, opened.expires_at, now);
+            over.map_or(Ok(()), |over| Err(not_allowed(over, &opened)))
+        };
+        refused(&policy)?;
         let open = UserCommand::OpenSession { session: session.session, opened: opened.clone(), now };
         let done = self.record(org, user, surface, arrival, &open).await.map_err(|problem| {
             // A first start that broke off between the two: not the fault of whoever signs in.
@@ -210,7 +254,7 @@ impl Sessions {
             self.identity.sessions().revoke_session(ended, now).await?;
         }
         // Taken out between the first look and now, a person whose sessions were ended then would have this one left.
-        if let Err(problem) = self.check_membership(org, user).await {
+        if let Err(problem) = self.membership(org, user).await.and_then(|(_, policy)| refused(&policy)) {
             self.end(&session, SessionEnd::Revoked, surface, arrival).await?;
             return Err(problem);
         }
@@ -231,6 +275,34 @@ impl Sessions {
         self.signed_in(session, tokens.access, tokens.signed_in.expires_at, tokens.refresh, now)
     }
 
+    /// A cookie for a session of a browser that was just opened. A new one each time: whatever cookie the browser had before
+    /// signs nobody in.
+    pub(crate) async fn browser_cookie(&self, opened: &Opened) -> Result<Secret, Problem> {
+        let cookie = self.identity.randomness().token("").map_err(internal)?;
+        let credentials = self.identity.self_hosted().credentials();
+        credentials.insert_browser_session(&cookie, &opened.session, &opened.opened).await.map_err(internal)?;
+        Ok(cookie)
+    }
+
+    /// Whether the organization's policy lets people come by this provider: a session that it forbids would count for nothing.
+    pub(crate) fn check_provider(&self, org: OrgId, provider: &str) -> Result<(), Problem> {
+        let policy = self.hot.authorization.organization_policy(org);
+        match policy.filter(|policy| !policy.allows_provider(provider)) {
+            None => Ok(()),
+            Some(policy) => {
+                let allowed: Vec<_> = policy.identity_providers.iter().cloned().collect();
+                let how = if provider == LOCAL_ISSUER { "passwords" } else { provider };
+                Err(Problem::new(
+                    "provider_not_allowed",
+                    format!(
+                        "Your organization does not let people sign in with {how}; it allows {}.",
+                        allowed.join(", ")
+                    ),
+                ))
+            }
+        }
+    }
+
     /// Ends a session, in the log first: a refresh token that outlives its session is refused.
     pub(crate) async fn end(
         &self,
@@ -245,10 +317,12 @@ impl Sessions {
     }
 
     /// Members alone get tokens; somebody who was taken out proves who they are and gets none.
-    async fn check_membership(&self, org: OrgId, user: UserId) -> Result<Position, Problem> {
+    async fn membership(&self, org: OrgId, user: UserId) -> Result<(Position, OrganizationPolicy), Problem> {
         let loaded = self.commands.load::<Organization>(&StreamId::organization(org)).await?;
         match &loaded.state {
-            Organization::Active(organization) if organization.members.contains(&user) => Ok(loaded.position),
+            Organization::Active(organization) if organization.members.contains(&user) => {
+                Ok((loaded.position, organization.policy.clone()))
+            }
             Organization::Active(_) | Organization::Unknown => {
                 Err(Problem::new("membership_ended", "You do not belong to this organization any more."))
             }
@@ -262,8 +336,13 @@ impl Sessions {
             User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => None,
         };
         let Some(opened) = opened.filter(|opened| now < opened.expires_at) else { return Ok(Standing::Ended) };
-        match self.check_membership(session.org, session.user).await {
-            Ok(position) => Ok(Standing::Live { opened, position: position.max(loaded.position) }),
+        match self.membership(session.org, session.user).await {
+            Ok((position, policy)) => {
+                Ok(match policy.session_over(&opened.provider, opened.opened_at, opened.expires_at, now) {
+                    None => Standing::Live { opened, position: position.max(loaded.position) },
+                    Some(over) => Standing::NotAllowed { opened, over },
+                })
+            }
             Err(problem) if problem.code() == "membership_ended" => Ok(Standing::NotAMember),
             Err(problem) => Err(problem),
         }
@@ -343,15 +422,18 @@ impl Sessions {
         if !allowed {
             return Err(internal("the permit is not for reading sessions"));
         }
-        let sessions = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
-            User::Active { sessions, .. } => sessions,
+        let (sessions, workspaces) = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
+            User::Active { sessions, workspaces, .. } => (sessions, workspaces),
             User::Deactivated { .. } => return Ok(Vec::new()),
             User::Unknown | User::Invited(_) | User::InvitationRevoked => return Err(Problem::not_found()),
         };
         let uses = self.identity.sessions().last_uses(user).await?;
         let last_use = |session: &SessionId| uses.iter().find(|(used, _)| used == session).map(|(_, at)| *at);
+        let hosts =
+            workspaces.iter().filter_map(|(id, open)| Some((*id, self.as_session(open, sessions.get(&open.parent)?))));
+        let hosts: Vec<_> = hosts.collect();
         let mut live: Vec<_> =
-            sessions.into_iter().filter(|(_, opened)| caller.arrival.now < opened.expires_at).collect();
+            sessions.into_iter().chain(hosts).filter(|(_, opened)| caller.arrival.now < opened.expires_at).collect();
         live.sort_by_key(|(session, opened)| std::cmp::Reverse((opened.opened_at, *session)));
         let shown = |(session, opened): (SessionId, OpenSession)| SessionShown {
             id: session.to_string(),
@@ -362,9 +444,22 @@ impl Sessions {
             authenticated_at: opened.authenticated_at.into(),
             last_used_at: last_use(&session).unwrap_or(opened.opened_at).max(opened.opened_at).into(),
             expires_at: opened.expires_at.into(),
-            current: session == caller.session,
+            current: caller.session_id().is_ok_and(|own| own == session),
         };
         Ok(live.into_iter().map(shown).collect())
+    }
+
+    /// A session on a workspace's host, beside the others: it counts on the gateway, and is called as the host is.
+    fn as_session(&self, open: &WorkspaceSession, parent: &OpenSession) -> OpenSession {
+        let name = self.hot.gateway.workspace_name(open.workspace);
+        let client = name.and_then(|name| ClientName::parse(&format!("{} of {name}", open.service)).ok());
+        OpenSession {
+            surface: Surface::Gateway,
+            client: client.unwrap_or_else(|| ClientName::of_surface(Surface::Gateway)),
+            opened_at: open.opened_at,
+            expires_at: open.expires_at,
+            ..parent.clone()
+        }
     }
 
     /// Looks at what a revocation may close, before it happens.
@@ -376,12 +471,18 @@ impl Sessions {
         now: UnixMillis,
     ) -> Result<Revoking, Problem> {
         let started = Instant::now();
-        let sessions = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
-            User::Active { sessions, .. } => sessions.values().filter(|opened| now < opened.expires_at).count(),
-            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => 0,
+        let (sessions, workspaces) = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
+            User::Active { sessions, workspaces, .. } => {
+                (sessions.values().filter(|opened| now < opened.expires_at).count(), workspaces)
+            }
+            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => {
+                (0, WorkspaceSessions::default())
+            }
         };
         let links = self.hot.authorization.open_links_of(user, now);
-        Ok(Revoking { org, user, cause, started, sessions, links })
+        let sessions = sessions + workspaces.iter().filter(|(_, open)| now < open.expires_at).count();
+        let open = OpenSockets::of(&self.hot, user);
+        Ok(Revoking { org, user, cause, started, sessions, workspaces, links, open })
     }
 
     /// What a revocation has closed, once this process refuses it; written down. The revocation holds whether or not this
@@ -393,8 +494,9 @@ impl Sessions {
         surface: Surface,
         context: &Context,
     ) -> Result<Receipt, Problem> {
-        let Revoking { org, user, cause, started, sessions, links } = revoking;
-        let ended = sessions_ended(done).count();
+        let Revoking { org, user, cause, started, sessions, workspaces, links, open } = revoking;
+        // What was opened from a session ended with it, without an event of its own.
+        let ended = sessions_ended(done).map(|session| 1 + workspaces.opened_from(session)).sum();
         // Whoever is deactivated or taken out loses all of them by that event alone.
         let sessions = if cause == SessionEnd::Deactivated && !done.events.is_empty() { sessions } else { ended };
         if let Err(stale) = self.hot.wait_for(done.position, WAIT_FOR_VIEW).await {
@@ -402,23 +504,28 @@ impl Sessions {
         }
         let links = links.saturating_sub(self.hot.authorization.open_links_of(user, context.now));
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let closed = match self.all_gateways_here {
+            true => open.closed().await,
+            false => Err("gateways_elsewhere"),
+        };
+        let unknown = closed.err();
         let receipt = RevocationReceipt {
             cause,
             sessions: count(sessions),
             links: count(links),
-            sockets: None,
+            sockets: closed.ok(),
             took: Millis::new(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
         };
         if done.events.is_empty() {
-            return Ok(receipt.into());
+            return Ok(Receipt::of(receipt, unknown));
         }
         let record = UserCommand::RecordRevocation { receipt };
         match self.record_as(&part_of(context, "receipt"), org, user, surface, &record).await {
             // Of a repeated request: what its first answer said.
-            Ok(recorded) => Ok(recorded.events.iter().find_map(receipt_of).unwrap_or(receipt).into()),
+            Ok(recorded) => Ok(Receipt::of(recorded.events.iter().find_map(receipt_of).unwrap_or(receipt), unknown)),
             Err(problem) => {
                 tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
-                Ok(receipt.into())
+                Ok(Receipt::of(receipt, unknown))
             }
         }
     }

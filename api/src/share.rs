@@ -12,6 +12,7 @@ use envforge_domain::ids::{LinkId, OrgId};
 use envforge_domain::secret::Secret;
 use envforge_eventlog::{LogError, SharedLog};
 use envforge_identity::share_token::{ShareClaims, SigningKey};
+use envforge_identity::workspace_handoff::WorkspaceHandoff;
 
 use crate::config::GatewayUrl;
 use crate::disclosed::Disclosed;
@@ -39,6 +40,12 @@ impl Share {
     pub(crate) fn url(&self, claims: &ShareClaims) -> Disclosed {
         let token = self.key.mint(claims);
         Disclosed(Secret::new(self.gateway.share(token.expose())))
+    }
+
+    /// Where a member's browser goes with a handoff.
+    pub(crate) fn arrival(&self, handoff: &WorkspaceHandoff) -> Secret {
+        let (host, code) = (self.gateway.host(&handoff.host), self.key.mint_handoff(handoff));
+        Secret::new(format!("{host}.envforge/signed-in?code={}", code.expose()))
     }
 
     /// What one generation of a link states, the newest one without a number. `None` where there is no such link or

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::access::{Access, Caller};
+use crate::access::{Access, By, Caller};
 use crate::problem::Problem;
 use crate::request_body::{RequestBody, collect};
 
@@ -171,7 +171,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 fn command_id(caller: &Caller, key: &str) -> CommandId {
     let mut seed = [0_u8; 32];
     seed[..16].copy_from_slice(caller.org.as_uuid().as_bytes());
-    seed[16..].copy_from_slice(caller.user.as_uuid().as_bytes());
+    let who = match caller.by {
+        By::Session(_) => *caller.user.as_uuid(),
+        By::ServiceToken { token, .. } => *token.as_uuid(),
+    };
+    seed[16..].copy_from_slice(who.as_bytes());
     CommandId::from_uuid(derived_uuid(&seed, key))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::{Commit, Position, StreamId, StreamKind};
+use envforge_domain::commit::{Actor, Commit, Position, StreamId, StreamKind};
 use envforge_domain::event::Event;
 use envforge_domain::ids::CommitId;
 use envforge_eventlog::{AppendError, LogError, SharedLog};
@@ -260,26 +260,28 @@ pub(crate) fn commit(permit: &Permit, context: &Context, stream: &StreamId, even
 /// The permit must be for this action, in this organization, on this very thing.
 pub(crate) fn check_permit(permit: &Permit, needed: Action, stream: &StreamId) -> Result<(), CommandError> {
     let in_organization = stream.org() == permit.org() || stream.kind() == StreamKind::Claim;
-    if permit.action() == needed && in_organization && covers(permit.resource(), stream) {
+    if permit.action() == needed && in_organization && covers(permit, stream) {
         return Ok(());
     }
     Err(CommandError::PermitMismatch { permitted: permit.action(), needed, stream: stream.clone() })
 }
 
-fn covers(resource: Resource, stream: &StreamId) -> bool {
+fn covers(permit: &Permit, stream: &StreamId) -> bool {
+    let resource = permit.resource();
     let is = |id: &dyn std::fmt::Display| stream.key() == id.to_string();
     match stream.kind() {
         // A claim is only ever appended beside the event that needs it.
         StreamKind::Claim => true,
         // Nobody decides on decisions: they stand beside what was decided.
         StreamKind::Decision => false,
+        StreamKind::ServiceTokens => matches!(resource, Resource::Organization(_)),
         StreamKind::Organization | StreamKind::Denial => is(&resource.org()),
         StreamKind::User => match resource {
             Resource::User { user, .. } => is(&user),
             Resource::Organization(_) => true,
-            Resource::Project { .. } | Resource::Workspace { .. } | Resource::Link { .. } | Resource::Host { .. } => {
-                false
-            }
+            // Who opens a workspace has a session more, on their own stream.
+            Resource::Workspace { .. } => matches!(permit.actor(), Actor::User(user) if is(&user)),
+            Resource::Project { .. } | Resource::Link { .. } | Resource::Host { .. } => false,
         },
         StreamKind::Project => match resource {
             Resource::Project { project, .. } => is(&project),

@@ -1,5 +1,5 @@
-//! What keeps a person's command in front of the revocation that forbids it: its append guards the streams on which its
-//! permit rests, and says beside its events why it was allowed.
+//! What keeps a command of a person, or of a program with a service token, in front of the revocation that forbids it: its
+//! append guards the streams on which its permit rests, and says beside its events why it was allowed.
 //!
 //! Each guard needs a commit that carries it, for a commit expects one thing of one stream. So the record of the decision,
 //! which belongs in the log anyway, carries them. EnvForge's own components rest on no streams; a host's agent and a
@@ -67,7 +67,7 @@ pub(crate) fn fenced(
 /// Whose appends are held to their rights stream by stream.
 const fn is_fenced(actor: Actor) -> bool {
     match actor {
-        Actor::User(_) | Actor::Anonymous => true,
+        Actor::User(_) | Actor::ServiceToken(_) | Actor::Anonymous => true,
         Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::System(_) => false,
     }
 }
@@ -77,6 +77,7 @@ const fn is_fenced(actor: Actor) -> bool {
 fn record(context: &Context, permit: &Permit, mut open: Vec<Standing>, append: &mut Vec<(Commit, Expectation)>) {
     let own = match permit.actor() {
         Actor::User(user) => StreamId::user(permit.org(), user),
+        Actor::ServiceToken(_) => StreamId::service_tokens(permit.org()),
         Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => return,
     };
     // The person's own stream first: a further guard stands in the decisions of its stream, and those are the person's.

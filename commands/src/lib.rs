@@ -13,6 +13,7 @@ pub mod links;
 pub mod organizations;
 pub mod projects;
 pub mod runtimes;
+pub mod service_tokens;
 mod stream_cache;
 mod transaction;
 pub mod users;

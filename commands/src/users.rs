@@ -9,6 +9,7 @@ use envforge_domain::invitation::Invitation;
 use envforge_domain::organization::{Organization, OrganizationCommand, OrganizationRefusal};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::{User, UserCommand, UserEvent};
+use envforge_domain::workspace_session::OpenWorkspace;
 
 use crate::{CommandError, Commands, Context, Done};
 
@@ -20,6 +21,17 @@ pub async fn change(
     command: &UserCommand,
 ) -> Result<Done, CommandError> {
     commands.execute::<User>(permit, context, &StreamId::user(permit.org(), user), command).await
+}
+
+/// A member opens a workspace: a session on its host, once a handoff, whichever gateway asks.
+pub async fn open_workspace(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    user: UserId,
+    asked: OpenWorkspace,
+) -> Result<Done, CommandError> {
+    change(commands, permit, context, user, &UserCommand::OpenWorkspace(asked)).await
 }
 
 /// Deactivates an account. What the organization knows of the person is looked up: nobody deactivates above themselves,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::event::Event;
-use crate::ids::{CommandId, CommitId, CorrelationId, HostId, LinkId, OrgId, SessionId, UserId};
+use crate::ids::{CommandId, CommitId, CorrelationId, HostId, LinkId, OrgId, ServiceTokenId, SessionId, UserId};
 use crate::limits;
 use crate::time::UnixMillis;
 
@@ -52,10 +52,12 @@ pub enum StreamKind {
     Denial,
     /// Why commands of people were allowed; key: that of the access stream on which they rested, see `decision`.
     Decision,
+    /// The service tokens of one organization; one stream, see `service_token`.
+    ServiceTokens,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -66,6 +68,7 @@ impl StreamKind {
         Self::Claim,
         Self::Denial,
         Self::Decision,
+        Self::ServiceTokens,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -80,6 +83,7 @@ impl StreamKind {
             Self::Claim => "claim",
             Self::Denial => "denial",
             Self::Decision => "decision",
+            Self::ServiceTokens => "service_tokens",
         }
     }
 
@@ -150,6 +154,11 @@ impl StreamId {
         Self::of(org, StreamKind::DevLink, link)
     }
 
+    /// Its key is no id: the decisions that rested on it are none of the organization's stream.
+    pub fn service_tokens(org: OrgId) -> Self {
+        Self::of(org, StreamKind::ServiceTokens, "tokens")
+    }
+
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.
     pub fn decisions_on(access: &Self) -> Self {
         Self { org: access.org, kind: StreamKind::Decision, key: access.key.clone() }
@@ -200,6 +209,8 @@ pub enum Actor {
     },
     /// The agent on a host.
     Agent(HostId),
+    /// A program with a service token.
+    ServiceToken(ServiceTokenId),
     /// EnvForge itself.
     System(Component),
     /// Nobody who proved anything, as in a failed login.

@@ -12,6 +12,8 @@ use crate::time::UnixMillis;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedAttempts {
     pub actor: Actor,
+    /// About whom it was asked, where somebody asked about another: nothing was attempted then.
+    pub about: Option<Actor>,
     /// The action's token, or `authenticate` where nobody got as far as an action.
     pub action: String,
     pub surface: Surface,

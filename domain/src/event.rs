@@ -11,6 +11,7 @@ use crate::host::HostEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::runtime::RuntimeEvent;
+use crate::service_token::ServiceTokenEvent;
 use crate::user::UserEvent;
 use crate::workspace::WorkspaceEvent;
 
@@ -27,6 +28,7 @@ pub enum Event {
     Claim(ClaimEvent),
     Denial(DenialEvent),
     Decision(DecisionEvent),
+    ServiceToken(ServiceTokenEvent),
 }
 
 /// Who may read an event through the event API.
@@ -52,6 +54,7 @@ impl Event {
             Self::Claim(_) => StreamKind::Claim,
             Self::Denial(_) => StreamKind::Denial,
             Self::Decision(_) => StreamKind::Decision,
+            Self::ServiceToken(_) => StreamKind::ServiceTokens,
         }
     }
 
@@ -68,7 +71,8 @@ impl Event {
             | Self::DevLink(_)
             | Self::Claim(_)
             | Self::Denial(_)
-            | Self::Decision(_) => Visibility::Organization,
+            | Self::Decision(_)
+            | Self::ServiceToken(_) => Visibility::Organization,
         }
     }
 }

@@ -81,6 +81,10 @@ id!(
     TeamId, "tea"
 );
 id!(
+    /// A service token of an organization: a program that acts within what its creator may.
+    ServiceTokenId, "svt"
+);
+id!(
     /// A project: one repository of an organization.
     ProjectId, "prj"
 );

@@ -51,6 +51,21 @@ pub const IDENTITY_PROVIDER_CHARS_MAX: usize = 200;
 pub const SESSION_LIFETIME_MAX: Millis = Millis::from_hours(24 * 30);
 pub const SESSION_LIFETIME_MIN: Millis = Millis::from_minutes(15);
 
+/// Sessions of one person on workspaces' hosts; one more ends the oldest.
+pub const WORKSPACE_SESSIONS_MAX: usize = 100;
+
+/// Service tokens of one organization that are not over, and those that are remembered with ended ones.
+pub const SERVICE_TOKENS_MAX: usize = 100;
+pub const SERVICE_TOKENS_REMEMBERED_MAX: usize = 1_000;
+/// How long a service token's secret lives at most, whatever the policy says.
+pub const SERVICE_TOKEN_LIFETIME_MAX: Millis = Millis::from_hours(24 * 365);
+pub const SERVICE_TOKEN_LIFETIME_MIN: Millis = Millis::from_minutes(5);
+/// Where nobody says how long, and where the organization's policy was never changed.
+pub const SERVICE_TOKEN_LIFETIME_DEFAULT: Millis = Millis::from_hours(24 * 90);
+/// How long a rotated token's former secret may still count.
+pub const SERVICE_TOKEN_OVERLAP_MAX: Millis = Millis::from_hours(24 * 7);
+pub const SERVICE_TOKEN_OVERLAP_DEFAULT: Millis = Millis::from_hours(24);
+
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;
 /// A link's lifetime where the organization sets none (2 h as the product documents show).

@@ -114,6 +114,10 @@ slug!(
     TeamSlug, "team slug", 1, &[]
 );
 slug!(
+    /// A service token's name, unique among those of its organization that are not over.
+    ServiceTokenSlug, "service token slug", 1, &[]
+);
+slug!(
     /// A service of `envforge.yml`. At least three characters: `ui--ws--org` would put `--` where DNS reserves it.
     ServiceName, "service name", 3, &[]
 );

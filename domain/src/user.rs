@@ -7,13 +7,16 @@ use crate::access::{Action, Role, Scope};
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::{StreamKind, Surface};
 use crate::event::Event;
-use crate::ids::{SessionId, UserId};
+use crate::ids::{HandoffId, ProjectId, SessionId, UserId, WorkspaceId};
 use crate::invitation::Invitation;
 use crate::limits::{
     EMAIL_CHARS_MAX, INVITATION_LIFETIME_MAX, INVITATION_LIFETIME_MIN, INVITATION_ROLES_MAX, NAME_CHARS_MAX,
 };
 use crate::project::name_is_valid;
+use crate::secret::TokenDigest;
+use crate::slug::ServiceName;
 use crate::time::{Millis, UnixMillis};
+use crate::workspace_session::{OpenWorkspace, WorkspaceSessions};
 
 pub use crate::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
 
@@ -100,6 +103,18 @@ pub enum UserEvent {
     RevocationRecorded {
         receipt: RevocationReceipt,
     },
+    /// A session on the host of one service of a workspace, opened from one of a browser at the API, which it does not outlive.
+    WorkspaceOpened {
+        session: SessionId,
+        parent: SessionId,
+        handoff: HandoffId,
+        project: ProjectId,
+        workspace: WorkspaceId,
+        service: ServiceName,
+        cookie: TokenDigest,
+        opened_at: UnixMillis,
+        expires_at: UnixMillis,
+    },
 }
 
 impl UserEvent {
@@ -182,6 +197,8 @@ pub enum UserCommand {
     },
     /// A person changes their own password, which they proved; the hash as with `RecordPasswordChange`.
     ChangeOwnPassword,
+    /// A member opens a workspace in the browser in which they are signed in.
+    OpenWorkspace(OpenWorkspace),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,6 +212,7 @@ pub enum User {
         user: UserId,
         name: String,
         sessions: BTreeMap<SessionId, OpenSession>,
+        workspaces: WorkspaceSessions,
     },
     Deactivated {
         user: UserId,
@@ -232,6 +250,10 @@ pub enum UserRefusal {
     InvitationLapsed { role: Role },
     #[error("this invitation was accepted already")]
     InvitationAccepted,
+    #[error("this handoff was used already; open the workspace again")]
+    HandoffUsed,
+    #[error("this handoff is older than {max}; open the workspace again")]
+    HandoffExpired { max: Millis },
 }
 
 /// Open sessions of one person. Expired ones make room by themselves, and then the oldest does: signing in is never
@@ -255,6 +277,8 @@ impl Refusal for UserRefusal {
             Self::InvitationExpired => "invitation_expired",
             Self::InvitationLapsed { .. } => "invitation_lapsed",
             Self::InvitationAccepted => "invitation_accepted",
+            Self::HandoffUsed => "handoff_used",
+            Self::HandoffExpired { .. } => "handoff_expired",
         }
     }
 
@@ -267,9 +291,12 @@ impl Refusal for UserRefusal {
             | Self::InvitationLifetime { .. }
             | Self::InvitationRoles { .. }
             | Self::OrgWideOnly { .. } => RefusalKind::Invalid,
-            Self::SessionEnded | Self::InvitationRevoked | Self::InvitationExpired | Self::InvitationLapsed { .. } => {
-                RefusalKind::Gone
-            }
+            Self::SessionEnded
+            | Self::InvitationRevoked
+            | Self::InvitationExpired
+            | Self::InvitationLapsed { .. }
+            | Self::HandoffUsed
+            | Self::HandoffExpired { .. } => RefusalKind::Gone,
         }
     }
 
@@ -278,6 +305,7 @@ impl Refusal for UserRefusal {
             Self::Name { max } => vec![("max_chars", *max as u64)],
             Self::InvitationRoles { max } => vec![("max", *max as u64)],
             Self::InvitationLifetime { min, max } => vec![("min_ms", min.get()), ("max_ms", max.get())],
+            Self::HandoffExpired { max } => vec![("max_ms", max.get())],
             Self::Unknown
             | Self::Exists
             | Self::Deactivated
@@ -288,7 +316,8 @@ impl Refusal for UserRefusal {
             | Self::InvitationRevoked
             | Self::InvitationExpired
             | Self::InvitationLapsed { .. }
-            | Self::InvitationAccepted => vec![],
+            | Self::InvitationAccepted
+            | Self::HandoffUsed => vec![],
         }
     }
 }
@@ -305,28 +334,32 @@ impl Aggregate for User {
             Self::Unknown => decide_unknown(command),
             Self::Invited(invitation) => decide_invited(invitation, command),
             Self::InvitationRevoked => decide_uninvited(command),
-            Self::Active { name, sessions, .. } => decide_active(name, sessions, command),
+            Self::Active { name, sessions, workspaces, .. } => decide_active(name, sessions, workspaces, command),
             Self::Deactivated { .. } => decide_deactivated(command),
         }
     }
 
     fn evolve(state: Self, event: &UserEvent) -> Self {
         match (state, event) {
-            (_, UserEvent::Created { user, name, .. }) => {
-                Self::Active { user: *user, name: name.clone(), sessions: BTreeMap::new() }
-            }
+            (_, UserEvent::Created { user, name, .. }) => Self::Active {
+                user: *user,
+                name: name.clone(),
+                sessions: BTreeMap::new(),
+                workspaces: WorkspaceSessions::default(),
+            },
             (Self::Unknown, UserEvent::Invited { invitation }) => Self::Invited(invitation.clone()),
             (Self::Invited(_), UserEvent::InvitationRevoked) => Self::InvitationRevoked,
             (Self::Active { user, name, .. }, UserEvent::Deactivated) => Self::Deactivated { user, name },
             (Self::Deactivated { user, name }, UserEvent::Reactivated) => {
-                Self::Active { user, name, sessions: BTreeMap::new() }
+                Self::Active { user, name, sessions: BTreeMap::new(), workspaces: WorkspaceSessions::default() }
             }
-            (Self::Active { user, sessions, .. }, UserEvent::ProfileChanged { name }) => {
-                Self::Active { user, name: name.clone(), sessions }
+            (Self::Active { user, sessions, workspaces, .. }, UserEvent::ProfileChanged { name }) => {
+                Self::Active { user, name: name.clone(), sessions, workspaces }
             }
-            (Self::Active { user, name, mut sessions }, event) => {
+            (Self::Active { user, name, mut sessions, mut workspaces }, event) => {
                 evolve_sessions(&mut sessions, event);
-                Self::Active { user, name, sessions }
+                workspaces.evolve(event);
+                Self::Active { user, name, sessions, workspaces }
             }
             // What is left changes nothing there.
             (
@@ -341,7 +374,8 @@ impl Aggregate for User {
                 | UserEvent::Reauthenticated { .. }
                 | UserEvent::SessionEnded { .. }
                 | UserEvent::PasswordChanged
-                | UserEvent::RevocationRecorded { .. },
+                | UserEvent::RevocationRecorded { .. }
+                | UserEvent::WorkspaceOpened { .. },
             ) => state,
         }
     }
@@ -368,6 +402,7 @@ impl Aggregate for User {
             UserCommand::RevokeSessions { .. } => Action::SessionRevoke,
             UserCommand::Reauthenticate { .. } => Action::SessionReauthenticate,
             UserCommand::ChangeOwnPassword => Action::PasswordChangeOwn,
+            UserCommand::OpenWorkspace(_) => Action::WorkspaceOpen,
         }
     }
 }
@@ -401,7 +436,8 @@ fn evolve_sessions(sessions: &mut BTreeMap<SessionId, OpenSession>, event: &User
         | UserEvent::Deactivated
         | UserEvent::Reactivated
         | UserEvent::PasswordChanged
-        | UserEvent::RevocationRecorded { .. } => {}
+        | UserEvent::RevocationRecorded { .. }
+        | UserEvent::WorkspaceOpened { .. } => {}
     }
 }
 
@@ -438,7 +474,8 @@ fn decide_unknown(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal> 
         | UserCommand::EndOwnSessions
         | UserCommand::RevokeSessions { .. }
         | UserCommand::Reauthenticate { .. }
-        | UserCommand::ChangeOwnPassword => Err(UserRefusal::Unknown),
+        | UserCommand::ChangeOwnPassword
+        | UserCommand::OpenWorkspace(_) => Err(UserRefusal::Unknown),
     }
 }
 
@@ -477,7 +514,8 @@ fn decide_invited(invitation: &Invitation, command: &UserCommand) -> Result<Vec<
         | UserCommand::EndOwnSessions
         | UserCommand::RevokeSessions { .. }
         | UserCommand::Reauthenticate { .. }
-        | UserCommand::ChangeOwnPassword => Err(UserRefusal::Unknown),
+        | UserCommand::ChangeOwnPassword
+        | UserCommand::OpenWorkspace(_) => Err(UserRefusal::Unknown),
     }
 }
 
@@ -498,20 +536,23 @@ fn decide_uninvited(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefusal
         | UserCommand::EndOwnSessions
         | UserCommand::RevokeSessions { .. }
         | UserCommand::Reauthenticate { .. }
-        | UserCommand::ChangeOwnPassword => Err(UserRefusal::Unknown),
+        | UserCommand::ChangeOwnPassword
+        | UserCommand::OpenWorkspace(_) => Err(UserRefusal::Unknown),
     }
 }
 
 fn decide_active(
     name: &str,
     sessions: &BTreeMap<SessionId, OpenSession>,
+    workspaces: &WorkspaceSessions,
     command: &UserCommand,
 ) -> Result<Vec<UserEvent>, UserRefusal> {
+    // What was opened from a session ends with it and needs no event of its own.
     let end_all = |reason| {
         sessions.keys().map(move |session| UserEvent::SessionEnded { session: *session, reason }).collect::<Vec<_>>()
     };
     let end = |session: &SessionId, reason| {
-        Ok(if sessions.contains_key(session) {
+        Ok(if sessions.contains_key(session) || workspaces.contains(*session) {
             vec![UserEvent::SessionEnded { session: *session, reason }]
         } else {
             vec![]
@@ -549,6 +590,7 @@ fn decide_active(
             Ok(events)
         }
         UserCommand::RecordRevocation { receipt } => Ok(vec![UserEvent::RevocationRecorded { receipt: *receipt }]),
+        UserCommand::OpenWorkspace(asked) => workspaces.decide_open(sessions, asked),
     }
 }
 
@@ -569,7 +611,8 @@ fn decide_deactivated(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefus
         | UserCommand::OpenSession { .. }
         | UserCommand::Reauthenticate { .. }
         | UserCommand::ChangeOwnPassword
-        | UserCommand::RecordPasswordChange => Err(UserRefusal::Deactivated),
+        | UserCommand::RecordPasswordChange
+        | UserCommand::OpenWorkspace(_) => Err(UserRefusal::Deactivated),
     }
 }
 

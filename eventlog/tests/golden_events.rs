@@ -19,8 +19,8 @@ use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, Route
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{
-    CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, SessionId, TeamId, UserId,
-    WorkspaceId,
+    CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId,
+    UserId, WorkspaceId,
 };
 use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::manifest::{
@@ -32,6 +32,7 @@ use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
 };
 use envforge_domain::secret::TokenDigest;
+use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{ClientName, EmailAddress, OpenSession, RevocationReceipt, SessionEnd, UserEvent};
@@ -131,6 +132,7 @@ fn samples() -> Vec<Event> {
                 link_issuers: Roles::of(&[Role::Owner]),
                 identity_providers: ["https://acme.eu.auth0.com/", "local"].map(str::to_owned).into(),
                 session_lifetime_max: Millis::from_hours(8),
+                service_token_lifetime_max: Millis::from_hours(24 * 30),
                 ..OrganizationPolicy::default()
             },
         },
@@ -182,6 +184,17 @@ fn samples() -> Vec<Event> {
         UserEvent::ProfileChanged { name: "Ada Lovelace".to_owned() },
         UserEvent::Reactivated,
         UserEvent::Reauthenticated { session, authenticated_at: at(60) },
+        UserEvent::WorkspaceOpened {
+            session: SessionId::from_uuid(uuid(12)),
+            parent: session,
+            handoff: HandoffId::from_uuid(uuid(13)),
+            project,
+            workspace,
+            service: web.clone(),
+            cookie: TokenDigest::of(b"a cookie"),
+            opened_at: at(7),
+            expires_at: at(3_600),
+        },
     ];
     let receipts = [None, Some(2)].map(|sockets| UserEvent::RevocationRecorded {
         receipt: RevocationReceipt {
@@ -321,12 +334,14 @@ fn samples() -> Vec<Event> {
         Actor::System(Component::Timer),
         Actor::System(Component::Identity),
         Actor::Anonymous,
+        Actor::ServiceToken(ServiceTokenId::from_uuid(uuid(9))),
     ]
     .map(|actor| DeniedAttempts {
         actor,
         action: "workspace.wake".to_owned(),
         surface: Surface::Gateway,
         resource: Some(workspace.to_string()),
+        about: matches!(actor, Actor::ServiceToken(_)).then_some(Actor::User(user)),
         address: (actor == Actor::Anonymous).then(|| parsed("2001:db8::7")),
         code: "wake_budget_spent".to_owned(),
         count: 12,
@@ -335,7 +350,8 @@ fn samples() -> Vec<Event> {
     });
     let denials = [DenialEvent::Recorded { attempts: attempts.to_vec() }];
     let granted = grant(Grantee::User(user), Role::Developer, Scope::Project(project), Some(at(60)));
-    let principals = [Principal::Member, Principal::LinkVisitor, Principal::Agent, Principal::System];
+    let principals =
+        [Principal::Member, Principal::LinkVisitor, Principal::Agent, Principal::System, Principal::ServiceToken];
     let bases = principals.map(Basis::Principal);
     let decisions = [Basis::Grant(granted)].into_iter().chain(bases).map(|basis| DecisionEvent::Recorded {
         action: Action::LinkIssue.token().to_owned(),
@@ -360,6 +376,26 @@ fn samples() -> Vec<Event> {
     all.extend(claims.map(Event::Claim));
     all.extend(denials.map(Event::Denial));
     all.extend(decisions.chain([held]).map(Event::Decision));
+    let token = ServiceTokenId::from_uuid(uuid(9));
+    let places = [Scope::Organization, Scope::Project(project), Scope::Workspace { project, workspace }];
+    let created = places.map(|place| ServiceTokenEvent::Created {
+        token,
+        slug: parsed("ci"),
+        actions: [Action::WorkspaceRead, Action::RuntimeWake].into(),
+        place,
+        created_by: user,
+        issued_at: at(0),
+        expires_at: at(3_600),
+    });
+    let rotated = ServiceTokenEvent::Rotated {
+        token,
+        generation: 2,
+        issued_at: at(60),
+        expires_at: at(3_660),
+        former_until: at(120),
+    };
+    let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
+    all.extend(tokens.map(Event::ServiceToken));
     all
 }
 

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ahash::AHashMap;
-use envforge_domain::ids::{LinkId, WorkspaceId};
+use envforge_domain::ids::WorkspaceId;
 use envforge_domain::time::UnixMillis;
 use parking_lot::{Mutex, RwLock};
+
+use crate::ground::Visitor;
 
 /// Shared between gateway and reactors; cheap to clone.
 #[derive(Clone, Default)]
@@ -23,7 +25,7 @@ struct Counters {
     open: AtomicU32,
     sockets: AtomicU32,
     /// Whose request was the last to begin; read once in a while, written by each request.
-    link: Mutex<Option<LinkId>>,
+    visitor: Mutex<Option<Visitor>>,
 }
 
 /// What is known about one workspace.
@@ -37,7 +39,7 @@ pub struct WorkspaceActivity {
     /// Of those, sockets.
     pub open_sockets: u32,
     /// The link of the request that began last.
-    pub link: Option<LinkId>,
+    pub visitor: Option<Visitor>,
 }
 
 impl Activity {
@@ -61,12 +63,12 @@ impl Activity {
     }
 
     /// Counts a request as begun.
-    pub(crate) fn begin(&self, workspace: WorkspaceId, link: LinkId, now: UnixMillis) -> OpenStream {
+    pub(crate) fn begin(&self, workspace: WorkspaceId, visitor: Visitor, now: UnixMillis) -> OpenStream {
         let known = self.workspaces.read().get(&workspace).map(Arc::clone);
         let counters = known.unwrap_or_else(|| Arc::clone(self.workspaces.write().entry(workspace).or_default()));
         counters.last.fetch_max(now.get(), Ordering::Relaxed);
         counters.open.fetch_add(1, Ordering::AcqRel);
-        *counters.link.lock() = Some(link);
+        *counters.visitor.lock() = Some(visitor);
         OpenStream { counters, socket: false }
     }
 }
@@ -78,7 +80,7 @@ impl Counters {
             last_at: UnixMillis::new(self.last.load(Ordering::Relaxed)),
             open_streams: self.open.load(Ordering::Acquire),
             open_sockets: self.sockets.load(Ordering::Acquire),
-            link: *self.link.lock(),
+            visitor: *self.visitor.lock(),
         }
     }
 }
@@ -114,19 +116,20 @@ impl Drop for OpenStream {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use envforge_domain::ids::LinkId;
     use uuid::Uuid;
 
     #[test]
     fn open_streams_are_counted_until_they_end() {
         let activity = Activity::default();
         let workspace = WorkspaceId::from_uuid(Uuid::from_u128(1));
-        let link = LinkId::from_uuid(Uuid::from_u128(2));
+        let visitor = Visitor::Link(LinkId::from_uuid(Uuid::from_u128(2)));
         assert_eq!(activity.of(workspace), None);
-        let first = activity.begin(workspace, link, UnixMillis::new(5));
-        let socket = activity.begin(workspace, link, UnixMillis::new(3)).into_socket();
+        let first = activity.begin(workspace, visitor, UnixMillis::new(5));
+        let socket = activity.begin(workspace, visitor, UnixMillis::new(3)).into_socket();
         let seen = activity.of(workspace).unwrap();
         assert_eq!((seen.last_at, seen.open_streams, seen.open_sockets), (UnixMillis::new(5), 2, 1));
-        assert_eq!(seen.link, Some(link));
+        assert_eq!(seen.visitor, Some(visitor));
         drop(first);
         activity.forget(UnixMillis::new(10));
         assert_eq!(activity.of(workspace).unwrap().open_streams, 1);

@@ -22,10 +22,11 @@ use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
 use crate::fields::Fields;
+use crate::ground::{Ground, Visitor};
 use crate::host::WorkspaceHost;
 use crate::path::CheckedPath;
 use crate::standing::{Right, Standing};
-use envforge_projections::gateway_view::{GatewayView, LinkPhase, LinkView, SessionView, WorkspaceRoutes};
+use envforge_projections::gateway_view::{GatewayView, LinkView, OpenSocket, WorkspaceRoutes};
 
 /// What admission looks at.
 pub struct RequestHead<'a, F> {
@@ -48,9 +49,9 @@ pub struct Rules {
 /// Proof that one request may go to one service. Only `admit` makes one; `forward` and `websocket` take nothing else.
 pub struct ForwardPermit {
     permit: Permit,
-    link: Arc<LinkView>,
-    session: SessionView,
-    /// Where that is another one than the link's own.
+    ground: Ground,
+    session: SessionId,
+    /// Where that is another one than the host's own.
     service: Option<ServiceName>,
     /// The family of the path.
     base: RouteFamily,
@@ -73,29 +74,43 @@ impl From<Denial> for Refused {
 
 impl ForwardPermit {
     pub fn workspace(&self) -> WorkspaceId {
-        self.link.workspace
+        self.ground.workspace()
     }
 
-    pub fn link(&self) -> &Arc<LinkView> {
-        &self.link
+    pub fn visitor(&self) -> Visitor {
+        self.ground.visitor()
     }
 
     pub fn session(&self) -> SessionId {
-        self.session.session
+        self.session
     }
 
     pub fn service(&self) -> &ServiceName {
-        self.service.as_ref().unwrap_or(&self.link.service)
+        self.service.as_ref().unwrap_or_else(|| self.ground.service())
+    }
+
+    /// The link for which refusals are counted.
+    pub(crate) fn link(&self) -> Option<LinkId> {
+        self.ground.link()
+    }
+
+    pub(crate) fn workspace_name(&self) -> &str {
+        self.ground.workspace_name()
     }
 
     /// Cancelled when the right to this path ends before its time.
     pub(crate) fn cancel(&self) -> &CancellationToken {
-        self.link.closers.of(self.base)
+        self.ground.cancel(self.base)
     }
 
     /// Cancelled when sockets end; a socket needs this and its path's family.
     pub(crate) fn cancel_sockets(&self) -> &CancellationToken {
-        self.link.closers.of(RouteFamily::Websockets)
+        self.ground.cancel(RouteFamily::Websockets)
+    }
+
+    /// Counts the socket that this opens.
+    pub(crate) fn socket_opened(&self) -> OpenSocket {
+        self.ground.socket_opened()
     }
 
     /// Whether it opens a socket.
@@ -105,17 +120,22 @@ impl ForwardPermit {
 
     /// Whether the right was taken away since it was given.
     pub(crate) fn is_withdrawn(&self) -> bool {
-        self.families.iter().any(|family| self.link.closers.reason(family).is_some())
+        self.families.iter().any(|family| self.ground.is_withdrawn(family))
     }
 
     /// The right to the answer, which outlives the request.
     pub(crate) fn right(&self, standing: &Arc<Standing>, deadline: Instant) -> Right {
-        Right::new(Arc::clone(&self.link), self.base, standing, deadline)
+        Right::new(self.ground.clone(), self.base, standing, deadline)
     }
 
     /// When the right ends by itself.
     pub(crate) fn ends_at(&self) -> UnixMillis {
-        self.link.expires_at
+        self.ground.ends_at()
+    }
+
+    /// What is said when it has.
+    pub(crate) fn expired(&self) -> Denial {
+        self.ground.expired()
     }
 
     /// The decision of the access policy that this rests on.
@@ -125,19 +145,16 @@ impl ForwardPermit {
 
     /// The policy's word on waking what this request needs.
     pub(crate) fn wake_permit(&self, now: UnixMillis) -> Result<Permit, Denial> {
-        let session = Some(self.session.session);
-        authorize(&self.link, session, Action::RuntimeWake, self.permit.resource(), self.permit.position(), now)
+        let (action, resource) = (Action::RuntimeWake, self.permit.resource());
+        authorize(&self.ground, Some(self.session), action, resource, self.permit.position(), now)
     }
 
     /// Why a request that was cancelled under way is refused now.
     pub(crate) fn ended(&self, view: &GatewayView, now: UnixMillis) -> Denial {
-        let standing = view
-            .link(self.link.link)
-            .ok_or(Denial::LinkRevoked)
-            .and_then(|link| link_stands(&link, &self.session, now).map(|()| link));
+        let standing = self.ground.renewed(view).and_then(|ground| ground.stands(now).map(|()| ground));
         match standing {
             Err(denial) => denial,
-            Ok(link) if !self.families.minus(link.families).is_empty() => Denial::RouteNotIncluded,
+            Ok(ground) if !self.families.minus(ground.families()).is_empty() => Denial::RouteNotIncluded,
             Ok(_) => Denial::WorkspaceClosed,
         }
     }
@@ -158,25 +175,33 @@ pub fn admit<F: Fields>(
     // All lookups happen for everybody: an unknown host takes as long as a known one.
     let session = cookie.and_then(|cookie| view.session(&cookie)).or_else(|| view.session(&ABSENT));
     let link = session.and_then(|session| view.link(session.link));
+    let member = if session.is_none() { cookie.and_then(|cookie| view.member(&cookie)) } else { None };
     let workspace = view.workspace_by_label(&head.host.label);
-    let (Some(session), Some(link)) = (session, link) else { return Err(Denial::AccessRequired.into()) };
-    if link.host != head.host.label {
+    let (ground, session) = match (session, link, member) {
+        (Some(session), Some(link), _) => (Ground::Link(link, session.generation), session.session),
+        (_, _, Some(member)) => {
+            let session = member.session;
+            (Ground::Member(member), session)
+        }
+        _ => return Err(Denial::AccessRequired.into()),
+    };
+    if *ground.host() != head.host.label {
         return Err(Denial::AccessRequired.into());
     }
-    let refuse = |denial| Refused { denial, link: Some(link.link) };
-    let Some(workspace) = workspace.filter(|workspace| workspace.workspace == link.workspace) else {
+    let refuse = |denial| Refused { denial, link: ground.link() };
+    let Some(workspace) = workspace.filter(|workspace| workspace.workspace == ground.workspace()) else {
         return Err(refuse(Denial::AccessRequired));
     };
     if !is_open(&workspace) {
         return Err(refuse(Denial::AccessRequired));
     }
-    let (service, base, families) = decide(&workspace, &link, &session, head, now).map_err(refuse)?;
+    let (service, base, families) = decide(&workspace, &ground, head, now).map_err(refuse)?;
     let resource =
         Resource::Workspace { org: workspace.org, project: workspace.project, workspace: workspace.workspace };
-    let permit = authorize(&link, Some(session.session), Action::AppForward, resource, freshness.position, now)
-        .map_err(refuse)?;
-    let service = (*service != link.service).then(|| service.clone());
-    Ok(ForwardPermit { permit, service, session, base, families, link })
+    let permit =
+        authorize(&ground, Some(session), ground.action(), resource, freshness.position, now).map_err(refuse)?;
+    let service = (service != ground.service()).then(|| service.clone());
+    Ok(ForwardPermit { permit, service, session, base, families, ground })
 }
 
 /// Whether signed links work here at all; a Tailscale-only workspace looks like none.
@@ -189,19 +214,18 @@ const ABSENT: TokenDigest = TokenDigest::from_bytes([0; 32]);
 
 fn decide<'w>(
     workspace: &'w WorkspaceRoutes,
-    link: &LinkView,
-    session: &SessionView,
+    ground: &Ground,
     head: &RequestHead<'_, impl Fields>,
     now: UnixMillis,
 ) -> Result<(&'w ServiceName, RouteFamily, RouteFamilies), Denial> {
     if workspace.archived {
         return Err(Denial::WorkspaceClosed);
     }
-    link_stands(link, session, now)?;
+    ground.stands(now)?;
     check_site(head)?;
     let path = CheckedPath::new(head.path)?;
     let table = &workspace.routes;
-    let prefix_decides = head.websocket || link.families != RouteFamilies::ALL || table.services().nth(1).is_some();
+    let prefix_decides = head.websocket || ground.families() != RouteFamilies::ALL || table.services().nth(1).is_some();
     let path = if prefix_decides { path.for_prefix()? } else { path.as_str() };
     let base = table.route(path, false).ok_or(Denial::RouteNotIncluded)?;
     let mut families = RouteFamilies::NONE.with(base.family);
@@ -210,53 +234,30 @@ fn decide<'w>(
         families = families.with(socket.family);
     }
     // A socket needs its path's own family too: a link without `api` opens no socket below `/api`.
-    if !families.minus(link.families).is_empty() {
+    if !families.minus(ground.families()).is_empty() {
         return Err(Denial::RouteNotIncluded);
     }
     Ok((base.service, base.family, families))
 }
 
-fn link_stands(link: &LinkView, session: &SessionView, now: UnixMillis) -> Result<(), Denial> {
-    match link.phase {
-        LinkPhase::Revoked => return Err(Denial::LinkRevoked),
-        LinkPhase::Expired => return Err(Denial::LinkExpired),
-        LinkPhase::Active => {}
-    }
-    if now >= link.expires_at {
-        return Err(Denial::LinkExpired);
-    }
-    if session.generation != link.generation {
-        return Err(Denial::LinkRotated);
-    }
-    Ok(())
-}
-
 /// The one policy has the last word, on the gateway as anywhere.
 fn authorize(
-    link: &LinkView,
+    ground: &Ground,
     session: Option<SessionId>,
     action: Action,
     resource: Resource,
     position: Position,
     now: UnixMillis,
 ) -> Result<Permit, Denial> {
-    let actor = ActorFacts::Link {
-        org: link.org,
-        project: link.project,
-        workspace: link.workspace,
-        link: link.link,
-        live: link.phase == LinkPhase::Active && now < link.expires_at,
+    let actor = ground.actor(session);
+    let request = access::Request { actor, action, resource, surface: Surface::Gateway, now };
+    let refused = match ground {
+        Ground::Link(..) => Denial::RouteNotIncluded,
+        Ground::Member(_) => Denial::RightEnded,
     };
-    let request = access::Request {
-        actor: Actor::LinkVisitor { link: link.link, session },
-        action,
-        resource,
-        surface: Surface::Gateway,
-        now,
-    };
-    access::authorize(&Facts { position, actor }, &request).map_err(|denial| match denial {
+    access::authorize(&Facts { position, actor: ground.facts(now) }, &request).map_err(|denial| match denial {
         access::Denial::LinkEnded => Denial::LinkRevoked,
-        _ => Denial::RouteNotIncluded,
+        _ => refused,
     })
 }
 
@@ -265,8 +266,9 @@ const fn link_resource(link: &LinkView) -> Resource {
 }
 
 /// The policy's word on opening a session of a link, for a handoff that proved itself.
-pub(crate) fn open_session_permit(link: &LinkView, position: Position, now: UnixMillis) -> Result<Permit, Denial> {
-    authorize(link, None, Action::LinkOpenSession, link_resource(link), position, now)
+pub(crate) fn open_session_permit(link: &Arc<LinkView>, position: Position, now: UnixMillis) -> Result<Permit, Denial> {
+    let ground = Ground::Link(Arc::clone(link), link.generation);
+    authorize(&ground, None, Action::LinkOpenSession, link_resource(link), position, now)
 }
 
 /// The policy's word on the gateway's own counters of a link, which outlive it.

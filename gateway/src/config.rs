@@ -48,6 +48,8 @@ pub struct Config {
     /// Whether a handoff works only from the address that asked for it. Off for clients whose address changes between
     /// two requests (some carrier networks, IPv4 and IPv6 side by side).
     pub handoff_bound_to_address: bool,
+    /// Where members sign in: the API's public URL, without a path. `None`: workspaces open by links alone.
+    pub sign_in_at: Option<String>,
     pub listen: SocketAddr,
     /// Several processes may listen on one port.
     pub reuse_port: bool,
@@ -122,6 +124,7 @@ impl Config {
             public_port: listen.port(),
             domain_is_public_suffix: false,
             handoff_bound_to_address: true,
+            sign_in_at: None,
             listen,
             reuse_port: false,
             tls: None,
@@ -151,6 +154,21 @@ impl Config {
         }
         if self.scheme == Scheme::PlainHttpDev && self.tls.is_some() {
             problems.push("certificate files are given but the scheme is plain http: use https".to_owned());
+        }
+        if let Some(api) = &self.sign_in_at {
+            let host = api.strip_prefix("https://").or_else(|| api.strip_prefix("http://"));
+            let plain = host.is_some_and(|host| {
+                !host.is_empty()
+                    && host.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#' | b'@'))
+            });
+            let name = host.unwrap_or_default().split(':').next().unwrap_or_default();
+            if !plain {
+                problems.push(format!("the sign-in URL `{api}` is not a scheme and a host: https://api.envforge.ai"));
+            } else if name == self.domain || name.ends_with(&format!(".{}", self.domain)) {
+                problems.push(format!(
+                    "the API at `{api}` is under the gateway's domain, where workspaces run code of anybody: give it another one"
+                ));
+            }
         }
         let upstream =
             self.limits.upstream_connections_per_endpoint_max.min(self.limits.upstream_connections_per_link_max);

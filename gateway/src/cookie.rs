@@ -22,6 +22,14 @@ pub(crate) const fn session_name(scheme: Scheme) -> &'static str {
     }
 }
 
+/// The name of what a browser keeps while somebody signs in.
+const fn sign_in_name(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Https => "__Host-envforge_sign_in",
+        Scheme::PlainHttpDev => "envforge_sign_in",
+    }
+}
+
 fn is_reserved(name: &[u8]) -> bool {
     // Asked for each cookie: the first byte decides for most.
     matches!(name.first(), Some(b'_' | b'e' | b'E'))
@@ -75,6 +83,16 @@ pub(crate) fn session(fields: &impl Fields, scheme: Scheme) -> Result<Option<Tok
         }
     }
     Ok(found.filter(|value| value.len() == TOKEN_LENGTH).map(TokenDigest::of))
+}
+
+/// What a browser keeps while somebody signs in; none where there are two.
+pub(crate) fn sign_in(fields: &impl Fields, scheme: Scheme) -> Option<&str> {
+    let wanted = sign_in_name(scheme).as_bytes();
+    let mut found = pairs(fields).filter_map(|pair| pair.strip_prefix(wanted).and_then(|rest| rest.strip_prefix(b"=")));
+    match (found.next(), found.next()) {
+        (Some(value), None) => std::str::from_utf8(value).ok(),
+        _ => None,
+    }
 }
 
 /// Writes the Cookie line without ours, all lines joined into one as HTTP/1 wants it; none where nothing is left.
@@ -147,6 +165,26 @@ pub(crate) fn set_session(scheme: Scheme, token: &Secret) -> HeaderValue {
     let mut value = HeaderValue::from_str(&line).unwrap_or_else(|_| clear_session(scheme));
     value.set_sensitive(true);
     value
+}
+
+/// Kept for as long as somebody may take to sign in.
+pub(crate) fn set_sign_in(scheme: Scheme, value: &Secret) -> HeaderValue {
+    let secure = match scheme {
+        Scheme::Https => "; Secure",
+        Scheme::PlainHttpDev => "",
+    };
+    let line =
+        format!("{}={}; Path=/; HttpOnly; SameSite=Lax; Max-Age=900{secure}", sign_in_name(scheme), value.expose());
+    let mut value = HeaderValue::from_str(&line).unwrap_or_else(|_| clear_sign_in(scheme));
+    value.set_sensitive(true);
+    value
+}
+
+pub(crate) fn clear_sign_in(scheme: Scheme) -> HeaderValue {
+    HeaderValue::from_static(match scheme {
+        Scheme::Https => "__Host-envforge_sign_in=; Path=/; HttpOnly; SameSite=Lax; Secure; Max-Age=0",
+        Scheme::PlainHttpDev => "envforge_sign_in=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0",
+    })
 }
 
 pub(crate) fn clear_session(scheme: Scheme) -> HeaderValue {

@@ -6,9 +6,12 @@ use envforge_domain::dev_link::{BlockedAttempts, Generation};
 use envforge_domain::ids::{HandoffId, LinkId, SessionId, WorkspaceId};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::UnixMillis;
+use envforge_identity::workspace_handoff::WorkspaceHandoff;
+use envforge_projections::gateway_view::MemberView;
 use futures_util::future::BoxFuture;
 
 use crate::denial::Denial;
+use crate::ground::Visitor;
 
 /// A handoff that proved itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +30,18 @@ pub struct OpenSession {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AskWake {
     pub workspace: WorkspaceId,
-    pub link: LinkId,
+    pub visitor: Visitor,
     pub session: SessionId,
+    pub now: UnixMillis,
+}
+
+/// A member's handoff that proved itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenWorkspaceSession {
+    pub handoff: WorkspaceHandoff,
+    pub session: SessionId,
+    /// Digest of the new cookie.
+    pub cookie: TokenDigest,
     pub now: UnixMillis,
 }
 
@@ -45,6 +58,13 @@ pub struct Blocked {
 pub trait Decisions: Send + Sync + 'static {
     /// Opens a session, once a handoff over all gateways. Answers the position that shows it.
     fn open_session<'a>(&'a self, permit: &'a Permit, ask: OpenSession) -> BoxFuture<'a, Result<Position, Denial>>;
+
+    /// Opens a member's session on a workspace's host, once a handoff over all gateways. There is no permit yet: whether the
+    /// member may is asked on rights as fresh as the log's leader has them.
+    fn open_workspace(&self, ask: OpenWorkspaceSession) -> BoxFuture<'_, Result<Position, Denial>>;
+
+    /// Counts, for the audit, what a member was refused by the policy.
+    fn record_denied(&self, member: &MemberView, now: UnixMillis);
 
     /// Asks for a wake; one that is under way already is fine.
     fn wake<'a>(&'a self, permit: &'a Permit, ask: AskWake) -> BoxFuture<'a, Result<(), Denial>>;

@@ -207,6 +207,12 @@ pub enum Denial {
     /// The single-use code is wrong, used, late, or from another browser.
     HandoffInvalid,
     TooManySessions,
+    /// A member's session has ended, or the one from which it was opened.
+    SignedOut,
+    /// A member may not open this workspace, or not any more.
+    RightEnded,
+    /// A member's handoff is wrong, used, late, or from another browser.
+    SignInInvalid,
     /// Our own command side could not be reached.
     TryAgain,
 }
@@ -311,6 +317,12 @@ denials! {
         "Open your link again", "That step works only once and only for a few seconds. Please open the link that was shared with you again.";
     Self::TooManySessions => TOO_MANY_REQUESTS, "too_many_sessions",
         "This link is very busy", "It has been opened as often as it may. Ask the person who shared it for another one.";
+    Self::SignedOut => UNAUTHORIZED, "signed_out",
+        "You are signed out", "Your session in this browser has ended. Open the workspace again to sign in.";
+    Self::RightEnded => FORBIDDEN, "workspace_not_allowed",
+        "You may not open this workspace", "Your role does not let you open it, or not any more. An administrator of your organization can change that.";
+    Self::SignInInvalid => FORBIDDEN, "sign_in_invalid",
+        "Please sign in again", "That step works only once, only for a few seconds, and only in the browser where it was begun. Open the workspace again.";
     Self::TryAgain => SERVICE_UNAVAILABLE, "try_again",
         "One moment, please", "This could not be finished right now. Please try again.";
 }
@@ -332,9 +344,34 @@ impl Denial {
         matches!(self, Self::DuplicateSession)
     }
 
+    /// Whether somebody who reads this may get further by signing in.
+    pub const fn leaves_signing_in(self) -> bool {
+        matches!(
+            self,
+            Self::AccessRequired
+                | Self::DuplicateSession
+                | Self::LinkRevoked
+                | Self::LinkExpired
+                | Self::LinkRotated
+                | Self::RouteNotIncluded
+                | Self::HandoffInvalid
+                | Self::SignedOut
+                | Self::SignInInvalid
+                | Self::RightEnded
+        )
+    }
+
     /// Whether what the app left in the browser ends here.
     pub const fn ends_visit(self) -> bool {
-        matches!(self, Self::LinkRevoked | Self::LinkExpired | Self::LinkRotated | Self::WorkspaceClosed)
+        matches!(
+            self,
+            Self::LinkRevoked
+                | Self::LinkExpired
+                | Self::LinkRotated
+                | Self::WorkspaceClosed
+                | Self::SignedOut
+                | Self::RightEnded
+        )
     }
 }
 

@@ -83,7 +83,7 @@ impl Forwarding {
         outgoing: Outgoing,
         mut take: impl FnMut(&AnswerHead<'_>) -> R,
     ) -> Result<(R, ResponseBody), Denial> {
-        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.visitor(), passage.now);
         let take = |head: &AnswerHead<'_>| (head.status, take(head));
         let ((status, taken), mut exchange) = self.exchange(passage, method, outgoing, take).await?;
         self.meters.forwarded.increment(1);
@@ -132,10 +132,10 @@ impl Forwarding {
         outgoing: Outgoing,
         mut take: impl FnMut(&AnswerHead<'_>) -> R,
     ) -> Result<(R, Exchange), Denial> {
-        let link = passage.permit.link().link;
-        let lease = match self.upstreams.ready(link, passage.endpoint)? {
+        let visitor = passage.permit.visitor();
+        let lease = match self.upstreams.ready(visitor, passage.endpoint)? {
             Some(lease) => lease,
-            None => self.waited(passage, self.upstreams.lease(link, passage.endpoint)).await?,
+            None => self.waited(passage, self.upstreams.lease(visitor, passage.endpoint)).await?,
         };
         let mut exchange = Exchange::new(lease, outgoing);
         let failed = match self.send(passage, &mut exchange, &mut take).await? {
@@ -148,7 +148,7 @@ impl Forwarding {
             failed => return Err(failure(failed)),
         };
         self.meters.retried.increment(1);
-        let lease = self.waited(passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
+        let lease = self.waited(passage, self.upstreams.lease_new(visitor, passage.endpoint)).await?;
         let mut exchange = Exchange::new(lease, outgoing);
         match self.send(passage, &mut exchange, &mut take).await? {
             Ok(taken) => Ok((taken, exchange)),

@@ -5,15 +5,23 @@
 
 use std::sync::Arc;
 
-use envforge_commands::{CommandError, Commands, Context, links, runtimes};
-use envforge_domain::access::{self, Permit};
-use envforge_domain::commit::{Actor, Position};
+use envforge_commands::{CommandError, Commands, Context, back_off, links, runtimes, users};
+use envforge_domain::access::{self, Action, Permit, Resource};
+use envforge_domain::commit::{Actor, Position, Surface};
+use envforge_domain::ids::{SessionId, UserId};
+use envforge_domain::runtime::WakeCause;
 use envforge_domain::time::UnixMillis;
+use envforge_domain::workspace_session::OpenWorkspace;
+use envforge_projections::gateway_view::MemberView;
 use envforge_projections::{AuthorizeError, Authorizer};
 use futures_util::future::BoxFuture;
 
-use crate::decisions::{AskWake, Blocked, Decisions, OpenSession};
+use crate::decisions::{AskWake, Blocked, Decisions, OpenSession, OpenWorkspaceSession};
 use crate::denial::Denial;
+use crate::ground::Visitor;
+
+/// Questions to the policy for one command of a member; others' changes of rights can come in between that often.
+const PERMITS_MAX: u32 = 16;
 
 pub struct LogDecisions {
     commands: Arc<Commands>,
@@ -26,28 +34,103 @@ impl LogDecisions {
     }
 
     /// The same question to the policy, on fresh facts.
-    async fn fresh(&self, permit: &Permit, now: UnixMillis) -> Result<Permit, Denial> {
-        let session = match permit.actor() {
-            Actor::LinkVisitor { session, .. } => session,
-            Actor::User(_) | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => None,
-        };
+    async fn fresh(&self, permit: &Permit, session: Option<SessionId>, now: UnixMillis) -> Result<Permit, Denial> {
         let asked =
             self.authorizer.permit(permit.actor(), session, permit.action(), permit.resource(), permit.surface(), now);
         asked.await.map_err(|error| match error {
             AuthorizeError::Denied(access::Denial::LinkEnded) => Denial::LinkEnded,
             AuthorizeError::Denied(denial) => {
                 tracing::warn!(code = denial.code(), "the policy refused what the gateway's view had allowed");
-                Denial::AccessRequired
+                match permit.actor() {
+                    Actor::User(_) => of_member(denial),
+                    Actor::LinkVisitor { .. }
+                    | Actor::Agent(_)
+                    | Actor::ServiceToken(_)
+                    | Actor::System(_)
+                    | Actor::Anonymous => Denial::AccessRequired,
+                }
             }
             AuthorizeError::Stale(_) | AuthorizeError::Log(_) => Denial::AuthorizationStale,
         })
+    }
+
+    /// A member's command guards the rights that it rests on: where others change rights meanwhile, it is asked for again.
+    async fn wake_by_member(&self, permit: &Permit, ask: &AskWake, user: UserId) -> Result<(), Denial> {
+        let mut rounds = 0;
+        loop {
+            let permit = self.fresh(permit, Some(ask.session), ask.now).await?;
+            let (context, cause) = (Context::new(ask.now), WakeCause::Person(user));
+            match runtimes::wake(&self.commands, &permit, &context, ask.workspace, cause).await {
+                Ok(_) => return Ok(()),
+                Err(CommandError::RightsMoved { .. }) if rounds < PERMITS_MAX => {
+                    rounds += 1;
+                    back_off(rounds).await;
+                }
+                Err(error) => {
+                    return Err(match error.refusal_code() {
+                        Some("workspace_archived") => Denial::WorkspaceClosed,
+                        Some(_) => Denial::WakeRefused,
+                        None => unavailable(&error),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn open_for_member(&self, ask: OpenWorkspaceSession) -> Result<Position, Denial> {
+        let OpenWorkspaceSession { handoff, session, cookie, now } = ask;
+        let resource = Resource::Workspace { org: handoff.org, project: handoff.project, workspace: handoff.workspace };
+        let actor = Actor::User(handoff.user);
+        let asked = OpenWorkspace {
+            session,
+            parent: handoff.parent,
+            handoff: handoff.handoff,
+            handoff_expires_at: handoff.expires_at,
+            project: handoff.project,
+            workspace: handoff.workspace,
+            service: handoff.host.service().clone(),
+            cookie,
+            now,
+        };
+        let context = Context::new(now);
+        let mut rounds = 0;
+        loop {
+            let (action, surface) = (Action::WorkspaceOpen, Surface::Gateway);
+            let permit = self.authorizer.permit(actor, Some(handoff.parent), action, resource, surface, now);
+            let permit = permit.await.map_err(|error| match error {
+                AuthorizeError::Denied(denial) => of_member(denial),
+                AuthorizeError::Stale(_) | AuthorizeError::Log(_) => Denial::AuthorizationStale,
+            })?;
+            match users::open_workspace(&self.commands, &permit, &context, handoff.user, asked.clone()).await {
+                Ok(done) => return Ok(done.position),
+                Err(CommandError::RightsMoved { .. }) if rounds < PERMITS_MAX => {
+                    rounds += 1;
+                    back_off(rounds).await;
+                }
+                Err(error) => {
+                    return Err(match error.refusal_code() {
+                        Some("handoff_used" | "handoff_expired") => Denial::SignInInvalid,
+                        Some(_) => Denial::SignedOut,
+                        None => unavailable(&error),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// What a member is told whom the policy refused.
+fn of_member(denial: access::Denial) -> Denial {
+    match denial {
+        access::Denial::SessionEnded => Denial::SignedOut,
+        _ => Denial::RightEnded,
     }
 }
 
 impl Decisions for LogDecisions {
     fn open_session<'a>(&'a self, permit: &'a Permit, ask: OpenSession) -> BoxFuture<'a, Result<Position, Denial>> {
         Box::pin(async move {
-            let permit = self.fresh(permit, ask.now).await?;
+            let permit = self.fresh(permit, None, ask.now).await?;
             let redeemed = links::RedeemedHandoff {
                 link: ask.link,
                 handoff: ask.handoff,
@@ -66,12 +149,28 @@ impl Decisions for LogDecisions {
         })
     }
 
+    fn open_workspace(&self, ask: OpenWorkspaceSession) -> BoxFuture<'_, Result<Position, Denial>> {
+        Box::pin(self.open_for_member(ask))
+    }
+
+    fn record_denied(&self, member: &MemberView, now: UnixMillis) {
+        let (actor, resource) = (Actor::User(member.user), member.resource());
+        let request =
+            access::Request { actor, action: Action::WorkspaceOpen, resource, surface: Surface::Gateway, now };
+        let denial = access::Denial::Role { action: Action::WorkspaceOpen };
+        self.authorizer.denials().hold(&request, denial.code());
+    }
+
     fn wake<'a>(&'a self, permit: &'a Permit, ask: AskWake) -> BoxFuture<'a, Result<(), Denial>> {
         Box::pin(async move {
-            let permit = self.fresh(permit, ask.now).await?;
+            let link = match ask.visitor {
+                Visitor::Link(link) => link,
+                Visitor::Member(user) => return self.wake_by_member(permit, &ask, user).await,
+            };
+            let permit = self.fresh(permit, Some(ask.session), ask.now).await?;
             let context = Context::new(ask.now);
             let done =
-                runtimes::wake_by_link(&self.commands, &permit, &context, ask.workspace, ask.link, ask.session).await;
+                runtimes::wake_by_link(&self.commands, &permit, &context, ask.workspace, link, ask.session).await;
             done.map(|_| ()).map_err(|error| match error.refusal_code() {
                 Some("wake_budget_spent") => Denial::WakeBudgetSpent,
                 Some("link_revoked") => Denial::LinkRevoked,
@@ -86,7 +185,7 @@ impl Decisions for LogDecisions {
 
     fn record_blocked<'a>(&'a self, permit: &'a Permit, blocked: Blocked) -> BoxFuture<'a, Result<(), Denial>> {
         Box::pin(async move {
-            let permit = self.fresh(permit, blocked.until).await?;
+            let permit = self.fresh(permit, None, blocked.until).await?;
             let context = Context::new(blocked.until);
             let Blocked { link, attempts, since, until } = blocked;
             let done = links::record_blocked(&self.commands, &permit, &context, link, attempts, since, until).await;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use envforge_domain::time::{SharedClock, UnixMillis};
 use futures_util::stream;
 use http::header::CONNECTION;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::{Body, Incoming};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -18,15 +18,17 @@ use crate::blocked::BlockedCounters;
 use crate::body::ResponseBody;
 use crate::config::Config;
 use crate::connection::{Answer, AnswerFacts, Client, HTTP2_STREAM_WINDOW_BYTES, REFUSED_METHOD, Serve, WireRequest};
+use crate::cookie;
 use crate::denial::{Denial, ProtocolFault};
 use crate::fields::Fields;
-use crate::forward::{Forwarding, Passage, RequestLine, announced_length};
+use crate::forward::{Forwarding, Passage, RequestLine, announced_length, target_of};
 use crate::header::Forwarded;
 use crate::host::{Host, WorkspaceHost, split};
 use crate::metric;
 use crate::pages::{self, Audience, WakeNews};
 use crate::request_check;
 use crate::share::{HANDOFF_PATH, Share};
+use crate::sign_in::{ARRIVAL_PATH, SIGN_IN_PATH};
 use crate::standing::Standing;
 use crate::upload::{EARLY_BYTES_MAX, Early};
 use crate::upstream::{AnswerHead, Outgoing};
@@ -173,7 +175,12 @@ impl Connection {
             fields: request.headers(),
             websocket: handshake.is_some(),
         };
-        let permit = self.admit(&head, now)?;
+        let permit = match self.admit(&head, now) {
+            Err(Denial::AccessRequired) if audience == Audience::Person && *head.method == Method::GET => {
+                return self.signing_in(host, request.uri(), request.headers());
+            }
+            admitted => admitted?,
+        };
         let (endpoint, early, now) = match self.endpoint(&permit, &mut request, audience).await {
             Ok(Reached::App(endpoint)) => (endpoint, Early::default(), now),
             // A held request starts anew: it was held against the state again when its wait was over.
@@ -181,7 +188,7 @@ impl Connection {
             Ok(Reached::WakingPage(page)) => return Ok(*page),
             // What a link may not cause counts; what befalls a runtime does not.
             Err(denial @ (Denial::WakeBudgetSpent | Denial::WakeRefused | Denial::TooManyHeld)) => {
-                return Err(self.counted(Refused { denial, link: Some(permit.link().link) }));
+                return Err(self.counted(Refused { denial, link: permit.link() }));
             }
             Err(denial) => return Err(denial),
         };
@@ -196,8 +203,30 @@ impl Connection {
         }
     }
 
+    /// Nobody is known here: members sign in. Top-level alone, since no page may be made to show itself within another one.
+    fn signing_in(
+        &self,
+        host: &WorkspaceHost,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Response<ResponseBody>, Denial> {
+        if headers.get("sec-fetch-dest").is_some_and(|dest| dest != "document") {
+            return Err(Denial::AccessRequired);
+        }
+        self.shared.share.begin_sign_in(host, target_of(uri), headers)
+    }
+
     fn admit(&self, head: &RequestHead<'_, impl Fields>, now: UnixMillis) -> Result<ForwardPermit, Denial> {
-        admission::admit(&self.shared.view, self.rules(), head, now).map_err(|refused| self.counted(refused))
+        let shared = &*self.shared;
+        admission::admit(&shared.view, self.rules(), head, now).map_err(|refused| {
+            if refused.denial == Denial::RightEnded {
+                let cookie = cookie::session(head.fields, shared.config.scheme).ok().flatten();
+                if let Some(member) = cookie.and_then(|cookie| shared.view.member(&cookie)) {
+                    shared.share.decisions.record_denied(&member, now);
+                }
+            }
+            self.counted(refused)
+        })
     }
 
     fn rules(&self) -> Rules {
@@ -229,7 +258,7 @@ impl Connection {
         };
         if audience == Audience::Person && matches!(*request.method(), Method::GET | Method::HEAD) {
             waker.nudge(permit, &seen)?;
-            return Ok(Reached::WakingPage(Box::new(pages::waking(permit.link(), &seen))));
+            return Ok(Reached::WakingPage(Box::new(pages::waking(permit.workspace_name(), &seen))));
         }
         // In a box: what most requests never need.
         Box::pin(self.held(permit, request)).await
@@ -272,6 +301,15 @@ impl Connection {
         match uri.path() {
             HANDOFF_PATH => {
                 let answer = self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await;
+                answer.map_err(|refused| self.counted(refused))
+            }
+            // Also for whoever came by a link before: a member may have both.
+            SIGN_IN_PATH => match *method {
+                Method::GET => self.signing_in(host, &Uri::from_static("/"), headers),
+                _ => Err(Denial::MethodNotAllowed),
+            },
+            ARRIVAL_PATH => {
+                let answer = self.shared.share.arrive(method, host, uri.query(), headers).await;
                 answer.map_err(|refused| self.counted(refused))
             }
             WAKE_PATH | WAKE_EVENTS_PATH => {
@@ -342,7 +380,7 @@ struct Following {
 
 impl Following {
     fn new(shared: &Arc<Shared>, permit: ForwardPermit) -> Result<Self, Denial> {
-        let place = shared.waker.page_place(permit.link().link)?;
+        let place = shared.waker.page_place(permit.visitor())?;
         let runtime = shared.view.runtime(permit.workspace());
         Ok(Self { shared: Arc::clone(shared), permit, runtime, _place: place })
     }
@@ -379,7 +417,11 @@ impl Connection {
     /// What is said instead of an app's answer.
     fn denied(&self, Told { denial, audience }: Told) -> Response<ResponseBody> {
         metric::denial(denial.code());
-        pages::denial(denial, audience, self.shared.config.scheme)
+        let config = &self.shared.config;
+        // On the gateway's own domain there is nothing to sign in to.
+        let member = config.sign_in_at.is_some()
+            && matches!(self.last_host.lock().as_deref(), Some(KnownHost { host: Host::Workspace(_), .. }));
+        pages::denial(denial, audience, config.scheme, member)
     }
 }
 

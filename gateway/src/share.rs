@@ -223,7 +223,7 @@ impl Share {
         if site && top_level { Ok(()) } else { Err(Denial::ForeignSite) }
     }
 
-    fn check_fresh(&self) -> Result<(), Denial> {
+    pub(crate) fn check_fresh(&self) -> Result<(), Denial> {
         if self.standing.is_fresh() { Ok(()) } else { Err(Denial::AuthorizationStale) }
     }
 
@@ -256,14 +256,14 @@ fn stands(link: &LinkView, now: UnixMillis) -> bool {
     link.phase == LinkPhase::Active && now < link.expires_at
 }
 
-fn fresh_cookie() -> Result<Secret, Denial> {
+pub(crate) fn fresh_cookie() -> Result<Secret, Denial> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).map_err(|_| Denial::TryAgain)?;
     Ok(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
 }
 
 /// 303: the next request is a GET, whatever this one was.
-fn redirect(target: &Secret) -> Result<Response<ResponseBody>, Denial> {
+pub(crate) fn redirect(target: &Secret) -> Result<Response<ResponseBody>, Denial> {
     let mut location = HeaderValue::from_str(target.expose()).map_err(|_| Denial::TryAgain)?;
     location.set_sensitive(true);
     let mut response = Response::new(ResponseBody::empty());

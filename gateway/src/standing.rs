@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use envforge_domain::dev_link::RouteFamily;
 use envforge_domain::time::{SharedClock, UnixMillis};
-use envforge_projections::gateway_view::{GatewayView, LinkView};
+use envforge_projections::gateway_view::GatewayView;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::ForwardPermit;
 use crate::denial::Denial;
+use crate::ground::Ground;
 use crate::metric;
 
 pub(crate) struct Standing {
@@ -78,7 +79,7 @@ impl Standing {
         if permit.is_withdrawn() {
             Err(permit.ended(&self.view, now))
         } else if now >= permit.ends_at() {
-            Err(Denial::LinkExpired)
+            Err(permit.expired())
         } else if self.is_fresh() {
             Ok(())
         } else {
@@ -94,7 +95,7 @@ impl Standing {
             () = permit.cancel().cancelled() => permit.ended(&self.view, self.clock.now()),
             () = permit.cancel_sockets().cancelled(), if permit.is_socket() => permit.ended(&self.view, self.clock.now()),
             () = cut.cancelled() => Denial::AuthorizationStale,
-            () = tokio::time::sleep_until(self.instant_of(permit.ends_at())) => Denial::LinkExpired,
+            () = tokio::time::sleep_until(self.instant_of(permit.ends_at())) => permit.expired(),
         }
     }
 
@@ -107,7 +108,7 @@ impl Standing {
 /// The right to one open stream, for as long as it is open.
 #[derive(Clone)]
 pub(crate) struct Right {
-    link: Arc<LinkView>,
+    ground: Ground,
     /// Of the path.
     family: RouteFamily,
     standing: Arc<Standing>,
@@ -117,19 +118,19 @@ pub(crate) struct Right {
 }
 
 impl Right {
-    pub(crate) fn new(link: Arc<LinkView>, family: RouteFamily, standing: &Arc<Standing>, deadline: Instant) -> Self {
-        Self { link, family, standing: Arc::clone(standing), cuts_before: standing.cuts(), deadline }
+    pub(crate) fn new(ground: Ground, family: RouteFamily, standing: &Arc<Standing>, deadline: Instant) -> Self {
+        Self { ground, family, standing: Arc::clone(standing), cuts_before: standing.cuts(), deadline }
     }
 
     /// Whether it was taken away. Costs two loads; its own end is the timers' to see.
     pub(crate) fn is_withdrawn(&self) -> bool {
         // INVARIANT: the view sets the reason before it gives the signal.
-        self.link.closers.reason(self.family).is_some() || self.standing.cuts() != self.cuts_before
+        self.ground.is_withdrawn(self.family) || self.standing.cuts() != self.cuts_before
     }
 
     /// Comes back when it is taken away.
     pub(crate) fn withdrawn(&self) -> impl Future<Output = ()> + Send + use<> {
-        let ended = self.link.closers.of(self.family).clone();
+        let ended = self.ground.cancel(self.family).clone();
         let cut = self.standing.cut_after(self.cuts_before);
         async move {
             tokio::select! {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use envforge_domain::access::Permit;
-use envforge_domain::ids::{LinkId, WorkspaceId};
+use envforge_domain::ids::WorkspaceId;
 use envforge_domain::runtime::Epoch;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -22,6 +22,7 @@ use crate::admission::ForwardPermit;
 use crate::config::Limits;
 use crate::decisions::{AskWake, Decisions};
 use crate::denial::Denial;
+use crate::ground::Visitor;
 use crate::metric;
 use crate::standing::Standing;
 use envforge_projections::gateway_view::{GatewayView, RuntimePhase, RuntimeView};
@@ -52,7 +53,7 @@ struct Ask {
 }
 
 /// Links have budgets of their own, so each asks for itself; between them the log decides.
-type AskKey = (WorkspaceId, LinkId);
+type AskKey = (WorkspaceId, Visitor);
 
 pub(crate) struct Waker {
     view: Arc<GatewayView>,
@@ -62,9 +63,9 @@ pub(crate) struct Waker {
     held: Arc<Semaphore>,
     held_bytes: Arc<Semaphore>,
     per_workspace: Arc<Counts<WorkspaceId>>,
-    per_link: Arc<Counts<LinkId>>,
+    per_visitor: Arc<Counts<Visitor>>,
     pages: Arc<Semaphore>,
-    pages_per_link: Arc<Counts<LinkId>>,
+    pages_per_visitor: Arc<Counts<Visitor>>,
     hold: Duration,
     gauge: metrics::Gauge,
 }
@@ -86,9 +87,9 @@ impl Waker {
             held: Arc::new(Semaphore::new(limits.held_requests_max)),
             held_bytes: Arc::new(Semaphore::new(limits.held_bytes_max / BYTES_PER_UNIT)),
             per_workspace: Counts::new(limits.held_requests_per_workspace_max),
-            per_link: Counts::new(limits.held_requests_per_link_max),
+            per_visitor: Counts::new(limits.held_requests_per_link_max),
             pages: Arc::new(Semaphore::new(limits.waking_pages_max)),
-            pages_per_link: Counts::new(limits.waking_pages_per_link_max),
+            pages_per_visitor: Counts::new(limits.waking_pages_per_link_max),
             hold,
             gauge,
         }
@@ -109,7 +110,7 @@ impl Waker {
     /// What the last wake that this gateway asked for was refused with, if it was.
     pub(crate) fn refusal(&self, permit: &ForwardPermit) -> Option<Denial> {
         let asks = self.asks.lock();
-        let ask = asks.get(&(permit.workspace(), permit.link().link))?;
+        let ask = asks.get(&(permit.workspace(), permit.visitor()))?;
         let outcome = *ask.outcome.borrow();
         match outcome {
             Asked::Refused(denial) => Some(denial),
@@ -170,7 +171,7 @@ impl Waker {
 
     /// The ask under way, or a new one in a task of its own.
     fn ask(&self, permit: &ForwardPermit, runtime: &RuntimeView) -> Result<watch::Receiver<Asked>, Denial> {
-        let key: AskKey = (permit.workspace(), permit.link().link);
+        let key: AskKey = (permit.workspace(), permit.visitor());
         let mut asks = self.asks.lock();
         if let Some(ask) = asks.get(&key) {
             let outcome = *ask.outcome.borrow();
@@ -197,7 +198,7 @@ impl Waker {
         let (sender, outcome) = watch::channel(Asked::Pending);
         asks.insert(key, Ask { outcome: outcome.clone(), at: Instant::now(), epoch: runtime.epoch });
         drop(asks);
-        let ask = AskWake { workspace: key.0, link: key.1, session: permit.session(), now: self.standing.now() };
+        let ask = AskWake { workspace: key.0, visitor: key.1, session: permit.session(), now: self.standing.now() };
         let permit = match permit.wake_permit(ask.now) {
             Ok(permit) => permit,
             Err(denial) => {
@@ -226,16 +227,16 @@ impl Waker {
         let units = u32::try_from(bytes.div_ceil(BYTES_PER_UNIT)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.held_bytes).try_acquire_many_owned(units).map_err(full)?;
         let of_workspace = self.per_workspace.enter(permit.workspace()).ok_or(Denial::TooManyHeld)?;
-        let of_link = self.per_link.enter(permit.link().link).ok_or(Denial::TooManyHeld)?;
+        let of_visitor = self.per_visitor.enter(permit.visitor()).ok_or(Denial::TooManyHeld)?;
         self.gauge.increment(1);
-        Ok(Place { _slots: (one, room), _counted: (of_workspace, of_link), gauge: self.gauge.clone() })
+        Ok(Place { _slots: (one, room), _counted: (of_workspace, of_visitor), gauge: self.gauge.clone() })
     }
 
     /// A place for a waking page that is told how far the wake is.
-    pub(crate) fn page_place(&self, link: LinkId) -> Result<PagePlace, Denial> {
+    pub(crate) fn page_place(&self, visitor: Visitor) -> Result<PagePlace, Denial> {
         let one = Arc::clone(&self.pages).try_acquire_owned().map_err(|_| Denial::TooManyHeld)?;
-        let of_link = self.pages_per_link.enter(link).ok_or(Denial::TooManyHeld)?;
-        Ok(PagePlace { _slot: one, _counted: of_link })
+        let of_visitor = self.pages_per_visitor.enter(visitor).ok_or(Denial::TooManyHeld)?;
+        Ok(PagePlace { _slot: one, _counted: of_visitor })
     }
 }
 
@@ -316,7 +317,7 @@ impl<K: Copy + Eq + Hash> Drop for Counted<K> {
 /// One waiting request.
 struct Place {
     _slots: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-    _counted: (Counted<WorkspaceId>, Counted<LinkId>),
+    _counted: (Counted<WorkspaceId>, Counted<Visitor>),
     gauge: metrics::Gauge,
 }
 
@@ -329,5 +330,5 @@ impl Drop for Place {
 /// One waking page that follows.
 pub(crate) struct PagePlace {
     _slot: OwnedSemaphorePermit,
-    _counted: Counted<LinkId>,
+    _counted: Counted<Visitor>,
 }

@@ -103,8 +103,10 @@ pub(crate) use on_either;
 
 mod attempts;
 mod invitations;
+mod service_tokens;
 
 pub use invitations::InvitationKey;
+pub use service_tokens::ServiceTokenKey;
 
 /// The credential table.
 #[derive(Clone)]
@@ -414,6 +416,7 @@ impl Credentials {
         for (statement, before) in [
             ("DELETE FROM credential_invitations WHERE expires_at < $1", expired_before),
             ("DELETE FROM credential_attempts WHERE last_at < $1", quiet_since),
+            ("DELETE FROM credential_service_tokens WHERE expires_at < $1", expired_before),
         ] {
             on_either!(self, pool => sqlx::query(statement).bind(millis(before)).execute(pool).await.map(drop)?);
         }

@@ -18,6 +18,7 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261126112400_refresh_tokens_by_session",
     "20261126193000_attempts_and_invitations",
     "20261126200000_oidc",
+    "20261127030000_service_tokens",
 ];
 
 pub(crate) fn migrator() -> Migrator {

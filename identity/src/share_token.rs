@@ -243,18 +243,24 @@ impl ShareVerifier {
         if token.len() > TOKEN_CHARS_MAX || !token.is_ascii() {
             return Err(InvalidShareToken::Malformed);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidShareToken::Malformed)?;
-        if header.alg != Algorithm::EdDSA {
-            return Err(InvalidShareToken::UnknownKey);
-        }
-        let id = header.kid.ok_or(InvalidShareToken::UnknownKey)?;
-        let (_, key) = self.keys.iter().find(|(known, _)| known.0 == id).ok_or(InvalidShareToken::UnknownKey)?;
+        let key = self.key_of(token)?;
         let wire = jsonwebtoken::decode::<Wire>(token, key, &self.validation).map_err(|error| match error.kind() {
             jsonwebtoken::errors::ErrorKind::InvalidSignature => InvalidShareToken::Signature,
             _ => InvalidShareToken::Claims,
         })?;
         let claims = wire.claims.read().ok_or(InvalidShareToken::Claims)?;
         if now >= claims.expires_at { Err(InvalidShareToken::Expired) } else { Ok(claims) }
+    }
+
+    /// The trusted key that a token names.
+    pub(crate) fn key_of(&self, token: &str) -> Result<&DecodingKey, InvalidShareToken> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidShareToken::Malformed)?;
+        if header.alg != Algorithm::EdDSA {
+            return Err(InvalidShareToken::UnknownKey);
+        }
+        let id = header.kid.ok_or(InvalidShareToken::UnknownKey)?;
+        let known = self.keys.iter().find(|(known, _)| known.0 == id);
+        known.map(|(_, key)| key).ok_or(InvalidShareToken::UnknownKey)
     }
 }
 

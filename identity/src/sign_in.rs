@@ -12,6 +12,7 @@ use crate::credentials::{Credentials, CredentialsError};
 use crate::key_ring::{KeyRing, PublicKey, SigningKeys};
 use crate::randomness::Randomness;
 use crate::self_hosted::SelfHosted;
+use crate::service_tokens::ServiceTokenSecrets;
 use crate::sessions::{IdentityError, Sessions};
 use crate::tokens::{ACCESS_LIFETIME, AccessTokens, InvalidToken, SignedIn};
 
@@ -72,6 +73,7 @@ pub struct Proven {
 pub struct Identity {
     sessions: Sessions,
     self_hosted: SelfHosted,
+    service_tokens: ServiceTokenSecrets,
     randomness: Randomness,
 }
 
@@ -81,8 +83,10 @@ impl Identity {
         let randomness = Randomness;
         let keys = KeyRing::open(&config.keys, KEYS_OVERLAP, SystemClock.now())?;
         let self_hosted = SelfHosted::open(&config, credentials.clone(), randomness)?;
+        let service_tokens = ServiceTokenSecrets::new(credentials.clone(), randomness);
         let access = AccessTokens::new(config.issuer, config.audience, keys);
-        Ok(Self { sessions: Sessions::new(credentials, access, randomness), self_hosted, randomness })
+        let sessions = Sessions::new(credentials, access, randomness);
+        Ok(Self { sessions, self_hosted, service_tokens, randomness })
     }
 
     /// Proves what a request presents. Whether the session is still live, the authorization view knows.
@@ -104,6 +108,11 @@ impl Identity {
     /// EnvForge's own accounts.
     pub fn self_hosted(&self) -> &SelfHosted {
         &self.self_hosted
+    }
+
+    /// Secrets of service tokens.
+    pub fn service_tokens(&self) -> &ServiceTokenSecrets {
+        &self.service_tokens
     }
 
     /// The public halves of the keys that sign access tokens; none where a secret does.

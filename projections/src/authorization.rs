@@ -4,6 +4,7 @@
 
 mod dry_run;
 mod links;
+mod opening;
 mod organization;
 mod people;
 
@@ -85,7 +86,8 @@ impl AuthorizationView {
                 inner.hosts.get(host).map_or(ActorFacts::Nobody, |org| ActorFacts::Agent { org: *org, host: *host })
             }
             Actor::System(_) => ActorFacts::System,
-            Actor::Anonymous => ActorFacts::Nobody,
+            // A token's facts are put together from this view and that of tokens.
+            Actor::ServiceToken(_) | Actor::Anonymous => ActorFacts::Nobody,
         };
         Facts { position, actor: facts }
     }
@@ -100,6 +102,11 @@ impl AuthorizationView {
         let inner = self.inner.read();
         let links = inner.links_by_issuer.get(&user).into_iter().flatten();
         links.filter(|link| matches!(inner.link(**link, now), ActorFacts::Link { live: true, .. })).count()
+    }
+
+    /// Links that stand on a person's right.
+    pub fn links_issued_by(&self, user: UserId) -> Vec<LinkId> {
+        self.inner.read().links_by_issuer.get(&user).into_iter().flatten().copied().collect()
     }
 
     /// Who an identity provider's subject is. The first user of a subject keeps it.
@@ -182,7 +189,8 @@ impl AuthorizationView {
             | StreamKind::Runtime
             | StreamKind::Claim
             | StreamKind::Denial
-            | StreamKind::Decision => Vec::new(),
+            | StreamKind::Decision
+            | StreamKind::ServiceTokens => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -230,7 +238,8 @@ impl AuthorizationView {
                 | Event::Runtime(_)
                 | Event::Claim(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
         rights

@@ -4,6 +4,8 @@
 //! a command from being stored after a revocation that was acknowledged in between: the permit names the streams with the
 //! positions found, and the append that it is for holds only where none of them has moved (docs/adr/0005).
 
+mod check;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use envforge_domain::commit::{Actor, Position, Standing, StreamId, Surface};
 use envforge_domain::ids::{SessionId, UserId};
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::{LogError, SharedLog};
+
+pub use self::check::{Answer, Question, ShortOf, Weighed};
 
 use crate::denials::DenialSink;
 use crate::hot::{Hot, Stale};
@@ -104,7 +108,12 @@ impl Authorizer {
     fn decide(&self, session: Option<SessionId>, request: Request) -> Result<Permit, AuthorizeError> {
         let authorization = &self.hot.authorization;
         let org = request.resource.org();
-        let facts = authorization.facts(&request.actor, session, &request.resource, request.now);
+        let facts = match request.actor {
+            Actor::ServiceToken(token) => {
+                self.hot.service_tokens.facts(authorization, token, &request.resource, request.now)
+            }
+            _ => authorization.facts(&request.actor, session, &request.resource, request.now),
+        };
         authorize(&facts, &request).map_err(|denial| {
             DenialSink::count(&request, denial.code());
             // Ids that somebody made up must not fill memory and log: such attempts are counted, not told.
@@ -115,10 +124,11 @@ impl Authorizer {
         })
     }
 
-    /// Whose rights a link visitor's stand on.
+    /// Whose rights those of a link visitor or of a service token stand on.
     fn issuer(&self, actor: Actor) -> Option<UserId> {
         match actor {
             Actor::LinkVisitor { link, .. } => self.hot.authorization.link_issuer(link),
+            Actor::ServiceToken(token) => self.hot.service_tokens.creator(token),
             Actor::User(_) | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => None,
         }
     }
@@ -137,6 +147,10 @@ fn access_streams(actor: Actor, issuer: Option<UserId>, resource: Resource) -> V
             .into_iter()
             .chain(issuer.map(|issuer| StreamId::user(org, issuer)))
             .chain(resource.workspace().map(|workspace| StreamId::workspace(org, workspace)))
+            .collect(),
+        Actor::ServiceToken(_) => [StreamId::organization(org), StreamId::service_tokens(org)]
+            .into_iter()
+            .chain(issuer.map(|creator| StreamId::user(org, creator)))
             .collect(),
         Actor::Agent(host) => vec![StreamId::host(org, host)],
         Actor::System(_) | Actor::Anonymous => Vec::new(),

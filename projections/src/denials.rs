@@ -28,6 +28,7 @@ pub struct DenialSink {
 #[derive(PartialEq, Eq, Hash, Clone, Debug)]
 struct Kind {
     actor: Actor,
+    about: Option<Actor>,
     action: String,
     surface: Surface,
     resource: Option<String>,
@@ -56,6 +57,27 @@ impl DenialSink {
     pub fn hold(&self, request: &Request, code: &'static str) {
         let kind = Kind {
             actor: request.actor,
+            about: None,
+            action: request.action.token().to_owned(),
+            surface: request.surface,
+            resource: Some(request.resource.display_id()),
+            address: None,
+            code: code.to_owned(),
+        };
+        let once = Count { count: 1, first_at: request.now, last_at: request.now };
+        add(self.held.lock().entry(request.resource.org()).or_default(), kind, once);
+    }
+
+    /// Counts and holds a question about somebody else whose answer was no. The resource's organization must be one that exists.
+    pub fn record_denied_check(&self, asked_by: Actor, request: &Request, code: &'static str) {
+        metrics::counter!(
+            "envforge_checks_denied_total",
+            "code" => code, "action" => request.action.token(), "surface" => request.surface.token()
+        )
+        .increment(1);
+        let kind = Kind {
+            actor: asked_by,
+            about: Some(request.actor),
             action: request.action.token().to_owned(),
             surface: request.surface,
             resource: Some(request.resource.display_id()),
@@ -76,17 +98,32 @@ impl DenialSink {
         now: UnixMillis,
     ) {
         let code = if account.is_some() { "wrong_credentials" } else { "unknown_account" };
+        let (org, user) = account.map_or((OrgId::SYSTEM, None), |(org, user)| (org, Some(user)));
+        self.record_refused_sign_in(org, user, code, address, surface, now);
+    }
+
+    /// Counts and holds an attempt to sign in that was refused, whichever way it came. The organization must be one that
+    /// exists, or `OrgId::SYSTEM` where nobody knows for whom it was.
+    pub fn record_refused_sign_in(
+        &self,
+        org: OrgId,
+        user: Option<UserId>,
+        code: &'static str,
+        address: IpAddr,
+        surface: Surface,
+        now: UnixMillis,
+    ) {
         metrics::counter!(
             "envforge_denials_total",
             "code" => code, "action" => "authenticate", "surface" => surface.token()
         )
         .increment(1);
-        let org = account.map_or(OrgId::SYSTEM, |(org, _)| org);
         let kind = Kind {
             actor: Actor::Anonymous,
+            about: None,
             action: "authenticate".to_owned(),
             surface,
-            resource: account.map(|(_, user)| user.to_string()),
+            resource: user.map(|user| user.to_string()),
             address: Some(address),
             code: code.to_owned(),
         };
@@ -111,8 +148,13 @@ impl DenialSink {
         let mut held = self.held.lock();
         let kinds = held.entry(org).or_default();
         for attempts in drained {
-            let DeniedAttempts { actor, action, surface, resource, address, code, count, first_at, last_at } = attempts;
-            add(kinds, Kind { actor, action, surface, resource, address, code }, Count { count, first_at, last_at });
+            let DeniedAttempts { actor, about, action, surface, resource, address, code, count, first_at, last_at } =
+                attempts;
+            add(
+                kinds,
+                Kind { actor, about, action, surface, resource, address, code },
+                Count { count, first_at, last_at },
+            );
         }
     }
 }
@@ -124,7 +166,7 @@ fn add(kinds: &mut AHashMap<Kind, Count>, kind: Kind, more: Count) {
     } else {
         let surface = kind.surface;
         let (action, code) = (OTHER.to_owned(), OTHER.to_owned());
-        Kind { actor: Actor::Anonymous, action, surface, resource: None, address: None, code }
+        Kind { actor: Actor::Anonymous, about: None, action, surface, resource: None, address: None, code }
     };
     match kinds.entry(kind) {
         Entry::Vacant(vacant) => {
@@ -140,9 +182,9 @@ fn add(kinds: &mut AHashMap<Kind, Count>, kind: Kind, more: Count) {
 }
 
 fn attempts(kind: Kind, count: Count) -> DeniedAttempts {
-    let Kind { actor, action, surface, resource, address, code } = kind;
+    let Kind { actor, about, action, surface, resource, address, code } = kind;
     let Count { count, first_at, last_at } = count;
-    DeniedAttempts { actor, action, surface, resource, address, code, count, first_at, last_at }
+    DeniedAttempts { actor, about, action, surface, resource, address, code, count, first_at, last_at }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! from the view before anything open is told to end, so that whoever is ended cannot come in again. Not here: deciding
 //! (`access::authorize`) and any I/O.
 
+mod members;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,22 +14,25 @@ use ahash::AHashMap;
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
 use envforge_domain::event::Event;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, WorkspaceId};
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::routing::RouteTable;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::{HostLabel, OrgSlug, ServiceName, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::authorization::{LinkRight, LinkTerms};
+use self::members::Members;
+use crate::authorization::{AuthorizationView, LinkRight, LinkTerms};
 use crate::runtimes::Runtimes;
 use crate::session_table::SessionTable;
 
-pub use crate::closers::{CloseReason, Closers};
+pub use self::members::MemberView;
+pub use crate::closers::{CloseReason, Closers, OpenSocket};
 pub use crate::runtimes::{RuntimePhase, RuntimeView};
 pub use crate::session_table::SessionView;
 
@@ -100,6 +105,7 @@ pub struct GatewayView {
     labels: RwLock<AHashMap<HostLabel, Arc<WorkspaceRoutes>>>,
     links: RwLock<AHashMap<LinkId, Arc<LinkView>>>,
     sessions: SessionTable,
+    members: Members,
     runtimes: Runtimes,
     freshness: RwLock<Freshness>,
     fold: Mutex<Fold>,
@@ -168,6 +174,7 @@ impl Default for GatewayView {
             labels: RwLock::default(),
             links: RwLock::default(),
             sessions: SessionTable::default(),
+            members: Members::default(),
             runtimes: Runtimes::default(),
             // Nothing is known yet, so nothing is fresh.
             freshness: RwLock::new(Freshness { last_heard: long_ago(), position: Position::START, failed: false }),
@@ -189,6 +196,26 @@ impl GatewayView {
     /// The session of a cookie. It may belong to a link or generation that has ended since: hold it against `link`.
     pub fn session(&self, cookie: &TokenDigest) -> Option<SessionView> {
         self.sessions.get(cookie)
+    }
+
+    /// The member's session of a cookie, on whatever host.
+    pub fn member(&self, cookie: &TokenDigest) -> Option<Arc<MemberView>> {
+        self.members.get(cookie)
+    }
+
+    /// What a workspace is called.
+    pub fn workspace_name(&self, workspace: WorkspaceId) -> Option<String> {
+        self.fold.lock().workspaces.get(&workspace).map(|known| known.slug.to_string())
+    }
+
+    /// What ends the things that somebody's sessions on workspaces' hosts have open.
+    pub fn closers_of(&self, user: UserId) -> Vec<Closers> {
+        self.members.of(user).iter().map(|view| view.closers.clone()).collect()
+    }
+
+    /// Members' sessions held.
+    pub fn member_count(&self) -> usize {
+        self.members.len()
     }
 
     /// A runtime's changes. Waiting on it costs nothing while nothing changes.
@@ -235,6 +262,7 @@ impl GatewayView {
         for link in links {
             link.closers.close(RouteFamilies::ALL, CloseReason::ViewsFailed);
         }
+        self.members.close_all(CloseReason::ViewsFailed);
     }
 
     /// Folds one commit, with what it changed about the terms of links. One caller at a time, in the log's order.
@@ -268,13 +296,27 @@ impl GatewayView {
                 | Event::Host(_)
                 | Event::Claim(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
         for right in rights {
             self.apply_right(&mut fold, right);
         }
         self.forget_ended(&mut fold, at);
+    }
+
+    /// Folds what a commit says of members' sessions and rights, after both views have it.
+    pub(crate) fn apply_members(&self, recorded: &Recorded, rights: &AuthorizationView) {
+        let org = recorded.commit.stream.org();
+        self.members.apply(recorded, rights, |event| {
+            let UserEvent::WorkspaceOpened { workspace, service, .. } = event else { return None };
+            let fold = self.fold.lock();
+            let known = fold.workspaces.get(workspace)?;
+            let (org_slug, _) = fold.organizations.get(&org)?;
+            let host = HostLabel::new(service.clone(), known.slug.clone(), org_slug.clone()).ok()?;
+            Some((host, known.slug.to_string()))
+        });
     }
 
     fn apply_workspace(&self, fold: &mut Fold, org: OrgId, workspace: WorkspaceId, event: &WorkspaceEvent) {
@@ -319,6 +361,11 @@ impl GatewayView {
                     (!untouched).then_some((RouteFamilies::ALL, reason))
                 });
             }
+            self.members.close_workspace(workspace, reason, |member| {
+                let service = member.host.service();
+                reason != CloseReason::RoutesChanged
+                    || RouteTable::of(&before, service) != RouteTable::of(&known.manifest, service)
+            });
         }
         fold.workspaces.insert(workspace, known);
     }

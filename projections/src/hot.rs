@@ -19,6 +19,7 @@ use crate::gateway_view::GatewayView;
 use crate::invitations::InvitationView;
 use crate::placement::PlacementView;
 use crate::resources::ResourceView;
+use crate::service_tokens::ServiceTokenView;
 
 /// Commits folded between two reports of metrics while there is no pause.
 const COMMITS_PER_REPORT: u64 = 512;
@@ -58,6 +59,7 @@ pub struct Hot {
     pub resources: Arc<ResourceView>,
     pub placement: Arc<PlacementView>,
     pub invitations: Arc<InvitationView>,
+    pub service_tokens: Arc<ServiceTokenView>,
     config: HotConfig,
     progress: watch::Sender<Progress>,
 }
@@ -112,6 +114,7 @@ impl Hot {
             resources: Arc::default(),
             placement: Arc::default(),
             invitations: Arc::default(),
+            service_tokens: Arc::default(),
             config,
             progress,
         })
@@ -207,12 +210,14 @@ impl Hot {
     }
 
     pub(crate) fn fold(&self, recorded: &Recorded) {
-        // Rights first: whoever sees a new position has the rights of that position.
+        // Rights first: whoever sees a new position has the rights of that position. The authorization view tells positions.
+        self.service_tokens.apply(recorded);
         let rights = self.authorization.apply(recorded);
         self.resources.apply(recorded);
         self.placement.apply(recorded);
         self.invitations.apply(recorded);
         self.gateway.apply(recorded, &rights);
+        self.gateway.apply_members(recorded, &self.authorization);
     }
 
     fn heard(&self, position: Position, current_at: Option<Instant>, caught_up: bool) {

@@ -1,6 +1,6 @@
 //! What the log means: read models folded from it, and their queries.
 //!
-//! Owns the hot views in memory (`hot`: authorization, gateway, resources, placement, invitations) with the fresh decisions made on them, and the
+//! Owns the hot views in memory (`hot`: authorization, gateway, resources, placement, invitations, service tokens) with the fresh decisions made on them, and the
 //! read models in PostgreSQL or SQLite (`sql`). Not here: what may happen (domain), where it is remembered (eventlog),
 //! deciding and appending (commands).
 
@@ -13,7 +13,9 @@ pub mod hot;
 pub mod invitations;
 pub mod placement;
 pub mod resources;
+pub mod rights_history;
 mod runtimes;
+pub mod service_tokens;
 mod session_table;
 pub mod sql;
 

@@ -152,7 +152,8 @@ impl PlacementView {
                 | Event::DevLink(_)
                 | Event::Claim(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
     }

@@ -89,7 +89,8 @@ impl ResourceView {
                 | Event::Host(_)
                 | Event::Claim(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
     }

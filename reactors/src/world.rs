@@ -103,7 +103,8 @@ impl World {
                 Event::Host(HostEvent::Registered { .. } | HostEvent::Retired)
                 | Event::User(_)
                 | Event::Denial(_)
-                | Event::Decision(_) => {}
+                | Event::Decision(_)
+                | Event::ServiceToken(_) => {}
             }
         }
         touched

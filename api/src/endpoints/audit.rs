@@ -62,7 +62,7 @@ struct AuditEntry {
 
 #[derive(Serialize, ToSchema)]
 struct AuditActor {
-    /// `user`, `link_visitor`, `agent`, `system` or `anonymous`.
+    /// `user`, `link_visitor`, `agent`, `service_token`, `system` or `anonymous`.
     kind: String,
     id: Option<String>,
     name: String,

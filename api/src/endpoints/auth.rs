@@ -28,7 +28,9 @@ use crate::edge::Arrival;
 use crate::instant::Instant;
 use crate::problem::Problem;
 use crate::request_body::{Empty, Json};
-use crate::sessions::{Receipt, Sessions, SignedIn, Standing, internal, part_of, session_ended, whole_seconds};
+use crate::sessions::{
+    Receipt, Sessions, SignedIn, Standing, internal, not_allowed, part_of, session_ended, whole_seconds,
+};
 use crate::write::{Happened, Write, Written};
 
 #[derive(Clone)]
@@ -118,7 +120,9 @@ async fn login(
     let attempt =
         LoginAttempt { email: request.email, password: request.password.into_secret(), address: arrival.address };
     let proven = auth.prove(attempt, surface, &arrival).await?;
-    let (position, signed_in) = auth.sessions.open(&proven, surface, client, &arrival).await?;
+    let opened = auth.sessions.open(&proven, surface, client, &arrival).await;
+    let (position, signed_in) =
+        auth.access.sign_in_outcome(opened, Some((proven.org, proven.user)), surface, &arrival)?;
     Ok(Written::ok(position, signed_in))
 }
 
@@ -141,6 +145,10 @@ async fn refresh(
     // The token is used only now that its session is known to stand: where the log cannot say, it works again.
     let (opened, position) = match auth.sessions.standing(&session, arrival.now).await? {
         Standing::Live { opened, position } => (opened, position),
+        Standing::NotAllowed { opened, over } => {
+            let (who, refused) = (Some((session.org, session.user)), Err(not_allowed(over, &opened)));
+            return auth.access.sign_in_outcome(refused, who, opened.surface, &arrival);
+        }
         Standing::Ended => {
             auth.identity.sessions().revoke_session(session.session, arrival.now).await?;
             return Err(session_ended());
@@ -171,11 +179,12 @@ async fn refresh(
 async fn logout(State(auth): State<Auth>, request: Write<Empty>) -> Result<Happened, Problem> {
     let Write { caller, context, .. } = request;
     let permit = auth.access.permit(&caller, Action::SessionRevokeOwn, caller.own()).await?;
-    let end = UserCommand::EndOwnSession { session: caller.session };
+    let session = caller.session_id()?;
+    let end = UserCommand::EndOwnSession { session };
     let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &end));
     // Only after the log knows: a refresh token that outlives its session is refused, the other way round it would be
     // a session that nobody can end by refreshing.
-    auth.identity.sessions().revoke_session(caller.session, caller.arrival.now).await?;
+    auth.identity.sessions().revoke_session(session, caller.arrival.now).await?;
     Ok(Happened::new(&done))
 }
 
@@ -212,9 +221,10 @@ async fn reauthenticate(
         address: arrival.address,
     };
     let proven = auth.prove(attempt, caller.surface, &arrival).await?;
-    let prove = UserCommand::Reauthenticate { session: caller.session, authenticated_at: proven.authenticated_at };
+    let prove =
+        UserCommand::Reauthenticate { session: caller.session_id()?, authenticated_at: proven.authenticated_at };
     let done = act!(auth.access, &caller, permit, users::change(&auth.commands, permit, &context, caller.user, &prove));
-    let session = caller.session();
+    let session = caller.session()?;
     let Standing::Live { opened, .. } = auth.sessions.standing(&session, arrival.now).await? else {
         return Err(session_ended());
     };
@@ -240,9 +250,9 @@ async fn change_password(
     let Write { caller, body: Json(request), context } = request;
     let arrival = caller.arrival;
     let permit = auth.access.permit(&caller, Action::PasswordChangeOwn, caller.own()).await?;
-    let client = match auth.sessions.standing(&caller.session(), arrival.now).await? {
+    let client = match auth.sessions.standing(&caller.session()?, arrival.now).await? {
         Standing::Live { opened, .. } => opened.client,
-        Standing::Ended | Standing::NotAMember => return Err(session_ended()),
+        Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => return Err(session_ended()),
     };
     let revoking = auth.sessions.revoking(caller.org, caller.user, SessionEnd::PasswordChanged, arrival.now).await?;
     let change = PasswordChange {
@@ -298,7 +308,12 @@ fn no_password() -> Problem {
 
 impl Auth {
     /// Proves a password, and has a failure counted.
-    async fn prove(&self, attempt: LoginAttempt, surface: Surface, arrival: &Arrival) -> Result<Proven, Problem> {
+    pub(super) async fn prove(
+        &self,
+        attempt: LoginAttempt,
+        surface: Surface,
+        arrival: &Arrival,
+    ) -> Result<Proven, Problem> {
         match self.identity.self_hosted().login(attempt, arrival.now).await {
             Ok(account) => Ok(Proven {
                 user: account.user,
@@ -350,7 +365,8 @@ impl From<ChangeError> for Problem {
 
 impl Caller {
     /// The session that the caller acts in. Its end is the access token's, and later in truth.
-    fn session(&self) -> Session {
-        Session { user: self.user, org: self.org, session: self.session, expires_at: self.expires_at }
+    fn session(&self) -> Result<Session, Problem> {
+        let session = self.session_id()?;
+        Ok(Session { user: self.user, org: self.org, session, expires_at: self.expires_at })
     }
 }

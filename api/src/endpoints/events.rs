@@ -449,6 +449,7 @@ fn actor(actor: Actor) -> String {
         Actor::LinkVisitor { link, session: None } => format!("link:{link}"),
         Actor::LinkVisitor { link, session: Some(session) } => format!("link:{link}:{session}"),
         Actor::Agent(host) => format!("agent:{host}"),
+        Actor::ServiceToken(token) => format!("service_token:{token}"),
         Actor::System(component) => format!(
             "system:{}",
             match component {

@@ -106,7 +106,7 @@ async fn me(State(state): State<Me>, caller: Caller, at: AtLeast) -> Result<axum
         email: profile.user.email,
         name: profile.user.name,
         created_at: profile.user.created_at.into(),
-        session: caller.session.to_string(),
+        session: caller.session_id()?.to_string(),
         org: ProfileOrg {
             id: profile.organization.id.to_string(),
             slug: profile.organization.slug.to_string(),

@@ -3,8 +3,11 @@
 //! Each router has a state of its own with just what it needs. Not here: what every request has in common (`edge`), who
 //! asks (`access`), how a problem looks (`problem`).
 
+pub(crate) mod access_then;
 pub(crate) mod audit;
 pub(crate) mod auth;
+pub(crate) mod authz;
+pub(crate) mod decisions;
 pub(crate) mod dry_run;
 pub(crate) mod events;
 pub(crate) mod handoff;
@@ -21,7 +24,9 @@ pub(crate) mod problems;
 pub(crate) mod projects;
 pub(crate) mod roles;
 pub(crate) mod runtime;
+pub(crate) mod service_tokens;
 pub(crate) mod sessions;
+pub(crate) mod sign_in_page;
 pub(crate) mod teams;
 pub(crate) mod usage;
 pub(crate) mod workspaces;

@@ -18,7 +18,6 @@ use envforge_identity::oidc::{
     Challenge, Client, DevicePoll, FlowError, InvalidToken, Loopback, Oidc, ProviderError, ReturnTo, Seen, TokenError,
     WebAnswer,
 };
-use envforge_identity::randomness::Randomness;
 use envforge_identity::submitted::SubmittedSecret;
 use envforge_identity::tokens::Session;
 use envforge_projections::Hot;
@@ -30,7 +29,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Auth, client_name};
-use super::oidc_mirror::open_session;
+use super::oidc_mirror::{open_session, surface_of};
+use super::sign_in_page::{failed_page, is_navigation};
 use crate::browser::{Browsers, Cookie};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
@@ -85,6 +85,18 @@ impl Login {
             Some(_) => Ok((oidc, browsers)),
             None => Err(FlowError::NoClient(client).into()),
         }
+    }
+
+    /// What the provider's answer proved. A refused one says nothing certain of who it was for: the audit has it among the
+    /// records of the installation, like a wrong address.
+    fn proven<T>(&self, outcome: Result<T, FlowError>, client: Client, arrival: &Arrival) -> Result<T, Problem> {
+        outcome.map_err(|error| self.refused(error.into(), client, arrival))
+    }
+
+    fn refused(&self, problem: Problem, client: Client, arrival: &Arrival) -> Problem {
+        let outcome = Err::<std::convert::Infallible, _>(problem);
+        let Err(problem) = self.auth.access.sign_in_outcome(outcome, None, surface_of(client), arrival);
+        problem
     }
 }
 
@@ -185,24 +197,33 @@ async fn callback(
     headers: HeaderMap,
     Query(query): Query<CallbackQuery>,
 ) -> Result<Response, Problem> {
+    match called_back(&state, &arrival, &headers, &query).await {
+        Err(problem) if is_navigation(&headers) => Ok(failed_page(problem)),
+        answer => answer,
+    }
+}
+
+async fn called_back(
+    state: &Login,
+    arrival: &Arrival,
+    headers: &HeaderMap,
+    query: &CallbackQuery,
+) -> Result<Response, Problem> {
     let (oidc, browsers) = state.provider_for(Client::Web)?;
-    state.asked.take(&arrival)?;
-    let browser = browsers.get(Cookie::Flow, &headers);
+    state.asked.take(arrival)?;
+    let browser = browsers.get(Cookie::Flow, headers);
     let answer = WebAnswer {
         state: query.state.as_deref().unwrap_or_default(),
         code: query.code.as_deref(),
         error: query.error.as_deref(),
         issuer: query.iss.as_deref(),
     };
-    let (proven, return_to) = oidc.finish_web(answer, browser.as_ref(), arrival.now).await?;
-    let opened = open_session(&state, oidc, &proven, None, &arrival).await?;
+    let finished = oidc.finish_web(answer, browser.as_ref(), arrival.now).await;
+    let (proven, return_to) = state.proven(finished, Client::Web, arrival)?;
+    let opened = open_session(state, oidc, &proven, None, arrival).await?;
     // Browsers remember no positions: what they read next must know whom it is asked by.
     state.reads.settle(opened.position).await;
-    // A new one each time: whatever cookie the browser had before signs nobody in.
-    let cookie = Randomness.token("").map_err(|error| Problem::internal(error.to_string()))?;
-    let credentials = state.auth.identity.self_hosted().credentials();
-    let stored = credentials.insert_browser_session(&cookie, &opened.session, &opened.opened).await;
-    stored.map_err(|error| Problem::internal(error.to_string()))?;
+    let cookie = state.auth.sessions.browser_cookie(&opened).await?;
     let cookie = browsers.set(Cookie::Session, &cookie, opened.session.expires_at.since(arrival.now))?;
     let onward = location(return_to.as_str())?;
     Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, onward)]).into_response())
@@ -281,7 +302,9 @@ async fn device_token(
     let client = client_name(request.client.as_deref())?;
     state.asked.take(&arrival)?;
     let waiting = |status| Ok((StatusCode::ACCEPTED, axum::Json(Waiting { status })).into_response());
-    match oidc.poll_device(&request.device_code.into_secret(), arrival.now).await? {
+    let polled = oidc.poll_device(&request.device_code.into_secret(), arrival.now).await;
+    let refused = |problem| state.refused(problem, Client::Cli, &arrival);
+    match state.proven(polled, Client::Cli, &arrival)? {
         DevicePoll::Proven(proven) => {
             let opened = open_session(&state, oidc, &proven, client, &arrival).await?;
             let tokens = state.auth.sessions.tokens(&opened, arrival.now).await?;
@@ -289,10 +312,12 @@ async fn device_token(
         }
         DevicePoll::Pending => waiting("pending"),
         DevicePoll::SlowDown => waiting("slow_down"),
-        DevicePoll::Denied => Err(Problem::new("sign_in_denied", "Somebody said no at the identity provider's page.")
-            .with("reason", "access_denied")),
+        DevicePoll::Denied => {
+            Err(refused(Problem::new("sign_in_denied", "Somebody said no at the identity provider's page."))
+                .with("reason", "access_denied"))
+        }
         DevicePoll::Expired => {
-            Err(Problem::new("sign_in_expired", "Nobody has entered the code in time, or it was used before."))
+            Err(refused(Problem::new("sign_in_expired", "Nobody has entered the code in time, or it was used before.")))
         }
     }
 }
@@ -368,7 +393,8 @@ async fn loopback_token(
     state.asked.take(&arrival)?;
     let here = Loopback { port: port(request.port)?, nonce: &request.nonce };
     let code = request.code.into_secret();
-    let proven = oidc.finish_loopback(here, code.expose(), &verifier, arrival.now).await?;
+    let finished = oidc.finish_loopback(here, code.expose(), &verifier, arrival.now).await;
+    let proven = state.proven(finished, Client::Cli, &arrival)?;
     let opened = open_session(&state, oidc, &proven, client, &arrival).await?;
     let tokens = state.auth.sessions.tokens(&opened, arrival.now).await?;
     Ok(Written::ok(opened.position, tokens))

@@ -47,8 +47,27 @@ pub(super) async fn open_session(
     arrival: &Arrival,
 ) -> Result<Opened, Problem> {
     let surface = surface_of(proven.client);
-    let mapped = oidc.config().organization(&proven.organization).ok_or_else(not_mapped)?;
-    let org = login.hot.authorization.organization_by_slug(&mapped.slug).ok_or_else(not_mapped)?;
+    let by_slug = |mapped: &MappedOrganization| login.hot.authorization.organization_by_slug(&mapped.slug);
+    let mapped = oidc.config().organization(&proven.organization);
+    let place = mapped.and_then(|mapped| Some((by_slug(mapped)?, mapped)));
+    let outcome = match place {
+        Some((org, mapped)) => admit(login, oidc, org, mapped, proven, client, arrival).await,
+        None => Err(not_mapped()),
+    };
+    let who = place.map(|(org, _)| (org, user_of(org, &proven.issuer, &proven.subject)));
+    login.auth.access.sign_in_outcome(outcome, who, surface, arrival)
+}
+
+async fn admit(
+    login: &Login,
+    oidc: &Oidc,
+    org: OrgId,
+    mapped: &MappedOrganization,
+    proven: &Proven,
+    client: Option<ClientName>,
+    arrival: &Arrival,
+) -> Result<Opened, Problem> {
+    let surface = surface_of(proven.client);
     if proven.ends_at <= arrival.now {
         return Err(Problem::new("sign_in_expired", "Your session at the identity provider has ended already."));
     }

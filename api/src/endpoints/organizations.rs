@@ -68,6 +68,8 @@ struct Policy {
     session_lifetime_max_seconds: u64,
     /// Issuers of the identity providers whose users may be signed in, `local` for accounts with a password here. None: all.
     identity_providers: Vec<String>,
+    /// How long service tokens live at most; 0: there are none.
+    service_token_lifetime_max_seconds: u64,
 }
 
 impl From<OrganizationPolicy> for Policy {
@@ -80,6 +82,7 @@ impl From<OrganizationPolicy> for Policy {
             link_issuers: policy.link_issuers.iter().map(|role| role.token().to_owned()).collect(),
             session_lifetime_max_seconds: policy.session_lifetime_max.as_secs(),
             identity_providers: policy.identity_providers.into_iter().collect(),
+            service_token_lifetime_max_seconds: policy.service_token_lifetime_max.as_secs(),
         }
     }
 }
@@ -109,6 +112,8 @@ struct PolicyChange {
     session_lifetime_max_seconds: Option<u64>,
     /// `local` or issuers' URLs; an empty list: all.
     identity_providers: Option<Vec<String>>,
+    /// At most 365 days; 0: no service tokens.
+    service_token_lifetime_max_seconds: Option<u64>,
 }
 
 /// A change as it was read.
@@ -142,6 +147,10 @@ impl Change {
                 Some(providers) => providers.iter().cloned().collect(),
                 None => current.identity_providers,
             },
+            service_token_lifetime_max: seconds(
+                asked.service_token_lifetime_max_seconds,
+                current.service_token_lifetime_max,
+            ),
         }
     }
 }

@@ -165,7 +165,10 @@ async fn wake(
         if name_is_valid(&name) { Ok(name) } else { Err(Problem::value(field, reason)) }
     };
     let cause = match (wake.job, wake.agent) {
-        (None, None) => WakeCause::Person(caller.user),
+        (None, None) => match state.access.job_of(&caller) {
+            None => WakeCause::Person(caller.user),
+            Some(name) => WakeCause::Job { name, by: caller.user },
+        },
         (Some(job), None) => WakeCause::Job { name: named("job", job)?, by: caller.user },
         (None, Some(agent)) => WakeCause::Agent { name: named("agent", agent)?, by: caller.user },
         (Some(_), Some(_)) => return Err(Problem::value("job", "name at most one of `job` and `agent`")),

@@ -41,15 +41,18 @@ catalogue! {
         "wrong_credentials" "E-mail address and password do not belong together", "Nothing says which of the two is wrong.";
         "event_not_signed" "The event's signature was not accepted", "`reason` names why.";
         "sign_in_invalid" "The identity provider's answer was not accepted", "`reason` names why. Begin again.";
+        "service_token_over" "The service token counts for nothing any more", "`reason` names why, where a program asked. Make another one.";
         "refresh_token_invalid" "The refresh token is not valid", "It is unknown, expired or revoked. Sign in again.";
         "refresh_token_reused" "The refresh token was used before", "Somebody may have copied it, so its session has ended. Sign in again.";
     }
     FORBIDDEN {
         "role_missing" "Your roles do not allow this", "`action` names what was asked; `detail` names the roles that may.";
         "sign_in_denied" "The identity provider did not sign you in", "`reason` is the provider's.";
+        "identity_provider_not_allowed" "The organization does not allow this way to sign in", "`provider` is the one that vouches for you. Sign in with one that the organization's policy names.";
         "organization_not_mapped" "This organization of the identity provider is none here", "The operator has to map it.";
         "not_invited" "You are not a member of the organization", "An administrator can add you.";
         "no_role" "You have no role in the organization yet", "An administrator can give you one.";
+        "provider_not_allowed" "Your organization signs in another way", "The organization's policy names the identity providers that it allows.";
         "cross_site_request" "The request came from another site", "A browser's session changes things only from the pages of its own site.";
         "grant_expired" "Your role for this has ended", "Ask for the role again.";
         "reauthentication_required" "Prove once more who you are", "`max_age_seconds` is how old the proof may be. POST to `reauthenticate` with the password, then repeat the request with the new access token.";
@@ -57,6 +60,10 @@ catalogue! {
         "surface_not_allowed" "Not possible on this surface", "The action exists, but not on this surface.";
         "account_deactivated" "The account is deactivated", "An administrator can activate it.";
         "membership_ended" "You do not belong to the organization any more", "An administrator can add you again.";
+        "outside_service_token" "The service token is not for this", "`action` names what was asked. A token acts within its own actions and place.";
+        "service_tokens_not_allowed" "The organization allows no service tokens", "Its policy has `service_token_lifetime_max_seconds` at 0.";
+        "service_token_above_yourself" "You may not do that there yourself", "Leave the action out: a token may no more than its creator.";
+        "too_many_service_tokens" "The organization has too many service tokens", "`max` is the limit. Revoke what is not needed.";
         "outside_link" "The link does not open this", "A signed link opens the app surface of one service only.";
         "link_ended" "The link is no longer open", "Ask for a new link.";
         "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
@@ -79,6 +86,7 @@ catalogue! {
         "link_unknown" "There is no such link", "Check the id.";
         "invitation_unknown" "There is no such invitation", "The token is unknown, was used, or the invitation was revoked or has expired.";
         "user_unknown" "There is no such user", "Check the id.";
+        "service_token_unknown" "There is no such service token", "Check the name or id.";
         "team_unknown" "There is no such team", "Check the slug or id.";
         "host_unknown" "There is no such host", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
@@ -102,6 +110,8 @@ catalogue! {
         "account_exists" "This e-mail address has an account already", "Choose another address, or sign in.";
         "link_exists" "The link exists already", "Nothing was changed.";
         "link_not_yet_expired" "The link has not expired yet", "Revoke it to end it early.";
+        "service_token_exists" "The service token exists already", "Nothing was changed.";
+        "service_token_name_taken" "Another service token has this name", "Choose another one, or revoke that.";
         "team_name_taken" "Another team has this slug", "Choose another slug.";
         "policy_locks_you_out" "The policy would lock you out yourself", "Name the identity provider by which you are signed in too.";
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
@@ -144,10 +154,14 @@ catalogue! {
         "member_unknown" "The user is not a member", "Add them first.";
         "invitation_lifetime_out_of_range" "The invitation would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
         "invitation_roles_invalid" "The invitation's roles cannot be", "At most `max`, each once.";
+        "history_too_long" "Too many changes of rights would have to be read", "`max` is the limit.";
         "role_org_wide_only" "The role counts for the whole organization only", "Leave `project` and `workspace` out.";
         "grant_ends_in_the_past" "The grant would end in the past", "Choose an end in the future.";
         "policy_link_issuers_invalid" "Some of these roles can never give links", "`detail` names those that can.";
         "policy_identity_providers_invalid" "The identity providers cannot be allowed", "At most `max`, each `local` or an issuer's URL of at most `max_chars` characters.";
+        "service_token_lifetime_out_of_range" "The service token would live too long or too short", "`min_ms` and `max_ms` are the limits.";
+        "service_token_overlap_too_long" "The former secret would count too long", "`max_ms` is the longest.";
+        "service_token_actions_invalid" "A service token cannot be for these actions there", "`detail` says which and why.";
         "policy_out_of_range" "A policy setting is out of range", "`min_ms` and `max_ms` are the limits.";
         "keep_awake_too_long" "That is longer than the organization allows", "`max_ms` is the longest.";
         "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";

@@ -101,6 +101,19 @@ impl Problem {
         self.status
     }
 
+    pub(crate) fn title(&self) -> &'static str {
+        self.title
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Seconds.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.retry_after_s
+    }
+
     pub(crate) fn internal_reason(&self) -> Option<&str> {
         self.internal.as_deref()
     }
@@ -163,9 +176,11 @@ impl From<Denial> for Problem {
         }
         let problem = Self::new(denial.code(), denial.to_string());
         match denial {
-            Denial::Role { action } | Denial::GrantExpired { action } | Denial::Surface { action, .. } => {
-                problem.with("action", action.token())
-            }
+            Denial::Role { action }
+            | Denial::GrantExpired { action }
+            | Denial::Surface { action, .. }
+            | Denial::OutsideServiceToken { action } => problem.with("action", action.token()),
+            Denial::ServiceTokenOver { over } => problem.with("reason", over.token()),
             Denial::LinkIssuers { allowed } => {
                 problem.with("roles", allowed.iter().map(Role::token).collect::<Vec<_>>())
             }

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use envforge_api::{Config, GatewayUrl, Parts};
 use envforge_commands::{Commands, Context, organizations, runtimes, users};
-use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Principal, Request, Resource, authorize};
-use envforge_domain::commit::{Actor, Component, Position};
+use envforge_domain::access::{
+    Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
+};
+use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Surface};
 use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
+use envforge_domain::organization::{OrganizationCommand, OrganizationPolicy};
 use envforge_domain::runtime::{ReadyService, RuntimeCommand};
 use envforge_domain::secret::Secret;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
@@ -348,6 +351,33 @@ impl House {
             .await
             .unwrap();
         org
+    }
+
+    /// Changes the policy of `acme` as somebody whom it does not lock out.
+    pub(crate) async fn policy(&self, change: impl FnOnce(&mut OrganizationPolicy)) {
+        let org = self.hot.authorization.organization_by_slug(&"acme".parse().unwrap()).unwrap();
+        let mut policy = self.hot.authorization.organization_policy(org).unwrap();
+        change(&mut policy);
+        let user = self.identity.self_hosted().credentials();
+        let owner =
+            user.account_by_address(&EmailAddress::parse("ada@acme.test").unwrap()).await.unwrap().unwrap().user;
+        // The owner's own rights, without the session that such a policy may end.
+        let grant =
+            Grant { grantee: Grantee::User(owner), role: Role::Owner, scope: Scope::Organization, expires_at: None };
+        let link_issuers = policy.link_issuers;
+        let facts = ActorFacts::Member { org, active: true, session_live: true, link_issuers, grants: vec![grant] };
+        let (actor, resource) = (Actor::User(owner), Resource::Organization(org));
+        let (action, surface, now) = (Action::OrganizationChangePolicy, Surface::Api, self.clock.now());
+        let facts = Facts { position: Position::START, actor: facts };
+        let permit = authorize(&facts, &Request { actor, action, resource, surface, now }).unwrap();
+        let streams = [StreamId::organization(org), StreamId::user(org, owner)];
+        let lasts = self.log.last_positions_of(&streams).await.unwrap();
+        let standing = streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last });
+        let command = OrganizationCommand::ChangePolicy { policy, provider: None };
+        let (permit, context) = (permit.resting_on(standing), Context::new(self.clock.now()));
+        let done = organizations::change(&self.commands, &permit, &context, &command).await.unwrap();
+        self.hot.wait_for(done.position, PATIENCE).await.unwrap();
+        self.seen.fetch_max(done.position.get(), Ordering::SeqCst);
     }
 
     pub(crate) fn system(&self, action: Action, resource: Resource) -> Permit {

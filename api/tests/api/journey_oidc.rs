@@ -1,6 +1,7 @@
 //! Signing in through a real OpenID provider: browsers, terminals, and what the provider says afterwards.
 
 mod events;
+mod refused;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used)]
 
+mod authz;
 mod document;
 mod events;
 mod faults;
@@ -10,12 +11,14 @@ mod invitations;
 mod journey_oidc;
 mod limits;
 mod links;
+mod pages;
 mod passwords;
 mod permissions;
 mod policies;
 mod reads;
 mod rights;
 mod runtimes;
+mod service_tokens;
 mod sessions;
 mod signing_in;
 mod teams;

@@ -220,6 +220,8 @@ async fn every_operation_asks_for_the_action_that_it_names() {
                 ("session", "ses_00000000000000000000000000000007"),
                 ("invitation", "usr_00000000000000000000000000000007"),
                 ("team", "nobodys-team"),
+                ("token", "svt_00000000000000000000000000000007"),
+                ("request", "cor_00000000000000000000000000000007"),
             ] {
                 path = path.replace(&format!("{{{name}}}"), value);
             }
@@ -251,7 +253,13 @@ async fn every_operation_asks_for_the_action_that_it_names() {
 
 /// A body of the right shape, so that what is refused is refused for the missing role.
 fn body_for(template: &str) -> Value {
+    let other = json!({"user": "usr_00000000000000000000000000000007"});
+    let question = json!({"subject": other, "action": "usage.read", "resource": "organization"});
     let body = [
+        ("/authz/check", question.clone()),
+        ("/authz/explain", question.clone()),
+        ("/authz/check/batch", json!({ "checks": [question] })),
+        ("/service-tokens", json!({"slug": "new", "actions": ["usage.read"]})),
         ("/policy/dry-run", json!({"keep_awake_max_seconds": 60})),
         ("/roles/dry-run", json!({"user": "usr_00000000000000000000000000000007", "role": "viewer"})),
         ("/teams/{team}/members", json!({"user": "usr_00000000000000000000000000000007"})),

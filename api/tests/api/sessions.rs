@@ -176,3 +176,50 @@ async fn guessing_by_reauthentication_is_slowed_down_like_signing_in() {
     owner.post("/v1/auth/reauthenticate", json!({"password": PASSWORD})).await.expect_problem(429, "too_many_attempts");
     house.login("ada@acme.test", PASSWORD).await.expect_problem(429, "too_many_attempts");
 }
+
+#[tokio::test]
+async fn a_provider_that_the_policy_does_not_allow_signs_nobody_in_and_renews_nothing() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let dave = house.member(&owner, "dave", &["developer"]).await;
+    // Somebody else's provider vouches for the owner of this change, so that it locks nobody out who asks.
+    house.policy(|policy| policy.identity_providers = ["https://id.test/".to_owned()].into()).await;
+    let refused = house.login("dave@acme.test", PASSWORD).await.expect_problem(403, "identity_provider_not_allowed");
+    assert_eq!(refused.body["provider"], "local");
+    house.login("dave@acme.test", "plum kite engine 8").await.expect_problem(401, "wrong_credentials");
+    refresh(&house, &dave).await.expect_problem(403, "identity_provider_not_allowed");
+    let denied = |code: &str| {
+        let drained = house.denials.drain();
+        let attempts = drained.iter().flat_map(|(_, attempts)| attempts);
+        let of_code = attempts.filter(|attempts| attempts.code == code);
+        of_code.map(|attempts| (attempts.resource.clone(), attempts.action.clone(), attempts.count)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        denied("identity_provider_not_allowed"),
+        [(Some(dave.user.clone()), "authenticate".to_owned(), 2)],
+        "both are in the audit, as one kind"
+    );
+    // Loosened again, the policy gives back what it alone took: the refused renewal has not used the token up.
+    house.policy(|policy| policy.identity_providers.clear()).await;
+    refresh(&house, &dave).await.expect(200);
+    house.login("dave@acme.test", PASSWORD).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_session_that_is_older_than_the_policy_allows_is_not_renewed() {
+    let house = House::start().await;
+    let owner = house.owner().await;
+    let dave = house.member(&owner, "dave", &["developer"]).await;
+    house.policy(|policy| policy.session_lifetime_max = Millis::from_hours(2)).await;
+    house.clock.skip(Millis::from_minutes(119));
+    let again = refresh(&house, &dave).await.expect(200);
+    let dave = Person { token: again.text("access_token"), refresh: again.text("refresh_token"), ..dave };
+    house.clock.skip(Millis::from_minutes(2));
+    let refused = refresh(&house, &dave).await.expect_problem(401, "session_ended");
+    assert_eq!(refused.body["reason"], "too_old");
+    let drained = house.denials.drain();
+    assert!(drained.iter().flat_map(|(_, attempts)| attempts).any(|attempts| attempts.code == "session_ended"));
+    house.login("dave@acme.test", PASSWORD).await.expect(200);
+    house.policy(|policy| policy.session_lifetime_max = Millis::from_hours(24)).await;
+    refresh(&house, &dave).await.expect(200);
+}

@@ -27,6 +27,20 @@ pub enum Principal {
     System,
     /// Any signed-in member, on what is their own.
     Member,
+    /// A program with a service token for this, where whoever made the token may do it by their roles.
+    ServiceToken,
+}
+
+impl Principal {
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::LinkVisitor => "link_visitor",
+            Self::Agent => "agent",
+            Self::System => "system",
+            Self::Member => "member",
+            Self::ServiceToken => "service_token",
+        }
+    }
 }
 
 /// One row of the policy.
@@ -60,9 +74,13 @@ use Role::{Admin, Billing, Create, Developer, Explore, Mod, Owner, Viewer};
 const PEOPLE: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console];
 /// The machine's command line: first start and recovery.
 const SETUP: &[Surface] = &[Surface::Cli];
+/// Those, and workspaces' own hosts.
+const PEOPLE_AND_GATEWAY: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console, Surface::Gateway];
 const GATEWAY: &[Surface] = &[Surface::Gateway];
 /// A host's agent, and EnvForge's own components that run beside it.
 const AGENT: &[Surface] = &[Surface::Agent];
+/// Where programs act with a service token.
+const SERVICES: &[Surface] = &[Surface::Api];
 const EVERYWHERE: &[Surface] = &Surface::ALL;
 /// No role may do it, on whatever surface.
 const NOWHERE: &[Surface] = &[];
@@ -88,15 +106,15 @@ macro_rules! actions {
 actions! {
     /// Comes to be with its first owner, from the machine's command line.
     OrganizationCreate "organization.create", Organization, [], [System on SETUP], NOWHERE;
-    OrganizationRead "organization.read", Organization, [Owner Admin Developer Viewer Billing Explore Create Mod], [], PEOPLE;
+    OrganizationRead "organization.read", Organization, [Owner Admin Developer Viewer Billing Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
     OrganizationChangePolicy "organization.change_policy", Organization, [Owner Admin Mod], [], PEOPLE;
-    MemberRead "member.read", Organization, [Owner Admin Mod], [], PEOPLE;
+    MemberRead "member.read", Organization, [Owner Admin Mod], [ServiceToken on SERVICES], PEOPLE;
     MemberAdd "member.add", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     MemberRemove "member.remove", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     /// Which roles may be given to whom is decided by `Role::may_grant`.
     RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     RoleRevoke "role.revoke", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
-    TeamRead "team.read", Organization, [Owner Admin Mod], [], PEOPLE;
+    TeamRead "team.read", Organization, [Owner Admin Mod], [ServiceToken on SERVICES], PEOPLE;
     TeamCreate "team.create", Organization, [Owner Admin Mod], [], PEOPLE;
     /// This and the following are for teams whose every role one's own roles reach: to be in a team is to hold its roles.
     TeamRename "team.rename", Organization, [Owner Admin Mod], [], PEOPLE;
@@ -109,17 +127,17 @@ actions! {
     UserRecordSession "user.record_session", Organization, [], [System on PEOPLE], NOWHERE;
     SessionRevokeOwn "session.revoke_own", Organization, [], [Member on PEOPLE], NOWHERE;
     ProfileRead "profile.read", Organization, [], [Member on PEOPLE], NOWHERE;
-    ProjectCreate "project.create", Organization, [Owner Admin Create Mod], [], PEOPLE;
-    ProjectEdit "project.edit", Project, [Owner Admin Create Mod], [], PEOPLE;
-    ProjectRead "project.read", Project, [Owner Admin Developer Viewer Explore Create Mod], [], PEOPLE;
-    WorkspaceCreate "workspace.create", Project, [Owner Admin Developer Create Mod], [], PEOPLE;
-    WorkspaceRead "workspace.read", Workspace, [Owner Admin Developer Viewer Explore Create Mod], [], PEOPLE;
-    WorkspaceChangeManifest "workspace.change_manifest", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
+    ProjectCreate "project.create", Organization, [Owner Admin Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    ProjectEdit "project.edit", Project, [Owner Admin Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    ProjectRead "project.read", Project, [Owner Admin Developer Viewer Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    WorkspaceCreate "workspace.create", Project, [Owner Admin Developer Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    WorkspaceRead "workspace.read", Workspace, [Owner Admin Developer Viewer Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    WorkspaceChangeManifest "workspace.change_manifest", Workspace, [Owner Admin Developer Create Mod], [ServiceToken on SERVICES], PEOPLE;
     WorkspaceChangeAccessMode "workspace.change_access_mode", Workspace, [Owner Admin Mod], [], PEOPLE;
-    WorkspaceArchive "workspace.archive", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
-    RuntimeWake "runtime.wake", Workspace, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY], PEOPLE;
-    RuntimeSleep "runtime.sleep", Workspace, [Owner Admin Developer Create Mod], [System on AGENT], PEOPLE;
-    RuntimeKeepAwake "runtime.keep_awake", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
+    WorkspaceArchive "workspace.archive", Workspace, [Owner Admin Developer Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    RuntimeWake "runtime.wake", Workspace, [Owner Admin Developer Create Mod], [LinkVisitor on GATEWAY ServiceToken on SERVICES], PEOPLE_AND_GATEWAY;
+    RuntimeSleep "runtime.sleep", Workspace, [Owner Admin Developer Create Mod], [System on AGENT ServiceToken on SERVICES], PEOPLE;
+    RuntimeKeepAwake "runtime.keep_awake", Workspace, [Owner Admin Developer Create Mod], [ServiceToken on SERVICES], PEOPLE;
     /// Traffic that puts off idle sleep.
     RuntimeRecordActivity "runtime.record_activity", Workspace, [], [System on GATEWAY], NOWHERE;
     /// What a host says of a runtime: stages, ready, asleep, failed, leases.
@@ -127,12 +145,12 @@ actions! {
     HostRegister "host.register", Organization, [], [Agent on AGENT System on AGENT], NOWHERE;
     HostPlace "host.place", Workspace, [], [System on AGENT], NOWHERE;
     LinkIssue "link.issue", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
-    LinkRead "link.read", Workspace, [Owner Admin Developer Viewer Mod], [], PEOPLE;
+    LinkRead "link.read", Workspace, [Owner Admin Developer Viewer Mod], [ServiceToken on SERVICES], PEOPLE;
     /// Shows the share URL again: whoever may do this could have issued the link.
     LinkShare "link.share", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
     LinkChangeAllowlist "link.change_allowlist", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
     LinkRotate "link.rotate", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
-    LinkRevoke "link.revoke", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    LinkRevoke "link.revoke", Workspace, [Owner Admin Developer Mod], [ServiceToken on SERVICES], PEOPLE;
     /// The closing event of a link whose time is over. Expiry itself needs no event to hold.
     LinkExpire "link.expire", Workspace, [], [System on AGENT], NOWHERE;
     /// The POST of a share page: from a proven token to a session on one host.
@@ -141,8 +159,10 @@ actions! {
     LinkRecordUse "link.record_use", Workspace, [], [LinkVisitor on GATEWAY System on GATEWAY], NOWHERE;
     /// One request or socket of the app surface.
     AppForward "app.forward", Workspace, [], [LinkVisitor on GATEWAY], NOWHERE;
-    AuditRead "audit.read", Organization, [Owner Admin Explore Create Mod], [], PEOPLE;
-    UsageRead "usage.read", Organization, [Owner Admin Viewer Billing Explore Create Mod], [], PEOPLE;
+    /// A member's own browser on a workspace's host: its session, and each request and socket of it.
+    WorkspaceOpen "workspace.open", Workspace, [Owner Admin Developer Create Mod], [], GATEWAY;
+    AuditRead "audit.read", Organization, [Owner Admin Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    UsageRead "usage.read", Organization, [Owner Admin Viewer Billing Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
     DenialRecord "denial.record", Organization, [], [System on EVERYWHERE], NOWHERE;
     /// A person proves once more who they are.
     SessionReauthenticate "session.reauthenticate", Organization, [], [Member on PEOPLE], NOWHERE;
@@ -160,6 +180,13 @@ actions! {
     InvitationAccept "invitation.accept", Organization, [], [System on PEOPLE], NOWHERE;
     /// Break-glass, from the machine's command line.
     OwnerRecover "owner.recover", Organization, [], [System on SETUP], NOWHERE;
+    /// What a token may do is decided by `service_token`: no more than its creator.
+    ServiceTokenCreate "service_token.create", Organization, [Owner Admin], [], PEOPLE;
+    ServiceTokenRead "service_token.read", Organization, [Owner Admin Mod], [], PEOPLE;
+    ServiceTokenRotate "service_token.rotate", Organization, [Owner Admin], [], PEOPLE;
+    ServiceTokenRevoke "service_token.revoke", Organization, [Owner Admin], [], PEOPLE;
+    /// Asks whether somebody else may do something, and why.
+    AuthzCheck "authz.check", Workspace, [Owner Admin Mod], [ServiceToken on SERVICES], PEOPLE;
 }
 
 impl Action {

@@ -9,8 +9,11 @@ mod role;
 pub use action::{Action, Principal, Reach, Row, TABLE};
 pub use role::{Grant, Grantee, InvalidRole, Role, Roles, Scope};
 
+use std::collections::BTreeSet;
+
 use crate::commit::{Actor, Position, Standing, Surface};
 use crate::ids::{HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use crate::service_token::ServiceTokenOver;
 use crate::time::UnixMillis;
 
 /// What the action is about. Every resource belongs to one organization.
@@ -92,6 +95,17 @@ pub enum ActorFacts {
     Link { org: OrgId, project: ProjectId, workspace: WorkspaceId, link: LinkId, live: bool },
     /// A host's agent that proved itself.
     Agent { org: OrgId, host: HostId },
+    /// A service token, with what its creator holds.
+    ServiceToken {
+        org: OrgId,
+        /// Why it counts for nothing, where it does not.
+        over: Option<ServiceTokenOver>,
+        actions: BTreeSet<Action>,
+        place: Scope,
+        link_issuers: Roles,
+        /// Its creator's, as they are now.
+        grants: Vec<Grant>,
+    },
     /// EnvForge's own component.
     System,
 }
@@ -199,6 +213,15 @@ pub enum Denial {
     LinkEnded,
     #[error("an agent may act for its own organization only")]
     OtherOrganization,
+    #[error("this service token counts for nothing any more: {}", match .over {
+        ServiceTokenOver::Revoked => "it was revoked",
+        ServiceTokenOver::Expired => "its time is over",
+        ServiceTokenOver::Policy => "the organization's policy does not allow one that old",
+        ServiceTokenOver::Creator => "whoever made it is no active member",
+    })]
+    ServiceTokenOver { over: ServiceTokenOver },
+    #[error("this service token is not for `{}` there", .action.token())]
+    OutsideServiceToken { action: Action },
 }
 
 fn roles_that_may(action: Action) -> String {
@@ -218,6 +241,8 @@ impl Denial {
             Self::OutsideLink => "outside_link",
             Self::LinkEnded => "link_ended",
             Self::OtherOrganization => "other_organization",
+            Self::ServiceTokenOver { .. } => "service_token_over",
+            Self::OutsideServiceToken { .. } => "outside_service_token",
         }
     }
 
@@ -274,6 +299,22 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
                 principal(row, Principal::Agent, request.surface)
             }
         }
+        ActorFacts::ServiceToken { org, over, actions, place, link_issuers, grants } => {
+            if *org != request.resource.org() {
+                Err(Denial::NotAMember)
+            } else if let Some(over) = over {
+                Err(Denial::ServiceTokenOver { over: *over })
+            } else if row.surfaces_of(Principal::ServiceToken).is_empty()
+                || !actions.contains(&request.action)
+                || !place.covers(row.reach, &request.resource)
+            {
+                Err(Denial::OutsideServiceToken { action: request.action })
+            } else {
+                // Nothing but the intersection: the table's row for services, the token's own scope, its creator's roles.
+                principal(row, Principal::ServiceToken, request.surface)
+                    .and_then(|_| by_grant(row, request, *link_issuers, grants))
+            }
+        }
         ActorFacts::System => principal(row, Principal::System, request.surface),
     }?;
     Ok(Permit {
@@ -302,6 +343,10 @@ fn member(row: &Row, request: &Request, link_issuers: Roles, grants: &[Grant]) -
     if own && !row.surfaces_of(Principal::Member).is_empty() {
         return principal(row, Principal::Member, request.surface);
     }
+    by_grant(row, request, link_issuers, grants)
+}
+
+fn by_grant(row: &Row, request: &Request, link_issuers: Roles, grants: &[Grant]) -> Result<Basis, Denial> {
     if !row.roles.is_empty() && !row.surfaces.contains(&request.surface) {
         return Err(Denial::Surface { action: request.action, surface: request.surface });
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::policy::OrganizationPolicy;
-use crate::access::{Grantee, Role, Roles, Scope};
+use crate::access::{Action, Grantee, Role, Roles, Scope};
 use crate::commit::Actor;
 use crate::ids::{OrgId, TeamId, UserId};
 use crate::invitation::InvitedRole;
@@ -51,6 +51,28 @@ impl ActiveOrganization {
         self.held_by(Grantee::User(user), now).chain(of_teams)
     }
 
+    /// The first of these actions that somebody's roles do not let them do everywhere in a place.
+    pub fn beyond_doing<'a>(
+        &self,
+        by: Actor,
+        actions: impl IntoIterator<Item = &'a Action>,
+        place: Scope,
+        now: UnixMillis,
+    ) -> Option<Action> {
+        let reaches = |held: Scope| match (held, place) {
+            (Scope::Organization, _) => true,
+            (Scope::Project(held), Scope::Project(project) | Scope::Workspace { project, .. }) => held == project,
+            (Scope::Workspace { .. }, Scope::Workspace { .. }) => held == place,
+            (Scope::Project(_) | Scope::Workspace { .. }, _) => false,
+        };
+        let held: Vec<_> = match by {
+            Actor::User(user) if self.members.contains(&user) => self.reach_of(user, now).collect(),
+            _ => Vec::new(),
+        };
+        let may = |action: &Action| held.iter().any(|(role, at)| action.row().roles.contains(role) && reaches(*at));
+        actions.into_iter().copied().find(|action| !may(action))
+    }
+
     /// Organization-wide roles that somebody holds now, also through teams.
     pub fn roles_of(&self, user: UserId, now: UnixMillis) -> impl Iterator<Item = Role> + '_ {
         self.reach_of(user, now).filter(|(_, scope)| *scope == Scope::Organization).map(|(role, _)| role)
@@ -94,7 +116,7 @@ impl ActiveOrganization {
         match by {
             Actor::User(user) => self.roles_of(user, now).flat_map(|held| held.may_grant()).copied().collect(),
             Actor::System(_) => Roles::of(&Role::ALL),
-            Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::Anonymous => Roles::NONE,
+            Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::ServiceToken(_) | Actor::Anonymous => Roles::NONE,
         }
     }
 }

@@ -10,7 +10,7 @@ mod refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use active::{ActiveOrganization, Team};
-pub use policy::{LINK_ISSUERS, LOCAL_PROVIDER, OrganizationPolicy};
+pub use policy::{LINK_ISSUERS, LOCAL_PROVIDER, OrganizationPolicy, SessionOver};
 pub use refusal::OrganizationRefusal;
 
 use crate::access::{Action, Grant, Grantee, Role, Scope};

@@ -29,10 +29,21 @@ pub struct OrganizationPolicy {
     pub session_lifetime_max: Millis,
     /// Issuers whose users may be signed in, `LOCAL_PROVIDER` for accounts with a password here. Empty: all.
     pub identity_providers: BTreeSet<String>,
+    /// From making a service token's secret. Zero: none is allowed.
+    pub service_token_lifetime_max: Millis,
 }
 
 /// The roles of which a policy may choose who gives links.
 pub const LINK_ISSUERS: Roles = Roles::of(Action::LinkIssue.row().roles);
+
+/// Why a session counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SessionOver {
+    /// Its time is over, or it is longer ago than the organization's policy lets people stay signed in.
+    TooOld,
+    /// The policy does not allow its identity provider.
+    Provider,
+}
 
 impl Default for OrganizationPolicy {
     fn default() -> Self {
@@ -44,6 +55,7 @@ impl Default for OrganizationPolicy {
             keep_awake_max: Millis::from_hours(4),
             session_lifetime_max: limits::SESSION_LIFETIME_MAX,
             identity_providers: BTreeSet::new(),
+            service_token_lifetime_max: limits::SERVICE_TOKEN_LIFETIME_DEFAULT,
         }
     }
 }
@@ -59,9 +71,29 @@ impl OrganizationPolicy {
         signed_in_at.plus(self.session_lifetime_max)
     }
 
+    /// Holds a session against the policy as it is now, whatever it was at sign-in: when it is used, and when it is opened or
+    /// renewed.
+    pub fn session_over(
+        &self,
+        provider: &str,
+        opened_at: UnixMillis,
+        expires_at: UnixMillis,
+        now: UnixMillis,
+    ) -> Option<SessionOver> {
+        if !self.allows_provider(provider) {
+            return Some(SessionOver::Provider);
+        }
+        (now >= expires_at.min(self.session_ends_at(opened_at))).then_some(SessionOver::TooOld)
+    }
+
     /// Until when a runtime that was asked then to stay awake does so at the latest.
     pub fn keep_awake_ends_at(&self, asked_at: UnixMillis) -> UnixMillis {
         asked_at.plus(self.keep_awake_max)
+    }
+
+    /// When a service token whose secret was made then is over at the latest.
+    pub fn service_token_ends_at(&self, issued_at: UnixMillis) -> UnixMillis {
+        issued_at.plus(self.service_token_lifetime_max)
     }
 
     pub fn allows_provider(&self, issuer: &str) -> bool {
@@ -79,6 +111,12 @@ impl OrganizationPolicy {
                 self.session_lifetime_max,
                 limits::SESSION_LIFETIME_MIN,
                 limits::SESSION_LIFETIME_MAX,
+            ),
+            (
+                "service_token_lifetime_max",
+                self.service_token_lifetime_max,
+                Millis::ZERO,
+                limits::SERVICE_TOKEN_LIFETIME_MAX,
             ),
         ];
         if let Some((setting, _, min, max)) = ranges.into_iter().find(|(_, value, min, max)| value < min || value > max)

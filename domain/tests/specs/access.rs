@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use envforge_domain::access::*;
 use envforge_domain::commit::{Actor, Component, Position, Surface};
 use envforge_domain::organization::LINK_ISSUERS;
+use envforge_domain::service_token::{ServiceTokenOver, is_for_services};
 use proptest::prelude::*;
 
 use crate::given::*;
@@ -36,8 +37,14 @@ fn resource_for(action: Action) -> Resource {
     }
 }
 
-/// Those who act without a role, each on what it is about.
-fn without_a_role(action: Action) -> [(&'static str, Principal, ActorFacts, Resource); 4] {
+/// A service token for one action in a place, of somebody with these grants.
+fn service(action: Action, place: Scope, grants: Vec<Grant>) -> ActorFacts {
+    let actions = [action].into();
+    ActorFacts::ServiceToken { org: org(1), over: None, actions, place, link_issuers: LINK_ISSUERS, grants }
+}
+
+/// Those who act without a role of their own, each on what it is about. The service token is of somebody with every role.
+fn without_a_role(action: Action) -> [(&'static str, Principal, ActorFacts, Resource); 5] {
     let visited =
         ActorFacts::Link { org: org(1), project: project(1), workspace: workspace(1), link: link(1), live: true };
     let own = Resource::User { org: org(1), user: user(1) };
@@ -47,7 +54,12 @@ fn without_a_role(action: Action) -> [(&'static str, Principal, ActorFacts, Reso
         ("agent", Principal::Agent, agent, resource_for(action)),
         ("system", Principal::System, ActorFacts::System, resource_for(action)),
         ("self", Principal::Member, member(vec![]).actor, own),
+        ("service", Principal::ServiceToken, service(action, Scope::Organization, everything()), resource_for(action)),
     ]
+}
+
+fn everything() -> Vec<Grant> {
+    Role::ALL.map(|role| grant(role, Scope::Organization)).to_vec()
 }
 
 /// The letters of the surfaces on which somebody may.
@@ -70,11 +82,12 @@ fn matrix() -> String {
          # Eight roles: O on the surfaces that follow with an organization-wide grant, P with one for the project, W with\n\
          # one for the workspace.\n\
          # Then those who act without a role: `link` on its own workspace alone, `agent` within its own organization,\n\
-         # `system` is EnvForge itself, `self` a member on what is their own.\n\
+         # `system` is EnvForge itself, `self` a member on what is their own, `service` a token for the action, of somebody whose\n\
+         # roles allow it.\n\
          # Surfaces: a api, c cli, o console, g gateway, h host agent. A dot: never.\n\n",
     );
     let roles = Role::ALL.map(|role| format!("{:<10}", role.token())).concat();
-    writeln!(text, "{:<29}{roles}{:<5}{:<6}{:<7}self", "action", "link", "agent", "system").unwrap();
+    writeln!(text, "{:<29}{roles}{:<5}{:<6}{:<7}{:<5}service", "action", "link", "agent", "system", "self").unwrap();
     for row in TABLE {
         write!(text, "{:<29}", row.token).unwrap();
         for role in Role::ALL {
@@ -102,8 +115,8 @@ fn matrix() -> String {
             let on = letters(|surface| ask(&facts, Actor::User(user(1)), row.action, resource, surface).is_ok());
             if on.is_empty() { ".".to_owned() } else { on }
         });
-        let [link, agent, system, own] = cells;
-        writeln!(text, "{link:<5}{agent:<6}{system:<7}{own}").unwrap();
+        let [link, agent, system, own, service] = cells;
+        writeln!(text, "{link:<5}{agent:<6}{system:<7}{own:<5}{service}").unwrap();
     }
     text
 }
@@ -119,6 +132,48 @@ fn the_policy_is_the_reviewed_one() {
         panic!(
             "the policy differs from tests/golden/access.txt; review `diff tests/golden/access.txt {fresh}` and copy it over"
         );
+    }
+}
+
+/// The same for readers, held by the test below.
+fn page() -> String {
+    let mut text = String::from(
+        "# Who may do what, where\n\n\
+         Generated from the policy by `domain/tests/specs/access.rs`; a test fails when this page is another. The words are explained in\n\
+         [auth.md](auth.md#who-may-do-what). `envforge why --action ACTION --on PLACE` applies it to somebody.\n\n\
+         Roles: **O** with an organization-wide grant, **P** with one for the project, **W** with one for the workspace, on these surfaces:\n\
+         a API, c command line, o console. Then those without a role of their own: `link` a reviewer, `agent` a host's agent, `system` EnvForge\n\
+         itself, `self` a member on what is their own, `service` a program with a service token for the action, of somebody whose roles allow\n\
+         it; on these surfaces and g gateway, h host agent.\n\n",
+    );
+    let matrix = matrix();
+    for (number, line) in matrix.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).enumerate() {
+        let (action, cells) = line.split_at(29);
+        // Eight roles of ten characters, then columns of 5, 6, 7 and 5 and the last one.
+        let mut cells = cells;
+        write!(text, "| {} |", if number == 0 { "action".to_owned() } else { format!("`{}`", action.trim()) }).unwrap();
+        for width in [10, 10, 10, 10, 10, 10, 10, 10, 5, 6, 7, 5, usize::MAX] {
+            let (cell, rest) = cells.split_at(width.min(cells.len()));
+            let cell = cell.trim();
+            write!(text, " {} |", if cell == "." { "" } else { cell }).unwrap();
+            cells = rest;
+        }
+        text.push('\n');
+        if number == 0 {
+            text.push_str(&format!("|{}\n", "---|".repeat(14)));
+        }
+    }
+    text
+}
+
+#[test]
+fn the_page_of_the_policy_is_the_policy() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/access.md");
+    let made = page();
+    if made != std::fs::read_to_string(path).unwrap_or_default() {
+        let fresh = concat!(env!("CARGO_TARGET_TMPDIR"), "/access.md");
+        std::fs::write(fresh, &made).unwrap();
+        panic!("docs/access.md is not what the policy says: copy {fresh} over it");
     }
 }
 
@@ -295,7 +350,10 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
         for surface in [Surface::Gateway, Surface::Agent] {
             for resource in [resource_for(row.action), Resource::User { org: org(1), user: user(1) }] {
                 let asked = ask(&everybody, Actor::User(user(1)), row.action, resource, surface);
-                assert!(asked.is_err(), "a person may {} on the {} surface", row.token, surface.token());
+                // On a workspace's host they use the workspace, and wake it by that.
+                let on_hosts = matches!(row.action, Action::WorkspaceOpen | Action::RuntimeWake);
+                let uses = on_hosts && surface == Surface::Gateway;
+                assert_eq!(asked.is_ok(), uses, "a person and {} on the {} surface", row.token, surface.token());
             }
         }
     }
@@ -315,6 +373,78 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
     let of_providers = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserDeactivate];
     let of_signing_in = [Action::UserRecordSession, Action::DenialRecord, Action::InvitationAccept];
     assert_eq!(for_people, [of_providers.as_slice(), &of_signing_in].concat());
+}
+
+#[test]
+fn a_service_token_acts_within_its_own_scope_and_its_creators_rights_on_the_api_alone() {
+    let facts = |actor| Facts { position: Position::START, actor };
+    let by = Actor::ServiceToken(token(1));
+    let assigned = Scope::Workspace { project: project(1), workspace: workspace(1) };
+    let developer = || vec![grant(Role::Developer, Scope::Project(project(1)))];
+    let may =
+        |actor: ActorFacts, action, resource, surface| ask(&facts(actor), by, action, resource, surface).map(|_| ());
+    let wake = |place, grants| {
+        may(service(Action::RuntimeWake, place, grants), Action::RuntimeWake, on_workspace(), Surface::Api)
+    };
+    assert_eq!(wake(Scope::Organization, developer()), Ok(()));
+    assert_eq!(wake(assigned, developer()), Ok(()));
+    // Neither the place nor the actions of the token, nor what its creator holds, is stretched by the others.
+    let other = Resource::Workspace { org: org(1), project: project(1), workspace: workspace(2) };
+    let outside = Err(Denial::OutsideServiceToken { action: Action::RuntimeWake });
+    let waking = |place| service(Action::RuntimeWake, place, developer());
+    assert_eq!(may(waking(assigned), Action::RuntimeWake, other, Surface::Api), outside);
+    let reading = service(Action::WorkspaceRead, Scope::Organization, everything());
+    assert_eq!(may(reading, Action::RuntimeWake, on_workspace(), Surface::Api), outside);
+    assert_eq!(wake(Scope::Organization, vec![]), Err(Denial::Role { action: Action::RuntimeWake }));
+    let ended = vec![Grant { expires_at: Some(at(1_000)), ..developer()[0] }];
+    assert_eq!(wake(Scope::Organization, ended), Err(Denial::GrantExpired { action: Action::RuntimeWake }));
+    for surface in [Surface::Cli, Surface::Console, Surface::Gateway, Surface::Agent] {
+        let elsewhere = may(waking(Scope::Organization), Action::RuntimeWake, on_workspace(), surface);
+        assert_eq!(elsewhere, Err(Denial::Surface { action: Action::RuntimeWake, surface }));
+    }
+    let of_other = Resource::Workspace { org: org(2), project: project(1), workspace: workspace(1) };
+    assert_eq!(may(waking(Scope::Organization), Action::RuntimeWake, of_other, Surface::Api), Err(Denial::NotAMember));
+    for over in
+        [ServiceTokenOver::Revoked, ServiceTokenOver::Expired, ServiceTokenOver::Policy, ServiceTokenOver::Creator]
+    {
+        let mut ended = waking(Scope::Organization);
+        if let ActorFacts::ServiceToken { over: why, .. } = &mut ended {
+            *why = Some(over);
+        }
+        let asked = may(ended, Action::RuntimeWake, on_workspace(), Surface::Api);
+        assert_eq!(asked, Err(Denial::ServiceTokenOver { over }));
+    }
+}
+
+#[test]
+fn no_service_token_is_for_what_gives_rights_or_opens_the_app() {
+    for row in TABLE {
+        let gives = [
+            "role.",
+            "member.add",
+            "member.remove",
+            "team.c",
+            "team.re",
+            "team.d",
+            "team.a",
+            "user.",
+            "session.",
+            "invitation.",
+            "service_token.",
+            "organization.c",
+            "password.",
+            "profile.",
+            "owner.",
+            "link.issue",
+            "link.share",
+            "link.rotate",
+            "link.c",
+            "workspace.change_access_mode",
+            "app.",
+        ];
+        let forbidden = gives.iter().any(|start| row.token.starts_with(start)) && row.token != "team.read";
+        assert!(!forbidden || !is_for_services(row.action), "a service token may be for {}", row.token);
+    }
 }
 
 proptest! {
@@ -374,7 +504,7 @@ proptest! {
     /// reach. Nothing else counts.
     #[test]
     fn the_policy_agrees_with_a_naive_model_of_those_without_a_role(
-        row in 0..TABLE.len(), surface in 0..5usize, who in 0..4usize, kind in 0..5usize,
+        row in 0..TABLE.len(), surface in 0..5usize, who in 0..5usize, kind in 0..5usize,
         of in 1..3u128, on in 1..3u128, at in 1..3u128, by in 1..3u128,
     ) {
         let (row, surface) = (&TABLE[row], Surface::ALL[surface]);
@@ -393,6 +523,7 @@ proptest! {
             Principal::Agent => of == 1,
             Principal::System => true,
             Principal::Member => kind == 1 && of == 1 && by == 1,
+            Principal::ServiceToken => of == 1,
         };
         let facts = Facts { position: Position::START, actor: facts };
         prop_assert_eq!(ask(&facts, Actor::User(user(1)), row.action, resource, surface).is_ok(), named && within);

@@ -9,6 +9,7 @@ mod meter;
 mod organization;
 mod project;
 mod runtime;
+mod service_token;
 mod teams;
 mod user;
 mod workspace;

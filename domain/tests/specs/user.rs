@@ -3,10 +3,13 @@
 use envforge_domain::access::{Role, Scope};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::Surface;
+use envforge_domain::ids::{HandoffId, SessionId};
 use envforge_domain::invitation::{Invitation, InvitedRole};
-use envforge_domain::limits::COMMIT_EVENTS_MAX;
+use envforge_domain::limits::{COMMIT_EVENTS_MAX, HANDOFF_LIFETIME, WORKSPACE_SESSIONS_MAX};
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Millis;
 use envforge_domain::user::*;
+use envforge_domain::workspace_session::OpenWorkspace;
 use proptest::prelude::*;
 
 use crate::given::*;
@@ -225,6 +228,70 @@ fn a_client_is_called_on_one_line() {
     }
 }
 
+/// A session at a workspace's host, opened from another one by a handoff that is over 30 seconds after `now`.
+fn enter(number: u128, parent: u128, handoff: u128, now: u64) -> UserCommand {
+    UserCommand::OpenWorkspace(OpenWorkspace {
+        session: session(number),
+        parent: session(parent),
+        handoff: HandoffId::from_uuid(uuid::Uuid::from_u128(handoff)),
+        handoff_expires_at: at(now).plus(HANDOFF_LIFETIME),
+        project: project(1),
+        workspace: workspace(1),
+        service: "web".parse().unwrap(),
+        cookie: TokenDigest::of(&number.to_be_bytes()),
+        now: at(now),
+    })
+}
+
+fn workspaces_of(user: &User) -> Vec<SessionId> {
+    let User::Active { workspaces, .. } = user else { return Vec::new() };
+    workspaces.iter().map(|(session, _)| *session).collect()
+}
+
+#[test]
+fn a_workspace_is_opened_from_an_open_session_once_a_handoff_and_ends_with_it() {
+    let signed_in = || given::<User>([created()]).and(open(1, 100)).and(open(2, 100));
+    let entered = || signed_in().and(enter(11, 1, 1, 200)).and(enter(12, 2, 2, 200));
+    assert_eq!(workspaces_of(entered().state()), [session(11), session(12)]);
+    entered().when(enter(13, 1, 1, 250)).then_refused("handoff_used");
+    signed_in().when(enter(11, 3, 1, 200)).then_refused("session_ended");
+    signed_in().when(enter(11, 1, 1, 1_100)).then_refused("session_ended");
+    // Its own end, and that of the session from which it was opened: one event each.
+    let own = UserCommand::EndOwnSession { session: session(11) };
+    let ended = |number, reason| UserEvent::SessionEnded { session: session(number), reason };
+    entered().when(own).then([ended(11, SessionEnd::LoggedOut)]);
+    let parent = UserCommand::EndSession { session: session(1), reason: SessionEnd::LoggedOut };
+    assert_eq!(workspaces_of(entered().and(parent).state()), [session(12)]);
+    let all = entered().when(UserCommand::EndOwnSessions).events();
+    assert_eq!(all.len(), 2, "what was opened from a session needs no event of its own: {all:?}");
+    assert_eq!(workspaces_of(entered().and(UserCommand::EndOwnSessions).state()), []);
+    assert_eq!(workspaces_of(entered().and(deactivate()).and(UserCommand::Reactivate { beyond: None }).state()), []);
+}
+
+#[test]
+fn a_late_or_far_dated_handoff_opens_nothing() {
+    let signed_in = || given::<User>([created()]).and(open(1, 100));
+    let with_end = |end: u64| match enter(11, 1, 1, 200) {
+        UserCommand::OpenWorkspace(asked) => {
+            UserCommand::OpenWorkspace(OpenWorkspace { handoff_expires_at: at(end), ..asked })
+        }
+        other => other,
+    };
+    signed_in().when(with_end(200)).then_refused("handoff_expired");
+    signed_in().when(with_end(200 + HANDOFF_LIFETIME.get() + 1)).then_refused("handoff_expired");
+}
+
+#[test]
+fn the_oldest_workspace_session_makes_room_and_no_session_elsewhere_does() {
+    let signed_in = given::<User>([created()]).and(open(1, 100));
+    let full = (0..WORKSPACE_SESSIONS_MAX as u128)
+        .fold(signed_in, |given, number| given.and(enter(1_000 - number, 1, number, 200 + number as u64)));
+    let events = full.when(enter(5_000, 1, 5_000, 900)).events();
+    let displaced = UserEvent::SessionEnded { session: session(1_000), reason: SessionEnd::Displaced };
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[0], displaced);
+}
+
 proptest! {
     /// Whatever was accepted evolves, sessions stay bounded, and only reactivation brings an account back, without them.
     #[test]
@@ -254,13 +321,22 @@ proptest! {
             11 => accept(now, None),
             12 => UserCommand::RevokeInvitation,
             13 => UserCommand::ChangeOwnPassword,
+            14..=17 => enter(number + 100, number, number, now),
             _ => open(number, now),
         });
         let first = if invited { invite(&[(Role::Viewer, WHOLE)], HOUR, None) } else { create() };
         histories::<User>(std::iter::once(first).chain(commands), |before, after| {
             match after {
                 User::Unknown => prop_assert!(false, "a user was forgotten"),
-                User::Active { sessions, .. } => prop_assert!(sessions.len() <= SESSIONS_MAX),
+                User::Active { sessions, workspaces, .. } => {
+                    prop_assert!(sessions.len() <= SESSIONS_MAX);
+                    prop_assert!(workspaces.iter().count() <= WORKSPACE_SESSIONS_MAX);
+                    // None outlives the session that it was opened from.
+                    let stands = workspaces.iter().all(|(_, open)| {
+                        sessions.get(&open.parent).is_some_and(|parent| open.expires_at <= parent.expires_at)
+                    });
+                    prop_assert!(stands);
+                }
                 User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => {}
             }
             if let (User::Deactivated { .. } | User::Invited(_), User::Active { sessions, .. }) = (before, after) {

@@ -3,6 +3,7 @@
 //! Owns the verbs and how a command is run from arguments to exit code. Each noun has its own file. Not here: the server's roles
 //! (`dev`, `serve`, `setup`, `projections`), which stand beside this in the binary's `Verb` and share output and failures.
 
+mod access_then;
 mod audit;
 mod branch_slug;
 mod checkout;
@@ -26,6 +27,7 @@ mod project;
 mod reauthentication;
 #[cfg(test)]
 mod rights;
+mod service_token;
 mod session;
 mod settings;
 mod sign_in;
@@ -33,6 +35,7 @@ mod team;
 mod up;
 mod usage;
 mod wake;
+mod why;
 mod workspace;
 
 use std::process::ExitCode;
@@ -81,6 +84,8 @@ pub(crate) enum ClientVerb {
     Link(link::LinkArguments),
     /// Who did what: rows, replay of the events, live tail
     Audit(audit::AuditArguments),
+    /// What somebody may do and why, or why a request was allowed
+    Why(why::WhyArguments),
     /// Awake time, CPU and memory, by service, link or cause
     Usage(usage::UsageArguments),
     /// Projects: the repositories of an organization
@@ -202,6 +207,9 @@ fn run_verb(
         }
         ClientVerb::Audit(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| audit::run(context, arguments).await)
+        }
+        ClientVerb::Why(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| why::run(context, arguments).await)
         }
         ClientVerb::Usage(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| usage::run(context, arguments).await)

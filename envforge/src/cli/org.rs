@@ -14,6 +14,7 @@ use super::failure::{Exit, Failure};
 use super::instant::{parse_length, show_length_ms};
 use super::invite::{self, InviteVerb};
 use super::output::{Output, cell, printable};
+use super::service_token::{self, TokenVerb, length_or_none};
 use super::session::{ask_password, password_from_stdin, shown};
 use super::team::{self, TeamVerb};
 use super::workspace::more;
@@ -45,6 +46,9 @@ enum OrgVerb {
     /// Ask somebody in; they choose their own password
     #[command(subcommand)]
     Invite(InviteVerb),
+    /// Tokens for programs: what each may do, where and until when
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// Close and open accounts, and where they are signed in
     #[command(subcommand)]
     User(UserVerb),
@@ -94,6 +98,9 @@ struct PolicySettings {
     /// Identity providers whose users may be signed in, by issuer, `local` for passwords here; `any` for all
     #[arg(long, value_name = "ISSUERS", value_parser = listed)]
     identity_providers: Option<Listed>,
+    /// How long service tokens live at most: 30d; `none` for no tokens at all
+    #[arg(long, value_name = "LENGTH", value_parser = length_or_none)]
+    service_token_lifetime_max: Option<u64>,
 }
 
 /// Names separated by commas; `none` and `any` stand for an empty list.
@@ -297,6 +304,7 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             output.result(&receipt, || format!("Signed out {}. {}", printable(&user), shown(&receipt)))?;
         }
         OrgVerb::Team(verb) => return team::run(context, org, verb).await,
+        OrgVerb::Token(verb) => return service_token::run(context, org, verb).await,
         OrgVerb::Role(RoleVerb::Assign { what, until }) => {
             let mut body = what.body(context, org).await?;
             if let Some(until) = until {
@@ -443,6 +451,7 @@ impl PolicySettings {
             ("link_issuers", self.link_issuers.map(|Listed(roles)| roles.into())),
             ("session_lifetime_max_seconds", self.session_lifetime_max.map(Value::from)),
             ("identity_providers", self.identity_providers.map(|Listed(issuers)| issuers.into())),
+            ("service_token_lifetime_max_seconds", self.service_token_lifetime_max.map(Value::from)),
         ];
         for (name, value) in said {
             if let Some(value) = value {
@@ -472,7 +481,7 @@ fn card(output: &Output, organization: &Value) -> String {
     output.card(&lines)
 }
 
-fn policy_lines(policy: &Value) -> [(&'static str, String); 7] {
+fn policy_lines(policy: &Value) -> [(&'static str, String); 8] {
     let names = |name: &str, none: &str| match policy[name].as_array() {
         Some(names) if names.is_empty() => none.to_owned(),
         _ => cell(policy.get(name)),
@@ -488,6 +497,7 @@ fn policy_lines(policy: &Value) -> [(&'static str, String); 7] {
         ("kept awake at most", length("keep_awake_max_seconds")),
         ("signed in at most", length("session_lifetime_max_seconds")),
         ("identity providers", names("identity_providers", "any")),
+        ("service tokens live at most", length("service_token_lifetime_max_seconds")),
     ]
 }
 

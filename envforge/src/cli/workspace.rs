@@ -10,6 +10,7 @@ use envforge_domain::slug::WorkspaceSlug;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::access_then;
 use super::failure::{Exit, Failure};
 use super::here;
 use super::instant::parse_length;
@@ -39,6 +40,15 @@ enum WorkspaceVerb {
     },
     /// One workspace: what it runs, whether it is awake and why
     Show(Meant),
+    /// Who could open it at some time: members, links, service tokens
+    #[command(after_help = "Example:\n  envforge workspace access main --at 2026-11-24T08:00:00Z")]
+    Access {
+        #[command(flatten)]
+        meant: Meant,
+        /// When: RFC 3339, a local date and time, or how long ago [default: now]
+        #[arg(long, value_name = "TIME")]
+        at: Option<String>,
+    },
     /// Create a workspace without being in its repository; it sleeps until something needs it
     #[command(after_help = "\
 Example:
@@ -122,6 +132,10 @@ pub(super) async fn run(context: &Context, arguments: WorkspaceArguments) -> Res
             let both = json!({ "workspace": workspace, "runtime": runtime });
             let card = card(output, &workspace, &runtime)?;
             output.result(&both, || card)?;
+        }
+        WorkspaceVerb::Access { meant, at } => {
+            let name = meant.find(context, org).await?;
+            access_then::run(context, org, &name, at.as_deref()).await?;
         }
         WorkspaceVerb::Create { project, branch, slug, directory } => {
             let file = ManifestFile::read(&directory).map_err(|unusable| unusable.into_failure(output))?;

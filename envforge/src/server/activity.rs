@@ -11,7 +11,7 @@ use envforge_domain::access::Action;
 use envforge_domain::commit::{Actor, Component, Surface};
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::limits::ACTIVITY_INTERVAL;
-use envforge_domain::runtime::{ActivitySource, RuntimeCommand};
+use envforge_domain::runtime::RuntimeCommand;
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_gateway::{Activity, WorkspaceActivity};
 use envforge_projections::gateway_view::RuntimePhase;
@@ -102,12 +102,12 @@ async fn report_one(
             return false;
         }
     };
-    let Some(link) = seen.link else { return true };
+    let Some(visitor) = seen.visitor else { return true };
     let command = RuntimeCommand::RecordActivity {
         epoch: runtime.epoch,
         at,
         open_streams: seen.open_streams,
-        source: ActivitySource::Link(link),
+        source: visitor.activity(),
     };
     match runtimes::report(commands, &permit, &Context::new(now), seen.workspace, &command).await {
         Ok(_) | Err(CommandError::Refused(_)) => true,
@@ -122,6 +122,7 @@ async fn report_one(
 mod tests {
     use super::*;
     use envforge_domain::ids::LinkId;
+    use envforge_gateway::Visitor;
     use uuid::Uuid;
 
     fn seen(last_at: u64, open_streams: u32) -> WorkspaceActivity {
@@ -130,7 +131,7 @@ mod tests {
             last_at: UnixMillis::new(last_at),
             open_streams,
             open_sockets: open_streams,
-            link: Some(LinkId::from_uuid(Uuid::from_u128(2))),
+            visitor: Some(Visitor::Link(LinkId::from_uuid(Uuid::from_u128(2)))),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use envforge_identity::oidc::Oidc;
+use envforge_identity::oidc::{Oidc, PublicUrl};
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
@@ -23,6 +23,10 @@ pub(crate) struct Parts {
     pub(crate) signing_key: Arc<SigningKey>,
     /// Where reviewers open share URLs.
     pub(crate) gateway_url: String,
+    /// Where browsers reach this API.
+    pub(crate) public_url: Option<PublicUrl>,
+    /// No gateway runs in any other process.
+    pub(crate) all_gateways_here: bool,
     pub(crate) metrics: PrometheusHandle,
     /// Reverse proxies that say truly from where a request comes.
     pub(crate) trusted_proxies: Vec<IpAddr>,
@@ -35,6 +39,8 @@ impl Parts {
         let mut config = envforge_api::Config::new(envforge_api::GatewayUrl::parse(&self.gateway_url)?);
         config.trusted_proxies.clone_from(&self.trusted_proxies);
         config.local_repositories = self.local_repositories;
+        config.public_url.clone_from(&self.public_url);
+        config.all_gateways_here = self.all_gateways_here;
         Ok(config)
     }
 }

@@ -17,6 +17,7 @@ use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::SqliteLog;
 use envforge_gateway::{Activity, HandoffKey, Scheme};
 use envforge_identity::credentials::Credentials;
+use envforge_identity::oidc::PublicUrl;
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
 use envforge_identity::sign_in::{self, Identity};
 use envforge_projections::sql::Database;
@@ -140,20 +141,25 @@ async fn start(
     let activity = Activity::default();
     let handoff_key = HandoffKey::random().context("this machine gives no randomness")?;
     let verifier = ShareVerifier::new([signing_key.verification_key()])?;
-    let config = envforge_gateway::Config::new(&args.gateway_domain, Scheme::PlainHttpDev, args.gateway_listen);
+    let api = format!("http://{}", listener.local_addr()?);
+    // Browsers know the API by the address that the provider calls back, where there is one.
+    let sign_in_at = provider.as_ref().map_or_else(|| api.clone(), |config| config.api_url().origin());
+    let mut config = envforge_gateway::Config::new(&args.gateway_domain, Scheme::PlainHttpDev, args.gateway_listen);
+    config.sign_in_at = Some(sign_in_at);
     let gateway = roles::start_gateway(&plane, config, verifier, handoff_key, activity.clone()).await?;
     let gateway_origin = gateway.origin().to_owned();
     running.gateway = Some(gateway);
     let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
     roles::start_reactors(running, &plane, &data.runtime(), public_authority).await?;
     roles::start_projector(running, &plane, &database);
-    let api = format!("http://{}", listener.local_addr()?);
     let parts = api::Parts {
         database,
         oidc: provider::open(provider, &sign_in)?,
         identity: sign_in,
         signing_key: Arc::clone(&signing_key),
         gateway_url: gateway_origin.clone(),
+        public_url: PublicUrl::parse(&api),
+        all_gateways_here: true,
         metrics,
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.

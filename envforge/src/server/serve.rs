@@ -16,6 +16,7 @@ use envforge_eventlog::jetstream::{Credentials as LogCredentials, JetStreamLog};
 use envforge_gateway::{Activity, HandoffKey, Scheme, TlsFiles};
 use envforge_identity::credentials::Credentials;
 use envforge_identity::key_file;
+use envforge_identity::oidc;
 use envforge_identity::randomness::Randomness;
 use envforge_identity::share_token::{ShareVerifier, SigningKey, VerificationKey};
 use envforge_identity::sign_in::{self, Identity};
@@ -117,6 +118,10 @@ pub(crate) struct ServeArgs {
     /// The gateway's public URL: `https://dev.envforge.ai`. Its domain must not be shared with API or console.
     #[arg(long, value_name = "URL", env = "ENVFORGE_GATEWAY_URL", default_value = "http://dev.localhost:7080")]
     gateway_url: String,
+    /// The API's public URL, where people sign in with a browser: `https://api.envforge.ai`. API and gateway both need it; without it
+    /// workspaces open by links alone. Where an OpenID provider is configured it is the `api_url` of its file.
+    #[arg(long, value_name = "URL", env = "ENVFORGE_SIGN_IN_URL")]
+    sign_in_url: Option<String>,
     /// PEM files of the gateway's certificate chain and key; read again when they change.
     #[arg(long, value_name = "FILE", requires = "gateway_tls_key")]
     gateway_tls_certificate: Option<PathBuf>,
@@ -318,6 +323,13 @@ async fn start(
     let keys = Keys(&args.stores.keys);
     let has = |role| args.roles.contains(&role);
     let public = PublicUrl::parse(&args.gateway_url)?;
+    let sign_in = match &args.sign_in_url {
+        None => None,
+        Some(url) => Some(oidc::PublicUrl::parse(url).ok_or_else(|| {
+            let what = format!("--sign-in-url `{url}` is not the public URL of an API");
+            Failure::usage(what, "https://api.envforge.ai, without a path; http on this machine alone")
+        })?),
+    };
     if public.scheme != Scheme::Https && !args.gateway_listen.ip().is_loopback() {
         let what = "a gateway without https may listen on a loopback address only";
         return Err(Failure::usage(what, "give --gateway-url https://… and certificates").into());
@@ -365,6 +377,7 @@ async fn start(
         let mut config = envforge_gateway::Config::new(&public.domain, public.scheme, args.gateway_listen);
         config.public_port = public.port;
         args.gateway.apply(&mut config);
+        config.sign_in_at = sign_in.as_ref().map(oidc::PublicUrl::origin);
         config.tls = match (args.gateway_tls_certificate, args.gateway_tls_key) {
             (Some(certificate_chain), Some(private_key)) => Some(TlsFiles { certificate_chain, private_key }),
             (Some(_), None) | (None, Some(_)) | (None, None) => None,
@@ -389,6 +402,9 @@ async fn start(
             identity,
             signing_key: Arc::new(SigningKey::load(&keys.share())?),
             gateway_url: args.gateway_url.clone(),
+            public_url: sign_in,
+            // Others may run elsewhere on this log.
+            all_gateways_here: false,
             metrics,
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,

@@ -176,6 +176,70 @@ impl Wire {
         cookie
     }
 
+    /// A member's way to a workspace by its address: sign-in, handoff, cookie. Answers the cookies of workspace and API.
+    async fn open_as_member(&self, world: &mut World, email: &str, password: &str) -> (String, String) {
+        let navigate = |request: RequestBuilder| {
+            NAVIGATION.iter().fold(request, |request, (name, value)| request.header(*name, *value))
+        };
+        let pair = |headers: &HeaderMap| headers[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+        let target = |headers: &HeaderMap| headers[LOCATION].to_str().unwrap().to_owned();
+        // The address that was wanted is told to the browser alone, which knows it.
+        let asked = format!("{}/orders?token={}", self.workspace("main"), world.planted.query);
+        let (status, headers, _) = self.send(world, navigate(self.client.get(asked)), &["set-cookie"]).await;
+        assert_eq!(status, StatusCode::SEE_OTHER);
+        let (kept, open) = (pair(&headers), target(&headers));
+        let secret = kept.split_once('=').unwrap().1.split('.').next().unwrap().to_owned();
+        world.canaries.plant("what a browser keeps while somebody signs in", secret);
+
+        let (status, headers, page) = self.send(world, navigate(self.client.get(&open)), &[]).await;
+        assert_eq!(status, StatusCode::SEE_OTHER, "{page}");
+        let sign_in = format!("{}{}", self.api, target(&headers));
+        let (status, _, page) = self.send(world, navigate(self.client.get(&sign_in)), &[]).await;
+        assert_eq!(status, StatusCode::OK);
+        world.saw("the sign-in page", page);
+        let form = |password: &str| {
+            let back = sign_in.split_once("return_to=").unwrap().1;
+            let body =
+                format!("email={}&password={}&return_to={back}", percent_encode(email), percent_encode(password));
+            let kind = "application/x-www-form-urlencoded";
+            self.client
+                .post(format!("{}/sign-in", self.api))
+                .header(CONTENT_TYPE, kind)
+                .header(ORIGIN, &self.api)
+                .body(body)
+        };
+        let wrong = form(&world.planted.wrong_password);
+        let (status, _, page) = self.send(world, navigate(wrong), &[]).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        world.saw("the sign-in page after a wrong password", page);
+        let right = form(password);
+        let (status, headers, page) = self.send(world, navigate(right), &["set-cookie"]).await;
+        assert_eq!(status, StatusCode::SEE_OTHER, "{page}");
+        let browser = pair(&headers);
+        world.canaries.plant("a browser's session", browser.split_once('=').unwrap().1);
+
+        let opening = self.client.get(&open).header(COOKIE, &browser);
+        let (status, headers, page) = self.send(world, navigate(opening), &["location"]).await;
+        assert_eq!(status, StatusCode::SEE_OTHER, "{page}");
+        let handoff = target(&headers);
+        world.canaries.plant("a member's handoff", handoff.split_once("code=").unwrap().1);
+        let arriving = self.client.get(&handoff).header(COOKIE, &kept);
+        let (status, headers, page) = self.send(world, navigate(arriving), &["set-cookie", "location"]).await;
+        assert_eq!(status, StatusCode::SEE_OTHER, "{page}");
+        let cookie = pair(&headers);
+        world.canaries.plant("a member's session cookie", cookie.split_once('=').unwrap().1);
+        let (_, _, page) = self.send(world, navigate(self.client.get(&handoff).header(COOKIE, &kept)), &[]).await;
+        world.saw("the answer to a used handoff of a member", page);
+        (cookie, browser)
+    }
+
+    async fn sign_out(&self, world: &mut World, browser: &str) {
+        let kind = "application/x-www-form-urlencoded";
+        let out = self.client.post(format!("{}/sign-out", self.api)).header(CONTENT_TYPE, kind);
+        let (status, _, page) = self.send(world, out.header(ORIGIN, &self.api).header(COOKIE, browser), &[]).await;
+        assert_eq!(status, StatusCode::SEE_OTHER, "{page}");
+    }
+
     /// A request to a workspace that carries a secret in each of its parts.
     async fn visit(&self, world: &mut World, name: &str, cookie: &str, method: Method, page: bool) -> StatusCode {
         let planted = &world.planted;
@@ -203,6 +267,13 @@ impl Wire {
     }
 }
 
+/// As a form writes a value.
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     let mut world = World::start();
@@ -223,7 +294,12 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     world.saw_files(&world.data().join("runtime").join("runtimes"), |name| name.ends_with(".json"));
     show_everything_with_the_command_line(&mut world);
 
+    let rows: Value =
+        serde_json::from_str(&world.cli(0, &["audit", "log", "--type", "runtime.wake_requested"], "")).unwrap();
+    let request = rows["items"][0]["correlation"].as_str().unwrap().to_owned();
+    world.cli(0, &["why", &request], "");
     let ids = [
+        ("request", request.as_str()),
         ("org", "acme"),
         ("project", "orders"),
         ("workspace", "main"),
@@ -352,9 +428,31 @@ async fn come_and_go(world: &mut World, wire: &Wire) -> String {
     world.cli_once(0, &["org", "team", "remove", TEAM, GRACE], "");
     world.cli_once(0, &["org", "team", "create", "nobody"], "");
     world.cli_once(0, &["org", "team", "delete", "nobody"], "");
+    give_programs_tokens(world, wire).await;
     let members: Value = serde_json::from_str(&world.cli(0, &["org", "member", "ls"], "")).unwrap();
     let owner = members["items"].as_array().unwrap().iter().find(|member| member["email"] == OWNER).unwrap();
     owner["user"].as_str().unwrap().to_owned()
+}
+
+/// Programs get tokens, use them, and lose them. Each secret is shown where it is made and nowhere else.
+async fn give_programs_tokens(world: &mut World, wire: &Wire) {
+    let make = ["org", "token", "create", "--action", "usage.read"];
+    let ledger = world::service_token_in(&world.cli_once(0, &[&make[..], &["ledger"]].concat(), ""));
+    world.cli_once(0, &[&make[..], &["spare", "--for", "1h", "--json"]].concat(), "");
+    let rotated =
+        world::service_token_in(&world.cli_once(0, &["org", "token", "rotate", "ledger", "--overlap", "none"], ""));
+    for (secret, expected) in [(&ledger, StatusCode::UNAUTHORIZED), (&rotated, StatusCode::OK)] {
+        let request = wire.client.get(format!("{}/v1/orgs/acme/usage", wire.api)).bearer_auth(secret);
+        let (status, _, text) = wire.send(world, request, &[]).await;
+        assert_eq!(status, expected, "{text}");
+        world.saw("what a program was answered", text);
+    }
+    world.cli(0, &["org", "token", "ls"], "");
+    world.cli_once(0, &["org", "token", "revoke", "spare"], "");
+    let request = wire.client.get(format!("{}/v1/orgs/acme/members", wire.api)).bearer_auth(&rotated);
+    let (status, _, text) = wire.send(world, request, &[]).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
+    world.saw("what a program was refused", text);
 }
 
 /// What is refused is not repeated: neither a repository's password nor a value where a name belongs.
@@ -409,7 +507,14 @@ async fn review(world: &mut World, wire: &Wire) -> (String, String) {
     }
     assert_eq!(wire.visit(world, "main", &cookie, Method::GET, true).await, StatusCode::OK);
     assert_eq!(wire.visit(world, "main", "other=1", Method::POST, false).await, StatusCode::FORBIDDEN);
-    assert_eq!(wire.visit(world, "main", "other=1", Method::GET, true).await, StatusCode::FORBIDDEN);
+    let password = world.planted.owner_password.clone();
+    let (member, browser) = wire.open_as_member(world, OWNER, &password).await;
+    for (method, page) in [(Method::GET, true), (Method::GET, false), (Method::POST, false)] {
+        assert_eq!(wire.visit(world, "main", &member, method, page).await, StatusCode::OK);
+    }
+    world.cli(0, &["session", "ls"], "");
+    wire.sign_out(world, &browser).await;
+    assert_eq!(wire.visit(world, "main", &member, Method::POST, false).await, StatusCode::FORBIDDEN);
     world.saw_processes();
 
     world.cli(0, &["link", "show", &link], "");
@@ -473,6 +578,8 @@ fn show_everything_with_the_command_line(world: &mut World) {
     world.cli(0, &["workspace", "ls"], "");
     world.cli(0, &["workspace", "show", "main"], "");
     world.cli(0, &["workspace", "wake", "main"], "");
+    world.cli(0, &["workspace", "access", "main"], "");
+    world.cli(0, &["why", "--action", "runtime.wake", "--on", "workspace/main"], "");
     world.cli(0, &["workspace", "keep-awake", "main", "--for", "30m", "--reason", "demo"], "");
     for by in ["service", "link", "cause", "workspace", "project"] {
         world.cli(0, &["usage", "--by", by], "");

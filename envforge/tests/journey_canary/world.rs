@@ -248,6 +248,7 @@ impl World {
         self.saw(format!("`envforge {}`, standard error", args.join(" ")), err);
         let shown = match args {
             ["org", "invite", "create", ..] => self.without_invitation(&out),
+            ["org", "token", "create" | "rotate", ..] => self.without_service_token(&out),
             _ if may_share(args) => self.without_share_urls(&out),
             _ => out.clone(),
         };
@@ -276,6 +277,13 @@ impl World {
         let token = invitation_in(text);
         self.canaries.plant("the token of an invitation", &token);
         text.replace(&token, "")
+    }
+
+    /// `text` without the secret of a service token, which is looked for from now on. There must be one.
+    fn without_service_token(&mut self, text: &str) -> String {
+        let secret = service_token_in(text);
+        self.canaries.plant("the secret of a service token", &secret);
+        text.replace(&secret, "")
     }
 
     /// `text` without share URLs, whose tokens are looked for from now on. There must be one.
@@ -364,9 +372,18 @@ const OPERATORS: [&str; 7] = ["help", "dev", "serve", "setup", "projections", "r
 
 /// The token of an invitation in what was shown to whoever invited.
 pub(crate) fn invitation_in(text: &str) -> String {
-    let (_, rest) = text.split_once("efi_").unwrap();
+    secret_in("efi_", text)
+}
+
+/// The secret of a service token in what was shown to whoever made it.
+pub(crate) fn service_token_in(text: &str) -> String {
+    secret_in("evf_st_", text)
+}
+
+fn secret_in(prefix: &str, text: &str) -> String {
+    let (_, rest) = text.split_once(prefix).unwrap();
     let rest: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
-    format!("efi_{rest}")
+    format!("{prefix}{rest}")
 }
 
 /// Who asks to share a link gets its URL.

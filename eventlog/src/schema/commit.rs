@@ -197,6 +197,7 @@ pub(super) fn actor_token(actor: Actor) -> String {
         Actor::LinkVisitor { link, session: None } => format!("link:{link}"),
         Actor::LinkVisitor { link, session: Some(session) } => format!("link:{link}:{session}"),
         Actor::Agent(host) => format!("agent:{host}"),
+        Actor::ServiceToken(token) => format!("service_token:{token}"),
         Actor::System(component) => format!("system:{}", component_token(component)),
         Actor::Anonymous => "anonymous".to_owned(),
     }
@@ -212,6 +213,7 @@ pub(super) fn parse_actor(text: &str) -> Result<Actor, DecodeError> {
             Actor::LinkVisitor { link: id(link)?, session: session.map(id).transpose()? }
         }
         (Some("agent"), Some(host), None) => Actor::Agent(id(host)?),
+        (Some("service_token"), Some(token), None) => Actor::ServiceToken(id(token)?),
         (Some("system"), Some(component), None) => Actor::System(
             COMPONENTS.into_iter().find(|known| component_token(*known) == component).ok_or_else(unknown)?,
         ),

@@ -33,6 +33,7 @@ tokens! {
         "agent" => Agent,
         "system" => System,
         "member" => Member,
+        "service_token" => ServiceToken,
     }
 }
 

@@ -12,13 +12,14 @@ use super::wire::{events, object};
 
 events! {
     DenialEvent {
-        "denial.recorded.v2" => Recorded { attempts: Vec<DeniedAttempts> = "attempts" },
+        "denial.recorded.v3" => Recorded { attempts: Vec<DeniedAttempts> = "attempts" },
     }
 }
 
 object! {
     DeniedAttempts {
         actor: Actor = "actor",
+        about: Option<Actor> = "about",
         action: String = "action",
         surface: Surface = "surface",
         resource: Option<String> = "resource",
@@ -28,6 +29,14 @@ object! {
         first_at: UnixMillis = "first_at",
         last_at: UnixMillis = "last_at",
     }
+}
+
+/// Nobody could ask about another.
+pub(super) fn recorded_v2_to_v3(mut data: Value) -> Result<Value, String> {
+    for attempts in data["attempts"].as_array_mut().ok_or("`attempts` must be a list")? {
+        attempts["about"] = Value::Null;
+    }
+    Ok(data)
 }
 
 /// The first version did not say from where.

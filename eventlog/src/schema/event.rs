@@ -6,11 +6,12 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    DecodeError, claim, decision, denial, dev_link, host, organization, project, runtime, upcast, user, workspace,
+    DecodeError, claim, decision, denial, dev_link, host, organization, project, runtime, service_token, upcast, user,
+    workspace,
 };
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 10] = [
+pub(super) const TYPES: [&[&str]; 11] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -21,6 +22,7 @@ pub(super) const TYPES: [&[&str]; 10] = [
     claim::TYPES,
     denial::TYPES,
     decision::TYPES,
+    service_token::TYPES,
 ];
 
 /// The type under which an event is stored and shown to auditors, with its version: `dev_link.issued.v1`.
@@ -36,6 +38,7 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::Claim(event) => claim::event_type(event),
         Event::Denial(event) => denial::event_type(event),
         Event::Decision(event) => decision::event_type(event),
+        Event::ServiceToken(event) => service_token::event_type(event),
     }
 }
 
@@ -59,6 +62,7 @@ impl Serialize for Data<'_> {
             Event::Claim(event) => claim::serialize(event, serializer),
             Event::Denial(event) => denial::serialize(event, serializer),
             Event::Decision(event) => decision::serialize(event, serializer),
+            Event::ServiceToken(event) => service_token::serialize(event, serializer),
         }
     }
 }
@@ -94,6 +98,7 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "claim" => claim::decode(event_type, data)?.map(Event::Claim),
         "denial" => denial::decode(event_type, data)?.map(Event::Denial),
         "decision" => decision::decode(event_type, data)?.map(Event::Decision),
+        "service_token" => service_token::decode(event_type, data)?.map(Event::ServiceToken),
         _ => return None,
     })
 }

@@ -17,6 +17,7 @@ mod manifest;
 mod organization;
 mod project;
 mod runtime;
+mod service_token;
 mod upcast;
 mod user;
 mod wire;

@@ -26,7 +26,7 @@ events! {
             scope: Scope = "scope",
         },
         "organization.owner_recovered.v1" => OwnerRecovered { user: UserId = "user" },
-        "organization.policy_changed.v2" => PolicyChanged { policy: OrganizationPolicy = "policy" },
+        "organization.policy_changed.v3" => PolicyChanged { policy: OrganizationPolicy = "policy" },
         "team.created.v1" => TeamCreated { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.renamed.v1" => TeamRenamed { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.deleted.v1" => TeamDeleted { team: TeamId = "team" },
@@ -53,6 +53,7 @@ object! {
         keep_awake_max: Millis = "keep_awake_ms_max",
         session_lifetime_max: Millis = "session_lifetime_ms_max",
         identity_providers: BTreeSet<String> = "identity_providers",
+        service_token_lifetime_max: Millis = "service_token_lifetime_ms_max",
     }
 }
 
@@ -67,6 +68,16 @@ pub(super) fn policy_changed_v1_to_v2(mut data: Value) -> Result<Value, String> 
         if policy.insert(setting.to_owned(), value).is_some() {
             return Err(format!("`{setting}` came with the second version"));
         }
+    }
+    Ok(data)
+}
+
+/// Organizations that had not changed it since there are service tokens allow them for 90 days.
+pub(super) fn policy_changed_v2_to_v3(mut data: Value) -> Result<Value, String> {
+    let policy = data["policy"].as_object_mut().ok_or("`policy` must be an object")?;
+    let (setting, value) = ("service_token_lifetime_ms_max", json!(7_776_000_000_u64));
+    if policy.insert(setting.to_owned(), value).is_some() {
+        return Err(format!("`{setting}` came with the third version"));
     }
     Ok(data)
 }

@@ -18,10 +18,16 @@ pub(super) struct Upcast {
 const STEPS: &[Upcast] = &[
     Upcast { from: "user.session_opened.v1", to: "user.session_opened.v2", apply: user::session_opened_v1_to_v2 },
     Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
+    Upcast { from: "denial.recorded.v2", to: "denial.recorded.v3", apply: denial::recorded_v2_to_v3 },
     Upcast {
         from: "organization.policy_changed.v1",
         to: "organization.policy_changed.v2",
         apply: organization::policy_changed_v1_to_v2,
+    },
+    Upcast {
+        from: "organization.policy_changed.v2",
+        to: "organization.policy_changed.v3",
+        apply: organization::policy_changed_v2_to_v3,
     },
 ];
 

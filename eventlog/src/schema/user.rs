@@ -2,8 +2,10 @@
 
 use envforge_domain::access::{Role, Scope};
 use envforge_domain::commit::Surface;
-use envforge_domain::ids::{SessionId, UserId};
+use envforge_domain::ids::{HandoffId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::invitation::{Invitation, InvitedRole};
+use envforge_domain::secret::TokenDigest;
+use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{ClientName, EmailAddress, RevocationReceipt, SessionEnd, UserEvent};
 use serde::{Deserializer, Serializer};
@@ -40,6 +42,17 @@ events! {
         "user.reauthenticated.v1" => Reauthenticated {
             session: SessionId = "session",
             authenticated_at: UnixMillis = "authenticated_at",
+        },
+        "user.workspace_opened.v1" => WorkspaceOpened {
+            session: SessionId = "session",
+            parent: SessionId = "parent",
+            handoff: HandoffId = "handoff",
+            project: ProjectId = "project",
+            workspace: WorkspaceId = "workspace",
+            service: ServiceName = "service",
+            cookie: TokenDigest = "cookie_sha256",
+            opened_at: UnixMillis = "opened_at",
+            expires_at: UnixMillis = "expires_at",
         },
         "user.revocation_recorded.v1" => RevocationRecorded { receipt: RevocationReceipt = "receipt" },
     }

@@ -10,10 +10,12 @@ use std::net::{IpAddr, SocketAddr};
 use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
-use envforge_domain::ids::{HandoffId, HostId, LinkId, OrgId, ProjectId, SessionId, TeamId, UserId, WorkspaceId};
+use envforge_domain::ids::{
+    HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+};
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
-use envforge_domain::slug::{OrgSlug, ProjectSlug, ServiceName, TeamSlug, WorkspaceSlug};
+use envforge_domain::slug::{OrgSlug, ProjectSlug, ServiceName, ServiceTokenSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -131,6 +133,8 @@ displayed!(
     LinkId,
     SessionId,
     HandoffId,
+    ServiceTokenId,
+    ServiceTokenSlug,
     OrgSlug,
     ProjectSlug,
     WorkspaceSlug,

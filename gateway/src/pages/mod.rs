@@ -3,21 +3,13 @@
 //! Self-contained, without any resource from elsewhere, under a strict content policy. No page names a host, port,
 //! log line or anything that the reader did not get with the link. Not here: when which one is shown.
 
-mod markup;
 mod words;
 
-use std::sync::LazyLock;
-
-use aws_lc_rs::digest;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use envforge_domain::time::UnixMillis;
+use envforge_pages::{Allowances, Markup};
 use futures_util::Stream;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
-    RETRY_AFTER, SET_COOKIE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
-};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY, RETRY_AFTER, SET_COOKIE};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
@@ -26,17 +18,12 @@ use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
+pub(crate) use envforge_pages::protect;
 use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
-use markup::Markup;
 
-static STYLE: &str = include_str!("style.css");
 static WAKING_SCRIPT: &str = include_str!("waking.js");
-static STYLE_SOURCE: LazyLock<String> = LazyLock::new(|| source(STYLE));
-static SCRIPT_SOURCE: LazyLock<String> = LazyLock::new(|| source(WAKING_SCRIPT));
 
-static X_ROBOTS_TAG: HeaderName = HeaderName::from_static("x-robots-tag");
 static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
-static OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// Who reads the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,19 +34,6 @@ pub(crate) enum Audience {
     Program,
 }
 
-/// A content policy's name for one inline text.
-fn source(inline: &str) -> String {
-    format!("'sha256-{}'", STANDARD.encode(digest::digest(&digest::SHA256, inline.as_bytes())))
-}
-
-/// Headers of every answer of ours.
-pub(crate) fn protect(headers: &mut HeaderMap) {
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(&X_ROBOTS_TAG, HeaderValue::from_static("noindex, nofollow"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-}
-
 fn respond(status: StatusCode, content_type: &'static str, content: String) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::page(Bytes::from(content)));
     *response.status_mut() = status;
@@ -68,57 +42,22 @@ fn respond(status: StatusCode, content_type: &'static str, content: String) -> R
     response
 }
 
-/// What a page may do besides showing itself.
-#[derive(Default)]
-struct Allowances<'a> {
-    script: bool,
-    /// Origin that a form leads to, through a redirect (which Chromium holds against `form-action` too).
-    form_to: Option<&'a str>,
-}
-
 fn page(
     status: StatusCode,
     title: &str,
     allow: &Allowances<'_>,
     content: impl FnOnce(Markup) -> Markup,
 ) -> Response<ResponseBody> {
-    let html = Markup::default()
-        .raw("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">")
-        .raw("<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>")
-        .text(title)
-        .raw("</title><link rel=\"icon\" href=\"data:,\"><style>")
-        .raw(STYLE)
-        .raw("</style></head><body><main>")
-        .raw(
-            "<svg class=\"mark\" viewBox=\"0 0 40 40\" fill=\"none\" aria-hidden=\"true\"><rect x=\"1.5\" y=\"1.5\" \
-             width=\"37\" height=\"37\" rx=\"11\" fill=\"currentColor\" opacity=\".12\"/><path d=\"M12 14h16M12 \
-             20h11M12 26h16\" stroke=\"currentColor\" stroke-width=\"3\" stroke-linecap=\"round\"/></svg>",
-        )
-        .then(content)
-        .raw("</main>")
-        .then(|html| if allow.script { html.raw("<script>").raw(WAKING_SCRIPT).raw("</script>") } else { html })
-        .raw("</body></html>")
-        .finish();
-    let mut response = respond(status, "text/html; charset=utf-8", html);
-    let headers = response.headers_mut();
-    let script =
-        if allow.script { format!("; script-src {}; connect-src 'self'", *SCRIPT_SOURCE) } else { String::new() };
-    let form = allow.form_to.map_or_else(|| "'none'".to_owned(), |origin| format!("'self' {origin}"));
-    let policy = format!(
-        "default-src 'none'; style-src {}; img-src data:{script}; form-action {form}; base-uri 'none'; frame-ancestors 'none'",
-        *STYLE_SOURCE
-    );
-    if let Ok(policy) = HeaderValue::from_str(&policy) {
-        headers.insert(CONTENT_SECURITY_POLICY, policy);
-    }
-    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(&OPENER_POLICY, HeaderValue::from_static("same-origin"));
-    response
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = status;
+    let html = envforge_pages::page(title, allow, response.headers_mut(), content);
+    response.map(|_| ResponseBody::page(Bytes::from(html)))
 }
 
 /// The inert page behind a share URL.
 pub(crate) fn share(link: &LinkView, host: &WorkspaceHost, now: UnixMillis) -> Response<ResponseBody> {
-    let allow = Allowances { form_to: Some(&host.origin), ..Allowances::default() };
+    let forms_to = [&*host.origin];
+    let allow = Allowances { forms_to: Some(&forms_to), script: None };
     let title = format!("{} shared an app with you", link.org_name);
     let mut response = page(StatusCode::OK, &title, &allow, |html| {
         html.raw("<h1>")
@@ -149,14 +88,14 @@ pub(crate) fn share(link: &LinkView, host: &WorkspaceHost, now: UnixMillis) -> R
 }
 
 /// Shown while the app starts; continues by itself.
-pub(crate) fn waking(link: &LinkView, runtime: &RuntimeView) -> Response<ResponseBody> {
-    let allow = Allowances { script: true, ..Allowances::default() };
+pub(crate) fn waking(workspace_name: &str, runtime: &RuntimeView) -> Response<ResponseBody> {
+    let allow = Allowances { script: Some(WAKING_SCRIPT), forms_to: None };
     let step = words::step(runtime);
     // 202: the request was accepted and is being worked on. A 5xx would make monitors and browsers give up.
     let mut response = page(StatusCode::ACCEPTED, "Starting the app", &allow, |html| {
         let html = html
             .raw("<h1>Starting the app</h1><p id=\"detail\"><strong>")
-            .text(&link.workspace_name)
+            .text(workspace_name)
             .raw("</strong> was asleep to save energy. It opens here by itself in a moment.</p><ol>");
         let html = words::STEPS.iter().enumerate().fold(html, |html, (index, label)| {
             let html = match index.cmp(&step) {
@@ -238,11 +177,17 @@ pub(crate) fn wake_events(events: impl Stream<Item = Bytes> + Send + 'static) ->
 }
 
 /// Any denial, as its reader can use it.
-pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme) -> Response<ResponseBody> {
+pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme, sign_in: bool) -> Response<ResponseBody> {
     let words = denial.words();
     let mut response = match audience {
         Audience::Person => page(denial.status(), words.title, &Allowances::default(), |html| {
-            html.raw("<h1>").raw(words.title).raw("</h1><p>").raw(words.detail).raw("</p>")
+            let html = html.raw("<h1>").raw(words.title).raw("</h1><p>").raw(words.detail).raw("</p>");
+            // Whoever has a link that is over may be a member as well.
+            if sign_in && denial.leaves_signing_in() {
+                html.raw("<p class=\"note\">On the team? <a href=\"/.envforge/sign-in\">Sign in to open it</a>.</p>")
+            } else {
+                html
+            }
         }),
         Audience::Program => {
             let problem = ProblemJson {
@@ -296,22 +241,14 @@ pub(crate) fn robots() -> Response<ResponseBody> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn the_content_policy_names_exactly_what_the_page_holds() {
-        let response = denial(Denial::LinkRevoked, Audience::Person, Scheme::Https);
-        let policy = response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
-        assert!(policy.contains(&source(STYLE)) && policy.contains("default-src 'none'"));
-        assert!(!policy.contains("unsafe") && !policy.contains("script-src"));
-        assert!(policy.contains("form-action 'none'") && policy.contains("frame-ancestors 'none'"));
-    }
+    use http::header::CACHE_CONTROL;
 
     #[test]
     fn programs_get_a_typed_problem_and_people_get_words() {
         for (audience, kind) in
             [(Audience::Program, "application/problem+json"), (Audience::Person, "text/html; charset=utf-8")]
         {
-            let response = denial(Denial::AuthorizationStale, audience, Scheme::Https);
+            let response = denial(Denial::AuthorizationStale, audience, Scheme::Https, true);
             assert_eq!(response.status(), 503);
             assert_eq!(response.headers()[CONTENT_TYPE], kind);
             assert_eq!(response.headers()[RETRY_AFTER], "2");
@@ -323,13 +260,13 @@ mod tests {
     #[test]
     fn an_ended_link_takes_what_the_app_stored_along_and_two_sessions_are_cleared() {
         for audience in [Audience::Person, Audience::Program] {
-            let response = denial(Denial::LinkExpired, audience, Scheme::Https);
+            let response = denial(Denial::LinkExpired, audience, Scheme::Https, true);
             assert_eq!(response.headers()["clear-site-data"], "\"cache\", \"storage\"");
             assert!(!response.headers().contains_key(SET_COOKIE));
         }
-        let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https);
+        let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https, true);
         assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
-        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https);
+        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https, true);
         assert!(!response.headers().contains_key(SET_COOKIE) && !response.headers().contains_key("clear-site-data"));
     }
 }

@@ -1,4 +1,4 @@
-//! Connections to apps. One pool, kept apart by link: two links never share a connection, so that nothing that one
+//! Connections to apps. One pool, kept apart by visitor: two links never share a connection, so that nothing that one
 //! reviewer sends can change how another one's request is read.
 //!
 //! Owns opening, reusing, bounding and evicting connections, and which addresses may be reached at all. A connection
@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use bytes::BytesMut;
-use envforge_domain::ids::LinkId;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -28,6 +27,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::config::{Limits, Timeouts};
 use crate::denial::Denial;
+use crate::ground::Visitor;
 use crate::metric::Meters;
 pub(crate) use answer_head::{AnswerBody, AnswerHead};
 pub(crate) use exchange::{Exchange, Failed, Framing, Outgoing};
@@ -56,10 +56,10 @@ struct Endpoint {
     slots: Arc<Semaphore>,
     opening: Arc<Semaphore>,
     /// Touched where a connection opens or is waited for, and not by requests that find one.
-    shares: Mutex<AHashMap<LinkId, Arc<Share>>>,
+    shares: Mutex<AHashMap<Visitor, Arc<Share>>>,
     /// Requests that wait for a connection, of all links.
     waiting: AtomicUsize,
-    idle: Mutex<AHashMap<LinkId, VecDeque<Idle>>>,
+    idle: Mutex<AHashMap<Visitor, VecDeque<Idle>>>,
 }
 
 struct Idle {
@@ -98,13 +98,13 @@ struct Share {
     returned: Notify,
 }
 
-/// A connection in use. Dropping it closes the connection; `give_back` keeps it for the same link.
+/// A connection in use. Dropping it closes the connection; `give_back` keeps it for the same visitor.
 pub(crate) struct Lease {
     wire: Wire,
     slot: Slot,
     patience: Patience,
     endpoint: Arc<Endpoint>,
-    link: LinkId,
+    visitor: Visitor,
     /// It has carried another request: the app may have closed it at the very moment we use it.
     reused: bool,
     /// Whether another request may follow on this connection.
@@ -127,68 +127,68 @@ impl Upstreams {
     }
 
     /// The connection to `address` that `link` used last, if it is there and ready at once.
-    pub(crate) fn ready(&self, link: LinkId, address: SocketAddr) -> Result<Option<Lease>, Denial> {
+    pub(crate) fn ready(&self, visitor: Visitor, address: SocketAddr) -> Result<Option<Lease>, Denial> {
         let endpoint = self.endpoint(address)?;
-        while let Some(idle) = endpoint.take_idle(link) {
+        while let Some(idle) = endpoint.take_idle(visitor) {
             if idle.wire.is_quiet() {
-                return Ok(Some(self.reuse(endpoint, link, idle)));
+                return Ok(Some(self.reuse(endpoint, visitor, idle)));
             }
         }
         Ok(None)
     }
 
     /// A connection to `address` for `link`: one that is used and comes back, or a new one. May wait for either.
-    pub(crate) async fn lease(&self, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+    pub(crate) async fn lease(&self, visitor: Visitor, address: SocketAddr) -> Result<Lease, Denial> {
         let endpoint = self.endpoint(address)?;
-        let share = endpoint.share(link, self.connections_per_link_max);
+        let share = endpoint.share(visitor, self.connections_per_link_max);
         let waiting = Waiting::new(&endpoint, &share);
         let until = Instant::now() + self.connect_timeout;
         let slot = loop {
-            while let Some(idle) = endpoint.take_idle(link) {
+            while let Some(idle) = endpoint.take_idle(visitor) {
                 if idle.wire.is_quiet() {
                     drop(waiting);
-                    return Ok(self.reuse(endpoint, link, idle));
+                    return Ok(self.reuse(endpoint, visitor, idle));
                 }
             }
             tokio::select! {
                 biased;
-                slot = endpoint.slot(&share, link) => break slot,
+                slot = endpoint.slot(&share, visitor) => break slot,
                 () = share.returned.notified() => {}
                 () = tokio::time::sleep_until(until) => return Err(Denial::UpstreamBusy),
             }
         };
         drop(waiting);
-        self.open(endpoint, link, slot.ok_or(Denial::UpstreamBusy)?).await
+        self.open(endpoint, visitor, slot.ok_or(Denial::UpstreamBusy)?).await
     }
 
     /// A new connection, whatever is idle.
-    pub(crate) async fn lease_new(&self, link: LinkId, address: SocketAddr) -> Result<Lease, Denial> {
+    pub(crate) async fn lease_new(&self, visitor: Visitor, address: SocketAddr) -> Result<Lease, Denial> {
         let endpoint = self.endpoint(address)?;
-        let share = endpoint.share(link, self.connections_per_link_max);
+        let share = endpoint.share(visitor, self.connections_per_link_max);
         let waiting = Waiting::new(&endpoint, &share);
         let slot = tokio::time::timeout(self.connect_timeout, async {
-            let mut slot = std::pin::pin!(endpoint.slot(&share, link));
+            let mut slot = std::pin::pin!(endpoint.slot(&share, visitor));
             loop {
                 tokio::select! {
                     biased;
                     slot = slot.as_mut() => break slot,
                     // Of no use here but for its slot.
-                    () = share.returned.notified() => endpoint.evict_oldest_of(link),
+                    () = share.returned.notified() => endpoint.evict_oldest_of(visitor),
                 }
             }
         });
         let slot = slot.await;
         drop(waiting);
-        self.open(endpoint, link, slot.ok().flatten().ok_or(Denial::UpstreamBusy)?).await
+        self.open(endpoint, visitor, slot.ok().flatten().ok_or(Denial::UpstreamBusy)?).await
     }
 
-    fn reuse(&self, endpoint: Arc<Endpoint>, link: LinkId, idle: Idle) -> Lease {
+    fn reuse(&self, endpoint: Arc<Endpoint>, visitor: Visitor, idle: Idle) -> Lease {
         self.meters.reused.increment(1);
         let Idle { wire, slot, patience, .. } = idle;
-        Lease { wire, slot, patience, endpoint, link, reused: true, reusable: true, unproven: None }
+        Lease { wire, slot, patience, endpoint, visitor, reused: true, reusable: true, unproven: None }
     }
 
-    async fn open(&self, endpoint: Arc<Endpoint>, link: LinkId, mut slot: Slot) -> Result<Lease, Denial> {
+    async fn open(&self, endpoint: Arc<Endpoint>, visitor: Visitor, mut slot: Slot) -> Result<Lease, Denial> {
         let stream = match tokio::time::timeout(self.connect_timeout, TcpStream::connect(endpoint.address)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -206,7 +206,7 @@ impl Upstreams {
             drop(opening);
         });
         let (wire, patience, unproven) = (Wire::new(stream), Patience::new(), Some(unproven));
-        Ok(Lease { wire, slot, patience, endpoint, link, reused: false, reusable: true, unproven })
+        Ok(Lease { wire, slot, patience, endpoint, visitor, reused: false, reusable: true, unproven })
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Arc<Endpoint>, Denial> {
@@ -262,24 +262,24 @@ fn may_be_reached(address: SocketAddr, own: SocketAddr) -> bool {
 }
 
 impl Endpoint {
-    fn take_idle(&self, link: LinkId) -> Option<Idle> {
+    fn take_idle(&self, visitor: Visitor) -> Option<Idle> {
         // Last in, first out: the fewest connections stay warm, the rest ages out.
-        self.idle.lock().get_mut(&link)?.pop_back()
+        self.idle.lock().get_mut(&visitor)?.pop_back()
     }
 
-    fn keep(&self, link: LinkId, idle: Idle) {
-        self.idle.lock().entry(link).or_default().push_back(idle);
+    fn keep(&self, visitor: Visitor, idle: Idle) {
+        self.idle.lock().entry(visitor).or_default().push_back(idle);
     }
 
     /// Keeps a connection that has come back, or lets it go to who waits.
-    fn take_back(&self, link: LinkId, idle: Idle) {
-        self.keep(link, idle);
+    fn take_back(&self, visitor: Visitor, idle: Idle) {
+        self.keep(visitor, idle);
         // INVARIANT: who waits is counted before it looks at what is idle, so either it sees the connection or it is
         // seen here.
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let share = self.shares.lock().get(&link).map(Arc::clone);
+        let share = self.shares.lock().get(&visitor).map(Arc::clone);
         match share.filter(|share| share.waiting.load(Ordering::Relaxed) > 0) {
             Some(share) => share.returned.notify_one(),
             // Another link's request gets the slot.
@@ -287,17 +287,17 @@ impl Endpoint {
         }
     }
 
-    fn share(&self, link: LinkId, connections_max: usize) -> Arc<Share> {
+    fn share(&self, visitor: Visitor, connections_max: usize) -> Arc<Share> {
         let new = || {
             let slots = Arc::new(Semaphore::new(connections_max));
             Arc::new(Share { slots, waiting: AtomicUsize::new(0), returned: Notify::new() })
         };
-        Arc::clone(self.shares.lock().entry(link).or_insert_with(new))
+        Arc::clone(self.shares.lock().entry(visitor).or_insert_with(new))
     }
 
     /// The link's own share first: who has used it up waits without taking anything from the others.
-    async fn slot(&self, share: &Share, link: LinkId) -> Option<Slot> {
-        let of_link = acquire(&share.slots, || self.evict_oldest_of(link)).await?;
+    async fn slot(&self, share: &Share, visitor: Visitor) -> Option<Slot> {
+        let of_link = acquire(&share.slots, || self.evict_oldest_of(visitor)).await?;
         // Other links' idle connections give way before anybody waits.
         let of_endpoint = acquire(&self.slots, || self.evict_oldest()).await?;
         let opening = Arc::clone(&self.opening).acquire_owned().await.ok()?;
@@ -306,15 +306,15 @@ impl Endpoint {
 
     fn evict_oldest(&self) {
         let idle = self.idle.lock();
-        let oldest = idle.iter().filter_map(|(link, all)| all.front().map(|first| (first.since, *link))).min();
+        let oldest = idle.iter().filter_map(|(visitor, all)| all.front().map(|first| (first.since, *visitor))).min();
         drop(idle);
-        if let Some((_, link)) = oldest {
-            self.evict_oldest_of(link);
+        if let Some((_, visitor)) = oldest {
+            self.evict_oldest_of(visitor);
         }
     }
 
-    fn evict_oldest_of(&self, link: LinkId) {
-        if let Some(connections) = self.idle.lock().get_mut(&link) {
+    fn evict_oldest_of(&self, visitor: Visitor) {
+        if let Some(connections) = self.idle.lock().get_mut(&visitor) {
             connections.pop_front();
         }
     }
@@ -365,12 +365,12 @@ impl Lease {
     }
 
     fn give_back(self) {
-        let Self { mut wire, slot, patience, endpoint, link, reusable, .. } = self;
+        let Self { mut wire, slot, patience, endpoint, visitor, reusable, .. } = self;
         if !reusable || !wire.buffer.is_empty() {
             return;
         }
         wire.rest();
-        endpoint.take_back(link, Idle { wire, slot, patience, since: Instant::now() });
+        endpoint.take_back(visitor, Idle { wire, slot, patience, since: Instant::now() });
     }
 
     fn into_upgraded(self) -> (TcpStream, BytesMut, Slot) {

@@ -31,19 +31,19 @@ use crate::config;
 use crate::connection::{ConnectionState, GuardedIo};
 use crate::denial::Denial;
 use crate::forward::{Forwarding, Passage, RequestLine, failure, response_parts, target_of};
+use crate::ground::Visitor;
 use crate::header;
 use crate::metric;
 use crate::upstream::{AnswerHead, Exchange, Outgoing};
 use splice::{Ended, Limits, Splice};
 
 use ahash::AHashMap;
-use envforge_domain::ids::LinkId;
 
 /// The sockets of a gateway: counted, bounded, and all ended at shutdown.
 pub(crate) struct Sockets {
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
-    per_link: Mutex<AHashMap<LinkId, usize>>,
+    per_visitor: Mutex<AHashMap<Visitor, usize>>,
     limits: config::Limits,
     open: metrics::Gauge,
 }
@@ -53,38 +53,38 @@ impl Sockets {
         Arc::new(Self {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-            per_link: Mutex::default(),
+            per_visitor: Mutex::default(),
             limits: limits.clone(),
             open,
         })
     }
 
-    fn enter(self: &Arc<Self>, link: LinkId) -> Option<Socket> {
-        let mut per_link = self.per_link.lock();
-        let count = per_link.entry(link).or_insert(0);
+    fn enter(self: &Arc<Self>, visitor: Visitor) -> Option<Socket> {
+        let mut per_visitor = self.per_visitor.lock();
+        let count = per_visitor.entry(visitor).or_insert(0);
         if *count >= self.limits.websockets_per_link_max || self.tasks.len() >= self.limits.websockets_max {
             return None;
         }
         *count += 1;
         self.open.increment(1);
-        Some(Socket { sockets: Arc::clone(self), link })
+        Some(Socket { sockets: Arc::clone(self), visitor })
     }
 }
 
 /// One counted socket.
 struct Socket {
     sockets: Arc<Sockets>,
-    link: LinkId,
+    visitor: Visitor,
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         self.sockets.open.decrement(1);
-        let mut per_link = self.sockets.per_link.lock();
-        if let Some(count) = per_link.get_mut(&self.link) {
+        let mut per_visitor = self.sockets.per_visitor.lock();
+        if let Some(count) = per_visitor.get_mut(&self.visitor) {
             *count -= 1;
             if *count == 0 {
-                per_link.remove(&self.link);
+                per_visitor.remove(&self.visitor);
             }
         }
     }
@@ -153,8 +153,8 @@ impl Forwarding {
         handshake: Handshake,
         connection: &Arc<ConnectionState>,
     ) -> Result<Response<ResponseBody>, Denial> {
-        let Some(socket) = sockets.enter(passage.permit.link().link) else { return Err(Denial::UpstreamBusy) };
-        let open = self.activity.begin(passage.permit.workspace(), passage.permit.link().link, passage.now);
+        let Some(socket) = sockets.enter(passage.permit.visitor()) else { return Err(Denial::UpstreamBusy) };
+        let open = self.activity.begin(passage.permit.workspace(), passage.permit.visitor(), passage.now);
         let cuts_before = self.standing.cuts();
         let deadline = passage.deadline();
         let client_upgrade = hyper::upgrade::on(&mut request);
@@ -164,9 +164,9 @@ impl Forwarding {
             Handshake::Http2 => fresh_key()?,
         };
         let outgoing = to_app(&request.into_parts().0, &key, passage.forwarded);
-        let link = passage.permit.link().link;
+        let visitor = passage.permit.visitor();
         // A socket's connection is never used for anything else, before or after.
-        let lease = self.waited(&passage, self.upstreams.lease_new(link, passage.endpoint)).await?;
+        let lease = self.waited(&passage, self.upstreams.lease_new(visitor, passage.endpoint)).await?;
         let mut exchange = Exchange::new(lease, outgoing);
         let own_host = passage.own_host;
         let mut take = |head: &AnswerHead<'_>| (response_parts(head, own_host), all_of(head));
@@ -204,11 +204,12 @@ impl Forwarding {
         };
         // Over HTTP/2 the connection goes on around the socket and must not pass for idle.
         let in_flight = connection.begin_request();
+        let counted = passage.permit.socket_opened();
         sockets.tasks.spawn(async move {
             let (app, app_early, slot) = exchange.into_upgraded();
             let ended = run(splice, client_upgrade, app, app_early.freeze()).await;
             metric::ended("websocket", ended.as_str());
-            drop((socket, slot, in_flight));
+            drop((socket, slot, in_flight, counted));
         });
         Ok(Response::from_parts(parts, ResponseBody::empty()))
     }

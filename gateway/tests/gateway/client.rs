@@ -23,6 +23,13 @@ impl Answer {
         self.headers.get(name).map(String::as_str).unwrap_or_default()
     }
 
+    /// The value of a cookie that is set.
+    pub(crate) fn cookie(&self, name: &str) -> Option<String> {
+        let mut lines = self.header("set-cookie").lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+        Some(value.split(';').next()?.to_owned())
+    }
+
     /// `code` of a problem.
     pub(crate) fn code(&self) -> String {
         let problem: serde_json::Value = serde_json::from_str(&self.body).unwrap_or_default();

@@ -5,6 +5,7 @@ mod answers;
 mod app;
 mod client;
 mod hardening;
+mod members;
 mod policies;
 mod proxying;
 mod secure;

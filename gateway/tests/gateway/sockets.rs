@@ -32,7 +32,7 @@ impl World {
         self.socket_of(path, COOKIE).await
     }
 
-    async fn socket_of(&self, path: &str, cookie: &str) -> WebSocketStream<TcpStream> {
+    pub(crate) async fn socket_of(&self, path: &str, cookie: &str) -> WebSocketStream<TcpStream> {
         let mut client = self.client().await;
         let request = self.get(path, &format!("{HANDSHAKE}{}", self.own_origin()));
         client.send(request.replace(COOKIE, cookie)).await;

@@ -23,6 +23,7 @@ use envforge_eventlog::SharedLog;
 use envforge_eventlog::sqlite::{Config as LogConfig, SqliteLog};
 use envforge_gateway::{Activity, Config, Decisions, Gateway, HandoffKey, LogDecisions, Parts, Scheme};
 use envforge_identity::share_token::{ShareClaims, ShareVerifier, SigningKey};
+use envforge_identity::workspace_handoff::WorkspaceHandoff;
 use envforge_projections::gateway_view::RuntimePhase;
 use envforge_projections::{Authorizer, DenialSink, Hot};
 use tokio_util::sync::CancellationToken;
@@ -377,6 +378,10 @@ impl World {
 
     pub(crate) fn sign(&self, claims: &ShareClaims) -> Secret {
         self.signing.mint(claims)
+    }
+
+    pub(crate) fn sign_handoff(&self, handoff: &WorkspaceHandoff) -> Secret {
+        self.signing.mint_handoff(handoff)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -9,6 +9,8 @@ mod app;
 mod client;
 #[path = "../gateway/hardening.rs"]
 mod hardening;
+#[path = "../gateway/members.rs"]
+mod members;
 #[path = "../gateway/proxying.rs"]
 mod proxying;
 #[path = "../gateway/secure.rs"]

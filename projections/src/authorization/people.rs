@@ -3,6 +3,7 @@
 use ahash::AHashMap;
 use envforge_domain::ids::{OrgId, SessionId};
 use envforge_domain::organization::OrganizationPolicy;
+pub use envforge_domain::organization::SessionOver;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::user::UserEvent;
 
@@ -21,15 +22,8 @@ pub(super) struct SessionFacts {
     /// By the clock that set its end too.
     pub(super) opened_at: UnixMillis,
     pub(super) expires_at: UnixMillis,
-}
-
-/// Why a session counts for nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SessionOver {
-    /// Its time is over, or it is longer ago than the organization's policy lets people stay signed in.
-    TooOld,
-    /// The policy does not allow its identity provider.
-    Provider,
+    /// The session from which a workspace was opened, and with which this one ends.
+    pub(super) parent: Option<SessionId>,
 }
 
 impl UserFacts {
@@ -44,11 +38,7 @@ impl UserFacts {
         session: &SessionFacts,
         now: UnixMillis,
     ) -> Option<SessionOver> {
-        if !policy.allows_provider(&self.issuer) {
-            return Some(SessionOver::Provider);
-        }
-        let end = session.expires_at.min(policy.session_ends_at(session.opened_at));
-        (now >= end).then_some(SessionOver::TooOld)
+        policy.session_over(&self.issuer, session.opened_at, session.expires_at, now)
     }
 
     /// `at`: when it was decided.
@@ -68,10 +58,19 @@ impl UserFacts {
             }
             UserEvent::Reactivated => self.active = true,
             UserEvent::SessionOpened { session, expires_at, .. } => {
-                self.sessions.insert(*session, SessionFacts { opened_at: at, expires_at: *expires_at });
+                let opened = SessionFacts { opened_at: at, expires_at: *expires_at, parent: None };
+                self.sessions.insert(*session, opened);
+            }
+            UserEvent::WorkspaceOpened { session, parent, expires_at, .. } => {
+                // How long somebody may stay signed in counts from when they signed in.
+                if let Some(from) = self.sessions.get(parent).copied() {
+                    self.sessions.retain(|_, known| known.parent.is_none() || at < known.expires_at);
+                    let expires_at = from.expires_at.min(*expires_at);
+                    self.sessions.insert(*session, SessionFacts { expires_at, parent: Some(*parent), ..from });
+                }
             }
             UserEvent::SessionEnded { session, .. } => {
-                self.sessions.remove(session);
+                self.sessions.retain(|id, known| id != session && known.parent != Some(*session));
             }
         }
     }

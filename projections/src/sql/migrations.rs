@@ -22,6 +22,7 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261126112300_request_keys",
     "20261126160000_indexes_within_an_organization",
     "20261126200000_organization_policy",
+    "20261127030000_service_token_policy",
     "20261127090000_audit_trail",
 ];
 

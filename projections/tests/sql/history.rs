@@ -247,6 +247,7 @@ impl World {
     pub fn denials(&mut self, org: u32, about: u32, user: UserId) -> Result<Option<Position>, &'static str> {
         let attempt = |actor, code: &str, count| DeniedAttempts {
             actor,
+            about: None,
             action: "workspace.archive".into(),
             surface: Surface::Console,
             resource: Some(workspace_id(about).to_string()),

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
-use envforge_domain::access::{Grantee, Scope};
+use envforge_domain::access::{Action, Grantee, Scope};
 use envforge_domain::commit::{Actor, Component, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::runtime::{ActivitySource, RuntimeEvent, SleepCause, WakeCause};
+use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::schema::event_type;
@@ -124,6 +125,7 @@ const fn actor_kind(actor: Actor) -> &'static str {
         Actor::User(_) => "user",
         Actor::LinkVisitor { .. } => "link_visitor",
         Actor::Agent(_) => "agent",
+        Actor::ServiceToken(_) => "service_token",
         Actor::System(_) => "system",
         Actor::Anonymous => "anonymous",
     }
@@ -144,6 +146,7 @@ pub(super) fn actor_id(actor: Actor) -> Option<String> {
     match actor {
         Actor::User(user) => Some(user.to_string()),
         Actor::LinkVisitor { link, .. } => Some(link.to_string()),
+        Actor::ServiceToken(token) => Some(token.to_string()),
         Actor::System(part) => Some(component(part).to_owned()),
         Actor::Agent(_) | Actor::Anonymous => None,
     }
@@ -154,6 +157,7 @@ pub(super) fn actor_name(actor: Actor, names: &Names<'_>) -> Cow<'static, str> {
         Actor::User(user) => names.of(user).into(),
         Actor::LinkVisitor { link, .. } => format!("visitor of link “{}”", names.of(link)).into(),
         Actor::Agent(_) => "workspace agent".into(),
+        Actor::ServiceToken(token) => format!("service token {}", names.of(token)).into(),
         Actor::System(_) => "EnvForge".into(),
         Actor::Anonymous => "somebody unknown".into(),
     }
@@ -174,6 +178,7 @@ impl AuditModel {
         match actor {
             Actor::User(user) => self.subjects.want(&user.to_string()),
             Actor::LinkVisitor { link, .. } => self.subjects.want(&link.to_string()),
+            Actor::ServiceToken(token) => self.subjects.want(&token.to_string()),
             Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => {}
         }
     }
@@ -238,9 +243,18 @@ impl AuditModel {
                 for attempt in attempts {
                     self.types.want(&attempt.action);
                     self.want_actor(attempt.actor);
+                    if let Some(about) = attempt.about {
+                        self.want_actor(about);
+                    }
                     if let Some(resource) = &attempt.resource {
                         self.subjects.want(resource);
                     }
+                }
+            }
+            Event::ServiceToken(event) => {
+                self.subjects.want(&event.token().to_string());
+                if let ServiceTokenEvent::Created { place, created_by, .. } = event {
+                    self.want_grant(Grantee::User(*created_by), *place);
                 }
             }
             Event::Workspace(_)
@@ -300,6 +314,10 @@ impl AuditModel {
                 workspace: Some(workspace.to_string()),
                 name: label.clone(),
             },
+            // Tokens live on one stream of their organization, too.
+            Event::ServiceToken(ServiceTokenEvent::Created { token, slug, .. }) => {
+                NameRow { id: token.to_string(), project: None, workspace: None, name: slug.to_string() }
+            }
             Event::Organization(_)
             | Event::User(_)
             | Event::Workspace(_)
@@ -308,7 +326,8 @@ impl AuditModel {
             | Event::Host(_)
             | Event::Claim(_)
             | Event::Denial(_)
-            | Event::Decision(_) => return,
+            | Event::Decision(_)
+            | Event::ServiceToken(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
         let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
@@ -323,13 +342,18 @@ impl AuditModel {
         let names = Names(&self.subjects);
         let key = commit.stream.key();
         let known = self.subjects.get(key);
+        // Whoever looks for a token's history has its id; its stream is all tokens'.
+        let subject = match event {
+            Event::ServiceToken(event) => event.token().to_string(),
+            _ => key.to_owned(),
+        };
         Entry {
             actor_kind: actor_kind(commit.actor).into(),
             actor_id: actor_id(commit.actor),
             actor_name: actor_name(commit.actor, &names),
             surface: commit.surface.token().into(),
             event_type: event_type(event).into(),
-            subject: Some(key.to_owned()),
+            subject: Some(subject),
             project: known.and_then(|subject| subject.project.clone()),
             workspace: known.and_then(|subject| subject.workspace.clone()),
             link: matches!(event, Event::DevLink(_)).then(|| key.to_owned()),
@@ -364,7 +388,11 @@ impl AuditModel {
                         actor_id: actor_id(attempt.actor),
                         actor_name: actor_name(attempt.actor, &names),
                         surface: attempt.surface.token().into(),
-                        event_type: attempt.action.clone().into(),
+                        event_type: match attempt.about {
+                            None => attempt.action.clone().into(),
+                            // A question about somebody else: whoever asked did nothing of the kind.
+                            Some(_) => Action::AuthzCheck.token().into(),
+                        },
                         subject: attempt.resource.clone(),
                         project: known.and_then(|subject| subject.project.clone()),
                         workspace: known.and_then(|subject| subject.workspace.clone()),
@@ -384,7 +412,8 @@ impl AuditModel {
             | Event::Host(_)
             | Event::DevLink(_)
             | Event::Claim(_)
-            | Event::Decision(_) => None,
+            | Event::Decision(_)
+            | Event::ServiceToken(_) => None,
         }
     }
 }

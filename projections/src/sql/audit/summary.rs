@@ -8,6 +8,7 @@ use envforge_domain::event::Event;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::{RevocationReceipt, SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 
@@ -27,6 +28,7 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         Event::Denial(_) => "Refused attempts".to_owned(),
         // Never a row of its own: it says why the event beside it was allowed.
         Event::Decision(_) => "Decided on rights".to_owned(),
+        Event::ServiceToken(event) => service_token(event, names),
     }
 }
 
@@ -37,6 +39,13 @@ pub(super) fn of_blocked(attempts: &BlockedAttempts, link: &str) -> String {
 
 pub(super) fn of_denied(attempt: &DeniedAttempts, names: &Names<'_>) -> String {
     let what = attempt.resource.as_deref().map(|id| format!(" on “{}”", names.of(id))).unwrap_or_default();
+    if let Some(about) = attempt.about {
+        let who = super::fold::actor_name(about, names);
+        return format!(
+            "Asked {} times whether {who} may {}{what}: no ({})",
+            attempt.count, attempt.action, attempt.code
+        );
+    }
     let from = attempt.address.map(|address| format!(" from {address}")).unwrap_or_default();
     format!("Refused {} times: {}{what}{from} ({})", attempt.count, attempt.action, attempt.code)
 }
@@ -71,7 +80,7 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
         }
         OrganizationEvent::PolicyChanged { policy } => format!(
             "Changed the policy: links live at most {}, open {}, are given by {}; idle sleep at most {}, keep-awake at \
-             most {}; sessions last at most {}, of {}",
+             most {}; sessions last at most {}, of {}; service tokens live at most {}",
             policy.link_lifetime_max,
             policy.link_families.display(),
             if policy.link_issuers.is_empty() { "nobody".to_owned() } else { policy.link_issuers.display() },
@@ -81,7 +90,8 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
             match policy.identity_providers.len() {
                 0 => "any identity provider".to_owned(),
                 _ => policy.identity_providers.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
-            }
+            },
+            policy.service_token_lifetime_max,
         ),
         OrganizationEvent::OwnerRecovered { user } => {
             format!("Made {} an owner from the machine's command line (recovery)", names.of(user))
@@ -114,6 +124,7 @@ fn user(event: &UserEvent, name: &str) -> String {
         UserEvent::SessionOpened { surface, client, .. } => {
             format!("{name} signed in ({}, {})", surface.token(), client.as_str())
         }
+        UserEvent::WorkspaceOpened { service, .. } => format!("{name} opened a workspace in a browser ({service})"),
         UserEvent::Reauthenticated { .. } => format!("{name} proved their identity once more"),
         UserEvent::SessionEnded { reason, .. } => format!("A session of {name} ended: {}", why_ended(*reason)),
         UserEvent::PasswordChanged => format!("{name} got a new password"),
@@ -135,6 +146,19 @@ fn why_ended(reason: SessionEnd) -> &'static str {
         SessionEnd::Deactivated => "the account was deactivated",
         SessionEnd::Expired => "its time was over",
         SessionEnd::Displaced => "it was the oldest of too many",
+    }
+}
+
+fn service_token(event: &ServiceTokenEvent, names: &Names<'_>) -> String {
+    match event {
+        ServiceTokenEvent::Created { slug, actions, place, .. } => {
+            let actions: Vec<_> = actions.iter().map(|action| action.token()).collect();
+            format!("Created the service token {slug} for {} in {}", actions.join(", "), scope_name(*place, names))
+        }
+        ServiceTokenEvent::Rotated { token, generation, .. } => {
+            format!("Rotated the service token {}: secret {generation}", names.of(token))
+        }
+        ServiceTokenEvent::Revoked { token } => format!("Revoked the service token {}", names.of(token)),
     }
 }
 

@@ -92,7 +92,7 @@ impl ReadModel for DirectoryModel {
                 Event::DevLink(_) => self.links.want(stream.key()),
                 Event::Host(HostEvent::Registered { .. }) => {}
                 Event::Host(_) => self.hosts.want(stream.key()),
-                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) => {}
+                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) | Event::ServiceToken(_) => {}
             }
         }
     }
@@ -114,8 +114,8 @@ impl ReadModel for DirectoryModel {
                 Event::Runtime(event) => self.runtime(&at, event),
                 Event::DevLink(event) => self.link(&at, event),
                 Event::Host(event) => self.host(&at, event),
-                // A claim repeats what its holder's own event says; denials are the audit's.
-                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) => {}
+                // A claim repeats what its holder's own event says; denials are the audit's; tokens are listed from their stream.
+                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) | Event::ServiceToken(_) => {}
             }
         }
     }
@@ -167,6 +167,7 @@ impl DirectoryModel {
                     keep_awake_max_ms: 0,
                     session_lifetime_max_ms: 0,
                     identity_providers: String::new(),
+                    service_token_lifetime_max_ms: 0,
                     created_at: at.time,
                 };
                 set_policy(&mut row, &policy);
@@ -285,7 +286,8 @@ impl DirectoryModel {
             | UserEvent::Reauthenticated { .. }
             | UserEvent::SessionEnded { .. }
             | UserEvent::PasswordChanged
-            | UserEvent::RevocationRecorded { .. } => {}
+            | UserEvent::RevocationRecorded { .. }
+            | UserEvent::WorkspaceOpened { .. } => {}
         }
     }
 
@@ -528,6 +530,7 @@ fn set_policy(row: &mut OrganizationRow, policy: &OrganizationPolicy) {
     row.link_issuers = policy.link_issuers.iter().map(Role::token).collect::<Vec<_>>().join(",");
     row.session_lifetime_max_ms = int(policy.session_lifetime_max.get());
     row.identity_providers = to_json(&policy.identity_providers);
+    row.service_token_lifetime_max_ms = int(policy.service_token_lifetime_max.get());
 }
 
 fn set_manifest(row: &mut WorkspaceRow, manifest: &Manifest) {

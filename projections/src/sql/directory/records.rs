@@ -356,6 +356,7 @@ impl TryFrom<OrganizationRow> for OrganizationRecord {
                 .collect::<Result<_, _>>()?,
             session_lifetime_max: Millis::new(uint(row.session_lifetime_max_ms)),
             identity_providers: read.json(&row.identity_providers)?,
+            service_token_lifetime_max: Millis::new(uint(row.service_token_lifetime_max_ms)),
         };
         Ok(Self {
             id: read.parse(&row.id)?,

@@ -15,6 +15,7 @@ id_table! {
         link_issuers: String,
         session_lifetime_max_ms: i64,
         identity_providers: String,
+        service_token_lifetime_max_ms: i64,
     }
 }
 

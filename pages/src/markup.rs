@@ -2,17 +2,17 @@
 
 /// A growing document.
 #[derive(Default)]
-pub(super) struct Markup(String);
+pub struct Markup(String);
 
 impl Markup {
     /// Markup of our own source code. `'static`, so that no value from outside can come this way.
-    pub(super) fn raw(mut self, markup: &'static str) -> Self {
+    pub fn raw(mut self, markup: &'static str) -> Self {
         self.0.push_str(markup);
         self
     }
 
     /// Text from anywhere, right in element content and in double-quoted attributes.
-    pub(super) fn text(mut self, text: &str) -> Self {
+    pub fn text(mut self, text: &str) -> Self {
         for character in text.chars() {
             match character {
                 '&' => self.0.push_str("&amp;"),
@@ -29,11 +29,11 @@ impl Markup {
         self
     }
 
-    pub(super) fn then(self, more: impl FnOnce(Self) -> Self) -> Self {
+    pub fn then(self, more: impl FnOnce(Self) -> Self) -> Self {
         more(self)
     }
 
-    pub(super) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         self.0
     }
 }
