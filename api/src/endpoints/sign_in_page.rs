@@ -40,6 +40,8 @@ use crate::reads::Reads;
 use crate::sessions::{Opened, internal};
 use crate::share::Share;
 
+/// Forms that strangers send: they take no place of whoever has signed in.
+pub(crate) const FORMS: [&str; 2] = ["/sign-in", "/sign-out"];
 /// Where a workspace's host sends browsers.
 const OPEN_PATH: &str = "/open";
 
@@ -81,7 +83,8 @@ impl FromRequestParts<SignInPages> for Somebody {
         match Caller::from_request_parts(parts, state).await {
             Ok(caller) => {
                 let live = state.hot.authorization.session_live(caller.user, caller.session, caller.arrival.now);
-                Ok(Self(live.then_some(caller)))
+                // A terminal's session, or a program's, counts on its own surface: no workspace is opened from it.
+                Ok(Self((live && caller.surface == Surface::Console).then_some(caller)))
             }
             Err(problem) if problem.code() == "unauthenticated" => Ok(Self(None)),
             Err(problem) => Err(Page(problem)),
