@@ -157,7 +157,9 @@ pub fn router(parts: Parts) -> Router {
         .merge(health::routes().with_state(health.clone()))
         .split_for_parts();
     let document = openapi::finish(document);
-    let layer = Arc::new(Edge::new(&config, clock, keys, openapi::anonymous_routes(&document)));
+    let mut anonymous = openapi::anonymous_routes(&document);
+    anonymous.extend(sign_in_page::FORMS.map(str::to_owned));
+    let layer = Arc::new(Edge::new(&config, clock, keys, anonymous));
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };

@@ -4,12 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use envforge_domain::commit::Surface;
-use envforge_domain::ids::{OrgId, SessionId, UserId};
+use envforge_domain::ids::{OrgId, ServiceTokenId, SessionId, UserId};
 use envforge_domain::secret::Secret;
 use envforge_domain::session::OpenSession;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::EmailAddress;
-use envforge_identity::credentials::{Account, Credentials, InvitationKey};
+use envforge_identity::credentials::{Account, Credentials, InvitationKey, ServiceTokenKey};
 use envforge_identity::key_ring::SigningKeys;
 use envforge_identity::self_hosted::{AccountError, LoginAttempt, LoginError, PasswordChange};
 use envforge_identity::sessions::{RefreshError, SESSION_LIFETIME};
@@ -250,6 +250,28 @@ async fn a_session_was_last_used_when_it_last_got_tokens(kind: Kind) {
     assert_eq!(uses, [(session(1).session, later), (session(2).session, NOW)]);
 }
 
+async fn a_service_tokens_secret_is_known_to_every_process_until_it_is_replaced_or_swept(kind: Kind) {
+    let house = House::new(kind).await;
+    let other = house.another().await;
+    let org = OrgId::from_uuid(Uuid::from_u128(100));
+    let key = |generation| ServiceTokenKey { token: ServiceTokenId::from_uuid(Uuid::from_u128(7)), org, generation };
+    let (one, two) = (house.identity.service_tokens(), other.service_tokens());
+    let end = NOW.plus(Millis::from_hours(1));
+    let first = one.issue(key(1), end).await.unwrap();
+    let second = two.issue(key(2), end.plus(Millis::from_hours(1))).await.unwrap();
+    for secrets in [one, two] {
+        assert_eq!(secrets.recognise(first.expose(), NOW).await.unwrap(), Some(key(1)));
+        assert_eq!(secrets.recognise(second.expose(), NOW).await.unwrap(), Some(key(2)));
+        assert_eq!(secrets.last_uses(org).await.unwrap(), [(key(1).token, NOW)]);
+    }
+    let again = two.issue(key(1), end).await.unwrap();
+    assert_eq!(one.recognise(first.expose(), NOW).await.unwrap(), None);
+    assert_eq!(one.recognise(again.expose(), NOW).await.unwrap(), Some(key(1)));
+    house.identity.self_hosted().credentials().sweep(end.plus(Millis::new(1))).await.unwrap();
+    assert_eq!(two.recognise(again.expose(), NOW).await.unwrap(), None);
+    assert_eq!(two.recognise(second.expose(), NOW).await.unwrap(), Some(key(2)));
+}
+
 /// Every named promise, once on SQLite and once on PostgreSQL.
 macro_rules! on_both_databases {
     ($($promise:ident)+) => {
@@ -279,4 +301,5 @@ on_both_databases! {
     a_password_is_changed_for_every_process_and_for_one_of_two_at_once
     an_invitations_token_is_known_to_every_process_until_it_is_replaced_or_forgotten
     a_session_was_last_used_when_it_last_got_tokens
+    a_service_tokens_secret_is_known_to_every_process_until_it_is_replaced_or_swept
 }

@@ -40,6 +40,8 @@ use crate::reads::Reads;
 use crate::sessions::{Opened, internal};
 use crate::share::Share;
 
+/// Forms that strangers send: they take no place of whoever has signed in.
+pub(crate) const FORMS: [&str; 2] = ["/sign-in", "/sign-out"];
 /// Where a workspace's host sends browsers.
 const OPEN_PATH: &str = "/open";
 
@@ -83,7 +85,8 @@ impl FromRequestParts<SignInPages> for Somebody {
                 // Pages are for people; a program that asks for one is nobody here.
                 let Ok(session) = caller.session_id() else { return Ok(Self(None)) };
                 let live = state.hot.authorization.session_live(caller.user, session, caller.arrival.now);
-                Ok(Self(live.then_some(caller)))
+                // A terminal's session, or a program's, counts on its own surface: no workspace is opened from it.
+                Ok(Self((live && caller.surface == Surface::Console).then_some(caller)))
             }
             Err(problem) if problem.code() == "unauthenticated" => Ok(Self(None)),
             Err(problem) => Err(Page(problem)),

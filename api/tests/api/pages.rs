@@ -161,6 +161,10 @@ async fn who_may_open_a_workspace_gets_a_handoff_for_that_host_and_browser() {
     assert_eq!((handoff.host.to_string(), handoff.browser), (HOST.to_owned(), digest));
     assert_eq!(handoff.user.to_string(), owner.user);
     assert!(handoff.expires_at <= house.clock.now().plus(envforge_domain::limits::HANDOFF_LIFETIME));
+    // A program's session opens nothing for a browser.
+    let path = open(HOST);
+    let program = browser.client.get(format!("{}{path}", browser.base)).bearer_auth(&owner.token);
+    assert!(location(&answer(program).await.expect(303)).starts_with("/sign-in?return_to="));
     // What does not exist, and what is not theirs, are one page.
     let unknown = browser.get(&open("web--nowhere--acme")).await.expect(403);
     let foreign = browser.get(&open("web--signed-links--umbrella")).await.expect(403);
