@@ -3,6 +3,8 @@
 //! Owns the extraction of a `Caller` from a request, the way from names in a path to ids, and the one call that gets a
 //! `Permit`. Not here: the policy (domain) and the facts (projections).
 
+mod service_caller;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,9 +192,9 @@ pub(crate) fn surface_of(headers: &http::HeaderMap) -> Result<Option<Surface>, P
 /// What every router needs in order to let anybody do anything.
 #[derive(Clone)]
 pub(crate) struct Access {
-    pub(crate) identity: Arc<Identity>,
-    pub(crate) authorizer: Authorizer,
-    pub(crate) commands: Commands,
+    identity: Arc<Identity>,
+    authorizer: Authorizer,
+    commands: Commands,
     keys: Keys,
     /// Sessions of browsers, where people can sign in with one.
     browsers: Option<Browsers>,
@@ -534,10 +536,10 @@ pub(crate) use act;
 
 /// What of a list somebody may see. Made by the policy alone; queries take their scope from it.
 pub(crate) struct Listing {
-    pub(crate) org: OrgId,
+    org: OrgId,
     /// INVARIANT: never empty.
-    pub(crate) permits: Vec<Permit>,
-    pub(crate) everything: bool,
+    permits: Vec<Permit>,
+    everything: bool,
 }
 
 impl Listing {
@@ -576,7 +578,7 @@ const fn needs_recent_proof(action: Action) -> bool {
     matches!(action, Action::OrganizationChangePolicy | Action::ServiceTokenCreate | Action::ServiceTokenRotate)
 }
 
-pub(crate) fn denied(error: AuthorizeError) -> Problem {
+fn denied(error: AuthorizeError) -> Problem {
     match error {
         AuthorizeError::Denied(denial) => denial.into(),
         AuthorizeError::Stale(stale) => {

@@ -25,7 +25,6 @@ mod pages;
 pub mod problem;
 mod reads;
 mod request_body;
-mod service_caller;
 mod sessions;
 mod share;
 mod write;

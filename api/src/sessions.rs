@@ -162,11 +162,14 @@ pub(crate) fn not_allowed(over: SessionOver, opened: &OpenSession) -> Problem {
         SessionOver::TooOld => {
             session_ended().with("reason", "too_old").with("opened_at", instant::Instant(opened.opened_at).text())
         }
-        SessionOver::Provider => Problem::new(
-            "identity_provider_not_allowed",
-            format!("The organization's policy does not let people in on the word of `{}`.", opened.provider),
-        )
-        .with("provider", opened.provider.clone()),
+        SessionOver::Provider => {
+            let how = if opened.provider == LOCAL_ISSUER { "a password here" } else { &opened.provider };
+            Problem::new(
+                "identity_provider_not_allowed",
+                format!("The organization's policy lets nobody sign in with {how}."),
+            )
+            .with("provider", opened.provider.clone())
+        }
     }
 }
 
@@ -282,25 +285,6 @@ impl Sessions {
         let credentials = self.identity.self_hosted().credentials();
         credentials.insert_browser_session(&cookie, &opened.session, &opened.opened).await.map_err(internal)?;
         Ok(cookie)
-    }
-
-    /// Whether the organization's policy lets people come by this provider: a session that it forbids would count for nothing.
-    pub(crate) fn check_provider(&self, org: OrgId, provider: &str) -> Result<(), Problem> {
-        let policy = self.hot.authorization.organization_policy(org);
-        match policy.filter(|policy| !policy.allows_provider(provider)) {
-            None => Ok(()),
-            Some(policy) => {
-                let allowed: Vec<_> = policy.identity_providers.iter().cloned().collect();
-                let how = if provider == LOCAL_ISSUER { "passwords" } else { provider };
-                Err(Problem::new(
-                    "provider_not_allowed",
-                    format!(
-                        "Your organization does not let people sign in with {how}; it allows {}.",
-                        allowed.join(", ")
-                    ),
-                ))
-            }
-        }
     }
 
     /// Ends a session, in the log first: a refresh token that outlives its session is refused.

@@ -1,7 +1,8 @@
 //! Service tokens: what the organization's policy allows and what whoever asks may do themselves is looked up.
 
-use envforge_domain::access::Permit;
-use envforge_domain::access::{Action, Scope};
+use std::collections::BTreeSet;
+
+use envforge_domain::access::{Action, Permit, Scope};
 use envforge_domain::commit::{Actor, StreamId};
 use envforge_domain::ids::{OrgId, ServiceTokenId, UserId};
 use envforge_domain::limits;
@@ -9,7 +10,6 @@ use envforge_domain::organization::Organization;
 use envforge_domain::service_token::{ServiceTokenCommand, ServiceTokens};
 use envforge_domain::slug::ServiceTokenSlug;
 use envforge_domain::time::Millis;
-use std::collections::BTreeSet;
 
 use crate::{CommandError, Commands, Context, Done, Loaded};
 

@@ -234,6 +234,17 @@ fn roles_fail_with_the_codes_and_the_json_of_every_other_command() {
     assert!(error["title"].as_str().unwrap().contains("no reactors have run on this machine"), "{error}");
     let error = role(&[&["serve", "api"], &stores[..], &["--metrics-listen", "0.0.0.0:0"]].concat());
     assert!(error["title"].as_str().unwrap().contains("loopback"), "{error}");
+    let error = role(&[&["serve", "gateway"], &stores[..], &any, &["--sign-in-url", "https://api.test/v1"]].concat());
+    assert!(error["title"].as_str().unwrap().contains("is not the public URL of an API"), "{error}");
+    let provider = json!({
+        "issuer": "https://id.test/", "audience": "envforge", "api_url": "https://api.test",
+        "clients": { "cli": { "id": "cli" } }, "organizations": [],
+    });
+    std::fs::write(dir.join("oidc.json"), provider.to_string()).unwrap();
+    let two = ["--metrics-listen", "127.0.0.1:0", "--oidc", "oidc.json", "--sign-in-url", "https://other.test"];
+    let error = role(&[&["serve", "api"], &stores[..], &two].concat());
+    let title = error["title"].as_str().unwrap();
+    assert!(title.contains("https://other.test") && title.contains("`api_url` https://api.test"), "{error}");
     let error = role(&["dev", "--data", "data", "--org", "No Slug"]);
     assert_eq!((&error["code"], &error["exit_code"]), (&json!("usage"), &json!(2)));
     assert_eq!(role(&["dev", "--data", "data", "--listen", "0.0.0.0:0"])["exit_code"], 2);

@@ -2,6 +2,7 @@
 //! each killed with SIGKILL and started again in the middle.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
+mod browser;
 mod reviewer;
 
 use std::path::{Path, PathBuf};

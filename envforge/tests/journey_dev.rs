@@ -2,6 +2,7 @@
 //! wakes, the app works, the link is revoked and the reviewer is out at once; the audit replay shows who did what.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
+mod browser;
 mod reviewer;
 
 use std::process::Command;

@@ -2,14 +2,16 @@
 //! sign-in, waking page, app; signing out ends all of it. Once with a password, once through a real OpenID provider.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
-use std::io::{BufRead, BufReader, Write};
+mod browser;
+
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use envforge_testkit::tools::Tool;
 use envforge_testkit::{OIDC_WEB_SECRET, OidcOptions, OidcProvider, TestDir, TestProcess, eventually, free_port};
 use serde_json::{Value, json};
+
+use browser::{Browser, assert_accessible, assert_looks, assert_says};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -41,50 +43,20 @@ impl Dev {
 }
 
 /// The browser.
-struct Member {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-}
+struct Member(Browser);
 
 impl Member {
     fn open(dev: &Dev, way: &str, password: &str, shots: &Path) -> Self {
-        std::fs::create_dir_all(shots).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/browser/member.mjs");
-        let mut child = Command::new(Tool::Node.path())
-            .args([script, dev.text("workspace_url"), dev.text("api"), way, dev.text("owner_email"), password])
-            .arg(shots)
-            .env("ENVFORGE_TEST_BROWSER_DIR", Tool::BrowserDir.path())
-            .env("ENVFORGE_TEST_CHROMIUM", Tool::Chromium.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let stdin = child.stdin.take().unwrap();
-        Self { child, lines, stdin }
-    }
-
-    fn saw(&mut self, event: &str) -> Value {
-        let line = self.lines.next().unwrap_or_else(|| panic!("the browser ended before `{event}`")).unwrap();
-        let saw: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(saw["event"], event, "{saw}");
-        saw
+        let arguments = [dev.text("workspace_url"), dev.text("api"), way, dev.text("owner_email"), password];
+        Self(Browser::open("member.mjs", &arguments, shots))
     }
 
     /// A page of ours: these words, and nothing that axe finds wrong.
     fn reads(&mut self, event: &str, words: &[&str]) -> Value {
-        let saw = self.saw(event);
-        let text = saw["text"].as_str().unwrap();
-        for word in words {
-            assert!(text.contains(word), "`{word}` is not on the page: {text}");
-        }
-        assert_eq!(saw["axe"], json!([]), "on the page of `{event}`");
+        let saw = self.0.saw(event);
+        assert_says(&saw, words);
+        assert_accessible(&saw);
         saw
-    }
-
-    fn go_on(&mut self) {
-        writeln!(self.stdin).unwrap();
     }
 
     /// From the waking page to the app and out again.
@@ -93,7 +65,7 @@ impl Member {
         let workspace = dev.text("workspace_url");
         let asked = format!("{workspace}?from=the%20address%20bar");
         assert_eq!(waking["url"], *asked, "back where they wanted to go");
-        let app = self.saw("app");
+        let app = self.0.saw("app");
         assert!(app["orders"].as_i64().unwrap() > 0, "{app}");
         assert!(app["echo"].as_str().unwrap().contains("by a member"), "{app}");
         assert_eq!(app["socket"], "open");
@@ -103,31 +75,19 @@ impl Member {
             let ours = cookie["name"].as_str().unwrap().starts_with("envforge");
             assert!(!ours || cookie["httpOnly"] == true && cookie["sameSite"] == "Lax", "{cookie}");
         }
-        self.saw("second-tab");
+        self.0.saw("second-tab");
         self.reads("home", &["You are signed in", "Sign out"]);
         sessions();
-        self.go_on();
+        self.0.go_on();
         let out = self.reads("signed-out", &["You are signed out"]);
         assert!(out["socketMs"].as_u64().unwrap() < 1_000, "{out}");
         let api = &out["api"];
         assert_eq!((&api["status"], &api["redirected"]), (&json!(403), &json!(false)), "{api}");
         assert_eq!(api["body"]["code"], "access_required", "{api}");
-        let out = self.saw("out");
+        let out = self.0.saw("out");
         assert!(out["url"].as_str().unwrap().starts_with(&format!("{}/sign-in?return_to=", dev.text("api"))), "{out}");
         assert_eq!(out["leftover"], json!([]), "{out}");
-        for look in self.saw("looks")["views"].as_array().unwrap() {
-            assert!(look["overflow"].as_f64().unwrap() <= 0.0 && look["sticksOut"] == json!([]), "{look}");
-            // WCAG 2.2, 1.4.3: what is read at this size.
-            assert!(look["contrast"].as_f64().unwrap() >= 4.5, "{look}");
-            assert_eq!(look["ground"].as_f64().unwrap() < 0.2, look["scheme"] == "dark", "{look}");
-        }
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        assert!(assert_looks(&self.0.saw("looks")) > 0);
     }
 }
 
@@ -246,14 +206,7 @@ fn through_a_provider() {
         process.stdout().lines().next().and_then(|line| serde_json::from_str(line).ok())
     });
     let page = shown["verification_uri_complete"].as_str().unwrap_or_else(|| panic!("{shown}"));
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/browser/device.mjs");
-    let browser = Command::new(Tool::Node.path())
-        .args([script, page])
-        .arg(shots(&place, "provider"))
-        .env("ENVFORGE_TEST_BROWSER_DIR", Tool::BrowserDir.path())
-        .env("ENVFORGE_TEST_CHROMIUM", Tool::Chromium.path())
-        .output()
-        .unwrap();
+    let browser = browser::command("device.mjs", &[page], &shots(&place, "provider")).output().unwrap();
     assert!(browser.status.success(), "{}", String::from_utf8_lossy(&browser.stderr));
     assert!(login.wait(DEADLINE).success(), "{} after {}", login.stderr(), String::from_utf8_lossy(&browser.stdout));
     let signed_in: Value = serde_json::from_str(login.stdout().lines().last().unwrap()).unwrap();

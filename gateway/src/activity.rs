@@ -38,7 +38,7 @@ pub struct WorkspaceActivity {
     pub open_streams: u32,
     /// Of those, sockets.
     pub open_sockets: u32,
-    /// The link of the request that began last.
+    /// Whose request began last.
     pub visitor: Option<Visitor>,
 }
 

@@ -148,7 +148,7 @@ impl Share {
             // Nobody's attempt: our own side could not answer.
             denial => denial.into(),
         })?;
-        self.wait_for_session(&digest).await?;
+        self.wait_for_session(|view| view.session(&digest).is_some()).await?;
         Ok(cookie::set_session(self.config.scheme, &cookie))
     }
 
@@ -157,9 +157,9 @@ impl Share {
     }
 
     /// The redirect must not arrive before the session does.
-    async fn wait_for_session(&self, cookie: &TokenDigest) -> Result<(), Denial> {
+    pub(crate) async fn wait_for_session(&self, shows: impl Fn(&GatewayView) -> bool) -> Result<(), Denial> {
         let deadline = Instant::now() + SESSION_SHOWS_WITHIN;
-        while self.view.session(cookie).is_none() {
+        while !shows(&self.view) {
             if Instant::now() >= deadline {
                 return Err(Denial::AuthorizationStale);
             }

@@ -5,8 +5,6 @@
 //! the browser wanted to go stays in the cookie: the API never hears of it. Not here: minting handoffs (the API), and what
 //! the session may then do (`admission`).
 
-use std::time::{Duration, Instant};
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use envforge_domain::ids::SessionId;
@@ -16,8 +14,9 @@ use http::header::SET_COOKIE;
 use http::{HeaderMap, HeaderValue, Method, Response};
 use uuid::Uuid;
 
-use crate::admission::Refused;
+use crate::admission::{Refused, is_open};
 use crate::body::ResponseBody;
+use crate::config::Scheme;
 use crate::cookie;
 use crate::decisions::OpenWorkspaceSession;
 use crate::denial::Denial;
@@ -31,8 +30,6 @@ pub(crate) const SIGN_IN_PATH: &str = "/.envforge/sign-in";
 pub(crate) const ARRIVAL_PATH: &str = "/.envforge/signed-in";
 /// Longest target that is kept while somebody signs in; a longer one becomes `/`.
 const TARGET_BYTES_MAX: usize = 1_024;
-/// How long an opened session may take to reach this gateway's own view.
-const SESSION_SHOWS_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a browser keeps while somebody signs in: something only it has, and where it wanted to go.
 struct Kept {
@@ -42,7 +39,7 @@ struct Kept {
 
 impl Kept {
     /// `None` for whatever we would not have written.
-    fn read(headers: &HeaderMap, scheme: crate::config::Scheme) -> Option<Self> {
+    fn read(headers: &HeaderMap, scheme: Scheme) -> Option<Self> {
         let value = cookie::sign_in(headers, scheme)?;
         let (secret, target) = value.split_once('.')?;
         let whole = URL_SAFE_NO_PAD.decode(secret).is_ok_and(|bytes| bytes.len() == 32);
@@ -54,7 +51,7 @@ impl Kept {
         self.secret.digest()
     }
 
-    fn write(&self, scheme: crate::config::Scheme) -> HeaderValue {
+    fn write(&self, scheme: Scheme) -> HeaderValue {
         let value = format!("{}.{}", self.secret.expose(), URL_SAFE_NO_PAD.encode(&self.target));
         cookie::set_sign_in(scheme, &Secret::new(value))
     }
@@ -137,9 +134,8 @@ impl Share {
         }
         // What the label leads to must be what was signed for, and open to the public gateway at all.
         let workspace = self.view.workspace_by_label(&host.label);
-        let workspace = workspace.filter(|workspace| {
-            workspace.workspace == handoff.workspace && !workspace.archived && crate::admission::is_open(workspace)
-        });
+        let workspace = workspace
+            .filter(|workspace| workspace.workspace == handoff.workspace && !workspace.archived && is_open(workspace));
         if workspace.is_none() {
             return Err(Denial::AccessRequired);
         }
@@ -148,13 +144,7 @@ impl Share {
         let session = SessionId::from_uuid(Uuid::now_v7());
         let ask = OpenWorkspaceSession { handoff, session, cookie: digest, now };
         self.decisions.open_workspace(ask).await?;
-        let deadline = Instant::now() + SESSION_SHOWS_WITHIN;
-        while self.view.member(&digest).is_none() {
-            if Instant::now() >= deadline {
-                return Err(Denial::AuthorizationStale);
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        self.wait_for_session(|view| view.member(&digest).is_some()).await?;
         Ok(cookie)
     }
 
@@ -176,7 +166,6 @@ fn check_arrival(headers: &HeaderMap) -> Result<(), Denial> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Scheme;
 
     fn sent(value: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();

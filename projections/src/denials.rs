@@ -55,9 +55,13 @@ impl DenialSink {
 
     /// Holds a refusal for the next report. The resource's organization must be one that exists.
     pub fn hold(&self, request: &Request, code: &'static str) {
+        self.hold_once(request.actor, None, request, code);
+    }
+
+    fn hold_once(&self, actor: Actor, about: Option<Actor>, request: &Request, code: &'static str) {
         let kind = Kind {
-            actor: request.actor,
-            about: None,
+            actor,
+            about,
             action: request.action.token().to_owned(),
             surface: request.surface,
             resource: Some(request.resource.display_id()),
@@ -75,17 +79,7 @@ impl DenialSink {
             "code" => code, "action" => request.action.token(), "surface" => request.surface.token()
         )
         .increment(1);
-        let kind = Kind {
-            actor: asked_by,
-            about: Some(request.actor),
-            action: request.action.token().to_owned(),
-            surface: request.surface,
-            resource: Some(request.resource.display_id()),
-            address: None,
-            code: code.to_owned(),
-        };
-        let once = Count { count: 1, first_at: request.now, last_at: request.now };
-        add(self.held.lock().entry(request.resource.org()).or_default(), kind, once);
+        self.hold_once(asked_by, Some(request.actor), request, code);
     }
 
     /// Counts and holds a wrong password: nobody got as far as an action. What nobody's account was tried with stands in

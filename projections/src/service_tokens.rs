@@ -50,7 +50,9 @@ impl ServiceTokenView {
 
     /// On whose right a token stands.
     pub fn creator(&self, token: ServiceTokenId) -> Option<UserId> {
-        self.get(token).map(|known| known.token.created_by)
+        let inner = self.inner.read();
+        let org = inner.orgs.get(&token)?;
+        Some(inner.tokens.get(org)?.tokens.get(&token)?.created_by)
     }
 
     /// What the policy needs to know of a program with a token that asks about a resource.
@@ -81,21 +83,19 @@ impl ServiceTokenView {
         let org = recorded.commit.stream.org();
         match recorded.commit.stream.kind() {
             StreamKind::ServiceTokens => {
-                let mut inner = self.inner.write();
+                let Inner { tokens, orgs, left } = &mut *self.inner.write();
+                let known = tokens.entry(org).or_default();
                 for event in recorded.commit.events.iter().filter_map(ServiceTokens::event_of) {
+                    let before = known.tokens.len();
+                    *known = ServiceTokens::evolve(std::mem::take(known), event);
                     if let ServiceTokenEvent::Created { token, .. } = event {
-                        inner.orgs.insert(*token, org);
+                        orgs.insert(*token, org);
+                        // The aggregate has forgotten others for it.
+                        if known.tokens.len() <= before {
+                            orgs.retain(|token, of| *of != org || known.tokens.contains_key(token));
+                            left.retain(|token| orgs.contains_key(token));
+                        }
                     }
-                    let tokens = inner.tokens.entry(org).or_default();
-                    *tokens = ServiceTokens::evolve(std::mem::take(tokens), event);
-                }
-                let Inner { tokens, orgs, left } = &mut *inner;
-                let known = tokens.get(&org).map(|tokens| &tokens.tokens);
-                let forgotten = |token: &ServiceTokenId| known.is_some_and(|known| !known.contains_key(token));
-                if known.is_some_and(|known| known.len() < orgs.len()) {
-                    orgs.retain(|token, of| *of != org || !forgotten(token));
-                    let orgs = &*orgs;
-                    left.retain(|token| orgs.contains_key(token));
                 }
             }
             StreamKind::Organization | StreamKind::User => {

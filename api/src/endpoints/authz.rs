@@ -251,16 +251,11 @@ fn at(position: Position, body: impl Serialize) -> Response {
 
 impl Checked {
     fn of(question: &Question, answer: &Answer) -> Self {
-        let said = |denial: &Denial| {
-            let text = denial.to_string();
-            // The policy speaks to whoever asks for themselves; here it is about another.
-            text.replace("your role", "the role").replace("you are", "they are")
-        };
         let denial = answer.outcome.as_ref().err();
         Self {
             allowed: denial.is_none(),
             reason: denial.map(|denial| denial.code()),
-            detail: denial.map(said),
+            detail: denial.map(Denial::to_string),
             rule: answer.outcome.ok().map(|basis| Rule::of(question.action.token().to_owned(), basis)),
             position: answer.position.get(),
         }

@@ -108,8 +108,9 @@ async fn why(
         return Err(Problem::not_found());
     }
     let mut events = Vec::with_capacity(rows.items.len());
+    let mut rights = None;
     for row in rows.items {
-        let decision = state.decision(&row).await?;
+        let decision = state.decision(&row, &mut rights).await?;
         events.push(WhyEvent {
             position: row.cursor.position.get(),
             recorded_at: row.recorded_at.into(),
@@ -126,7 +127,13 @@ async fn why(
 
 impl Decisions {
     /// The record that was stored in one append with an event. It stands right behind the append's own events.
-    async fn decision(&self, row: &AuditRow) -> Result<Option<Decided>, Problem> {
+    ///
+    /// `known`: rights that were read already, and of which position; what a request does in one go rests on the same ones.
+    async fn decision(
+        &self,
+        row: &AuditRow,
+        known: &mut Option<(Position, RightsHistory)>,
+    ) -> Result<Option<Decided>, Problem> {
         if !matches!(row.outcome, Outcome::Done) {
             return Ok(None);
         }
@@ -143,7 +150,11 @@ impl Decisions {
                 };
                 let given_at = match basis {
                     Basis::Grant(grant) => {
-                        let rights = RightsHistory::read(&self.log, row.org, Until::Position(*position)).await?;
+                        let rights = match known.take().filter(|(at, _)| at == position) {
+                            Some((_, rights)) => rights,
+                            None => RightsHistory::read(&self.log, row.org, Until::Position(*position)).await?,
+                        };
+                        let (_, rights) = known.insert((*position, rights));
                         rights.given_at(grant).map(Position::get)
                     }
                     Basis::Principal(_) => None,

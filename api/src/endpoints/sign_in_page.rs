@@ -12,8 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use envforge_commands::context::derived_uuid;
 use envforge_commands::{Commands, Context, users};
-use envforge_domain::access::Action;
-use envforge_domain::access::Resource;
+use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::CommandId;
 use envforge_domain::secret::Secret;
@@ -105,12 +104,17 @@ impl From<Problem> for Page {
 
 impl IntoResponse for Page {
     fn into_response(self) -> Response {
-        if let Some(reason) = self.0.internal_reason() {
-            tracing::error!(code = self.0.code(), reason, "a page failed on our side");
-        }
-        metrics::counter!("envforge_api_problems_total", "code" => self.0.code()).increment(1);
+        count(&self.0);
         pages::failed(&self.0)
     }
+}
+
+/// A page's problem counts as one of the API's.
+fn count(problem: &Problem) {
+    if let Some(reason) = problem.internal_reason() {
+        tracing::error!(code = problem.code(), reason, "a page failed on our side");
+    }
+    metrics::counter!("envforge_api_problems_total", "code" => problem.code()).increment(1);
 }
 
 /// The page of a browser's sign-in that failed at the provider.
@@ -168,10 +172,7 @@ async fn sign_in(State(state): State<SignInPages>, arrival: Arrival, request: ax
             Err(problem) => Page(problem).into_response(),
         },
         Err(problem) => {
-            metrics::counter!("envforge_api_problems_total", "code" => problem.code()).increment(1);
-            if let Some(reason) = problem.internal_reason() {
-                tracing::error!(code = problem.code(), reason, "a sign-in failed on our side");
-            }
+            count(&problem);
             state.sign_in_page(&return_to, form.text("email"), Some(&problem))
         }
     }
@@ -219,11 +220,15 @@ async fn open(
     // The same answer for what does not exist and for what is not theirs.
     let found = state.hot.gateway.workspace_by_label(&host);
     let found = found.filter(|found| found.access_mode == AccessMode::SignedLinks && !found.archived);
-    let Some(found) = found else { return state.with_person(&caller, pages::not_yours) };
+    let Some(found) = found else {
+        count(&Problem::not_found());
+        return state.with_person(&caller, pages::not_yours);
+    };
     let (org, project, workspace) = (found.org, found.project, found.workspace);
     let permit = match state.access.opening(&caller, Resource::Workspace { org, project, workspace }).await {
         Ok(permit) => permit,
         Err(problem) if problem.status() == StatusCode::FORBIDDEN || problem.status() == StatusCode::NOT_FOUND => {
+            count(&problem);
             return state.with_person(&caller, pages::not_yours);
         }
         Err(problem) => return Err(problem.into()),
@@ -262,10 +267,9 @@ impl SignInPages {
         let password = form.get("password").cloned().unwrap_or_else(|| Secret::new(String::new()));
         let attempt = LoginAttempt { email: form.text("email").to_owned(), password, address: arrival.address };
         let proven = self.auth.prove(attempt, Surface::Console, arrival).await?;
-        let sessions = &self.auth.sessions;
-        sessions.check_provider(proven.org, &proven.provider)?;
-        let session = sessions.new_session(&proven, arrival.now)?;
-        sessions.open_as(session, &proven, Surface::Console, None, arrival).await
+        let session = self.auth.sessions.new_session(&proven, arrival.now)?;
+        let opened = self.auth.sessions.open_as(session, &proven, Surface::Console, None, arrival).await;
+        self.access.sign_in_outcome(opened, Some((proven.org, proven.user)), Surface::Console, arrival)
     }
 
     /// Signs the browser in and sends it on.

@@ -52,7 +52,6 @@ catalogue! {
         "organization_not_mapped" "This organization of the identity provider is none here", "The operator has to map it.";
         "not_invited" "You are not a member of the organization", "An administrator can add you.";
         "no_role" "You have no role in the organization yet", "An administrator can give you one.";
-        "provider_not_allowed" "Your organization signs in another way", "The organization's policy names the identity providers that it allows.";
         "cross_site_request" "The request came from another site", "A browser's session changes things only from the pages of its own site.";
         "grant_expired" "Your role for this has ended", "Ask for the role again.";
         "reauthentication_required" "Prove once more who you are", "`max_age_seconds` is how old the proof may be. POST to `reauthenticate` with the password, then repeat the request with the new access token.";

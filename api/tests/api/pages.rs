@@ -1,10 +1,7 @@
 //! Pages on which people sign in and out with a browser, and the way on to a workspace's host.
 
-use std::time::Duration;
 
-use envforge_domain::commit::{Actor, Commit, Component, Expectation, StreamId, Surface};
-use envforge_domain::ids::{CommandId, CommitId, CorrelationId};
-use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
+use envforge_domain::commit::Surface;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Clock as _;
 use envforge_identity::oidc::PublicUrl;
@@ -12,7 +9,6 @@ use envforge_identity::workspace_handoff::browser_text;
 use reqwest::Method;
 use reqwest::redirect::Policy;
 use serde_json::json;
-use uuid::Uuid;
 
 use crate::house::{Answer, House, PASSWORD, answer};
 
@@ -208,39 +204,23 @@ async fn signing_out_ends_this_session_or_all_of_them() {
     browser.send("/sign-out", "").await.expect(303);
 }
 
-/// What an owner who came by the provider would decide: nobody locks themselves out.
-async fn only_by_the_provider(house: &House) {
-    let org = house.hot.authorization.organization_by_slug(&"acme".parse().unwrap()).unwrap();
-    let policy =
-        OrganizationPolicy { identity_providers: ["https://id.test/".to_owned()].into(), ..Default::default() };
-    let stream = StreamId::organization(org);
-    let last = house.log.last_of_stream(&stream).await.unwrap().unwrap().position;
-    let commit = Commit {
-        id: CommitId::from_uuid(Uuid::now_v7()),
-        command: CommandId::from_uuid(Uuid::now_v7()),
-        request_digest: None,
-        stream,
-        actor: Actor::System(Component::Setup),
-        surface: Surface::Cli,
-        correlation: CorrelationId::from_uuid(Uuid::now_v7()),
-        causation: None,
-        decided_at: house.clock.now(),
-        events: vec![OrganizationEvent::PolicyChanged { policy }.into()],
-    };
-    let appended = house.log.append(vec![(commit, Expectation::LastAt(last))]).await.unwrap();
-    house.hot.wait_for(appended.last(), Duration::from_secs(10)).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_policy_that_forbids_passwords_is_told_on_the_page() {
     let (house, mut browser) = house().await;
     browser.sign_in("ada@acme.test", "%2F").await;
-    only_by_the_provider(&house).await;
+    // What an owner who came by the provider would decide: nobody locks themselves out.
+    house.policy(|policy| policy.identity_providers = ["https://id.test/".to_owned()].into()).await;
+    house.denials.drain();
     assert_eq!(location(&browser.get("/").await.expect(303)), "/sign-in", "what was open by a password is over");
     let body = format!("email=ada%40acme.test&password={}", PASSWORD.replace(' ', "+"));
     let refused = browser.send("/sign-in", &body).await.expect(403);
-    assert!(page(&refused).contains("does not let people sign in with passwords"), "{refused:?}");
+    assert!(page(&refused).contains("policy lets nobody sign in with a password here"), "{refused:?}");
     assert!(!refused.headers.contains_key("set-cookie"));
+    let drained = house.denials.drain();
+    let attempts: Vec<_> = drained.iter().flat_map(|(_, attempts)| attempts).collect();
+    assert_eq!(attempts.len(), 1, "{attempts:?}");
+    assert_eq!(attempts[0].code, "identity_provider_not_allowed");
+    assert_eq!((attempts[0].surface, attempts[0].count), (Surface::Console, 1));
 }
 
 #[tokio::test]

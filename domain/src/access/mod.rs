@@ -193,7 +193,7 @@ impl Permit {
 /// Why the policy said no. Codes are stable; clients and metrics use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Denial {
-    #[error("you are not a member of this organization")]
+    #[error("no member of this organization")]
     NotAMember,
     #[error("this account is deactivated")]
     Deactivated,
@@ -203,7 +203,7 @@ pub enum Denial {
     Surface { action: Action, surface: Surface },
     #[error("`{}` needs one of these roles here: {}", .action.token(), roles_that_may(*.action))]
     Role { action: Action },
-    #[error("your role for this has ended")]
+    #[error("the role for this has ended")]
     GrantExpired { action: Action },
     #[error("the organization's policy lets {} give links", if .allowed.is_empty() { "nobody".to_owned() } else { .allowed.display() })]
     LinkIssuers { allowed: Roles },

@@ -13,7 +13,7 @@ use crate::limits;
 use crate::time::{Millis, UnixMillis};
 
 /// EnvForge's own accounts, among the identity providers.
-pub const LOCAL_PROVIDER: &str = "local";
+pub const LOCAL_PROVIDER: &str = crate::session::LOCAL_ISSUER;
 
 /// What an organization allows at most.
 #[derive(Clone, Debug, PartialEq, Eq)]

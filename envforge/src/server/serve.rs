@@ -342,6 +342,16 @@ async fn start(
         true => args.provider.read()?,
         false => None,
     };
+    let sign_in = match (sign_in, provider.as_ref().map(oidc::Config::api_url)) {
+        (Some(said), Some(called_back)) if said != *called_back => {
+            let (said, called_back) = (said.origin(), called_back.origin());
+            let what = format!("--sign-in-url is {said}, but the provider calls back at the `api_url` {called_back}");
+            return Err(
+                Failure::usage(what, "one address for both: a browser's session counts where it was opened").into()
+            );
+        }
+        (said, called_back) => said.or_else(|| called_back.cloned()),
+    };
     let place = match has(RoleName::Gateway) {
         true => Some(GatewayPlace::beside_reactors(&args.runtime, has(RoleName::Reactors))?),
         false => None,

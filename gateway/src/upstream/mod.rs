@@ -57,7 +57,7 @@ struct Endpoint {
     opening: Arc<Semaphore>,
     /// Touched where a connection opens or is waited for, and not by requests that find one.
     shares: Mutex<AHashMap<Visitor, Arc<Share>>>,
-    /// Requests that wait for a connection, of all links.
+    /// Requests that wait for a connection, of all visitors.
     waiting: AtomicUsize,
     idle: Mutex<AHashMap<Visitor, VecDeque<Idle>>>,
 }
@@ -126,7 +126,7 @@ impl Upstreams {
         })
     }
 
-    /// The connection to `address` that `link` used last, if it is there and ready at once.
+    /// The connection to `address` that `visitor` used last, if it is there and ready at once.
     pub(crate) fn ready(&self, visitor: Visitor, address: SocketAddr) -> Result<Option<Lease>, Denial> {
         let endpoint = self.endpoint(address)?;
         while let Some(idle) = endpoint.take_idle(visitor) {
@@ -137,7 +137,7 @@ impl Upstreams {
         Ok(None)
     }
 
-    /// A connection to `address` for `link`: one that is used and comes back, or a new one. May wait for either.
+    /// A connection to `address` for `visitor`: one that is used and comes back, or a new one. May wait for either.
     pub(crate) async fn lease(&self, visitor: Visitor, address: SocketAddr) -> Result<Lease, Denial> {
         let endpoint = self.endpoint(address)?;
         let share = endpoint.share(visitor, self.connections_per_link_max);

@@ -144,11 +144,10 @@ impl PublicUrl {
     /// `https`, or `http` on this machine, without a path.
     pub fn parse(text: &str) -> Option<Self> {
         let url = Url::parse(text).ok()?;
-        let host = url.host_str()?;
-        let here = matches!(host, "localhost" | "127.0.0.1" | "[::1]") || host.ends_with(".localhost");
         let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
         let nobody = url.username().is_empty() && url.password().is_none();
-        (plain && nobody && (url.scheme() == "https" || url.scheme() == "http" && here)).then_some(Self(url))
+        (plain && nobody && (url.scheme() == "https" || url.scheme() == "http" && is_loopback(&url)))
+            .then_some(Self(url))
     }
 
     /// `Origin` of our own pages.

@@ -284,7 +284,7 @@ impl Members {
     /// Forgets sessions whose own time is over: nobody says so of each.
     fn sweep(&self, fold: &mut Fold, at: UnixMillis) {
         let open = self.by_cookie.read();
-        let over: Vec<_> = open.values().filter(|view| view.ends_at <= at).cloned().collect();
+        let over: Vec<_> = open.values().filter(|view| view.signed_in_until <= at).cloned().collect();
         drop(open);
         for view in over {
             self.end(fold, view.user, CloseReason::Expired, |other| other.session == view.session);
