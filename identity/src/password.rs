@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use envforge_domain::secret::Secret;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::common_passwords;
 
@@ -19,6 +19,9 @@ pub const BCRYPT_COST_DEFAULT: u32 = 12;
 /// Sign-ins that may wait for each worker, about four seconds' worth: whoever waits for longer has given up, and their
 /// password would be checked for nobody.
 pub const WAITING_PER_WORKER: usize = 15;
+/// Of the threads that hash, as `nice` counts.
+#[cfg(target_os = "linux")]
+const HASHING_NICENESS: i32 = 10;
 
 /// Why a password is not accepted as a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -172,15 +175,27 @@ impl HashingPlace {
             .await
             .map_err(|_| HashError::Failed("the hasher was closed".into()))?;
         let place = self.place;
-        // The permits go along: a caller who hangs up does not make room for the next one while the hash still runs.
-        tokio::task::spawn_blocking(move || {
+        let (answer, answered) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("envforge-bcrypt".to_owned());
+        let started = thread.spawn(move || {
+            step_back();
             let result = work();
+            // The permits go along: a caller who hangs up does not make room for the next one while the hash still runs.
             drop((worker, place));
-            result
-        })
-        .await
-        .map_err(|error| HashError::Failed(error.to_string()))?
-        .map_err(|error| HashError::Failed(error.to_string()))
+            let _ = answer.send(result);
+        });
+        started.map_err(|error| HashError::Failed(error.to_string()))?;
+        let result = answered.await.map_err(|_| HashError::Failed("the hashing thread ended badly".into()))?;
+        result.map_err(|error| HashError::Failed(error.to_string()))
+    }
+}
+
+/// Lets everything else of this machine go first: whoever signs in waits for a quarter of a second anyway, and requests that are
+/// answered in one millisecond would wait for the processor for three. On Linux it is the thread's alone.
+fn step_back() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, HASHING_NICENESS) {
+        tracing::debug!(%error, "hashing passwords at the priority of everything else");
     }
 }
 

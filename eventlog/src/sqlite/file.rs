@@ -20,8 +20,7 @@ const FILE: &str = "events.sqlite";
 const LOCK: &str = "events.lock";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pages after which the write-ahead log is copied into the file, and bytes that are left of it for the next round.
-const WAL_PAGES: i64 = 4_000;
+/// Bytes that are left of the write-ahead log for the next round.
 const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// Of the writer, in KiB: the pages of the index that a batch comes back to.
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
@@ -69,6 +68,11 @@ impl LogFile {
 
     pub(super) fn identity(&self) -> &LogIdentity {
         &self.identity
+    }
+
+    /// A connection that copies the write-ahead log into the file.
+    pub(super) fn checkpointing(&self) -> Result<Connection, rusqlite::Error> {
+        connect(&self.path)
     }
 
     pub(super) fn reader_options(&self) -> SqliteConnectOptions {
@@ -153,16 +157,14 @@ fn lock(directory: &Path) -> Result<File, LogError> {
     }
 }
 
-/// The connection that writes.
+/// A connection of one thread that has it for as long as it lives.
 fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
-    // One thread has it for as long as it lives.
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // INVARIANT: FULL syncs the write-ahead log at each commit. An acknowledged append survives a power loss.
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "trusted_schema", "OFF")?;

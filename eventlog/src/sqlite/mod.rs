@@ -3,6 +3,7 @@
 //! What it promises: write-ahead log with `synchronous=FULL`, so an acknowledged append survives kill -9 and power loss;
 //! positions without gaps; one process at a time. Not here: stored forms (`schema`).
 
+mod checkpoint;
 mod count;
 mod file;
 mod follow;

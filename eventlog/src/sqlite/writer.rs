@@ -14,6 +14,7 @@ use envforge_domain::time::{SharedClock, UnixMillis};
 use rusqlite::{Connection, OptionalExtension, Statement};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use super::checkpoint::Checkpoints;
 use super::file::{LogFile, damage_or};
 use super::group::{self, Answer, Knowledge, Known};
 use super::index::{Behind, Entry, IndexStatements};
@@ -77,7 +78,11 @@ fn write(orders: Orders, opened: oneshot::Sender<Result<Opened, LogError>>, mut 
         Ok(begun) => begun,
         Err(error) => return drop(opened.send(Err(error))),
     };
-    if let Err(error) = serve(&connection, file, loaded, orders.clock, &mut jobs, opened) {
+    let checkpoints = match Checkpoints::start(&file, &connection) {
+        Ok(checkpoints) => checkpoints,
+        Err(error) => return drop(opened.send(Err(error))),
+    };
+    if let Err(error) = serve(&connection, checkpoints, file, loaded, orders.clock, &mut jobs, opened) {
         tracing::error!(%error, "the log's writer could not begin");
     }
     if let Err((_, error)) = connection.close() {
@@ -88,6 +93,7 @@ fn write(orders: Orders, opened: oneshot::Sender<Result<Opened, LogError>>, mut 
 /// Writes until every sender of jobs is gone, with statements that live as long.
 fn serve(
     connection: &Connection,
+    checkpoints: Checkpoints,
     file: LogFile,
     loaded: Loaded,
     clock: SharedClock,
@@ -102,6 +108,7 @@ fn serve(
     let told = Opened { file: Arc::clone(&file), tail: Arc::clone(&tail), heads: receiver };
     let writer = Writer {
         connection,
+        checkpoints,
         sql: Statements::prepare(connection)?,
         index_sql: IndexStatements::prepare(connection)?,
         file,
@@ -163,6 +170,7 @@ impl<'c> Statements<'c> {
 
 struct Writer<'c> {
     connection: &'c Connection,
+    checkpoints: Checkpoints,
     sql: Statements<'c>,
     index_sql: IndexStatements<'c>,
     file: Arc<LogFile>,
@@ -208,6 +216,7 @@ impl Writer<'_> {
                 // A caller that gave up does not take back its append.
                 let _ = job.reply.send(answer);
             }
+            self.checkpoints.committed(self.connection);
         }
     }
 

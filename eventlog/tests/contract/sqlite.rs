@@ -282,3 +282,40 @@ async fn an_append_whose_caller_gives_up_is_stored_whole_or_not_at_all() {
     }
     assert_eq!(all(&log).await.len(), 50);
 }
+
+/// A reader that stays at an old state of the file keeps the write-ahead log from beginning anew, and nothing else from going on.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_write_ahead_log_is_copied_into_the_file_while_appends_go_on() {
+    let site = Site::sqlite();
+    let log = site.open().await;
+    let size = |file: &str| std::fs::metadata(std::path::Path::new(&site.address()).join(file)).unwrap().len();
+    let text = "x".repeat(40_000);
+    let fill = async |megabytes: usize| {
+        let writers = (0..8).map(|writer| {
+            let (log, text, stream) = (Arc::clone(&log), text.clone(), claim(&format!("writer-{writer}")));
+            tokio::spawn(async move {
+                for _ in 0..megabytes * 25 / 8 {
+                    add(&log, &stream, &text).await;
+                }
+            })
+        });
+        futures_util::future::join_all(writers).await.into_iter().for_each(Result::unwrap);
+    };
+    fill(20).await;
+    assert!(size("events.sqlite") > 10_000_000, "nothing was copied of {}", size("events.sqlite-wal"));
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut reader = SqliteConnection::connect(&format!("sqlite://{}?mode=ro", path.display())).await.unwrap();
+    let mut old = reader.begin().await.unwrap();
+    let seen = "SELECT max(position) FROM log";
+    let before: i64 = sqlx::query_scalar(seen).fetch_one(&mut *old).await.unwrap();
+    fill(40).await;
+    assert_eq!(sqlx::query_scalar::<_, i64>(seen).fetch_one(&mut *old).await.unwrap(), before);
+    let long = size("events.sqlite-wal");
+    assert!(long > 35_000_000, "the reader's pages were written over: {long}");
+    old.rollback().await.unwrap();
+    fill(60).await;
+    let after = size("events.sqlite-wal");
+    assert!(after < long + 30_000_000, "it did not begin anew: {long}, {after}");
+    let head = log.head().await.unwrap().position;
+    assert_eq!(all(&log).await.len() as u64, head.get());
+}

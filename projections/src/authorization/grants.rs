@@ -143,7 +143,9 @@ impl Grants {
 
     /// What these grantees hold that may count for a resource. `grantees` are sorted by holder.
     pub(super) fn reaching(&self, grantees: &[(Holder, Grantee)], resource: &Resource) -> Vec<Grant> {
-        let mut found = Vec::with_capacity(4);
+        let everywhere = grantees.iter().map(|(holder, _)| self.everywhere[holder.index()].len());
+        // A few more for project and workspace: a list that grows is copied each time.
+        let mut found = Vec::with_capacity(everywhere.sum::<usize>() + 4);
         for (holder, grantee) in grantees {
             let everywhere = &self.everywhere[holder.index()];
             found.extend(everywhere.iter().map(|held| held.grant(*grantee, Scope::Organization)));
