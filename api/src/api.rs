@@ -58,6 +58,7 @@ pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
+    let settled = (commands.clone(), Arc::clone(&hot));
     // The provider calls back where its configuration says: browsers know this API by that address.
     let public_url = oidc.as_ref().map(|oidc| oidc.config().api_url().clone()).or_else(|| config.public_url.clone());
     let browsers = public_url.as_ref().map(Browsers::new);
@@ -159,7 +160,7 @@ pub fn router(parts: Parts) -> Router {
     let document = openapi::finish(document);
     let mut anonymous = openapi::anonymous_routes(&document);
     anonymous.extend(sign_in_page::FORMS.map(str::to_owned));
-    let layer = Arc::new(Edge::new(&config, clock, keys, anonymous));
+    let layer = Arc::new(Edge::new(&config, clock, keys, settled.0, settled.1, anonymous));
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
