@@ -21,6 +21,7 @@ use envforge_domain::user::UserCommand;
 use envforge_domain::workspace::AccessMode;
 use envforge_identity::oidc::{Client, Oidc, ReturnTo};
 use envforge_identity::self_hosted::LoginAttempt;
+use envforge_identity::tokens::Session;
 use envforge_identity::workspace_handoff::{WorkspaceHandoff, browser_of};
 use envforge_projections::Hot;
 use http::request::Parts;
@@ -36,7 +37,7 @@ use crate::page::Query;
 use crate::pages::{self, Person, SignInPage};
 use crate::problem::Problem;
 use crate::reads::Reads;
-use crate::sessions::{Opened, internal};
+use crate::sessions::{Opened, Standing, internal};
 use crate::share::Share;
 
 /// Forms that strangers send: they take no place of whoever has signed in.
@@ -83,9 +84,18 @@ impl FromRequestParts<SignInPages> for Somebody {
             Ok(caller) => {
                 // Pages are for people; a program that asks for one is nobody here.
                 let Ok(session) = caller.session_id() else { return Ok(Self(None)) };
-                let live = state.hot.authorization.session_live(caller.user, session, caller.arrival.now);
                 // A terminal's session, or a program's, counts on its own surface: no workspace is opened from it.
-                Ok(Self((live && caller.surface == Surface::Console).then_some(caller)))
+                if caller.surface != Surface::Console {
+                    return Ok(Self(None));
+                }
+                let Caller { user, org, expires_at, .. } = caller;
+                let session = Session { user, org, session, expires_at };
+                // As the log's leader has it: whoever signed out at another process is nobody here either.
+                let live = match state.auth.sessions.standing(&session, caller.arrival.now).await? {
+                    Standing::Live { .. } => true,
+                    Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => false,
+                };
+                Ok(Self(live.then_some(caller)))
             }
             Err(problem) if problem.code() == "unauthenticated" => Ok(Self(None)),
             Err(problem) => Err(Page(problem)),
