@@ -9,6 +9,7 @@
 mod kinds;
 mod person;
 mod probe;
+mod provider;
 mod site;
 mod wire;
 
