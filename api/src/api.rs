@@ -21,6 +21,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::access::Access;
+use crate::address_rate::AddressRate;
 use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
@@ -160,12 +161,13 @@ pub fn router(parts: Parts) -> Router {
     let document = openapi::finish(document);
     let mut anonymous = openapi::anonymous_routes(&document);
     anonymous.extend(sign_in_page::FORMS.map(str::to_owned));
+    let page_rate = Arc::new(AddressRate::new("too_many_requests", config.pages_per_minute_per_address));
     let layer = Arc::new(Edge::new(&config, clock, keys, settled.0, settled.1, anonymous));
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
     let router = match pages {
-        Some(pages) => router.merge(sign_in_page::routes().with_state(pages)),
+        Some(pages) => router.merge(sign_in_page::routes(page_rate).with_state(pages)),
         None => router,
     };
     router

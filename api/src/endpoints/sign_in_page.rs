@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use envforge_commands::context::derived_uuid;
@@ -30,6 +31,7 @@ use serde::Deserialize;
 
 use super::auth::Auth;
 use crate::access::{Access, Caller, act};
+use crate::address_rate::AddressRate;
 use crate::browser::{Browsers, Cookie};
 use crate::edge::Arrival;
 use crate::form::{Form, encoded};
@@ -63,14 +65,26 @@ impl axum::extract::FromRef<SignInPages> for Access {
     }
 }
 
-/// Not part of the documented API: people use these, programs have `/v1`.
-pub(crate) fn routes() -> Router<SignInPages> {
+/// Not part of the documented API: people use these, programs have `/v1`. Signing out is held up by nobody else at one's address.
+pub(crate) fn routes(rate: Arc<AddressRate>) -> Router<SignInPages> {
     Router::new()
         .route("/", get(home))
         .route("/sign-in", get(page).post(sign_in))
+        .route(OPEN_PATH, get(open))
+        .route_layer(axum::middleware::from_fn_with_state(rate, at_most))
         .route("/sign-out", post(sign_out))
         .route("/signed-out", get(signed_out))
-        .route(OPEN_PATH, get(open))
+}
+
+/// Refuses what an address asks for too often, before anything is looked up for it.
+async fn at_most(
+    State(rate): State<Arc<AddressRate>>,
+    arrival: Arrival,
+    request: axum::extract::Request,
+    next: Next,
+) -> Result<Response, Page> {
+    rate.take(&arrival)?;
+    Ok(next.run(request).await)
 }
 
 /// Who asks, by their browser's session, if that still counts.
