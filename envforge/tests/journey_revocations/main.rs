@@ -102,7 +102,10 @@ impl Tally {
         );
         if self.before_word > 0 {
             let ms = self.word_took.as_millis();
-            println!("{} let in by gateways of other processes before these heard of it, at most {ms} ms later", self.before_word);
+            println!(
+                "{} let in by gateways of other processes before these heard of it, at most {ms} ms later",
+                self.before_word
+            );
         }
     }
 }
@@ -122,7 +125,8 @@ async fn control(site: &Arc<Site>, probes: &Probes, connections_max: usize) {
     for probe in probes.iter().filter(|probe| !probe.once) {
         let (site, probe) = (Arc::clone(site), Arc::clone(probe));
         asking.spawn(async move {
-            let refused = probe.open(&site, connections_max).await.into_iter().find(|outcome| *outcome != Outcome::LetIn);
+            let refused =
+                probe.open(&site, connections_max).await.into_iter().find(|outcome| *outcome != Outcome::LetIn);
             refused.map(|outcome| format!("{} {}: {outcome:?}", probe.surface, probe.what))
         });
     }
@@ -206,7 +210,10 @@ impl Round<'_> {
         let (site, taken) = (self.site, &self.taken);
         let said = join_all(sockets.iter_mut().map(async |held| {
             let mut heard = held.open.say("after", ENDS_WITHIN).await;
-            while heard == Heard::SaidBack && !stands(&held.stands_on, taken) && self.acknowledged.elapsed() < site.word_takes {
+            while heard == Heard::SaidBack
+                && !stands(&held.stands_on, taken)
+                && self.acknowledged.elapsed() < site.word_takes
+            {
                 heard = held.open.say("again", ENDS_WITHIN).await;
             }
             heard
@@ -282,7 +289,8 @@ async fn revoke_at_random(site: Site, requests: usize, times_each_kind: usize) {
 
         let count = (requests - tally.asked().min(requests)).div_ceil(rounds - number);
         let Revoked { taken, position } = kind.revoke(&site, &mut people[victim], &mut rng).await;
-        let round = Round { site: &site, kind, taken: taken.into_iter().collect(), position, acknowledged: Instant::now() };
+        let round =
+            Round { site: &site, kind, taken: taken.into_iter().collect(), position, acknowledged: Instant::now() };
         let chosen = choose(&probes, &round.taken, count, &mut rng);
         let asking_seed = rng.random();
         let mut of_open = Tally::default();
