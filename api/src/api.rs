@@ -21,6 +21,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::access::Access;
+use crate::address_rate::AddressRate;
 use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
@@ -58,6 +59,7 @@ pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
+    let settled = (commands.clone(), Arc::clone(&hot));
     // The provider calls back where its configuration says: browsers know this API by that address.
     let public_url = oidc.as_ref().map(|oidc| oidc.config().api_url().clone()).or_else(|| config.public_url.clone());
     let browsers = public_url.as_ref().map(Browsers::new);
@@ -165,12 +167,13 @@ pub fn router(parts: Parts) -> Router {
     let document = openapi::finish(document);
     let mut anonymous = openapi::anonymous_routes(&document);
     anonymous.extend(sign_in_page::FORMS.map(str::to_owned));
-    let layer = Arc::new(Edge::new(&config, clock, keys, anonymous));
+    let page_rate = Arc::new(AddressRate::new("too_many_requests", config.pages_per_minute_per_address));
+    let layer = Arc::new(Edge::new(&config, clock, keys, settled.0, settled.1, anonymous));
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };
     let router = match pages {
-        Some(pages) => router.merge(sign_in_page::routes().with_state(pages)),
+        Some(pages) => router.merge(sign_in_page::routes(page_rate).with_state(pages)),
         None => router,
     };
     router

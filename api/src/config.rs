@@ -18,6 +18,9 @@ pub struct Config {
     pub requests_max: usize,
     /// Of anonymous ones that send a body, as signing in does: slow strangers take no place of whoever has signed in.
     pub anonymous_requests_max: usize,
+    /// Pages of signing in, and ways to a workspace's host, that one address asks for in a minute: an office of people opens
+    /// them, and each costs a look at who asks. 0 for no limit.
+    pub pages_per_minute_per_address: u32,
     /// Connections at the same time; further ones wait to be accepted.
     pub connections_max: usize,
     /// Event streams with `follow=true` at the same time, and of one person.
@@ -43,6 +46,7 @@ impl Config {
             all_gateways_here: false,
             requests_max: 512,
             anonymous_requests_max: 64,
+            pages_per_minute_per_address: 600,
             connections_max: 4_096,
             streams_max: 256,
             streams_per_user_max: 8,

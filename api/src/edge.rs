@@ -12,17 +12,20 @@ use std::time::Duration;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use envforge_commands::Commands;
 use envforge_domain::ids::CorrelationId;
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_identity::randomness::Randomness;
+use envforge_projections::Hot;
 use futures_util::FutureExt;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use crate::config::Config;
 use crate::problem::{CONTENT_TYPE, Problem};
+use crate::sessions::WAIT_FOR_VIEW;
 use crate::write::{Keys, UsedKey};
 
 /// Names a request in answers, logs and the events that follow from it.
@@ -52,6 +55,8 @@ pub(crate) struct Edge {
     clock: SharedClock,
     randomness: Randomness,
     keys: Keys,
+    commands: Commands,
+    hot: Arc<Hot>,
     slots: Arc<Semaphore>,
     /// Routes whose body is read before anybody has proved who they are, with places of their own.
     anonymous_routes: BTreeSet<String>,
@@ -61,16 +66,39 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
-    pub(crate) fn new(config: &Config, clock: SharedClock, keys: Keys, anonymous_routes: BTreeSet<String>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        clock: SharedClock,
+        keys: Keys,
+        commands: Commands,
+        hot: Arc<Hot>,
+        anonymous_routes: BTreeSet<String>,
+    ) -> Self {
         Self {
             clock,
             randomness: Randomness,
             keys,
+            commands,
+            hot,
             slots: Arc::new(Semaphore::new(config.requests_max)),
             anonymous_routes,
             anonymous_slots: Arc::new(Semaphore::new(config.anonymous_requests_max)),
             answer_timeout: config.answer_timeout,
             trusted_proxies: config.trusted_proxies.clone(),
+        }
+    }
+
+    /// INVARIANT: whoever is told that something was done is told so only once the views of this process know, and with them a gateway
+    /// that runs in it: what was revoked opens nothing here from the answer on. All commands that were answered count, so that no
+    /// endpoint can forget it.
+    async fn settle(&self, method: &Method) {
+        if method.is_safe() {
+            return;
+        }
+        if let Err(stale) = self.hot.wait_for(self.commands.answered_up_to(), WAIT_FOR_VIEW).await {
+            // It was done all the same, and other processes may know it already.
+            metrics::counter!("envforge_api_unsettled_answers_total").increment(1);
+            tracing::warn!(%stale, "something is answered that the views of this process do not know yet");
         }
     }
 }
@@ -118,7 +146,12 @@ pub(crate) async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, ne
             .into_response(),
         Ok(_slot) => {
             let keys = edge.keys.clone();
-            let answer = async move { keys.remember(&used, next.run(request).await).await };
+            let answer = async {
+                let method = request.method().clone();
+                let response = keys.remember(&used, next.run(request).await).await;
+                edge.settle(&method).await;
+                response
+            };
             let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone());
             match tokio::time::timeout(edge.answer_timeout, answer).await {
                 Ok(Ok(response)) => response,

@@ -9,6 +9,7 @@
 //! without one.
 
 mod access;
+mod address_rate;
 mod api;
 mod browser;
 mod config;

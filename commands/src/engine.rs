@@ -1,6 +1,7 @@
 //! Load, decide, append, retry: the one way in which anything changes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use envforge_domain::access::{Action, Permit, Resource};
@@ -27,6 +28,8 @@ const LOAD_PAGE: usize = 1_000;
 pub struct Commands {
     log: SharedLog,
     cache: Arc<StreamCache>,
+    /// The furthest position that an answer named.
+    answered_up_to: Arc<AtomicU64>,
 }
 
 /// What a command did.
@@ -49,7 +52,19 @@ pub struct Loaded<S> {
 
 impl Commands {
     pub fn new(log: SharedLog) -> Self {
-        Self { log, cache: Arc::new(StreamCache::new()) }
+        Self { log, cache: Arc::new(StreamCache::new()), answered_up_to: Arc::default() }
+    }
+
+    /// The furthest position that any answer of these commands has named. Whoever sees what stands there sees the effect of
+    /// every command that was answered.
+    pub fn answered_up_to(&self) -> Position {
+        Position::new(self.answered_up_to.load(Ordering::Acquire))
+    }
+
+    /// Every answer passes here.
+    pub(crate) fn answered_with(&self, done: Done) -> Done {
+        self.answered_up_to.fetch_max(done.position.get(), Ordering::AcqRel);
+        done
     }
 
     pub(crate) fn log(&self) -> &SharedLog {
@@ -62,6 +77,16 @@ impl Commands {
     /// `Refused` where the domain says no; `PermitMismatch` where the permit is for another action or thing; `RightsMoved`
     /// where the rights that the permit rests on may not stand any more.
     pub async fn execute<A: Aggregate>(
+        &self,
+        permit: &Permit,
+        context: &Context,
+        stream: &StreamId,
+        command: &A::Command,
+    ) -> Result<Done, CommandError> {
+        self.carry_out::<A>(permit, context, stream, command).await.map(|done| self.answered_with(done))
+    }
+
+    async fn carry_out<A: Aggregate>(
         &self,
         permit: &Permit,
         context: &Context,
@@ -149,7 +174,8 @@ impl Commands {
     ) -> Result<Option<Done>, CommandError> {
         check_permit(permit, needed, stream)?;
         let folded = self.folded::<A>(stream, true).await?;
-        self.answered_before(&folded, context, stream).await
+        let before = self.answered_before(&folded, context, stream).await?;
+        Ok(before.map(|done| self.answered_with(done)))
     }
 
     /// The first answer, where this command stands in the stream already, or where it is known to have changed nothing.

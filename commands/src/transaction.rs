@@ -87,6 +87,11 @@ impl<'a> Transaction<'a> {
 
     /// Decides all steps on the leader's current state and appends them as one.
     pub async fn commit(self) -> Result<Done, CommandError> {
+        let commands = self.commands;
+        self.carry_out().await.map(|done| commands.answered_with(done))
+    }
+
+    async fn carry_out(self) -> Result<Done, CommandError> {
         debug_assert!(self.steps.len() <= BATCH_COMMITS_MAX);
         'attempts: for attempt in 0..ATTEMPTS_MAX {
             let mut decided = Vec::with_capacity(self.steps.len());

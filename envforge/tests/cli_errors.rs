@@ -425,3 +425,41 @@ fn completions_are_made_for_each_shell_and_help_lists_the_exit_codes() {
         assert!(text.contains(line), "`{line}` is not in:\n{text}");
     }
 }
+
+#[test]
+fn pages_of_the_audit_that_are_empty_are_followed_and_not_without_end() {
+    let page = |items: Value, next: Value| (200, "", json!({ "items": items, "next": next }).to_string());
+    let empty = |number: usize| page(json!([]), json!(format!("cursor-{number}")));
+    let row = json!({ "position": 7, "at": "2026-11-24T08:00:00Z", "actor": { "name": "Dana" }, "surface": "cli",
+        "type": "dev_link.revoked.v1", "outcome": "done", "summary": "closed a link" });
+    let dir = TestDir::new();
+    let log = ["audit", "log", "--type", "dev_link.", "--json"];
+
+    // What fits lies behind pages on which nothing does.
+    let found: Vec<_> = (0..3).map(empty).chain([page(json!([row]), Value::Null)]).collect();
+    let api = Double::answering(found);
+    signed_in(dir.path(), &api.url, FAR_AWAY);
+    let output = envforge(dir.path(), &api.url, &log);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&shown["items"][0]["position"], &shown["next"]), (&json!(7), &Value::Null), "{shown}");
+    let asked: Vec<_> = api.got().into_iter().map(|request| request.line).collect();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    assert!(asked[3].contains("after=cursor-2") && asked[3].contains("type=dev_link."), "{asked:?}");
+
+    // A hundred in a row are enough, and whoever asked is told that there is more to look into.
+    let api = Double::answering((0..150).map(empty).collect());
+    signed_in(dir.path(), &api.url, FAR_AWAY);
+    let output = envforge(dir.path(), &api.url, &log);
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&shown["items"], &shown["next"]), (&json!([]), &json!("cursor-100")), "{shown}");
+    assert_eq!(api.got().len(), 101);
+
+    // Nor is the same cursor asked for again and again.
+    let api = Double::answering(vec![empty(1)]);
+    signed_in(dir.path(), &api.url, FAR_AWAY);
+    let output = envforge(dir.path(), &api.url, &log[..4]);
+    assert_eq!(api.got().len(), 2);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("Nothing that fits was found so far"), "{text}");
+}

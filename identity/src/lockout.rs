@@ -53,8 +53,10 @@ impl LockoutRule {
         if now.since(found.last) >= self.forget_after {
             return Ok(Failures { count: 1, last: now });
         }
-        let open_at = found.last.plus(self.delay(found.count));
-        if now < open_at {
+        // Without a delay nobody waits, also not for what came a moment later, or by a clock that is ahead, and was counted first.
+        let delay = self.delay(found.count);
+        let open_at = found.last.plus(delay);
+        if delay > Millis::ZERO && now < open_at {
             return Err(LockedOut { retry_after: open_at.since(now) });
         }
         // A clock of another process may be ahead of ours.
@@ -265,6 +267,15 @@ mod tests {
         let attempts = futures_util::future::join_all((0..12).map(|_| house.fail("ada", HOME, now))).await;
         assert_eq!(attempts.iter().filter(|attempt| attempt.is_ok()).count(), 6);
         assert!(house.fail("ada", HOME, now).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn of_attempts_that_are_free_none_waits_for_one_that_came_after_it() {
+        let house = House::new().await;
+        let now = UnixMillis::new(10_000);
+        house.fail("ada", HOME, now.plus(Millis::from_secs(2))).await.unwrap();
+        house.fail("ada", HOME, now).await.unwrap();
+        house.fail("bob", HOME, now).await.unwrap();
     }
 
     #[tokio::test]

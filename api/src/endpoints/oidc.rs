@@ -3,8 +3,6 @@
 //! The API talks to the provider itself and takes tokens from nobody else: browsers and command lines bring codes, which are worth nothing
 //! without the verifier or the device that asked (docs/adr/0008). Not here: what a person becomes (`oidc_mirror`), tokens and flows (identity).
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -13,7 +11,6 @@ use envforge_domain::commit::Surface;
 use envforge_domain::ids::OrgId;
 use envforge_domain::session::SessionEnd;
 use envforge_domain::slug::OrgSlug;
-use envforge_domain::time::{Millis, UnixMillis};
 use envforge_identity::oidc::{
     Challenge, Client, DevicePoll, FlowError, InvalidToken, Loopback, Oidc, ProviderError, ReturnTo, Seen, TokenError,
     WebAnswer,
@@ -22,7 +19,6 @@ use envforge_identity::submitted::SubmittedSecret;
 use envforge_identity::tokens::Session;
 use envforge_projections::Hot;
 use http::{HeaderMap, StatusCode, header};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -31,6 +27,7 @@ use utoipa_axum::routes;
 use super::auth::{Auth, client_name};
 use super::oidc_mirror::{open_session, surface_of};
 use super::sign_in_page::{failed_page, is_navigation};
+use crate::address_rate::AddressRate;
 use crate::browser::{Browsers, Cookie};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
@@ -55,8 +52,8 @@ pub(crate) struct Login {
     pub(super) hot: Arc<Hot>,
     reads: Reads,
     provider: Option<(Arc<Oidc>, Browsers)>,
-    begun: Arc<Rate>,
-    pub(super) asked: Arc<Rate>,
+    begun: Arc<AddressRate>,
+    pub(super) asked: Arc<AddressRate>,
 }
 
 impl Login {
@@ -67,7 +64,7 @@ impl Login {
         oidc: Option<Arc<Oidc>>,
         browsers: Option<Browsers>,
     ) -> Self {
-        let rate = |max| Arc::new(Rate { max, counts: Mutex::default() });
+        let rate = |per_minute| Arc::new(AddressRate::new("too_many_sign_ins", per_minute));
         Self { auth, hot, reads, provider: oidc.zip(browsers), begun: rate(BEGUN_MAX), asked: rate(ASKED_MAX) }
     }
 
@@ -486,39 +483,6 @@ fn location(url: &str) -> Result<http::HeaderValue, Problem> {
     http::HeaderValue::from_str(url).map_err(|_| Problem::internal("a location is not visible ASCII"))
 }
 
-/// How often an address asks in a minute, in bounded memory.
-pub(super) struct Rate {
-    max: u32,
-    counts: Mutex<(UnixMillis, HashMap<IpAddr, u32>)>,
-}
-
-impl Rate {
-    const WINDOW: Millis = Millis::from_minutes(1);
-    const ADDRESSES_MAX: usize = 65_536;
-
-    pub(super) fn take(&self, arrival: &Arrival) -> Result<(), Problem> {
-        // An IPv6 customer has a whole /64.
-        let address = match arrival.address {
-            IpAddr::V4(_) => arrival.address,
-            IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),
-        };
-        let mut counts = self.counts.lock();
-        let (since, known) = &mut *counts;
-        if arrival.now.since(*since) >= Self::WINDOW || known.len() >= Self::ADDRESSES_MAX {
-            known.clear();
-            *since = arrival.now;
-        }
-        let count = known.entry(address).or_default();
-        if *count >= self.max {
-            let left = Self::WINDOW.get().saturating_sub(arrival.now.since(*since).get());
-            return Err(Problem::new("too_many_sign_ins", "Too many sign-ins were begun from this address.")
-                .retry_after_s(left.div_ceil(1_000)));
-        }
-        *count += 1;
-        Ok(())
-    }
-}
-
 impl From<FlowError> for Problem {
     fn from(error: FlowError) -> Self {
         match error {
@@ -569,8 +533,6 @@ impl From<ProviderError> for Problem {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use envforge_domain::ids::CorrelationId;
-
     use super::*;
 
     #[test]
@@ -580,22 +542,5 @@ mod tests {
         for wrong in ["", "logout_token=", "logout_token=a&logout_token=b", "token=a", "logout_token=a%2Eb", "{}"] {
             assert_eq!(logout_token(wrong.as_bytes()), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn an_address_has_so_many_sign_ins_a_minute_and_its_neighbours_their_own() {
-        let rate = Rate { max: 2, counts: Mutex::default() };
-        let at = |address: &str, now: u64| {
-            let correlation = CorrelationId::from_uuid(uuid::Uuid::from_u128(1));
-            rate.take(&Arrival { correlation, now: UnixMillis::new(now), address: address.parse().unwrap() })
-                .map_err(|problem| problem.code())
-        };
-        let start = 1_795_000_000_000;
-        assert_eq!([at("192.0.2.1", start), at("192.0.2.1", start)], [Ok(()), Ok(())]);
-        assert_eq!(at("192.0.2.1", start + 59_999), Err("too_many_sign_ins"));
-        assert_eq!(at("192.0.2.2", start), Ok(()));
-        assert_eq!(at("192.0.2.1", start + 60_000), Ok(()));
-        assert_eq!([at("2001:db8::1", start + 60_000), at("2001:db8::2", start + 60_000)], [Ok(()), Ok(())]);
-        assert_eq!(at("2001:db8::3", start + 60_000), Err("too_many_sign_ins"));
     }
 }

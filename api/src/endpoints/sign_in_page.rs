@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use envforge_commands::context::derived_uuid;
@@ -21,6 +22,7 @@ use envforge_domain::user::UserCommand;
 use envforge_domain::workspace::AccessMode;
 use envforge_identity::oidc::{Client, Oidc, ReturnTo};
 use envforge_identity::self_hosted::LoginAttempt;
+use envforge_identity::tokens::Session;
 use envforge_identity::workspace_handoff::{WorkspaceHandoff, browser_of};
 use envforge_projections::Hot;
 use http::request::Parts;
@@ -29,6 +31,7 @@ use serde::Deserialize;
 
 use super::auth::Auth;
 use crate::access::{Access, Caller, act};
+use crate::address_rate::AddressRate;
 use crate::browser::{Browsers, Cookie};
 use crate::edge::Arrival;
 use crate::form::{Form, encoded};
@@ -36,7 +39,7 @@ use crate::page::Query;
 use crate::pages::{self, Person, SignInPage};
 use crate::problem::Problem;
 use crate::reads::Reads;
-use crate::sessions::{Opened, internal};
+use crate::sessions::{Opened, Standing, internal};
 use crate::share::Share;
 
 /// Forms that strangers send: they take no place of whoever has signed in.
@@ -62,14 +65,26 @@ impl axum::extract::FromRef<SignInPages> for Access {
     }
 }
 
-/// Not part of the documented API: people use these, programs have `/v1`.
-pub(crate) fn routes() -> Router<SignInPages> {
+/// Not part of the documented API: people use these, programs have `/v1`. Signing out is held up by nobody else at one's address.
+pub(crate) fn routes(rate: Arc<AddressRate>) -> Router<SignInPages> {
     Router::new()
         .route("/", get(home))
         .route("/sign-in", get(page).post(sign_in))
+        .route(OPEN_PATH, get(open))
+        .route_layer(axum::middleware::from_fn_with_state(rate, at_most))
         .route("/sign-out", post(sign_out))
         .route("/signed-out", get(signed_out))
-        .route(OPEN_PATH, get(open))
+}
+
+/// Refuses what an address asks for too often, before anything is looked up for it.
+async fn at_most(
+    State(rate): State<Arc<AddressRate>>,
+    arrival: Arrival,
+    request: axum::extract::Request,
+    next: Next,
+) -> Result<Response, Page> {
+    rate.take(&arrival)?;
+    Ok(next.run(request).await)
 }
 
 /// Who asks, by their browser's session, if that still counts.
@@ -83,9 +98,18 @@ impl FromRequestParts<SignInPages> for Somebody {
             Ok(caller) => {
                 // Pages are for people; a program that asks for one is nobody here.
                 let Ok(session) = caller.session_id() else { return Ok(Self(None)) };
-                let live = state.hot.authorization.session_live(caller.user, session, caller.arrival.now);
                 // A terminal's session, or a program's, counts on its own surface: no workspace is opened from it.
-                Ok(Self((live && caller.surface == Surface::Console).then_some(caller)))
+                if caller.surface != Surface::Console {
+                    return Ok(Self(None));
+                }
+                let Caller { user, org, expires_at, .. } = caller;
+                let session = Session { user, org, session, expires_at };
+                // As the log's leader has it: whoever signed out at another process is nobody here either.
+                let live = match state.auth.sessions.standing(&session, caller.arrival.now).await? {
+                    Standing::Live { .. } => true,
+                    Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => false,
+                };
+                Ok(Self(live.then_some(caller)))
             }
             Err(problem) if problem.code() == "unauthenticated" => Ok(Self(None)),
             Err(problem) => Err(Page(problem)),

@@ -180,6 +180,7 @@ catalogue! {
     TOO_MANY_REQUESTS {
         "too_many_attempts" "Too many failed attempts", "`Retry-After` says when the next one is looked at.";
         "too_many_sign_ins" "Too many sign-ins from this address", "Try again after `Retry-After`.";
+        "too_many_requests" "Too many requests from this address", "Try again after `Retry-After`.";
         "sign_in_busy" "Too many people are signing in right now", "Try again after `Retry-After`.";
         "too_many_streams" "Too many event streams are open", "Close one, or read without `follow`.";
     }

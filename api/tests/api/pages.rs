@@ -2,7 +2,7 @@
 
 use envforge_domain::commit::Surface;
 use envforge_domain::secret::TokenDigest;
-use envforge_domain::time::Clock as _;
+use envforge_domain::time::{Clock as _, Millis};
 use envforge_identity::oidc::PublicUrl;
 use envforge_identity::workspace_handoff::browser_text;
 use reqwest::Method;
@@ -120,6 +120,42 @@ async fn guessing_is_locked_and_the_page_says_for_how_long() {
     let locked = guesses.pop().unwrap().expect(429);
     assert!(page(&locked).contains("Signing in is locked for"), "{locked:?}");
     assert!(locked.headers.contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn an_address_opens_so_many_pages_a_minute_and_signs_out_as_often_as_it_likes() {
+    let house = House::start_with(|config| {
+        config.public_url = PublicUrl::parse(ORIGIN);
+        config.pages_per_minute_per_address = 4;
+        config.trusted_proxies = vec![[127, 0, 0, 1].into()];
+    })
+    .await;
+    let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
+    let browser = Browser { client, base: house.base.clone(), cookie: None };
+    let open = format!("/open?host={HOST}&browser={}", browser_text(TokenDigest::of(b"kept")));
+    let from = |method: Method, path: &str, address: &str| {
+        let request = browser.request(method, path).header("X-Forwarded-For", address.to_owned());
+        answer(request.header("Origin", ORIGIN).header("Sec-Fetch-Site", "same-origin"))
+    };
+    for (path, status) in [("/", 303), ("/sign-in", 200), (open.as_str(), 303), (open.as_str(), 303)] {
+        from(Method::GET, path, "192.0.2.1").await.expect(status);
+    }
+    for (method, path) in
+        [(Method::GET, "/sign-in"), (Method::POST, "/sign-in"), (Method::GET, open.as_str()), (Method::GET, "/")]
+    {
+        let refused = from(method, path, "192.0.2.1").await.expect(429);
+        assert!(page(&refused).contains("Too many requests from this address"), "{refused:?}");
+        let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=60).contains(&seconds), "{seconds}");
+    }
+    let kind = ("Content-Type", "application/x-www-form-urlencoded");
+    let out = browser.request(Method::POST, "/sign-out").header("X-Forwarded-For", "192.0.2.1");
+    answer(out.header("Origin", ORIGIN).header(kind.0, kind.1)).await.expect(303);
+    from(Method::GET, "/signed-out", "192.0.2.1").await.expect(200);
+    from(Method::GET, "/v1/auth/providers", "192.0.2.1").await.expect(200);
+    from(Method::GET, "/sign-in", "192.0.2.2").await.expect(200);
+    house.clock.skip(Millis::from_minutes(1));
+    from(Method::GET, "/sign-in", "192.0.2.1").await.expect(200);
 }
 
 #[tokio::test]

@@ -177,6 +177,15 @@ fn table(output: &Output, page: &Value) -> String {
     };
     let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
     let header = ["POSITION", "WHEN", "WHO", "ON", "WHAT", "OUTCOME", "SUMMARY"];
+    // An empty page with a next one: the audit is so long that the search was given up before its end.
+    let given_up = page["next"].is_string() && page["items"].as_array().is_some_and(Vec::is_empty);
+    if given_up {
+        return output.table(
+            header,
+            rows,
+            "Nothing that fits was found so far in a very long audit; name a time: --since, --until.",
+        );
+    }
     let mut text = output.table(header, rows, "Nothing was recorded that fits.");
     text.push_str(&more(output, page));
     text

@@ -108,7 +108,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
     /// Address of a reverse proxy in front of the API, whose `X-Forwarded-For` is believed; repeat it for each. Without
-    /// it everybody behind the proxy counts as one when sign-ins fail.
+    /// it everybody behind the proxy counts as one when sign-ins fail and when sign-in pages are opened.
     #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
     trusted_proxies: Vec<IpAddr>,
     /// Let projects name repositories by a path of the machine that runs workspaces: everybody who may create a project
