@@ -85,7 +85,7 @@ struct SignedInOrg {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct SessionShown {
     id: String,
-    /// `api`, `cli`, `console` or `gateway` (one workspace's host): the session counts nowhere else.
+    /// `api`, `cli`, `console` or `gateway` (one workspace's host, or the sign-in that opens them): the session counts nowhere else.
     surface: String,
     /// What the program calls itself.
     client: String,

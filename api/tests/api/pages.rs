@@ -1,6 +1,5 @@
 //! Pages on which people sign in and out with a browser, and the way on to a workspace's host.
 
-
 use envforge_domain::commit::Surface;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Clock as _;

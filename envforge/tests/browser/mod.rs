@@ -18,8 +18,7 @@ pub(crate) struct Browser {
 impl Browser {
     /// `script` of `tests/browser`, with its arguments; the last one is the folder for screenshots.
     pub(crate) fn open(script: &str, arguments: &[&str], shots: &Path) -> Self {
-        let mut child =
-            command(script, arguments, shots).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command(script, arguments, shots).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take().unwrap();
         Self { child, lines, stdin }
