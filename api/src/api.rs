@@ -91,7 +91,13 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let runtimes = runtime::Runtimes { access: a, commands: c, reads: r };
     let (a, c, r) = with_commands(&access);
-    let links = links::Links { access: a, commands: c, reads: r, share: share.clone() };
+    let links = links::Links {
+        access: a,
+        commands: c,
+        reads: r,
+        share: share.clone(),
+        all_gateways_here: config.all_gateways_here,
+    };
     let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);

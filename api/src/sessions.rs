@@ -4,7 +4,7 @@
 //! off. Not here: proving identity (identity), and what the endpoints are called (`endpoints`).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use envforge_commands::context::derived_uuid;
 use envforge_commands::{Commands, Context, Done, users};
@@ -30,7 +30,7 @@ use crate::access::{Access, Caller};
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::instant;
-use crate::open_sockets::OpenSockets;
+use crate::open_sockets::{Closed, OpenSockets};
 use crate::problem::Problem;
 
 /// How long signing in and revoking wait until the views of this process know.
@@ -129,7 +129,6 @@ pub(crate) struct Revoking {
     org: OrgId,
     user: UserId,
     cause: SessionEnd,
-    started: Instant,
     sessions: usize,
     /// Of those, the ones on workspaces' hosts.
     workspaces: WorkspaceSessions,
@@ -454,7 +453,7 @@ impl Sessions {
         cause: SessionEnd,
         now: UnixMillis,
     ) -> Result<Revoking, Problem> {
-        let started = Instant::now();
+        let open = OpenSockets::of_person(&self.hot, user, self.all_gateways_here);
         let (sessions, workspaces) = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
             User::Active { sessions, workspaces, .. } => {
                 (sessions.values().filter(|opened| now < opened.expires_at).count(), workspaces)
@@ -465,8 +464,7 @@ impl Sessions {
         };
         let links = self.hot.authorization.open_links_of(user, now);
         let sessions = sessions + workspaces.iter().filter(|(_, open)| now < open.expires_at).count();
-        let open = OpenSockets::of(&self.hot, user);
-        Ok(Revoking { org, user, cause, started, sessions, workspaces, links, open })
+        Ok(Revoking { org, user, cause, sessions, workspaces, links, open })
     }
 
     /// What a revocation has closed, once this process refuses it; written down. The revocation holds whether or not this
@@ -478,7 +476,7 @@ impl Sessions {
         surface: Surface,
         context: &Context,
     ) -> Result<Receipt, Problem> {
-        let Revoking { org, user, cause, started, sessions, workspaces, links, open } = revoking;
+        let Revoking { org, user, cause, sessions, workspaces, links, open } = revoking;
         // What was opened from a session ended with it, without an event of its own.
         let ended = sessions_ended(done).map(|session| 1 + workspaces.opened_from(session)).sum();
         // Whoever is deactivated or taken out loses all of them by that event alone.
@@ -488,18 +486,8 @@ impl Sessions {
         }
         let links = links.saturating_sub(self.hot.authorization.open_links_of(user, context.now));
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let closed = match self.all_gateways_here {
-            true => open.closed().await,
-            false => Err("gateways_elsewhere"),
-        };
-        let unknown = closed.err();
-        let receipt = RevocationReceipt {
-            cause,
-            sessions: count(sessions),
-            links: count(links),
-            sockets: closed.ok(),
-            took: Millis::new(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
-        };
+        let Closed { sockets, unknown, took } = open.closed().await;
+        let receipt = RevocationReceipt { cause, sessions: count(sessions), links: count(links), sockets, took };
         if done.events.is_empty() {
             return Ok(Receipt::of(receipt, unknown));
         }

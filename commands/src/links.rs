@@ -3,7 +3,7 @@
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::commit::StreamId;
 use envforge_domain::dev_link::{
-    BlockedAttempts, DevLink, DevLinkCommand, DevLinkRefusal, Generation, LinkLimits, RouteFamilies,
+    BlockedAttempts, DevLink, DevLinkCommand, DevLinkRefusal, Generation, LinkLimits, LinkReceipt, RouteFamilies,
 };
 use envforge_domain::ids::{HandoffId, LinkId, SessionId, UserId, WorkspaceId};
 use envforge_domain::routing::RouteTable;
@@ -130,6 +130,17 @@ pub async fn revoke(
     reason: Option<String>,
 ) -> Result<Done, CommandError> {
     execute(commands, permit, context, link, &DevLinkCommand::Revoke { reason }).await
+}
+
+/// What a revocation closed.
+pub async fn record_revocation(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    link: LinkId,
+    receipt: LinkReceipt,
+) -> Result<Done, CommandError> {
+    execute(commands, permit, context, link, &DevLinkCommand::RecordRevocation { receipt }).await
 }
 
 /// The closing event of a link whose time is over.

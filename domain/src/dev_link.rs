@@ -149,6 +149,20 @@ pub enum DevLinkEvent {
     Revoked {
         reason: Option<String>,
     },
+    RevocationRecorded {
+        receipt: LinkReceipt,
+    },
+}
+
+/// What revoking a link closed, and how fast. Written after it: the revocation holds with or without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkReceipt {
+    /// Reviewers' sessions.
+    pub sessions: u32,
+    /// Connections that were open through it, where gateways have told.
+    pub sockets: Option<u32>,
+    /// From the decision until the process that was asked refused the link.
+    pub took: Millis,
 }
 
 /// What limits a link beyond itself: looked-up facts that ride in the command.
@@ -212,6 +226,10 @@ pub enum DevLinkCommand {
     },
     Revoke {
         reason: Option<String>,
+    },
+    /// Of a revoked link; of any other there is nothing to write down.
+    RecordRevocation {
+        receipt: LinkReceipt,
     },
 }
 
@@ -444,7 +462,12 @@ impl Aggregate for DevLink {
             (Self::Expired { .. } | Self::Revoked { .. }, DevLinkCommand::RecordBlocked { attempts, since, until }) => {
                 Ok(record_blocked(attempts, *since, *until))
             }
-            (Self::Expired { .. }, DevLinkCommand::Expire { .. }) => Ok(vec![]),
+            (Self::Revoked { .. }, DevLinkCommand::RecordRevocation { receipt }) => {
+                Ok(vec![DevLinkEvent::RevocationRecorded { receipt: *receipt }])
+            }
+            (Self::Expired { .. }, DevLinkCommand::Expire { .. } | DevLinkCommand::RecordRevocation { .. }) => {
+                Ok(vec![])
+            }
             (Self::Revoked { .. }, DevLinkCommand::Expire { .. } | DevLinkCommand::Revoke { .. }) => Ok(vec![]),
             // A revoked link shows as revoked even where its time is over too: somebody closed it on purpose.
             (Self::Expired { .. }, DevLinkCommand::Revoke { reason }) => revoke(reason),
@@ -470,7 +493,8 @@ impl Aggregate for DevLink {
                 | DevLinkCommand::SpendWake { .. }
                 | DevLinkCommand::RecordBlocked { .. }
                 | DevLinkCommand::Expire { .. }
-                | DevLinkCommand::Revoke { .. },
+                | DevLinkCommand::Revoke { .. }
+                | DevLinkCommand::RecordRevocation { .. },
             ) => Err(DevLinkRefusal::Unknown),
         }
     }
@@ -523,7 +547,8 @@ impl Aggregate for DevLink {
                 | DevLinkEvent::WakeSpent { .. }
                 | DevLinkEvent::AttemptsBlocked { .. }
                 | DevLinkEvent::Expired
-                | DevLinkEvent::Revoked { .. },
+                | DevLinkEvent::Revoked { .. }
+                | DevLinkEvent::RevocationRecorded { .. },
             ) => state,
         }
     }
@@ -542,7 +567,7 @@ impl Aggregate for DevLink {
             DevLinkCommand::SpendWake { .. } => Action::RuntimeWake,
             DevLinkCommand::RecordBlocked { .. } => Action::LinkRecordUse,
             DevLinkCommand::Expire { .. } => Action::LinkExpire,
-            DevLinkCommand::Revoke { .. } => Action::LinkRevoke,
+            DevLinkCommand::Revoke { .. } | DevLinkCommand::RecordRevocation { .. } => Action::LinkRevoke,
         }
     }
 }
@@ -634,13 +659,14 @@ fn decide_active(active: &ActiveLink, command: &DevLinkCommand) -> Result<Vec<De
             Ok(vec![DevLinkEvent::Expired])
         }
         DevLinkCommand::Revoke { reason } => revoke(reason),
+        DevLinkCommand::RecordRevocation { .. } => Ok(vec![]),
     }
 }
 
 fn evolve_active(mut active: ActiveLink, event: &DevLinkEvent) -> ActiveLink {
     match event {
         DevLinkEvent::Issued { .. } | DevLinkEvent::Expired | DevLinkEvent::Revoked { .. } => {}
-        DevLinkEvent::AttemptsBlocked { .. } => {}
+        DevLinkEvent::AttemptsBlocked { .. } | DevLinkEvent::RevocationRecorded { .. } => {}
         DevLinkEvent::FirstUsed { .. } => active.first_used = true,
         DevLinkEvent::SessionOpened { session, handoff, expires_at, .. } => {
             active.sessions.insert(*session, *expires_at);

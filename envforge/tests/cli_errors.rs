@@ -163,7 +163,7 @@ fn roles_fail_with_the_codes_and_the_json_of_every_other_command() {
     assert!(error["title"].as_str().unwrap().contains("is not the public URL of an API"), "{error}");
     let provider = json!({
         "issuer": "https://id.test/", "audience": "envforge", "api_url": "https://api.test",
-        "clients": { "cli": { "id": "cli" } }, "organizations": [],
+        "clients": { "cli": { "id": "cli" } }, "organizations": [{ "provider_id": "org_1", "slug": "acme" }],
     });
     std::fs::write(dir.join("oidc.json"), provider.to_string()).unwrap();
     let two = ["--metrics-listen", "127.0.0.1:0", "--oidc", "oidc.json", "--sign-in-url", "https://other.test"];

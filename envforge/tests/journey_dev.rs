@@ -93,10 +93,13 @@ impl Owner {
         .await
     }
 
-    async fn revoke(&self, link: &str) {
+    /// What it closed.
+    async fn revoke(&self, link: &str) -> Value {
         let url = format!("{}/v1/orgs/acme/links/{link}/revoke", self.api);
-        let answer = self.client.post(url).bearer_auth(&self.token).json(&json!({ "reason": "done" })).send().await;
-        assert_eq!(answer.unwrap().status(), 200);
+        let request = self.client.post(url).bearer_auth(&self.token).json(&json!({ "reason": "done" }));
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json::<Value>().await.unwrap()["receipt"].clone()
     }
 }
 
@@ -116,7 +119,8 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
     let runtime = owner.get("/v1/orgs/acme/workspaces/signed-links/runtime").await;
     assert_eq!(runtime["phase"], "ready");
     assert_eq!(runtime["cause"]["link"], *link, "{runtime}");
-    owner.revoke(link).await;
+    let receipt = owner.revoke(link).await;
+    assert_eq!((&receipt["sessions"], &receipt["sockets"]), (&json!(1), &json!(1)), "{receipt}");
     reviewer.go_on();
     reviewer.is_out();
 
@@ -134,6 +138,8 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
     }
     assert!(!types.iter().any(|found| found.contains("endpoints_bound")), "addresses are for operators alone");
 
+    let recorded = owner.audit_row("dev_link.revocation_recorded", link).await;
+    assert!(recorded.to_string().contains("were closed: 1 sessions, 1 connections"), "{recorded}");
     // The audit says who, from where, and in words what.
     let me = owner.get("/v1/me").await["id"].clone();
     let revoked = owner.audit_row("dev_link.revoked", link).await;

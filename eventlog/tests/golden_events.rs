@@ -15,7 +15,7 @@ use envforge_domain::claim::ClaimEvent;
 use envforge_domain::commit::{Actor, Commit, Component, Position, Standing, StreamId, StreamKind, Surface};
 use envforge_domain::decision::DecisionEvent;
 use envforge_domain::denial::{DenialEvent, DeniedAttempts};
-use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, RouteFamilies, RouteFamily};
+use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, LinkReceipt, RouteFamilies, RouteFamily};
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{
@@ -320,6 +320,10 @@ fn samples() -> Vec<Event> {
         DevLinkEvent::Expired,
         DevLinkEvent::Revoked { reason: Some("review done".to_owned()) },
         DevLinkEvent::Revoked { reason: None },
+        DevLinkEvent::RevocationRecorded {
+            receipt: LinkReceipt { sessions: 2, sockets: Some(1), took: Millis::new(9) },
+        },
+        DevLinkEvent::RevocationRecorded { receipt: LinkReceipt { sessions: 0, sockets: None, took: Millis::new(9) } },
     ];
     let holder = workspace.to_string();
     let claims = [ClaimEvent::Taken { holder: holder.clone() }, ClaimEvent::Retired { holder }];

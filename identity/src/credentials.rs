@@ -92,8 +92,8 @@ pub(crate) enum Pool {
 
 /// The same statement on either database: the dialects agree on all that is used here.
 macro_rules! on_either {
-    ($self:expr, $pool:ident => $body:expr) => {
-        match &$self.pool {
+    ($database:expr, $pool:ident => $body:expr) => {
+        match &$database {
             $crate::credentials::Pool::Sqlite($pool) => $body,
             $crate::credentials::Pool::Postgres($pool) => $body,
         }
@@ -112,6 +112,8 @@ pub use service_tokens::ServiceTokenKey;
 #[derive(Clone)]
 pub struct Credentials {
     pub(crate) pool: Pool,
+    /// The same database, for failed attempts alone.
+    attempts: Pool,
 }
 
 type AccountRow = (String, String, String, String);
@@ -124,15 +126,17 @@ impl Credentials {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
-            // A rotated refresh token that is forgotten with the power would be reported as stolen.
-            .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options)
-            .await?;
-        let credentials = Self { pool: Pool::Sqlite(pool) };
+        let pool = |connections, synchronous| {
+            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(5));
+            pool.connect_with(options.clone().synchronous(synchronous))
+        };
+        // A rotated refresh token that is forgotten with the power would be reported as stolen. Attempts may be: whoever guesses
+        // does not cut the power, and a sync for each would be most of what signing in costs.
+        let credentials = Self {
+            pool: Pool::Sqlite(pool(4, SqliteSynchronous::Full).await?),
+            attempts: Pool::Sqlite(pool(2, SqliteSynchronous::Normal).await?),
+        };
         credentials.migrate().await?;
         Ok(credentials)
     }
@@ -144,14 +148,14 @@ impl Credentials {
             .acquire_timeout(Duration::from_secs(5))
             .connect(url)
             .await?;
-        let credentials = Self { pool: Pool::Postgres(pool) };
+        let credentials = Self { pool: Pool::Postgres(pool.clone()), attempts: Pool::Postgres(pool) };
         credentials.migrate().await?;
         Ok(credentials)
     }
 
     async fn migrate(&self) -> Result<(), CredentialsError> {
         let migrator = migrations::migrator();
-        on_either!(self, pool => migrator.run(pool).await?);
+        on_either!(self.pool, pool => migrator.run(pool).await?);
         Ok(())
     }
 
@@ -161,7 +165,7 @@ impl Credentials {
         password_hash: &str,
         now: UnixMillis,
     ) -> Result<Stored, CredentialsError> {
-        let inserted = on_either!(self, pool => sqlx::query(
+        let inserted = on_either!(self.pool, pool => sqlx::query(
             "INSERT INTO credential_accounts (user_id, org_id, email, password_hash, created_at, password_changed_at) \
              VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT DO NOTHING",
         )
@@ -180,7 +184,7 @@ impl Credentials {
         &self,
         email: &EmailAddress,
     ) -> Result<Option<StoredAccount>, CredentialsError> {
-        let row: Option<AccountRow> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<AccountRow> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT user_id, org_id, email, password_hash FROM credential_accounts WHERE email = $1",
         )
         .bind(email.as_str())
@@ -201,7 +205,7 @@ impl Credentials {
 
     /// Whether anybody can sign in at all.
     pub async fn is_empty(&self) -> Result<bool, CredentialsError> {
-        let row: Option<(String,)> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<(String,)> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT user_id FROM credential_accounts LIMIT 1",
         )
         .fetch_optional(pool)
@@ -211,7 +215,7 @@ impl Credentials {
 
     /// Replaces a hash made with another cost, unless the password was changed meanwhile.
     pub(crate) async fn replace_hash(&self, user: UserId, old: &str, new: &str) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query(
+        on_either!(self.pool, pool => sqlx::query(
             "UPDATE credential_accounts SET password_hash = $3 WHERE user_id = $1 AND password_hash = $2",
         )
         .bind(user.to_string())
@@ -232,7 +236,7 @@ impl Credentials {
         new: &str,
         now: UnixMillis,
     ) -> Result<bool, CredentialsError> {
-        on_either!(self, pool => {
+        on_either!(self.pool, pool => {
             let mut transaction = begun(pool).await?;
             let changed = sqlx::query(
                 "UPDATE credential_accounts SET password_hash = $3, password_changed_at = $4 \
@@ -262,7 +266,7 @@ impl Credentials {
     }
 
     pub(crate) async fn stored_account_of(&self, user: UserId) -> Result<Option<StoredAccount>, CredentialsError> {
-        let row: Option<AccountRow> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<AccountRow> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT user_id, org_id, email, password_hash FROM credential_accounts WHERE user_id = $1",
         )
         .bind(user.to_string())
@@ -273,7 +277,7 @@ impl Credentials {
 
     /// When each of a person's sessions was last given tokens: to the hour, when it was last used.
     pub async fn last_uses(&self, user: UserId) -> Result<Vec<(SessionId, UnixMillis)>, CredentialsError> {
-        let rows: Vec<(String, i64)> = on_either!(self, pool => sqlx::query_as(
+        let rows: Vec<(String, i64)> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT session_id, MAX(issued_at) FROM credential_refresh_tokens WHERE user_id = $1 GROUP BY session_id",
         )
         .bind(user.to_string())
@@ -289,7 +293,7 @@ impl Credentials {
 
     /// Takes a whole account away, with everything that could sign in as it.
     pub async fn remove_account(&self, user: UserId) -> Result<(), CredentialsError> {
-        on_either!(self, pool => {
+        on_either!(self.pool, pool => {
             let mut transaction = begun(pool).await?;
             for statement in [
                 "DELETE FROM credential_accounts WHERE user_id = $1",
@@ -308,7 +312,7 @@ impl Credentials {
         record: &RefreshRecord,
         now: UnixMillis,
     ) -> Result<(), CredentialsError> {
-        on_either!(self, pool => insert_refresh(hash, record, now).execute(pool).await.map(drop)?);
+        on_either!(self.pool, pool => insert_refresh(hash, record, now).execute(pool).await.map(drop)?);
         Ok(())
     }
 
@@ -320,7 +324,7 @@ impl Credentials {
         successor: TokenDigest,
         now: UnixMillis,
     ) -> Result<Presented, CredentialsError> {
-        on_either!(self, pool => {
+        on_either!(self.pool, pool => {
             let mut transaction = begun(pool).await?;
             // The write comes first: it takes the lock on which the other presenter waits, on both databases.
             let used = sqlx::query(
@@ -364,7 +368,7 @@ impl Credentials {
 
     /// Looks at a refresh token without using it.
     pub(crate) async fn look_up_refresh(&self, hash: TokenDigest, now: UnixMillis) -> Result<Looked, CredentialsError> {
-        let row: Option<RefreshRow> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<RefreshRow> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT family, session_id, user_id, org_id, expires_at, used_at, revoked_at \
              FROM credential_refresh_tokens WHERE token_hash = $1",
         )
@@ -385,7 +389,7 @@ impl Credentials {
     }
 
     pub(crate) async fn revoke_session(&self, session: SessionId, now: UnixMillis) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query(
+        on_either!(self.pool, pool => sqlx::query(
             "UPDATE credential_refresh_tokens SET revoked_at = $2 WHERE session_id = $1 AND revoked_at IS NULL",
         )
         .bind(session.to_string())
@@ -397,7 +401,7 @@ impl Credentials {
     }
 
     pub(crate) async fn revoke_user(&self, user: UserId, now: UnixMillis) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query(
+        on_either!(self.pool, pool => sqlx::query(
             "UPDATE credential_refresh_tokens SET revoked_at = $2 WHERE user_id = $1 AND revoked_at IS NULL",
         )
         .bind(user.to_string())
@@ -418,9 +422,9 @@ impl Credentials {
             ("DELETE FROM credential_attempts WHERE last_at < $1", quiet_since),
             ("DELETE FROM credential_service_tokens WHERE expires_at < $1", expired_before),
         ] {
-            on_either!(self, pool => sqlx::query(statement).bind(millis(before)).execute(pool).await.map(drop)?);
+            on_either!(self.pool, pool => sqlx::query(statement).bind(millis(before)).execute(pool).await.map(drop)?);
         }
-        Ok(on_either!(self, pool => sqlx::query("DELETE FROM credential_refresh_tokens WHERE expires_at < $1")
+        Ok(on_either!(self.pool, pool => sqlx::query("DELETE FROM credential_refresh_tokens WHERE expires_at < $1")
             .bind(millis(expired_before))
             .execute(pool)
             .await?

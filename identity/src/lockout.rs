@@ -175,14 +175,12 @@ impl Attempt<'_> {
     /// Forgets the account's failures, and of the address's only this one: a thief with an account of their own could
     /// otherwise begin anew whenever they like.
     pub async fn succeeded(self) -> Result<(), CredentialsError> {
-        self.lockout.credentials.forget_attempts(&self.account).await?;
-        self.lockout.credentials.forgive_attempt(&self.address).await
+        self.lockout.credentials.take_back([&self.account, &self.address], true).await
     }
 
     /// The attempt was never made: our own failure, not theirs.
     pub async fn withdrawn(self) -> Result<(), CredentialsError> {
-        self.lockout.credentials.forgive_attempt(&self.account).await?;
-        self.lockout.credentials.forgive_attempt(&self.address).await
+        self.lockout.credentials.take_back([&self.account, &self.address], false).await
     }
 }
 

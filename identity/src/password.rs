@@ -16,6 +16,9 @@ pub const PASSWORD_CHARS_MIN: usize = 12;
 pub const PASSWORD_BYTES_MAX: usize = 72;
 /// The cost where none is configured: about a quarter of a second on a server of 2026.
 pub const BCRYPT_COST_DEFAULT: u32 = 12;
+/// Sign-ins that may wait for each worker, about four seconds' worth: whoever waits for longer has given up, and their
+/// password would be checked for nobody.
+pub const WAITING_PER_WORKER: usize = 15;
 
 /// Why a password is not accepted as a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

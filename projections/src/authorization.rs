@@ -3,6 +3,7 @@
 //! A pure fold of the log. Not here: the policy itself (`access::authorize`) and asking for freshness (`authorizer`).
 
 mod dry_run;
+mod grants;
 mod links;
 mod opening;
 mod organization;
@@ -399,7 +400,8 @@ impl Inner {
             DevLinkEvent::FirstUsed { .. }
             | DevLinkEvent::SessionOpened { .. }
             | DevLinkEvent::WakeSpent { .. }
-            | DevLinkEvent::AttemptsBlocked { .. } => {}
+            | DevLinkEvent::AttemptsBlocked { .. }
+            | DevLinkEvent::RevocationRecorded { .. } => {}
         }
     }
 }

@@ -447,7 +447,9 @@ impl GatewayView {
             }),
             DevLinkEvent::Expired => self.end_link(fold, link, LinkPhase::Expired, CloseReason::Expired, at),
             DevLinkEvent::Revoked { .. } => self.end_link(fold, link, LinkPhase::Revoked, CloseReason::Revoked, at),
-            DevLinkEvent::FirstUsed { .. } | DevLinkEvent::AttemptsBlocked { .. } => {}
+            DevLinkEvent::FirstUsed { .. }
+            | DevLinkEvent::AttemptsBlocked { .. }
+            | DevLinkEvent::RevocationRecorded { .. } => {}
         }
     }
 

@@ -206,7 +206,8 @@ impl World {
             | DevLinkEvent::SessionOpened { .. }
             | DevLinkEvent::AllowlistChanged { .. }
             | DevLinkEvent::WakeSpent { .. }
-            | DevLinkEvent::AttemptsBlocked { .. } => {}
+            | DevLinkEvent::AttemptsBlocked { .. }
+            | DevLinkEvent::RevocationRecorded { .. } => {}
         }
     }
 

@@ -98,8 +98,18 @@ async fn a_revoked_link_is_over_for_good_and_shows_no_url() {
     house.workspace(&owner).await;
     let link = issue(&owner, json!({"service": "web"})).await.expect(201);
     let path = format!("/v1/orgs/acme/links/{}", link.text("id"));
-    let revoked = owner.post(&format!("{path}/revoke"), json!({"reason": "review is over"})).await.expect(200);
+    let revoke =
+        async || owner.post_keyed(&format!("{path}/revoke"), "the-end", json!({"reason": "review is over"})).await;
+    let revoked = revoke().await.expect(200);
     assert_eq!(revoked.body["phase"], "revoked");
+    let receipt = &revoked.body["receipt"];
+    assert_eq!(
+        (&receipt["sessions"], &receipt["sockets_unknown"]),
+        (&json!(0), &json!("gateways_elsewhere")),
+        "{receipt}"
+    );
+    // The same request again tells what its first answer told; another one has closed nothing.
+    assert_eq!(revoke().await.expect(200).body, revoked.body);
     owner.post(&format!("{path}/revoke"), json!({})).await.expect(200);
     owner.post(&format!("{path}/rotate"), json!({})).await.expect_problem(410, "link_revoked");
     let change = owner.put(&format!("{path}/families"), json!({"families": ["web"]})).await;

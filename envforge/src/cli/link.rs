@@ -15,6 +15,7 @@ use super::failure::{Exit, Failure};
 use super::here;
 use super::instant::parse_length;
 use super::output::{Output, cell, printable};
+use super::session;
 use super::wake;
 use super::workspace::more;
 
@@ -169,7 +170,7 @@ pub(super) async fn run(context: &Context, arguments: LinkArguments) -> Result<E
         LinkVerb::Revoke { link, reason } => {
             let body = reason.map_or(json!({}), |reason| json!({ "reason": reason }));
             let answer = client.post(&["v1", "orgs", org, "links", &link.to_string(), "revoke"], body).await?.body;
-            output.result(&answer, || format!("Revoked {link}. What was open through it is closed."))?;
+            output.result(&answer, || format!("Revoked {link}. {}", session::shown(&answer["receipt"])))?;
         }
         LinkVerb::Rotate { link, length } => {
             let body = length.map_or(json!({}), |seconds| json!({ "lifetime_seconds": seconds }));

@@ -18,6 +18,7 @@ use envforge_eventlog::sqlite::SqliteLog;
 use envforge_gateway::{Activity, HandoffKey, Scheme};
 use envforge_identity::credentials::Credentials;
 use envforge_identity::oidc::PublicUrl;
+use envforge_identity::password::WAITING_PER_WORKER;
 use envforge_identity::share_token::{ShareVerifier, SigningKey};
 use envforge_identity::sign_in::{self, Identity};
 use envforge_projections::sql::Database;
@@ -191,6 +192,9 @@ async fn start(
     first_password.forget()
 }
 
+/// Passwords hashed at the same time; the other core is for everything else.
+const HASH_WORKERS: usize = 1;
+
 async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<Identity>> {
     let credentials = Credentials::open_sqlite(&data.credentials()).await?;
     let config = sign_in::Config {
@@ -198,8 +202,8 @@ async fn open_identity(args: &DevArgs, data: &DataDir) -> anyhow::Result<Arc<Ide
         audience: "envforge".to_owned(),
         keys: args.access_tokens.keys(&data.keys()),
         bcrypt_cost: args.access_tokens.bcrypt_cost,
-        hash_workers: 1,
-        hash_waiting_max: 32,
+        hash_workers: HASH_WORKERS,
+        hash_waiting_max: HASH_WORKERS * WAITING_PER_WORKER,
     };
     // Hashes once; that is work for a thread of its own.
     Ok(Arc::new(tokio::task::spawn_blocking(move || Identity::open(config, credentials)).await??))

@@ -17,6 +17,7 @@ use envforge_gateway::{Activity, HandoffKey, Scheme, TlsFiles};
 use envforge_identity::credentials::Credentials;
 use envforge_identity::key_file;
 use envforge_identity::oidc;
+use envforge_identity::password::WAITING_PER_WORKER;
 use envforge_identity::randomness::Randomness;
 use envforge_identity::share_token::{ShareVerifier, SigningKey, VerificationKey};
 use envforge_identity::sign_in::{self, Identity};
@@ -63,6 +64,8 @@ impl RoleName {
     }
 }
 
+/// Passwords hashed at the same time by one process of the API.
+const HASH_WORKERS: usize = 2;
 /// What folds read models anew, for errors.
 const REBUILD: &str = "envforge projections rebuild NAME --nats … --database-url-file …";
 
@@ -273,8 +276,8 @@ impl StoreArgs {
             audience: "envforge".to_owned(),
             keys: self.access_tokens.keys(&self.keys),
             bcrypt_cost: self.access_tokens.bcrypt_cost,
-            hash_workers: 2,
-            hash_waiting_max: 64,
+            hash_workers: HASH_WORKERS,
+            hash_waiting_max: HASH_WORKERS * WAITING_PER_WORKER,
         };
         Ok(Arc::new(tokio::task::spawn_blocking(move || Identity::open(config, credentials)).await??))
     }

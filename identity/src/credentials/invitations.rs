@@ -21,7 +21,7 @@ impl Credentials {
         key: InvitationKey,
         expires_at: UnixMillis,
     ) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query(
+        on_either!(self.pool, pool => sqlx::query(
             "INSERT INTO credential_invitations (token_hash, user_id, org_id, expires_at) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (user_id) DO UPDATE SET token_hash = excluded.token_hash, expires_at = excluded.expires_at",
         )
@@ -40,7 +40,7 @@ impl Credentials {
         hash: TokenDigest,
         now: UnixMillis,
     ) -> Result<Option<InvitationKey>, CredentialsError> {
-        let row: Option<(String, String)> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<(String, String)> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT user_id, org_id FROM credential_invitations WHERE token_hash = $1 AND expires_at > $2",
         )
         .bind(hex::encode(hash.as_bytes()))
@@ -55,7 +55,7 @@ impl Credentials {
     }
 
     pub(crate) async fn remove_invitation(&self, user: UserId) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query("DELETE FROM credential_invitations WHERE user_id = $1")
+        on_either!(self.pool, pool => sqlx::query("DELETE FROM credential_invitations WHERE user_id = $1")
             .bind(user.to_string())
             .execute(pool)
             .await

@@ -25,7 +25,7 @@ impl Credentials {
         key: ServiceTokenKey,
         expires_at: UnixMillis,
     ) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query(
+        on_either!(self.pool, pool => sqlx::query(
             "INSERT INTO credential_service_tokens (secret_hash, token_id, org_id, generation, expires_at) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (token_id, generation) DO UPDATE \
              SET secret_hash = excluded.secret_hash, expires_at = excluded.expires_at",
@@ -48,7 +48,7 @@ impl Credentials {
         now: UnixMillis,
     ) -> Result<Option<(TokenDigest, ServiceTokenKey)>, CredentialsError> {
         let text = hex::encode(hash.as_bytes());
-        let row: Option<(String, String, String, i64, Option<i64>)> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<(String, String, String, i64, Option<i64>)> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT secret_hash, token_id, org_id, generation, used_at FROM credential_service_tokens \
              WHERE secret_hash = $1 AND expires_at > $2",
         )
@@ -66,7 +66,7 @@ impl Credentials {
             generation: u32::try_from(generation).map_err(|_| damaged("generation"))?,
         };
         if used_at.is_none_or(|at| at <= millis(now.minus(USED_TO))) {
-            on_either!(self, pool => sqlx::query(
+            on_either!(self.pool, pool => sqlx::query(
                 "UPDATE credential_service_tokens SET used_at = $2 WHERE secret_hash = $1 AND (used_at IS NULL OR used_at < $2)",
             )
             .bind(&text)
@@ -83,7 +83,7 @@ impl Credentials {
         &self,
         org: OrgId,
     ) -> Result<Vec<(ServiceTokenId, UnixMillis)>, CredentialsError> {
-        let rows: Vec<(String, i64)> = on_either!(self, pool => sqlx::query_as(
+        let rows: Vec<(String, i64)> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT token_id, MAX(used_at) FROM credential_service_tokens WHERE org_id = $1 AND used_at IS NOT NULL \
              GROUP BY token_id",
         )

@@ -66,7 +66,7 @@ impl Store {
         now: UnixMillis,
         expires_at: UnixMillis,
     ) -> Result<(), CredentialsError> {
-        on_either!(self, pool => {
+        on_either!(self.pool, pool => {
             sqlx::query("DELETE FROM oidc_flows WHERE expires_at <= $1").bind(millis(now)).execute(pool).await?;
             sqlx::query(
                 "DELETE FROM oidc_flows WHERE state_hash IN (SELECT state_hash FROM oidc_flows ORDER BY expires_at LIMIT \
@@ -100,7 +100,7 @@ impl Store {
         browser: TokenDigest,
         now: UnixMillis,
     ) -> Result<Option<Flow>, CredentialsError> {
-        let row: Option<FlowRow> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<FlowRow> = on_either!(self.pool, pool => sqlx::query_as(
             "DELETE FROM oidc_flows WHERE state_hash = $1 AND browser_hash = $2 AND expires_at > $3 \
              RETURNING client, nonce, verifier, organization, return_to",
         )
@@ -146,7 +146,7 @@ impl Oidc {
         now: UnixMillis,
     ) -> Result<(), CredentialsError> {
         let store = &self.store;
-        on_either!(store, pool => sqlx::query(
+        on_either!(store.pool, pool => sqlx::query(
             "INSERT INTO oidc_sessions \
              (session_id, user_id, org_id, issuer, subject, provider_session, client, opened_at, expires_at) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -172,7 +172,7 @@ impl Oidc {
         let person = digest(&["subject", issuer, &proven.subject]);
         let session = proven.provider_session.as_deref().map(|session| digest(&["session", issuer, session]));
         let store = &self.store;
-        let row: Option<(i64,)> = on_either!(store, pool => sqlx::query_as(
+        let row: Option<(i64,)> = on_either!(store.pool, pool => sqlx::query_as(
             "SELECT ended_at FROM oidc_endings WHERE what = $1 OR (what = $2 AND ended_at >= $3) LIMIT 1",
         )
         // A session that was ended stays ended; a person may sign in again.
@@ -200,7 +200,7 @@ impl Oidc {
             (None, None) => return Ok(Vec::new()),
         };
         let store = &self.store;
-        let rows: Vec<SessionRow> = on_either!(store, pool => {
+        let rows: Vec<SessionRow> = on_either!(store.pool, pool => {
             sqlx::query(
                 "INSERT INTO oidc_endings (what, ended_at, expires_at) VALUES ($1, $2, $3) ON CONFLICT (what) DO UPDATE SET \
                  ended_at = CASE WHEN oidc_endings.ended_at > excluded.ended_at THEN oidc_endings.ended_at ELSE excluded.ended_at END, \
@@ -232,7 +232,7 @@ impl Oidc {
     /// Whether a message of the provider was carried out before.
     pub async fn seen(&self, kind: &str, id: &str) -> Result<Seen, CredentialsError> {
         let store = &self.store;
-        let row: Option<(i64,)> = on_either!(store, pool => sqlx::query_as("SELECT expires_at FROM oidc_messages WHERE message = $1")
+        let row: Option<(i64,)> = on_either!(store.pool, pool => sqlx::query_as("SELECT expires_at FROM oidc_messages WHERE message = $1")
             .bind(digest(&[kind, self.config().issuer(), id]))
             .fetch_optional(pool)
             .await?);
@@ -242,7 +242,7 @@ impl Oidc {
     /// Remembers that a message was carried out. After that: carrying it out twice does no harm, forgetting it does.
     pub async fn mark_seen(&self, kind: &str, id: &str, until: UnixMillis) -> Result<(), CredentialsError> {
         let store = &self.store;
-        on_either!(store, pool => sqlx::query(
+        on_either!(store.pool, pool => sqlx::query(
             "INSERT INTO oidc_messages (message, expires_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         )
         .bind(digest(&[kind, self.config().issuer(), id]))
@@ -263,7 +263,7 @@ impl Credentials {
         session: &Session,
         opened: &OpenSession,
     ) -> Result<(), CredentialsError> {
-        on_either!(self, pool => sqlx::query(
+        on_either!(self.pool, pool => sqlx::query(
             "INSERT INTO browser_sessions \
              (cookie_hash, session_id, user_id, org_id, surface, client, authenticated_at, expires_at) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -288,7 +288,7 @@ impl Credentials {
         cookie: &Secret,
         now: UnixMillis,
     ) -> Result<Option<SignedIn>, CredentialsError> {
-        let row: Option<BrowserRow> = on_either!(self, pool => sqlx::query_as(
+        let row: Option<BrowserRow> = on_either!(self.pool, pool => sqlx::query_as(
             "SELECT session_id, user_id, org_id, surface, client, authenticated_at, expires_at \
              FROM browser_sessions WHERE cookie_hash = $1 AND expires_at > $2",
         )
@@ -319,7 +319,7 @@ impl Credentials {
         for table in ["oidc_flows", "oidc_sessions", "oidc_endings", "oidc_messages", "browser_sessions"] {
             // The names stand here, nobody gives them.
             let statement = sqlx::AssertSqlSafe(format!("DELETE FROM {table} WHERE expires_at <= $1"));
-            swept += on_either!(self, pool => sqlx::query(statement)
+            swept += on_either!(self.pool, pool => sqlx::query(statement)
                 .bind(millis(now))
                 .execute(pool)
                 .await?

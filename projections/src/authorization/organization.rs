@@ -1,16 +1,16 @@
 //! One organization's rights in memory: its members, teams, grants and policy, and what they come to for somebody.
 //!
-//! A decision touches the grants of one person and of their teams that reach the resource, however many others there are.
-//! Not here: who somebody is, and links (`people`, `links`).
+//! Not here: how grants are found (`grants`), who somebody is, and links (`people`, `links`).
 
 use ahash::{AHashMap, AHashSet};
-use envforge_domain::access::{Action, ActorFacts, Facts, Grant, Grantee, Request, Resource, Role, Scope, authorize};
+use envforge_domain::access::{Action, ActorFacts, Facts, Grant, Grantee, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Position, Surface};
 use envforge_domain::ids::{OrgId, TeamId, UserId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::slug::{OrgSlug, TeamSlug};
 use envforge_domain::time::UnixMillis;
 
+use super::grants::{Grants, Holder};
 use super::people::UserFacts;
 
 /// Later than any end.
@@ -22,10 +22,10 @@ pub(super) struct OrganizationFacts {
     pub(super) slug: OrgSlug,
     pub(super) name: String,
     pub(super) policy: OrganizationPolicy,
-    /// With the teams that each is in.
-    members: AHashMap<UserId, Vec<TeamId>>,
+    /// With whose grants count for each: their own and those of their teams, sorted by holder.
+    members: AHashMap<UserId, Vec<(Holder, Grantee)>>,
     teams: AHashMap<TeamId, TeamFacts>,
-    grants: AHashMap<Grantee, Grants>,
+    grants: Grants,
 }
 
 #[derive(Clone)]
@@ -33,10 +33,6 @@ struct TeamFacts {
     slug: TeamSlug,
     members: AHashSet<UserId>,
 }
-
-/// The grants of one grantee, by where they reach, so that those for a resource are found among thousands.
-#[derive(Clone, Default)]
-struct Grants(Vec<Grant>);
 
 /// Whose rights an event may have changed.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,39 +59,6 @@ pub struct TeamDetail {
     pub grants: Vec<Grant>,
 }
 
-impl Grants {
-    fn place(&self, scope: Scope, role: Role) -> Result<usize, usize> {
-        self.0.binary_search_by(|held| (held.scope, held.role).cmp(&(scope, role)))
-    }
-
-    fn put(&mut self, grant: Grant) {
-        match self.place(grant.scope, grant.role) {
-            Ok(at) => self.0[at] = grant,
-            Err(at) => self.0.insert(at, grant),
-        }
-    }
-
-    fn take(&mut self, scope: Scope, role: Role) {
-        if let Ok(at) = self.place(scope, role) {
-            self.0.remove(at);
-        }
-    }
-
-    fn at(&self, scope: Scope) -> impl Iterator<Item = &Grant> {
-        // Short lists are the rule, and to walk one is faster than to search it.
-        let from = if self.0.len() <= 8 { 0 } else { self.0.partition_point(|held| held.scope < scope) };
-        self.0[from..].iter().skip_while(move |held| held.scope < scope).take_while(move |held| held.scope == scope)
-    }
-
-    fn reaching(&self, resource: &Resource, found: &mut Vec<Grant>) {
-        found.extend(self.at(Scope::Organization));
-        let Some(project) = resource.project() else { return };
-        found.extend(self.at(Scope::Project(project)));
-        let Some(workspace) = resource.workspace() else { return };
-        found.extend(self.at(Scope::Workspace { project, workspace }));
-    }
-}
-
 impl OrganizationFacts {
     pub(super) fn new(org: OrgId, slug: OrgSlug, name: String) -> Self {
         Self {
@@ -105,7 +68,7 @@ impl OrganizationFacts {
             policy: OrganizationPolicy::default(),
             members: AHashMap::new(),
             teams: AHashMap::new(),
-            grants: AHashMap::new(),
+            grants: Grants::default(),
         }
     }
 
@@ -117,27 +80,28 @@ impl OrganizationFacts {
         self.members.keys().copied()
     }
 
-    /// What somebody holds, their own and through teams, each as the grantee's.
-    fn holdings(&self, user: UserId) -> impl Iterator<Item = &Grants> {
-        let teams = self.members.get(&user).into_iter().flatten().map(|team| Grantee::Team(*team));
-        std::iter::once(Grantee::User(user)).chain(teams).filter_map(|grantee| self.grants.get(&grantee))
-    }
-
     /// The grants of somebody and of their teams that may count for a resource.
     pub(super) fn reaching(&self, user: UserId, resource: &Resource) -> Vec<Grant> {
-        let mut found = Vec::with_capacity(4);
-        self.holdings(user).for_each(|grants| grants.reaching(resource, &mut found));
-        found
+        self.members.get(&user).map(|grantees| self.grants.reaching(grantees, resource)).unwrap_or_default()
     }
 
     /// All live grants of somebody, their own and those of their teams.
     pub(super) fn grants_of(&self, user: UserId, now: UnixMillis) -> Vec<Grant> {
-        self.holdings(user).flat_map(|grants| &grants.0).filter(|grant| grant.is_live(now)).copied().collect()
+        let grantees = self.members.get(&user).into_iter().flatten();
+        let grants = grantees.flat_map(|(_, grantee)| self.grants.of(*grantee));
+        grants.filter(|grant| grant.is_live(now)).copied().collect()
+    }
+
+    fn teams_with(&self, user: UserId) -> impl Iterator<Item = TeamId> {
+        self.members.get(&user).into_iter().flatten().filter_map(|(_, grantee)| match grantee {
+            Grantee::Team(team) => Some(*team),
+            Grantee::User(_) => None,
+        })
     }
 
     pub(super) fn teams_of(&self, user: UserId) -> Vec<(TeamId, TeamSlug)> {
-        let teams = self.members.get(&user).into_iter().flatten();
-        let mut teams: Vec<_> = teams.filter_map(|id| Some((*id, self.teams.get(id)?.slug.clone()))).collect();
+        let named = |team| Some((team, self.teams.get(&team)?.slug.clone()));
+        let mut teams: Vec<_> = self.teams_with(user).filter_map(named).collect();
         teams.sort_unstable();
         teams
     }
@@ -161,7 +125,7 @@ impl OrganizationFacts {
         let team = self.teams.get(&id)?;
         let mut members: Vec<_> = team.members.iter().copied().collect();
         members.sort_unstable();
-        let grants = self.grants.get(&Grantee::Team(id)).map(|grants| grants.0.clone()).unwrap_or_default();
+        let grants = self.grants.of(Grantee::Team(id)).to_vec();
         Some(TeamDetail { team: id, slug: team.slug.clone(), members, grants })
     }
 
@@ -194,26 +158,28 @@ impl OrganizationFacts {
         match event {
             OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => return Touched::Nobody,
             OrganizationEvent::MemberAdded { user } => {
-                self.members.entry(*user).or_default();
+                let grantee = Grantee::User(*user);
+                let holder = self.grants.holder(grantee);
+                self.members.entry(*user).or_insert_with(|| vec![(holder, grantee)]);
                 return Touched::Members(vec![*user]);
             }
             OrganizationEvent::MemberRemoved { user } => {
-                for team in self.members.remove(user).into_iter().flatten() {
-                    if let Some(team) = self.teams.get_mut(&team) {
+                for (_, grantee) in self.members.remove(user).into_iter().flatten() {
+                    if let Grantee::Team(team) = grantee
+                        && let Some(team) = self.teams.get_mut(&team)
+                    {
                         team.members.remove(user);
                     }
                 }
-                self.grants.remove(&Grantee::User(*user));
+                self.grants.take_all(Grantee::User(*user));
                 return Touched::Members(vec![*user]);
             }
             OrganizationEvent::RoleAssigned { grant } => {
-                self.grants.entry(grant.grantee).or_default().put(*grant);
+                self.grants.put(*grant);
                 return self.holders(grant.grantee);
             }
             OrganizationEvent::RoleRevoked { grantee, role, scope } => {
-                if let Some(grants) = self.grants.get_mut(grantee) {
-                    grants.take(*scope, *role);
-                }
+                self.grants.take(*grantee, *role, *scope);
                 return self.holders(*grantee);
             }
             OrganizationEvent::PolicyChanged { policy } => {
@@ -231,20 +197,18 @@ impl OrganizationFacts {
             OrganizationEvent::TeamDeleted { team } => {
                 let touched = self.holders(Grantee::Team(*team));
                 if let Some(gone) = self.teams.remove(team) {
-                    for user in gone.members {
-                        if let Some(teams) = self.members.get_mut(&user) {
-                            teams.retain(|other| other != team);
-                        }
-                    }
+                    gone.members.into_iter().for_each(|user| self.forget_team_of(user, *team));
                 }
-                self.grants.remove(&Grantee::Team(*team));
+                self.grants.take_all(Grantee::Team(*team));
                 return touched;
             }
             OrganizationEvent::TeamMemberAdded { team, user } => {
-                if let (Some(facts), Some(teams)) = (self.teams.get_mut(team), self.members.get_mut(user))
+                if let (Some(facts), Some(grantees)) = (self.teams.get_mut(team), self.members.get_mut(user))
                     && facts.members.insert(*user)
                 {
-                    teams.push(*team);
+                    let grantee = Grantee::Team(*team);
+                    grantees.push((self.grants.holder(grantee), grantee));
+                    grantees.sort_unstable_by_key(|(holder, _)| *holder);
                 }
                 return Touched::Members(vec![*user]);
             }
@@ -252,13 +216,17 @@ impl OrganizationFacts {
                 if let Some(facts) = self.teams.get_mut(team) {
                     facts.members.remove(user);
                 }
-                if let Some(teams) = self.members.get_mut(user) {
-                    teams.retain(|other| other != team);
-                }
+                self.forget_team_of(*user, *team);
                 return Touched::Members(vec![*user]);
             }
         }
         Touched::Nobody
+    }
+
+    fn forget_team_of(&mut self, user: UserId, team: TeamId) {
+        if let Some(grantees) = self.members.get_mut(&user) {
+            grantees.retain(|(_, grantee)| *grantee != Grantee::Team(team));
+        }
     }
 
     fn holders(&self, grantee: Grantee) -> Touched {

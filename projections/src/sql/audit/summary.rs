@@ -3,7 +3,7 @@
 use envforge_domain::access::{Grantee, Scope};
 use envforge_domain::claim::ClaimEvent;
 use envforge_domain::denial::DeniedAttempts;
-use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent};
+use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, LinkReceipt};
 use envforge_domain::event::Event;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
@@ -261,6 +261,10 @@ fn link(event: &DevLinkEvent, name: &str, names: &Names<'_>) -> String {
         DevLinkEvent::Expired => format!("The link “{name}” expired"),
         DevLinkEvent::Revoked { reason: Some(reason) } => format!("Revoked the link “{name}”: {reason}"),
         DevLinkEvent::Revoked { reason: None } => format!("Revoked the link “{name}”"),
+        DevLinkEvent::RevocationRecorded { receipt: LinkReceipt { sessions, sockets, took } } => {
+            let sockets = sockets.map(|sockets| format!(", {sockets} connections")).unwrap_or_default();
+            format!("Of the link “{name}” were closed: {sessions} sessions{sockets}, in {took}")
+        }
     }
 }
 

@@ -488,6 +488,7 @@ impl DirectoryModel {
                 row.ended_at = Some(at.time);
                 row.revoke_reason.clone_from(reason);
             }
+            DevLinkEvent::RevocationRecorded { .. } => {}
         }
     }
 
