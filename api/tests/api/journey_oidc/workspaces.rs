@@ -156,7 +156,14 @@ async fn a_session_for_workspaces_is_refused_by_everything_else() {
                     continue;
                 }
                 let path = path.replace("{org}", "acme").replace("{workspace}", "signed-links").replace(['{', '}'], "");
+                // What an operation cannot do without is looked for first.
+                let described = serde_json::to_value(operation).unwrap();
+                let parameters = described["parameters"].as_array().into_iter().flatten();
+                let needed = parameters.filter(|parameter| parameter["in"] == "query" && parameter["required"] == true);
+                let query: String = needed.map(|needed| format!("{}=1&", needed["name"].as_str().unwrap())).collect();
+                let path = format!("{path}?{query}");
                 let asked = browser.of_api(method.clone(), &path, Some(&origin)).await;
+                assert_eq!(asked.code(), "session_of_another_surface", "{method} {path}: {asked:?}");
                 let told = asked.expect_problem(403, "session_of_another_surface");
                 assert_eq!(told.text("surface"), "gateway", "{method} {path}");
                 refused += 1;
