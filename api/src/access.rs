@@ -3,6 +3,7 @@
 //! Owns the extraction of a `Caller` from a request, the way from names in a path to ids, and the one call that gets a
 //! `Permit`. Not here: the policy (domain) and the facts (projections).
 
+mod browser_caller;
 mod service_caller;
 
 use std::sync::Arc;
@@ -133,7 +134,7 @@ where
             _ => None,
         };
         let presented = match (&of_browser, token) {
-            (Some(cookie), _) => Presented::Cookie(cookie),
+            (Some((_, value)), _) => Presented::Cookie(value),
             (None, Some(token)) => Presented::Bearer(token),
             (None, None) => {
                 return Err(Problem::new(
@@ -156,7 +157,11 @@ where
             }
             VerifyError::Credentials(error) => Problem::internal(error.to_string()),
         })?;
-        if named.is_some_and(|named| named != signed_in.surface) {
+        // A browser's session for workspaces counts where they are opened (`browser_caller`) and nowhere else, whatever name its
+        // cookie is given; and no cookie counts under the other one's name.
+        let of_cookie = of_browser.as_ref().and_then(|(cookie, _)| cookie.surface());
+        let other = [named, of_cookie].into_iter().flatten().any(|surface| surface != signed_in.surface);
+        if other || signed_in.surface == Surface::Gateway {
             return Err(other_surface(signed_in.surface));
         }
         Ok(Self {

@@ -2,6 +2,7 @@
 //!
 //! The cookie is opaque and names a session of the log; nothing but its hash is stored. Not here: how a browser signs in (`endpoints::oidc`).
 
+use envforge_domain::commit::Surface;
 use envforge_domain::secret::Secret;
 use envforge_domain::time::Millis;
 use envforge_identity::oidc::PublicUrl;
@@ -19,13 +20,36 @@ pub(crate) struct Browsers {
     https: bool,
 }
 
-/// Which of our cookies.
-#[derive(Clone, Copy)]
+/// Which of our cookies. One for each surface: neither sign-in takes the other's place, and none counts under the other's name
+/// (docs/adr/0010).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cookie {
-    /// Who is signed in.
-    Session,
+    /// Who is signed in to EnvForge itself.
+    Console,
+    /// Who is signed in for opening workspaces alone.
+    Workspaces,
     /// In which browser a sign-in was begun.
     Flow,
+}
+
+impl Cookie {
+    /// The cookie of a browser's session.
+    pub(crate) const fn of(surface: Surface) -> Option<Self> {
+        match surface {
+            Surface::Console => Some(Self::Console),
+            Surface::Gateway => Some(Self::Workspaces),
+            Surface::Api | Surface::Cli | Surface::Agent => None,
+        }
+    }
+
+    /// The surface of the sessions that it names.
+    pub(crate) const fn surface(self) -> Option<Surface> {
+        match self {
+            Self::Console => Some(Surface::Console),
+            Self::Workspaces => Some(Surface::Gateway),
+            Self::Flow => None,
+        }
+    }
 }
 
 impl Browsers {
@@ -37,8 +61,10 @@ impl Browsers {
     /// one without the prefix and without `Secure`.
     fn name(&self, cookie: Cookie) -> &'static str {
         match (cookie, self.https) {
-            (Cookie::Session, true) => "__Host-envforge-session",
-            (Cookie::Session, false) => "envforge-session",
+            (Cookie::Console, true) => "__Host-envforge-session",
+            (Cookie::Console, false) => "envforge-session",
+            (Cookie::Workspaces, true) => "__Host-envforge-workspaces",
+            (Cookie::Workspaces, false) => "envforge-workspaces",
             (Cookie::Flow, true) => "__Host-envforge-sign-in",
             (Cookie::Flow, false) => "envforge-sign-in",
         }
@@ -86,12 +112,16 @@ impl Browsers {
         }
     }
 
-    /// The cookie by which a request says whose it is. A request with `Authorization` is a program's, whatever else it carries.
-    pub(crate) fn presented(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Secret>, Problem> {
+    /// The cookie by which a request says whose it is. A request with `Authorization` is a program's, whatever else it carries. The one for
+    /// workspaces counts for nothing here: it is looked at where there is no other, so that its browser is told why.
+    pub(crate) fn presented(&self, method: &Method, headers: &HeaderMap) -> Result<Option<(Cookie, Secret)>, Problem> {
         if headers.contains_key(header::AUTHORIZATION) {
             return Ok(None);
         }
-        let Some(cookie) = self.get(Cookie::Session, headers) else { return Ok(None) };
+        let known = [Cookie::Console, Cookie::Workspaces].into_iter();
+        let Some(cookie) = known.filter_map(|cookie| Some((cookie, self.get(cookie, headers)?))).next() else {
+            return Ok(None);
+        };
         if !method.is_safe() && !self.is_of_our_pages(headers) {
             return Err(self.cross_site());
         }

@@ -1,4 +1,7 @@
 //! Bodies that forms of our pages send (`application/x-www-form-urlencoded`): few short fields, read within a limit and a time.
+//!
+//! By hand on `percent-encoding`, and not by `form_urlencoded`, which puts replacement characters where something is no UTF-8: a password
+//! would silently become another one.
 
 use axum::body::Body;
 use envforge_domain::secret::Secret;

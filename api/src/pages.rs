@@ -143,6 +143,19 @@ pub(crate) fn home(person: &Person<'_>) -> Response {
     })
 }
 
+/// `/`, for who is signed in for workspaces alone.
+pub(crate) fn for_workspaces(person: &Person<'_>) -> Response {
+    respond(StatusCode::OK, "Signed in to workspaces", Some(&[]), |html| {
+        html.raw("<h1>You are signed in to workspaces</h1><p>This browser opens workspaces of <strong>")
+            .text(person.organization)
+            .raw("</strong> as <strong>")
+            .text(person.email)
+            .raw("</strong>, and does nothing else in your name.</p><a class=\"button\" href=\"/sign-in\">Sign in to EnvForge</a>")
+            .raw("<form method=\"post\" action=\"/sign-out\"><button type=\"submit\" class=\"quiet\">Sign out</button></form>")
+            .raw("<p class=\"note\">Signing out closes every workspace that this browser has open.</p>")
+    })
+}
+
 pub(crate) fn signed_out() -> Response {
     respond(StatusCode::OK, "Signed out", None, |html| {
         html.raw("<h1>You are signed out</h1><p role=\"status\">Workspaces that this browser had open are closed.</p>")

@@ -23,10 +23,12 @@ use envforge_identity::sessions::SESSION_LIFETIME;
 use envforge_identity::sign_in::{Identity, Proven};
 use envforge_identity::tokens::{Description, Session};
 use envforge_projections::Hot;
+use http::HeaderMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::access::{Access, Caller};
+use crate::browser::Cookie;
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::instant;
@@ -85,7 +87,7 @@ struct SignedInOrg {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct SessionShown {
     id: String,
-    /// `api`, `cli`, `console` or `gateway` (one workspace's host): the session counts nowhere else.
+    /// `api`, `cli`, `console` or `gateway` (one workspace's host, or the sign-in that opens them): the session counts nowhere else.
     surface: String,
     /// What the program calls itself.
     client: String,
@@ -310,6 +312,23 @@ impl Sessions {
                 Err(Problem::new("membership_ended", "You do not belong to this organization any more."))
             }
         }
+    }
+
+    /// Whom this cookie of a browser speaks for, if its session still counts, as the log's leader has it: whoever signed out at
+    /// another process is nobody here either.
+    pub(crate) async fn in_browser(
+        &self,
+        cookie: Cookie,
+        headers: &HeaderMap,
+        arrival: &Arrival,
+    ) -> Result<Option<Caller>, Problem> {
+        let Some(caller) = self.access.in_browser(cookie, headers, arrival).await? else { return Ok(None) };
+        let Caller { user, org, expires_at, .. } = caller;
+        let session = Session { user, org, session: caller.session_id()?, expires_at };
+        Ok(match self.standing(&session, arrival.now).await? {
+            Standing::Live { .. } => Some(caller),
+            Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => None,
+        })
     }
 
     pub(crate) async fn standing(&self, session: &Session, now: UnixMillis) -> Result<Standing, Problem> {

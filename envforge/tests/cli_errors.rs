@@ -3,97 +3,21 @@
 //! The API here is a double that answers canned errors. What succeeds is tested against the real one (`cli_dev`).
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+mod double;
+
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use envforge_testkit::{TestDir, free_port};
 use serde_json::{Value, json};
 
+use double::{Double, problem};
+
 const ACCESS: &str = "secret-access-token";
 const REFRESH: &str = "secret-refresh-token";
-
-/// A request that the double got.
-#[derive(Clone, Debug)]
-struct Request {
-    line: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-}
-
-/// Answers each request with the next of its answers, and the last one for ever.
-struct Double {
-    url: String,
-    got: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Double {
-    /// `answers`: status, more header lines, body.
-    fn answering(answers: Vec<(u16, &'static str, String)>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let got = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&got);
-        std::thread::spawn(move || {
-            for (index, stream) in listener.incoming().enumerate() {
-                let (status, headers, body) = &answers[index.min(answers.len() - 1)];
-                let Some(request) = answer(stream.unwrap(), *status, headers, body) else { return };
-                seen.lock().unwrap().push(request);
-            }
-        });
-        Self { url, got }
-    }
-
-    fn problem(status: u16, code: &str) -> Self {
-        Self::answering(vec![(status, "", problem(status, code))])
-    }
-
-    fn got(&self) -> Vec<Request> {
-        self.got.lock().unwrap().clone()
-    }
-}
-
-fn problem(status: u16, code: &str) -> String {
-    let instance = "urn:envforge:request:cor_7";
-    json!({"type": format!("/v1/problems/{code}"), "title": "It was refused", "status": status, "detail": "for a reason",
-        "code": code, "instance": instance})
-    .to_string()
-}
-
-fn answer(mut stream: TcpStream, status: u16, headers: &str, body: &str) -> Option<Request> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        match line.trim_end() {
-            "" => break,
-            text => lines.push(text.to_owned()),
-        }
-    }
-    let pairs = lines.iter().skip(1).filter_map(|line| line.split_once(':'));
-    let headers_got: Vec<_> = pairs.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
-    let request = Request { line: lines.first()?.clone(), headers: headers_got };
-    let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut ignored = vec![0; length];
-    reader.read_exact(&mut ignored).ok()?;
-    write!(
-        stream,
-        "HTTP/1.1 {status} X\r\ncontent-type: application/problem+json\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .ok()?;
-    Some(request)
-}
 
 /// Somebody who is signed in at `api`, with a token that is good for as long as `expires_in_ms`.
 fn signed_in(dir: &Path, api: &str, expires_at_unix_ms: u64) {
@@ -112,6 +36,7 @@ fn envforge(dir: &Path, api: &str, args: &[&str]) -> Output {
         .arg("--api")
         .arg(api)
         .env("ENVFORGE_CONFIG_DIR", dir)
+        .env("ENVFORGE_CREDENTIALS", "file")
         .env_remove("ENVFORGE_ORG")
         .current_dir(dir);
     let output = command.output().unwrap();
@@ -343,7 +268,10 @@ fn wrong_credentials_leave_nothing_behind() {
     let double = Double::problem(401, "wrong_credentials");
     let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
     command.args(["login", "--json", "--email", "dana@acme.example", "--password-stdin", "--api", &double.url]);
-    command.env("ENVFORGE_CONFIG_DIR", dir.path()).stdin(std::process::Stdio::piped());
+    command
+        .env("ENVFORGE_CONFIG_DIR", dir.path())
+        .env("ENVFORGE_CREDENTIALS", "file")
+        .stdin(std::process::Stdio::piped());
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"wrong horse\n").unwrap();

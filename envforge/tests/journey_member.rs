@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use envforge_testkit::{OIDC_WEB_SECRET, OidcOptions, OidcProvider, TestDir, TestProcess, eventually, free_port};
+use envforge_testkit::{
+    OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider, TestDir, TestProcess, eventually, free_port,
+};
 use serde_json::{Value, json};
 
 use browser::{Browser, assert_accessible, assert_looks, assert_says};
@@ -60,7 +62,7 @@ impl Member {
     }
 
     /// From the waking page to the app and out again.
-    fn uses_the_app_and_signs_out(&mut self, dev: &Dev, sessions: impl FnOnce()) {
+    fn uses_the_app_and_signs_out(&mut self, dev: &Dev, home: &str, me: &Value, sessions: impl FnOnce()) {
         let waking = self.reads("waking", &["Finding a place to run", "Starting the app"]);
         let workspace = dev.text("workspace_url");
         let asked = format!("{workspace}?from=the%20address%20bar");
@@ -76,7 +78,8 @@ impl Member {
             assert!(!ours || cookie["httpOnly"] == true && cookie["sameSite"] == "Lax", "{cookie}");
         }
         self.0.saw("second-tab");
-        self.reads("home", &["You are signed in", "Sign out"]);
+        let home = self.reads("home", &[home, "Sign out"]);
+        assert_eq!(home["me"], *me, "what the browser's session is good for at the API");
         sessions();
         self.0.go_on();
         let out = self.reads("signed-out", &["You are signed out"]);
@@ -114,7 +117,11 @@ impl Api {
     }
 
     async fn surfaces(&self) -> Vec<String> {
-        let sessions = self.get("/v1/me/sessions").await;
+        self.surfaces_at("/v1/me/sessions").await
+    }
+
+    async fn surfaces_at(&self, path: &str) -> Vec<String> {
+        let sessions = self.get(path).await;
         let mut found: Vec<_> = sessions["items"]
             .as_array()
             .unwrap()
@@ -143,7 +150,8 @@ async fn a_member_opens_a_workspace_with_a_password_and_signing_out_ends_all_of_
     let owner = Api::login(&dev).await;
     let handle = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| {
-        member.uses_the_app_and_signs_out(&dev, || {
+        let me = json!({ "status": 200, "code": null });
+        member.uses_the_app_and_signs_out(&dev, "You are signed in\n", &me, || {
             let surfaces = handle.block_on(owner.surfaces());
             assert_eq!(surfaces, ["api: api", "console: console", "gateway: web of signed-links"]);
         });
@@ -171,22 +179,27 @@ fn through_a_provider() {
     let provider = OidcProvider::start_with(&OidcOptions { web_redirect_uri, ..OidcOptions::default() });
     let settings = json!({
         "issuer": provider.issuer(), "audience": OidcOptions::default().audience, "api_url": api,
-        "clients": { "web": { "id": "web", "secret_file": "web.secret" }, "cli": { "id": "cli" } },
+        "clients": { "web": { "id": "web", "secret_file": "web.secret" }, "cli": { "id": "cli" },
+            "gateway": { "id": "gateway", "secret_file": "gateway.secret" } },
         "organizations": [{ "provider_id": "org_acme", "slug": "acme", "join": true, "role": "developer" }],
     });
     std::fs::write(place.join("web.secret"), OIDC_WEB_SECRET).unwrap();
+    std::fs::write(place.join("gateway.secret"), OIDC_GATEWAY_SECRET).unwrap();
     std::fs::write(place.join("oidc.json"), settings.to_string()).unwrap();
     let dev = Dev::start(&place, port, Some(&place.join("oidc.json")));
     let mut member = Member::open(&dev, "provider", "", &shots(&place, "provider"));
     member.reads("sign-in", &["Continue with 127.0.0.1", "or with a password"]);
     let handle = tokio::runtime::Handle::current();
-    member.uses_the_app_and_signs_out(&dev, || {
+    let me = json!({ "status": 403, "code": "session_of_another_surface" });
+    member.uses_the_app_and_signs_out(&dev, "You are signed in to workspaces", &me, || {
         // Somebody else ends their sessions: the receipt says what that closed, the open socket included.
         let receipt = handle.block_on(async {
             let owner = Api::login(&dev).await;
             let members = owner.get("/v1/orgs/acme/members").await;
             let ada = members["items"].as_array().unwrap().iter().find(|member| member["email"] == "ada@acme.test");
             let user = ada.unwrap_or_else(|| panic!("{members}"))["user"].as_str().unwrap().to_owned();
+            let open = owner.surfaces_at(&format!("/v1/orgs/acme/members/{user}/sessions")).await;
+            assert_eq!(open, ["gateway: sign-in to workspaces", "gateway: web of signed-links"]);
             let url = format!("{}/v1/orgs/acme/members/{user}/sessions", owner.url);
             let answer = owner.client.delete(url).bearer_auth(&owner.token).send().await.unwrap();
             assert_eq!(answer.status(), 200);

@@ -19,6 +19,7 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261126193000_attempts_and_invitations",
     "20261126200000_oidc",
     "20261127030000_service_tokens",
+    "20261127100000_oidc_flow_client",
 ];
 
 pub(crate) fn migrator() -> Migrator {

@@ -1,4 +1,4 @@
-//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, other processes, free ports, folders, conditions with a deadline.
+//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, a keyring, other processes, free ports, folders, conditions with a deadline.
 //!
 //! It owns no test and knows no crate of the product, so that any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
 //! test` does, and hands the paths over in `ENVFORGE_TEST_*` variables.
@@ -15,6 +15,7 @@
 )]
 
 mod dir;
+mod keyring;
 mod nats;
 mod oidc;
 mod port;
@@ -24,6 +25,7 @@ pub mod tools;
 mod wait;
 
 pub use dir::TestDir;
+pub use keyring::SessionBus;
 pub use nats::{NatsOptions, NatsServer};
 pub use oidc::{OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider};
 pub use port::free_port;

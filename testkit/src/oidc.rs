@@ -25,7 +25,7 @@ pub const OIDC_GATEWAY_SECRET: &str = "the-gateway-client-of-tests-has-this-one"
 pub struct OidcOptions {
     /// `aud` of access tokens.
     pub audience: String,
-    /// Where the Web App client may be called back.
+    /// Where the clients of browsers, Web App and Gateway, may be called back.
     pub web_redirect_uri: String,
     /// How long a device may wait for its person, in seconds.
     pub device_code_seconds: u64,
@@ -41,8 +41,8 @@ impl Default for OidcOptions {
     }
 }
 
-/// A running provider on 127.0.0.1 with the clients `web` (code, secret), `cli` (device and loopback, no secret) and `gateway` (secret). Ends
-/// on drop. Whoever opens `/authorize` is signed in at once as the person of `be`.
+/// A running provider on 127.0.0.1 with the clients `web` (code, secret), `cli` (device and loopback, no secret) and `gateway` (code,
+/// secret). Ends on drop. Whoever opens `/authorize` is signed in at once as the person of `be`.
 #[derive(Debug)]
 pub struct OidcProvider {
     process: TestProcess,
@@ -71,7 +71,7 @@ impl OidcProvider {
             r#"{{"audience":"{audience}","device_code_seconds":{device_code_seconds},"clients":[
                 {{"id":"web","secret":"{OIDC_WEB_SECRET}","redirect_uris":["{web_redirect_uri}"]}},
                 {{"id":"cli","native":true,"device":true,"redirect_uris":["http://127.0.0.1/callback"]}},
-                {{"id":"gateway","secret":"{OIDC_GATEWAY_SECRET}","redirect_uris":["http://127.0.0.1:7080/callback"]}}]}}"#
+                {{"id":"gateway","secret":"{OIDC_GATEWAY_SECRET}","redirect_uris":["{web_redirect_uri}"]}}]}}"#
         );
         Self { process: spawn(&dir, port, &setup), port, setup, dir }
     }

@@ -21,6 +21,10 @@ pub enum Tool {
     OidcDir,
     /// The folder of Python packages that holds schemathesis; started by `python3` with that folder as `PYTHONPATH`.
     SchemathesisDir,
+    /// The executable of dbus-daemon, beside which `dbus-send` lies.
+    DbusDaemon,
+    /// The executable of gnome-keyring-daemon.
+    GnomeKeyring,
     /// The executable of nginx (benchmarks only).
     Nginx,
     /// The executable of wrk (benchmarks only).
@@ -41,6 +45,8 @@ impl Tool {
             Tool::Node => "ENVFORGE_TEST_NODE",
             Tool::OidcDir => "ENVFORGE_TEST_OIDC_DIR",
             Tool::SchemathesisDir => "ENVFORGE_TEST_SCHEMATHESIS_DIR",
+            Tool::DbusDaemon => "ENVFORGE_TEST_DBUS_DAEMON",
+            Tool::GnomeKeyring => "ENVFORGE_TEST_GNOME_KEYRING",
             Tool::Nginx => "ENVFORGE_BENCH_NGINX",
             Tool::Wrk => "ENVFORGE_BENCH_WRK",
         }
@@ -56,6 +62,8 @@ impl Tool {
             Tool::Node => "Node.js 20",
             Tool::OidcDir => "oidc-provider",
             Tool::SchemathesisDir => "schemathesis",
+            Tool::DbusDaemon => "dbus-daemon",
+            Tool::GnomeKeyring => "gnome-keyring-daemon",
             Tool::Nginx => "nginx",
             Tool::Wrk => "wrk",
         }
@@ -104,6 +112,8 @@ impl Tool {
                 let folder = tools.join("schemathesis");
                 folder.join("bin/schemathesis").is_file().then_some(folder)
             }
+            Tool::DbusDaemon => on_path("dbus-daemon").filter(|path| path.with_file_name("dbus-send").is_file()),
+            Tool::GnomeKeyring => on_path("gnome-keyring-daemon"),
             Tool::Nginx => on_path("nginx").or_else(|| existing("/usr/sbin/nginx")),
             Tool::Wrk => on_path("wrk"),
         })
@@ -167,6 +177,8 @@ mod tests {
             Tool::Node,
             Tool::OidcDir,
             Tool::SchemathesisDir,
+            Tool::DbusDaemon,
+            Tool::GnomeKeyring,
             Tool::Nginx,
             Tool::Wrk,
         ];

@@ -73,7 +73,9 @@ try {
 
   const home = await context.newPage();
   await home.goto(apiUrl);
-  say('home', await seenOn(home));
+  // What the browser's own session is good for at the API.
+  const own = await context.request.get(`${apiUrl}/v1/me`);
+  say('home', { me: { status: own.status(), code: (await own.json()).code ?? null }, ...(await seenOn(home)) });
   views.push(...(await looks(home, 'home')));
   await told.next();
   // Either they sign out themselves, or somebody else has ended their sessions by now.

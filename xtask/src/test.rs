@@ -76,7 +76,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 fn with_tools<'a>(command: &'a mut Command, toolbox: Option<&Toolbox>) -> &'a mut Command {
-    command.envs(toolbox.into_iter().flat_map(Toolbox::environment))
+    // The keyring of whoever runs the tests is none of theirs.
+    command.env("ENVFORGE_CREDENTIALS", "file").envs(toolbox.into_iter().flat_map(Toolbox::environment))
 }
 
 /// The sum over lines like `test result: ok. 3 passed; 0 failed; ...`.

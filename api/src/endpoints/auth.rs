@@ -290,11 +290,16 @@ async fn change_password(
 /// The session is of another surface than the request says.
 pub(crate) fn other_surface(surface: Surface) -> Problem {
     let token = surface.token();
-    Problem::new(
-        "session_of_another_surface",
-        format!("This session was opened for `{token}` and counts nowhere else. Leave `EnvForge-Surface` out, or sign in there."),
-    )
-    .with("surface", token)
+    let detail = match surface {
+        Surface::Gateway => {
+            "This browser is signed in for opening workspaces, which counts nowhere else. Sign in here: /sign-in."
+                .to_owned()
+        }
+        Surface::Api | Surface::Cli | Surface::Console | Surface::Agent => format!(
+            "This session was opened for `{token}` and counts nowhere else. Leave `EnvForge-Surface` out, or sign in there."
+        ),
+    };
+    Problem::new("session_of_another_surface", detail).with("surface", token)
 }
 
 /// What a program calls itself.

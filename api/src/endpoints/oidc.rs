@@ -9,7 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::OrgId;
-use envforge_domain::session::SessionEnd;
+use envforge_domain::session::{ClientName, SessionEnd};
 use envforge_domain::slug::OrgSlug;
 use envforge_identity::oidc::{
     Challenge, Client, DevicePoll, FlowError, InvalidToken, Loopback, Oidc, ProviderError, ReturnTo, Seen, TokenError,
@@ -26,7 +26,7 @@ use utoipa_axum::routes;
 
 use super::auth::{Auth, client_name};
 use super::oidc_mirror::{open_session, surface_of};
-use super::sign_in_page::{failed_page, is_navigation};
+use super::sign_in_page::{client_for, failed_page, is_navigation, welcome};
 use crate::address_rate::AddressRate;
 use crate::browser::{Browsers, Cookie};
 use crate::disclosed::Disclosed;
@@ -45,6 +45,8 @@ const ASKED_MAX: u32 = 600;
 /// A logout token has about 700 bytes.
 const LOGOUT_BODY_BYTES_MAX: usize = 32 * 1024;
 const TEXT_CHARS_MAX: usize = 256;
+/// What the list of sessions calls one that opens workspaces.
+const WORKSPACES_NAME: &str = "sign-in to workspaces";
 
 #[derive(Clone)]
 pub(crate) struct Login {
@@ -151,7 +153,8 @@ struct StartQuery {
     return_to: Option<String>,
 }
 
-/// Begin to sign in with a browser: it is sent to the provider.
+/// Begin to sign in with a browser: it is sent to the provider. On the way to a workspace (`return_to=/open?…`) as the Gateway's
+/// client, where there is one: the session that follows opens workspaces and counts for nothing else.
 #[utoipa::path(get, path = "/v1/auth/oidc/start", tag = "auth", params(StartQuery), responses((status = 303)),
     extensions(("x-envforge-action" = json!("public"))))]
 async fn start(
@@ -160,15 +163,17 @@ async fn start(
     headers: HeaderMap,
     Query(query): Query<StartQuery>,
 ) -> Result<Response, Problem> {
-    let (oidc, browsers) = state.provider_for(Client::Web)?;
+    let (oidc, _) = state.provider()?;
     let return_to = match query.return_to.as_deref() {
         None => ReturnTo::default(),
         Some(text) => ReturnTo::parse(text).map_err(|error| wrong_query("return_to", error))?,
     };
+    let client = client_for(oidc.config(), &return_to);
+    let (oidc, browsers) = state.provider_for(client)?;
     let organization = organization(oidc, &state.hot, query.organization.as_deref())?;
     state.begun.take(&arrival)?;
     let known = browsers.get(Cookie::Flow, &headers);
-    let begun = oidc.begin_web(organization.as_deref(), return_to, known, arrival.now).await?;
+    let begun = oidc.begin_web(client, organization.as_deref(), return_to, known, arrival.now).await?;
     let cookie = browsers.set(Cookie::Flow, &begun.browser, begun.lifetime)?;
     Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, location(&begun.url)?)])
         .into_response())
@@ -206,24 +211,24 @@ async fn called_back(
     headers: &HeaderMap,
     query: &CallbackQuery,
 ) -> Result<Response, Problem> {
-    let (oidc, browsers) = state.provider_for(Client::Web)?;
+    let (oidc, browsers) = state.provider()?;
     state.asked.take(arrival)?;
     let browser = browsers.get(Cookie::Flow, headers);
-    let answer = WebAnswer {
-        state: query.state.as_deref().unwrap_or_default(),
-        code: query.code.as_deref(),
-        error: query.error.as_deref(),
-        issuer: query.iss.as_deref(),
+    let returned = oidc.returned(query.state.as_deref().unwrap_or_default(), browser.as_ref(), arrival.now).await;
+    // Which client a made-up state was for, nobody can tell.
+    let returned = state.proven(returned, Client::Web, arrival)?;
+    let client = returned.client();
+    let answer = WebAnswer { code: query.code.as_deref(), error: query.error.as_deref(), issuer: query.iss.as_deref() };
+    let finished = oidc.finish_web(returned, answer, arrival.now).await;
+    let (proven, return_to) = state.proven(finished, client, arrival)?;
+    let name = match client {
+        Client::Gateway => {
+            Some(ClientName::parse(WORKSPACES_NAME).map_err(|error| Problem::internal(error.to_string()))?)
+        }
+        Client::Web | Client::Cli => None,
     };
-    let finished = oidc.finish_web(answer, browser.as_ref(), arrival.now).await;
-    let (proven, return_to) = state.proven(finished, Client::Web, arrival)?;
-    let opened = open_session(state, oidc, &proven, None, arrival).await?;
-    // Browsers remember no positions: what they read next must know whom it is asked by.
-    state.reads.settle(opened.position).await;
-    let cookie = state.auth.sessions.browser_cookie(&opened).await?;
-    let cookie = browsers.set(Cookie::Session, &cookie, opened.session.expires_at.since(arrival.now))?;
-    let onward = location(return_to.as_str())?;
-    Ok((StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, onward)]).into_response())
+    let opened = open_session(state, oidc, &proven, name, arrival).await?;
+    welcome(&state.auth, &state.reads, browsers, headers, &opened, &return_to, arrival).await
 }
 
 #[derive(Deserialize, ToSchema)]

@@ -17,10 +17,11 @@ use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::CommandId;
 use envforge_domain::secret::Secret;
+use envforge_domain::session::SessionEnd;
 use envforge_domain::slug::HostLabel;
 use envforge_domain::user::UserCommand;
 use envforge_domain::workspace::AccessMode;
-use envforge_identity::oidc::{Client, Oidc, ReturnTo};
+use envforge_identity::oidc::{self, Client, Oidc, ReturnTo};
 use envforge_identity::self_hosted::LoginAttempt;
 use envforge_identity::tokens::Session;
 use envforge_identity::workspace_handoff::{WorkspaceHandoff, browser_of};
@@ -39,7 +40,7 @@ use crate::page::Query;
 use crate::pages::{self, Person, SignInPage};
 use crate::problem::Problem;
 use crate::reads::Reads;
-use crate::sessions::{Opened, Standing, internal};
+use crate::sessions::{Opened, internal};
 use crate::share::Share;
 
 /// Forms that strangers send: they take no place of whoever has signed in.
@@ -87,33 +88,32 @@ async fn at_most(
     Ok(next.run(request).await)
 }
 
-/// Who asks, by their browser's session, if that still counts.
-struct Somebody(Option<Caller>);
+/// Who asks, by the sessions of their browser that still count.
+struct Somebody {
+    console: Option<Caller>,
+    /// In a session that opens workspaces and counts for nothing else.
+    workspaces: Option<Caller>,
+}
+
+impl Somebody {
+    /// Who opens workspaces here. Whoever is signed in to EnvForge itself comes first: that is who the pages say it is.
+    fn opener(&self) -> Option<&Caller> {
+        self.console.as_ref().or(self.workspaces.as_ref())
+    }
+}
 
 impl FromRequestParts<SignInPages> for Somebody {
     type Rejection = Page;
 
     async fn from_request_parts(parts: &mut Parts, state: &SignInPages) -> Result<Self, Page> {
-        match Caller::from_request_parts(parts, state).await {
-            Ok(caller) => {
-                // Pages are for people; a program that asks for one is nobody here.
-                let Ok(session) = caller.session_id() else { return Ok(Self(None)) };
-                // A terminal's session, or a program's, counts on its own surface: no workspace is opened from it.
-                if caller.surface != Surface::Console {
-                    return Ok(Self(None));
-                }
-                let Caller { user, org, expires_at, .. } = caller;
-                let session = Session { user, org, session, expires_at };
-                // As the log's leader has it: whoever signed out at another process is nobody here either.
-                let live = match state.auth.sessions.standing(&session, caller.arrival.now).await? {
-                    Standing::Live { .. } => true,
-                    Standing::NotAllowed { .. } | Standing::Ended | Standing::NotAMember => false,
-                };
-                Ok(Self(live.then_some(caller)))
-            }
-            Err(problem) if problem.code() == "unauthenticated" => Ok(Self(None)),
-            Err(problem) => Err(Page(problem)),
+        // Pages are for people in their browsers; a program or a terminal that asks for one is nobody here.
+        if parts.headers.contains_key(header::AUTHORIZATION) {
+            return Ok(Self { console: None, workspaces: None });
         }
+        let arrival = Arrival::from_request_parts(parts, state).await?;
+        let console = state.auth.sessions.in_browser(Cookie::Console, &parts.headers, &arrival).await?;
+        let workspaces = state.auth.sessions.in_browser(Cookie::Workspaces, &parts.headers, &arrival).await?;
+        Ok(Self { console, workspaces })
     }
 }
 
@@ -164,9 +164,10 @@ struct PageQuery {
 }
 
 async fn home(State(state): State<SignInPages>, somebody: Somebody) -> Result<Response, Page> {
-    match somebody.0 {
-        Some(caller) => state.with_person(&caller, pages::home),
-        None => Ok(see_other("/sign-in")?),
+    match (somebody.console, somebody.workspaces) {
+        (Some(caller), _) => state.with_person(&caller, pages::home),
+        (None, Some(caller)) => state.with_person(&caller, pages::for_workspaces),
+        (None, None) => Ok(see_other("/sign-in")?),
     }
 }
 
@@ -177,7 +178,8 @@ async fn page(
 ) -> Result<Response, Page> {
     // A target that is none of ours is not followed, and not argued about.
     let return_to = query.return_to.as_deref().and_then(|text| ReturnTo::parse(text).ok()).unwrap_or_default();
-    if somebody.0.is_some() {
+    let there = if is_way_to_workspace(&return_to) { somebody.opener() } else { somebody.console.as_ref() };
+    if there.is_some() {
         return Ok(see_other(return_to.as_str())?);
     }
     Ok(state.sign_in_page(&return_to, "", None))
@@ -191,10 +193,13 @@ async fn sign_in(State(state): State<SignInPages>, arrival: Arrival, request: ax
     };
     let return_to = ReturnTo::parse(form.text("return_to")).unwrap_or_default();
     match state.signed_in(&parts.headers, &form, &arrival).await {
-        Ok(opened) => match state.welcome(&opened, &return_to, &arrival).await {
-            Ok(response) => response,
-            Err(problem) => Page(problem).into_response(),
-        },
+        Ok(opened) => {
+            let SignInPages { auth, reads, browsers, .. } = &state;
+            match welcome(auth, reads, browsers, &parts.headers, &opened, &return_to, &arrival).await {
+                Ok(response) => response,
+                Err(problem) => Page(problem).into_response(),
+            }
+        }
         Err(problem) => {
             count(&problem);
             state.sign_in_page(&return_to, form.text("email"), Some(&problem))
@@ -206,12 +211,18 @@ async fn sign_out(State(state): State<SignInPages>, request: axum::extract::Requ
     let (mut parts, body) = request.into_parts();
     state.browsers.check_form(&parts.headers)?;
     let form = Form::read(&parts.headers, body).await?;
-    let Somebody(caller) = Somebody::from_request_parts(&mut parts, &state).await?;
-    if let Some(caller) = caller {
+    let Somebody { console, workspaces } = Somebody::from_request_parts(&mut parts, &state).await?;
+    // Both, so that nothing of this browser stays open. Everywhere is for the one that may do more than open workspaces.
+    if let Some(caller) = console {
         state.end(&caller, form.text("everywhere") == "yes").await?;
     }
+    if let Some(caller) = workspaces {
+        end_in_browser(&state.auth, &caller).await?;
+    }
     let mut response = see_other("/signed-out")?;
-    response.headers_mut().append(header::SET_COOKIE, state.browsers.clear(Cookie::Session)?);
+    for cookie in [Cookie::Console, Cookie::Workspaces] {
+        response.headers_mut().append(header::SET_COOKIE, state.browsers.clear(cookie)?);
+    }
     Ok(response)
 }
 
@@ -237,7 +248,7 @@ async fn open(
     let wrong = || Problem::new("query_invalid", "Open the workspace again: this address is not one that it sends to.");
     let host = HostLabel::parse(&query.host).ok_or_else(wrong)?;
     let browser = browser_of(&query.browser).ok_or_else(wrong)?;
-    let Some(caller) = somebody.0 else {
+    let Some(caller) = somebody.opener() else {
         let back = format!("{OPEN_PATH}?host={}&browser={}", query.host, query.browser);
         return Ok(see_other(&format!("/sign-in?return_to={}", encoded(&back)))?);
     };
@@ -246,14 +257,14 @@ async fn open(
     let found = found.filter(|found| found.access_mode == AccessMode::SignedLinks && !found.archived);
     let Some(found) = found else {
         count(&Problem::not_found());
-        return state.with_person(&caller, pages::not_yours);
+        return state.with_person(caller, pages::not_yours);
     };
     let (org, project, workspace) = (found.org, found.project, found.workspace);
-    let permit = match state.access.opening(&caller, Resource::Workspace { org, project, workspace }).await {
+    let permit = match state.access.opening(caller, Resource::Workspace { org, project, workspace }).await {
         Ok(permit) => permit,
         Err(problem) if problem.status() == StatusCode::FORBIDDEN || problem.status() == StatusCode::NOT_FOUND => {
             count(&problem);
-            return state.with_person(&caller, pages::not_yours);
+            return state.with_person(caller, pages::not_yours);
         }
         Err(problem) => return Err(problem.into()),
     };
@@ -274,14 +285,15 @@ async fn open(
 
 impl SignInPages {
     fn sign_in_page(&self, return_to: &ReturnTo, email: &str, problem: Option<&Problem>) -> Response {
-        let oidc = self.oidc.as_ref().filter(|oidc| oidc.config().client(Client::Web).is_some());
-        let provider = oidc.map(|oidc| host_of(oidc.config().issuer()).to_owned());
+        let config = self.oidc.as_ref().map(|oidc| oidc.config());
+        let config = config.filter(|config| config.client(client_for(config, return_to)).is_some());
+        let provider = config.map(|config| host_of(config.issuer()).to_owned());
         let page = SignInPage {
             provider: provider.as_deref(),
             return_to,
             email,
             problem,
-            from_workspace: return_to.as_str().starts_with("/open?"),
+            from_workspace: is_way_to_workspace(return_to),
         };
         pages::sign_in(&page, &self.share.gateway().hosts())
     }
@@ -294,17 +306,6 @@ impl SignInPages {
         let session = self.auth.sessions.new_session(&proven, arrival.now)?;
         let opened = self.auth.sessions.open_as(session, &proven, Surface::Console, None, arrival).await;
         self.access.sign_in_outcome(opened, Some((proven.org, proven.user)), Surface::Console, arrival)
-    }
-
-    /// Signs the browser in and sends it on.
-    async fn welcome(&self, opened: &Opened, return_to: &ReturnTo, arrival: &Arrival) -> Result<Response, Problem> {
-        // Browsers remember no positions: what they read next must know whom it is asked by.
-        self.reads.settle(opened.position).await;
-        let cookie = self.auth.sessions.browser_cookie(opened).await?;
-        let lifetime = opened.session.expires_at.since(arrival.now);
-        let mut response = see_other(return_to.as_str())?;
-        response.headers_mut().append(header::SET_COOKIE, self.browsers.set(Cookie::Session, &cookie, lifetime)?);
-        Ok(response)
     }
 
     async fn end(&self, caller: &Caller, everywhere: bool) -> Result<(), Problem> {
@@ -340,6 +341,53 @@ impl SignInPages {
         };
         Ok(page(&Person { name: &user.name, email: &user.email, organization: &org.name }))
     }
+}
+
+/// Signs a browser in and sends it on.
+pub(super) async fn welcome(
+    auth: &Auth,
+    reads: &Reads,
+    browsers: &Browsers,
+    headers: &HeaderMap,
+    opened: &Opened,
+    return_to: &ReturnTo,
+    arrival: &Arrival,
+) -> Result<Response, Problem> {
+    // Browsers remember no positions: what they read next must know whom it is asked by.
+    reads.settle(opened.position).await;
+    let cookie =
+        Cookie::of(opened.opened.surface).ok_or_else(|| internal("a browser has no session of that surface"))?;
+    let value = auth.sessions.browser_cookie(opened).await?;
+    let lifetime = opened.session.expires_at.since(arrival.now);
+    let mut response = see_other(return_to.as_str())?;
+    response.headers_mut().append(header::SET_COOKIE, browsers.set(cookie, &value, lifetime)?);
+    // A browser is one person's: what somebody else had open in it on the other surface is over.
+    let other = if cookie == Cookie::Console { Cookie::Workspaces } else { Cookie::Console };
+    if let Some(caller) = auth.sessions.in_browser(other, headers, arrival).await?
+        && caller.user != opened.session.user
+    {
+        end_in_browser(auth, &caller).await?;
+        response.headers_mut().append(header::SET_COOKIE, browsers.clear(other)?);
+    }
+    Ok(response)
+}
+
+/// Ends the session of a browser, because of what happens in that browser.
+async fn end_in_browser(auth: &Auth, caller: &Caller) -> Result<(), Problem> {
+    let Caller { user, org, expires_at, surface, .. } = *caller;
+    let session = Session { user, org, session: caller.session_id()?, expires_at };
+    auth.sessions.end(&session, SessionEnd::LoggedOut, surface, &caller.arrival).await
+}
+
+/// Whether somebody signs in in order to open a workspace.
+fn is_way_to_workspace(return_to: &ReturnTo) -> bool {
+    return_to.as_str().strip_prefix(OPEN_PATH).is_some_and(|rest| rest.starts_with('?'))
+}
+
+/// As which client a browser is sent to the provider: the Gateway's on the way to a workspace, where there is one.
+pub(super) fn client_for(config: &oidc::Config, return_to: &ReturnTo) -> Client {
+    let apart = is_way_to_workspace(return_to) && config.client(Client::Gateway).is_some();
+    if apart { Client::Gateway } else { Client::Web }
 }
 
 /// The host of an issuer, as people know their provider.

@@ -2,13 +2,14 @@
 
 mod events;
 mod refused;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use envforge_domain::time::Millis;
 use envforge_identity::oidc::Challenge;
-use envforge_testkit::{OIDC_WEB_SECRET, OidcOptions, OidcProvider, free_port};
+use envforge_testkit::{OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider, free_port};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -35,11 +36,14 @@ impl World {
         let audience = options.audience.clone();
         let provider = blocking(move || OidcProvider::start_with(&options)).await;
         let secrets = tempfile::tempdir().unwrap();
-        let secret_file = secrets.path().join("web");
-        std::fs::write(&secret_file, OIDC_WEB_SECRET).unwrap();
+        let [web, gateway] = [("web", OIDC_WEB_SECRET), ("gateway", OIDC_GATEWAY_SECRET)].map(|(id, secret)| {
+            let secret_file = secrets.path().join(id);
+            std::fs::write(&secret_file, secret).unwrap();
+            json!({ "id": id, "secret_file": secret_file })
+        });
         let mut settings = json!({
             "issuer": provider.issuer(), "audience": audience, "api_url": api_url,
-            "clients": { "web": { "id": "web", "secret_file": secret_file }, "cli": { "id": "cli" }, "gateway": { "id": "gateway" } },
+            "clients": { "web": web, "cli": { "id": "cli" }, "gateway": gateway },
             "organizations": [
                 { "provider_id": "org_acme", "slug": "acme", "join": true, "role": "viewer" },
                 { "provider_id": "org_strict", "slug": "strict" },

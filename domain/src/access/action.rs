@@ -74,7 +74,7 @@ use Role::{Admin, Billing, Create, Developer, Explore, Mod, Owner, Viewer};
 const PEOPLE: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console];
 /// The machine's command line: first start and recovery.
 const SETUP: &[Surface] = &[Surface::Cli];
-/// Those, and workspaces' own hosts.
+/// Those, and workspaces' own hosts with the sign-in that opens them.
 const PEOPLE_AND_GATEWAY: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console, Surface::Gateway];
 const GATEWAY: &[Surface] = &[Surface::Gateway];
 /// A host's agent, and EnvForge's own components that run beside it.
@@ -109,10 +109,10 @@ actions! {
     OrganizationRead "organization.read", Organization, [Owner Admin Developer Viewer Billing Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
     OrganizationChangePolicy "organization.change_policy", Organization, [Owner Admin Mod], [], PEOPLE;
     MemberRead "member.read", Organization, [Owner Admin Mod], [ServiceToken on SERVICES], PEOPLE;
-    MemberAdd "member.add", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
+    MemberAdd "member.add", Organization, [Owner Admin Mod], [System on PEOPLE_AND_GATEWAY], PEOPLE;
     MemberRemove "member.remove", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     /// Which roles may be given to whom is decided by `Role::may_grant`.
-    RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
+    RoleAssign "role.assign", Organization, [Owner Admin Mod], [System on PEOPLE_AND_GATEWAY], PEOPLE;
     RoleRevoke "role.revoke", Organization, [Owner Admin Mod], [System on SETUP], PEOPLE;
     TeamRead "team.read", Organization, [Owner Admin Mod], [ServiceToken on SERVICES], PEOPLE;
     TeamCreate "team.create", Organization, [Owner Admin Mod], [], PEOPLE;
@@ -121,10 +121,10 @@ actions! {
     TeamDelete "team.delete", Organization, [Owner Admin Mod], [], PEOPLE;
     TeamAddMember "team.add_member", Organization, [Owner Admin Mod], [], PEOPLE;
     TeamRemoveMember "team.remove_member", Organization, [Owner Admin Mod], [], PEOPLE;
-    UserCreate "user.create", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
+    UserCreate "user.create", Organization, [Owner Admin Mod], [System on PEOPLE_AND_GATEWAY], PEOPLE;
     UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     /// Records of signing in and out, written by the identity component.
-    UserRecordSession "user.record_session", Organization, [], [System on PEOPLE], NOWHERE;
+    UserRecordSession "user.record_session", Organization, [], [System on PEOPLE_AND_GATEWAY], NOWHERE;
     SessionRevokeOwn "session.revoke_own", Organization, [], [Member on PEOPLE], NOWHERE;
     ProfileRead "profile.read", Organization, [], [Member on PEOPLE], NOWHERE;
     ProjectCreate "project.create", Organization, [Owner Admin Create Mod], [ServiceToken on SERVICES], PEOPLE;

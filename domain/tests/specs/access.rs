@@ -373,6 +373,13 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
     let of_providers = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserDeactivate];
     let of_signing_in = [Action::UserRecordSession, Action::DenialRecord, Action::InvitationAccept];
     assert_eq!(for_people, [of_providers.as_slice(), &of_signing_in].concat());
+    // Of that, on the way to a workspace: that somebody signs in, and who they are at first sight.
+    let on_the_way = for_people.into_iter().filter(|action| {
+        let (actor, resource) = (Actor::System(Component::Identity), resource_for(*action));
+        ask(&system, actor, *action, resource, Surface::Gateway).is_ok() && *action != Action::DenialRecord
+    });
+    let at_first_sight = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserRecordSession];
+    assert_eq!(on_the_way.collect::<Vec<_>>(), at_first_sight);
 }
 
 #[test]

@@ -108,7 +108,7 @@ struct Which {
 }
 
 pub(super) async fn run(context: &Context, arguments: AuditArguments) -> Result<Exit, Failure> {
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
     match arguments.verb {
         AuditVerb::Log(arguments) => log(context, org, arguments).await?,
         AuditVerb::Replay { from, to, which, follow } => {

@@ -125,7 +125,7 @@ impl Client {
             api: settings.api.clone(),
             api_source: settings.api_source,
             http,
-            credentials: Credentials::in_folder(&settings.config_dir),
+            credentials: Credentials::in_folder(&settings.config_dir, settings.keep),
             instants,
             positions,
             position: Cell::new(position),
@@ -153,8 +153,8 @@ impl Client {
     ///
     /// # Errors
     /// `SignedOut` where nobody is.
-    pub(crate) fn account(&self) -> Result<Account, Failure> {
-        self.credentials.account(&self.api.key())?.ok_or_else(|| self.signed_out("you are not signed in"))
+    pub(crate) async fn account(&self) -> Result<Account, Failure> {
+        self.credentials.account(&self.api.key()).await?.ok_or_else(|| self.signed_out("you are not signed in"))
     }
 
     pub(crate) async fn get(&self, segments: &[&str], query: &Query<'_>) -> Result<Answer, Failure> {
@@ -223,6 +223,7 @@ impl Client {
 
     /// Exchanges e-mail address and password for tokens and stores them.
     pub(crate) async fn login(&self, email: &str, password: &Secret) -> Result<(Account, Value), Failure> {
+        self.credentials.can_keep().await?;
         let body = json!({ "email": email, "password": password.expose(), "client": CLIENT });
         let mut call = self.call(Method::POST, &["v1", "auth", "login"], &[], Some(body));
         call.signed = false;
@@ -252,7 +253,8 @@ impl Client {
 
     /// Changes the password of whoever is signed in, and stores the tokens of the session that follows.
     pub(crate) async fn change_password(&self, present: &Secret, new: &Secret) -> Result<Value, Failure> {
-        let email = self.account()?.email;
+        let email = self.account().await?.email;
+        self.credentials.can_keep().await?;
         let body = json!({ "password": present.expose(), "new_password": new.expose() });
         let mut call = self.call(Method::POST, &["v1", "auth", "change-password"], &[], Some(body));
         // Its answer opens a session: it is not kept for a repetition, which needs none either.
@@ -276,13 +278,13 @@ impl Client {
             org: tokens.org.id,
             org_slug: tokens.org.slug,
         };
-        self.credentials.lock().await?.put(&self.api.key(), &account)?;
+        self.credentials.lock().await?.put(&self.api.key(), &account).await?;
         Ok(account)
     }
 
     /// Asks whoever is signed in for their password, and keeps the access token that says so.
     async fn prove_again(&self) -> Result<(), Failure> {
-        let account = self.account()?;
+        let account = self.account().await?;
         let password = reauthentication::password(&account.email).await?;
         let body = json!({ "password": password.expose() });
         let mut call = self.call(Method::POST, &["v1", "auth", "reauthenticate"], &[], Some(body));
@@ -297,13 +299,13 @@ impl Client {
         let body: Value = serde_json::from_slice(&read_body(response).await?).unwrap_or_default();
         let proved: ProvedAnswer = view(&body)?;
         let locked = self.credentials.lock().await?;
-        let account = locked.account(&self.api.key())?.ok_or_else(|| self.signed_out("you are not signed in"))?;
+        let account = locked.account(&self.api.key()).await?.ok_or_else(|| self.signed_out("you are not signed in"))?;
         let account = Account {
             access_token: Secret::new(proved.access_token),
             access_expires_at_unix_ms: sent_at_ms.saturating_add(proved.expires_in.saturating_mul(1_000)),
             ..account
         };
-        locked.put(&self.api.key(), &account)
+        locked.put(&self.api.key(), &account).await
     }
 
     /// Waits until an exchange of tokens that has begun is stored: giving up in between would end the session.
@@ -441,7 +443,7 @@ impl Client {
     }
 
     async fn access_token(&self) -> Result<Secret, Failure> {
-        let account = self.account()?;
+        let account = self.account().await?;
         if self.has_time_left(&account) { Ok(account.access_token) } else { self.renew(None).await }
     }
 
@@ -527,7 +529,7 @@ impl Exchange {
         // INVARIANT: the refresh token is read and replaced under one lock. It can be used once; two processes that used the
         // same one would end the session.
         let locked = self.credentials.lock().await?;
-        let Some(mut account) = locked.account(&key)? else { return Ok(Exchanged::Ended) };
+        let Some(mut account) = locked.account(&key).await? else { return Ok(Exchanged::Ended) };
         let now_ms = self.instants.now_unix_millis();
         let renewed_by_another = match &self.refused {
             Some(refused) => !refused.matches(account.access_token.expose()),
@@ -546,7 +548,7 @@ impl Exchange {
         if !response.status().is_success() {
             let problem = read_problem(response).await;
             if problem.status == StatusCode::UNAUTHORIZED {
-                locked.remove(&key)?;
+                locked.remove(&key).await?;
                 return Ok(Exchanged::Ended);
             }
             return Ok(Exchanged::Refused(problem));
@@ -556,7 +558,7 @@ impl Exchange {
         account.access_token = Secret::new(tokens.access_token);
         account.refresh_token = Secret::new(tokens.refresh_token);
         account.access_expires_at_unix_ms = now_ms.saturating_add(tokens.expires_in.saturating_mul(1_000));
-        locked.put(&key, &account)?;
+        locked.put(&key, &account).await?;
         Ok(Exchanged::Token(account.access_token))
     }
 }

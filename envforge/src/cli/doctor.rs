@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::branch_slug;
 use super::checkout::{Checkout, git_version};
+use super::credentials::Whereabouts;
 use super::failure::{Exit, Failure};
 use super::manifest_file::{FILE, ManifestFile, Unusable};
 use super::output::{Output, printable};
@@ -82,9 +83,9 @@ impl Check {
 pub(super) async fn run(context: &Context, arguments: DoctorArguments) -> Result<Exit, Failure> {
     let output = &context.output;
     let (reachable, mut checks) = api(context).await;
-    let signed_in = if reachable { session(context).await } else { local_session(context) };
+    let signed_in = if reachable { session(context).await } else { local_session(context).await };
     checks.extend(signed_in);
-    checks.push(credentials_file(context));
+    checks.push(credentials(context).await);
     checks.push(git());
     let folder = repository(&arguments.directory);
     checks.push(folder.0);
@@ -92,7 +93,7 @@ pub(super) async fn run(context: &Context, arguments: DoctorArguments) -> Result
         let (check, file) = manifest(&checkout.root);
         checks.push(check);
         if let Some(file) = file {
-            checks.push(labels(context, checkout, &file));
+            checks.push(labels(context, checkout, &file).await);
         }
     }
     checks.push(gateway(context, reachable).await);
@@ -197,8 +198,8 @@ async fn session(context: &Context) -> Vec<Check> {
     }
 }
 
-fn local_session(context: &Context) -> Vec<Check> {
-    match context.client.account() {
+async fn local_session(context: &Context) -> Vec<Check> {
+    match context.client.account().await {
         Ok(account) => {
             vec![Check::warn("session", format!("{}, not checked: the API does not answer", account.email), "")]
         }
@@ -206,16 +207,33 @@ fn local_session(context: &Context) -> Vec<Check> {
     }
 }
 
-fn credentials_file(context: &Context) -> Check {
-    let path = context.client.credentials().path();
-    match private_file::is_open_to_others(&path) {
-        None => Check::ok("credentials", "none are stored"),
-        Some(false) => Check::ok("credentials", format!("{}, yours alone", path.display())),
-        Some(true) => Check::fail(
-            "credentials",
+/// Where the credentials for this API are, and whether they are this person's alone.
+async fn credentials(context: &Context) -> Check {
+    const NAME: &str = "credentials";
+    let credentials = context.client.credentials();
+    let path = credentials.path();
+    if private_file::is_open_to_others(&path) == Some(true) {
+        return Check::fail(
+            NAME,
             format!("{} can be read by others", path.display()),
             format!("`chmod 600 {}`, and sign out and in again: the tokens may be known", path.display()),
+        );
+    }
+    match credentials.whereabouts(&context.client.api().key()).await {
+        Ok(Whereabouts::Nowhere) => Check::ok(NAME, "none are stored"),
+        Ok(Whereabouts::Keyring(Ok(name))) => Check::ok(NAME, format!("in the keyring `{name}`")),
+        Ok(Whereabouts::Keyring(Err(why))) => Check::fail(
+            NAME,
+            format!("in this machine's keyring, which cannot be used: {why}"),
+            "unlock it, or sign in again: `envforge login`",
         ),
+        Ok(Whereabouts::File { next: Ok(name) }) => {
+            Check::ok(NAME, format!("{}, yours alone; to be moved to the keyring `{name}`", path.display()))
+        }
+        Ok(Whereabouts::File { next: Err(why) }) => {
+            Check::ok(NAME, format!("{}, yours alone; the keyring is not used: {why}", path.display()))
+        }
+        Err(failure) => Check::of(NAME, Verdict::Fail, &failure),
     }
 }
 
@@ -258,9 +276,9 @@ fn manifest(root: &Path) -> (Check, Option<ManifestFile>) {
     }
 }
 
-fn labels(context: &Context, checkout: &Checkout, file: &ManifestFile) -> Check {
+async fn labels(context: &Context, checkout: &Checkout, file: &ManifestFile) -> Check {
     const NAME: &str = "host names";
-    let org = context.org().ok().and_then(|org| org.parse::<OrgSlug>().ok());
+    let org = context.org().await.ok().and_then(|org| org.parse::<OrgSlug>().ok());
     let (Some(org), Ok(branch)) = (org, checkout.branch()) else {
         return Check::warn(NAME, "not checked: they need a branch and an organization", "sign in: `envforge login`");
     };
@@ -359,7 +377,7 @@ fn is_loopback(address: IpAddr) -> bool {
 
 /// The address of some workspace.
 async fn workspace_url(context: &Context) -> Option<Url> {
-    let org = context.org().ok()?;
+    let org = context.org().await.ok()?;
     let page = context.client.list(&["v1", "orgs", &org, "workspaces"], &[], 1).await.ok()?;
     let slug = page["items"][0]["slug"].as_str()?.to_owned();
     let workspace = super::here::workspace(context, &org, &slug).await.ok()?;

@@ -120,7 +120,7 @@ fn family(text: &str) -> Result<&'static str, String> {
 
 pub(super) async fn run(context: &Context, arguments: LinkArguments) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
     match arguments.verb {
         LinkVerb::Create { of, service, length, label, families, wake_budget, handoff } => {
             let workspace = of.find(context, org).await?;

@@ -15,6 +15,7 @@ pub(crate) mod failure;
 mod here;
 mod instant;
 mod invite;
+mod keyring;
 mod lines;
 mod link;
 mod manifest_file;
@@ -110,14 +111,13 @@ struct Context {
 
 impl Context {
     /// The organization to ask about: the one that was named, else the one of whoever is signed in.
-    fn org(&self) -> Result<String, Failure> {
+    async fn org(&self) -> Result<String, Failure> {
         match &self.settings.org {
             Some(org) => Ok(org.clone()),
-            None => self.client.account().map(
-                |account| {
-                    if account.org_slug.is_empty() { account.org } else { account.org_slug }
-                },
-            ),
+            None => {
+                let account = self.client.account().await?;
+                Ok(if account.org_slug.is_empty() { account.org } else { account.org_slug })
+            }
         }
     }
 }

@@ -244,7 +244,7 @@ impl OrgArguments {
 
 pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
     match asked.verb {
         OrgVerb::Ls => {
             let page = client.list(&["v1", "orgs"], &[], 200).await?;

@@ -56,7 +56,7 @@ enum ProjectVerb {
 
 pub(super) async fn run(context: &Context, arguments: ProjectArguments) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
     match arguments.verb {
         ProjectVerb::Ls { limit } => {
             let page = client.list(&["v1", "orgs", org, "projects"], &[], usize::from(limit)).await?;

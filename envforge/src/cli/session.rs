@@ -199,6 +199,7 @@ pub(super) async fn login(context: &Context, submitted: Submitted) -> Result<Exi
 }
 
 pub(super) async fn login_by_provider(context: &Context, way: Way) -> Result<Exit, Failure> {
+    context.client.credentials().can_keep().await?;
     let signed_in = match way {
         Way::Browser { port } => sign_in::browser(context, port).await?,
         Way::Device | Way::Password => sign_in::device(context).await?,
@@ -227,7 +228,7 @@ fn signed_in_as(context: &Context, (account, answer): (Account, Value)) -> Resul
 pub(super) async fn logout(context: &Context) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
     let api = client.api().key();
-    let Some(account) = client.credentials().account(&api)? else {
+    let Some(account) = client.credentials().account(&api).await? else {
         output.result(&json!({ "api": api, "signed_out": false }), || format!("Nobody was signed in at {api}."))?;
         return Ok(Exit::Ok);
     };
@@ -241,7 +242,7 @@ pub(super) async fn logout(context: &Context) -> Result<Exit, Failure> {
             return Err(failure);
         }
     }
-    client.credentials().lock().await?.remove(&api)?;
+    client.credentials().lock().await?.remove(&api).await?;
     output.result(&json!({ "api": api, "signed_out": true }), || {
         format!("Signed out {} at {api}; the session has ended on the server too.", printable(&account.email))
     })?;
@@ -262,7 +263,7 @@ pub(super) async fn run(context: &Context, arguments: SessionArguments) -> Resul
         SessionVerb::RevokeAll => {
             let receipt = client.post(&["v1", "auth", "logout-all"], Value::Null).await?.body;
             let api = client.api().key();
-            client.credentials().lock().await?.remove(&api)?;
+            client.credentials().lock().await?.remove(&api).await?;
             output.result(&receipt, || format!("{}\nYou are signed out at {api}.", shown(&receipt)))?;
         }
     }

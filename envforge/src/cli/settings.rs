@@ -9,6 +9,7 @@ use envforge_domain::slug::OrgSlug;
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
+use super::credentials::Keep;
 use super::failure::Failure;
 use super::private_file;
 
@@ -51,6 +52,10 @@ pub(crate) struct GlobalArguments {
     /// Folder of the profile and of the credentials
     #[arg(long, global = true, value_name = "DIR", env = "ENVFORGE_CONFIG_DIR", hide = true)]
     pub config_dir: Option<PathBuf>,
+
+    /// Where credentials are kept: `auto`, `keyring` or `file`
+    #[arg(long, global = true, value_name = "WHERE", env = Keep::VARIABLE, hide = true)]
+    pub credentials: Option<String>,
 }
 
 /// What `envforge login` remembers besides the credentials. No secrets.
@@ -77,6 +82,7 @@ pub(crate) struct Settings {
     /// As given or remembered; `None`: the organization of whoever is signed in.
     pub org: Option<String>,
     pub config_dir: PathBuf,
+    pub keep: Keep,
 }
 
 /// The API's address: `https`, or `http` on this machine alone, because passwords and tokens travel on it.
@@ -177,7 +183,17 @@ impl Settings {
             Some(org) => Some(org_reference(org)?),
             None => None,
         };
-        Ok(Self { api, api_source, org, config_dir })
+        let keep = match non_empty(&arguments.credentials) {
+            None => Keep::default(),
+            Some(text) => Keep::parse(text).ok_or_else(|| {
+                let shown: String = text.chars().take(40).collect();
+                Failure::usage(
+                    format!("`{shown}` is no place for credentials"),
+                    format!("{}=auto (the keyring where one is open, else a file), =keyring or =file", Keep::VARIABLE),
+                )
+            })?,
+        };
+        Ok(Self { api, api_source, org, config_dir, keep })
     }
 }
 

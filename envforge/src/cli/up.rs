@@ -78,7 +78,7 @@ struct Local {
 pub(super) async fn run(context: &Context, arguments: UpArguments) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
     let local = read_checkout(context, &arguments)?;
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
 
     let project = find_or_create_project(context, org, &local, arguments.project.as_ref()).await?;
     let (workspace, created) =
@@ -218,14 +218,14 @@ async fn find_or_create_workspace(
     let candidates = match named {
         Some(slug) => vec![slug.clone()],
         None => {
-            let room = room(context, local)?;
+            let room = room(context, local).await?;
             let plain = branch_slug::workspace_slug(branch, room);
             let marked = branch_slug::marked_slug(branch, room);
             // The plain name first; it may be another branch's, or one that was retired.
             if plain == marked { vec![plain] } else { vec![plain, marked] }
         }
     };
-    check_labels(context, local, &candidates[0])?;
+    check_labels(context, local, &candidates[0]).await?;
     let mut refused = None;
     for slug in candidates {
         let body = json!({
@@ -267,19 +267,21 @@ async fn existing(
 }
 
 /// The organization's slug, where it is known here: an id says nothing about host names.
-fn org_slug(context: &Context) -> Result<Option<OrgSlug>, Failure> {
-    let account = context.client.account()?;
+async fn org_slug(context: &Context) -> Result<Option<OrgSlug>, Failure> {
+    let account = context.client.account().await?;
     let named = context.settings.org.as_deref().filter(|org| *org != account.org);
     Ok(named.unwrap_or(&account.org_slug).parse().ok())
 }
 
-fn room(context: &Context, local: &Local) -> Result<usize, Failure> {
+async fn room(context: &Context, local: &Local) -> Result<usize, Failure> {
     let longest = local.file.web_services().map(|service| service.as_str().len()).max().unwrap_or(3);
-    Ok(org_slug(context)?.map_or(envforge_domain::slug::SLUG_LENGTH_MAX / 2, |org| branch_slug::room(&org, longest)))
+    Ok(org_slug(context)
+        .await?
+        .map_or(envforge_domain::slug::SLUG_LENGTH_MAX / 2, |org| branch_slug::room(&org, longest)))
 }
 
-fn check_labels(context: &Context, local: &Local, slug: &WorkspaceSlug) -> Result<(), Failure> {
-    let Some(org) = org_slug(context)? else { return Ok(()) };
+async fn check_labels(context: &Context, local: &Local, slug: &WorkspaceSlug) -> Result<(), Failure> {
+    let Some(org) = org_slug(context).await? else { return Ok(()) };
     for service in local.file.web_services() {
         HostLabel::new(service.clone(), slug.clone(), org.clone())
             .map_err(|error| Failure::usage(error.to_string(), "choose a shorter name: --name SLUG"))?;

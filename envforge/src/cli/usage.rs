@@ -71,7 +71,7 @@ impl By {
 
 pub(super) async fn run(context: &Context, arguments: UsageArguments) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
     let limit = usize::from(arguments.limit);
     if arguments.running {
         let page = client.list(&["v1", "orgs", org, "usage", "running"], &[], limit).await?;

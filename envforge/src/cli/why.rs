@@ -37,7 +37,7 @@ pub(crate) struct WhyArguments {
 
 pub(super) async fn run(context: &Context, arguments: WhyArguments) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
-    let org = context.org()?;
+    let org = context.org().await?;
     let WhyArguments { request, user, token, action, on } = arguments;
     if let Some(request) = request {
         let why = client.get(&["v1", "orgs", &org, "why", &request], &[]).await?.body;

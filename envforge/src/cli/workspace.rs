@@ -118,7 +118,7 @@ impl Meant {
 
 pub(super) async fn run(context: &Context, arguments: WorkspaceArguments) -> Result<Exit, Failure> {
     let Context { output, client, .. } = context;
-    let org = &*context.org()?;
+    let org = &*context.org().await?;
     match arguments.verb {
         WorkspaceVerb::Ls { archived, state, limit } => {
             let query = [("archived", archived.then(|| "true".to_owned())), ("phase", state)];

@@ -54,6 +54,7 @@ pub struct Settings {
 pub struct ClientsSettings {
     pub web: Option<ClientSettings>,
     pub cli: Option<ClientSettings>,
+    /// Through which people sign in on the way to a workspace; without it they do so through `web`.
     pub gateway: Option<ClientSettings>,
 }
 

@@ -121,10 +121,19 @@ pub struct Begun {
     pub lifetime: Millis,
 }
 
+/// A browser that came back to the sign-in that it had begun. Its state is used up.
+pub struct Returned(Flow);
+
+impl Returned {
+    /// Through which client it had been sent to the provider.
+    pub fn client(&self) -> Client {
+        self.0.client
+    }
+}
+
 /// What a browser brings back from the provider.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WebAnswer<'a> {
-    pub state: &'a str,
     pub code: Option<&'a str>,
     pub error: Option<&'a str>,
     /// RFC 9207.
@@ -189,21 +198,23 @@ pub enum DevicePoll {
 }
 
 impl Oidc {
-    /// Begins a sign-in in a browser. `browser`: its cookie, where it has one from another tab.
+    /// Begins a sign-in in a browser, through the Web App client or the Gateway's. `browser`: its cookie, where it has one from another tab.
     pub async fn begin_web(
         &self,
+        through: Client,
         organization: Option<&str>,
         return_to: ReturnTo,
         browser: Option<Secret>,
         now: UnixMillis,
     ) -> Result<Begun, FlowError> {
-        let client = self.registered(Client::Web)?;
+        let client = self.registered(through)?;
         let state = self.randomness.token("")?;
         let browser = match browser.filter(|cookie| (43..=128).contains(&cookie.expose().len())) {
             Some(cookie) => cookie,
             None => self.randomness.token("")?,
         };
         let flow = Flow {
+            client: through,
             nonce: self.randomness.token("")?,
             verifier: self.randomness.token("")?,
             organization: organization.map(str::to_owned),
@@ -224,19 +235,28 @@ impl Oidc {
         Ok(Begun { url: url.into(), browser, lifetime: FLOW_LIFETIME })
     }
 
-    /// Finishes a sign-in in the browser where it was begun. Whatever comes of it, its state is used up.
-    pub async fn finish_web(
+    /// Takes up a sign-in in the browser where it was begun. Whatever comes of it, its state is used up.
+    pub async fn returned(
         &self,
-        answer: WebAnswer<'_>,
+        state: &str,
         browser: Option<&Secret>,
         now: UnixMillis,
-    ) -> Result<(Proven, ReturnTo), FlowError> {
+    ) -> Result<Returned, FlowError> {
         let browser = browser.ok_or(FlowError::StateUnknown)?;
-        if answer.state.is_empty() || answer.state.len() > PRESENTED_BYTES_MAX {
+        if state.is_empty() || state.len() > PRESENTED_BYTES_MAX {
             return Err(FlowError::StateUnknown);
         }
-        let state = Secret::new(answer.state.to_owned()).digest();
-        let flow = self.store.take(state, browser.digest(), now).await?.ok_or(FlowError::StateUnknown)?;
+        let state = Secret::new(state.to_owned()).digest();
+        self.store.take(state, browser.digest(), now).await?.map(Returned).ok_or(FlowError::StateUnknown)
+    }
+
+    /// Finishes a sign-in with what the browser brought, as the client through which it was begun: a code of another one is worth nothing.
+    pub async fn finish_web(
+        &self,
+        Returned(flow): Returned,
+        answer: WebAnswer<'_>,
+        now: UnixMillis,
+    ) -> Result<(Proven, ReturnTo), FlowError> {
         let discovery = self.provider.discovery(now).await?;
         match answer.issuer {
             Some(issuer) if issuer == self.config().issuer() => {}
@@ -249,7 +269,7 @@ impl Oidc {
             (None, None) => return Err(FlowError::CodeRefused),
         };
         let redirect_uri = self.config().callback_url();
-        let proven = self.redeem(Client::Web, code, &flow.verifier, &redirect_uri, flow.nonce.expose(), now).await?;
+        let proven = self.redeem(flow.client, code, &flow.verifier, &redirect_uri, flow.nonce.expose(), now).await?;
         // Who asked for one organization does not end up in another.
         if flow.organization.is_some_and(|asked| asked != proven.organization) {
             return Err(InvalidToken::OtherOrganization.into());

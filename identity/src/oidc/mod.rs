@@ -18,7 +18,8 @@ pub use config::{
 };
 pub use events::{EVENT_AGE_MAX, InvalidSignature};
 pub use flow::{
-    Begun, Challenge, DeviceAuthorization, DevicePoll, FlowError, Loopback, NotAReturn, Proven, ReturnTo, WebAnswer,
+    Begun, Challenge, DeviceAuthorization, DevicePoll, FlowError, Loopback, NotAReturn, Proven, ReturnTo, Returned,
+    WebAnswer,
 };
 pub use provider::ProviderError;
 pub use store::{EndedSession, Seen};
@@ -40,6 +41,7 @@ pub enum Client {
     Web,
     /// The command line: device authorization, or a browser on the same machine.
     Cli,
+    /// A browser on its way to a workspace: code and PKCE.
     Gateway,
 }
 
@@ -52,6 +54,10 @@ impl Client {
             Self::Cli => "cli",
             Self::Gateway => "gateway",
         }
+    }
+
+    pub fn from_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|client| client.token() == token)
     }
 }
 

@@ -10,8 +10,8 @@ use envforge_domain::session::{ClientName, OpenSession};
 use envforge_domain::time::{Millis, UnixMillis};
 use sha2::{Digest as _, Sha256};
 
-use super::Oidc;
 use super::flow::{Proven, ReturnTo};
+use super::{Client, Oidc};
 use crate::credentials::{Credentials, CredentialsError, Pool, millis, on_either};
 use crate::tokens::{Session, SignedIn};
 
@@ -26,6 +26,8 @@ pub(super) struct Store {
 
 /// A sign-in under way.
 pub(super) struct Flow {
+    /// The client that was sent to the provider: the code that comes back is redeemed as that one and no other.
+    pub(super) client: Client,
     pub(super) nonce: Secret,
     pub(super) verifier: Secret,
     pub(super) organization: Option<String>,
@@ -47,7 +49,7 @@ pub enum Seen {
     Before,
 }
 
-type FlowRow = (String, String, Option<String>, String);
+type FlowRow = (String, String, String, Option<String>, String);
 type SessionRow = (String, String, String);
 type BrowserRow = (String, String, String, String, String, i64, i64);
 
@@ -74,11 +76,12 @@ impl Store {
             .execute(pool)
             .await?;
             sqlx::query(
-                "INSERT INTO oidc_flows (state_hash, browser_hash, nonce, verifier, organization, return_to, expires_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO oidc_flows (state_hash, browser_hash, client, nonce, verifier, organization, return_to, expires_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             )
             .bind(hex::encode(state.as_bytes()))
             .bind(hex::encode(browser.as_bytes()))
+            .bind(flow.client.token())
             .bind(flow.nonce.expose().to_owned())
             .bind(flow.verifier.expose().to_owned())
             .bind(flow.organization.clone())
@@ -99,17 +102,18 @@ impl Store {
     ) -> Result<Option<Flow>, CredentialsError> {
         let row: Option<FlowRow> = on_either!(self.pool, pool => sqlx::query_as(
             "DELETE FROM oidc_flows WHERE state_hash = $1 AND browser_hash = $2 AND expires_at > $3 \
-             RETURNING nonce, verifier, organization, return_to",
+             RETURNING client, nonce, verifier, organization, return_to",
         )
         .bind(hex::encode(state.as_bytes()))
         .bind(hex::encode(browser.as_bytes()))
         .bind(millis(now))
         .fetch_optional(pool)
         .await?);
-        row.map(|(nonce, verifier, organization, return_to)| {
+        row.map(|(client, nonce, verifier, organization, return_to)| {
+            let client = Client::from_token(&client).ok_or(CredentialsError::Damaged { column: "client" })?;
             let return_to =
                 ReturnTo::parse(&return_to).map_err(|_| CredentialsError::Damaged { column: "return_to" })?;
-            Ok(Flow { nonce: Secret::new(nonce), verifier: Secret::new(verifier), organization, return_to })
+            Ok(Flow { client, nonce: Secret::new(nonce), verifier: Secret::new(verifier), organization, return_to })
         })
         .transpose()
     }

@@ -23,6 +23,8 @@ pub(crate) const FOR_TESTS: &[Tool] = &[
     Tool::BrowserDir,
     Tool::SchemathesisDir,
     Tool::OidcDir,
+    Tool::DbusDaemon,
+    Tool::GnomeKeyring,
 ];
 /// What benchmarks start besides.
 pub(crate) const FOR_BENCHES: &[Tool] = &[Tool::Nginx, Tool::Wrk];
@@ -52,6 +54,8 @@ fn source(tool: Tool) -> Source {
         Tool::SchemathesisDir => Source::Wheel { requirements: "schemathesis.txt", folder: "schemathesis" },
         Tool::PostgresBin => Source::Apt(&["postgresql"]),
         Tool::Chromium => Source::Apt(&["chromium"]),
+        Tool::DbusDaemon => Source::Apt(&["dbus"]),
+        Tool::GnomeKeyring => Source::Apt(&["gnome-keyring"]),
         Tool::Nginx => Source::Apt(&["nginx-light"]),
         Tool::Wrk => Source::Apt(&["wrk"]),
         Tool::BrowserDir => Source::Npm(npm::BROWSER),
@@ -70,6 +74,8 @@ fn why(tool: Tool) -> &'static str {
         Tool::BrowserDir => "they drive the browser and check each page for accessibility",
         Tool::OidcDir => "signing in through a provider is tested against a real one",
         Tool::SchemathesisDir => "it makes requests of the API's document and holds the answers against it",
+        Tool::DbusDaemon => "it carries what programs say to a keyring",
+        Tool::GnomeKeyring => "the command line keeps its tokens in a real keyring",
         Tool::Nginx => "the gateway is measured against it",
         Tool::Wrk => "it makes the load of benchmarks",
     }
