@@ -15,7 +15,7 @@ pub(crate) struct WireRequest<'a> {
 impl<'a> WireRequest<'a> {
     /// `None` where it asks for more than the lane does: a body, an upgrade, an end of the connection, an older
     /// version, or a target that hyper would read in a way of its own.
-    pub(super) fn new(bytes: &'a [u8], head: Head, fields: &'a [Field]) -> Option<Self> {
+    pub(crate) fn new(bytes: &'a [u8], head: Head, fields: &'a [Field]) -> Option<Self> {
         let plain = head.framing == Framing::Empty && !head.upgrade && !head.http_1_0 && !head.expects;
         let request = Self { bytes, head, fields };
         let keeps_alive = request.values("connection").all(|value| value.eq_ignore_ascii_case(b"keep-alive"));
