@@ -13,11 +13,11 @@ pub(crate) struct CheckedPath<'a> {
 }
 
 impl<'a> CheckedPath<'a> {
-    /// Refuses control characters (also encoded), backslashes and dot segments (also encoded) at once.
+    /// Refuses whatever is not visible ASCII, control characters that are encoded, backslashes and dot segments (also encoded) at once.
     pub(crate) fn new(path: &'a str) -> Result<Self, Denial> {
         let bytes = path.as_bytes();
-        if bytes.first() != Some(&b'/') {
-            // `*` and the like: nothing to forward.
+        // `*` and the like: nothing to forward.
+        if bytes.first() != Some(&b'/') || !bytes.iter().all(u8::is_ascii_graphic) {
             return Err(Denial::AmbiguousPath);
         }
         let mut doubtful = false;
@@ -123,6 +123,10 @@ mod tests {
             "/%2",
             "/%zz",
             "/a/%1f",
+            "/a\0b",
+            "/a\u{7f}",
+            "/a b",
+            "/caf\u{e9}",
         ] {
             assert_eq!(CheckedPath::new(path), Err(Denial::AmbiguousPath), "{path}");
         }

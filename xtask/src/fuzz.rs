@@ -155,7 +155,12 @@ impl<'a> Target<'a> {
             command.arg(format!("-dict={}", dictionary.display()));
         }
         let fine = command.args([&self.found, &self.committed]).status()?.success();
-        println!("{}: {:.1} minutes, {}", self.name, begun.elapsed().as_secs_f64() / 60.0, if fine { "nothing found" } else { "FAILED" });
+        println!(
+            "{}: {:.1} minutes, {}",
+            self.name,
+            begun.elapsed().as_secs_f64() / 60.0,
+            if fine { "nothing found" } else { "FAILED" }
+        );
         Ok(fine)
     }
 
@@ -198,7 +203,10 @@ mod tests {
 
     #[test]
     fn the_compilers_host_is_read_from_its_long_version() {
-        assert_eq!(host("rustc 1.95.0\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n").unwrap(), "x86_64-unknown-linux-gnu");
+        assert_eq!(
+            host("rustc 1.95.0\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n").unwrap(),
+            "x86_64-unknown-linux-gnu"
+        );
         assert!(host("rustc 1.95.0").is_err());
     }
 

@@ -376,9 +376,12 @@ pub(crate) fn subject_of(id: &str) -> Result<String, Problem> {
 
 /// The subject of `externalId eq "…"`.
 pub(crate) fn external_id(filter: &str) -> Option<&str> {
-    let rest = filter.trim().strip_prefix("externalId")?.trim_start();
-    let rest = rest.strip_prefix("eq").or_else(|| rest.strip_prefix("Eq")).or_else(|| rest.strip_prefix("EQ"))?;
-    let quoted = rest.trim().strip_prefix('"')?.strip_suffix('"')?;
+    let (attribute, rest) = filter.trim().split_once(' ')?;
+    let (operator, value) = rest.trim_start().split_once(' ')?;
+    let quoted = value.trim_start().strip_prefix('"')?.strip_suffix('"')?;
+    if attribute != "externalId" || !operator.eq_ignore_ascii_case("eq") {
+        return None;
+    }
     (!quoted.is_empty() && quoted.len() <= ID_CHARS_MAX && !quoted.contains(['"', '\\'])).then_some(quoted)
 }
 
@@ -433,9 +436,18 @@ mod tests {
 
     #[test]
     fn a_filter_names_one_subject() {
-        assert_eq!(external_id(r#"externalId eq "auth0|ada""#), Some("auth0|ada"));
-        for wrong in ["", r#"userName eq "x""#, "externalId eq x", r#"externalId eq """#, r#"externalId eq "a" or "b""#]
-        {
+        for good in [r#"externalId eq "auth0|ada""#, r#" externalId  EQ  "auth0|ada" "#] {
+            assert_eq!(external_id(good), Some("auth0|ada"), "{good}");
+        }
+        for wrong in [
+            "",
+            r#"userName eq "x""#,
+            "externalId eq x",
+            r#"externalId eq """#,
+            r#"externalIdeq"a""#,
+            r#"externalId eq"a""#,
+            r#"externalId eq "a" or "b""#,
+        ] {
             assert_eq!(external_id(wrong), None, "{wrong}");
         }
     }

@@ -10,8 +10,8 @@ use httparse::{EMPTY_HEADER, Header, Status};
 use hyper_util::rt::TokioIo;
 
 use super::cookies::is_ours;
-use super::script::{Script, drive};
 use super::cuts;
+use super::script::{Script, drive};
 use crate::connection::AnswerFacts;
 use crate::cookie::may_be_set;
 use crate::forward::response_parts;
@@ -112,8 +112,7 @@ fn seen(head: &AnswerHead<'_>) -> AnswerBody {
     let (lengths, encodings) = (values("content-length"), values("transfer-encoding"));
     assert!(lengths.is_empty() || encodings.is_empty(), "a body with two ends");
     assert!(encodings.len() < 2 && encodings.iter().all(|value| value.eq_ignore_ascii_case(b"chunked")));
-    let numbers: Vec<u64> =
-        lengths.iter().map(|value| std::str::from_utf8(value).unwrap().parse().unwrap()).collect();
+    let numbers: Vec<u64> = lengths.iter().map(|value| std::str::from_utf8(value).unwrap().parse().unwrap()).collect();
     assert!(numbers.windows(2).all(|pair| pair[0] == pair[1]), "two lengths");
     match head.body {
         AnswerBody::None { announced } => assert_eq!(announced, numbers.first().copied()),
@@ -145,11 +144,21 @@ fn told(head: &AnswerHead<'_>) {
     for line in lines {
         let name = line.name.to_ascii_lowercase();
         let hop = [
-            "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "alt-svc",
+            "connection",
+            "keep-alive",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "content-length",
+            "alt-svc",
             "service-worker-allowed",
         ];
         assert!(!hop.contains(&name.as_str()) && !name.starts_with("proxy-"), "{name}");
-        assert!(!named.contains(&name.as_str()) || name == "set-cookie" || name == "cookie" || name == "host", "{name}");
+        assert!(
+            !named.contains(&name.as_str()) || name == "set-cookie" || name == "cookie" || name == "host",
+            "{name}"
+        );
         if name == "set-cookie" {
             assert!(may_be_set(line.value, OWN_HOST));
             let text = String::from_utf8_lossy(line.value).into_owned();
@@ -163,7 +172,8 @@ fn told(head: &AnswerHead<'_>) {
     // hyper's way tells the same.
     let parts = response_parts(head, OWN_HOST);
     assert_eq!(parts.status, head.status);
-    let mut theirs: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes())).collect();
+    let mut theirs: Vec<_> =
+        parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes())).collect();
     theirs.retain(|(name, _)| name != "content-length");
     let mut ours: Vec<_> = lines.iter().map(|line| (line.name.to_ascii_lowercase(), line.value)).collect();
     (ours.sort(), theirs.sort());

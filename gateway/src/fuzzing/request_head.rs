@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use httparse::{EMPTY_HEADER, Header, Status};
 
 use super::{config, cuts};
@@ -15,7 +15,7 @@ use crate::fields::Fields;
 use crate::forward::{RequestLine, target_of};
 use crate::header::Forwarded;
 use crate::host::{Host, WorkspaceHost};
-use crate::{cookie, request_check, websocket};
+use crate::{cookie, request_check, share, websocket};
 
 const OWN_HOST: &str = "web--links--acme.dev.envforge.ai";
 
@@ -63,11 +63,14 @@ fn passes(bytes: &[u8], head: Head, fields: &[Field]) {
     framing(head, method, target, theirs);
     assert!(method != "CONNECT" && method != "TRACE");
     assert!(target.starts_with('/') || (target == "*" && method == "OPTIONS"));
+    assert!(!target.contains('#'));
 
     let Some(request) = as_hyper_reads(method, target, head, theirs) else { return };
     let host = request_check::check(&request).unwrap();
     let _ = Host::parse(&config(), host);
     socket(&request, head, theirs);
+    share_page(request.headers(), theirs);
+    over_http_2(&request);
     sent_to_app(method, &request, target_of(request.uri()));
     if let Some(lane) = WireRequest::new(bytes, head, fields) {
         agree(&lane, &request);
@@ -123,6 +126,39 @@ fn socket(request: &Request<()>, head: Head, lines: &[Header<'_>]) {
     }
 }
 
+/// Forms of the share page and what arrives from it.
+fn share_page(headers: &HeaderMap, lines: &[Header<'_>]) {
+    let own = "https://dev.envforge.ai";
+    let values = |name: &str| -> Vec<&[u8]> {
+        lines.iter().filter(|line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value).collect()
+    };
+    let (site, origins) = (values("sec-fetch-site"), values("origin"));
+    if share::check_form(headers, own).is_ok() {
+        let no_other = origins.iter().all(|origin| *origin == own.as_bytes() || *origin == b"null");
+        assert!(no_other && origins.len() < 2);
+        let browser_says_so = site.first() == Some(&&b"same-origin"[..]);
+        assert!(browser_says_so || (site.is_empty() && origins == [own.as_bytes()]));
+    }
+    if share::check_arrival(headers, false).is_ok() {
+        assert!(site.first().is_none_or(|site| *site != b"cross-site"));
+        assert!(values("sec-fetch-dest").first().is_none_or(|dest| *dest == b"document"));
+        assert!(values("sec-fetch-mode").first().is_none_or(|mode| *mode == b"navigate"));
+    }
+}
+
+/// The same request over HTTP/2, where nobody has scanned its bytes.
+fn over_http_2(request: &Request<()>) {
+    let host = request.headers()["host"].to_str().unwrap_or_default();
+    let Ok(uri) = format!("https://{host}{}", request.uri()).parse::<Uri>() else { return };
+    let mut again = request.clone();
+    *again.uri_mut() = uri;
+    *again.version_mut() = Version::HTTP_2;
+    if let Ok(checked) = request_check::check(&again) {
+        assert!(checked.eq_ignore_ascii_case(again.uri().authority().unwrap().as_str().as_bytes()));
+        assert!(again.headers().get("transfer-encoding").is_none());
+    }
+}
+
 /// Whatever asks over requests hears the same of both readings.
 fn agree(lane: &WireRequest<'_>, request: &Request<()>) {
     let (method, headers) = (request.method(), request.headers());
@@ -135,14 +171,15 @@ fn agree(lane: &WireRequest<'_>, request: &Request<()>) {
     assert_eq!(wants_page(method, lane, false), wants_page(method, headers, false));
     let (ours, theirs) = (same_site(lane, method), same_site(headers, method));
     assert_eq!(ours, theirs);
-    let (ours, theirs) = (lines_to_app(method, lane, lane.target_text()), sent_to_app(method.as_str(), request, lane.target_text()));
+    let (ours, theirs) =
+        (lines_to_app(method, lane, lane.target_text()), sent_to_app(method.as_str(), request, lane.target_text()));
     assert_eq!(ours, theirs);
 }
 
 /// The answer for a plain request; a socket's is held against the rule alone.
 fn same_site(fields: &impl Fields, method: &Method) -> bool {
     let Ok(Host::Workspace(host)) = Host::parse(&config(), OWN_HOST.as_bytes()) else { panic!("{OWN_HOST}") };
-    let allows = |websocket| check_site(&head(&host, method, fields, websocket), ).is_ok();
+    let allows = |websocket| check_site(&head(&host, method, fields, websocket)).is_ok();
     let origins: Vec<&[u8]> = fields.values("origin").collect();
     let own = origins == [host.origin.as_bytes()];
     let site = fields.first("sec-fetch-site");
@@ -210,4 +247,3 @@ fn lines_to_app(method: &Method, fields: &impl Fields, target: &str) -> Lines {
     }
     lines
 }
-

@@ -260,7 +260,15 @@ pub(crate) fn all_of(head: &AnswerHead<'_>) -> HeaderMap {
     headers
 }
 
-pub(crate) fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderValue>) -> Result<(), Denial> {
+pub(crate) fn check_answer(
+    headers: &HeaderMap,
+    key: &HeaderValue,
+    offered: Option<&HeaderValue>,
+) -> Result<(), Denial> {
+    // Of two lines of a name nobody knows which one the browser takes.
+    let once = [UPGRADE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL]
+        .iter()
+        .all(|name| headers.get_all(name).iter().nth(1).is_none());
     let upgrade = headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let accept = headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept_of(key).as_bytes());
     let chosen = match headers.get(SEC_WEBSOCKET_PROTOCOL) {
@@ -272,7 +280,7 @@ pub(crate) fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Opti
                 .any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
         }),
     };
-    if upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }
+    if once && upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }
 }
 
 /// Waits for the client's side to have switched, then copies.
@@ -343,5 +351,11 @@ mod tests {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("b"));
         assert_eq!(check_answer(&headers, &key, None), Err(Denial::UpstreamInvalid));
         assert_eq!(check_answer(&headers, &key, Some(&HeaderValue::from_static("a, b"))), Ok(()));
+        headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("c"));
+        assert_eq!(
+            check_answer(&headers, &key, Some(&HeaderValue::from_static("a, b"))),
+            Err(Denial::UpstreamInvalid),
+            "a second one"
+        );
     }
 }

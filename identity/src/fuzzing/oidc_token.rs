@@ -98,7 +98,8 @@ pub fn oidc_token(bytes: &[u8]) {
     assert!(at("iat").unwrap() <= NOW.plus(leeway));
     assert!(at("nbf").is_none_or(|begin| begin <= NOW.plus(leeway)));
     assert!(at("exp").is_none_or(|end| NOW < end.plus(leeway)));
-    let organizations: Vec<&str> = ["org_id", "https://envforge.ai/org_id"].iter().filter_map(|name| text(name)).collect();
+    let organizations: Vec<&str> =
+        ["org_id", "https://envforge.ai/org_id"].iter().filter_map(|name| text(name)).collect();
     let kind = header["typ"].as_str().map(str::to_ascii_lowercase);
     if let Ok(id) = id {
         assert_eq!((audiences.as_slice(), text("nonce")), (&["web"][..], Some("n")));

@@ -76,12 +76,12 @@ pub fn share_token(bytes: &[u8]) {
         same("wsp", &share.workspace);
         same("svc", &share.service);
         assert_eq!(claims["gen"].as_u64(), Some(u64::from(share.generation.0)));
-        let at = |name: &str, index: usize| {
-            claims[name].as_u64().unwrap() * 1_000 + claims["ms"][index].as_u64().unwrap()
-        };
+        let at =
+            |name: &str, index: usize| claims[name].as_u64().unwrap() * 1_000 + claims["ms"][index].as_u64().unwrap();
         assert_eq!((share.issued_at.get(), share.expires_at.get()), (at("iat", 0), at("exp", 1)));
         assert!(NOW < share.expires_at);
-        let mut families: Vec<&str> = claims["fam"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+        let mut families: Vec<&str> =
+            claims["fam"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
         let mut ours: Vec<&str> = share.families.iter().map(|family| family.token()).collect();
         (families.sort_unstable(), ours.sort_unstable());
         families.dedup();
