@@ -15,9 +15,9 @@ use crate::page;
 use crate::request_body::{SECRET_MEMBERS, canonical_json, parse_json};
 
 /// First byte: what the rest is.
-pub fn api_bodies(bytes: &[u8]) {
+pub(super) fn api_bodies(bytes: &[u8]) {
     let Some((mode, rest)) = bytes.split_first() else { return };
-    match (mode % 8, std::str::from_utf8(rest)) {
+    match (mode % 9, std::str::from_utf8(rest)) {
         (0, _) => form(rest),
         (1, _) => scim_patch(rest),
         (2, _) => json(rest),

@@ -19,7 +19,7 @@ use crate::write::{IDEMPOTENCY_HEADER, idempotency_key};
 const ORIGIN: &str = "https://api.envforge.ai";
 
 /// Lines of a method and of headers.
-pub fn api_headers(bytes: &[u8]) {
+pub(super) fn api_headers(bytes: &[u8]) {
     let mut lines = bytes.split(|byte| *byte == b'\n');
     let Ok(method) = Method::from_bytes(lines.next().unwrap_or_default()) else { return };
     let mut request = Request::new(());

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use super::cookies::is_ours;
 use super::cuts;
 use super::script::{Script, drive};
+use super::websocket::websocket;
 use crate::connection::AnswerFacts;
 use crate::cookie::may_be_set;
 use crate::forward::response_parts;
@@ -26,6 +27,7 @@ const LINES_MAX: usize = 104;
 pub fn app_answer(bytes: &[u8]) {
     let Some((mode, wire)) = bytes.split_first() else { return };
     let (to_head, piece) = (mode & 1 == 1, usize::from(mode >> 1) + 1);
+    websocket(wire);
     let mut at = 0;
     let (status, body) = loop {
         match read(&wire[at..], to_head, |head| (head.status, seen(head))) {

@@ -13,7 +13,7 @@ use crate::handoff::{Binding, Handoff, HandoffKey};
 const NOW: UnixMillis = UnixMillis::new(1_795_000_000_000);
 
 /// First byte 0: a code as it is. 1: a genuine code with edits, two bytes each. Else: a body that is sealed with our key.
-pub fn handoff_codes(bytes: &[u8]) {
+pub(super) fn handoff_codes(bytes: &[u8]) {
     let key = HandoffKey::derive(&Secret::new("0123456789abcdef0123456789abcdef".to_owned()));
     let binding = Binding { host: "web--links--acme.dev.envforge.ai", browser: TokenDigest::from_bytes([7; 32]) };
     let Some((mode, rest)) = bytes.split_first() else { return };

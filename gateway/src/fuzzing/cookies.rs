@@ -5,6 +5,7 @@ use http::header::{COOKIE, HeaderValue};
 
 use envforge_domain::secret::TokenDigest;
 
+use super::codes::handoff_codes;
 use crate::config::Scheme;
 use crate::cookie::{may_be_set, session, session_name, sign_in, to_app};
 use crate::denial::Denial;
@@ -12,8 +13,11 @@ use crate::sign_in::{Kept, is_own_target};
 
 const OWN_HOST: &str = "web--links--acme.dev.envforge.ai";
 
-/// Lines of a request's cookies; each is also tried as what an app sets.
+/// Lines of a request's cookies; each is also tried as what an app sets. Behind a byte 255: the code by which a browser gets one.
 pub fn cookies(bytes: &[u8]) {
+    if let [0xff, rest @ ..] = bytes {
+        return handoff_codes(rest);
+    }
     let mut headers = HeaderMap::new();
     for line in bytes.split(|byte| *byte == b'\n').take(100) {
         set_by_app(line);

@@ -14,12 +14,10 @@ mod script;
 mod websocket;
 
 pub use answer::app_answer;
-pub use codes::handoff_codes;
 pub use cookies::cookies;
 pub use hosts::hosts_and_paths;
 pub use request_head::request_head;
 pub use request_stream::request_stream;
-pub use websocket::websocket;
 
 use crate::config::{Config, Scheme};
 
@@ -38,14 +36,12 @@ fn cuts(length: usize) -> impl Iterator<Item = usize> {
 mod tests {
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 7] = [
+    const TARGETS: [Target; 5] = [
         ("app_answer", super::app_answer),
         ("cookies", super::cookies),
-        ("handoff_codes", super::handoff_codes),
         ("hosts_and_paths", super::hosts_and_paths),
         ("request_head", super::request_head),
         ("request_stream", super::request_stream),
-        ("websocket", super::websocket),
     ];
 
     #[test]

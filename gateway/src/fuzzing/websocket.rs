@@ -13,7 +13,7 @@ const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 const OFFERED: &str = "chat, superchat";
 
 /// The head of an answer, and behind it frames; frames alone where there is none.
-pub fn websocket(bytes: &[u8]) {
+pub(super) fn websocket(bytes: &[u8]) {
     let key = HeaderValue::from_static(KEY);
     assert_eq!(accept_of(&key).as_bytes(), ACCEPT);
     let head = read(bytes, false, |head| {
@@ -30,7 +30,7 @@ pub fn websocket(bytes: &[u8]) {
     });
     match head {
         Ok(Read::Complete(length, ())) => frames(&bytes[length..]),
-        _ => frames(bytes),
+        Ok(Read::Interim(_) | Read::Incomplete) | Err(_) => frames(bytes),
     }
 }
 
