@@ -39,6 +39,8 @@ impl<'a> CheckedPath<'a> {
                 _ => match decode(rest) {
                     None => return Err(Denial::AmbiguousPath),
                     Some(0..=0x1f | 0x7f) => return Err(Denial::AmbiguousPath),
+                    // Whoever decodes before splitting walks up here.
+                    Some(b'/' | b'\\') if is_dot_segment(&rest[3..]) => return Err(Denial::AmbiguousPath),
                     Some(b'/' | b'\\' | b';' | b'.' | b'%') => doubtful = true,
                     Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') => doubtful = true,
                     Some(_) => {}
@@ -115,6 +117,9 @@ mod tests {
             "/..;/b",
             "/..%2fb",
             "/..%5cb",
+            "/a%2f..",
+            "/a%2F.%2eb/%2f./c",
+            "/a%5c%2e%2e%5cb",
             "/a\\b",
             "/%00",
             "/a%0d%0ab",
