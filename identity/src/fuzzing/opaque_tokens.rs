@@ -30,10 +30,8 @@ struct Fixed {
 
 static FIXED: LazyLock<Fixed> = LazyLock::new(|| {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let folder = std::env::temp_dir().join(format!("envforge-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
     let (credentials, sessions, service_tokens, genuine) = runtime.block_on(async {
-        let credentials = Credentials::open_sqlite(&folder.join("credentials.db")).await.unwrap();
+        let credentials = Credentials::open_in_memory().await.unwrap();
         let access = AccessTokens::new("i".to_owned(), "a".to_owned(), KeyRing::of_secret(&[7; 32]));
         let sessions = Sessions::new(credentials.clone(), access, Randomness);
         let service_tokens = ServiceTokenSecrets::new(credentials.clone(), Randomness);
