@@ -2,13 +2,14 @@
 //!
 //! A target is a file `fuzz/fuzz_targets/NAME.rs`, whose first line says what it feeds and holds. It is built with the compiler's
 //! coverage counters, which the stable compiler has, and run by libFuzzer. `fuzz/inputs/NAME` is committed, and each input there is run
-//! again by the ordinary tests; what a run finds beyond it is kept in `fuzz/corpus/NAME`, and `--keep` takes the smallest set of it
+//! again by the ordinary tests; what a run finds beyond it is kept in `fuzz/corpus/NAME`, and `--keep` takes a part of it
 //! over. Not here: what a target does (`fuzzing` of the crate that owns the parser).
 
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -26,8 +27,8 @@ const INPUT_BYTES_MAX: u32 = 20 * 1024;
 /// One input that takes longer is a finding.
 const INPUT_SECONDS_MAX: u32 = 10;
 const MEMORY_MIB_MAX: u32 = 4 * 1024;
-/// Larger ones are not worth their place in the repository.
-const KEPT_BYTES_MAX: u64 = 4 * 1024;
+/// Inputs that are taken over at once, at most.
+const KEPT_MAX: usize = 100;
 
 /// `cargo xtask fuzz`.
 #[derive(Args)]
@@ -169,32 +170,42 @@ impl<'a> Target<'a> {
         Ok(self.command().arg(input).status()?.success())
     }
 
-    /// Adds to the committed inputs what reaches something that they do not.
+    /// Adds to the committed inputs some of a smallest set that reaches what all found ones reach.
     fn keep(&self) -> Result<()> {
         let chosen = self.artifacts.join("kept");
-        std::fs::create_dir_all(&chosen)?;
-        for entry in std::fs::read_dir(&chosen)? {
-            std::fs::remove_file(entry?.path())?;
+        if chosen.exists() {
+            std::fs::remove_dir_all(&chosen)?;
         }
-        let merged = self.command().arg("-set_cover_merge=1").args([&chosen, &self.committed, &self.found]).status()?;
-        if !merged.success() {
+        std::fs::create_dir(&chosen)?;
+        // By the code that is reached alone, and not how often: many times fewer.
+        let mut merge = self.command();
+        merge.args(["-set_cover_merge=1", "-use_counters=0", "-use_cmp=0"]);
+        if !merge.args([&chosen, &self.committed, &self.found]).status()?.success() {
             bail!("the inputs of {} could not be merged", self.name);
         }
+        let known = contents(&self.committed)?.into_iter().map(|(_, bytes)| bytes).collect::<BTreeSet<_>>();
+        let mut new: Vec<_> = contents(&chosen)?.into_iter().filter(|(_, bytes)| !known.contains(bytes)).collect();
+        // Short ones break off early, long ones repeat much: some of each.
+        new.sort_by_key(|(_, bytes)| bytes.len());
         let mut kept = 0;
-        for entry in std::fs::read_dir(&chosen)? {
-            let entry = entry?;
-            let known = std::fs::read_dir(&self.committed)?
-                .filter_map(Result::ok)
-                .any(|known| std::fs::read(known.path()).ok() == std::fs::read(entry.path()).ok());
-            if !known && entry.metadata()?.len() <= KEPT_BYTES_MAX {
-                std::fs::copy(entry.path(), self.committed.join(entry.file_name()))?;
-                kept += 1;
-            }
-            std::fs::remove_file(entry.path())?;
+        for (name, bytes) in new.iter().step_by(new.len().div_ceil(KEPT_MAX).max(1)) {
+            std::fs::write(self.committed.join(name), bytes)?;
+            kept += 1;
         }
+        std::fs::remove_dir_all(&chosen)?;
         println!("{}: {kept} inputs added to {}", self.name, self.committed.display());
         Ok(())
     }
+}
+
+/// Names and contents of a folder's files.
+fn contents(folder: &Path) -> Result<Vec<(OsString, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let entry = entry?;
+        found.push((entry.file_name(), std::fs::read(entry.path())?));
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
