@@ -43,7 +43,10 @@ pub fn request_stream(bytes: &[u8]) {
     assert!(asked.len() <= expected.len(), "nobody sent the last of {asked:?}");
     for (asked, expected) in asked.iter().zip(&expected) {
         assert_eq!((&asked.method, &asked.target), (&expected.method, &expected.target));
-        assert_eq!((asked.fields, &asked.body), (expected.fields, &expected.body));
+        assert_eq!(asked.fields, expected.fields);
+        // Where a later body is broken, whatever came with it in one piece is nobody's, the end of this one too.
+        let lost = end == End::Broken && asked.body.is_none();
+        assert!(lost || asked.body == expected.body, "{asked:?} of {expected:?}");
     }
     let open = |seen: &Seen| seen.body.is_some() && !seen.is_last;
     let answered = &expected[..asked.len()];
@@ -52,7 +55,6 @@ pub fn request_stream(bytes: &[u8]) {
     let ended = answered.last().is_some_and(|last| !open(last));
     if !ended {
         match expected.get(asked.len()) {
-            // Where a body is broken, whatever came with it in one piece is nobody's.
             Some(next) => assert!(end == End::Broken || next.target.parse::<Uri>().is_err(), "{next:?} was not asked"),
             None => assert_eq!(told_refused, end == End::Refused),
         }

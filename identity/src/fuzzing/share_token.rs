@@ -83,7 +83,8 @@ pub fn share_token(bytes: &[u8]) {
         let mut families: Vec<&str> =
             claims["fam"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
         let mut ours: Vec<&str> = share.families.iter().map(|family| family.token()).collect();
-        (families.sort_unstable(), ours.sort_unstable());
+        families.sort_unstable();
+        ours.sort_unstable();
         families.dedup();
         assert_eq!(families, ours);
         assert_eq!(verifier.verify(key.mint(&share).expose(), NOW), Ok(share));
