@@ -103,11 +103,14 @@ impl Browsers {
     /// The cookie of a request. Two of one name are none: which of them is ours, nobody can tell.
     pub(crate) fn get(&self, cookie: Cookie, headers: &HeaderMap) -> Option<Secret> {
         let name = self.name(cookie);
-        let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-        let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let mut values = pairs.filter(|(known, _)| *known == name).map(|(_, value)| value);
+        // As bytes: another cookie on the line may hold any, and neither hides ours nor a second one.
+        let lines = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+        let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+        let mut values = pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
         match (values.next(), values.next()) {
-            (Some(value), None) if value.len() == COOKIE_CHARS => Some(Secret::new(value.to_owned())),
+            (Some(value), None) if value.len() == COOKIE_CHARS => {
+                std::str::from_utf8(value).ok().map(|value| Secret::new(value.to_owned()))
+            }
             _ => None,
         }
     }
@@ -134,5 +137,35 @@ impl Browsers {
         let ours = matches!((origins.next(), origins.next()), (Some(origin), None) if origin == self.origin.as_str());
         let fetched = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
         ours && fetched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn session(lines: &[&[u8]]) -> Option<String> {
+        let browsers = Browsers::new(&PublicUrl::parse("https://api.envforge.ai").unwrap());
+        let lines = lines.iter().map(|line| (header::COOKIE, HeaderValue::from_bytes(line).unwrap()));
+        let mut headers = HeaderMap::new();
+        headers.extend(lines);
+        browsers.get(Cookie::Console, &headers).map(|secret| secret.expose().to_owned())
+    }
+
+    #[test]
+    fn the_cookie_is_found_beside_whatever_a_sibling_site_has_set() {
+        let value = "a".repeat(COOKIE_CHARS);
+        let ours = format!("__Host-envforge-session={value}");
+        let ours = ours.as_bytes();
+        for lines in [&[ours][..], &[b"a=b", ours], &[&[b"a=\xe9; ", ours, b"; c"].concat()], &[b"a=\xe9", ours]] {
+            assert_eq!(session(lines).as_deref(), Some(value.as_str()), "{lines:?}");
+        }
+        let hidden = [b"a=\xe9; ", ours].concat();
+        for lines in
+            [&[ours, ours][..], &[ours, &hidden], &[b"__Host-envforge-session=short"], &[b"x__Host-envforge-session"]]
+        {
+            assert_eq!(session(lines), None, "{lines:?}");
+        }
     }
 }

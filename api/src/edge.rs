@@ -104,7 +104,7 @@ impl Edge {
 }
 
 /// The client's address: the nearest one that is not a trusted proxy's.
-fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpAddr]) -> IpAddr {
+pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpAddr]) -> IpAddr {
     let mut nearest = peer.to_canonical();
     let forwarded = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
     let hops: Vec<_> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();

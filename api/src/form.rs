@@ -16,7 +16,7 @@ const FORM_BYTES_MAX: usize = 8 * 1024;
 const FIELDS_MAX: usize = 16;
 
 /// Fields in the order in which they came. Has no `Debug`: one of them is a password.
-pub(crate) struct Form(Vec<(String, Secret)>);
+pub(crate) struct Form(pub(crate) Vec<(String, Secret)>);
 
 impl Form {
     pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
@@ -28,7 +28,7 @@ impl Form {
         Self::parse(&collect(body, FORM_BYTES_MAX).await?)
     }
 
-    fn parse(body: &[u8]) -> Result<Self, Problem> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let invalid = || Problem::new("body_invalid", "The form could not be read; load its page again.");
         let decode = |text: &[u8]| {
             let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();

@@ -17,6 +17,9 @@ mod disclosed;
 mod edge;
 mod endpoints;
 mod form;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod instant;
 mod listener;
 mod open_sockets;

@@ -96,11 +96,11 @@ impl Slice {
 /// Version of the cursors' form; another one is refused instead of misread.
 const CURSOR_PREFIX: &str = "1:";
 
-fn seal(cursor: &str) -> String {
+pub(crate) fn seal(cursor: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("{CURSOR_PREFIX}{cursor}"))
 }
 
-fn open(text: &str) -> Result<String, Problem> {
+pub(crate) fn open(text: &str) -> Result<String, Problem> {
     let cursor = (text.len() <= 400).then(|| URL_SAFE_NO_PAD.decode(text).ok()).flatten();
     cursor
         .and_then(|bytes| String::from_utf8(bytes).ok())

@@ -52,7 +52,9 @@ impl<S: Sync> FromRequestParts<S> for AtLeast {
             None => Ok(Self(Position::START)),
             Some(value) => {
                 let text = value.to_str().map_err(|_| invalid())?;
-                text.parse().map(|position| Self(Position::new(position))).map_err(|_| invalid())
+                let position = text.parse().map(Position::new).map_err(|_| invalid())?;
+                // One spelling: no sign, no leading zeros.
+                if position.to_string() == text { Ok(Self(position)) } else { Err(invalid()) }
             }
         }
     }
@@ -376,4 +378,26 @@ fn unavailable(error: DatabaseError) -> Problem {
     Problem::new("read_models_unavailable", "The read models are out of reach right now.")
         .retry_after_s(1)
         .because(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_position_has_one_spelling() {
+        let at = |text: &str| {
+            let request = http::Request::builder().header(MIN_POSITION_HEADER, text).body(()).unwrap();
+            let (mut parts, ()) = request.into_parts();
+            let read = AtLeast::from_request_parts(&mut parts, &()).now_or_never().unwrap();
+            read.map(|AtLeast(position)| position.get()).map_err(|problem| problem.code())
+        };
+        assert_eq!((at("0"), at("17"), at("18446744073709551615")), (Ok(0), Ok(17), Ok(u64::MAX)));
+        for wrong in ["", "+17", "017", "-1", "1.0", " 17", "18446744073709551616"] {
+            assert_eq!(at(wrong), Err("header_invalid"), "{wrong}");
+        }
+    }
 }

@@ -146,7 +146,7 @@ impl RequestBody for ManifestText {
     }
 }
 
-fn media_type(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn media_type(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     Some(value.split(';').next().unwrap_or(value).trim())
 }
@@ -156,17 +156,17 @@ fn unsupported(supported: &[&str]) -> Problem {
         .with("supported", supported.to_vec())
 }
 
-fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body)
         .map_err(|error| Problem::new("body_invalid", format!("The body cannot be read: {error}.")))
 }
 
 /// Members of JSON bodies that hold a secret, wherever they stand. A test holds the OpenAPI document against it.
-const SECRET_MEMBERS: [&str; 8] =
+pub(crate) const SECRET_MEMBERS: [&str; 8] =
     ["code", "code_verifier", "device_code", "new_password", "password", "refresh_token", "secret", "token"];
 
 /// Keys in order, no white space, no secrets. What is not JSON is refused anyway, and may be a secret gone wrong.
-fn canonical_json(body: &[u8]) -> Vec<u8> {
+pub(crate) fn canonical_json(body: &[u8]) -> Vec<u8> {
     match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(mut value) => {
             leave_secrets_out(&mut value);

@@ -150,7 +150,7 @@ impl UsedKey {
 #[derive(Clone, Copy)]
 struct Satisfied(Position);
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut given = headers.get_all(IDEMPOTENCY_HEADER).iter();
     let key = match (given.next(), given.next()) {
         (None, _) => return Ok(None),

@@ -11,6 +11,9 @@ pub mod decision;
 pub mod denial;
 pub mod dev_link;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod ids;
 pub mod invitation;

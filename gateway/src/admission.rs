@@ -284,7 +284,7 @@ pub(crate) fn record_permit(link: &LinkView, position: Position, now: UnixMillis
 }
 
 /// Whether the request comes from the workspace's own pages, or is a person who follows a link.
-fn check_site(head: &RequestHead<'_, impl Fields>) -> Result<(), Denial> {
+pub(crate) fn check_site(head: &RequestHead<'_, impl Fields>) -> Result<(), Denial> {
     let site = head.fields.first("sec-fetch-site");
     let mut origins = head.fields.values("origin");
     let origin = origins.next();

@@ -16,6 +16,9 @@ mod decisions;
 mod denial;
 mod fields;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod ground;
 mod handoff;

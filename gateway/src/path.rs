@@ -13,11 +13,11 @@ pub(crate) struct CheckedPath<'a> {
 }
 
 impl<'a> CheckedPath<'a> {
-    /// Refuses control characters (also encoded), backslashes and dot segments (also encoded) at once.
+    /// Refuses whatever is not visible ASCII, control characters that are encoded, backslashes and dot segments (also encoded) at once.
     pub(crate) fn new(path: &'a str) -> Result<Self, Denial> {
         let bytes = path.as_bytes();
-        if bytes.first() != Some(&b'/') {
-            // `*` and the like: nothing to forward.
+        // `*` and the like: nothing to forward.
+        if bytes.first() != Some(&b'/') || !bytes.iter().all(u8::is_ascii_graphic) {
             return Err(Denial::AmbiguousPath);
         }
         let mut doubtful = false;
@@ -39,6 +39,8 @@ impl<'a> CheckedPath<'a> {
                 _ => match decode(rest) {
                     None => return Err(Denial::AmbiguousPath),
                     Some(0..=0x1f | 0x7f) => return Err(Denial::AmbiguousPath),
+                    // Whoever decodes before splitting walks up here.
+                    Some(b'/' | b'\\') if is_dot_segment(&rest[3..]) => return Err(Denial::AmbiguousPath),
                     Some(b'/' | b'\\' | b';' | b'.' | b'%') => doubtful = true,
                     Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') => doubtful = true,
                     Some(_) => {}
@@ -115,6 +117,9 @@ mod tests {
             "/..;/b",
             "/..%2fb",
             "/..%5cb",
+            "/a%2f..",
+            "/a%2F.%2eb/%2f./c",
+            "/a%5c%2e%2e%5cb",
             "/a\\b",
             "/%00",
             "/a%0d%0ab",
@@ -123,6 +128,10 @@ mod tests {
             "/%2",
             "/%zz",
             "/a/%1f",
+            "/a\0b",
+            "/a\u{7f}",
+            "/a b",
+            "/caf\u{e9}",
         ] {
             assert_eq!(CheckedPath::new(path), Err(Denial::AmbiguousPath), "{path}");
         }

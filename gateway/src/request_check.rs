@@ -8,6 +8,7 @@ use http::{Method, Request, Version};
 
 use crate::connection::HEADERS_MAX;
 use crate::denial::ProtocolFault;
+use crate::forward::target_of;
 
 /// The host a request names, as sent.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<&[u8], ProtocolFault> {
@@ -17,6 +18,10 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<&[u8], ProtocolFault> {
     }
     if request.method() == Method::TRACE {
         return Err(ProtocolFault::Method);
+    }
+    // Over HTTP/2 other bytes come this far, and an app would read them in the first line of its request.
+    if !target_of(request.uri()).bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(ProtocolFault::Target);
     }
     let http2 = request.version() == Version::HTTP_2;
     if request.method() == Method::CONNECT {
@@ -77,6 +82,8 @@ mod tests {
             ("GET", "/x", &[], ProtocolFault::MissingHost),
             ("CONNECT", "a.dev:443", &[], ProtocolFault::Connect),
             ("TRACE", "https://a.dev/x", &[], ProtocolFault::Method),
+            ("GET", "https://a.dev/caf\u{e9}", &[], ProtocolFault::Target),
+            ("GET", "https://a.dev/x?\u{e9}", &[], ProtocolFault::Target),
             (
                 "POST",
                 "https://a.dev/x",

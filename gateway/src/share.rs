@@ -67,7 +67,7 @@ impl Share {
                 Ok(pages::share(&link, &host, self.clock.now()))
             }
             Method::POST => {
-                self.check_form(headers).map_err(|denial| {
+                check_form(headers, &self.origin).map_err(|denial| {
                     let claims = self.verifier.verify(token, self.clock.now()).ok();
                     self.refused(denial, claims.map(|claims| claims.link))
                 })?;
@@ -97,7 +97,7 @@ impl Share {
         if *method != Method::GET {
             return Err(Denial::MethodNotAllowed.into());
         }
-        self.check_arrival(headers)?;
+        check_arrival(headers, self.config.domain_is_public_suffix)?;
         self.check_fresh()?;
         match self.open(host, query, headers, client).await {
             Ok(cookie) => {
@@ -197,32 +197,6 @@ impl Share {
         }
     }
 
-    /// The form must have been sent from our own page.
-    fn check_form(&self, headers: &HeaderMap) -> Result<(), Denial> {
-        let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-        let mut origins = headers.get_all(ORIGIN).iter().map(HeaderValue::as_bytes);
-        let (origin, second) = (origins.next(), origins.next());
-        let own_origin = origin == Some(self.origin.as_bytes());
-        let allowed = match site {
-            Some(site) => site == b"same-origin" && (own_origin || origin.is_none() || origin == Some(b"null")),
-            None => own_origin,
-        };
-        if allowed && second.is_none() { Ok(()) } else { Err(Denial::ForeignForm) }
-    }
-
-    /// A handoff arrives as a top-level navigation from the share page, or from nowhere.
-    fn check_arrival(&self, headers: &HeaderMap) -> Result<(), Denial> {
-        let value = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
-        let site = match value("sec-fetch-site") {
-            None | Some(b"same-site" | b"same-origin" | b"none") => true,
-            Some(b"cross-site") => self.config.domain_is_public_suffix,
-            Some(_) => false,
-        };
-        let top_level = value("sec-fetch-mode").is_none_or(|mode| mode == b"navigate")
-            && value("sec-fetch-dest").is_none_or(|dest| dest == b"document");
-        if site && top_level { Ok(()) } else { Err(Denial::ForeignSite) }
-    }
-
     pub(crate) fn check_fresh(&self) -> Result<(), Denial> {
         if self.standing.is_fresh() { Ok(()) } else { Err(Denial::AuthorizationStale) }
     }
@@ -250,6 +224,32 @@ impl Share {
         }
         TokenDigest::of(&facts)
     }
+}
+
+/// The form must have been sent from our own page, which has this origin.
+pub(crate) fn check_form(headers: &HeaderMap, own_origin: &str) -> Result<(), Denial> {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let mut origins = headers.get_all(ORIGIN).iter().map(HeaderValue::as_bytes);
+    let (origin, second) = (origins.next(), origins.next());
+    let own_origin = origin == Some(own_origin.as_bytes());
+    let allowed = match site {
+        Some(site) => site == b"same-origin" && (own_origin || origin.is_none() || origin == Some(b"null")),
+        None => own_origin,
+    };
+    if allowed && second.is_none() { Ok(()) } else { Err(Denial::ForeignForm) }
+}
+
+/// A handoff arrives as a top-level navigation from the share page, or from nowhere.
+pub(crate) fn check_arrival(headers: &HeaderMap, domain_is_public_suffix: bool) -> Result<(), Denial> {
+    let value = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
+    let site = match value("sec-fetch-site") {
+        None | Some(b"same-site" | b"same-origin" | b"none") => true,
+        Some(b"cross-site") => domain_is_public_suffix,
+        Some(_) => false,
+    };
+    let top_level = value("sec-fetch-mode").is_none_or(|mode| mode == b"navigate")
+        && value("sec-fetch-dest").is_none_or(|dest| dest == b"document");
+    if site && top_level { Ok(()) } else { Err(Denial::ForeignSite) }
 }
 
 fn stands(link: &LinkView, now: UnixMillis) -> bool {

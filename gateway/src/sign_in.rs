@@ -32,14 +32,14 @@ pub(crate) const ARRIVAL_PATH: &str = "/.envforge/signed-in";
 const TARGET_BYTES_MAX: usize = 1_024;
 
 /// What a browser keeps while somebody signs in: something only it has, and where it wanted to go.
-struct Kept {
+pub(crate) struct Kept {
     secret: Secret,
-    target: String,
+    pub(crate) target: String,
 }
 
 impl Kept {
     /// `None` for whatever we would not have written.
-    fn read(headers: &HeaderMap, scheme: Scheme) -> Option<Self> {
+    pub(crate) fn read(headers: &HeaderMap, scheme: Scheme) -> Option<Self> {
         let value = cookie::sign_in(headers, scheme)?;
         let (secret, target) = value.split_once('.')?;
         let whole = URL_SAFE_NO_PAD.decode(secret).is_ok_and(|bytes| bytes.len() == 32);
@@ -47,18 +47,18 @@ impl Kept {
         (whole && is_own_target(&target)).then(|| Self { secret: Secret::new(secret.to_owned()), target })
     }
 
-    fn digest(&self) -> TokenDigest {
+    pub(crate) fn digest(&self) -> TokenDigest {
         self.secret.digest()
     }
 
-    fn write(&self, scheme: Scheme) -> HeaderValue {
+    pub(crate) fn write(&self, scheme: Scheme) -> HeaderValue {
         let value = format!("{}.{}", self.secret.expose(), URL_SAFE_NO_PAD.encode(&self.target));
         cookie::set_sign_in(scheme, &Secret::new(value))
     }
 }
 
 /// A path of the same host. `//host` and `/\host` are other hosts to a browser.
-fn is_own_target(target: &str) -> bool {
+pub(crate) fn is_own_target(target: &str) -> bool {
     target.starts_with('/')
         && !target.starts_with("//")
         && target.len() <= TARGET_BYTES_MAX

@@ -141,6 +141,17 @@ impl Credentials {
         Ok(credentials)
     }
 
+    /// A table of this process alone, gone with it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) async fn open_in_memory() -> Result<Self, CredentialsError> {
+        // The one connection is the table: it must never be closed.
+        let options = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let pool = options.connect_with(SqliteConnectOptions::new().in_memory(true)).await?;
+        let credentials = Self { pool: Pool::Sqlite(pool.clone()), attempts: Pool::Sqlite(pool) };
+        credentials.migrate().await?;
+        Ok(credentials)
+    }
+
     /// Connects to PostgreSQL. `url` may hold a password: errors do not repeat it.
     pub async fn connect_postgres(url: &str) -> Result<Self, CredentialsError> {
         let pool = sqlx::postgres::PgPoolOptions::new()

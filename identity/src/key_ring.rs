@@ -71,6 +71,18 @@ struct RingKey {
     public: String,
 }
 
+impl RingKey {
+    fn new(key: &SigningKey, signs_from: UnixMillis) -> Self {
+        Self {
+            id: key.id().as_str().to_owned(),
+            signs_from,
+            encoding: key.encoding().clone(),
+            decoding: DecodingKey::from_ed_der(key.public()),
+            public: URL_SAFE_NO_PAD.encode(key.public()),
+        }
+    }
+}
+
 struct Ring {
     /// By the time from which they sign.
     keys: Vec<Arc<RingKey>>,
@@ -117,6 +129,14 @@ impl KeyRing {
                 Ok(Self(Kind::Ring { folder: folder.clone(), ring, overlap }))
             }
         }
+    }
+
+    /// A ring of one key that is never read again.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of_key(key: &SigningKey) -> Self {
+        let keys = vec![Arc::new(RingKey::new(key, UnixMillis::EPOCH))];
+        let ring = RwLock::new(Ring { keys, read_at: UnixMillis::new(u64::MAX) });
+        Self(Kind::Ring { folder: PathBuf::new(), ring, overlap: Millis::from_hours(1) })
     }
 
     pub(crate) fn algorithm(&self) -> Algorithm {
@@ -243,13 +263,7 @@ fn read(folder: &Path) -> Result<Vec<Arc<RingKey>>, KeyRingError> {
             return Err(KeyRingError::Name { folder: folder.to_owned(), name: name.chars().take(80).collect() });
         };
         let key = SigningKey::load(&folder.join(&name))?;
-        keys.push(Arc::new(RingKey {
-            id: key.id().as_str().to_owned(),
-            signs_from: UnixMillis::new(second.saturating_mul(1_000)),
-            encoding: key.encoding().clone(),
-            decoding: DecodingKey::from_ed_der(key.public()),
-            public: URL_SAFE_NO_PAD.encode(key.public()),
-        }));
+        keys.push(Arc::new(RingKey::new(&key, UnixMillis::new(second.saturating_mul(1_000)))));
     }
     if keys.len() > KEYS_MAX {
         return Err(KeyRingError::TooMany { folder: folder.to_owned() });

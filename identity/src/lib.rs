@@ -6,6 +6,9 @@
 pub mod clock;
 mod common_passwords;
 pub mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod key_file;
 pub mod key_ring;
 pub mod lockout;

@@ -19,7 +19,7 @@ use crate::sessions::IdentityError;
 use crate::sign_in::Config;
 
 /// What an invitation's token begins with, so that secret scanners recognise one.
-const INVITATION_PREFIX: &str = "efi_";
+pub(crate) const INVITATION_PREFIX: &str = "efi_";
 
 /// Why somebody is not signed in.
 #[derive(Debug, thiserror::Error)]

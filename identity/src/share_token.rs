@@ -159,6 +159,12 @@ impl SigningKey {
         Self::from_pkcs8(&der).ok_or_else(|| KeyError::Format { path: path.to_owned() })
     }
 
+    /// A key that is the same in every run.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of_seed(seed: &[u8; 32]) -> Self {
+        Self::from_pkcs8(&pkcs8_of_seed(seed)).expect("any 32 bytes are a seed")
+    }
+
     fn from_pkcs8(der: &[u8]) -> Option<Self> {
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).ok()?;
         let public: [u8; 32] = pair.public_key().as_ref().try_into().ok()?;

@@ -6,6 +6,7 @@
 
 mod bench;
 mod check;
+mod fuzz;
 mod ownership;
 mod steps;
 mod test;
@@ -35,6 +36,8 @@ enum Task {
     Check(check::Options),
     /// Compare our speed with a peer's on this machine; without a name: what there is to measure.
     Bench(bench::Options),
+    /// Feed the parsers of tokens and headers with inputs that nobody has written; without a name: which targets there are.
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -44,6 +47,7 @@ fn main() -> std::process::ExitCode {
         Task::Setup(options) => tools::setup(&workspace, &options),
         Task::Check(options) => check::run(&workspace, &options),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

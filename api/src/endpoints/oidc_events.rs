@@ -49,7 +49,7 @@ pub(crate) fn routes() -> OpenApiRouter<Login> {
 /// Something that happened at the provider.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct ProviderEvent {
+pub(crate) struct ProviderEvent {
     /// The provider's own; a repeated one does nothing.
     id: String,
     /// `user.deactivated`: everything of theirs is revoked.
@@ -130,7 +130,7 @@ async fn deactivate(auth: &Auth, org: OrgId, user: UserId, arrival: &Arrival) ->
 /// A person as the provider's SCIM client writes them.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct ScimNewUser {
+pub(crate) struct ScimNewUser {
     /// The person's `sub` in the provider's tokens.
     external_id: String,
     user_name: Option<String>,
@@ -159,7 +159,7 @@ struct ScimUser {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "PascalCase")]
-struct ScimPatch {
+pub(crate) struct ScimPatch {
     operations: Vec<ScimOperation>,
 }
 
@@ -368,22 +368,25 @@ impl Login {
 }
 
 /// A SCIM id is the subject itself, spelled for URLs: whoever the provider did not make cannot even be named.
-fn subject_of(id: &str) -> Result<String, Problem> {
+pub(crate) fn subject_of(id: &str) -> Result<String, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(id).map_err(|_| Problem::not_found())?;
     let subject = String::from_utf8(bytes).map_err(|_| Problem::not_found())?;
     if (1..=ID_CHARS_MAX).contains(&subject.len()) { Ok(subject) } else { Err(Problem::not_found()) }
 }
 
 /// The subject of `externalId eq "…"`.
-fn external_id(filter: &str) -> Option<&str> {
-    let rest = filter.trim().strip_prefix("externalId")?.trim_start();
-    let rest = rest.strip_prefix("eq").or_else(|| rest.strip_prefix("Eq")).or_else(|| rest.strip_prefix("EQ"))?;
-    let quoted = rest.trim().strip_prefix('"')?.strip_suffix('"')?;
+pub(crate) fn external_id(filter: &str) -> Option<&str> {
+    let (attribute, rest) = filter.trim().split_once(' ')?;
+    let (operator, value) = rest.trim_start().split_once(' ')?;
+    let quoted = value.trim_start().strip_prefix('"')?.strip_suffix('"')?;
+    if attribute != "externalId" || !operator.eq_ignore_ascii_case("eq") {
+        return None;
+    }
     (!quoted.is_empty() && quoted.len() <= ID_CHARS_MAX && !quoted.contains(['"', '\\'])).then_some(quoted)
 }
 
 /// What a patch wants `active` to be. Providers write it in three ways (RFC 7644 3.5.2, and Entra's strings).
-fn wanted_state(patch: &ScimPatch) -> Result<Option<bool>, Problem> {
+pub(crate) fn wanted_state(patch: &ScimPatch) -> Result<Option<bool>, Problem> {
     let wrong = || Problem::value("Operations", "expected `replace` of `active` by true or false");
     let truth = |value: &Value| match value {
         Value::Bool(active) => Some(*active),
@@ -433,9 +436,18 @@ mod tests {
 
     #[test]
     fn a_filter_names_one_subject() {
-        assert_eq!(external_id(r#"externalId eq "auth0|ada""#), Some("auth0|ada"));
-        for wrong in ["", r#"userName eq "x""#, "externalId eq x", r#"externalId eq """#, r#"externalId eq "a" or "b""#]
-        {
+        for good in [r#"externalId eq "auth0|ada""#, r#" externalId  EQ  "auth0|ada" "#] {
+            assert_eq!(external_id(good), Some("auth0|ada"), "{good}");
+        }
+        for wrong in [
+            "",
+            r#"userName eq "x""#,
+            "externalId eq x",
+            r#"externalId eq """#,
+            r#"externalIdeq"a""#,
+            r#"externalId eq"a""#,
+            r#"externalId eq "a" or "b""#,
+        ] {
             assert_eq!(external_id(wrong), None, "{wrong}");
         }
     }

@@ -181,7 +181,8 @@ impl<'a> RequestLine<'a> {
         if method == super::REFUSED_METHOD.as_bytes() {
             return Err(ProtocolFault::Method);
         }
-        if target.is_empty() || !is_visible(target) {
+        // A fragment is the browser's own: some servers cut it off, others take it for a part of the path.
+        if target.is_empty() || !is_visible(target) || memchr::memchr(b'#', target).is_some() {
             return Err(ProtocolFault::Target);
         }
         Ok(Self { method, target, http_1_0 })
@@ -443,6 +444,7 @@ mod tests {
             ("GET * HTTP/1.1\r\nHost: h\r\n\r\n", Target),
             ("GET /\u{7f} HTTP/1.1\r\nHost: h\r\n\r\n", Target),
             ("GET /é HTTP/1.1\r\nHost: h\r\n\r\n", Target),
+            ("GET /a#b HTTP/1.1\r\nHost: h\r\n\r\n", Target),
             ("CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n", Connect),
             ("TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", Method),
             ("ENVFORGE-REFUSED / HTTP/1.1\r\nHost: h\r\n\r\n", Method),

@@ -200,6 +200,18 @@ pub(crate) async fn serve<S: Serve>(
     }
 }
 
+/// One HTTP/1 connection over a stream that is no socket.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) async fn serve_stream<S: Serve>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    lane: bool,
+    service: Arc<S>,
+) {
+    let (limits, timeouts) = (Limits::default(), Timeouts::default());
+    let stop = CancellationToken::new();
+    Http::new(&limits, &timeouts, lane).http1(stream, Arc::default(), service, &stop).await;
+}
+
 /// The two protocols, set up once.
 struct Http {
     http1: hyper::server::conn::http1::Builder,

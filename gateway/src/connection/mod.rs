@@ -5,10 +5,10 @@
 //! here: what a request may do.
 
 mod answer;
-mod body_scan;
+pub(crate) mod body_scan;
 mod connection_state;
 mod guarded_io;
-mod head_scan;
+pub(crate) mod head_scan;
 pub(crate) mod http2_stream;
 mod lane;
 mod listener;
@@ -24,6 +24,8 @@ pub(crate) use guarded_io::GuardedIo;
 pub use guarded_io::IoTimeouts;
 pub use head_scan::{HEAD_BYTES_MAX, HEADERS_MAX};
 pub use listener::ListenError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use listener::serve_stream;
 pub(crate) use listener::{Client, HTTP2_STREAM_WINDOW_BYTES, Serve, bind, serve};
 pub use tls::{Certificates, TlsError};
 

@@ -265,7 +265,7 @@ impl Exchange {
 }
 
 /// Whether an empty line may end here, however an app ends its lines.
-fn may_hold_end(bytes: &[u8]) -> bool {
+pub(crate) fn may_hold_end(bytes: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', bytes).any(|at| matches!(bytes[..at], [.., b'\n'] | [.., b'\n', b'\r']))
 }
 

@@ -5,9 +5,9 @@
 //! has no task of its own: whoever leases it writes and reads. Not here: who may send what (`admission`), headers
 //! (`header`).
 
-mod answer_body;
-mod answer_head;
-mod exchange;
+pub(crate) mod answer_body;
+pub(crate) mod answer_head;
+pub(crate) mod exchange;
 mod wire;
 
 use std::collections::VecDeque;

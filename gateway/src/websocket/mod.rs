@@ -3,7 +3,7 @@
 //! No byte passes before the app has answered a correct 101. A socket ends at once when the right to it ends, with
 //! close code 4403 where the framing allows. Not here: who may open one (`admission`), messages (never looked at).
 
-mod frame;
+pub(crate) mod frame;
 mod splice;
 
 use std::sync::Arc;
@@ -136,7 +136,7 @@ fn version_is_13(headers: &HeaderMap) -> Result<(), Denial> {
 }
 
 /// RFC 6455 4.2.2: proof that the other side understood the handshake.
-fn accept_of(key: &HeaderValue) -> String {
+pub(crate) fn accept_of(key: &HeaderValue) -> String {
     let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     context.update(key.as_bytes());
     context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
@@ -249,7 +249,7 @@ fn to_app(request: &request::Parts, key: &HeaderValue, forwarded: &header::Forwa
 }
 
 /// Everything that the app said, what ends at this hop included.
-fn all_of(head: &AnswerHead<'_>) -> HeaderMap {
+pub(crate) fn all_of(head: &AnswerHead<'_>) -> HeaderMap {
     let pair = |field: &httparse::Header<'_>| {
         Some((HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?))
     };
@@ -260,7 +260,15 @@ fn all_of(head: &AnswerHead<'_>) -> HeaderMap {
     headers
 }
 
-fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderValue>) -> Result<(), Denial> {
+pub(crate) fn check_answer(
+    headers: &HeaderMap,
+    key: &HeaderValue,
+    offered: Option<&HeaderValue>,
+) -> Result<(), Denial> {
+    // Of two lines of a name nobody knows which one the browser takes.
+    let once = [UPGRADE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL]
+        .iter()
+        .all(|name| headers.get_all(name).iter().nth(1).is_none());
     let upgrade = headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let accept = headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept_of(key).as_bytes());
     let chosen = match headers.get(SEC_WEBSOCKET_PROTOCOL) {
@@ -272,7 +280,7 @@ fn check_answer(headers: &HeaderMap, key: &HeaderValue, offered: Option<&HeaderV
                 .any(|name| name.trim_ascii() == chosen.as_bytes().trim_ascii())
         }),
     };
-    if upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }
+    if once && upgrade && accept && chosen { Ok(()) } else { Err(Denial::UpstreamInvalid) }
 }
 
 /// Waits for the client's side to have switched, then copies.
@@ -343,5 +351,11 @@ mod tests {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("b"));
         assert_eq!(check_answer(&headers, &key, None), Err(Denial::UpstreamInvalid));
         assert_eq!(check_answer(&headers, &key, Some(&HeaderValue::from_static("a, b"))), Ok(()));
+        headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("c"));
+        assert_eq!(
+            check_answer(&headers, &key, Some(&HeaderValue::from_static("a, b"))),
+            Err(Denial::UpstreamInvalid),
+            "a second one"
+        );
     }
 }

@@ -309,7 +309,7 @@ impl Config {
         &self.organization_claims
     }
 
-    pub(super) fn algorithms(&self) -> &[Algorithm] {
+    pub(crate) fn algorithms(&self) -> &[Algorithm] {
         &self.algorithms
     }
 

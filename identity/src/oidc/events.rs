@@ -42,7 +42,7 @@ impl Oidc {
     }
 }
 
-fn verify(secret: &[u8], signature: &str, body: &[u8], now: UnixMillis) -> Result<(), InvalidSignature> {
+pub(crate) fn verify(secret: &[u8], signature: &str, body: &[u8], now: UnixMillis) -> Result<(), InvalidSignature> {
     let (seconds, tag) = signature
         .strip_prefix("t=")
         .and_then(|rest| rest.split_once(",v1="))

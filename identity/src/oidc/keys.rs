@@ -30,7 +30,7 @@ const RULES: Rules = Rules {
 };
 
 /// The keys that sign, with their one algorithm each.
-pub(super) struct KeySet(BTreeMap<String, (Algorithm, DecodingKey)>);
+pub(crate) struct KeySet(BTreeMap<String, (Algorithm, DecodingKey)>);
 
 #[derive(Deserialize)]
 struct Document {
@@ -54,7 +54,7 @@ struct Jwk {
 
 impl KeySet {
     /// Keys of other kinds and purposes are left out, so that one that we do not understand does no harm.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, ProviderError> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, ProviderError> {
         let malformed = |what: &str| ProviderError::Malformed(format!("its key set {what}"));
         let Document { keys } =
             serde_json::from_slice(body).map_err(|error| malformed(&format!("is not one: {error}")))?;
@@ -78,7 +78,12 @@ impl KeySet {
         Ok(Self(known))
     }
 
-    fn get(&self, kid: &str) -> Option<&(Algorithm, DecodingKey)> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
+    }
+
+    pub(crate) fn get(&self, kid: &str) -> Option<&(Algorithm, DecodingKey)> {
         self.0.get(kid)
     }
 }

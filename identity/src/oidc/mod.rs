@@ -6,12 +6,12 @@
 
 mod cached;
 mod config;
-mod events;
+pub(crate) mod events;
 mod flow;
-mod keys;
-mod provider;
+pub(crate) mod keys;
+pub(crate) mod provider;
 mod store;
-mod token;
+pub(crate) mod token;
 
 pub use config::{
     ClientSettings, Config, ConfigError, ConfigErrors, MappedOrganization, OrganizationSettings, PublicUrl, Settings,

@@ -45,7 +45,7 @@ pub enum ProviderError {
 /// A URL of the provider's. `Url` itself reads none from JSON.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Endpoint(Url);
+pub(crate) struct Endpoint(Url);
 
 impl TryFrom<String> for Endpoint {
     type Error = String;
@@ -56,14 +56,14 @@ impl TryFrom<String> for Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn url(&self) -> Url {
+    pub(crate) fn url(&self) -> Url {
         self.0.clone()
     }
 }
 
 /// What we need of the discovery document (OpenID Connect Discovery 1.0, 3).
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Discovery {
+pub(crate) struct Discovery {
     issuer: String,
     pub(super) authorization_endpoint: Endpoint,
     token_endpoint: Endpoint,
@@ -78,7 +78,7 @@ pub(super) struct Discovery {
 
 /// What the token endpoint gives.
 #[derive(Deserialize)]
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     pub(super) id_token: Option<String>,
     pub(super) access_token: Option<String>,
     pub(super) token_type: Option<String>,
@@ -86,7 +86,7 @@ pub(super) struct Tokens {
 
 /// A device that waits for its person (RFC 8628 3.2).
 #[derive(Deserialize)]
-pub(super) struct Device {
+pub(crate) struct Device {
     pub(super) device_code: String,
     pub(super) user_code: String,
     pub(super) verification_uri: Endpoint,
@@ -96,7 +96,7 @@ pub(super) struct Device {
 }
 
 #[derive(Deserialize)]
-struct OauthError {
+pub(crate) struct OauthError {
     error: String,
     error_description: Option<String>,
 }
@@ -215,7 +215,15 @@ impl Provider {
 }
 
 impl Discovery {
-    fn check(&self, issuer: &str, loopback: bool) -> Result<(), ProviderError> {
+    /// Every address that we would ask.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn addresses(&self) -> Vec<Url> {
+        let Self { authorization_endpoint, token_endpoint, jwks_uri, device_authorization_endpoint, .. } = self;
+        let always = [authorization_endpoint, token_endpoint, jwks_uri];
+        always.into_iter().chain(device_authorization_endpoint).map(Endpoint::url).collect()
+    }
+
+    pub(crate) fn check(&self, issuer: &str, loopback: bool) -> Result<(), ProviderError> {
         let wrong = |what: String| Err(ProviderError::Malformed(what));
         if self.issuer != issuer {
             let found = shortened(&self.issuer);

@@ -124,7 +124,7 @@ pub enum TokenError {
 }
 
 /// A JWT of the right form whose signature nobody has looked at.
-pub(super) struct Unverified<'a> {
+pub(crate) struct Unverified<'a> {
     kid: String,
     algorithm: Algorithm,
     kind: Option<String>,
@@ -143,7 +143,7 @@ struct Header {
 }
 
 impl<'a> Unverified<'a> {
-    pub(super) fn parse(token: &'a str, allowed: &[Algorithm]) -> Result<Self, InvalidToken> {
+    pub(crate) fn parse(token: &'a str, allowed: &[Algorithm]) -> Result<Self, InvalidToken> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(InvalidToken::TooLong);
         }
@@ -175,16 +175,16 @@ impl<'a> Unverified<'a> {
         Ok(Self { kid, algorithm, kind: header.typ, message, signature, payload })
     }
 
-    pub(super) fn kid(&self) -> &str {
+    pub(crate) fn kid(&self) -> &str {
         &self.kid
     }
 
-    pub(super) fn algorithm(&self) -> Algorithm {
+    pub(crate) fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
     /// INVARIANT: `key` is one that the provider publishes for this algorithm.
-    pub(super) fn verify(self, key: &DecodingKey) -> Result<Signed, InvalidToken> {
+    pub(crate) fn verify(self, key: &DecodingKey) -> Result<Signed, InvalidToken> {
         match jsonwebtoken::crypto::verify(self.signature, self.message.as_bytes(), key, self.algorithm) {
             Ok(true) => {}
             Ok(false) | Err(_) => return Err(InvalidToken::Signature),
@@ -235,7 +235,7 @@ struct Claims {
 }
 
 /// A token whose signature is the provider's.
-pub(super) struct Signed {
+pub(crate) struct Signed {
     claims: Claims,
     kind: Option<String>,
 }
@@ -276,7 +276,7 @@ pub struct LogoutToken {
 }
 
 impl Signed {
-    pub(super) fn into_id_token(
+    pub(crate) fn into_id_token(
         self,
         config: &Config,
         client: &str,
@@ -323,7 +323,7 @@ impl Signed {
         })
     }
 
-    pub(super) fn into_access_token(
+    pub(crate) fn into_access_token(
         self,
         config: &Config,
         client: &str,
@@ -346,7 +346,7 @@ impl Signed {
         Ok(AccessToken { subject: self.subject()?, organization: self.organization(config)?, expires_at })
     }
 
-    pub(super) fn into_logout_token(self, config: &Config, now: UnixMillis) -> Result<LogoutToken, InvalidToken> {
+    pub(crate) fn into_logout_token(self, config: &Config, now: UnixMillis) -> Result<LogoutToken, InvalidToken> {
         // An explicit type: neither an ID token nor an access token passes for a logout.
         self.is_of_type(&["logout+jwt", "application/logout+jwt"], false)?;
         self.is_of_issuer(config)?;
