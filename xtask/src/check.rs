@@ -35,6 +35,22 @@ pub(crate) fn run(workspace: &Workspace, _: &Options) -> Result<()> {
         ]);
         workspace.output_of(&mut clippy).map(|_| String::new())
     });
+    steps.run("lock file of the fuzz targets", || {
+        let mut metadata = workspace.cargo();
+        metadata.args([
+            "metadata",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--format-version",
+            "1",
+            "--locked",
+            "--quiet",
+        ]);
+        let read = workspace.output_of(&mut metadata).map(|_| String::new());
+        read.map_err(|error| {
+            error.context("run `cargo metadata --manifest-path fuzz/Cargo.toml` and commit fuzz/Cargo.lock")
+        })
+    });
     steps.run("libraries and licences", || {
         if on_path("cargo-deny").is_none() {
             return ownership::check(workspace)
