@@ -129,7 +129,8 @@ impl Credentials {
             .busy_timeout(Duration::from_secs(5));
         let pool = |connections, synchronous| {
             let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(5));
-            pool.connect_with(options.clone().synchronous(synchronous))
+            // A file does not hang up: to ask a connection whether it is there takes as long as a statement.
+            pool.test_before_acquire(false).connect_with(options.clone().synchronous(synchronous))
         };
         // A rotated refresh token that is forgotten with the power would be reported as stolen. Attempts may be: whoever guesses
         // does not cut the power, and a sync for each would be most of what signing in costs.

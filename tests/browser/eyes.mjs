@@ -11,6 +11,18 @@ export const open = () => chromium.launch({
   args: ['--no-sandbox', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
 });
 
+// On a busy machine Chromium has no frame to show now and then. Nothing of the page's is wrong then, and a later one is there.
+export const picture = async (page, path) => {
+  for (let left = 3; ; left -= 1) {
+    try {
+      return await page.screenshot({ path });
+    } catch (error) {
+      if (left === 0 || !error.message.includes('Unable to capture screenshot')) throw error;
+      await page.waitForTimeout(300);
+    }
+  }
+};
+
 // How our own pages look on a phone and in the dark: what sticks out of the window, and how well text stands out.
 export const DESK = { width: 1200, height: 800 };
 const VIEWS = [
@@ -23,7 +35,7 @@ export const looks = async (page, what, shots) => {
   for (const { name, size, scheme } of VIEWS) {
     await page.setViewportSize(size);
     await page.emulateMedia({ colorScheme: scheme });
-    await page.screenshot({ path: `${shots}/${what}-${name}.png` });
+    await picture(page, `${shots}/${what}-${name}.png`);
     const measured = await page.evaluate(() => {
       const light = (color) => {
         const parts = color.match(/[\d.]+/g).slice(0, 3).map((part) => Number(part) / 255);

@@ -2,7 +2,7 @@
 // tells what it saw by lines of JSON. Arguments: the workspace's URL, the API's, `password` or `provider`, e-mail address,
 // password, folder for screenshots. Not here: whom the provider signs in.
 import { createInterface } from 'node:readline';
-import { DESK, axe, looks as looksIn, open } from './eyes.mjs';
+import { DESK, axe, looks as looksIn, open, picture } from './eyes.mjs';
 
 const [workspaceUrl, apiUrl, way, email, password, shots] = process.argv.slice(2);
 const say = (event, more = {}) => console.log(JSON.stringify({ event, ...more }));
@@ -54,7 +54,7 @@ try {
   await page.fill('#words', 'by a member');
   await page.click('#echo button');
   await page.waitForSelector('#echoes li');
-  await page.screenshot({ path: `${shots}/app.png` });
+  await picture(page, `${shots}/app.png`);
   const seen = await page.evaluate(async () => ({
     orders: (await (await fetch('/api/orders')).json()).orders?.length ?? -1,
     echo: document.querySelector('#echoes').innerText,

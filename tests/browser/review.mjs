@@ -1,7 +1,7 @@
 // A reviewer in a real browser. Told what to do next by lines on standard input, tells what it saw by lines of JSON.
 // Arguments: share URL, folder for screenshots. Not here: who revokes the link.
 import { createInterface } from 'node:readline';
-import { DESK, axe, looks as looksIn, open } from './eyes.mjs';
+import { DESK, axe, looks as looksIn, open, picture } from './eyes.mjs';
 
 const [shareUrl, shots] = process.argv.slice(2);
 
@@ -18,7 +18,7 @@ try {
 
   await page.goto(shareUrl);
   const share = await page.innerText('main');
-  await page.screenshot({ path: `${shots}/1-share.png` });
+  await picture(page, `${shots}/1-share.png`);
   const before = await context.cookies();
   say('share', { text: share, cookies: before.length, axe: await axe(page) });
   const views = await looks(page, 'share');
@@ -33,7 +33,7 @@ try {
   });
   await page.click('form button');
   await page.waitForSelector('li[data-stage]');
-  await page.screenshot({ path: `${shots}/2-waking.png` });
+  await picture(page, `${shots}/2-waking.png`);
   const waking = { text: await page.innerText('main'), axe: await axe(page) };
   views.push(...(await looks(page, 'waking')));
   say('opened', { url: page.url(), ...waking });
@@ -44,7 +44,7 @@ try {
   await page.fill('#words', 'across the gateway');
   await page.click('#echo button');
   await page.waitForSelector('#echoes li');
-  await page.screenshot({ path: `${shots}/3-app.png` });
+  await picture(page, `${shots}/3-app.png`);
   const seen = await page.evaluate(async () => ({
     orders: (await (await fetch('/api/orders')).json()).orders?.length ?? -1,
     style: (await fetch('/assets/board.css')).status,
@@ -63,7 +63,7 @@ try {
     return { status: answer.status, type: answer.headers.get('content-type'), body: await answer.json(), redirected: answer.redirected };
   });
   await page.reload();
-  await page.screenshot({ path: `${shots}/4-ended.png` });
+  await picture(page, `${shots}/4-ended.png`);
   say('revoked', { socketMs, api, text: await page.innerText('main'), axe: await axe(page) });
 
   views.push(...(await looks(page, 'ended')));
