@@ -284,8 +284,7 @@ impl Site {
         socket.bind(SocketAddr::from((from, 0)))?;
         let stream = socket.connect(gateway).await?;
         stream.set_nodelay(true)?;
-        let (socket, _) =
-            tokio_tungstenite::client_async(request, stream).await.context("the handshake was refused")?;
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.map_err(refused)?;
         Ok(socket)
     }
 
@@ -374,4 +373,15 @@ fn repository(below: &Path) -> Result<PathBuf> {
         ensure!(status.success(), "git {arguments:?} failed");
     }
     Ok(root)
+}
+
+/// Why a handshake was not taken, in the gateway's own words.
+fn refused(error: tokio_tungstenite::tungstenite::Error) -> anyhow::Error {
+    match error {
+        tokio_tungstenite::tungstenite::Error::Http(answer) => {
+            let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+            anyhow::anyhow!("the handshake was refused with {}: {body}", answer.status())
+        }
+        other => anyhow::Error::new(other).context("the handshake failed"),
+    }
 }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::answer_body::Decoder;
 use super::answer_head::{self, ANSWER_HEAD_BYTES_MAX, AnswerHead, Read};
 use super::wire::Wire;
-use super::{Lease, Patience, Slot};
+use super::{Lease, Patience};
 use crate::body::BodyError;
 use crate::outbox::Outbox;
 use crate::upload::Upload;
@@ -259,7 +259,7 @@ impl Exchange {
     }
 
     /// The stream after a 101, with what the app sent right behind it, and what the connection takes of its limits.
-    pub(crate) fn into_upgraded(self) -> (TcpStream, BytesMut, Slot) {
+    pub(crate) fn into_upgraded(self) -> (TcpStream, BytesMut) {
         self.lease.into_upgraded()
     }
 }

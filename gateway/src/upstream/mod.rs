@@ -373,9 +373,10 @@ impl Lease {
         endpoint.take_back(visitor, Idle { wire, slot, patience, since: Instant::now() });
     }
 
-    fn into_upgraded(self) -> (TcpStream, BytesMut, Slot) {
-        let (stream, early) = self.wire.into_parts();
-        (stream, early, self.slot)
+    /// Gives its slot back: sockets have limits of their own (`Sockets`), and a link's open ones must not keep its requests, or its
+    /// next socket, from the app.
+    fn into_upgraded(self) -> (TcpStream, BytesMut) {
+        self.wire.into_parts()
     }
 }
 

@@ -206,10 +206,10 @@ impl Forwarding {
         let in_flight = connection.begin_request();
         let counted = passage.permit.socket_opened();
         sockets.tasks.spawn(async move {
-            let (app, app_early, slot) = exchange.into_upgraded();
+            let (app, app_early) = exchange.into_upgraded();
             let ended = run(splice, client_upgrade, app, app_early.freeze()).await;
             metric::ended("websocket", ended.as_str());
-            drop((socket, slot, in_flight, counted));
+            drop((socket, in_flight, counted));
         });
         Ok(Response::from_parts(parts, ResponseBody::empty()))
     }

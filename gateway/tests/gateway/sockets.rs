@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
 use envforge_domain::time::Millis;
+use envforge_gateway::Config;
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -215,6 +216,22 @@ async fn sockets_of_one_link_are_limited() {
     assert_eq!(world.raw(&request).await.unwrap().code(), "app_busy");
     drop(first);
     until("one has ended", || world.activity.of(world.workspace()).unwrap().open_sockets == 1).await;
+    drop(world.socket("/ws").await);
+}
+
+/// Sockets stay open for hours: they take no request's place, nor that of the next socket.
+#[tokio::test]
+async fn open_sockets_keep_no_connection_of_their_link_from_requests() {
+    let one = |config: &mut Config| {
+        config.limits.upstream_connections_per_link_max = 1;
+        config.limits.upstream_connections_per_endpoint_max = 1;
+        config.timeouts.upstream_connect = Duration::from_millis(500);
+    };
+    let world = World::with(one).await;
+    let app = App::start().await;
+    world.ready(app.address).await;
+    let _open = [world.socket("/ws").await, world.socket("/ws").await, world.socket("/ws").await];
+    assert_eq!(world.raw(world.get("/", "")).await.unwrap().status, 200);
     drop(world.socket("/ws").await);
 }
 
