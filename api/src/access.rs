@@ -25,6 +25,7 @@ use envforge_domain::workspace::Workspace;
 use envforge_identity::credentials::Account;
 use envforge_identity::service_tokens::ServiceTokenSecrets;
 use envforge_identity::sign_in::{Identity, Presented, VerifyError};
+use envforge_identity::tokens::SignedIn;
 use envforge_projections::sql::Within;
 use envforge_projections::{AuthorizeError, Authorizer, Hot};
 use http::request::Parts;
@@ -164,7 +165,13 @@ where
         if other || signed_in.surface == Surface::Gateway {
             return Err(other_surface(signed_in.surface));
         }
-        Ok(Self {
+        Ok(Self::signed_in(&signed_in, arrival))
+    }
+}
+
+impl Caller {
+    fn signed_in(signed_in: &SignedIn, arrival: Arrival) -> Self {
+        Self {
             user: signed_in.user,
             org: signed_in.org,
             by: By::Session(signed_in.session),
@@ -172,7 +179,7 @@ where
             authenticated_at: signed_in.authenticated_at,
             expires_at: signed_in.expires_at,
             arrival,
-        })
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use envforge_domain::network::customer_of;
 use envforge_domain::time::{Millis, UnixMillis};
 use parking_lot::Mutex;
 
@@ -35,11 +36,7 @@ impl AddressRate {
         if self.per_minute == 0 {
             return Ok(());
         }
-        // An IPv6 customer has a whole /64.
-        let address = match arrival.address {
-            IpAddr::V4(_) => arrival.address,
-            IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),
-        };
+        let address = customer_of(arrival.address);
         let mut counts = self.counts.lock();
         let (since, known) = &mut *counts;
         if arrival.now.since(*since) >= WINDOW || known.len() >= ADDRESSES_MAX {

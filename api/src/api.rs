@@ -59,7 +59,6 @@ pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
-    let settled = (commands.clone(), Arc::clone(&hot));
     // The provider calls back where its configuration says: browsers know this API by that address.
     let public_url = oidc.as_ref().map(|oidc| oidc.config().api_url().clone()).or_else(|| config.public_url.clone());
     let browsers = public_url.as_ref().map(Browsers::new);
@@ -117,7 +116,7 @@ pub fn router(parts: Parts) -> Router {
         identity: Arc::clone(&identity),
     };
     let jwks = Arc::clone(&identity);
-    let auth = auth::Auth { access: access.clone(), identity, commands, sessions };
+    let auth = auth::Auth { access: access.clone(), identity, commands: commands.clone(), sessions };
     let pages = browsers.clone().map(|browsers| sign_in_page::SignInPages {
         access: access.clone(),
         auth: auth.clone(),
@@ -128,7 +127,7 @@ pub fn router(parts: Parts) -> Router {
         oidc: oidc.clone(),
         share,
     });
-    let oidc = oidc::Login::new(auth.clone(), hot, reads.clone(), oidc, browsers);
+    let oidc = oidc::Login::new(auth.clone(), Arc::clone(&hot), reads.clone(), oidc, browsers);
     let me = me::Me { access: access.clone(), commands: people.commands.clone(), reads: reads.clone() };
     let audits = audit::Audits { access: access.clone(), reads: reads.clone() };
     let questions = authz::Authz { access: access.clone(), log: Arc::clone(&log) };
@@ -168,7 +167,7 @@ pub fn router(parts: Parts) -> Router {
     let mut anonymous = openapi::anonymous_routes(&document);
     anonymous.extend(sign_in_page::FORMS.map(str::to_owned));
     let page_rate = Arc::new(AddressRate::new("too_many_requests", config.pages_per_minute_per_address));
-    let layer = Arc::new(Edge::new(&config, clock, keys, settled.0, settled.1, anonymous));
+    let layer = Arc::new(Edge::new(&config, clock, keys, commands, hot, anonymous));
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };

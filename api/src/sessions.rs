@@ -322,7 +322,7 @@ impl Sessions {
         headers: &HeaderMap,
         arrival: &Arrival,
     ) -> Result<Option<Caller>, Problem> {
-        let Some(caller) = self.access.in_browser(cookie, headers, arrival).await? else { return Ok(None) };
+        let Some(caller) = self.access.presented_in_browser(cookie, headers, arrival).await? else { return Ok(None) };
         let Caller { user, org, expires_at, .. } = caller;
         let session = Session { user, org, session: caller.session_id()?, expires_at };
         Ok(match self.standing(&session, arrival.now).await? {

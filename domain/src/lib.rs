@@ -20,6 +20,7 @@ pub mod invitation;
 pub mod limits;
 pub mod manifest;
 pub mod meter;
+pub mod network;
 pub mod organization;
 pub mod project;
 pub mod routing;

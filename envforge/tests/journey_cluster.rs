@@ -172,13 +172,7 @@ fn repository(below: &Path, gate: &Path) -> PathBuf {
     let changed = text.replace("command: python3 web/server.py", &format!("command: \"{waits}\""));
     assert_ne!(changed, text);
     std::fs::write(&manifest, changed).unwrap();
-    for arguments in [
-        &["init", "-q", "-b", "main"][..],
-        &["add", "-A"],
-        &["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "first"],
-    ] {
-        assert!(Command::new("git").args(arguments).current_dir(&root).status().unwrap().success());
-    }
+    envforge_testkit::commit_all(&root);
     root
 }
 

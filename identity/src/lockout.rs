@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 
+use envforge_domain::network::customer_of;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, UnixMillis};
 use lru::LruCache;
@@ -94,17 +95,6 @@ impl Default for Failures {
     }
 }
 
-/// An IPv6 customer has a whole /64: one address each would be a free attempt each.
-fn group(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-    }
-}
-
 /// A refusal that need not be asked for again so soon.
 #[derive(Clone, Copy)]
 struct Refused {
@@ -149,7 +139,7 @@ impl Lockout {
     ) -> Result<Result<Attempt<'_>, LockedOut>, CredentialsError> {
         // The digest keeps the entries small whatever was typed, and mistyped passwords out of the table.
         let account = format!("account:{}", hex::encode(TokenDigest::of(account.as_bytes()).as_bytes()));
-        let address = format!("address:{}", group(address));
+        let address = format!("address:{}", customer_of(address));
         if let Err(locked) = self.check_memory([&account, &address], now) {
             return Ok(Err(locked));
         }

@@ -15,22 +15,26 @@
 )]
 
 mod dir;
+mod fuzz_inputs;
 mod keyring;
 mod nats;
 mod oidc;
 mod port;
 mod postgres;
 mod process;
+mod repository;
 pub mod tools;
 mod wait;
 
 pub use dir::TestDir;
+pub use fuzz_inputs::feed_fuzz_inputs;
 pub use keyring::SessionBus;
 pub use nats::{NatsOptions, NatsServer};
 pub use oidc::{OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider};
 pub use port::free_port;
 pub use postgres::{Postgres, PostgresDatabase, PostgresOptions};
 pub use process::TestProcess;
+pub use repository::commit_all;
 #[cfg(feature = "tokio")]
 pub use wait::eventually;
 pub use wait::{wait_for, wait_until};

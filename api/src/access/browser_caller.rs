@@ -5,7 +5,7 @@
 use envforge_identity::sign_in::{Presented, VerifyError};
 use http::HeaderMap;
 
-use super::{Access, By, Caller};
+use super::{Access, Caller};
 use crate::browser::Cookie;
 use crate::edge::Arrival;
 use crate::problem::Problem;
@@ -13,7 +13,7 @@ use crate::problem::Problem;
 impl Access {
     /// Whom this cookie of a browser speaks for. A session is asked for by the cookie of its own surface: under another name it is
     /// nobody's. Whether it still counts, `Sessions::in_browser` asks.
-    pub(crate) async fn in_browser(
+    pub(crate) async fn presented_in_browser(
         &self,
         cookie: Cookie,
         headers: &HeaderMap,
@@ -30,14 +30,6 @@ impl Access {
         if cookie.surface() != Some(signed_in.surface) {
             return Ok(None);
         }
-        Ok(Some(Caller {
-            user: signed_in.user,
-            org: signed_in.org,
-            by: By::Session(signed_in.session),
-            surface: signed_in.surface,
-            authenticated_at: signed_in.authenticated_at,
-            expires_at: signed_in.expires_at,
-            arrival: *arrival,
-        }))
+        Ok(Some(Caller::signed_in(&signed_in, *arrival)))
     }
 }

@@ -22,15 +22,6 @@ pub fn api_requests(bytes: &[u8]) {
 mod tests {
     #[test]
     fn the_committed_inputs_of_the_apis_fuzz_target_hold() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/inputs/api_requests");
-        let mut inputs = 0;
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            // Seen where it panics.
-            println!("{}", path.display());
-            super::api_requests(&std::fs::read(path).unwrap());
-            inputs += 1;
-        }
-        assert!(inputs > 0, "{} is empty", folder.display());
+        envforge_testkit::feed_fuzz_inputs("api_requests", super::api_requests);
     }
 }

@@ -295,12 +295,6 @@ fn repository(below: &Path) -> PathBuf {
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("envforge.yml"), MANIFEST).unwrap();
     std::fs::write(root.join("app.py"), APP).unwrap();
-    for arguments in [
-        &["init", "-q", "-b", "main"][..],
-        &["add", "-A"],
-        &["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "first"],
-    ] {
-        assert!(Command::new("git").args(arguments).current_dir(&root).status().unwrap().success());
-    }
+    envforge_testkit::commit_all(&root);
     root
 }

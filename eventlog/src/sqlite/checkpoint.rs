@@ -28,17 +28,12 @@ thread_local! {
     static PAGES: Cell<u32> = const { Cell::new(0) };
 }
 
-/// How much of the write-ahead log was copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Copied {
-    pages: u32,
-}
-
 /// The writer's end of it. The thread ends with it.
 pub(super) struct Checkpoints {
     /// `None` once it is ending.
     begin: Option<SyncSender<()>>,
-    copied: Receiver<Result<Copied, rusqlite::Error>>,
+    /// Pages that the thread has copied.
+    copied: Receiver<Result<u32, rusqlite::Error>>,
     under_way: bool,
     /// Pages at which copying begins next.
     begin_at: u32,
@@ -57,7 +52,7 @@ impl Drop for Checkpoints {
 impl Checkpoints {
     /// `writes`: the connection of the thread that calls this, and the only one that writes.
     pub(super) fn start(file: &LogFile, writes: &Connection) -> Result<Self, LogError> {
-        let connection = file.checkpointing().map_err(|error| LogError::Open(error.to_string()))?;
+        let connection = file.checkpointing()?;
         // In the place of SQLite's own, which would copy within the commit.
         writes.wal_hook(Some(|_, pages| {
             PAGES.set(pages.cast_unsigned());
@@ -87,7 +82,7 @@ impl Checkpoints {
         let left = match self.copied.try_recv() {
             Ok(copied) => {
                 self.under_way = false;
-                self.settled(copied, pages).map(|copied| pages.saturating_sub(copied.pages))
+                self.settled(copied, pages).map(|copied| pages.saturating_sub(copied))
             }
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
                 (pages >= self.begin_at && !self.under_way).then_some(pages)
@@ -103,7 +98,7 @@ impl Checkpoints {
         }
     }
 
-    fn settled(&mut self, copied: Result<Copied, rusqlite::Error>, pages: u32) -> Option<Copied> {
+    fn settled(&mut self, copied: Result<u32, rusqlite::Error>, pages: u32) -> Option<u32> {
         copied
             .inspect_err(|error| {
                 self.begin_at = pages + ANOTHER_TRY_PAGES;
@@ -113,10 +108,10 @@ impl Checkpoints {
     }
 }
 
-/// Copies what no reader is in the way of, syncing both.
-fn copy(connection: &Connection) -> Result<Copied, rusqlite::Error> {
+/// Copies what no reader is in the way of, syncing both. Answers how many pages of the write-ahead log were copied by now.
+fn copy(connection: &Connection) -> Result<u32, rusqlite::Error> {
     connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
         let pages: i64 = row.get(2)?;
-        Ok(Copied { pages: u32::try_from(pages).unwrap_or(0) })
+        Ok(u32::try_from(pages).unwrap_or(0))
     })
 }

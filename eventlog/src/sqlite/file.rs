@@ -71,8 +71,8 @@ impl LogFile {
     }
 
     /// A connection that copies the write-ahead log into the file.
-    pub(super) fn checkpointing(&self) -> Result<Connection, rusqlite::Error> {
-        connect(&self.path)
+    pub(super) fn checkpointing(&self) -> Result<Connection, LogError> {
+        connect(&self.path).map_err(|error| LogError::Open(format!("{}: {error}", self.path.display())))
     }
 
     pub(super) fn reader_options(&self) -> SqliteConnectOptions {

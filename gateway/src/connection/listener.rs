@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use ahash::AHashMap;
+use envforge_domain::network::customer_of;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -94,14 +95,7 @@ struct Addresses {
 
 impl Addresses {
     fn enter(self: &Arc<Self>, address: IpAddr) -> Option<AddressEntry> {
-        let address = match address {
-            IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-                Some(v4) => IpAddr::V4(v4),
-                // One customer has a whole /64.
-                None => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !(u128::from(u64::MAX)))),
-            },
-            v4 @ IpAddr::V4(_) => v4,
-        };
+        let address = customer_of(address);
         if self.max > 0 {
             let mut open = self.open.lock();
             let count = open.entry(address).or_insert(0);

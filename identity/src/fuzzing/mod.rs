@@ -80,16 +80,7 @@ mod tests {
     #[test]
     fn the_committed_inputs_of_identitys_fuzz_targets_hold() {
         for (name, target) in TARGETS {
-            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/inputs").join(name);
-            let mut inputs = 0;
-            for entry in std::fs::read_dir(&folder).unwrap() {
-                let path = entry.unwrap().path();
-                // Seen where one panics.
-                println!("{}", path.display());
-                target(&std::fs::read(path).unwrap());
-                inputs += 1;
-            }
-            assert!(inputs > 0, "{} is empty", folder.display());
+            envforge_testkit::feed_fuzz_inputs(name, target);
         }
     }
 }

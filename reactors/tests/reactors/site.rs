@@ -1,7 +1,6 @@
 //! An organization with a workspace on a log of its own, a clock that is moved by hand, and machines that serve it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -372,13 +371,7 @@ fn repository(below: &Path) -> PathBuf {
     let root = below.join("repository");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("index.html"), "hello").unwrap();
-    for arguments in [
-        &["init", "-q", "-b", "main"][..],
-        &["add", "-A"],
-        &["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "first"],
-    ] {
-        assert!(Command::new("git").args(arguments).current_dir(&root).status().unwrap().success());
-    }
+    envforge_testkit::commit_all(&root);
     root
 }
 
