@@ -1,7 +1,7 @@
-//! Counts, while the log is in use, what stood in its index when it was opened: positions have no gaps, and followers of a part
+//! Counts, while the log is in use, what stood in its file when it was opened: positions have no gaps, and followers of a part
 //! of the log could not see one among what they do not ask for.
 //!
-//! Opening looks at the tail alone, so that it takes no longer for a long log; this is the rest of it, a little at a time. Where a
+//! Opening looks at the end alone, so that it takes no longer for a long log; this is the rest of it, a little at a time. Where a
 //! commit is missing the log is condemned: nothing is appended any more and followers end.
 
 use std::sync::Arc;
@@ -18,10 +18,10 @@ const POSITIONS: u64 = 4_096;
 /// Between two looks: others want the disk.
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub(super) async fn count(file: Arc<LogFile>, reader: Reader, indexed: Position) {
+pub(super) async fn count(file: Arc<LogFile>, reader: Reader, applied: Position) {
     let mut after = Position::START;
-    while after < indexed {
-        let end = indexed.min(Position::new(after.get() + POSITIONS));
+    while after < applied {
+        let end = applied.min(Position::new(after.get() + POSITIONS));
         match missing(&reader, after, end).await {
             Ok(None) => after = end,
             Ok(Some(error)) => return file.condemn(LogError::NotTheSameLog(error)),

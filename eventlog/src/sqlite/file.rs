@@ -20,9 +20,11 @@ const FILE: &str = "events.sqlite";
 const LOCK: &str = "events.lock";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages of the write-ahead log from which on it is copied into the file, by the thread that writes and that nobody waits for.
+const CHECKPOINT_PAGES: i64 = 4_000;
 /// Bytes that are left of the write-ahead log for the next round.
 const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
-/// Of the writer, in KiB: the pages of the index that a batch comes back to.
+/// Of the connection that writes, in KiB: the pages of the index that a batch comes back to.
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 /// Statements that a reading connection keeps prepared.
 const STATEMENT_CACHE: usize = 128;
@@ -70,9 +72,24 @@ impl LogFile {
         &self.identity
     }
 
-    /// A connection that copies the write-ahead log into the file.
-    pub(super) fn checkpointing(&self) -> Result<Connection, LogError> {
-        connect(&self.path).map_err(|error| LogError::Open(format!("{}: {error}", self.path.display())))
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    /// A connection of one thread that looks things up.
+    pub(super) fn looking_up(&self) -> Result<Connection, LogError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connect = || {
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.pragma_update(None, "trusted_schema", "OFF")?;
+            Ok(connection)
+        };
+        connect().map_err(|error: rusqlite::Error| LogError::Open(format!("{}: {error}", self.path.display())))
     }
 
     pub(super) fn reader_options(&self) -> SqliteConnectOptions {
@@ -116,7 +133,8 @@ impl LogFile {
     }
 }
 
-fn place(path: &Path) -> io::Result<(u64, u64)> {
+/// Device and inode.
+pub(super) fn place(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -163,12 +181,13 @@ fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // INVARIANT: FULL syncs the write-ahead log at each commit. An acknowledged append survives a power loss.
+    // INVARIANT: FULL syncs the write-ahead log at each commit. What is here is durable, and the journal may forget it.
     connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     connection.pragma_update(None, "trusted_schema", "OFF")?;
-    // The writer makes the numbers of streams and scopes itself, in the transaction of the commits that name them.
+    // The log's writer makes the numbers of streams and scopes itself, in the transaction of the commits that name them.
     connection.pragma_update(None, "foreign_keys", "OFF")?;
     Ok(connection)
 }
@@ -185,7 +204,7 @@ pub(super) fn damage_or_code(code: Option<i32>, text: String, other: impl FnOnce
     }
 }
 
-/// The same of an error of the writing connection.
+/// The same of an error of a thread's own connection.
 pub(super) fn damage_or(error: &rusqlite::Error, other: impl FnOnce(String) -> LogError) -> LogError {
     damage_or_code(error.sqlite_error().map(|error| error.extended_code), error.to_string(), other)
 }

@@ -1,12 +1,13 @@
-//! What the log's file holds, how a new one begins, and how one of the former format becomes one of today's.
+//! What the log's file holds, how a new one begins, and how one of a former format becomes one of today's.
 //!
 //! ```text
-//! log               every commit at its position: what is acknowledged stands here
+//! meta              format, identity, and whether commits may stand in the journal alone (`journal`)
+//! log               every commit at its position, as far as the journal has been brought into the file (`apply`)
 //! streams, scopes   numbers for subjects and for pairs of organization and kind
-//! stream_commits    where the commits of a stream, of a scope and of a command stand; written behind `log`, in sorted
-//! scope_commits     batches (`index`), so that an append dirties the end of `log` and no page of an index
+//! stream_commits    where the commits of a stream, of a scope and of a command stand
+//! scope_commits
 //! command_commits
-//! indexed           up to which position they are complete; what stands above is the tail (`tail`)
+//! indexed           up to which position they are complete: the end of `log`
 //! ```
 //! Not here: opening and locking the file (`file`), reading and writing the tables.
 
@@ -18,12 +19,14 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use crate::{LogError, LogIdentity, NotTheSameLog};
 
 /// Raised when an older EnvForge could not work with the file any more.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
+/// Had no journal, and wrote its index behind the log: it may end before the log does.
+const WITHOUT_JOURNAL: i64 = 2;
 /// Kept an index of each kind up to date with each append.
-const FORMER: i64 = 1;
+const WITH_INDEXES: i64 = 1;
 
 const SCHEMA: &str = "
-CREATE TABLE meta (format INTEGER NOT NULL, identity TEXT NOT NULL) STRICT;
+CREATE TABLE meta (format INTEGER NOT NULL, identity TEXT NOT NULL, journal INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE scopes (id INTEGER PRIMARY KEY, org TEXT NOT NULL, kind TEXT NOT NULL, UNIQUE (org, kind)) STRICT;
 CREATE TABLE streams (id INTEGER PRIMARY KEY, subject TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE log (
@@ -50,7 +53,7 @@ CREATE TABLE indexed (up_to INTEGER NOT NULL) STRICT;
 ";
 
 /// The former indexes hold their rows in the order of the new tables.
-const FROM_FORMER: &str = "
+const FROM_INDEXES: &str = "
 INSERT INTO stream_commits SELECT stream, position FROM log INDEXED BY log_by_stream ORDER BY stream, position;
 INSERT INTO scope_commits SELECT scope, position FROM log INDEXED BY log_by_scope ORDER BY scope, position;
 INSERT INTO command_commits
@@ -61,7 +64,18 @@ DROP INDEX log_by_scope;
 DROP INDEX log_by_command;
 ";
 
-/// Makes the tables where there are none, brings those of the former format up to date, and says which log this is.
+/// What a crash left of a batch stands there already.
+const INDEX_REST: &str = "
+INSERT OR IGNORE INTO stream_commits
+    SELECT stream, position FROM log WHERE position > (SELECT up_to FROM indexed) ORDER BY stream, position;
+INSERT OR IGNORE INTO scope_commits
+    SELECT scope, position FROM log WHERE position > (SELECT up_to FROM indexed) ORDER BY scope, position;
+INSERT OR IGNORE INTO command_commits
+    SELECT command, stream, position FROM log WHERE position > (SELECT up_to FROM indexed) ORDER BY command, stream;
+UPDATE indexed SET up_to = max(up_to, (SELECT coalesce(max(position), 0) FROM log));
+";
+
+/// Makes the tables where there are none, brings those of a former format up to date, and says which log this is.
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<LogIdentity, LogError> {
     let failed = |error: rusqlite::Error| LogError::Open(format!("{}: {error}", path.display()));
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
@@ -79,12 +93,18 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<LogIde
         .map_err(|error| LogError::Open(format!("{} is not an EnvForge log: {error}", path.display())))?;
     match format {
         FORMAT => {}
-        FORMER => {
+        WITH_INDEXES | WITHOUT_JOURNAL => {
             tracing::info!(path = %path.display(), "bringing the log to format {FORMAT}");
-            whole(&transaction).map_err(failed)??;
+            if format == WITH_INDEXES {
+                whole(&transaction).map_err(failed)??;
+            }
             let bring = || {
-                transaction.execute_batch(INDEX)?;
-                transaction.execute_batch(FROM_FORMER)?;
+                if format == WITH_INDEXES {
+                    transaction.execute_batch(INDEX)?;
+                    transaction.execute_batch(FROM_INDEXES)?;
+                }
+                transaction.execute_batch(INDEX_REST)?;
+                transaction.execute_batch("ALTER TABLE meta ADD COLUMN journal INTEGER NOT NULL DEFAULT 0")?;
                 transaction.execute("UPDATE meta SET format = ?", [FORMAT])
             };
             bring().map_err(failed)?;
@@ -108,7 +128,17 @@ fn begin_new(transaction: &Transaction<'_>, identity: &str) -> Result<(), rusqli
     Ok(())
 }
 
-/// Fails where a commit of a log of the former format is missing: what is brought over must be whole.
+/// Whether commits may stand in the journal and not in the file.
+pub(super) fn needs_journal(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    connection.query_row("SELECT journal FROM meta", [], |row| row.get(0))
+}
+
+/// Says so from now on, durably.
+pub(super) fn journal_is_needed(connection: &Connection, needed: bool) -> Result<(), rusqlite::Error> {
+    connection.execute("UPDATE meta SET journal = ?", [needed]).map(drop)
+}
+
+/// Fails where a commit of a log of the first format is missing: what is brought over must be whole.
 fn whole(transaction: &Transaction<'_>) -> Result<Result<(), LogError>, rusqlite::Error> {
     let (head, count): (i64, i64) = transaction.query_row(
         "SELECT (SELECT coalesce(max(position), 0) FROM log), (SELECT count(*) FROM log INDEXED BY log_by_scope)",

@@ -1,7 +1,7 @@
-//! What the writer needs to know of a log that it has just opened: its end, its scopes, its tail.
+//! What a log is found to be when it is opened: its end, its scopes, what only the journal has.
 //!
-//! Takes as long as the tail is, whatever the log's length. What stands before the tail is counted afterwards, while the log is in
-//! use (`count`). Not here: the tables (`format`).
+//! Looks at the end of the file alone, so that it takes no longer for a long log; what stands before is counted afterwards, while
+//! the log is in use (`count`). Not here: the tables (`format`), the journal's form (`journal`).
 
 use ahash::AHashMap;
 use envforge_domain::commit::{Position, StreamId, StreamKind};
@@ -10,8 +10,10 @@ use envforge_domain::time::UnixMillis;
 use rusqlite::{Connection, OptionalExtension, Row};
 use uuid::Uuid;
 
-use super::file::damage_or;
-use super::index::{Behind, Entry};
+use super::file::{LogFile, damage_or};
+use super::format;
+use super::group::{Additions, NewCommit};
+use super::journal::{self, Journaled};
 use super::tail::{StreamEnd, Tail};
 use crate::{LogError, NotTheSameLog};
 
@@ -23,93 +25,119 @@ pub(super) struct Loaded {
     pub(super) scopes_ever: i64,
     pub(super) streams_ever: i64,
     pub(super) tail: Tail,
-    pub(super) behind: Behind,
-    /// Why the tail could not be read to its end.
+    /// The next journal's.
+    pub(super) journal_number: u64,
+    /// Why its end could not be read.
     pub(super) damage: Option<LogError>,
 }
 
-/// One commit of the tail.
-struct TailRow {
-    position: i64,
-    stream: i64,
-    scope: i64,
-    command: [u8; 16],
-    recorded_at: i64,
-    subject: String,
-}
-
-impl TailRow {
-    fn from_row(row: &Row<'_>) -> Result<Self, rusqlite::Error> {
-        Ok(Self {
-            position: row.get(0)?,
-            stream: row.get(1)?,
-            scope: row.get(2)?,
-            command: row.get(3)?,
-            recorded_at: row.get(4)?,
-            subject: row.get(5)?,
-        })
-    }
-}
-
 impl Loaded {
-    pub(super) fn read(connection: &Connection, index_batch_commits: usize) -> Result<Self, LogError> {
-        let indexed: i64 = connection.query_row("SELECT up_to FROM indexed", [], |row| row.get(0)).map_err(failed)?;
+    /// `batch_commits`: at the end of the file, so many are looked at.
+    pub(super) fn read(file: &LogFile, connection: &Connection, batch_commits: usize) -> Result<Self, LogError> {
+        let head = position(number(connection, "SELECT coalesce(max(position), 0) FROM log")?);
+        let indexed = position(number(connection, "SELECT up_to FROM indexed")?);
+        if indexed != head {
+            let found = format!("it ends at {head}, its index at {indexed}");
+            return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }));
+        }
         let (scopes, scopes_ever) = scopes(connection)?;
         let last_command: Option<[u8; 16]> =
             connection.query_row("SELECT max(command) FROM command_commits", [], |row| row.get(0)).map_err(failed)?;
         let last_command = last_command.map(|bytes| CommandId::from_uuid(Uuid::from_bytes(bytes)));
         let mut loaded = Self {
-            head: position(indexed),
-            recorded_at: recorded_at(connection, indexed)?,
+            head,
+            recorded_at: UnixMillis::EPOCH,
             scopes,
             scopes_ever,
-            streams_ever: connection
-                .query_row("SELECT coalesce(max(id), 0) FROM streams", [], |row| row.get(0))
-                .map_err(failed)?,
-            tail: Tail::new(position(indexed)),
-            behind: Behind::new(last_command, index_batch_commits),
+            streams_ever: number(connection, "SELECT coalesce(max(id), 0) FROM streams")?,
+            tail: Tail::new(head, last_command, batch_commits),
+            journal_number: 1,
             damage: None,
         };
-        match loaded.read_tail(connection, indexed) {
-            Ok(()) => Ok(loaded),
+        match loaded.look_at_end(connection, batch_commits) {
+            Ok(()) => {}
             // It is opened for those who ask why, and for what can still be read.
-            Err(damage @ LogError::Damaged(_)) => {
-                let last = "SELECT coalesce(max(position), 0) FROM log";
-                loaded.head = position(connection.query_row(last, [], |row| row.get(0)).map_err(failed)?);
-                loaded.damage = Some(damage);
-                Ok(loaded)
+            Err(damage @ LogError::Damaged(_)) => loaded.damage = Some(damage),
+            Err(error) => return Err(error),
+        }
+        loaded.read_journal(file, connection)?;
+        Ok(loaded)
+    }
+
+    fn look_at_end(&mut self, connection: &Connection, batch_commits: usize) -> Result<(), LogError> {
+        let last = "SELECT recorded_at FROM log WHERE position = ?";
+        let recorded_at: Option<i64> =
+            connection.query_row(last, [self.head.get().cast_signed()], |row| row.get(0)).optional().map_err(failed)?;
+        self.recorded_at = UnixMillis::new(recorded_at.unwrap_or(0).cast_unsigned());
+        let from = self.head.get().saturating_sub(batch_commits as u64);
+        let mut after = position(from.cast_signed());
+        let mut positions =
+            connection.prepare("SELECT position FROM log WHERE position > ? ORDER BY position").map_err(failed)?;
+        for found in positions.query_map([from.cast_signed()], |row| row.get(0)).map_err(failed)? {
+            let found = position(found.map_err(failed)?);
+            if found != after.next() {
+                // What is missing may begin before what was looked at.
+                let after = if after.get() == from { before(connection, found)? } else { after };
+                return Err(LogError::NotTheSameLog(NotTheSameLog::Gap { after, found }));
             }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn read_tail(&mut self, connection: &Connection, indexed: i64) -> Result<(), LogError> {
-        let mut statement = connection
-            .prepare(
-                "SELECT position, stream, scope, command, recorded_at, subject FROM log LEFT JOIN streams ON streams.id = log.stream WHERE position > ? ORDER BY position",
-            )
-            .map_err(failed)?;
-        for row in statement.query_map([indexed], TailRow::from_row).map_err(failed)? {
-            self.take(&row.map_err(failed)?)?;
+            after = found;
         }
         Ok(())
     }
 
-    /// Positions have no gaps: followers of a part of the log rely on it, who could not see what they do not ask for.
-    fn take(&mut self, row: &TailRow) -> Result<(), LogError> {
-        let found = position(row.position);
-        if found != self.head.next() {
-            return Err(LogError::NotTheSameLog(NotTheSameLog::Gap { after: self.head, found }));
+    /// Takes up what only the journal has.
+    fn read_journal(&mut self, file: &LogFile, connection: &Connection) -> Result<(), LogError> {
+        let needed = format::needs_journal(connection).map_err(failed)?;
+        let mut id = connection.prepare("SELECT id FROM streams WHERE subject = ?").map_err(failed)?;
+        let mut new: AHashMap<StreamId, i64> = AHashMap::new();
+        let left = journal::read(file.directory(), file.identity(), self.head, |journaled| {
+            let stream = &journaled.stream;
+            let known = match new.get(stream) {
+                Some(id) => Some(*id),
+                None => id.query_row([stream.subject()], |row| row.get(0)).optional().map_err(failed)?,
+            };
+            if known.is_none() {
+                new.insert(stream.clone(), self.streams_ever + 1);
+            }
+            self.take(&journaled, known);
+            Ok(())
+        })?;
+        if needed && !left.found {
+            return Err(LogError::Open(format!(
+                "the journal of {} is missing: the last commits that were acknowledged may stand in {} alone; put them back beside it, from the same copy",
+                file.path().display(),
+                journal::FILES.join(" and "),
+            )));
         }
-        let stream = StreamId::parse_subject(&row.subject)
-            .ok_or_else(|| LogError::Open(format!("stream {} is damaged: {}", row.stream, row.subject)))?;
-        self.head = found;
-        self.recorded_at = UnixMillis::new(row.recorded_at.cast_unsigned());
-        self.tail.add([(&stream, StreamEnd { id: row.stream, scope: row.scope, last: found })].into_iter());
-        let command = CommandId::from_uuid(Uuid::from_bytes(row.command));
-        self.behind.push(Entry { position: found, stream: row.stream, scope: row.scope, command });
+        self.journal_number = left.number + 1;
         Ok(())
     }
+
+    fn take(&mut self, journaled: &Journaled, known: Option<i64>) {
+        let stream = &journaled.stream;
+        let mut additions = Additions::default();
+        let id = known.unwrap_or_else(|| {
+            self.streams_ever += 1;
+            additions.streams.push((self.streams_ever, stream));
+            self.streams_ever
+        });
+        let of = (stream.org(), stream.kind());
+        let scope = *self.scopes.entry(of).or_insert_with(|| {
+            self.scopes_ever += 1;
+            additions.scopes.push((self.scopes_ever, of.0, of.1));
+            self.scopes_ever
+        });
+        let end = StreamEnd { id, scope, last: journaled.position };
+        additions.commits.push(NewCommit { stream, end, command: journaled.command, payload: &journaled.payload });
+        self.tail.add(&additions, journaled.recorded_at);
+        (self.head, self.recorded_at) = (journaled.position, journaled.recorded_at);
+    }
+}
+
+/// The last commit before one.
+fn before(connection: &Connection, found: Position) -> Result<Position, LogError> {
+    let sql = "SELECT coalesce(max(position), 0) FROM log WHERE position < ?";
+    connection.query_row(sql, [found.get().cast_signed()], |row| row.get(0)).map(position).map_err(failed)
 }
 
 type Scopes = AHashMap<(OrgId, StreamKind), i64>;
@@ -129,19 +157,8 @@ fn scopes(connection: &Connection) -> Result<(Scopes, i64), LogError> {
     Ok((scopes, ever))
 }
 
-/// When the last commit was recorded that the index has. Fails where it is missing: the index is never ahead of the log.
-fn recorded_at(connection: &Connection, indexed: i64) -> Result<UnixMillis, LogError> {
-    if indexed == 0 {
-        return Ok(UnixMillis::EPOCH);
-    }
-    let found: Option<i64> = connection
-        .query_row("SELECT recorded_at FROM log WHERE position = ?", [indexed], |row| row.get(0))
-        .optional()
-        .map_err(failed)?;
-    found.map(|recorded_at| UnixMillis::new(recorded_at.cast_unsigned())).ok_or_else(|| {
-        let found = format!("its index reaches to {indexed}, where no commit stands");
-        LogError::NotTheSameLog(NotTheSameLog::Replaced { found })
-    })
+fn number(connection: &Connection, sql: &str) -> Result<i64, LogError> {
+    connection.query_row(sql, [], |row| row.get(0)).map_err(failed)
 }
 
 fn failed(error: rusqlite::Error) -> LogError {

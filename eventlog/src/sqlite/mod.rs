@@ -1,15 +1,16 @@
-//! The embedded log: one SQLite file, one writer with group commit, readers of their own.
+//! The embedded log: a journal with group commit, one SQLite file behind it, readers of their own.
 //!
-//! What it promises: write-ahead log with `synchronous=FULL`, so an acknowledged append survives kill -9 and power loss;
-//! positions without gaps; one process at a time. Not here: stored forms (`schema`).
+//! What it promises: an acknowledged append was synced to the journal (`journal`), so it survives kill -9 and power loss, and is
+//! read from memory (`tail`) until a thread has brought it into the file (`apply`); positions without gaps; one process at a time.
+//! Not here: stored forms (`schema`).
 
-mod checkpoint;
+mod apply;
 mod count;
 mod file;
 mod follow;
 mod format;
 mod group;
-mod index;
+mod journal;
 mod loaded;
 mod reader;
 mod rows;
@@ -50,9 +51,10 @@ pub struct Config {
     pub append_timeout: Duration,
     /// Stamps what is recorded. `recorded_at` does not go back even where this does.
     pub clock: SharedClock,
-    /// Commits that gather before the index is brought up to them: so many, and as many again, are looked at when the log
-    /// is opened.
-    pub index_batch_commits: usize,
+    /// Commits that gather before they are brought into the file together.
+    pub batch_commits: usize,
+    /// Bytes of the journal after which it goes on in its other file.
+    pub journal_bytes: u64,
 }
 
 impl Config {
@@ -62,7 +64,8 @@ impl Config {
             readers: 4,
             append_timeout: Duration::from_secs(10),
             clock: Arc::new(SystemClock),
-            index_batch_commits: index::BATCH_COMMITS,
+            batch_commits: tail::BATCH_COMMITS,
+            journal_bytes: journal::TURN_BYTES,
         }
     }
 }
@@ -95,13 +98,14 @@ impl SqliteLog {
         let orders = Orders {
             directory: config.directory,
             clock: config.clock,
-            index_batch_commits: config.index_batch_commits.max(1),
+            batch_commits: config.batch_commits.max(1),
+            journal_bytes: config.journal_bytes,
         };
         let (Opened { file, tail, heads }, closed) = writer::start(orders, queue).await?;
-        let indexed = tail.indexed();
+        let applied = tail.applied();
         let reader = Reader::open(&file, tail, config.readers.max(1)).await?;
         Ok(Self {
-            count: tokio::spawn(count::count(Arc::clone(&file), reader.clone(), indexed)),
+            count: tokio::spawn(count::count(Arc::clone(&file), reader.clone(), applied)),
             file,
             reader,
             heads,

@@ -1,10 +1,11 @@
 //! Reading the log's file: pages, single streams, the commit at a checkpoint. Readers never wait for the writer.
 //!
-//! Whatever the index does not have yet, the tail does: it is asked first (`tail`).
+//! Whatever the file does not have yet, the tail does: it is asked first (`tail`).
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
 use futures_util::TryStreamExt;
@@ -17,8 +18,7 @@ use crate::{Filter, LogError, schema};
 
 /// A page ends after this many stored bytes, so that readers stay small whatever the commits' sizes.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Above this many scopes a filtered read looks at every commit of a range instead of merging the scopes' indexes, as it does
-/// where the index has not come to yet.
+/// Above this many scopes a filtered read looks at every commit of a range instead of merging the scopes' indexes.
 const SCOPES_MERGED_MAX: usize = 32;
 /// Positions looked at by one unmerged filtered read.
 const SCAN_POSITIONS_MAX: u64 = 20_000;
@@ -33,7 +33,7 @@ pub(super) struct Reader {
 pub(super) struct Stored {
     pub(super) position: Position,
     pub(super) recorded_at: UnixMillis,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Bytes,
 }
 
 impl Stored {
@@ -41,7 +41,7 @@ impl Stored {
         Ok(Self {
             position: Position::new(row.try_get::<i64, _>(0)?.cast_unsigned()),
             recorded_at: UnixMillis::new(row.try_get::<i64, _>(1)?.cast_unsigned()),
-            payload: row.try_get(2)?,
+            payload: row.try_get::<Vec<u8>, _>(2)?.into(),
         })
     }
 
@@ -85,6 +85,9 @@ impl Reader {
     }
 
     pub(super) async fn at(&self, position: Position) -> Result<Option<Stored>, LogError> {
+        if let Some(stored) = self.tail.at(position) {
+            return Ok(Some(stored));
+        }
         sqlx::query("SELECT position, recorded_at, payload FROM log WHERE position = ?")
             .bind(position.get().cast_signed())
             .fetch_optional(&self.pool)
@@ -95,13 +98,20 @@ impl Reader {
 
     /// How many commits stand above `after` and up to `end`.
     pub(super) async fn count(&self, after: Position, end: Position) -> Result<u64, LogError> {
+        // The tail has no gaps.
+        let applied = self.tail.applied();
+        let in_tail = end.get().saturating_sub(applied.max(after).get());
+        if after >= applied {
+            return Ok(in_tail);
+        }
+        let end = end.min(applied);
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM log WHERE position > ? AND position <= ?")
             .bind(after.get().cast_signed())
             .bind(end.get().cast_signed())
             .fetch_one(&self.pool)
             .await
             .map_err(|error| failed(&error))?;
-        Ok(count.cast_unsigned())
+        Ok(count.cast_unsigned() + in_tail)
     }
 
     /// The first gap above `after` and up to `end`: what stands before it and behind it.
@@ -126,23 +136,24 @@ impl Reader {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Stored>, LogError> {
-        let in_tail: Vec<u64> = self.tail.positions_of(stream, after, limit).into_iter().map(Position::get).collect();
-        // What is on its way to the index may be found in both places; the union holds it once.
+        let in_tail = self.tail.of_stream(stream, after, limit);
         let query = sqlx::query(
             "SELECT position, recorded_at, payload FROM log WHERE position IN (
-                 SELECT position FROM (
-                     SELECT position FROM stream_commits
-                     WHERE stream = (SELECT id FROM streams WHERE subject = ?1) AND position > ?2 ORDER BY position LIMIT ?3
-                 )
-                 UNION SELECT value FROM json_each(?4)
-             ) ORDER BY position LIMIT ?3",
+                 SELECT position FROM stream_commits
+                 WHERE stream = (SELECT id FROM streams WHERE subject = ?1) AND position > ?2 ORDER BY position LIMIT ?3
+             ) ORDER BY position",
         )
         .bind(stream.subject())
         .bind(after.get().cast_signed())
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .bind(serde_json::json!(in_tail).to_string());
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
-        rows.iter().map(Stored::from_row).collect::<Result<_, _>>().map_err(|error| failed(&error))
+        let mut stored: Vec<Stored> =
+            rows.iter().map(Stored::from_row).collect::<Result<_, _>>().map_err(|error| failed(&error))?;
+        // What was on its way to the file may be found in both places.
+        let in_file = stored.last().map_or(after, |last| last.position);
+        stored.extend(in_tail.into_iter().filter(|in_tail| in_tail.position > in_file));
+        stored.truncate(limit);
+        Ok(stored)
     }
 
     pub(super) async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Stored>, LogError> {
@@ -186,6 +197,32 @@ impl Reader {
         if head <= after || limit == 0 {
             return Ok(StoredPage { commits: Vec::new(), read_up_to: after });
         }
+        if let Some(page) = self.tail.page(after, head, limit, PAGE_BYTES_MAX, filter) {
+            return Ok(page);
+        }
+        // The tail begins no lower from now on.
+        let applied = head.min(self.tail.applied());
+        let mut page = self.page_of_file(after, applied, limit, filter).await?;
+        let bytes: usize = page.commits.iter().map(|stored| stored.payload.len()).sum();
+        if page.read_up_to == applied && page.commits.len() < limit && bytes < PAGE_BYTES_MAX {
+            let more = (limit - page.commits.len(), PAGE_BYTES_MAX - bytes);
+            // Where the file has caught up meanwhile, the next page goes on.
+            if let Some(rest) = self.tail.page(applied, head, more.0, more.1, filter) {
+                page.commits.extend(rest.commits);
+                page.read_up_to = rest.read_up_to;
+            }
+        }
+        Ok(page)
+    }
+
+    /// The same of what the file has; it has everything up to `head`.
+    async fn page_of_file(
+        &self,
+        after: Position,
+        head: Position,
+        limit: usize,
+        filter: &Filter,
+    ) -> Result<StoredPage, LogError> {
         let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
         if filter.org.is_none() && filter.kinds.is_empty() {
             let query = sqlx::query(
@@ -198,9 +235,7 @@ impl Reader {
         if scopes.is_empty() {
             return Ok(StoredPage { commits: Vec::new(), read_up_to: head });
         }
-        let indexed = self.tail.indexed();
-        if scopes.len() <= SCOPES_MERGED_MAX && after < indexed {
-            let end = head.min(indexed);
+        if scopes.len() <= SCOPES_MERGED_MAX {
             let mut sql = String::from("SELECT position, recorded_at, payload FROM log WHERE position IN (");
             for (index, scope) in scopes.iter().enumerate() {
                 let union = if index == 0 { "" } else { " UNION ALL " };
@@ -212,8 +247,8 @@ impl Reader {
             }
             sql.push_str(" ORDER BY 1 LIMIT ?3) ORDER BY position");
             let query = sqlx::query(AssertSqlSafe(sql)).persistent(scopes.len() <= 2);
-            let query = query.bind(after.get().cast_signed()).bind(end.get().cast_signed()).bind(limit_rows);
-            return self.collect(query, limit, end).await;
+            let query = query.bind(after.get().cast_signed()).bind(head.get().cast_signed()).bind(limit_rows);
+            return self.collect(query, limit, head).await;
         }
         let end = head.min(Position::new(after.get().saturating_add(SCAN_POSITIONS_MAX)));
         let mut sql = String::from(

@@ -1,6 +1,6 @@
 //! Rows of one table, many to a statement: a statement costs more than a row, and one that goes on keeps its place in the table.
 //!
-//! Not here: which rows (`writer`, `index`).
+//! Not here: which rows (`apply`).
 
 use rusqlite::{Connection, Statement};
 
@@ -16,15 +16,9 @@ pub(super) struct Rows<'c> {
 }
 
 impl<'c> Rows<'c> {
-    /// `insert` is the statement's first words, `into` the table with its columns, `row` a row's parameters.
-    pub(super) fn prepare(
-        connection: &'c Connection,
-        insert: &str,
-        into: &str,
-        row: &str,
-    ) -> Result<Self, rusqlite::Error> {
-        let of =
-            |rows: usize| connection.prepare(&format!("{insert} INTO {into} VALUES {}", vec![row; rows].join(",")));
+    /// `into` is the table with its columns, `row` a row's parameters.
+    pub(super) fn prepare(connection: &'c Connection, into: &str, row: &str) -> Result<Self, rusqlite::Error> {
+        let of = |rows: usize| connection.prepare(&format!("INSERT INTO {into} VALUES {}", vec![row; rows].join(",")));
         Ok(Self { many: of(ROWS_AT_ONCE)?, some: of(FEWER_ROWS_AT_ONCE)?, one: of(1)? })
     }
 

@@ -1,31 +1,32 @@
-//! The one writer: a thread that takes what is queued, checks each append on its own, stores those that may be in one
-//! transaction with one sync, answers each.
+//! The one writer: a thread that takes what is queued, checks each append on its own, writes those that may be to the journal
+//! with one sync, answers each.
 //!
-//! It is a thread because nothing in it waits for anything but the disk: a group passes from one statement to the next without
-//! a change of threads. Not here: encoding and limits (`prepared`), judging (`group`), the index (`index`), reading (`reader`).
+//! It is a thread because nothing in it waits for anything but the disk. Not here: encoding and limits (`prepared`), judging
+//! (`group`), the journal's form (`journal`), what comes into the file (`apply`), reading (`reader`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use ahash::AHashMap;
+use bytes::Bytes;
 use envforge_domain::commit::{Position, StreamId, StreamKind};
 use envforge_domain::ids::{CommandId, OrgId};
 use envforge_domain::time::{SharedClock, UnixMillis};
 use rusqlite::{Connection, OptionalExtension, Statement};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
-use super::checkpoint::Checkpoints;
 use super::file::{LogFile, damage_or};
 use super::group::{self, Answer, Knowledge, Known};
-use super::index::{Behind, Entry, IndexStatements};
+use super::journal::{Journal, JournalError};
 use super::loaded::Loaded;
-use super::rows::Rows;
-use super::tail::{StreamEnd, Tail};
+use super::tail::{Found, Place, StreamEnd, Tail};
+use super::{apply, format};
 use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
-use crate::{AppendError, LogError, NotTheSameLog, schema};
+use crate::{AppendError, LogError, schema};
 
-/// Appends of one transaction.
+/// Appends of one sync.
 const GROUP_APPENDS_MAX: usize = 256;
 
 /// One append on its way.
@@ -47,7 +48,8 @@ pub(super) struct Opened {
 pub(super) struct Orders {
     pub(super) directory: PathBuf,
     pub(super) clock: SharedClock,
-    pub(super) index_batch_commits: usize,
+    pub(super) batch_commits: usize,
+    pub(super) journal_bytes: u64,
 }
 
 /// A thread that opens the log and writes it until every sender of jobs is gone. The second answer comes when it has ended.
@@ -70,55 +72,74 @@ pub(super) async fn start(
 }
 
 fn write(orders: Orders, opened: oneshot::Sender<Result<Opened, LogError>>, mut jobs: mpsc::Receiver<Job>) {
-    let begun = LogFile::open(&orders.directory).and_then(|(file, connection)| {
-        let loaded = Loaded::read(&connection, orders.index_batch_commits)?;
-        Ok((file, connection, loaded))
-    });
-    let (file, connection, loaded) = match begun {
+    let (mut begun, ends) = match begin(&orders) {
         Ok(begun) => begun,
         Err(error) => return drop(opened.send(Err(error))),
     };
-    let checkpoints = match Checkpoints::start(&file, &connection) {
-        Ok(checkpoints) => checkpoints,
-        Err(error) => return drop(opened.send(Err(error))),
-    };
-    if let Err(error) = serve(&connection, checkpoints, file, loaded, orders.clock, &mut jobs, opened) {
+    let tail = Arc::clone(&begun.tail);
+    if let Err(error) = serve(&mut begun, ends, orders.clock, &mut jobs, opened) {
         tracing::error!(%error, "the log's writer could not begin");
     }
-    if let Err((_, error)) = connection.close() {
-        tracing::warn!(%error, "closing the log failed; the next start recovers it");
+    tail.end();
+    if begun.stores.is_some_and(|stores| stores.join().is_err()) {
+        tracing::error!("the thread that brings the journal into the log's file ended badly");
     }
+}
+
+/// A log that is ready to be written.
+struct Begun {
+    file: Arc<LogFile>,
+    tail: Arc<Tail>,
+    looking_up: Connection,
+    /// `None` where it is damaged: nothing is touched, so that it can be mended.
+    journal: Option<Journal>,
+    stores: Option<JoinHandle<()>>,
+}
+
+/// The rest of what was loaded.
+struct Ends {
+    head: Position,
+    recorded_at: UnixMillis,
+    scopes: AHashMap<(OrgId, StreamKind), i64>,
+    streams_ever: i64,
+    scopes_ever: i64,
+}
+
+fn begin(orders: &Orders) -> Result<(Begun, Ends), LogError> {
+    let (file, connection) = LogFile::open(&orders.directory)?;
+    let loaded = Loaded::read(&file, &connection, orders.batch_commits)?;
+    let Loaded { head, recorded_at, scopes, scopes_ever, streams_ever, tail, journal_number, damage } = loaded;
+    let ends = Ends { head, recorded_at, scopes, streams_ever, scopes_ever };
+    let looking_up = file.looking_up()?;
+    let (file, tail) = (Arc::new(file), Arc::new(tail));
+    if let Some(damage) = damage {
+        file.condemn(damage);
+        return Ok((Begun { file, tail, looking_up, journal: None, stores: None }, ends));
+    }
+    apply::all(&connection, &tail)?;
+    let journal = Journal::begin(file.directory(), file.identity(), journal_number, head, orders.journal_bytes)?;
+    let needed = format::journal_is_needed(&connection, true);
+    needed.map_err(|error| LogError::Open(format!("{}: {error}", file.path().display())))?;
+    let stores = apply::start(connection, Arc::clone(&file), Arc::clone(&tail))?;
+    Ok((Begun { file, tail, looking_up, journal: Some(journal), stores: Some(stores) }, ends))
 }
 
 /// Writes until every sender of jobs is gone, with statements that live as long.
 fn serve(
-    connection: &Connection,
-    checkpoints: Checkpoints,
-    file: LogFile,
-    loaded: Loaded,
+    begun: &mut Begun,
+    ends: Ends,
     clock: SharedClock,
     jobs: &mut mpsc::Receiver<Job>,
     opened: oneshot::Sender<Result<Opened, LogError>>,
 ) -> Result<(), rusqlite::Error> {
-    if let Some(damage) = loaded.damage {
-        file.condemn(damage);
-    }
-    let (file, tail) = (Arc::new(file), Arc::new(loaded.tail));
-    let (heads, receiver) = watch::channel(loaded.head);
-    let told = Opened { file: Arc::clone(&file), tail: Arc::clone(&tail), heads: receiver };
+    let (heads, receiver) = watch::channel(ends.head);
+    let told = Opened { file: Arc::clone(&begun.file), tail: Arc::clone(&begun.tail), heads: receiver };
     let writer = Writer {
-        connection,
-        checkpoints,
-        sql: Statements::prepare(connection)?,
-        index_sql: IndexStatements::prepare(connection)?,
-        file,
-        tail,
-        behind: loaded.behind,
-        head: loaded.head,
-        recorded_at: loaded.recorded_at,
-        scopes: loaded.scopes,
-        streams_ever: loaded.streams_ever,
-        scopes_ever: loaded.scopes_ever,
+        sql: Statements::prepare(&begun.looking_up)?,
+        file: &begun.file,
+        tail: &begun.tail,
+        journal: begun.journal.as_mut(),
+        ends,
         heads,
         clock,
         broken: None,
@@ -129,61 +150,34 @@ fn serve(
     Ok(())
 }
 
-/// The writer's statements but for those of the index.
+/// What the writer asks the file.
 struct Statements<'c> {
-    begin: Statement<'c>,
-    commit: Statement<'c>,
-    rollback: Statement<'c>,
-    ends_at: Statement<'c>,
     stream: Statement<'c>,
     command: Statement<'c>,
     payload: Statement<'c>,
-    insert_scope: Statement<'c>,
-    insert_stream: Statement<'c>,
-    commits: Rows<'c>,
 }
 
 impl<'c> Statements<'c> {
     fn prepare(connection: &'c Connection) -> Result<Self, rusqlite::Error> {
-        let prepare = |sql| connection.prepare(sql);
         Ok(Self {
-            begin: prepare("BEGIN IMMEDIATE")?,
-            commit: prepare("COMMIT")?,
-            rollback: prepare("ROLLBACK")?,
-            ends_at: prepare("SELECT coalesce(max(position), 0) FROM log")?,
-            stream: prepare(
+            stream: connection.prepare(
                 "SELECT id, (SELECT max(position) FROM stream_commits WHERE stream = streams.id) FROM streams WHERE subject = ?",
             )?,
-            command: prepare("SELECT position, stream FROM command_commits WHERE command = ?")?,
-            payload: prepare("SELECT payload FROM log WHERE position = ?")?,
-            insert_scope: prepare("INSERT INTO scopes (id, org, kind) VALUES (?, ?, ?)")?,
-            insert_stream: prepare("INSERT INTO streams (id, subject) VALUES (?, ?)")?,
-            commits: Rows::prepare(
-                connection,
-                "INSERT",
-                "log (position, stream, scope, command, recorded_at, payload)",
-                "(?, ?, ?, ?, ?, ?)",
-            )?,
+            command: connection.prepare("SELECT position, stream FROM command_commits WHERE command = ?")?,
+            payload: connection.prepare("SELECT payload FROM log WHERE position = ?")?,
         })
     }
 }
 
-struct Writer<'c> {
-    connection: &'c Connection,
-    checkpoints: Checkpoints,
-    sql: Statements<'c>,
-    index_sql: IndexStatements<'c>,
-    file: Arc<LogFile>,
-    tail: Arc<Tail>,
-    behind: Behind,
-    head: Position,
-    recorded_at: UnixMillis,
-    scopes: AHashMap<(OrgId, StreamKind), i64>,
-    streams_ever: i64,
-    scopes_ever: i64,
+struct Writer<'b> {
+    sql: Statements<'b>,
+    file: &'b LogFile,
+    tail: &'b Tail,
+    journal: Option<&'b mut Journal>,
+    ends: Ends,
     heads: watch::Sender<Position>,
     clock: SharedClock,
-    /// Set when a commit failed half-way: what the file holds is unknown until it is opened again.
+    /// Set when a group was written and its sync failed: what the journal holds is unknown until it is read again.
     broken: Option<String>,
 }
 
@@ -207,6 +201,15 @@ impl From<LogError> for GroupError {
     }
 }
 
+impl From<JournalError> for GroupError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Nothing(error) => Self::Nothing(error),
+            JournalError::Unknown(error) => Self::Unknown(error.to_string()),
+        }
+    }
+}
+
 impl Writer<'_> {
     fn run(mut self, jobs: &mut mpsc::Receiver<Job>) {
         let mut group = Vec::with_capacity(GROUP_APPENDS_MAX);
@@ -216,7 +219,6 @@ impl Writer<'_> {
                 // A caller that gave up does not take back its append.
                 let _ = job.reply.send(answer);
             }
-            self.checkpoints.committed(self.connection);
         }
     }
 
@@ -231,8 +233,9 @@ impl Writer<'_> {
                 group.iter().map(|_| Err(error.clone().into())).collect()
             }
             Err(GroupError::Unknown(reason)) => {
-                tracing::error!(reason, appends = group.len(), "a commit failed; the log takes no more appends");
-                self.broken = Some(format!("a commit failed ({reason}); restart EnvForge to reopen the log"));
+                tracing::error!(reason, appends = group.len(), "a sync failed; the log takes no more appends");
+                self.broken =
+                    Some(format!("a sync of its journal failed ({reason}); restart EnvForge to reopen the log"));
                 group.iter().map(|_| Err(AppendError::Unknown)).collect()
             }
         }
@@ -240,76 +243,32 @@ impl Writer<'_> {
 
     fn try_store(&mut self, group: &[Job]) -> Result<Vec<Answer>, GroupError> {
         self.file.check()?;
-        if self.behind.begin() {
-            self.tail.leave();
-        }
-        self.sql.begin.execute([])?;
-        let stored = self.store_begun(group);
-        // Where nothing was to be stored, or something failed on the way.
-        if !self.connection.is_autocommit()
-            && let Err(error) = self.sql.rollback.execute([])
-        {
-            tracing::warn!(%error, "rolling back failed");
-        }
-        stored
-    }
-
-    fn store_begun(&mut self, group: &[Job]) -> Result<Vec<Answer>, GroupError> {
-        let ends_at = position(self.sql.ends_at.query_row([], |row| row.get(0))?);
-        if ends_at != self.head {
-            let found = format!("it ends at {ends_at}, this process left it at {}", self.head);
-            return Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }).into());
-        }
+        self.tail.wait_for_room().map_err(LogError::Unavailable)?;
         let knowledge = Knowledge {
             ends: self.ends_of(group)?,
             commands: self.known_commands(group)?,
-            head: self.head,
-            streams_ever: self.streams_ever,
-            scopes_ever: self.scopes_ever,
+            head: self.ends.head,
+            streams_ever: self.ends.streams_ever,
+            scopes_ever: self.ends.scopes_ever,
         };
-        let (answers, additions) = group::decide(group.iter().map(|job| &job.append), knowledge, &self.scopes);
+        let (answers, additions) = group::decide(group.iter().map(|job| &job.append), knowledge, &self.ends.scopes);
         let Some(last) = additions.commits.last() else { return Ok(answers) };
         let head = last.end.last;
         let now = self.clock.now();
-        if now < self.recorded_at {
+        if now < self.ends.recorded_at {
             Backend::Sqlite.clock_went_back();
         }
-        let recorded_at = now.max(self.recorded_at);
-        for (id, org, kind) in &additions.scopes {
-            self.sql.insert_scope.execute((id, org.to_string(), kind.token()))?;
-        }
-        for (id, stream) in &additions.streams {
-            self.sql.insert_stream.execute((id, stream.subject()))?;
-        }
-        self.sql.commits.insert(&additions.commits, |statement, at, commit| {
-            statement.raw_bind_parameter(at, commit.end.last.get().cast_signed())?;
-            statement.raw_bind_parameter(at + 1, commit.end.id)?;
-            statement.raw_bind_parameter(at + 2, commit.end.scope)?;
-            statement.raw_bind_parameter(at + 3, commit.command.as_uuid().as_bytes().as_slice())?;
-            statement.raw_bind_parameter(at + 4, recorded_at.get().cast_signed())?;
-            statement.raw_bind_parameter(at + 5, &commit.payload[..])?;
-            Ok(at + 6)
-        })?;
-        let slice = self.behind.write(&mut self.index_sql, additions.commits.len())?;
-        self.sql.commit.execute([]).map_err(|error| match error.sqlite_error_code() {
-            // Full disks and locks leave the transaction undone; after anything else the file has the last word.
-            Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::DatabaseBusy) => GroupError::from(error),
-            _ => GroupError::Unknown(error.to_string()),
-        })?;
+        let recorded_at = now.max(self.ends.recorded_at);
+        let journal =
+            self.journal.as_mut().ok_or_else(|| LogError::Unavailable("the log has no journal".to_owned()))?;
+        journal.append(&additions.commits, recorded_at, self.tail.applied())?;
 
-        self.head = head;
-        self.recorded_at = recorded_at;
-        self.streams_ever += i64::try_from(additions.streams.len()).unwrap_or(i64::MAX);
-        self.scopes_ever += i64::try_from(additions.scopes.len()).unwrap_or(i64::MAX);
-        self.scopes.extend(additions.scopes.iter().map(|(id, org, kind)| ((*org, *kind), *id)));
-        self.tail.add(additions.commits.iter().map(|commit| (commit.stream, commit.end)));
-        for commit in &additions.commits {
-            let StreamEnd { id: stream, scope, last: position } = commit.end;
-            self.behind.push(Entry { position, stream, scope, command: commit.command });
-        }
-        if let Some(indexed) = slice.and_then(|slice| self.behind.stored(slice)) {
-            self.tail.left(indexed);
-        }
+        self.tail.add(&additions, recorded_at);
+        self.ends.head = head;
+        self.ends.recorded_at = recorded_at;
+        self.ends.streams_ever += i64::try_from(additions.streams.len()).unwrap_or(i64::MAX);
+        self.ends.scopes_ever += i64::try_from(additions.scopes.len()).unwrap_or(i64::MAX);
+        self.ends.scopes.extend(additions.scopes.iter().map(|(id, org, kind)| ((*org, *kind), *id)));
         self.heads.send_replace(head);
         Ok(answers)
     }
@@ -329,9 +288,8 @@ impl Writer<'_> {
         for stream in &unknown {
             let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?));
             let Some((id, indexed)) = self.sql.stream.query_row([stream.subject()], row).optional()? else { continue };
-            // The tail holds what the index does not have yet.
-            let last = self.tail.last_in_tail(stream).unwrap_or_else(|| position(indexed.unwrap_or(0)));
-            let scope = self.scopes.get(&(stream.org(), stream.kind())).ok_or_else(|| LogError::Undecodable {
+            let last = position(indexed.unwrap_or(0));
+            let scope = self.ends.scopes.get(&(stream.org(), stream.kind())).ok_or_else(|| LogError::Undecodable {
                 position: last,
                 reason: format!("its stream `{stream}` is damaged"),
             })?;
@@ -344,24 +302,28 @@ impl Writer<'_> {
     /// The commits of those commands of the group that were appended before.
     fn known_commands(&mut self, group: &[Job]) -> Result<AHashMap<CommandId, Vec<Known>>, GroupError> {
         let mut known: AHashMap<CommandId, Vec<Known>> = AHashMap::with_capacity(group.len());
-        for job in group {
-            let command = job.append.command;
+        for Found { command, mut places, ask_file } in self.tail.find(group.iter().map(|job| job.append.command)) {
             if known.contains_key(&command) {
                 continue;
             }
-            let mut places: Vec<(Position, i64)> =
-                self.behind.places_of(command).map(|place| (place.position, place.stream)).collect();
-            if self.behind.may_hold(command) {
-                let row = |row: &rusqlite::Row<'_>| Ok((position(row.get(0)?), row.get(1)?));
+            if ask_file {
+                let row = |row: &rusqlite::Row<'_>| Ok(Place { position: position(row.get(0)?), stream: row.get(1)? });
                 for place in self.sql.command.query_map([command.as_uuid().as_bytes().as_slice()], row)? {
                     places.push(place?);
                 }
-                // What is on its way to the index is found in both places.
+                // What is on its way to the file is found in both places.
                 places.sort_unstable();
                 places.dedup();
             }
-            for (position, stream) in places {
-                let payload: Vec<u8> = self.sql.payload.query_row([position.get().cast_signed()], |row| row.get(0))?;
+            for Place { position, stream } in places {
+                let payload: Bytes = match self.tail.at(position) {
+                    Some(stored) => stored.payload,
+                    None => {
+                        let payload: Vec<u8> =
+                            self.sql.payload.query_row([position.get().cast_signed()], |row| row.get(0))?;
+                        payload.into()
+                    }
+                };
                 let commit = schema::decode(&payload)
                     .map_err(|error| LogError::Undecodable { position, reason: error.to_string() })?;
                 let request_digest = commit.request_digest;

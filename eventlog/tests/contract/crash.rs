@@ -18,7 +18,9 @@ use crate::site::{Site, open, open_with};
 
 const ADDRESS: &str = "ENVFORGE_CONTRACT_WRITER_ADDRESS";
 const APPENDS: &str = "ENVFORGE_CONTRACT_WRITER_APPENDS";
-const INDEX_BATCH: &str = "ENVFORGE_CONTRACT_WRITER_INDEX_BATCH";
+const BATCH: &str = "ENVFORGE_CONTRACT_WRITER_BATCH";
+/// Of a writing process that is given a batch: the journal turns over and over.
+const JOURNAL_BYTES: u64 = 64 * 1024;
 const WRITERS: usize = 8;
 
 /// An append that was acknowledged to its caller.
@@ -94,21 +96,21 @@ pub fn verify(commits: &[Recorded], acknowledged: &[Acknowledged]) {
     }
 }
 
-fn spawn_writer(address: &str, appends: u64, index_batch: Option<usize>) -> Child {
+pub fn spawn_writer(address: &str, appends: u64, batch: Option<usize>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "crash::a_writing_process_acknowledges_what_it_appended", "--nocapture"])
         .env(ADDRESS, address)
         .env(APPENDS, appends.to_string())
         .stdout(Stdio::piped());
-    if let Some(commits) = index_batch {
-        command.env(INDEX_BATCH, commits.to_string());
+    if let Some(commits) = batch {
+        command.env(BATCH, commits.to_string());
     }
     command.spawn().unwrap()
 }
 
 /// What a writing process said until it was gone; it is killed after `kill_after` acknowledgements.
-fn read_acknowledged(mut child: Child, kill_after: Option<usize>) -> Vec<Acknowledged> {
+pub fn read_acknowledged(mut child: Child, kill_after: Option<usize>) -> Vec<Acknowledged> {
     let mut acknowledged = Vec::new();
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
@@ -140,10 +142,10 @@ async fn a_writing_process_acknowledges_what_it_appended() {
 }
 
 async fn be_the_writing_process(address: &str, appends: u64) {
-    let log: SharedLog = match std::env::var(INDEX_BATCH) {
+    let log: SharedLog = match std::env::var(BATCH) {
         Ok(commits) => {
-            let index_batch_commits = commits.parse().unwrap();
-            Arc::new(open_with(Config { index_batch_commits, ..Config::new(address) }).await)
+            let batch_commits = commits.parse().unwrap();
+            Arc::new(open_with(Config { batch_commits, journal_bytes: JOURNAL_BYTES, ..Config::new(address) }).await)
         }
         Err(_) => open(address).await,
     };
@@ -175,9 +177,9 @@ pub async fn every_acknowledged_commit_survives_kill_9_of_the_writer(site: Site)
     }
 }
 
-/// The index is written behind the log: it is killed in the middle of batches, and goes on after them.
+/// The file is written behind the journal: it is killed in the middle of batches and turns, and goes on after them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_between_the_log_and_its_index_loses_and_doubles_nothing() {
+async fn kill_9_between_the_journal_and_the_file_loses_and_doubles_nothing() {
     let site = Site::sqlite();
     let mut acknowledged = Vec::new();
     for _ in 0..8 {
@@ -195,7 +197,7 @@ async fn kill_9_between_the_log_and_its_index_loses_and_doubles_nothing() {
                 assert_eq!(log.read_stream(&stream, Position::START, usize::MAX).await.unwrap(), expected);
             }
         }
-        // What was acknowledged is known again, whichever of index and tail has it.
+        // What was acknowledged is known again, whichever of file and tail has it.
         for recorded in commits.iter().rev().take(200) {
             let again = vec![(recorded.commit.clone(), Expectation::LastAt(Position::START))];
             let answer = log.append(again).await.unwrap();

@@ -1,4 +1,4 @@
-//! The embedded log's index is written behind the log: whatever it has got to, everything is found, and after a crash too.
+//! The embedded log's file is written behind its journal: whatever it has got to, everything is found, and after a crash too.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use envforge_domain::commit::{Commit, Expectation, Position, Recorded, StreamId, StreamKind};
 use envforge_eventlog::sqlite::{Config, SqliteLog};
 use envforge_eventlog::{AppendError, Checkpoint, Filter, LogError, NotTheSameLog, SharedLog};
-use envforge_testkit::TestDir;
+use envforge_testkit::{TestDir, eventually};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use crate::commits::{Follower, all, at, claim, commit, org, stream, text};
-use crate::site::open_with;
+use crate::site::{DEADLINE, open_with};
 
-/// Less than a batch is written beside one group, and a few hundred commits make several.
+/// A few hundred commits make several.
 const BATCH: usize = 150;
 
 fn config(directory: &Path) -> Config {
-    Config { index_batch_commits: BATCH, ..Config::new(directory) }
+    Config { batch_commits: BATCH, ..Config::new(directory) }
 }
 
 fn streams() -> Vec<StreamId> {
@@ -119,10 +119,16 @@ async fn index_as_far_as_it_says(directory: &Path) -> i64 {
     up_to
 }
 
+async fn close(log: SharedLog, owner: Arc<SqliteLog>) {
+    drop(log);
+    Arc::into_inner(owner).unwrap().close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_is_found_wherever_the_index_has_got_to() {
+async fn everything_is_found_wherever_the_file_has_got_to() {
     let directory = TestDir::new();
-    let log: SharedLog = Arc::new(SqliteLog::open(config(directory.path())).await.unwrap());
+    let owner = Arc::new(SqliteLog::open(config(directory.path())).await.unwrap());
+    let log: SharedLog = owner.clone();
     let mut appended = Vec::new();
     // Few at a time, so that all stages of a batch are seen.
     for _ in 0..12 {
@@ -130,59 +136,38 @@ async fn everything_is_found_wherever_the_index_has_got_to() {
         everything_is_found(&log).await;
     }
     every_command_gets_its_first_answer(&log, &appended).await;
-    let up_to = index_as_far_as_it_says(directory.path()).await;
-    assert!((BATCH as i64..444).contains(&up_to), "{up_to}");
-}
-
-/// The tail is longer than what gathers before a batch begins, or the index was never begun.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_with_a_long_tail_is_opened_again_whole() {
-    let directory = TestDir::new();
-    let log = Arc::new(SqliteLog::open(Config::new(directory.path())).await.unwrap());
-    let shared: SharedLog = log.clone();
-    let appended = fill(&shared, 700).await;
-    drop(shared);
-    Arc::into_inner(log).unwrap().close().await;
-    assert_eq!(index_as_far_as_it_says(directory.path()).await, 0);
+    close(log, owner).await;
+    assert_eq!(index_as_far_as_it_says(directory.path()).await, 444);
     let log: SharedLog = Arc::new(SqliteLog::open(config(directory.path())).await.unwrap());
     everything_is_found(&log).await;
     every_command_gets_its_first_answer(&log, &appended).await;
-    fill(&log, 30).await;
-    everything_is_found(&log).await;
-    assert_eq!(index_as_far_as_it_says(directory.path()).await, 700);
 }
 
-/// A crash in the middle of a batch leaves rows in the index that it does not speak of, or only some of them.
+/// All commits are in memory for a while: nothing of them is in the file when it is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_a_crash_cut_off_is_written_again() {
-    for lost in [
-        "DELETE FROM stream_commits",
-        "DELETE FROM scope_commits WHERE position % 2 = 0",
-        "DELETE FROM command_commits WHERE position > 100",
-    ] {
-        let directory = TestDir::new();
-        let log = Arc::new(SqliteLog::open(config(directory.path())).await.unwrap());
-        let shared: SharedLog = log.clone();
-        let mut appended = fill(&shared, 2 * BATCH as u64 + 20).await;
-        drop(shared);
-        Arc::into_inner(log).unwrap().close().await;
-        let mut connection = with_a_tool(directory.path()).await;
-        sqlx::query("UPDATE indexed SET up_to = 0").execute(&mut connection).await.unwrap();
-        sqlx::query(lost).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        let log: SharedLog = Arc::new(SqliteLog::open(config(directory.path())).await.unwrap());
-        everything_is_found(&log).await;
-        every_command_gets_its_first_answer(&log, &appended).await;
-        appended.extend(fill(&log, 40).await);
-        everything_is_found(&log).await;
-        every_command_gets_its_first_answer(&log, &appended).await;
-        assert!(index_as_far_as_it_says(directory.path()).await >= 2 * BATCH as i64);
-    }
+async fn what_the_file_does_not_have_yet_is_found_as_well() {
+    let directory = TestDir::new();
+    let log: SharedLog = Arc::new(SqliteLog::open(Config::new(directory.path())).await.unwrap());
+    // Nothing is brought into the file while another connection writes it.
+    let mut tool = with_a_tool(directory.path()).await;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut tool).await.unwrap();
+    let appended = fill(&log, 100).await;
+    everything_is_found(&log).await;
+    every_command_gets_its_first_answer(&log, &appended).await;
+    let in_file: i64 = sqlx::query_scalar("SELECT count(*) FROM log").fetch_one(&mut tool).await.unwrap();
+    assert_eq!(in_file, 0);
+    sqlx::raw_sql("COMMIT").execute(&mut tool).await.unwrap();
+    tool.close().await.unwrap();
+    eventually("the file has everything", DEADLINE, async || {
+        (index_as_far_as_it_says(directory.path()).await == 100).then_some(())
+    })
+    .await;
+    everything_is_found(&log).await;
 }
 
 /// What opening does not look at is counted afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_is_missing_before_the_tail_condemns_the_log() {
+async fn a_commit_that_is_missing_before_the_end_condemns_the_log() {
     let directory = TestDir::new();
     let log = Arc::new(SqliteLog::open(config(directory.path())).await.unwrap());
     let shared: SharedLog = log.clone();
@@ -219,56 +204,81 @@ async fn a_log_that_ends_before_its_index_is_not_opened() {
     assert!(matches!(&error, LogError::NotTheSameLog(NotTheSameLog::Replaced { .. })), "{error}");
 }
 
-fn former_log(directory: &TestDir) -> PathBuf {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log_format_1.sqlite");
+/// Each was written by the last EnvForge of its format. Format 1: six claim streams of two organizations, 52 commits of 44
+/// commands, eight of them of two streams at once. Format 2: the same log with 20 more, of which its index does not know.
+fn former_log(directory: &TestDir, format: u8) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/log_format_{format}.sqlite"));
     let path = directory.join("events.sqlite");
     std::fs::copy(golden, &path).unwrap();
     path
 }
 
-/// `log_format_1.sqlite` was written by the last EnvForge of that format: six claim streams of two organizations, 52 commits
-/// of 44 commands, eight of them of two streams at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_of_the_former_format_is_brought_over_whole() {
-    let directory = TestDir::new();
-    former_log(&directory);
-    for opened in 0..2 {
-        let log = Arc::new(open_with(Config::new(directory.path())).await);
-        let shared: SharedLog = log.clone();
-        let commits = all(&shared).await;
-        assert_eq!(commits.len(), 52 + opened);
-        for (number, recorded) in (1..=52).zip(&commits) {
-            assert_eq!((recorded.position, text(recorded)), (at(number), number.to_string().as_str()));
+async fn a_log_of_a_former_format_is_brought_over_whole() {
+    for (format, count) in [(1, 52), (2, 72)] {
+        let directory = TestDir::new();
+        former_log(&directory, format);
+        for opened in 0..2 {
+            brought_over(directory.path(), count, opened).await;
+            assert_eq!(index_as_far_as_it_says(directory.path()).await, (count + opened + 1) as i64);
         }
-        everything_is_found(&shared).await;
-        // Each command again, whole.
-        let mut left = &commits[..52];
-        while let Some(first) = left.first() {
-            let of_command = left.iter().take_while(|other| other.commit.command == first.commit.command).count();
-            let (now, later) = left.split_at(of_command);
-            let again = now.iter().map(|recorded| (recorded.commit.clone(), Expectation::LastAt(Position::START)));
-            let answer = shared.append(again.collect()).await.unwrap();
-            assert!(answer.duplicate);
-            assert_eq!(answer.positions, now.iter().map(|recorded| recorded.position).collect::<Vec<_>>());
-            left = later;
-        }
-        // A stream goes on where it ended.
-        let stream = commits[0].commit.stream.clone();
-        let of_stream = shared.read_stream(&stream, Position::START, 100).await.unwrap();
-        let last = of_stream.last().unwrap().position;
-        let stale = shared.append(vec![(commit(&stream, "x"), Expectation::LastAt(at(1)))]).await;
-        assert!(matches!(stale, Err(AppendError::Conflict { .. })), "{stale:?}");
-        shared.append(vec![(commit(&stream, "new"), Expectation::LastAt(last))]).await.unwrap();
-        drop(shared);
-        Arc::into_inner(log).unwrap().close().await;
-        assert_eq!(index_as_far_as_it_says(directory.path()).await, 52);
     }
 }
 
+/// A crash in the middle of a batch left rows in the index of format 2 that it did not speak of, or only some of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_of_the_former_format_with_a_missing_commit_is_left_as_it_is() {
+async fn a_batch_that_a_crash_of_the_former_format_cut_off_is_written_again() {
+    for lost in [
+        "DELETE FROM stream_commits",
+        "DELETE FROM scope_commits WHERE position % 2 = 0",
+        "DELETE FROM command_commits WHERE position > 10",
+    ] {
+        let directory = TestDir::new();
+        former_log(&directory, 2);
+        let mut connection = with_a_tool(directory.path()).await;
+        sqlx::query("UPDATE indexed SET up_to = 0").execute(&mut connection).await.unwrap();
+        sqlx::query(lost).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        brought_over(directory.path(), 72, 0).await;
+        assert_eq!(index_as_far_as_it_says(directory.path()).await, 73);
+    }
+}
+
+/// Opens a log of `count` numbered commits and of `more`, looks whether all is found, and appends one.
+async fn brought_over(directory: &Path, count: usize, more: usize) {
+    let owner = Arc::new(open_with(Config::new(directory)).await);
+    let shared: SharedLog = owner.clone();
+    let commits = all(&shared).await;
+    assert_eq!(commits.len(), count + more);
+    for (number, recorded) in (1..=count).zip(&commits) {
+        assert_eq!((recorded.position, text(recorded)), (at(number as u64), number.to_string().as_str()));
+    }
+    everything_is_found(&shared).await;
+    // Each command again, whole.
+    let mut left = &commits[..count];
+    while let Some(first) = left.first() {
+        let of_command = left.iter().take_while(|other| other.commit.command == first.commit.command).count();
+        let (now, later) = left.split_at(of_command);
+        let again = now.iter().map(|recorded| (recorded.commit.clone(), Expectation::LastAt(Position::START)));
+        let answer = shared.append(again.collect()).await.unwrap();
+        assert!(answer.duplicate);
+        assert_eq!(answer.positions, now.iter().map(|recorded| recorded.position).collect::<Vec<_>>());
+        left = later;
+    }
+    // A stream goes on where it ended.
+    let stream = commits[0].commit.stream.clone();
+    let of_stream = shared.read_stream(&stream, Position::START, 100).await.unwrap();
+    let last = of_stream.last().unwrap().position;
+    let stale = shared.append(vec![(commit(&stream, "x"), Expectation::LastAt(at(1)))]).await;
+    assert!(matches!(stale, Err(AppendError::Conflict { .. })), "{stale:?}");
+    shared.append(vec![(commit(&stream, "new"), Expectation::LastAt(last))]).await.unwrap();
+    close(shared, owner).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_the_first_format_with_a_missing_commit_is_left_as_it_is() {
     let directory = TestDir::new();
-    former_log(&directory);
+    former_log(&directory, 1);
     let mut connection = with_a_tool(directory.path()).await;
     sqlx::query("DELETE FROM log WHERE position = 7").execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use envforge_domain::commit::{Expectation, Position};
 use envforge_domain::time::{Clock, UnixMillis};
 use envforge_eventlog::sqlite::{Config, SqliteLog};
-use envforge_eventlog::{AppendError, Checkpoint, EventLog, Filter, LogError, NotTheSameLog};
-use envforge_testkit::TestDir;
+use envforge_eventlog::{AppendError, Checkpoint, EventLog, Filter, LogError, NotTheSameLog, SharedLog};
+use envforge_testkit::{TestDir, eventually};
 use sqlx::{Connection, SqliteConnection};
 
 use crate::commits::{Follower, add, after, all, append, at, claim, commit};
-use crate::site::Site;
+use crate::site::{DEADLINE, Site};
 
 #[tokio::test]
 async fn a_second_owner_is_told_that_the_log_is_in_use() {
@@ -39,7 +39,7 @@ async fn a_format_of_a_newer_envforge_is_not_opened() {
     drop(site.restart(site.open().await).await);
     let path = std::path::Path::new(&site.address()).join("events.sqlite");
     let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
-    sqlx::query("UPDATE meta SET format = 3").execute(&mut connection).await.unwrap();
+    sqlx::query("UPDATE meta SET format = 4").execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     let reason = loop {
         match SqliteLog::open(Config::new(site.address())).await {
@@ -48,7 +48,7 @@ async fn a_format_of_a_newer_envforge_is_not_opened() {
             other => panic!("{:?}", other.err()),
         }
     };
-    assert!(reason.contains("has format 3, this EnvForge works with format 2"), "{reason}");
+    assert!(reason.contains("has format 4, this EnvForge works with format 3"), "{reason}");
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn directory_and_files_are_for_their_owner_alone() {
         assert_eq!(mode(&path), 0o600, "{}", path.display());
         files += 1;
     }
-    assert_eq!(files, 4, "database, write-ahead log, shared memory, lock");
+    assert_eq!(files, 5, "database, write-ahead log, shared memory, lock, journal");
 }
 
 /// The file under the log's feet is replaced by an older copy, as a careless restore would.
@@ -116,6 +116,16 @@ async fn with_a_tool(site: &Site, sql: &'static str) {
     let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
     sqlx::query(sql).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
+}
+
+async fn until_the_file_has(site: &Site, head: i64) {
+    let path = std::path::Path::new(&site.address()).join("events.sqlite");
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}?mode=ro", path.display())).await.unwrap();
+    eventually("the journal is brought into the file", DEADLINE, async || {
+        let last = sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM log").fetch_one(&mut connection).await;
+        last.is_ok_and(|last: i64| last >= head).then_some(())
+    })
+    .await;
 }
 
 /// Opens it once its former owner let go of it.
@@ -163,6 +173,7 @@ async fn a_commit_deleted_while_in_use_ends_followers_wherever_it_stood() {
         for number in 0..5 {
             add(&log, &claim("a"), &number.to_string()).await;
         }
+        until_the_file_has(&site, 5).await;
         with_a_tool(&site, deleted).await;
         let mut everything = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
         assert_eq!(everything.until_error().await, LogError::NotTheSameLog(missing));
@@ -194,7 +205,7 @@ async fn a_damaged_page_is_final_and_said() {
     assert!(leaves.len() > 40, "{} leaves", leaves.len());
     bytes[leaves[leaves.len() / 2]] = 0xff;
     std::fs::write(&path, bytes).unwrap();
-    let log: envforge_eventlog::SharedLog = Arc::new(SqliteLog::open(Config::new(site.address())).await.unwrap());
+    let log: SharedLog = Arc::new(SqliteLog::open(Config::new(site.address())).await.unwrap());
     let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
     for error in [
         follower.until_error().await,
@@ -302,18 +313,22 @@ async fn the_write_ahead_log_is_copied_into_the_file_while_appends_go_on() {
         futures_util::future::join_all(writers).await.into_iter().for_each(Result::unwrap);
     };
     fill(20).await;
-    assert!(size("events.sqlite") > 10_000_000, "nothing was copied of {}", size("events.sqlite-wal"));
+    let copied = || (size("events.sqlite") > 10_000_000).then_some(());
+    eventually("the write-ahead log is copied", DEADLINE, async || copied()).await;
     let path = std::path::Path::new(&site.address()).join("events.sqlite");
     let mut reader = SqliteConnection::connect(&format!("sqlite://{}?mode=ro", path.display())).await.unwrap();
     let mut old = reader.begin().await.unwrap();
     let seen = "SELECT max(position) FROM log";
     let before: i64 = sqlx::query_scalar(seen).fetch_one(&mut *old).await.unwrap();
     fill(40).await;
+    let head = |log: SharedLog| async move { log.head().await.unwrap().position.get().cast_signed() };
+    until_the_file_has(&site, head(log.clone()).await).await;
     assert_eq!(sqlx::query_scalar::<_, i64>(seen).fetch_one(&mut *old).await.unwrap(), before);
     let long = size("events.sqlite-wal");
     assert!(long > 35_000_000, "the reader's pages were written over: {long}");
     old.rollback().await.unwrap();
     fill(60).await;
+    until_the_file_has(&site, head(log.clone()).await).await;
     let after = size("events.sqlite-wal");
     assert!(after < long + 30_000_000, "it did not begin anew: {long}, {after}");
     let head = log.head().await.unwrap().position;
