@@ -14,6 +14,7 @@ use envforge_commands::{CommandError, Commands, back_off};
 use envforge_domain::access::{Action, Permit, Reach, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
+use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::DevLink;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId};
 use envforge_domain::limits::REAUTHENTICATION_WINDOW;
@@ -233,10 +234,21 @@ impl Access {
         self.authorizer.hot()
     }
 
+    /// Holds refusals in the name of the request, so that they can be explained.
+    fn authorizer_for(&self, arrival: &Arrival) -> Authorizer {
+        self.authorizer.in_request(arrival.correlation)
+    }
+
+    /// The request, as what was refused is held.
+    pub(crate) fn refused_request(&self, arrival: &Arrival) -> RefusedRequest {
+        RefusedRequest { request: arrival.correlation, at: arrival.now, position: self.hot().position() }
+    }
+
     /// Asks the policy, on rights as fresh as the log's leader has them.
     pub(crate) async fn permit(&self, caller: &Caller, action: Action, resource: Resource) -> Result<Permit, Problem> {
         let (session, now) = (caller.session_id().ok(), caller.arrival.now);
-        let permit = self.authorizer.permit(caller.actor(), session, action, resource, caller.surface, now);
+        let authorizer = self.authorizer_for(&caller.arrival);
+        let permit = authorizer.permit(caller.actor(), session, action, resource, caller.surface, now);
         let permit = permit.await.map_err(denied)?;
         self.admits(caller, &permit)?;
         if needs_recent_proof(action) {
@@ -249,7 +261,8 @@ impl Access {
     pub(crate) async fn opening(&self, caller: &Caller, workspace: Resource) -> Result<Permit, Problem> {
         let (action, surface) = (Action::WorkspaceOpen, Surface::Gateway);
         let session = Some(caller.session_id()?);
-        let asked = self.authorizer.permit(caller.actor(), session, action, workspace, surface, caller.arrival.now);
+        let authorizer = self.authorizer_for(&caller.arrival);
+        let asked = authorizer.permit(caller.actor(), session, action, workspace, surface, caller.arrival.now);
         asked.await.map_err(denied)
     }
 
@@ -273,7 +286,8 @@ impl Access {
             })));
         }
         let session = caller.session_id().ok();
-        let permit = self.authorizer.permit_from_memory(caller.actor(), session, action, resource, caller.surface, now);
+        let authorizer = self.authorizer_for(&caller.arrival);
+        let permit = authorizer.permit_from_memory(caller.actor(), session, action, resource, caller.surface, now);
         let permit = permit.map_err(denied)?;
         self.admits(caller, &permit)?;
         Ok(permit)
@@ -331,7 +345,7 @@ impl Access {
     /// Counts a password that was tried and wrong, for the audit.
     pub(crate) fn record_failed_login(&self, account: Option<&Account>, surface: Surface, arrival: &Arrival) {
         let account = account.map(|account| (account.org, account.user));
-        self.authorizer.denials().record_failed_login(account, arrival.address, surface, arrival.now);
+        self.authorizer.denials().record_failed_login(account, arrival.address, surface, self.refused_request(arrival));
     }
 
     /// Passes on what became of a sign-in or its renewal. One that was refused for what it was is counted for the audit; what
@@ -349,7 +363,8 @@ impl Access {
             if looked_at && !status.is_server_error() {
                 let (org, user) = who.map_or((OrgId::SYSTEM, None), |(org, user)| (org, Some(user)));
                 let denials = self.authorizer.denials();
-                denials.record_refused_sign_in(org, user, problem.code(), arrival.address, surface, arrival.now);
+                let of = self.refused_request(arrival);
+                denials.record_refused_sign_in(org, user, problem.code(), arrival.address, surface, of);
             }
         }
         outcome

@@ -4,9 +4,37 @@ use std::net::IpAddr;
 
 use crate::access::Action;
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
-use crate::commit::{Actor, StreamKind, Surface};
+use crate::commit::{Actor, Position, StreamKind, Surface};
 use crate::event::Event;
+use crate::ids::CorrelationId;
 use crate::time::UnixMillis;
+
+/// One of the requests behind a count, by which the refusal can be explained afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusedRequest {
+    /// The id that its answer bore.
+    pub request: CorrelationId,
+    pub at: UnixMillis,
+    /// The rights were those of this position.
+    pub position: Position,
+}
+
+impl RefusedRequest {
+    /// Puts it among those that are kept: the newest `max`, in the order of time, each once. `true` where there is one more
+    /// than before.
+    pub fn keep_in(self, kept: &mut Vec<Self>, max: usize) -> bool {
+        if kept.iter().any(|known| known.request == self.request) {
+            return false;
+        }
+        kept.push(self);
+        kept.sort_by_key(|known| (known.at, known.request));
+        let full = kept.len() > max;
+        if full {
+            kept.remove(0);
+        }
+        !full
+    }
+}
 
 /// Equal attempts within one reporting window.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +54,8 @@ pub struct DeniedAttempts {
     pub count: u32,
     pub first_at: UnixMillis,
     pub last_at: UnixMillis,
+    /// Some of them, in the order of time: the newest ones that there was room for.
+    pub requests: Vec<RefusedRequest>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +76,16 @@ pub struct Denials;
 pub enum DenialRefusal {
     #[error("a report holds at most {max} kinds of attempts, this one {found}")]
     TooMany { found: usize, max: usize },
+    #[error("a report names at most {max} requests, and {of_kind_max} of one kind")]
+    TooManyRequests { max: usize, of_kind_max: usize },
 }
 
 /// Kinds of attempts in one report.
 pub const REPORT_ATTEMPTS_MAX: usize = 100;
+/// Requests that one report names.
+pub const REPORT_REQUESTS_MAX: usize = 60;
+/// Requests of one kind of attempts that are named.
+pub const KIND_REQUESTS_MAX: usize = 3;
 
 impl Refusal for DenialRefusal {
     fn code(&self) -> &'static str {
@@ -72,6 +108,11 @@ impl Aggregate for Denials {
         let DenialCommand::Record { attempts } = command;
         if attempts.len() > REPORT_ATTEMPTS_MAX {
             return Err(DenialRefusal::TooMany { found: attempts.len(), max: REPORT_ATTEMPTS_MAX });
+        }
+        let named = attempts.iter().map(|kind| kind.requests.len());
+        if named.clone().sum::<usize>() > REPORT_REQUESTS_MAX || named.max() > Some(KIND_REQUESTS_MAX) {
+            let (max, of_kind_max) = (REPORT_REQUESTS_MAX, KIND_REQUESTS_MAX);
+            return Err(DenialRefusal::TooManyRequests { max, of_kind_max });
         }
         Ok(if attempts.is_empty() { vec![] } else { vec![DenialEvent::Recorded { attempts: attempts.clone() }] })
     }

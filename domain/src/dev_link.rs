@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::access::Action;
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::StreamKind;
+use crate::denial::{KIND_REQUESTS_MAX, RefusedRequest};
 use crate::event::Event;
 use crate::ids::{HandoffId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
 use crate::limits;
@@ -99,6 +100,8 @@ pub struct BlockedAttempts {
     /// The denial's code.
     pub code: String,
     pub count: u32,
+    /// Some of them, in the order of time: the newest.
+    pub requests: Vec<RefusedRequest>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -580,7 +583,12 @@ fn revoke(reason: &Option<String>) -> Result<Vec<DevLinkEvent>, DevLinkRefusal> 
 }
 
 fn record_blocked(attempts: &[BlockedAttempts], since: UnixMillis, until: UnixMillis) -> Vec<DevLinkEvent> {
-    let attempts: Vec<_> = attempts.iter().filter(|kind| kind.count > 0).take(BLOCKED_KINDS_MAX).cloned().collect();
+    let newest = |kind: &BlockedAttempts| {
+        let left_out = kind.requests.len().saturating_sub(KIND_REQUESTS_MAX);
+        BlockedAttempts { requests: kind.requests[left_out..].to_vec(), ..kind.clone() }
+    };
+    let attempts = attempts.iter().filter(|kind| kind.count > 0).take(BLOCKED_KINDS_MAX);
+    let attempts: Vec<_> = attempts.map(newest).collect();
     if attempts.is_empty() { vec![] } else { vec![DevLinkEvent::AttemptsBlocked { attempts, since, until }] }
 }
 

@@ -295,6 +295,47 @@ async fn a_review_survives_the_death_of_every_process_over_nats_and_postgres() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_process_refused_another_explains_over_nats_and_postgres() {
+    let mut cluster = Cluster::new();
+    let password = cluster.set_up();
+    let _projector = cluster.start("projector");
+    let _refuses = cluster.start("api");
+    let (_reactors, _gateway) = (cluster.start("reactors"), cluster.start("gateway"));
+    let client = cluster.client();
+    cluster.open_gate();
+    let (token, link, share_url) = prepare(&cluster, &client, &password).await;
+    let new = json!({ "slug": "ci", "actions": ["workspace.read"] });
+    let made = client.post(cluster.api("/v1/orgs/acme/service-tokens")).bearer_auth(&token).json(&new);
+    let made: Value = made.send().await.unwrap().json().await.unwrap();
+    let id_of = |answer: &reqwest::Response| answer.headers()["envforge-request"].to_str().unwrap().to_owned();
+    let wake = client.post(cluster.api("/v1/orgs/acme/workspaces/main/wake"));
+    let by_api = wake.bearer_auth(made["secret"].as_str().unwrap()).send().await.unwrap();
+    assert_eq!(by_api.status(), StatusCode::FORBIDDEN);
+    let (cookie, url) = open_link(&cluster, &client, &share_url).await;
+    let owner = cluster.owner(&client, &token);
+    assert_eq!(owner.revoke(&link).send().await.unwrap().status(), StatusCode::OK);
+    until_answered(client.clone(), url.clone(), cookie.clone(), StatusCode::GONE).await;
+    let by_gateway = client.get(format!("{url}/api/orders")).header(COOKIE, &cookie).send().await.unwrap();
+    assert_eq!(by_gateway.status(), StatusCode::GONE);
+
+    cluster.api_port = free_port();
+    let _explains = cluster.start("api");
+    let owner = cluster.owner(&client, &token);
+    let why = async |answer: &reqwest::Response| {
+        let path = format!("/v1/orgs/acme/why/{}", id_of(answer));
+        eventually("the refusal by another process", DEADLINE, async || owner.get(&path).await).await["refusals"][0]
+            .clone()
+    };
+    let refusal = why(&by_api).await;
+    assert_eq!((&refusal["action"], &refusal["reason"]), (&json!("runtime.wake"), &json!("outside_service_token")));
+    assert_eq!((&refusal["service_token"]["id"], &refusal["grants"][0]["role"]), (&made["id"], &json!("owner")));
+    let refusal = why(&by_gateway).await;
+    assert_eq!((&refusal["actor"], &refusal["reason"]), (&json!(link), &json!("link_revoked")));
+    assert!(refusal["link"]["ended_at"].as_u64() > refusal["link"]["issued_at"].as_u64(), "{refusal:#}");
+    assert!(refusal["facts_at"].as_u64() >= refusal["link"]["ended_at"].as_u64(), "{refusal:#}");
+}
+
 /// What a role said on its first line.
 fn said(role: &TestProcess) -> Value {
     serde_json::from_str(role.stdout().lines().next().unwrap()).unwrap()

@@ -14,7 +14,7 @@ use envforge_domain::access::{Action, Basis, Grant, Grantee, Principal, Role, Ro
 use envforge_domain::claim::ClaimEvent;
 use envforge_domain::commit::{Actor, Commit, Component, Position, Standing, StreamId, StreamKind, Surface};
 use envforge_domain::decision::DecisionEvent;
-use envforge_domain::denial::{DenialEvent, DeniedAttempts};
+use envforge_domain::denial::{DenialEvent, DeniedAttempts, RefusedRequest};
 use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, LinkReceipt, RouteFamilies, RouteFamily};
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
@@ -288,6 +288,8 @@ fn samples() -> Vec<Event> {
         HostEvent::Released { workspace },
         HostEvent::Retired,
     ];
+    let request = CorrelationId::from_uuid(uuid(12));
+    let requests = vec![RefusedRequest { request, at: at(9), position: Position::new(41) }];
     let links = [
         DevLinkEvent::Issued {
             link,
@@ -313,7 +315,11 @@ fn samples() -> Vec<Event> {
         DevLinkEvent::Rotated { generation: Generation(2), issued_at: at(10), expires_at: at(7_210) },
         DevLinkEvent::WakeSpent { epoch, session },
         DevLinkEvent::AttemptsBlocked {
-            attempts: vec![BlockedAttempts { code: "route_not_allowed".to_owned(), count: 7 }],
+            attempts: vec![BlockedAttempts {
+                code: "route_not_allowed".to_owned(),
+                count: 7,
+                requests: requests.clone(),
+            }],
             since: at(0),
             until: at(60),
         },
@@ -351,6 +357,7 @@ fn samples() -> Vec<Event> {
         count: 12,
         first_at: at(0),
         last_at: at(9),
+        requests: if matches!(actor, Actor::User(_)) { requests.clone() } else { vec![] },
     });
     let denials = [DenialEvent::Recorded { attempts: attempts.to_vec() }];
     let granted = grant(Grantee::User(user), Role::Developer, Scope::Project(project), Some(at(60)));

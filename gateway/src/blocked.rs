@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
+use envforge_domain::denial::{KIND_REQUESTS_MAX, RefusedRequest};
 use envforge_domain::dev_link::{BLOCKED_KINDS_MAX, BlockedAttempts};
 use envforge_domain::ids::LinkId;
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
@@ -33,17 +34,23 @@ pub(crate) struct BlockedCounters {
 struct LinkCounts {
     /// Of what is counted now; meaningless while that is nothing.
     since: UnixMillis,
-    by_code: Vec<(&'static str, u32)>,
+    by_code: Vec<OfCode>,
     /// Not reported before.
     due: UnixMillis,
     interval: Millis,
+}
+
+struct OfCode {
+    code: &'static str,
+    count: u32,
+    requests: Vec<RefusedRequest>,
 }
 
 /// What one link has had refused.
 struct Taken {
     link: LinkId,
     since: UnixMillis,
-    by_code: Vec<(&'static str, u32)>,
+    by_code: Vec<OfCode>,
 }
 
 impl LinkCounts {
@@ -52,12 +59,17 @@ impl LinkCounts {
     }
 
     /// `false` where the kind is one too many.
-    fn add(&mut self, code: &'static str, more: u32) -> bool {
+    fn add(&mut self, more: OfCode) -> bool {
         let full = self.by_code.len() >= BLOCKED_KINDS_MAX;
-        match self.by_code.iter_mut().find(|(known, _)| *known == code) {
-            Some((_, count)) => *count = count.saturating_add(more),
+        match self.by_code.iter_mut().find(|known| known.code == more.code) {
+            Some(known) => {
+                known.count = known.count.saturating_add(more.count);
+                for request in more.requests {
+                    request.keep_in(&mut known.requests, KIND_REQUESTS_MAX);
+                }
+            }
             None if full => return false,
-            None => self.by_code.push((code, more)),
+            None => self.by_code.push(more),
         }
         true
     }
@@ -68,7 +80,8 @@ impl BlockedCounters {
         Arc::new(Self { counts: Mutex::default() })
     }
 
-    pub(crate) fn count(&self, link: LinkId, denial: Denial, now: UnixMillis) {
+    /// `of`: the request, where its answer bears an id.
+    pub(crate) fn count(&self, link: LinkId, denial: Denial, of: Option<RefusedRequest>, now: UnixMillis) {
         let mut counts = self.counts.lock();
         if counts.len() >= LINKS_MAX && !counts.contains_key(&link) {
             // Who is quiet gives way: only its pace is forgotten.
@@ -82,7 +95,7 @@ impl BlockedCounters {
         if entry.by_code.is_empty() {
             entry.since = now;
         }
-        if !entry.add(denial.code(), 1) {
+        if !entry.add(OfCode { code: denial.code(), count: 1, requests: of.into_iter().collect() }) {
             metric::blocked_report("dropped");
         }
     }
@@ -112,8 +125,8 @@ impl BlockedCounters {
         let entry = counts.entry(taken.link).or_insert_with(|| LinkCounts::new(now));
         entry.since = taken.since;
         entry.due = now;
-        for (code, count) in taken.by_code {
-            if !entry.add(code, count) {
+        for of_code in taken.by_code {
+            if !entry.add(of_code) {
                 metric::blocked_report("dropped");
             }
         }
@@ -146,8 +159,11 @@ impl BlockedCounters {
         // A link that the view has forgotten ended long ago; nobody reads its counters.
         let Some(link) = view.link(taken.link) else { return };
         let Ok(permit) = admission::record_permit(&link, view.freshness().position, until) else { return };
-        let attempts =
-            taken.by_code.iter().map(|(code, count)| BlockedAttempts { code: (*code).to_owned(), count: *count });
+        let attempts = taken.by_code.iter().map(|OfCode { code, count, requests }| BlockedAttempts {
+            code: (*code).to_owned(),
+            count: *count,
+            requests: requests.clone(),
+        });
         let blocked = Blocked { link: taken.link, attempts: attempts.collect(), since: taken.since, until };
         match decisions.record_blocked(&permit, blocked).await {
             Ok(()) => metric::blocked_report("recorded"),
@@ -163,6 +179,8 @@ impl BlockedCounters {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use envforge_domain::commit::Position;
+    use envforge_domain::ids::CorrelationId;
     use uuid::Uuid;
 
     fn link(number: u128) -> LinkId {
@@ -173,30 +191,34 @@ mod tests {
         UnixMillis::new(second * 1_000)
     }
 
+    fn sums(taken: &Taken) -> Vec<(&'static str, u32)> {
+        taken.by_code.iter().map(|of_code| (of_code.code, of_code.count)).collect()
+    }
+
     #[test]
     fn attempts_are_summed_by_link_and_code_and_taken_once() {
         let counters = BlockedCounters::new();
         for _ in 0..3 {
-            counters.count(link(1), Denial::RouteNotIncluded, at(5));
+            counters.count(link(1), Denial::RouteNotIncluded, None, at(5));
         }
-        counters.count(link(1), Denial::ForeignOrigin, at(6));
+        counters.count(link(1), Denial::ForeignOrigin, None, at(6));
         let taken = counters.take(at(7), false);
         assert_eq!(taken.len(), 1);
         assert_eq!(taken[0].since, at(5));
-        assert_eq!(taken[0].by_code, [("route_not_included", 3), ("foreign_origin", 1)]);
+        assert_eq!(sums(&taken[0]), [("route_not_included", 3), ("foreign_origin", 1)]);
         assert!(counters.take(at(10_000), true).is_empty());
     }
 
     #[test]
     fn what_could_not_be_reported_is_counted_on() {
         let counters = BlockedCounters::new();
-        counters.count(link(1), Denial::RouteNotIncluded, at(5));
+        counters.count(link(1), Denial::RouteNotIncluded, None, at(5));
         let taken = counters.take(at(7), false).pop().unwrap();
-        counters.count(link(1), Denial::RouteNotIncluded, at(8));
-        counters.count(link(1), Denial::ForeignSite, at(8));
+        counters.count(link(1), Denial::RouteNotIncluded, None, at(8));
+        counters.count(link(1), Denial::ForeignSite, None, at(8));
         counters.put_back(taken, at(9));
         let again = counters.take(at(9), false).pop().unwrap();
-        assert_eq!((again.since, again.by_code), (at(5), vec![("route_not_included", 2), ("foreign_site", 1)]));
+        assert_eq!((again.since, sums(&again)), (at(5), vec![("route_not_included", 2), ("foreign_site", 1)]));
     }
 
     #[test]
@@ -204,7 +226,7 @@ mod tests {
         let counters = BlockedCounters::new();
         let mut reports = Vec::new();
         for second in 0..24 * 3_600 {
-            counters.count(link(1), Denial::RouteNotIncluded, at(second));
+            counters.count(link(1), Denial::RouteNotIncluded, None, at(second));
             if !counters.take(at(second), false).is_empty() {
                 reports.push(second);
             }
@@ -214,7 +236,7 @@ mod tests {
         // Long quiet, then again: the first report comes at once.
         assert!(counters.take(at(40 * 3_600), false).len() <= 1);
         assert!(counters.take(at(60 * 3_600), false).is_empty());
-        counters.count(link(1), Denial::RouteNotIncluded, at(60 * 3_600));
+        counters.count(link(1), Denial::RouteNotIncluded, None, at(60 * 3_600));
         assert_eq!(counters.take(at(60 * 3_600), false).len(), 1);
     }
 
@@ -222,12 +244,30 @@ mod tests {
     fn attackers_raise_numbers_and_not_memory() {
         let counters = BlockedCounters::new();
         for index in 0..2 * LINKS_MAX as u128 {
-            counters.count(link(index), Denial::AmbiguousPath, at(5));
+            counters.count(link(index), Denial::AmbiguousPath, None, at(5));
         }
         assert_eq!(counters.counts.lock().len(), LINKS_MAX);
         assert_eq!(counters.take(at(5), false).len(), REPORTS_PER_ROUND_MAX);
         // A quiet link gives way to a new one.
-        counters.count(link(u128::MAX), Denial::AmbiguousPath, at(5));
+        counters.count(link(u128::MAX), Denial::AmbiguousPath, None, at(5));
         assert!(counters.counts.lock().contains_key(&link(u128::MAX)));
+    }
+
+    #[test]
+    fn the_newest_requests_of_a_kind_keep_their_names_also_where_they_were_put_back() {
+        let named = |second: u64| {
+            let request = CorrelationId::from_uuid(Uuid::from_u128(u128::from(second)));
+            Some(RefusedRequest { request, at: at(second), position: Position::new(second) })
+        };
+        let counters = BlockedCounters::new();
+        for second in 1..=4 {
+            counters.count(link(1), Denial::RouteNotIncluded, named(second), at(second));
+        }
+        let taken = counters.take(at(5), false).pop().unwrap();
+        counters.count(link(1), Denial::RouteNotIncluded, named(5), at(5));
+        counters.put_back(taken, at(6));
+        let again = counters.take(at(6), false).pop().unwrap();
+        let kept: Vec<_> = again.by_code[0].requests.iter().map(|request| request.at).collect();
+        assert_eq!((again.by_code[0].count, kept), (5, vec![at(3), at(4), at(5)]));
     }
 }

@@ -3,7 +3,7 @@
 use envforge_domain::access::Permit;
 use envforge_domain::commit::Position;
 use envforge_domain::dev_link::{BlockedAttempts, Generation};
-use envforge_domain::ids::{HandoffId, LinkId, SessionId, WorkspaceId};
+use envforge_domain::ids::{CorrelationId, HandoffId, LinkId, SessionId, WorkspaceId};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::UnixMillis;
 use envforge_identity::workspace_handoff::WorkspaceHandoff;
@@ -42,6 +42,7 @@ pub struct OpenWorkspaceSession {
     pub session: SessionId,
     /// Digest of the new cookie.
     pub cookie: TokenDigest,
+    pub request: Option<CorrelationId>,
     pub now: UnixMillis,
 }
 
@@ -63,8 +64,8 @@ pub trait Decisions: Send + Sync + 'static {
     /// member may is asked on rights as fresh as the log's leader has them.
     fn open_workspace(&self, ask: OpenWorkspaceSession) -> BoxFuture<'_, Result<Position, Denial>>;
 
-    /// Counts, for the audit, what a member was refused by the policy.
-    fn record_denied(&self, member: &MemberView, now: UnixMillis);
+    /// Counts, for the audit, what a member was refused by the policy, for the policy's own reason.
+    fn record_denied(&self, member: &MemberView, request: Option<CorrelationId>, now: UnixMillis);
 
     /// Asks for a wake; one that is under way already is fine.
     fn wake<'a>(&'a self, permit: &'a Permit, ask: AskWake) -> BoxFuture<'a, Result<(), Denial>>;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use envforge_commands::{CommandError, Commands, Context, back_off, links, runtimes, users};
 use envforge_domain::access::{self, Action, Permit, Resource};
 use envforge_domain::commit::{Actor, Position, Surface};
-use envforge_domain::ids::{SessionId, UserId};
+use envforge_domain::denial::RefusedRequest;
+use envforge_domain::ids::{CorrelationId, SessionId, UserId};
 use envforge_domain::runtime::WakeCause;
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace_session::OpenWorkspace;
@@ -31,6 +32,10 @@ pub struct LogDecisions {
 impl LogDecisions {
     pub fn new(commands: Arc<Commands>, authorizer: Authorizer) -> Self {
         Self { commands, authorizer }
+    }
+
+    fn authorizer_in(&self, request: Option<CorrelationId>) -> Authorizer {
+        request.map_or_else(|| self.authorizer.clone(), |request| self.authorizer.in_request(request))
     }
 
     /// The same question to the policy, on fresh facts.
@@ -78,7 +83,8 @@ impl LogDecisions {
     }
 
     async fn open_for_member(&self, ask: OpenWorkspaceSession) -> Result<Position, Denial> {
-        let OpenWorkspaceSession { handoff, session, cookie, now } = ask;
+        let OpenWorkspaceSession { handoff, session, cookie, request, now } = ask;
+        let authorizer = self.authorizer_in(request);
         let resource = Resource::Workspace { org: handoff.org, project: handoff.project, workspace: handoff.workspace };
         let actor = Actor::User(handoff.user);
         let asked = OpenWorkspace {
@@ -96,7 +102,7 @@ impl LogDecisions {
         let mut rounds = 0;
         loop {
             let (action, surface) = (Action::WorkspaceOpen, Surface::Gateway);
-            let permit = self.authorizer.permit(actor, Some(handoff.parent), action, resource, surface, now);
+            let permit = authorizer.permit(actor, Some(handoff.parent), action, resource, surface, now);
             let permit = permit.await.map_err(|error| match error {
                 AuthorizeError::Denied(denial) => of_member(denial),
                 AuthorizeError::Stale(_) | AuthorizeError::Log(_) => Denial::AuthorizationStale,
@@ -153,12 +159,21 @@ impl Decisions for LogDecisions {
         Box::pin(self.open_for_member(ask))
     }
 
-    fn record_denied(&self, member: &MemberView, now: UnixMillis) {
+    fn record_denied(&self, member: &MemberView, request: Option<CorrelationId>, now: UnixMillis) {
         let (actor, resource) = (Actor::User(member.user), member.resource());
-        let request =
-            access::Request { actor, action: Action::WorkspaceOpen, resource, surface: Surface::Gateway, now };
-        let denial = access::Denial::Role { action: Action::WorkspaceOpen };
-        self.authorizer.denials().hold(&request, denial.code());
+        let (action, surface) = (Action::WorkspaceOpen, Surface::Gateway);
+        let authorizer = self.authorizer_in(request);
+        // The view says that there is no right, and not why. The policy says why, and its no is held with its reason.
+        match authorizer.permit_from_memory(actor, Some(member.session), action, resource, surface, now) {
+            Err(AuthorizeError::Denied(_)) => {}
+            // The right came back at this moment, or the log has just fallen silent.
+            Ok(_) | Err(AuthorizeError::Stale(_) | AuthorizeError::Log(_)) => {
+                let refused = access::Request { actor, action, resource, surface, now };
+                let position = authorizer.hot().position();
+                let of = request.map(|request| RefusedRequest { request, at: now, position });
+                authorizer.denials().hold(&refused, Denial::RightEnded.code(), of);
+            }
+        }
     }
 
     fn wake<'a>(&'a self, permit: &'a Permit, ask: AskWake) -> BoxFuture<'a, Result<(), Denial>> {

@@ -1,11 +1,14 @@
 //! What happens to each request: checks, host, share flow or admission, wake, forward. One `Connection` a client.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use envforge_domain::denial::RefusedRequest;
+use envforge_domain::ids::CorrelationId;
 use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_identity::randomness::Randomness;
 use futures_util::stream;
 use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
@@ -79,12 +82,23 @@ struct Told {
     audience: Audience,
 }
 
+/// What a refused request is called in its answer and afterwards. Made when it is needed: most requests are not refused.
+#[derive(Default)]
+struct RequestId(OnceLock<Option<CorrelationId>>);
+
+impl RequestId {
+    /// `None`: the operating system gave no random bytes.
+    fn get(&self, now: UnixMillis) -> Option<CorrelationId> {
+        *self.0.get_or_init(|| Randomness.uuid_v7(now).ok().map(CorrelationId::from_uuid))
+    }
+}
+
 impl Connection {
     pub(crate) fn new(shared: Arc<Shared>, client: Client) -> Self {
         Self { shared, client, last_host: Mutex::new(None) }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Told> {
+    async fn answer(&self, request: Request<Incoming>, id: &RequestId) -> Result<Response<ResponseBody>, Told> {
         let handshake = websocket::handshake(&request);
         let is_socket = !matches!(handshake, Ok(None));
         let audience = audience(request.method(), request.headers(), is_socket);
@@ -98,12 +112,12 @@ impl Connection {
         match &known.host {
             Host::Gateway => {
                 let (method, path) = (request.method(), request.uri().path());
-                self.gateway_page(method, path, request.headers(), handshake.is_some()).await.map_err(told)
+                self.gateway_page(method, path, request.headers(), handshake.is_some(), id).await.map_err(told)
             }
             // Says as much as a workspace without session: nothing.
             Host::Unknown => Err(told(Denial::AccessRequired)),
             Host::Workspace(host) => {
-                self.workspace(request, handshake, host, &known.forwarded, audience).await.map_err(told)
+                self.workspace(request, handshake, host, &known.forwarded, audience, id).await.map_err(told)
             }
         }
     }
@@ -140,6 +154,7 @@ impl Connection {
         path: &str,
         headers: &HeaderMap,
         websocket: bool,
+        id: &RequestId,
     ) -> Result<Response<ResponseBody>, Denial> {
         if websocket {
             return Err(Denial::NotFound);
@@ -147,7 +162,7 @@ impl Connection {
         match path.strip_prefix("/share/") {
             Some(token) => {
                 let answer = self.shared.share.answer(method, token, headers, &self.client).await;
-                answer.map_err(|refused| self.counted(refused))
+                answer.map_err(|refused| self.counted(refused, id))
             }
             None if path == "/robots.txt" => Ok(pages::robots()),
             None => Err(Denial::NotFound),
@@ -161,12 +176,13 @@ impl Connection {
         host: &WorkspaceHost,
         forwarded: &Forwarded,
         audience: Audience,
+        id: &RequestId,
     ) -> Result<Response<ResponseBody>, Denial> {
         let shared = &*self.shared;
         let now = shared.clock.now();
         let path = request.uri().path();
         if is_reserved(path) {
-            return self.reserved(request, host, now).await;
+            return self.reserved(request, host, now, id).await;
         }
         let head = RequestHead {
             host,
@@ -175,7 +191,7 @@ impl Connection {
             fields: request.headers(),
             websocket: handshake.is_some(),
         };
-        let permit = match self.admit(&head, now) {
+        let permit = match self.admit(&head, now, id) {
             Err(Denial::AccessRequired) if audience == Audience::Person && *head.method == Method::GET => {
                 return self.signing_in(host, request.uri(), request.headers());
             }
@@ -188,7 +204,7 @@ impl Connection {
             Ok(Reached::WakingPage(page)) => return Ok(*page),
             // What a link may not cause counts; what befalls a runtime does not.
             Err(denial @ (Denial::WakeBudgetSpent | Denial::WakeRefused | Denial::TooManyHeld)) => {
-                return Err(self.counted(Refused { denial, link: permit.link() }));
+                return Err(self.counted(Refused { denial, link: permit.link() }, id));
             }
             Err(denial) => return Err(denial),
         };
@@ -216,16 +232,21 @@ impl Connection {
         self.shared.share.begin_sign_in(host, target_of(uri), headers)
     }
 
-    fn admit(&self, head: &RequestHead<'_, impl Fields>, now: UnixMillis) -> Result<ForwardPermit, Denial> {
+    fn admit(
+        &self,
+        head: &RequestHead<'_, impl Fields>,
+        now: UnixMillis,
+        id: &RequestId,
+    ) -> Result<ForwardPermit, Denial> {
         let shared = &*self.shared;
         admission::admit(&shared.view, self.rules(), head, now).map_err(|refused| {
             if refused.denial == Denial::RightEnded {
                 let cookie = cookie::session(head.fields, shared.config.scheme).ok().flatten();
                 if let Some(member) = cookie.and_then(|cookie| shared.view.member(&cookie)) {
-                    shared.share.decisions.record_denied(&member, now);
+                    shared.share.decisions.record_denied(&member, id.get(now), now);
                 }
             }
-            self.counted(refused)
+            self.counted(refused, id)
         })
     }
 
@@ -235,9 +256,11 @@ impl Connection {
     }
 
     /// A refusal, counted for its link where one is known.
-    fn counted(&self, refused: Refused) -> Denial {
+    fn counted(&self, refused: Refused, id: &RequestId) -> Denial {
         if let Some(link) = refused.link {
-            self.shared.blocked.count(link, refused.denial, self.shared.clock.now());
+            let (at, position) = (self.shared.clock.now(), self.shared.view.freshness().position);
+            let of = id.get(at).map(|request| RefusedRequest { request, at, position });
+            self.shared.blocked.count(link, refused.denial, of, at);
         }
         refused.denial
     }
@@ -296,12 +319,13 @@ impl Connection {
         request: Request<Incoming>,
         host: &WorkspaceHost,
         now: UnixMillis,
+        id: &RequestId,
     ) -> Result<Response<ResponseBody>, Denial> {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         match uri.path() {
             HANDOFF_PATH => {
                 let answer = self.shared.share.redeem(method, host, uri.query(), headers, &self.client).await;
-                answer.map_err(|refused| self.counted(refused))
+                answer.map_err(|refused| self.counted(refused, id))
             }
             // Also for whoever came by a link before: a member may have both.
             SIGN_IN_PATH => match *method {
@@ -309,12 +333,12 @@ impl Connection {
                 _ => Err(Denial::MethodNotAllowed),
             },
             ARRIVAL_PATH => {
-                let answer = self.shared.share.arrive(method, host, uri.query(), headers).await;
-                answer.map_err(|refused| self.counted(refused))
+                let answer = self.shared.share.arrive(method, host, uri.query(), headers, id.get(now)).await;
+                answer.map_err(|refused| self.counted(refused, id))
             }
             WAKE_PATH | WAKE_EVENTS_PATH => {
                 let head = RequestHead { host, method, path: "/", fields: headers, websocket: false };
-                let permit = self.admit(&head, now)?;
+                let permit = self.admit(&head, now, id)?;
                 if *method != Method::GET {
                     return Err(Denial::MethodNotAllowed);
                 }
@@ -327,7 +351,7 @@ impl Connection {
             // Admitted or not, there is nothing here; without a session that is not said.
             _ => {
                 let head = RequestHead { host, method, path: "/", fields: headers, websocket: false };
-                self.admit(&head, now)?;
+                self.admit(&head, now, id)?;
                 Err(Denial::NotFound)
             }
         }
@@ -415,24 +439,25 @@ enum Reached {
 
 impl Connection {
     /// What is said instead of an app's answer.
-    fn denied(&self, Told { denial, audience }: Told) -> Response<ResponseBody> {
+    fn denied(&self, Told { denial, audience }: Told, id: &RequestId) -> Response<ResponseBody> {
         metric::denial(denial.code());
         let config = &self.shared.config;
         // On the gateway's own domain there is nothing to sign in to.
         let member = config.sign_in_at.is_some()
             && matches!(self.last_host.lock().as_deref(), Some(KnownHost { host: Host::Workspace(_), .. }));
-        pages::denial(denial, audience, config.scheme, member)
+        pages::denial(denial, audience, config.scheme, member, id.get(self.shared.clock.now()))
     }
 }
 
 impl Serve for Connection {
     async fn serve(self: &Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
         let in_flight = self.client.state.begin_request();
-        let response = match self.answer(request).await {
+        let id = RequestId::default();
+        let response = match self.answer(request, &id).await {
             Ok(response) => response,
             Err(told) => {
                 let faulty = matches!(told.denial, Denial::Protocol(_));
-                let mut response = self.denied(told);
+                let mut response = self.denied(told, &id);
                 if faulty && !self.client.http2 {
                     // Whoever writes such requests is not trusted with a second one on this connection.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -469,7 +494,7 @@ impl Serve for Connection {
             Ok(passed) => passed,
             Err(denial) => {
                 let audience = audience(&method, request, false);
-                let response = self.denied(Told { denial, audience });
+                let response = self.denied(Told { denial, audience }, &RequestId::default());
                 text.clear();
                 (AnswerFacts::of_page(&response, method == Method::HEAD, text), response.into_body())
             }

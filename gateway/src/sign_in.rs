@@ -7,7 +7,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use envforge_domain::ids::SessionId;
+use envforge_domain::ids::{CorrelationId, SessionId};
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_identity::workspace_handoff::browser_text;
 use http::header::SET_COOKIE;
@@ -96,6 +96,7 @@ impl Share {
         host: &WorkspaceHost,
         query: Option<&str>,
         headers: &HeaderMap,
+        request: Option<CorrelationId>,
     ) -> Result<Response<ResponseBody>, Refused> {
         if *method != Method::GET {
             return Err(Denial::MethodNotAllowed.into());
@@ -105,7 +106,7 @@ impl Share {
         let scheme = self.config.scheme;
         let kept = Kept::read(headers, scheme);
         let opened = match &kept {
-            Some(kept) => self.open_for_member(kept, host, query).await,
+            Some(kept) => self.open_for_member(kept, host, query, request).await,
             None => Err(Denial::SignInInvalid),
         };
         match opened {
@@ -125,7 +126,13 @@ impl Share {
         }
     }
 
-    async fn open_for_member(&self, kept: &Kept, host: &WorkspaceHost, query: Option<&str>) -> Result<Secret, Denial> {
+    async fn open_for_member(
+        &self,
+        kept: &Kept,
+        host: &WorkspaceHost,
+        query: Option<&str>,
+        request: Option<CorrelationId>,
+    ) -> Result<Secret, Denial> {
         let code = query.and_then(|query| query.strip_prefix("code=")).ok_or(Denial::SignInInvalid)?;
         let now = self.clock.now();
         let handoff = self.verifier.verify_handoff(code, now).map_err(|_| Denial::SignInInvalid)?;
@@ -142,7 +149,7 @@ impl Share {
         let cookie = fresh_cookie()?;
         let digest = cookie.digest();
         let session = SessionId::from_uuid(Uuid::now_v7());
-        let ask = OpenWorkspaceSession { handoff, session, cookie: digest, now };
+        let ask = OpenWorkspaceSession { handoff, session, cookie: digest, request, now };
         self.decisions.open_workspace(ask).await?;
         self.wait_for_session(|view| view.member(&digest).is_some()).await?;
         Ok(cookie)

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use envforge_domain::access::{Action, Denial, Permit, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Position, Standing, StreamId, Surface};
-use envforge_domain::ids::{SessionId, UserId};
+use envforge_domain::denial::RefusedRequest;
+use envforge_domain::ids::{CorrelationId, SessionId, UserId};
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::{LogError, SharedLog};
 
+pub(crate) use self::check::weighed;
 pub use self::check::{Answer, Question, ShortOf, Weighed};
 
 use crate::denials::DenialSink;
@@ -29,6 +31,8 @@ pub struct Authorizer {
     log: SharedLog,
     hot: Arc<Hot>,
     denials: Arc<DenialSink>,
+    /// In whose name refusals are held.
+    request: Option<CorrelationId>,
 }
 
 /// Why there is no permit.
@@ -45,7 +49,13 @@ pub enum AuthorizeError {
 
 impl Authorizer {
     pub fn new(log: SharedLog, hot: Arc<Hot>, denials: Arc<DenialSink>) -> Self {
-        Self { log, hot, denials }
+        Self { log, hot, denials, request: None }
+    }
+
+    /// The same, for what is asked on behalf of one request: a refusal is held with its id, and can be explained by it.
+    #[must_use]
+    pub fn in_request(&self, request: CorrelationId) -> Self {
+        Self { request: Some(request), ..self.clone() }
     }
 
     pub fn hot(&self) -> &Arc<Hot> {
@@ -118,7 +128,8 @@ impl Authorizer {
             DenialSink::count(&request, denial.code());
             // Ids that somebody made up must not fill memory and log: such attempts are counted, not told.
             if authorization.organization_exists(org) {
-                self.denials.hold(&request, denial.code());
+                let of = |id| RefusedRequest { request: id, at: request.now, position: facts.position };
+                self.denials.hold(&request, denial.code(), self.request.map(of));
             }
             denial.into()
         })

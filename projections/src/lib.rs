@@ -12,6 +12,7 @@ pub mod gateway_view;
 pub mod hot;
 pub mod invitations;
 pub mod placement;
+pub mod refused;
 pub mod resources;
 pub mod rights_history;
 mod runtimes;

@@ -62,9 +62,16 @@ impl RightsHistory {
         Ok(rights)
     }
 
-    /// What somebody held at `now`, their own and through teams, with the event that gave each and the one that put them into
-    /// the team.
+    /// What somebody held at `now`.
     pub fn held_by(&self, user: UserId, now: UnixMillis) -> Vec<Held> {
+        let mut held = self.grants_of(user);
+        held.retain(|held| held.grant.is_live(now));
+        held
+    }
+
+    /// What somebody was given, their own and through teams, also where it has ended, with the event that gave each and the one
+    /// that put them into the team.
+    pub fn grants_of(&self, user: UserId) -> Vec<Held> {
         if !self.members.contains_key(&user) {
             return Vec::new();
         }
@@ -76,9 +83,7 @@ impl RightsHistory {
             let of = self.grants.range((grantee, Role::Owner, Scope::Organization)..);
             for ((_, role, scope), (expires_at, given_at)) in of.take_while(|((holder, ..), _)| *holder == grantee) {
                 let grant = Grant { grantee, role: *role, scope: *scope, expires_at: *expires_at };
-                if grant.is_live(now) {
-                    held.push(Held { grant, given_at: *given_at, joined_at });
-                }
+                held.push(Held { grant, given_at: *given_at, joined_at });
             }
         }
         held
@@ -157,6 +162,12 @@ pub async fn active_since(
     Ok(active)
 }
 
+/// Whether whoever made a token was a member with an open account ever since: who leaves takes their tokens along, also if
+/// they come back.
+pub fn stayed(made: Position, member_since: Option<Position>, active_since: Option<Position>) -> bool {
+    [member_since, active_since].into_iter().all(|since| since.is_some_and(|since| since < made))
+}
+
 /// Whether links could open a workspace then: it was there, not archived, and not for Tailscale alone. `None`: there was no such
 /// workspace yet.
 pub async fn was_open_to_links(
@@ -212,7 +223,7 @@ pub fn holders(rights: &RightsHistory) -> BTreeSet<UserId> {
 }
 
 /// Goes through a stream up to then, in order.
-async fn each(
+pub(crate) async fn each(
     log: &SharedLog,
     stream: &StreamId,
     until: Until,

@@ -5,6 +5,7 @@
 use envforge_commands::service_tokens;
 use envforge_domain::access::{Action, Permit, Request, Resource, Scope};
 use envforge_domain::commit::{Actor, Surface};
+use envforge_domain::denial::RefusedRequest;
 use envforge_domain::ids::{ServiceTokenId, UserId};
 use envforge_domain::service_token::ServiceToken;
 use envforge_domain::time::UnixMillis;
@@ -81,7 +82,8 @@ impl Access {
             now: permit.decided_at(),
         };
         DenialSink::count(&request, "service_token_rotated");
-        self.authorizer.denials().hold(&request, "service_token_rotated");
+        let of = RefusedRequest { position: permit.position(), ..self.refused_request(&caller.arrival) };
+        self.authorizer.denials().hold(&request, "service_token_rotated", Some(of));
         Err(unknown_secret())
     }
 

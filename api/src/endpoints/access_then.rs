@@ -271,9 +271,8 @@ impl AccessThen {
         let mut found = Vec::new();
         for (made, id, token) in rights_history::service_tokens(&self.log, org, Until::Time(at)).await? {
             let Some(could) = people.get(&token.created_by) else { continue };
-            // Whoever left takes their tokens along, also if they came back since.
-            let stayed =
-                could.since < made && rights.members.get(&token.created_by).is_some_and(|joined| *joined < made);
+            let joined = rights.members.get(&token.created_by).copied();
+            let stayed = rights_history::stayed(made, joined, Some(could.since));
             if !stayed || token.over(policy, at).is_some() || !token.place.covers(Reach::Workspace, place) {
                 continue;
             }

@@ -50,6 +50,8 @@ struct AuditEntry {
     code: Option<String>,
     /// How many equal attempts were refused.
     attempts: Option<u64>,
+    /// Of those, the requests that can be explained by their ids (`why`): a few of many.
+    requests: Vec<String>,
     /// A sentence for people.
     summary: String,
     command: String,
@@ -70,9 +72,9 @@ struct AuditActor {
 
 impl From<AuditRow> for AuditEntry {
     fn from(row: AuditRow) -> Self {
-        let (outcome, code, attempts) = match row.outcome {
-            Outcome::Done => ("done", None, None),
-            Outcome::Denied { code, count } => ("denied", Some(code), Some(count)),
+        let (outcome, code, attempts, requests) = match row.outcome {
+            Outcome::Done => ("done", None, None, Vec::new()),
+            Outcome::Denied { code, count, requests } => ("denied", Some(code), Some(count), requests),
         };
         Self {
             position: row.cursor.position.get(),
@@ -87,6 +89,7 @@ impl From<AuditRow> for AuditEntry {
             outcome,
             code,
             attempts,
+            requests: requests.iter().map(ToString::to_string).collect(),
             summary: row.summary,
             command: row.command.to_string(),
             commit: row.commit.to_string(),

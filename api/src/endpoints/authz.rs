@@ -132,15 +132,15 @@ struct Explained {
 }
 
 #[derive(Serialize, ToSchema)]
-struct WeighedShown {
+pub(crate) struct WeighedShown {
     #[serde(flatten)]
-    grant: GrantShown,
+    pub(crate) grant: GrantShown,
     /// `null`: it allows it. Else `role`, `place`, `ended`, `link_issuers` or `subject`.
-    short_of: Option<&'static str>,
+    pub(crate) short_of: Option<&'static str>,
     /// Position of the event that gave it.
-    given_at: Option<u64>,
+    pub(crate) given_at: Option<u64>,
     /// Position of the event that put the person into the team.
-    joined_at: Option<u64>,
+    pub(crate) joined_at: Option<u64>,
 }
 
 impl Rule {

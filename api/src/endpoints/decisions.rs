@@ -1,6 +1,7 @@
-//! Why a request was allowed: the records that stand beside its events, with the events behind the right.
+//! Why a request was allowed or refused: the records that stand beside its events, with the events behind the right; and the
+//! refusals that name it (`refusals`).
 //!
-//! What was refused has no such record: its answer said why, and the audit counts it. Not here: what somebody may do now (`authz`).
+//! Not here: what somebody may do now (`authz`).
 
 use axum::extract::State;
 use envforge_domain::access::{Action, Basis, Resource};
@@ -18,6 +19,7 @@ use utoipa_axum::routes;
 
 use super::authz::Rule;
 use super::has_access;
+use super::refusals::{self, Refused, Unknown};
 use crate::access::{Access, Caller};
 use crate::instant::Instant;
 use crate::page::Path;
@@ -42,11 +44,13 @@ pub(crate) fn routes() -> OpenApiRouter<Decisions> {
     OpenApiRouter::new().routes(routes!(why))
 }
 
-/// What a request did, and why it was allowed to.
+/// What a request did and why it was allowed to, or why it was refused.
 #[derive(Serialize, ToSchema)]
 struct Why {
     request: String,
     events: Vec<WhyEvent>,
+    /// One for each question to the policy that was answered with no.
+    refusals: Vec<Refused>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -88,8 +92,8 @@ struct RestsOn {
     last: u64,
 }
 
-/// Explain why a request was allowed: the rule, the grant and the positions of the events behind them. `request` is the
-/// `EnvForge-Request` of its answer.
+/// Explain why a request was allowed or refused: the rule, the grants and the positions of the events behind them. `request` is
+/// the `EnvForge-Request` of its answer. A refusal is known some seconds later; of a flood of them, not each.
 #[utoipa::path(get, path = "/v1/orgs/{org}/why/{request}", tag = "authorization",
     responses((status = 200, body = Why)), extensions(("x-envforge-action" = json!("audit.read"))))]
 async fn why(
@@ -101,15 +105,19 @@ async fn why(
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::AuditRead, Resource::Organization(org)).await?;
     let correlation: CorrelationId = request.parse().map_err(|_| Problem::not_found())?;
-    let filter = AuditFilter { correlation: Some(correlation), denied: Some(false), ..AuditFilter::default() };
+    let filter = AuditFilter { correlation: Some(correlation), ..AuditFilter::default() };
     let limit = Limit::new(ROWS_MAX).unwrap_or_default();
     let rows = state.reads.audit(&permit, at, &filter, Direction::OldestFirst, None, limit).await?;
-    if rows.items.is_empty() {
-        return Err(Problem::not_found());
-    }
     let mut events = Vec::with_capacity(rows.items.len());
+    let mut refused = Vec::new();
     let mut rights = None;
     for row in rows.items {
+        if row.outcome.names(correlation) {
+            refused.extend(refusals::explain(&state.log, correlation, &row).await?);
+        }
+        if row.outcome != Outcome::Done {
+            continue;
+        }
         let decision = state.decision(&row, &mut rights).await?;
         events.push(WhyEvent {
             position: row.cursor.position.get(),
@@ -122,7 +130,17 @@ async fn why(
             decision,
         });
     }
-    Ok(axum::Json(Why { request, events }))
+    if events.is_empty() && refused.is_empty() {
+        let unknown = Unknown::new(correlation, caller.arrival.now);
+        let rows = match unknown.could_be_in() {
+            Some((filter, limit)) => {
+                state.reads.audit(&permit, at, &filter, Direction::OldestFirst, None, limit).await?.items
+            }
+            None => Vec::new(),
+        };
+        return Err(unknown.problem(&rows));
+    }
+    Ok(axum::Json(Why { request, events, refusals: refused }))
 }
 
 impl Decisions {
@@ -134,9 +152,6 @@ impl Decisions {
         row: &AuditRow,
         known: &mut Option<(Position, RightsHistory)>,
     ) -> Result<Option<Decided>, Problem> {
-        if !matches!(row.outcome, Outcome::Done) {
-            return Ok(None);
-        }
         let filter = Filter { org: Some(row.org), kinds: vec![StreamKind::Decision] };
         let page = self.log.read(row.cursor.position, BEHIND_MAX, &filter).await?;
         let last = row.cursor.position.get() + BEHIND_MAX as u64;

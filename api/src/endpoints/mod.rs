@@ -22,6 +22,7 @@ mod oidc_mirror;
 pub(crate) mod organizations;
 pub(crate) mod problems;
 pub(crate) mod projects;
+mod refusals;
 pub(crate) mod roles;
 pub(crate) mod runtime;
 pub(crate) mod service_tokens;

@@ -78,6 +78,7 @@ catalogue! {
     }
     NOT_FOUND {
         "not_found" "There is no such thing", "It does not exist, or you may not know that it does.";
+        "request_not_recorded" "Nothing is known of this request", "`why_not` says why: `too_recent` (ask again in a moment), `over_limit` (so many requests were refused at that time that this one may be one of those that were only counted), `unknown`. Here, a request is known that changed something, or that the policy refused to somebody whom it knows.";
         "provider_not_configured" "There is no such way to sign in", "GET /v1/auth/providers lists those that there are.";
         "organization_unknown" "There is no such organization", "It does not exist, or you may not know that it does.";
         "project_unknown" "There is no such project", "Check the slug or id.";

@@ -296,7 +296,7 @@ fn any_command() -> impl Strategy<Value = DevLinkCommand> {
         time.prop_map(|now| DevLinkCommand::Expire { now: at(now) }),
         Just(DevLinkCommand::Revoke { reason: None }),
         Just(DevLinkCommand::RecordBlocked {
-            attempts: vec![BlockedAttempts { code: "outside_link".to_owned(), count: 1 }],
+            attempts: vec![BlockedAttempts { code: "outside_link".to_owned(), count: 1, requests: vec![] }],
             since: at(NOW),
             until: at(NOW + 1),
         }),

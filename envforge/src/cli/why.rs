@@ -1,4 +1,4 @@
-//! `envforge why`: what somebody may do, or why a request was allowed; the rule, the grants and the events behind them.
+//! `envforge why`: what somebody may do, or why a request was allowed or refused; the rule, the grants and the events behind them.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ Examples:
   envforge why --token svt_0193... --action usage.read --on organization
   envforge why cor_0193...                                             a request, by the id in its answer
 
-A refused request said why in its answer; the audit counts it: envforge audit log --outcome denied.")]
+A refusal is known by its id some seconds later; of a flood of them, not each: envforge audit log --outcome denied counts all.")]
 pub(crate) struct WhyArguments {
     /// A request: `EnvForge-Request` of its answer, `correlation` in the audit
     #[arg(value_name = "REQUEST", conflicts_with_all = ["user", "token", "action", "on"], required_unless_present = "action")]
@@ -116,7 +116,54 @@ fn of_request(output: &Output, why: &Value) -> String {
             )));
         }
     }
+    for refusal in why["refusals"].as_array().into_iter().flatten() {
+        text.push_str(&of_refusal(output, refusal));
+    }
     text.truncate(text.trim_end().len());
+    text
+}
+
+fn of_refusal(output: &Output, refusal: &Value) -> String {
+    let who = refusal["actor"].as_str().map(printable).unwrap_or_default();
+    let on = refusal["resource"].as_str().map(|resource| format!(" on {}", printable(resource))).unwrap_or_default();
+    let mut text = format!(
+        "{} Refused {} {who} on the {} surface: {}{on} ({})\n",
+        event(&refusal["position"]),
+        cell(refusal.get("actor_kind")),
+        cell(refusal.get("surface")),
+        cell(refusal.get("action")),
+        cell(refusal.get("reason"))
+    );
+    if let Some(detail) = refusal["detail"].as_str() {
+        text.push_str(&format!("  {}\n", printable(detail)));
+    }
+    if refusal["roles"].as_array().is_some_and(|roles| !roles.is_empty()) {
+        text.push_str(&format!("  {} is for {}\n", cell(refusal.get("action")), cell(refusal.get("roles"))));
+    }
+    let token = &refusal["service_token"];
+    if let Some(id) = token["id"].as_str() {
+        let by = cell(token.get("created_by"));
+        text.push_str(&format!("  service token {}, made by {by} ({})\n", printable(id), event(&token["made_at"])));
+    }
+    let link = &refusal["link"];
+    if let Some(id) = link["id"].as_str() {
+        let ended = link["ended_at"].as_u64().map(|_| format!(", ended by {}", event(&link["ended_at"])));
+        text.push_str(&format!(
+            "  link {} for {} ({}), until {}, issued by {} ({}){}\n",
+            printable(id),
+            cell(link.get("families")),
+            event(&link["families_at"]),
+            output.instants.show_wire(link.get("expires")),
+            cell(link.get("issued_by")),
+            event(&link["issued_at"]),
+            ended.unwrap_or_default()
+        ));
+    }
+    for grant in refusal["grants"].as_array().into_iter().flatten() {
+        let counts = grant["short_of"].as_str().map_or_else(|| "allows it".to_owned(), |what| format!("no: {what}"));
+        text.push_str(&format!("  {}, given by {}: {counts}\n", holder(output, grant), event(&grant["given_at"])));
+    }
+    text.push_str(&output.dim(&format!("  as of position {}\n", cell(refusal.get("facts_at")))));
     text
 }
 
@@ -155,6 +202,26 @@ mod tests {
             "event 31 Woke main",
             "runtime.wake on wsp_1: developer in prj_1, given by event 9",
             "org_1.organization.org_1 at 12",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_refused_request_shows_who_was_refused_what_and_which_grants_fell_short() {
+        let grant = json!({"role": "viewer", "project": null, "workspace": null, "team": null, "expires_at": null,
+            "short_of": "role", "given_at": 17});
+        let refusal = json!({"position": 60, "actor_kind": "user", "actor": "usr_1", "surface": "api", "action": "runtime.wake",
+            "resource": "wsp_1", "reason": "role_missing", "detail": "`runtime.wake` needs one of these", "roles": ["owner", "admin"],
+            "grants": [grant], "service_token": null, "link": null, "facts_at": 41});
+        let why = json!({"events": [], "refusals": [refusal]});
+        let text = of_request(&Output::plain(), &why);
+        for part in [
+            "event 60 Refused user usr_1 on the api surface: runtime.wake on wsp_1 (role_missing)",
+            "`runtime.wake` needs one of these",
+            "runtime.wake is for owner, admin",
+            "viewer in the whole organization, given by event 17: no: role",
+            "as of position 41",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

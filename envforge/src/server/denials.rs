@@ -133,9 +133,9 @@ mod tests {
     use envforge_commands::organizations;
     use envforge_domain::access::{ActorFacts, Facts, Request, authorize};
     use envforge_domain::commit::{Commit, Expectation, Position, Recorded};
-    use envforge_domain::denial::DenialEvent;
+    use envforge_domain::denial::{DenialEvent, RefusedRequest};
     use envforge_domain::event::Event;
-    use envforge_domain::ids::UserId;
+    use envforge_domain::ids::{CorrelationId, UserId};
     use envforge_domain::time::UnixMillis;
     use envforge_eventlog::sqlite::{Config, SqliteLog};
     use envforge_eventlog::{
@@ -227,7 +227,9 @@ mod tests {
         let mut reporter = Reporter { authorizer, commands, clock: Arc::new(SystemClock), unanswered: Vec::new() };
         for state in [IS_GONE, STORES_AND_DOES_NOT_ANSWER, STORES_AND_DOES_NOT_ANSWER, IS_GONE, WORKS, WORKS] {
             network.store(state, Ordering::SeqCst);
-            sink.record_failed_login(Some((org, user)), [192, 0, 2, 1].into(), Surface::Api, now);
+            let request = CorrelationId::from_uuid(Uuid::now_v7());
+            let of = RefusedRequest { request, at: now, position: done.position };
+            sink.record_failed_login(Some((org, user)), [192, 0, 2, 1].into(), Surface::Api, of);
             reporter.write_all().await;
         }
         assert!(reporter.unanswered.is_empty() && sink.drain().is_empty());

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use envforge_domain::commit::{Actor, Surface};
-use envforge_domain::denial::{DenialEvent, DeniedAttempts};
+use envforge_domain::commit::{Actor, Position, Surface};
+use envforge_domain::denial::{DenialEvent, DeniedAttempts, RefusedRequest};
+use envforge_domain::ids::CorrelationId;
 use envforge_domain::time::UnixMillis;
 
 use serde_json::Value;
@@ -12,7 +13,7 @@ use super::wire::{events, object};
 
 events! {
     DenialEvent {
-        "denial.recorded.v3" => Recorded { attempts: Vec<DeniedAttempts> = "attempts" },
+        "denial.recorded.v4" => Recorded { attempts: Vec<DeniedAttempts> = "attempts" },
     }
 }
 
@@ -28,7 +29,24 @@ object! {
         count: u32 = "count",
         first_at: UnixMillis = "first_at",
         last_at: UnixMillis = "last_at",
+        requests: Vec<RefusedRequest> = "requests",
     }
+}
+
+object! {
+    RefusedRequest {
+        request: CorrelationId = "request",
+        at: UnixMillis = "at",
+        position: Position = "position",
+    }
+}
+
+/// No request was named; the same of attempts that a link's visitors had refused.
+pub(super) fn without_requests(mut data: Value) -> Result<Value, String> {
+    for attempts in data["attempts"].as_array_mut().ok_or("`attempts` must be a list")? {
+        attempts["requests"] = Value::Array(Vec::new());
+    }
+    Ok(data)
 }
 
 /// Nobody could ask about another.

@@ -1,5 +1,6 @@
 //! Stored events of dev links. What was granted and digests of cookies, never a token or a cookie.
 
+use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, LinkReceipt, RouteFamilies};
 use envforge_domain::ids::{HandoffId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::runtime::Epoch;
@@ -38,7 +39,7 @@ events! {
             expires_at: UnixMillis = "expires_at",
         },
         "dev_link.wake_spent.v1" => WakeSpent { epoch: Epoch = "epoch", session: SessionId = "session" },
-        "dev_link.attempts_blocked.v1" => AttemptsBlocked {
+        "dev_link.attempts_blocked.v2" => AttemptsBlocked {
             attempts: Vec<BlockedAttempts> = "attempts",
             since: UnixMillis = "since",
             until: UnixMillis = "until",
@@ -61,5 +62,6 @@ object! {
     BlockedAttempts {
         code: String = "code",
         count: u32 = "count",
+        requests: Vec<RefusedRequest> = "requests",
     }
 }

@@ -19,6 +19,12 @@ const STEPS: &[Upcast] = &[
     Upcast { from: "user.session_opened.v1", to: "user.session_opened.v2", apply: user::session_opened_v1_to_v2 },
     Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
     Upcast { from: "denial.recorded.v2", to: "denial.recorded.v3", apply: denial::recorded_v2_to_v3 },
+    Upcast { from: "denial.recorded.v3", to: "denial.recorded.v4", apply: denial::without_requests },
+    Upcast {
+        from: "dev_link.attempts_blocked.v1",
+        to: "dev_link.attempts_blocked.v2",
+        apply: denial::without_requests,
+    },
     Upcast {
         from: "organization.policy_changed.v1",
         to: "organization.policy_changed.v2",

@@ -6,6 +6,7 @@
 mod words;
 
 use bytes::Bytes;
+use envforge_domain::ids::CorrelationId;
 use envforge_domain::time::UnixMillis;
 use envforge_pages::{Allowances, Markup};
 use futures_util::Stream;
@@ -176,17 +177,31 @@ pub(crate) fn wake_events(events: impl Stream<Item = Bytes> + Send + 'static) ->
     response
 }
 
+/// Names a request in its answer, as the API does. `envforge why` explains a refusal by it.
+static REQUEST_HEADER: HeaderName = HeaderName::from_static("envforge-request");
+
 /// Any denial, as its reader can use it.
-pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme, sign_in: bool) -> Response<ResponseBody> {
+pub(crate) fn denial(
+    denial: Denial,
+    audience: Audience,
+    scheme: Scheme,
+    sign_in: bool,
+    request: Option<CorrelationId>,
+) -> Response<ResponseBody> {
+    let request = request.map(|request| request.to_string());
     let words = denial.words();
     let mut response = match audience {
         Audience::Person => page(denial.status(), words.title, &Allowances::default(), |html| {
             let html = html.raw("<h1>").raw(words.title).raw("</h1><p>").raw(words.detail).raw("</p>");
             // Whoever has a link that is over may be a member as well.
-            if sign_in && denial.leaves_signing_in() {
+            let html = if sign_in && denial.leaves_signing_in() {
                 html.raw("<p class=\"note\">On the team? <a href=\"/.envforge/sign-in\">Sign in to open it</a>.</p>")
             } else {
                 html
+            };
+            match &request {
+                Some(request) => html.raw("<p class=\"note\">Request ").text(request).raw("</p>"),
+                None => html,
             }
         }),
         Audience::Program => {
@@ -199,12 +214,16 @@ pub(crate) fn denial(denial: Denial, audience: Audience, scheme: Scheme, sign_in
                     _ => words.detail.to_owned(),
                 },
                 code: denial.code(),
+                instance: request.as_ref().map(|request| format!("urn:envforge:request:{request}")),
             };
             let content = serde_json::to_string(&problem).unwrap_or_else(|_| "{}".to_owned());
             respond(denial.status(), "application/problem+json", content)
         }
     };
     let headers = response.headers_mut();
+    if let Some(request) = request.and_then(|request| HeaderValue::try_from(request).ok()) {
+        headers.insert(&REQUEST_HEADER, request);
+    }
     if let Some(seconds) = denial.retry_after_secs() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -231,6 +250,8 @@ struct ProblemJson {
     status: u16,
     detail: String,
     code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
 }
 
 pub(crate) fn robots() -> Response<ResponseBody> {
@@ -248,7 +269,7 @@ mod tests {
         for (audience, kind) in
             [(Audience::Program, "application/problem+json"), (Audience::Person, "text/html; charset=utf-8")]
         {
-            let response = denial(Denial::AuthorizationStale, audience, Scheme::Https, true);
+            let response = denial(Denial::AuthorizationStale, audience, Scheme::Https, true, None);
             assert_eq!(response.status(), 503);
             assert_eq!(response.headers()[CONTENT_TYPE], kind);
             assert_eq!(response.headers()[RETRY_AFTER], "2");
@@ -260,13 +281,13 @@ mod tests {
     #[test]
     fn an_ended_link_takes_what_the_app_stored_along_and_two_sessions_are_cleared() {
         for audience in [Audience::Person, Audience::Program] {
-            let response = denial(Denial::LinkExpired, audience, Scheme::Https, true);
+            let response = denial(Denial::LinkExpired, audience, Scheme::Https, true, None);
             assert_eq!(response.headers()["clear-site-data"], "\"cache\", \"storage\"");
             assert!(!response.headers().contains_key(SET_COOKIE));
         }
-        let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https, true);
+        let response = denial(Denial::DuplicateSession, Audience::Program, Scheme::Https, true, None);
         assert!(response.headers()[SET_COOKIE].to_str().unwrap().starts_with("__Host-envforge_session=; "));
-        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https, true);
+        let response = denial(Denial::AccessRequired, Audience::Person, Scheme::Https, true, None);
         assert!(!response.headers().contains_key(SET_COOKIE) && !response.headers().contains_key("clear-site-data"));
     }
 }

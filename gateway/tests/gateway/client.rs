@@ -30,6 +30,11 @@ impl Answer {
         Some(value.split(';').next()?.to_owned())
     }
 
+    /// The body without what each refused request is called anew.
+    pub(crate) fn body_of_any_request(&self) -> String {
+        self.body.replace(self.header("envforge-request"), "cor_any")
+    }
+
     /// `code` of a problem.
     pub(crate) fn code(&self) -> String {
         let problem: serde_json::Value = serde_json::from_str(&self.body).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Members who open a workspace without a link: from its host to the API's sign-in and back, and every way in which that ends.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use envforge_domain::access::{Grantee, Role, Scope};
@@ -259,7 +260,18 @@ async fn a_lost_role_closes_everything_and_a_given_one_opens_it_again() {
     let mut socket = world.socket_of("/ws", &cookie).await;
     assert_eq!(close_code(next(&mut socket).await), Some(4403), "the role's end is the socket's");
     assert!(now() >= end);
-    assert_eq!(world.fetch_as(&cookie, "/api/orders").await.code(), "workspace_not_allowed");
+    // Each refusal is held under the id of its answer, for the policy's own reason.
+    let refused_late = world.fetch_as(&cookie, "/api/orders").await;
+    assert_eq!(refused_late.code(), "workspace_not_allowed");
+    let drained = world.denials.drain();
+    let held: BTreeMap<_, _> =
+        drained.iter().flat_map(|(_, kinds)| kinds).map(|kind| (kind.code.as_str(), kind)).collect();
+    let named = |code: &str| held[code].requests.iter().map(|request| request.request.to_string()).collect::<Vec<_>>();
+    assert!(named("role_missing").contains(&refused.header("envforge-request").to_owned()), "{held:?}");
+    assert!(page.body.contains(page.header("envforge-request")), "{}", page.body);
+    assert_eq!(named("grant_expired"), [refused_late.header("envforge-request")]);
+    assert!(held["role_missing"].requests.iter().all(|request| request.position > Position::START));
+    assert_eq!(held["role_missing"].action, "workspace.open");
 }
 
 #[tokio::test]

@@ -172,7 +172,7 @@ async fn links_that_open_nothing_any_more_all_look_alike() {
     world.revoke().await;
     answers.push(world.raw(get(good.expose())).await.unwrap());
     for answer in &answers {
-        assert_eq!((answer.status, &answer.body), (410, &answers[0].body));
+        assert_eq!((answer.status, answer.body_of_any_request()), (410, answers[0].body_of_any_request()));
     }
     assert_eq!(world.post_share().await.status, 410);
 }
@@ -202,10 +202,10 @@ async fn hosts_without_session_do_not_say_whether_they_exist() {
             let headers: Vec<(String, String)> = answer
                 .headers
                 .iter()
-                .filter(|(name, _)| *name != "date")
+                .filter(|(name, _)| !matches!(name.as_str(), "date" | "envforge-request"))
                 .map(|(n, v)| (n.clone(), v.clone()))
                 .collect();
-            answers.push((answer.status, headers, answer.body));
+            answers.push((answer.status, headers, answer.body_of_any_request()));
         }
         assert_eq!(answers[0].0, 403);
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
@@ -251,9 +251,13 @@ async fn a_narrowed_link_opens_only_what_is_left_and_counts_what_it_refused() {
     world.ready(app.address).await;
     world.narrow(RouteFamilies::NONE.with(RouteFamily::Web)).await;
     assert_eq!(world.fetch("/page").await.status, 200);
+    let mut ids = Vec::new();
     for path in ["/api", "/api/orders"] {
         let answer = world.fetch(path).await;
         assert_eq!((answer.status, answer.code().as_str()), (403, "route_not_included"), "{path}");
+        let id = answer.header("envforge-request").to_owned();
+        assert!(answer.body.contains(&format!("urn:envforge:request:{id}")), "{}", answer.body);
+        ids.push(id);
     }
     let (log, stream) = (std::sync::Arc::clone(&world.log), StreamId::dev_link(world.org(), world.link()));
     world.gateway.stop().await;
@@ -261,6 +265,9 @@ async fn a_narrowed_link_opens_only_what_is_left_and_counts_what_it_refused() {
     let last = log.last_of_stream(&stream).await.unwrap().unwrap().commit;
     let Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) = &last.events[0] else { panic!("{last:?}") };
     assert_eq!((attempts[0].code.as_str(), attempts[0].count), ("route_not_included", 2));
+    let mut named: Vec<_> = attempts[0].requests.iter().map(|request| request.request.to_string()).collect();
+    named.sort_by_key(|id| ids.iter().position(|known| known == id));
+    assert_eq!(named, ids);
 }
 
 #[tokio::test]

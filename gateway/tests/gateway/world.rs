@@ -58,6 +58,7 @@ pub(crate) struct World {
     pub(crate) hot: Arc<Hot>,
     pub(crate) log: SharedLog,
     pub(crate) activity: Activity,
+    pub(crate) denials: Arc<DenialSink>,
     /// Cancelled: the views hear nothing more of the log.
     pub(crate) deaf: CancellationToken,
     signing: SigningKey,
@@ -118,9 +119,15 @@ fn config() -> Config {
     config
 }
 
-fn parts(log: &SharedLog, hot: &Arc<Hot>, signing: &SigningKey, activity: &Activity) -> Parts {
+fn parts(
+    log: &SharedLog,
+    hot: &Arc<Hot>,
+    signing: &SigningKey,
+    activity: &Activity,
+    denials: Arc<DenialSink>,
+) -> Parts {
     let commands = Arc::new(Commands::new(Arc::clone(log)));
-    let authorizer = Authorizer::new(Arc::clone(log), Arc::clone(hot), Arc::new(DenialSink::default()));
+    let authorizer = Authorizer::new(Arc::clone(log), Arc::clone(hot), denials);
     Parts {
         view: Arc::clone(&hot.gateway),
         decisions: Arc::new(LogDecisions::new(commands, authorizer)) as Arc<dyn Decisions>,
@@ -136,7 +143,8 @@ impl World {
     pub(crate) async fn another(&self) -> Gateway {
         let hot = Hot::start(Arc::clone(&self.log), self.deaf.clone());
         hot.caught_up().await.unwrap();
-        Gateway::start(config(), parts(&self.log, &hot, &self.signing, &Activity::default())).await.unwrap()
+        let parts = parts(&self.log, &hot, &self.signing, &Activity::default(), Arc::default());
+        Gateway::start(config(), parts).await.unwrap()
     }
 
     /// A gateway with one active link for `web` and one session; the runtime sleeps.
@@ -153,8 +161,10 @@ impl World {
         let activity = Activity::default();
         let mut config = config();
         change(&mut config);
-        let gateway = Gateway::start(config, parts(&log, &hot, &signing, &activity)).await.unwrap();
-        let world = Self { gateway, hot, log, activity, deaf, signing, _directory: directory };
+        let denials = Arc::new(DenialSink::default());
+        let parts = parts(&log, &hot, &signing, &activity, Arc::clone(&denials));
+        let gateway = Gateway::start(config, parts).await.unwrap();
+        let world = Self { gateway, hot, log, activity, denials, deaf, signing, _directory: directory };
         world.seed().await;
         world
     }

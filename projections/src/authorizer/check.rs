@@ -126,7 +126,7 @@ impl Authorizer {
 }
 
 /// What the policy says to one grant alone.
-fn weighed(facts: &Facts, request: &Request, grant: Grant) -> Weighed {
+pub(crate) fn weighed(facts: &Facts, request: &Request, grant: Grant) -> Weighed {
     let mut alone = facts.clone();
     if let ActorFacts::Member { grants, .. } | ActorFacts::ServiceToken { grants, .. } = &mut alone.actor {
         *grants = vec![grant];

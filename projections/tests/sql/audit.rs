@@ -8,6 +8,7 @@ use envforge_domain::time::UnixMillis;
 use envforge_projections::sql::{AuditCursor, AuditFilter, AuditRow, Direction, Limit, ModelName, Outcome};
 
 use crate::harness::{Harness, Kind};
+use crate::history::request_id;
 use crate::world::*;
 
 async fn audit_of(kind: Kind, world: &World) -> Harness {
@@ -60,8 +61,8 @@ pub async fn refused_attempts_are_rows(kind: Kind) {
     let mut world = World::acme();
     world.denials(1, 1, user_id(2)).unwrap();
     let attempts = vec![
-        BlockedAttempts { code: "origin_refused".into(), count: 4 },
-        BlockedAttempts { code: "route_closed".into(), count: 1 },
+        BlockedAttempts { code: "origin_refused".into(), count: 4, requests: vec![] },
+        BlockedAttempts { code: "route_closed".into(), count: 1, requests: vec![] },
     ];
     let (since, until) = (world.now, world.now);
     world.share(1, 1, system(), &DevLinkCommand::RecordBlocked { attempts, since, until }).unwrap();
@@ -69,14 +70,15 @@ pub async fn refused_attempts_are_rows(kind: Kind) {
     let denied = rows(&harness, AuditFilter { denied: Some(true), ..Default::default() }).await;
     let found: Vec<_> =
         denied.iter().map(|row| (row.actor_kind.as_str(), row.event_type.as_str(), row.outcome.clone())).collect();
-    let outcome = |code: &str, count| Outcome::Denied { code: code.into(), count };
+    let outcome = |code: &str, count| Outcome::Denied { code: code.into(), count, requests: vec![] };
+    let named = |code: &str, count| Outcome::Denied { code: code.into(), count, requests: vec![request_id(count)] };
     assert_eq!(
         found,
         [
-            ("user", "workspace.archive", outcome("role_missing", 3)),
-            ("anonymous", "workspace.archive", outcome("not_signed_in", 17)),
-            ("system", "dev_link.attempts_blocked.v1", outcome("origin_refused", 4)),
-            ("system", "dev_link.attempts_blocked.v1", outcome("route_closed", 1)),
+            ("user", "workspace.archive", named("role_missing", 3)),
+            ("anonymous", "workspace.archive", named("not_signed_in", 17)),
+            ("system", "dev_link.attempts_blocked.v2", outcome("origin_refused", 4)),
+            ("system", "dev_link.attempts_blocked.v2", outcome("route_closed", 1)),
         ]
     );
     assert_eq!(denied[0].actor_name, "Ben");
@@ -85,6 +87,8 @@ pub async fn refused_attempts_are_rows(kind: Kind) {
     assert_eq!(denied[0].summary, "Refused 3 times: workspace.archive on “workspace-1” (role_missing)");
     assert_eq!(denied[3].link, Some(link_id(1)));
     assert_eq!((denied[2].cursor.ordinal, denied[3].cursor.ordinal), (0, 1));
+    let by_request = AuditFilter { correlation: Some(request_id(17)), ..Default::default() };
+    assert_eq!(rows(&harness, by_request).await, denied[1..2]);
 }
 
 pub async fn filters_and_cursors_select_rows(kind: Kind) {

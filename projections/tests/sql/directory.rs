@@ -220,7 +220,7 @@ pub async fn a_link_is_shown_with_its_use(kind: Kind) {
     let spend = DevLinkCommand::SpendWake { epoch: Epoch(1), session: session_id(1), now: world.now };
     world.share(1, 1, visitor, &spend).unwrap();
     for count in [4, 3] {
-        let attempts = vec![BlockedAttempts { code: "origin_refused".into(), count }];
+        let attempts = vec![BlockedAttempts { code: "origin_refused".into(), count, requests: vec![] }];
         let (since, until) = (world.now, world.now);
         world.share(1, 1, system(), &DevLinkCommand::RecordBlocked { attempts, since, until }).unwrap();
     }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use envforge_domain::access::{Grantee, Role, Scope};
 use envforge_domain::commit::{Actor, Position, StreamId, Surface};
-use envforge_domain::denial::{DenialCommand, Denials, DeniedAttempts};
+use envforge_domain::denial::{DenialCommand, Denials, DeniedAttempts, RefusedRequest};
 use envforge_domain::dev_link::{BlockedAttempts, DevLinkCommand, RouteFamilies, RouteFamily};
 use envforge_domain::host::{Capacity, Host, HostCommand};
-use envforge_domain::ids::UserId;
+use envforge_domain::ids::{CorrelationId, UserId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::{OrganizationCommand, OrganizationPolicy};
 use envforge_domain::project::{Project, ProjectCommand, Repository};
@@ -126,8 +126,8 @@ impl World {
             20 => self.share(org, thing, by, &DevLinkCommand::Rotate { lifetime: None, limits: limits(), now }),
             21 => {
                 let attempts = vec![
-                    BlockedAttempts { code: "origin_refused".into(), count: step.other },
-                    BlockedAttempts { code: "route_closed".into(), count: 1 },
+                    BlockedAttempts { code: "origin_refused".into(), count: step.other, requests: vec![] },
+                    BlockedAttempts { code: "route_closed".into(), count: 1, requests: vec![] },
                 ];
                 let since = now.minus(Millis::from_secs(10));
                 self.share(org, thing, system(), &DevLinkCommand::RecordBlocked { attempts, since, until: now })
@@ -256,12 +256,22 @@ impl World {
             count,
             first_at: UnixMillis::new(EIGHT),
             last_at: self.now,
+            requests: vec![RefusedRequest {
+                request: request_id(count.into()),
+                at: self.now,
+                position: Position::new(1),
+            }],
         };
         let attempts =
             vec![attempt(Actor::User(user), "role_missing", 3), attempt(Actor::Anonymous, "not_signed_in", 17)];
         let stream = StreamId::denial(org_id(org));
         self.act::<Denials>(stream, system(), &DenialCommand::Record { attempts })
     }
+}
+
+/// One of as many refused requests.
+pub fn request_id(count: u64) -> CorrelationId {
+    CorrelationId::from_uuid(uuid::Uuid::from_u128(count.into()))
 }
 
 /// A small history in which something happens to everything.

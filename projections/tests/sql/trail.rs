@@ -101,16 +101,16 @@ async fn paged(harness: &Harness, org: OrgId, filter: &AuditFilter, direction: D
 /// What a filter means, said once more and otherwise.
 fn lets_through(filter: &AuditFilter, row: &AuditRow) -> bool {
     let AuditFilter { actor, type_prefix, project, workspace, link, correlation, denied, from, to } = filter.clone();
-    let refused = match row.outcome {
-        Outcome::Done => false,
-        Outcome::Denied { .. } => true,
+    let (refused, named) = match &row.outcome {
+        Outcome::Done => (false, Vec::new()),
+        Outcome::Denied { requests, .. } => (true, requests.clone()),
     };
     !(actor.is_some() && actor != row.actor_id
         || type_prefix.is_some_and(|prefix| row.event_type.get(..prefix.len()) != Some(&prefix))
         || project.is_some() && project != row.project
         || workspace.is_some() && workspace != row.workspace
         || link.is_some() && link != row.link
-        || correlation.is_some_and(|correlation| correlation != row.correlation)
+        || correlation.is_some_and(|correlation| correlation != row.correlation && !named.contains(&correlation))
         || denied.is_some_and(|denied| denied != refused)
         || from.is_some_and(|from| row.recorded_at < from)
         || to.is_some_and(|to| row.recorded_at >= to))

@@ -67,6 +67,9 @@ pub(super) struct Entry {
 pub(super) struct Denied {
     pub(super) code: String,
     pub(super) count: u64,
+    /// Those of the requests that are named.
+    #[serde(rename = "req", skip_serializing_if = "Vec::is_empty", default)]
+    pub(super) requests: Vec<String>,
 }
 
 fn broken(reason: String) -> DatabaseError {
@@ -121,7 +124,10 @@ impl TryFrom<TrailRow> for AuditRow {
             causation: some(entry.causation.as_ref())?,
             outcome: match entry.denied {
                 None => Outcome::Done,
-                Some(Denied { code, count }) => Outcome::Denied { code, count },
+                Some(Denied { code, count, requests }) => {
+                    let requests = requests.iter().map(|request| id(request)).collect::<Result<_, _>>()?;
+                    Outcome::Denied { code, count, requests }
+                }
             },
             summary: entry.summary,
         })

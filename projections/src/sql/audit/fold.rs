@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use envforge_domain::access::{Action, Grantee, Scope};
 use envforge_domain::commit::{Actor, Component, Recorded};
+use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
 use envforge_domain::organization::OrganizationEvent;
@@ -161,6 +162,11 @@ pub(super) fn actor_name(actor: Actor, names: &Names<'_>) -> Cow<'static, str> {
         Actor::System(_) => "EnvForge".into(),
         Actor::Anonymous => "somebody unknown".into(),
     }
+}
+
+fn denied(code: &str, count: u32, requests: &[RefusedRequest]) -> Denied {
+    let requests = requests.iter().map(|refused| refused.request.to_string()).collect();
+    Denied { code: code.to_owned(), count: u64::from(count), requests }
 }
 
 impl AuditModel {
@@ -372,7 +378,7 @@ impl AuditModel {
         match event {
             Event::DevLink(DevLinkEvent::AttemptsBlocked { attempts, .. }) => {
                 let entries = attempts.iter().map(|kind| Entry {
-                    denied: Some(Denied { code: kind.code.clone(), count: u64::from(kind.count) }),
+                    denied: Some(denied(&kind.code, kind.count, &kind.requests)),
                     summary: summary::of_blocked(kind, &done.summary),
                     ..done.clone()
                 });
@@ -397,7 +403,7 @@ impl AuditModel {
                         project: known.and_then(|subject| subject.project.clone()),
                         workspace: known.and_then(|subject| subject.workspace.clone()),
                         link: attempt.resource.clone().filter(|id| id.starts_with("lnk_")),
-                        denied: Some(Denied { code: attempt.code.clone(), count: u64::from(attempt.count) }),
+                        denied: Some(denied(&attempt.code, attempt.count, &attempt.requests)),
                         summary: summary::of_denied(attempt, &names),
                         ..done.clone()
                     }

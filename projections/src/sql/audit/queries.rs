@@ -58,7 +58,16 @@ pub enum Outcome {
     Denied {
         code: String,
         count: u64,
+        /// Those of the requests that are named.
+        requests: Vec<CorrelationId>,
     },
+}
+
+impl Outcome {
+    /// Whether that request is one of those that were refused.
+    pub fn names(&self, request: CorrelationId) -> bool {
+        matches!(self, Self::Denied { requests, .. } if requests.contains(&request))
+    }
 }
 
 /// Which rows to list. Everything `None`: all of the organization.
@@ -71,6 +80,7 @@ pub struct AuditFilter {
     pub project: Option<ProjectId>,
     pub workspace: Option<WorkspaceId>,
     pub link: Option<LinkId>,
+    /// What followed from a request, and its own refusal where it is named.
     pub correlation: Option<CorrelationId>,
     /// Only what was refused (`true`), only what was done (`false`).
     pub denied: Option<bool>,
@@ -147,7 +157,7 @@ impl AuditFilter {
             && is(self.project.as_ref(), row.project.as_ref())
             && is(self.workspace.as_ref(), row.workspace.as_ref())
             && is(self.link.as_ref(), row.link.as_ref())
-            && is(self.correlation.as_ref(), Some(&row.correlation))
+            && self.correlation.is_none_or(|wanted| row.correlation == wanted || row.outcome.names(wanted))
             && is(self.denied.as_ref(), Some(&denied))
             && self.from.is_none_or(|from| row.recorded_at >= from)
             && self.to.is_none_or(|to| row.recorded_at < to)

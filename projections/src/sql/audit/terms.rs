@@ -57,6 +57,9 @@ impl Terms {
         take(self.term(Kind::Type, &entry.event_type));
         take(self.term(Kind::Correlation, &entry.correlation));
         take(self.term(Kind::Outcome, outcome(entry.denied.is_some())));
+        for request in entry.denied.iter().flat_map(|denied| &denied.requests) {
+            take(self.term(Kind::Correlation, request));
+        }
         for (kind, value) in [
             (Kind::Actor, &entry.actor_id),
             (Kind::Project, &entry.project),
