@@ -120,17 +120,21 @@ impl LogFile {
         self.check_place()
     }
 
-    /// Fails when the path names another file than the one that was opened: appends to a file that nobody finds again
-    /// must not be acknowledged.
     pub(super) fn check_place(&self) -> Result<(), LogError> {
-        let found = match place(&self.path) {
-            Ok(place) if place == self.place => return Ok(()),
-            Ok(_) => format!("{} is another file", self.path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("{} is gone", self.path.display()),
-            Err(error) => return Err(LogError::Unavailable(format!("{}: {error}", self.path.display()))),
-        };
-        Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }))
+        still_at(&self.path, self.place)
     }
+}
+
+/// Fails when the path names another file than the one that was opened there: appends to a file that nobody finds again must not
+/// be acknowledged.
+pub(super) fn still_at(path: &Path, opened: (u64, u64)) -> Result<(), LogError> {
+    let found = match place(path) {
+        Ok(place) if place == opened => return Ok(()),
+        Ok(_) => format!("{} is another file", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => format!("{} is gone", path.display()),
+        Err(error) => return Err(LogError::Unavailable(format!("{}: {error}", path.display()))),
+    };
+    Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }))
 }
 
 /// Device and inode.

@@ -24,7 +24,7 @@ use envforge_domain::ids::CommandId;
 use envforge_domain::time::UnixMillis;
 use uuid::Uuid;
 
-use super::file::place;
+use super::file::{place, still_at};
 use super::group::NewCommit;
 use crate::{LogError, LogIdentity, NotTheSameLog};
 
@@ -126,7 +126,7 @@ impl Journal {
             self.current = next;
         }
         encode(&mut self.frame, self.current.salt, first.end.last, recorded_at, commits);
-        self.current.check_place().map_err(JournalError::Nothing)?;
+        still_at(&self.current.path, self.current.place).map_err(JournalError::Nothing)?;
         self.current.make_room(self.frame.len() as u64).map_err(nothing)?;
         // What is torn here is written over by the next frame.
         self.current.file.write_all_at(&self.frame, self.current.end).map_err(nothing)?;
@@ -171,17 +171,6 @@ impl Turn {
             self.room = next;
         }
         Ok(())
-    }
-
-    /// Fails when the path names another file: nobody would find again what is acknowledged here.
-    fn check_place(&self) -> Result<(), LogError> {
-        let found = match place(&self.path) {
-            Ok(place) if place == self.place => return Ok(()),
-            Ok(_) => format!("{} is another file", self.path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("{} is gone", self.path.display()),
-            Err(error) => return Err(LogError::Unavailable(format!("{}: {error}", self.path.display()))),
-        };
-        Err(LogError::NotTheSameLog(NotTheSameLog::Replaced { found }))
     }
 }
 
