@@ -23,6 +23,7 @@ pub(crate) mod organizations;
 pub(crate) mod problems;
 pub(crate) mod projects;
 pub(crate) mod roles;
+pub(crate) mod root_windows;
 pub(crate) mod runtime;
 pub(crate) mod service_tokens;
 pub(crate) mod sessions;

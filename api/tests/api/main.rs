@@ -17,6 +17,7 @@ mod permissions;
 mod policies;
 mod reads;
 mod rights;
+mod root_windows;
 mod runtimes;
 mod service_tokens;
 mod sessions;

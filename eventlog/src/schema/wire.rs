@@ -11,7 +11,7 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+    HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
@@ -106,7 +106,7 @@ macro_rules! plain {
     )*};
 }
 
-plain!(String, u32);
+plain!(String, u32, bool);
 
 /// Values that stand as what they display as.
 macro_rules! displayed {
@@ -134,6 +134,7 @@ displayed!(
     SessionId,
     HandoffId,
     ServiceTokenId,
+    RootWindowId,
     ServiceTokenSlug,
     OrgSlug,
     ProjectSlug,
