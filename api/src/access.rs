@@ -16,10 +16,13 @@ use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::DevLink;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId};
+use envforge_domain::ids::{
+    LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+};
 use envforge_domain::limits::REAUTHENTICATION_WINDOW;
 use envforge_domain::organization::Organization;
 use envforge_domain::project::Project;
+use envforge_domain::root_window::RootWindow;
 use envforge_domain::slug::{OrgSlug, ProjectSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
@@ -505,6 +508,18 @@ impl Access {
         Ok(Resource::Link { org, project, workspace, link })
     }
 
+    /// A root window by id.
+    pub(crate) async fn root_window(&self, org: OrgId, name: &str) -> Result<Resource, Problem> {
+        let window: RootWindowId = name.parse().map_err(|_| Problem::not_found())?;
+        if let Some(known) = self.authorizer.hot().authorization.root_window(window) {
+            return known.resource().filter(|resource| resource.org() == org).ok_or_else(Problem::not_found);
+        }
+        // Asked for so recently that the view has not seen it.
+        let state = self.commands.load::<RootWindow>(&StreamId::root_window(org, window)).await?.state;
+        let terms = state.terms().ok_or_else(Problem::not_found)?;
+        Ok(Resource::RootWindow { org, project: terms.project, workspace: terms.workspace, window })
+    }
+
     /// Who holds a name, from the log's leader: for names so new that the views have not seen them.
     async fn holder<T: std::str::FromStr>(&self, key: &ClaimKey) -> Result<T, Problem> {
         let stream = key.stream().map_err(|_| Problem::not_found())?;
@@ -593,7 +608,11 @@ impl Listing {
             match permit.resource() {
                 Resource::Project { project, .. } => within.projects.push(project),
                 Resource::Workspace { workspace, .. } => within.workspaces.push(workspace),
-                Resource::Organization(_) | Resource::User { .. } | Resource::Link { .. } | Resource::Host { .. } => {}
+                Resource::Organization(_)
+                | Resource::User { .. }
+                | Resource::Link { .. }
+                | Resource::Host { .. }
+                | Resource::RootWindow { .. } => {}
             }
         }
         Some(within)
@@ -602,7 +621,15 @@ impl Listing {
 
 /// Whatever the action is about. Where it depends on that, as for the role `owner`, the endpoint asks.
 const fn needs_recent_proof(action: Action) -> bool {
-    matches!(action, Action::OrganizationChangePolicy | Action::ServiceTokenCreate | Action::ServiceTokenRotate)
+    matches!(
+        action,
+        Action::OrganizationChangePolicy
+            | Action::ServiceTokenCreate
+            | Action::ServiceTokenRotate
+            | Action::RootApprove
+            | Action::RootBreakGlass
+            | Action::RootReview
+    )
 }
 
 fn denied(error: AuthorizeError) -> Problem {

@@ -27,8 +27,8 @@ use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
     access_then, audit, auth, authz, decisions, events, handoff, health, invitations, links, me, members, oidc,
-    oidc_events, organizations, problems, projects, roles, runtime, service_tokens, sessions as session_endpoints,
-    sign_in_page, teams, usage, workspaces,
+    oidc_events, organizations, problems, projects, roles, root_windows, runtime, service_tokens,
+    sessions as session_endpoints, sign_in_page, teams, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -100,6 +100,9 @@ pub fn router(parts: Parts) -> Router {
         all_gateways_here: config.all_gateways_here,
     };
     let (a, c, r) = with_commands(&access);
+    let outputs = config.root_outputs.clone();
+    let windows = root_windows::RootWindows { access: a, commands: c, reads: r, outputs };
+    let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r };
@@ -156,6 +159,7 @@ pub fn router(parts: Parts) -> Router {
         .merge(workspaces::routes().with_state(workspaces))
         .merge(runtime::routes().with_state(runtimes))
         .merge(links::routes().with_state(links))
+        .merge(root_windows::routes().with_state(windows))
         .merge(handoff::routes().with_state(handoff))
         .merge(events::routes().with_state(events))
         .merge(audit::routes().with_state(audits))
@@ -217,6 +221,7 @@ pub fn document() -> OpenApi {
         workspaces::routes().into_openapi(),
         runtime::routes().into_openapi(),
         links::routes().into_openapi(),
+        root_windows::routes().into_openapi(),
         handoff::routes().into_openapi(),
         events::routes().into_openapi(),
         audit::routes().into_openapi(),

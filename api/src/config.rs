@@ -1,12 +1,14 @@
 //! What the operator may choose about this API. Only the binary reads environment and files.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use envforge_domain::ids::RootWindowId;
 use envforge_identity::oidc::PublicUrl;
 
 /// Limits and names of the API.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where reviewers open share URLs, without a path: `https://dev.envforge.ai`, `http://dev.localhost:8443`.
     pub gateway_url: GatewayUrl,
@@ -36,6 +38,28 @@ pub struct Config {
     pub trusted_proxies: Vec<IpAddr>,
     /// Whether a project's repository may be a path of the machine that runs workspaces.
     pub local_repositories: bool,
+    /// What commands in root windows have written, where the host is this very process.
+    pub root_outputs: Option<RootOutputs>,
+}
+
+/// Asks this process's host what the command of a root window has written: the last of it, and how many bytes came before.
+#[derive(Clone)]
+pub struct RootOutputs(Arc<dyn Fn(RootWindowId) -> Option<(String, u64)> + Send + Sync>);
+
+impl RootOutputs {
+    pub fn new(of: impl Fn(RootWindowId) -> Option<(String, u64)> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(of))
+    }
+
+    pub(crate) fn of(&self, window: RootWindowId) -> Option<(String, u64)> {
+        (self.0)(window)
+    }
+}
+
+impl std::fmt::Debug for RootOutputs {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("RootOutputs")
+    }
 }
 
 impl Config {
@@ -55,6 +79,7 @@ impl Config {
             heartbeat: Duration::from_secs(15),
             trusted_proxies: Vec::new(),
             local_repositories: false,
+            root_outputs: None,
         }
     }
 }

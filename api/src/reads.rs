@@ -11,11 +11,12 @@ use axum::extract::FromRequestParts;
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
 use envforge_domain::ids::{TeamId, WorkspaceId};
+use envforge_domain::root_window::RootPhase;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 use envforge_eventlog::SharedLog;
 use envforge_projections::Hot;
-use envforge_projections::authorization::TeamDetail;
+use envforge_projections::authorization::{KnownRootWindow, TeamDetail};
 use envforge_projections::gateway_view;
 use envforge_projections::invitations::OpenInvitation;
 use envforge_projections::sql::{
@@ -162,12 +163,49 @@ impl Reads {
     ) -> Result<Vec<OpenInvitation>, Problem> {
         needs(permit.action(), Action::InvitationRead)?;
         // The permit's own freshness covers the caller's streams alone.
+        self.hot_at(at).await?;
+        Ok(self.hot.invitations.of(permit.org(), now))
+    }
+
+    /// Waits until memory tells of everything up to a position.
+    pub(crate) async fn hot_at(&self, at: AtLeast) -> Result<(), Problem> {
         self.hot.wait_for(at.0, self.freshness_wait).await.map_err(|stale| {
-            Problem::new("stale_read", "The invitations of that position are not known here yet.")
+            Problem::new("stale_read", "What stands at that position is not known here yet.")
                 .retry_after_s(1)
                 .because(stale.to_string())
-        })?;
-        Ok(self.hot.invitations.of(permit.org(), now))
+        })
+    }
+
+    /// Root windows, the newest first, out of memory.
+    pub(crate) async fn root_windows(
+        &self,
+        listing: &Listing,
+        at: AtLeast,
+        phase: Option<RootPhase>,
+        now: UnixMillis,
+        slice: &Slice,
+    ) -> Result<Page<KnownRootWindow, String>, Problem> {
+        needs(listing.action(), Action::RootRead)?;
+        self.hot_at(at).await?;
+        let within = listing.within();
+        let seen = |known: &KnownRootWindow| {
+            let Some(terms) = known.state.terms() else { return false };
+            let before = slice.after.as_ref().is_none_or(|after| known.window.to_string() < *after);
+            let reached = within.as_ref().is_none_or(|within| {
+                within.projects.contains(&terms.project) || within.workspaces.contains(&terms.workspace)
+            });
+            before && reached && (phase.is_none() || known.state.phase(now) == phase)
+        };
+        let windows = self.hot.authorization.root_windows(listing.org()).into_iter().filter(seen);
+        let windows = windows.take(usize::from(slice.limit.get()) + 1).collect();
+        Ok(Page::cut(windows, slice.limit, |known: &KnownRootWindow| known.window.to_string()))
+    }
+
+    pub(crate) async fn root_window(&self, permit: &Permit, at: AtLeast) -> Result<KnownRootWindow, Problem> {
+        needs(permit.action(), Action::RootRead)?;
+        self.hot_at(at).await?;
+        let Resource::RootWindow { window, .. } = permit.resource() else { return Err(Problem::not_found()) };
+        self.hot.authorization.root_window(window).ok_or_else(Problem::not_found)
     }
 
     pub(crate) async fn members(

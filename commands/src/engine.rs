@@ -307,39 +307,65 @@ fn covers(permit: &Permit, stream: &StreamId) -> bool {
             Resource::Organization(_) => true,
             // Who opens a workspace has a session more, on their own stream.
             Resource::Workspace { .. } => matches!(permit.actor(), Actor::User(user) if is(&user)),
-            Resource::Project { .. } | Resource::Link { .. } | Resource::Host { .. } => false,
+            Resource::Project { .. } | Resource::Link { .. } | Resource::Host { .. } | Resource::RootWindow { .. } => {
+                false
+            }
         },
         StreamKind::Project => match resource {
             Resource::Project { project, .. } => is(&project),
             // Creating one is an action on the organization.
             Resource::Organization(_) => true,
-            Resource::User { .. } | Resource::Workspace { .. } | Resource::Link { .. } | Resource::Host { .. } => false,
+            Resource::User { .. }
+            | Resource::Workspace { .. }
+            | Resource::Link { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
         },
         StreamKind::Workspace => match resource {
             Resource::Workspace { workspace, .. } => is(&workspace),
             // Creating one is an action on its project.
             Resource::Project { .. } => true,
-            Resource::Organization(_) | Resource::User { .. } | Resource::Link { .. } | Resource::Host { .. } => false,
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Link { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
         },
         StreamKind::Runtime => match resource {
             Resource::Workspace { workspace, .. } | Resource::Link { workspace, .. } => is(&workspace),
-            Resource::Organization(_) | Resource::User { .. } | Resource::Project { .. } | Resource::Host { .. } => {
-                false
-            }
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Project { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
         },
         StreamKind::DevLink => match resource {
             Resource::Link { link, .. } => is(&link),
             // Issuing one is an action on its workspace.
             Resource::Workspace { .. } => true,
-            Resource::Organization(_) | Resource::User { .. } | Resource::Project { .. } | Resource::Host { .. } => {
-                false
-            }
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Project { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
+        },
+        StreamKind::RootWindow => match resource {
+            Resource::RootWindow { window, .. } => is(&window),
+            // Asking for one is an action on its workspace.
+            Resource::Workspace { .. } => true,
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Project { .. }
+            | Resource::Link { .. }
+            | Resource::Host { .. } => false,
         },
         StreamKind::Host => match resource {
             Resource::Host { host, .. } => is(&host),
             // Placing is an action on the workspace that is placed.
             Resource::Workspace { .. } | Resource::Organization(_) => true,
-            Resource::User { .. } | Resource::Project { .. } | Resource::Link { .. } => false,
+            Resource::User { .. } | Resource::Project { .. } | Resource::Link { .. } | Resource::RootWindow { .. } => {
+                false
+            }
         },
     }
 }

@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod links;
 pub mod organizations;
 pub mod projects;
+pub mod root_windows;
 pub mod runtimes;
 pub mod service_tokens;
 mod stream_cache;

@@ -176,7 +176,7 @@ async fn execute(
     commands.execute::<DevLink>(permit, context, &StreamId::dev_link(permit.org(), link), command).await
 }
 
-async fn active_workspace(
+pub(crate) async fn active_workspace(
     commands: &Commands,
     permit: &Permit,
     workspace: WorkspaceId,

@@ -18,6 +18,8 @@ pub enum ClaimKey {
     WorkspaceSlug(OrgId, WorkspaceSlug),
     /// A machine, by the provider's own key (`local-<machine id>`, an instance id): one organization per VM.
     Machine(String),
+    /// The one break-glass window of an organization that nobody has reviewed yet.
+    BreakGlass(OrgId),
 }
 
 impl ClaimKey {
@@ -27,6 +29,7 @@ impl ClaimKey {
             Self::ProjectSlug(org, slug) => (*org, format!("prjslug_{slug}")),
             Self::WorkspaceSlug(org, slug) => (*org, format!("wspslug_{slug}")),
             Self::Machine(machine) => (OrgId::SYSTEM, format!("machine_{machine}")),
+            Self::BreakGlass(org) => (*org, "breakglass".to_owned()),
         };
         StreamId::new(org, StreamKind::Claim, &key)
     }
@@ -38,6 +41,8 @@ pub enum ClaimEvent {
     Taken { holder: String },
     /// Nobody gets it again.
     Retired { holder: String },
+    /// The next may have it.
+    Released { holder: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +53,11 @@ pub enum ClaimCommand {
         for_action: Action,
     },
     Retire {
+        holder: String,
+        for_action: Action,
+    },
+    /// For what is held for a time, as a break-glass window is until its review. Names are retired instead.
+    Release {
         holder: String,
         for_action: Action,
     },
@@ -106,7 +116,12 @@ impl Aggregate for Claim {
                 Ok(vec![ClaimEvent::Retired { holder: holder.clone() }])
             }
             (Self::Retired { holder: held }, ClaimCommand::Retire { holder, .. }) if held == holder => Ok(vec![]),
-            (Self::Free | Self::Held { .. } | Self::Retired { .. }, ClaimCommand::Retire { .. }) => {
+            (Self::Held { holder: held }, ClaimCommand::Release { holder, .. }) if held == holder => {
+                Ok(vec![ClaimEvent::Released { holder: holder.clone() }])
+            }
+            (Self::Free, ClaimCommand::Release { .. }) => Ok(vec![]),
+            (Self::Held { .. } | Self::Retired { .. }, ClaimCommand::Release { .. })
+            | (Self::Free | Self::Held { .. } | Self::Retired { .. }, ClaimCommand::Retire { .. }) => {
                 Err(ClaimRefusal::NotHeld)
             }
         }
@@ -116,6 +131,7 @@ impl Aggregate for Claim {
         match event {
             ClaimEvent::Taken { holder } => Self::Held { holder: holder.clone() },
             ClaimEvent::Retired { holder } => Self::Retired { holder: holder.clone() },
+            ClaimEvent::Released { .. } => Self::Free,
         }
     }
 
@@ -125,7 +141,9 @@ impl Aggregate for Claim {
 
     fn action_of(command: &ClaimCommand) -> Action {
         match command {
-            ClaimCommand::Take { for_action, .. } | ClaimCommand::Retire { for_action, .. } => *for_action,
+            ClaimCommand::Take { for_action, .. }
+            | ClaimCommand::Retire { for_action, .. }
+            | ClaimCommand::Release { for_action, .. } => *for_action,
         }
     }
 }

@@ -54,10 +54,12 @@ pub enum StreamKind {
     Decision,
     /// The service tokens of one organization; one stream, see `service_token`.
     ServiceTokens,
+    /// One exception from "no root"; key: the window's id.
+    RootWindow,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -69,6 +71,7 @@ impl StreamKind {
         Self::Denial,
         Self::Decision,
         Self::ServiceTokens,
+        Self::RootWindow,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -84,6 +87,7 @@ impl StreamKind {
             Self::Denial => "denial",
             Self::Decision => "decision",
             Self::ServiceTokens => "service_tokens",
+            Self::RootWindow => "root_window",
         }
     }
 
@@ -157,6 +161,10 @@ impl StreamId {
     /// Its key is no id: the decisions that rested on it are none of the organization's stream.
     pub fn service_tokens(org: OrgId) -> Self {
         Self::of(org, StreamKind::ServiceTokens, "tokens")
+    }
+
+    pub fn root_window(org: OrgId, window: crate::ids::RootWindowId) -> Self {
+        Self::of(org, StreamKind::RootWindow, window)
     }
 
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.

@@ -10,6 +10,7 @@ use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
+use crate::root_window::RootWindowEvent;
 use crate::runtime::RuntimeEvent;
 use crate::service_token::ServiceTokenEvent;
 use crate::user::UserEvent;
@@ -29,6 +30,7 @@ pub enum Event {
     Denial(DenialEvent),
     Decision(DecisionEvent),
     ServiceToken(ServiceTokenEvent),
+    RootWindow(RootWindowEvent),
 }
 
 /// Who may read an event through the event API.
@@ -55,6 +57,7 @@ impl Event {
             Self::Denial(_) => StreamKind::Denial,
             Self::Decision(_) => StreamKind::Decision,
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
+            Self::RootWindow(_) => StreamKind::RootWindow,
         }
     }
 
@@ -72,7 +75,8 @@ impl Event {
             | Self::Claim(_)
             | Self::Denial(_)
             | Self::Decision(_)
-            | Self::ServiceToken(_) => Visibility::Organization,
+            | Self::ServiceToken(_)
+            | Self::RootWindow(_) => Visibility::Organization,
         }
     }
 }

@@ -101,6 +101,10 @@ id!(
     LinkId, "lnk"
 );
 id!(
+    /// A root window: one exception from "no root", from its request to its closeout.
+    RootWindowId, "rtw"
+);
+id!(
     /// A session: a reviewer's on one link, or a person's on API, CLI or console.
     SessionId, "ses"
 );

@@ -66,6 +66,19 @@ pub const SERVICE_TOKEN_LIFETIME_DEFAULT: Millis = Millis::from_hours(24 * 90);
 pub const SERVICE_TOKEN_OVERLAP_MAX: Millis = Millis::from_hours(24 * 7);
 pub const SERVICE_TOKEN_OVERLAP_DEFAULT: Millis = Millis::from_hours(24);
 
+/// How long a root window may be open at most, whatever the policy says, and where it was never changed.
+pub const ROOT_WINDOW_MAX: Millis = Millis::from_hours(8);
+pub const ROOT_WINDOW_DEFAULT: Millis = Millis::from_minutes(30);
+pub const ROOT_WINDOW_MIN: Millis = Millis::from_minutes(1);
+/// How long a request waits for somebody's answer, and an approval for its use.
+pub const ROOT_REQUEST_LIFETIME: Millis = Millis::from_hours(24);
+pub const ROOT_APPROVAL_LIFETIME: Millis = Millis::from_hours(8);
+/// One command in a root window.
+pub const ROOT_COMMAND_WORDS_MAX: usize = 64;
+pub const ROOT_COMMAND_CHARS_MAX: usize = 4_000;
+/// How long the host that runs a command may take to say how it ended, once the window is over.
+pub const ROOT_CLOSEOUT_PATIENCE: Millis = Millis::from_secs(15);
+
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;
 /// A link's lifetime where the organization sets none (2 h as the product documents show).

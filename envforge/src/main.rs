@@ -32,6 +32,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    // Not a verb: the agent starts this program as the guard of a command as root.
+    if let Some(ended) = envforge_runtime::guard_main(std::env::args_os()) {
+        return ended;
+    }
     let Envforge { global, verb } = match Envforge::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => return misused(error),

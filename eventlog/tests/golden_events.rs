@@ -19,8 +19,8 @@ use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, LinkR
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{
-    CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId,
-    UserId, WorkspaceId,
+    CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId,
+    SessionId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::manifest::{
@@ -28,6 +28,9 @@ use envforge_domain::manifest::{
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{ProjectEvent, Repository};
+use envforge_domain::root_window::{
+    RootCloseout, RootCommand, RootEnded, RootMode, RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
+};
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
 };
@@ -133,8 +136,13 @@ fn samples() -> Vec<Event> {
                 identity_providers: ["https://acme.eu.auth0.com/", "local"].map(str::to_owned).into(),
                 session_lifetime_max: Millis::from_hours(8),
                 service_token_lifetime_max: Millis::from_hours(24 * 30),
+                root: RootPolicy::WorkspaceElevation,
+                root_window_max: Millis::from_hours(1),
                 ..OrganizationPolicy::default()
             },
+        },
+        OrganizationEvent::PolicyChanged {
+            policy: OrganizationPolicy { root: RootPolicy::BreakGlass, ..OrganizationPolicy::default() },
         },
         OrganizationEvent::TeamCreated { team, slug: parsed("platform") },
         OrganizationEvent::TeamRenamed { team, slug: parsed("platform-2") },
@@ -332,7 +340,11 @@ fn samples() -> Vec<Event> {
         DevLinkEvent::RevocationRecorded { receipt: LinkReceipt { sessions: 0, sockets: None, took: Millis::new(9) } },
     ];
     let holder = workspace.to_string();
-    let claims = [ClaimEvent::Taken { holder: holder.clone() }, ClaimEvent::Retired { holder }];
+    let claims = [
+        ClaimEvent::Taken { holder: holder.clone() },
+        ClaimEvent::Retired { holder: holder.clone() },
+        ClaimEvent::Released { holder },
+    ];
     let attempts = [
         Actor::LinkVisitor { link, session: Some(session) },
         Actor::LinkVisitor { link, session: None },
@@ -407,6 +419,71 @@ fn samples() -> Vec<Event> {
     };
     let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
     all.extend(tokens.map(Event::ServiceToken));
+    all.extend(root_windows(project, workspace, user).into_iter().map(Event::RootWindow));
+    all
+}
+
+fn root_windows(project: ProjectId, workspace: WorkspaceId, requester: UserId) -> Vec<RootWindowEvent> {
+    let (window, approver) = (RootWindowId::from_uuid(uuid(20)), UserId::from_uuid(uuid(21)));
+    let requested = [RootMode::Elevation, RootMode::BreakGlass].map(|mode| RootWindowEvent::Requested {
+        terms: RootTerms {
+            window,
+            project,
+            workspace,
+            requester,
+            mode,
+            reason: "a missing „library“".to_owned(),
+            length: Millis::from_minutes(20),
+            requested_at: at(0),
+        },
+        expires_at: at(86_400),
+    });
+    let ends = RootOutcome::ALL.map(|outcome| {
+        let code = match outcome {
+            RootOutcome::Exited => Some(3),
+            RootOutcome::Signalled => Some(11),
+            _ => None,
+        };
+        RootEnded { outcome, code, at: at(90) }
+    });
+    let words = vec!["apt-get".to_owned(), "install".to_owned(), "libpq5".to_owned()];
+    let closed = [(Some(approver), Some(ends[0]), RootMode::Elevation), (None, None, RootMode::BreakGlass)].map(
+        |(approver, ended, mode)| RootWindowEvent::Closed {
+            closeout: RootCloseout {
+                requester,
+                approver,
+                mode,
+                opened_at: at(60),
+                closed_at: at(90),
+                commands: vec![RootCommand {
+                    words: words.clone(),
+                    epoch: Epoch(2),
+                    asked_at: at(60),
+                    started_at: ended.map(|_| at(61)),
+                    ended,
+                }],
+            },
+        },
+    );
+    let reasons = [None, Some("not now".to_owned())];
+    let denied = reasons.clone().map(|reason| RootWindowEvent::Denied { by: approver, reason });
+    let revoked = reasons.map(|reason| RootWindowEvent::Revoked { by: approver, reason });
+    let reviewed = [true, false].map(|justified| RootWindowEvent::Reviewed {
+        reviewer: approver,
+        justified,
+        note: "the disk was full".to_owned(),
+    });
+    let others = [
+        RootWindowEvent::Approved { approver, at: at(30), use_until: at(30_000) },
+        RootWindowEvent::Withdrawn,
+        RootWindowEvent::Expired,
+        RootWindowEvent::Opened { at: at(60), ends_at: at(1_260) },
+        RootWindowEvent::CommandAsked { words, epoch: Epoch(2), at: at(60) },
+        RootWindowEvent::CommandStarted { at: at(61) },
+    ];
+    let ended = ends.map(|ended| RootWindowEvent::CommandEnded { ended });
+    let mut all: Vec<_> = requested.into_iter().chain(others).collect();
+    all.extend(denied.into_iter().chain(revoked).chain(ended).chain(closed).chain(reviewed));
     all
 }
 

@@ -8,6 +8,7 @@ mod links;
 mod opening;
 mod organization;
 mod people;
+mod root_windows;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +18,7 @@ use envforge_domain::commit::{Actor, Position, Recorded, StreamKind};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
-use envforge_domain::ids::{HostId, LinkId, OrgId, SessionId, TeamId, UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, LinkId, OrgId, RootWindowId, SessionId, TeamId, UserId, WorkspaceId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::slug::{OrgSlug, TeamSlug};
 use envforge_domain::time::UnixMillis;
@@ -29,10 +30,12 @@ pub use self::dry_run::{Consequences, LinkConsequence, LinkLoss, SessionConseque
 pub(crate) use self::links::{LinkRight, LinkTerms};
 pub use self::organization::{TeamDetail, TeamName};
 pub use self::people::SessionOver;
+pub use self::root_windows::{KnownRootWindow, RootWindowConsequence, RootWindowLoss};
 
 use self::links::LinkFacts;
 use self::organization::{OrganizationFacts, Touched};
 use self::people::UserFacts;
+use self::root_windows::RootWindows;
 
 /// The view. Readers hold its lock for a few look-ups.
 #[derive(Default)]
@@ -56,6 +59,8 @@ struct Inner {
     /// Workspaces at whose hosts no link works: archived or Tailscale-only.
     closed_workspaces: AHashSet<WorkspaceId>,
     hosts: AHashMap<HostId, OrgId>,
+    root_windows: AHashMap<OrgId, RootWindows>,
+    root_window_orgs: AHashMap<RootWindowId, OrgId>,
 }
 
 /// An organization's name as people see it.
@@ -185,7 +190,8 @@ impl AuthorizationView {
             | StreamKind::User
             | StreamKind::Workspace
             | StreamKind::Host
-            | StreamKind::DevLink => self.apply_relevant(recorded),
+            | StreamKind::DevLink
+            | StreamKind::RootWindow => self.apply_relevant(recorded),
             StreamKind::Project
             | StreamKind::Runtime
             | StreamKind::Claim
@@ -224,6 +230,11 @@ impl AuthorizationView {
                 Event::DevLink(event) => {
                     if let Ok(link) = key.parse() {
                         inner.apply_link(org, link, event, &mut rights);
+                    }
+                }
+                Event::RootWindow(event) => {
+                    if let Ok(window) = key.parse() {
+                        inner.apply_root_window(org, window, event);
                     }
                 }
                 Event::Host(HostEvent::Registered { host, org, .. }) => {

@@ -297,7 +297,8 @@ impl GatewayView {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::RootWindow(_) => {}
             }
         }
         for right in rights {

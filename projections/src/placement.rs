@@ -153,7 +153,8 @@ impl PlacementView {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::RootWindow(_) => {}
             }
         }
     }

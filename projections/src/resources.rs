@@ -90,7 +90,8 @@ impl ResourceView {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::RootWindow(_) => {}
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Process managers: carry what the log asks for to the outside world and bring the result back as commands.
 //!
-//! Owns the runtime reactor (wakes, sleeps, leases on one host) and the timers (expiry, idle sleep, lapsed leases). Each
+//! Owns the runtime reactor (wakes, sleeps, leases on one host), the root reactor (commands of root windows there) and the timers (expiry, idle sleep, lapsed leases). Each
 //! is at least once and idempotent: what it does is decided by the log's state, never by having seen an event. Not here:
 //! how services run (runtime), what may happen (domain).
 
@@ -8,11 +8,13 @@ mod errand;
 mod following;
 mod host_machine;
 mod permit;
-pub mod runtime_reactor;
+pub mod root_reactor;
+mod runtime_reactor;
 pub mod timers;
 mod world;
 
 pub use host_machine::{LocalMachine, MACHINE_ID, MachineError};
+pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
 pub use timers::Timers;
 pub use world::World;

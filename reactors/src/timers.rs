@@ -1,4 +1,4 @@
-//! Timers: links that expire, runtimes that were idle for too long, leases that lapsed, wakes and sleeps that
+//! Timers: links and root windows that expire, runtimes that were idle for too long, leases that lapsed, wakes and sleeps that
 //! never end, archived workspaces still awake.
 //!
 //! A deadline holds without these events: whoever decides compares instants. The events close things in the log and
@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use envforge_commands::{CommandError, Commands, Context, links, runtimes};
+use envforge_commands::{CommandError, Commands, Context, links, root_windows, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::Component;
 use envforge_domain::ids::WorkspaceId;
@@ -75,6 +75,11 @@ impl Timers {
                 continue;
             };
             log_failure("link_expiry", links::expire(&self.commands, &permit, &Context::new(now), link).await);
+        }
+        for (window, resource) in self.world.root_windows_due(now) {
+            let permit = system_permit(Component::Timer, Action::RootExpire, resource, self.world.position(), now);
+            let Ok(permit) = permit else { continue };
+            log_failure("root_window", root_windows::expire(&self.commands, &permit, &Context::new(now), window).await);
         }
         let due: Vec<_> = self
             .world

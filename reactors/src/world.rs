@@ -11,9 +11,10 @@ use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
-use envforge_domain::ids::{CommitId, CorrelationId, LinkId, OrgId, ProjectId, WorkspaceId};
+use envforge_domain::ids::{CommitId, CorrelationId, LinkId, OrgId, ProjectId, RootWindowId, WorkspaceId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
+use envforge_domain::root_window::{RootWindow, RootWindowCommand, RootWindowEvent};
 use envforge_domain::runtime::{Runtime, RuntimeEvent};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
@@ -34,6 +35,8 @@ pub struct World {
     /// Ends of live links, soonest first.
     link_ends: BTreeSet<(UnixMillis, LinkId)>,
     links: HashMap<LinkId, (Resource, UnixMillis)>,
+    /// Those that are not over.
+    root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
 }
 
 /// A runtime with what idle sleep and causation need.
@@ -105,6 +108,11 @@ impl World {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_) => {}
+                Event::RootWindow(event) => {
+                    if let Ok(window) = recorded.commit.stream.key().parse() {
+                        self.apply_root_window(org, window, event);
+                    }
+                }
             }
         }
         touched
@@ -179,8 +187,27 @@ impl World {
                     self.machines.insert(machine.to_owned(), holder);
                 }
             }
-            ClaimEvent::Retired { .. } => {}
+            ClaimEvent::Retired { .. } | ClaimEvent::Released { .. } => {}
         }
+    }
+
+    fn apply_root_window(&mut self, org: OrgId, window: RootWindowId, event: &RootWindowEvent) {
+        let state = self.root_windows.remove(&window).map(|(_, state)| state).unwrap_or_default();
+        let state = RootWindow::evolve(state, event);
+        if !matches!(state, RootWindow::Over(_)) {
+            self.root_windows.insert(window, (org, state));
+        }
+    }
+
+    /// Root windows whose closing event is due.
+    pub fn root_windows_due(&self, now: UnixMillis) -> Vec<(RootWindowId, Resource)> {
+        let due = |(window, (org, state)): (&RootWindowId, &(OrgId, RootWindow))| {
+            RootWindow::decide(state, &RootWindowCommand::Expire { now }).ok().filter(|events| !events.is_empty())?;
+            let terms = state.terms()?;
+            let (org, project, workspace, window) = (*org, terms.project, terms.workspace, *window);
+            Some((window, Resource::RootWindow { org, project, workspace, window }))
+        };
+        self.root_windows.iter().filter_map(due).collect()
     }
 
     fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent) {

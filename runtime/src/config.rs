@@ -41,6 +41,8 @@ pub struct Config {
     pub restart_delay_max: Duration,
     /// Reports that wait to be read.
     pub reports_max: usize,
+    /// The program that becomes the guard of a command as root (`guard_main`). Without one nothing runs as root.
+    pub root_guard: Option<PathBuf>,
 }
 
 /// A setting that cannot work.
@@ -73,6 +75,7 @@ impl Config {
             restart_delay_min: Duration::from_millis(250),
             restart_delay_max: Duration::from_secs(30),
             reports_max: 1024,
+            root_guard: None,
         }
     }
 

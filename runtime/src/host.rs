@@ -1,6 +1,6 @@
 //! The agent on this machine: many workspaces' runtimes below one state directory.
 //!
-//! Layout: `lock`, `runtimes/<workspace>.json` (what to find again after a kill -9), and per workspace
+//! Layout: `lock`, `runtimes/<workspace>.json` and `root/<window>.json` (what to find again after a kill -9), and per workspace
 //! `workspaces/<workspace>/{checkout,repository.git,home,data,output}`. All directories are private to this user.
 
 use std::collections::HashMap;
@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envforge_domain::ids::WorkspaceId;
+use envforge_domain::ids::{RootWindowId, WorkspaceId};
+use envforge_domain::root_window::RootOutcome;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 use futures_util::future::join_all;
@@ -25,6 +26,7 @@ use crate::port::Ports;
 use crate::process::{self, Family, KILL_PATIENCE};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
+use crate::root::{self, RootRuns, TakenRoot};
 use crate::wake::Host;
 use crate::workspace::{Message, Workspace};
 
@@ -82,6 +84,7 @@ impl LocalHost {
         let lock = hold(root.join("lock"))?;
         let boot = record::boot().map_err(state)?;
         let records = Records::in_directory(runtimes);
+        let root_runs = RootRuns::open(&root, &boot).await?;
         let mut over = HashMap::new();
         let mut leftovers = Vec::new();
         for (workspace, record) in records.read_all()? {
@@ -92,7 +95,7 @@ impl LocalHost {
                 Record::Running { epoch, marker, boot: of_boot, groups } => {
                     // After a reboot no process is left, and start times would count from another instant.
                     let groups = if of_boot == boot { groups } else { Vec::new() };
-                    let family = Family { marker, groups, service: None };
+                    let family = Family { marker, groups, service: None, children_of: None };
                     let processes = family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
                         count: survivors.count,
                         waited: Millis::new(u64::try_from(KILL_PATIENCE.as_millis()).unwrap_or(u64::MAX)),
@@ -111,6 +114,7 @@ impl LocalHost {
             ports: Ports::default(),
             room: Arc::new(Semaphore::new(config.runtimes_max)),
             reports: Reports::new(config.reports_max),
+            root: root_runs,
             records,
             boot,
             config: Arc::new(config),
@@ -197,6 +201,38 @@ impl LocalHost {
             .await
             .map_err(OutputError::Read)?
             .ok_or_else(|| OutputError::None { service: service.clone() })
+    }
+
+    /// Why this host runs nothing as root: EnvForge is not root itself, or has no guard for it. `None` where it does.
+    pub fn root_refusal(&self) -> Option<RootOutcome> {
+        root::refusal(&self.0.host)
+    }
+
+    /// Takes a root window's command for this host: from here on it is found again after a kill -9.
+    ///
+    /// # Errors
+    /// Where the record cannot be written; nothing was taken.
+    pub async fn take_root(&self, window: RootWindowId) -> io::Result<TakenRoot> {
+        root::take(Arc::clone(&self.0.host), window).await
+    }
+
+    /// Windows whose command an earlier process of this host had taken, and which were ended when this one was opened.
+    pub fn root_leftovers(&self) -> &[RootWindowId] {
+        self.0.host.root.leftovers()
+    }
+
+    /// The end of what a window's command has written, at most 64 KiB, and how many bytes came before. For the requester
+    /// alone; kept for the newest commands of this process.
+    pub fn root_output(&self, window: RootWindowId) -> Option<(String, u64)> {
+        self.0.host.root.output(window)
+    }
+
+    /// The end of a window's command stands in the log: nothing of it has to be found again.
+    ///
+    /// # Errors
+    /// Where the record cannot be removed; the next start then looks for what is no more.
+    pub async fn forget_root(&self, window: RootWindowId) -> io::Result<()> {
+        self.0.host.root.forget(window).await
     }
 
     /// Ends everything that this host started, `on_sleep` included, and refuses what comes after.

@@ -22,6 +22,8 @@ mod readiness;
 mod record;
 mod report;
 mod repository;
+mod root;
+mod root_guard;
 mod running;
 mod service;
 mod wake;
@@ -32,3 +34,5 @@ pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFai
 pub use host::{Leftover, LocalHost};
 pub use order::{Awake, Stage, WakeOrder};
 pub use report::{Report, Reports};
+pub use root::{RootOrder, TakenRoot};
+pub use root_guard::guard_main;

@@ -85,6 +85,8 @@ pub(crate) struct Family {
     pub(crate) groups: Vec<Identity>,
     /// Only the processes of this service.
     pub(crate) service: Option<String>,
+    /// And whatever has this process for its parent: it takes in what its children let go of.
+    pub(crate) children_of: Option<i32>,
 }
 
 /// Processes that do not end.
@@ -152,7 +154,8 @@ impl Family {
             .collect();
         let mut ours: HashSet<i32> = HashSet::new();
         for stat in processes.values().filter(|stat| !stat.is_dead()) {
-            if groups.contains(&stat.group) || self.marks(proc, stat.identity.pid)? {
+            let taken_in = self.children_of == Some(stat.parent);
+            if taken_in || groups.contains(&stat.group) || self.marks(proc, stat.identity.pid)? {
                 ours.insert(stat.identity.pid);
             }
         }
@@ -383,7 +386,7 @@ mod tests {
 
     #[tokio::test]
     async fn processes_that_cannot_be_looked_for_count_as_survivors() {
-        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None };
+        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None };
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path();
         assert!(family.members_in(&proc.join("not-mounted")).is_err());
@@ -423,7 +426,7 @@ mod tests {
         let real = Identity::of(pid).unwrap();
         let reused = Identity { pid: real.pid, started_ticks: real.started_ticks + 1 };
         signal(reused, Signal::KILL);
-        let family = Family { marker: Marker::random(), groups: vec![reused], service: None };
+        let family = Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None };
         assert_eq!(family.end(Duration::ZERO).await, Ok(0));
         assert_eq!(bystander.try_wait().unwrap(), None, "the bystander still runs");
         bystander.kill().await.unwrap();

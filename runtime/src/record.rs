@@ -1,13 +1,17 @@
 //! What a host must still know after a kill -9: which runtime it started, by which marker its processes are found, and
 //! which epoch was put to sleep for good. One file per workspace, replaced atomically and synced.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use envforge_domain::ids::WorkspaceId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::OpenError;
@@ -34,18 +38,26 @@ pub(crate) enum Record {
 }
 
 /// Where the records of a host lie.
-#[derive(Clone)]
-pub(crate) struct Records {
+pub(crate) struct Records<K = WorkspaceId, R = Record> {
     directory: PathBuf,
+    of: PhantomData<fn(K) -> R>,
 }
 
-impl Records {
-    pub(crate) fn in_directory(directory: PathBuf) -> Self {
-        Self { directory }
+impl<K, R> Clone for Records<K, R> {
+    fn clone(&self) -> Self {
+        Self::in_directory(self.directory.clone())
     }
+}
 
+impl<K, R> Records<K, R> {
+    pub(crate) fn in_directory(directory: PathBuf) -> Self {
+        Self { directory, of: PhantomData }
+    }
+}
+
+impl<K: Display + FromStr, R: Serialize + DeserializeOwned> Records<K, R> {
     /// Every record of the directory. Fails on the first that cannot be read: what it would have named may still run.
-    pub(crate) fn read_all(&self) -> Result<Vec<(WorkspaceId, Record)>, OpenError> {
+    pub(crate) fn read_all(&self) -> Result<Vec<(K, R)>, OpenError> {
         let state = |source| OpenError::State { path: self.directory.clone(), source };
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(state)? {
@@ -60,23 +72,23 @@ impl Records {
                 }
                 _ => continue,
             }
-            let workspace = path
+            let key = path
                 .file_stem()
                 .and_then(|stem| stem.to_str())
-                .and_then(|stem| stem.parse::<WorkspaceId>().ok())
-                .ok_or_else(|| unreadable("its name is not a workspace id".to_owned()))?;
+                .and_then(|stem| stem.parse::<K>().ok())
+                .ok_or_else(|| unreadable("its name is no id of the kind that it must be".to_owned()))?;
             let mut text = Vec::new();
             File::open(&path)
                 .and_then(|file| file.take(RECORD_BYTES_MAX).read_to_end(&mut text))
                 .map_err(|error| unreadable(error.to_string()))?;
             let record = serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
-            records.push((workspace, record));
+            records.push((key, record));
         }
         Ok(records)
     }
 
-    pub(crate) fn write(&self, workspace: WorkspaceId, record: &Record) -> io::Result<()> {
-        let path = self.path(workspace);
+    pub(crate) fn write(&self, key: K, record: &R) -> io::Result<()> {
+        let path = self.path(&key);
         let replacement = path.with_extension("new");
         let text = serde_json::to_vec(record)?;
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&replacement)?;
@@ -86,8 +98,8 @@ impl Records {
         self.sync()
     }
 
-    pub(crate) fn remove(&self, workspace: WorkspaceId) -> io::Result<()> {
-        match fs::remove_file(self.path(workspace)) {
+    pub(crate) fn remove(&self, key: K) -> io::Result<()> {
+        match fs::remove_file(self.path(&key)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => self.sync(),
@@ -98,8 +110,8 @@ impl Records {
         File::open(&self.directory)?.sync_all()
     }
 
-    fn path(&self, workspace: WorkspaceId) -> PathBuf {
-        self.directory.join(format!("{workspace}.json"))
+    fn path(&self, key: &K) -> PathBuf {
+        self.directory.join(format!("{key}.json"))
     }
 }
 
@@ -131,12 +143,17 @@ impl RunningRecord {
 
     /// All processes of the runtime.
     pub(crate) fn family(&self) -> Family {
-        Family { marker: self.0.marker.clone(), groups: self.groups().clone(), service: None }
+        Family { marker: self.0.marker.clone(), groups: self.groups().clone(), service: None, children_of: None }
     }
 
     /// The processes of one service.
     pub(crate) fn family_of(&self, service: &str) -> Family {
-        Family { marker: self.0.marker.clone(), groups: Vec::new(), service: Some(service.to_owned()) }
+        Family {
+            marker: self.0.marker.clone(),
+            groups: Vec::new(),
+            service: Some(service.to_owned()),
+            children_of: None,
+        }
     }
 
     pub(crate) async fn add_group(&self, leader: Identity) -> io::Result<()> {
@@ -198,7 +215,7 @@ mod tests {
     #[test]
     fn a_record_is_read_back_and_half_a_write_is_forgotten() {
         let directory = tempfile::tempdir().unwrap();
-        let records = Records::in_directory(directory.path().to_owned());
+        let records: Records = Records::in_directory(directory.path().to_owned());
         records.write(workspace(), &Record::Over { epoch: 3 }).unwrap();
         fs::write(directory.path().join(format!("{}.new", workspace())), b"{\"sta").unwrap();
         let read = records.read_all().unwrap();
@@ -209,7 +226,7 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_read_stops_the_start_and_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let records = Records::in_directory(directory.path().to_owned());
+        let records: Records = Records::in_directory(directory.path().to_owned());
         for text in ["", "{}", r#"{"state":"running","epoch":1,"marker":"","boot":"b","groups":[]}"#] {
             let path = directory.path().join(format!("{}.json", workspace()));
             fs::write(&path, text).unwrap();

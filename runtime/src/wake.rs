@@ -26,6 +26,7 @@ use crate::process::Family;
 use crate::readiness::Prober;
 use crate::record::{Records, RunningRecord, blocking};
 use crate::report::Reports;
+use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
 
@@ -40,6 +41,7 @@ pub(crate) struct Host {
     pub(crate) ports: Ports,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) reports: Reports,
+    pub(crate) root: RootRuns,
     /// On the state directory, until the last actor has ended what it ran.
     pub(crate) _lock: File,
 }

@@ -10,7 +10,9 @@ use envforge_domain::commit::StreamId;
 use envforge_domain::organization::{Organization, OrganizationCommand};
 use envforge_domain::time::UnixMillis;
 use envforge_projections::Hot;
-use envforge_projections::authorization::{LinkConsequence, LinkLoss, SessionConsequence, SessionOver};
+use envforge_projections::authorization::{
+    LinkConsequence, LinkLoss, RootWindowConsequence, RootWindowLoss, SessionConsequence, SessionOver,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -33,6 +35,9 @@ pub(crate) struct DryRun {
     /// Sessions of people that would be over at once. At most 1,000 are told.
     sessions: Vec<AffectedSession>,
     sessions_total: u64,
+    /// Root windows, and requests for them, that would end or end earlier. At most 1,000 are told.
+    root_windows: Vec<AffectedRootWindow>,
+    root_windows_total: u64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -64,6 +69,20 @@ struct AffectedSession {
     reason: &'static str,
 }
 
+#[derive(Serialize, ToSchema)]
+struct AffectedRootWindow {
+    id: String,
+    workspace: String,
+    requester: String,
+    requester_name: Option<String>,
+    /// `requested`, `approved` or `open`.
+    phase: &'static str,
+    ends_now: bool,
+    ends_at: Instant,
+    /// `requester_may_not` or `policy`.
+    reason: &'static str,
+}
+
 /// Decides and changes nothing. A refusal is the answer that the change itself would get.
 pub(crate) async fn of(
     access: &Access,
@@ -86,6 +105,8 @@ pub(crate) async fn of(
         sessions_total: found.sessions.len() as u64,
         links: found.links.iter().take(TOLD_MAX).map(|link| affected_link(hot, link, now)).collect(),
         sessions: found.sessions.iter().take(TOLD_MAX).map(|session| affected_session(hot, session)).collect(),
+        root_windows_total: found.root_windows.len() as u64,
+        root_windows: found.root_windows.iter().take(TOLD_MAX).map(|found| affected_window(hot, found, now)).collect(),
     })
 }
 
@@ -113,6 +134,22 @@ fn affected_link(hot: &Hot, found: &LinkConsequence, now: UnixMillis) -> Affecte
                 LinkLoss::Families => "families",
             })
             .collect(),
+    }
+}
+
+fn affected_window(hot: &Hot, found: &RootWindowConsequence, now: UnixMillis) -> AffectedRootWindow {
+    AffectedRootWindow {
+        id: found.window.to_string(),
+        workspace: found.workspace.to_string(),
+        requester: found.requester.to_string(),
+        requester_name: hot.authorization.user(found.requester).map(|user| user.name),
+        phase: found.phase.token(),
+        ends_now: found.ends_at <= now,
+        ends_at: found.ends_at.into(),
+        reason: match found.reason {
+            RootWindowLoss::Requester => "requester_may_not",
+            RootWindowLoss::Policy => "policy",
+        },
     }
 }
 

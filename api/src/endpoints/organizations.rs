@@ -10,6 +10,7 @@ use envforge_domain::ids::OrgId;
 use envforge_domain::organization::{
     Organization as Aggregate, OrganizationCommand, OrganizationEvent, OrganizationPolicy, OrganizationRefusal,
 };
+use envforge_domain::root_window::RootPolicy;
 use envforge_domain::time::Millis;
 use envforge_projections::sql::OrganizationRecord;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,10 @@ struct Policy {
     identity_providers: Vec<String>,
     /// How long service tokens live at most; 0: there are none.
     service_token_lifetime_max_seconds: u64,
+    /// `disabled`, `break_glass` or `workspace_elevation` (docs/root.md).
+    root: &'static str,
+    /// How long a root window is open at most.
+    root_window_max_seconds: u64,
 }
 
 impl From<OrganizationPolicy> for Policy {
@@ -83,6 +88,8 @@ impl From<OrganizationPolicy> for Policy {
             session_lifetime_max_seconds: policy.session_lifetime_max.as_secs(),
             identity_providers: policy.identity_providers.into_iter().collect(),
             service_token_lifetime_max_seconds: policy.service_token_lifetime_max.as_secs(),
+            root: policy.root.token(),
+            root_window_max_seconds: policy.root_window_max.as_secs(),
         }
     }
 }
@@ -114,6 +121,10 @@ struct PolicyChange {
     identity_providers: Option<Vec<String>>,
     /// At most 365 days; 0: no service tokens.
     service_token_lifetime_max_seconds: Option<u64>,
+    /// `disabled`, `break_glass` or `workspace_elevation`. Only an owner lets people come to root, or for longer.
+    root: Option<String>,
+    /// 1 minute to 8 hours.
+    root_window_max_seconds: Option<u64>,
 }
 
 /// A change as it was read.
@@ -121,6 +132,7 @@ struct Change {
     asked: PolicyChange,
     families: Option<RouteFamilies>,
     issuers: Option<Roles>,
+    root: Option<RootPolicy>,
 }
 
 impl Change {
@@ -129,7 +141,12 @@ impl Change {
         let families = families.map(|families| families_of("link_families", families)).transpose()?;
         let role = |token: &String| token.parse::<Role>().map_err(|error| Problem::value("link_issuers", error));
         let issuers = asked.link_issuers.as_ref().map(|tokens| tokens.iter().map(role).collect()).transpose()?;
-        Ok(Self { asked, families, issuers })
+        let policy = |token: &String| {
+            let known = RootPolicy::ALL.map(RootPolicy::token).join(", ");
+            RootPolicy::from_token(token).ok_or_else(|| Problem::value("root", format!("it is one of {known}")))
+        };
+        let root = asked.root.as_ref().map(policy).transpose()?;
+        Ok(Self { asked, families, issuers, root })
     }
 
     /// What is left out stays as it is.
@@ -151,6 +168,8 @@ impl Change {
                 asked.service_token_lifetime_max_seconds,
                 current.service_token_lifetime_max,
             ),
+            root: self.root.unwrap_or(current.root),
+            root_window_max: seconds(asked.root_window_max_seconds, current.root_window_max),
         }
     }
 }
@@ -237,6 +256,8 @@ impl Organizations {
     ) -> Result<OrganizationCommand, CommandError> {
         match self.commands.load::<Aggregate>(&StreamId::organization(org)).await?.state {
             Aggregate::Active(organization) => Ok(OrganizationCommand::ChangePolicy {
+                by: caller.actor(),
+                now: caller.arrival.now,
                 policy: change.of(organization.policy),
                 provider: self.access.hot().authorization.provider_of(caller.user),
             }),

@@ -63,6 +63,12 @@ catalogue! {
         "service_tokens_not_allowed" "The organization allows no service tokens", "Its policy has `service_token_lifetime_max_seconds` at 0.";
         "service_token_above_yourself" "You may not do that there yourself", "Leave the action out: a token may no more than its creator.";
         "too_many_service_tokens" "The organization has too many service tokens", "`max` is the limit. Revoke what is not needed.";
+        "root_people_only" "Only people come to root", "Programs and links never do.";
+        "root_not_allowed" "The organization does not allow this way to root", "`detail` names its root policy.";
+        "root_own_request" "Somebody else decides on your request", "An owner or admin who did not ask for the window.";
+        "root_not_yours" "The root window is somebody else's", "Only whoever asked for it uses it or gives it up.";
+        "root_right_lost" "The root window lost its ground", "Its requester may no more, or the organization's policy does not allow it any more.";
+        "policy_root_owners_only" "Only owners open ways to root", "Closing them, or shortening windows, takes no owner.";
         "outside_link" "The link does not open this", "A signed link opens the app surface of one service only.";
         "link_ended" "The link is no longer open", "Ask for a new link.";
         "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
@@ -88,6 +94,7 @@ catalogue! {
         "user_unknown" "There is no such user", "Check the id.";
         "service_token_unknown" "There is no such service token", "Check the name or id.";
         "team_unknown" "There is no such team", "Check the slug or id.";
+        "root_window_unknown" "There is no such root window", "Check the id.";
         "host_unknown" "There is no such host", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
@@ -123,6 +130,15 @@ catalogue! {
         "host_registered" "The host is registered already", "Nothing was changed.";
         "host_no_room" "The host has no room", "Choose another host, or smaller services.";
         "host_not_empty" "The host still holds workspaces", "Release them first.";
+        "root_window_exists" "The root window exists already", "Nothing was changed.";
+        "root_not_approved" "Nobody has approved the root window yet", "An owner or admin who did not ask for it can.";
+        "root_not_pending" "The root window is no request any more", "Nothing was changed.";
+        "root_window_not_over" "The root window is not over yet", "Revoke it to end it early.";
+        "root_runtime_not_ready" "The workspace's runtime is not ready", "Wake it first: the command runs on its host.";
+        "root_no_command" "No command was asked for in the root window", "Nothing was changed.";
+        "root_nothing_to_review" "The root window needs no review", "Only break-glass windows are reviewed.";
+        "root_reviewed_already" "The root window has been reviewed", "Nothing was changed.";
+        "root_review_pending" "A break-glass window was not reviewed yet", "`detail` names it. Somebody else, an owner or admin, reviews it first.";
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
     GONE {
@@ -137,6 +153,9 @@ catalogue! {
         "invitation_revoked" "The invitation was revoked", "Ask for another one.";
         "invitation_expired" "The invitation has expired", "Ask for another one.";
         "invitation_lapsed" "The invitation holds no more", "Whoever made it may no longer give its roles. Ask for another one.";
+        "root_window_expired" "The root window was not answered or used in time", "Ask for another one.";
+        "root_window_over" "The root window is over", "Ask for another one.";
+        "root_window_used" "The root window has had its one command", "Ask for another one.";
         "host_retired" "The host is retired", "Register another one.";
     }
     PAYLOAD_TOO_LARGE {
@@ -165,6 +184,8 @@ catalogue! {
         "policy_out_of_range" "A policy setting is out of range", "`min_ms` and `max_ms` are the limits.";
         "keep_awake_too_long" "That is longer than the organization allows", "`max_ms` is the longest.";
         "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";
+        "root_window_length_out_of_range" "The root window would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
+        "root_command_invalid" "The command cannot be run", "1 to `max_words` words, at most `max_chars` characters together.";
         "reason_invalid" "The reason is not valid", "1 to `max_chars` characters on one line.";
         "host_label_too_long" "The host label would be too long", "DNS allows `max` characters: shorten the service, workspace or organization slug.";
         "link_lifetime_out_of_range" "The link would live too long or too short", "`min_ms` and `max_ms` are the limits.";

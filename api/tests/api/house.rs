@@ -373,7 +373,7 @@ impl House {
         let streams = [StreamId::organization(org), StreamId::user(org, owner)];
         let lasts = self.log.last_positions_of(&streams).await.unwrap();
         let standing = streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last });
-        let command = OrganizationCommand::ChangePolicy { policy, provider: None };
+        let command = OrganizationCommand::ChangePolicy { by: actor, policy, provider: None, now };
         let (permit, context) = (permit.resting_on(standing), Context::new(self.clock.now()));
         let done = organizations::change(&self.commands, &permit, &context, &command).await.unwrap();
         self.hot.wait_for(done.position, PATIENCE).await.unwrap();

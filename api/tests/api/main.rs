@@ -18,6 +18,7 @@ mod policies;
 mod reads;
 mod refusals;
 mod rights;
+mod root_windows;
 mod runtimes;
 mod service_tokens;
 mod sessions;

@@ -191,6 +191,9 @@ async fn every_operation_asks_for_the_action_that_it_names() {
     let workspace = house.workspace(&owner).await;
     let links = "/v1/orgs/acme/workspaces/signed-links/links";
     let link = owner.post(links, json!({"service": "web"})).await.expect(201).text("id");
+    owner.patch("/v1/orgs/acme/policy", json!({"root": "workspace_elevation"})).await.expect(200);
+    let windows = "/v1/orgs/acme/workspaces/signed-links/root-windows";
+    let window = owner.post(windows, json!({"reason": "a look"})).await.expect(201).text("id");
     let nobody = house.member(&owner, "noel", &[]).await;
     let document = envforge_api::document();
     let mut refused = std::collections::BTreeSet::new();
@@ -216,6 +219,7 @@ async fn every_operation_asks_for_the_action_that_it_names() {
                 ("project", "orders"),
                 ("workspace", workspace.as_str()),
                 ("link", link.as_str()),
+                ("window", window.as_str()),
                 ("user", nobody.user.as_str()),
                 ("session", "ses_00000000000000000000000000000007"),
                 ("invitation", "usr_00000000000000000000000000000007"),
@@ -277,6 +281,10 @@ fn body_for(template: &str) -> Value {
         ("/keep-awake", json!({"for_seconds": 60, "reason": "test"})),
         ("/links", json!({"service": "web"})),
         ("/families", json!({"families": ["web"]})),
+        ("/root-windows", json!({"reason": "a look"})),
+        ("/break-glass", json!({"reason": "a look"})),
+        ("/run", json!({"command": ["id"]})),
+        ("/review", json!({"justified": true, "note": "seen"})),
     ];
     body.into_iter().find(|(end, _)| template.ends_with(end)).map_or(json!({}), |(_, body)| body)
 }

@@ -187,6 +187,24 @@ actions! {
     ServiceTokenRevoke "service_token.revoke", Organization, [Owner Admin], [], PEOPLE;
     /// Asks whether somebody else may do something, and why.
     AuthzCheck "authz.check", Workspace, [Owner Admin Mod], [ServiceToken on SERVICES], PEOPLE;
+    /// Asks for a root window. No link, agent or service token has a row for any of these.
+    RootRequest "root.request", Workspace, [Owner Admin Developer], [], PEOPLE;
+    /// Opens one at once, where nobody is there to approve it. Somebody else reviews it.
+    RootBreakGlass "root.break_glass", Workspace, [Owner Admin], [], PEOPLE;
+    RootRead "root.read", Workspace, [Owner Admin Developer], [], PEOPLE;
+    /// Of somebody else's request; the domain refuses one's own.
+    RootApprove "root.approve", Workspace, [Owner Admin], [], PEOPLE;
+    RootDeny "root.deny", Workspace, [Owner Admin], [], PEOPLE;
+    RootRevoke "root.revoke", Workspace, [Owner Admin], [], PEOPLE;
+    /// Of somebody else's break-glass window.
+    RootReview "root.review", Workspace, [Owner Admin], [], PEOPLE;
+    /// Of one's own window, as is running a command in it.
+    RootWithdraw "root.withdraw", Workspace, [Owner Admin Developer], [], PEOPLE;
+    RootRun "root.run", Workspace, [Owner Admin Developer], [], PEOPLE;
+    /// The closing event of a window whose time is over. Expiry itself needs no event to hold.
+    RootExpire "root.expire", Workspace, [], [System on AGENT], NOWHERE;
+    /// What a host says of a command that runs as root.
+    RootReport "root.report", Workspace, [], [System on AGENT], NOWHERE;
 }
 
 impl Action {

@@ -12,7 +12,7 @@ pub use role::{Grant, Grantee, InvalidRole, Role, Roles, Scope};
 use std::collections::BTreeSet;
 
 use crate::commit::{Actor, Position, Standing, Surface};
-use crate::ids::{HostId, LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
+use crate::ids::{HostId, LinkId, OrgId, ProjectId, RootWindowId, SessionId, UserId, WorkspaceId};
 use crate::service_token::ServiceTokenOver;
 use crate::time::UnixMillis;
 
@@ -25,6 +25,7 @@ pub enum Resource {
     Workspace { org: OrgId, project: ProjectId, workspace: WorkspaceId },
     Link { org: OrgId, project: ProjectId, workspace: WorkspaceId, link: LinkId },
     Host { org: OrgId, host: HostId },
+    RootWindow { org: OrgId, project: ProjectId, workspace: WorkspaceId, window: RootWindowId },
 }
 
 impl Resource {
@@ -35,22 +36,26 @@ impl Resource {
             | Self::Project { org, .. }
             | Self::Workspace { org, .. }
             | Self::Link { org, .. }
-            | Self::Host { org, .. } => *org,
+            | Self::Host { org, .. }
+            | Self::RootWindow { org, .. } => *org,
         }
     }
 
     pub const fn project(&self) -> Option<ProjectId> {
         match self {
-            Self::Project { project, .. } | Self::Workspace { project, .. } | Self::Link { project, .. } => {
-                Some(*project)
-            }
+            Self::Project { project, .. }
+            | Self::Workspace { project, .. }
+            | Self::Link { project, .. }
+            | Self::RootWindow { project, .. } => Some(*project),
             Self::Organization(_) | Self::User { .. } | Self::Host { .. } => None,
         }
     }
 
     pub const fn workspace(&self) -> Option<WorkspaceId> {
         match self {
-            Self::Workspace { workspace, .. } | Self::Link { workspace, .. } => Some(*workspace),
+            Self::Workspace { workspace, .. } | Self::Link { workspace, .. } | Self::RootWindow { workspace, .. } => {
+                Some(*workspace)
+            }
             Self::Organization(_) | Self::User { .. } | Self::Project { .. } | Self::Host { .. } => None,
         }
     }
@@ -64,6 +69,7 @@ impl Resource {
             Self::Workspace { workspace, .. } => workspace.to_string(),
             Self::Link { link, .. } => link.to_string(),
             Self::Host { host, .. } => host.to_string(),
+            Self::RootWindow { window, .. } => window.to_string(),
         }
     }
 }
@@ -282,7 +288,8 @@ pub fn authorize(facts: &Facts, request: &Request) -> Result<Permit, Denial> {
                 Resource::Organization(_)
                 | Resource::User { .. }
                 | Resource::Project { .. }
-                | Resource::Host { .. } => false,
+                | Resource::Host { .. }
+                | Resource::RootWindow { .. } => false,
             };
             if row.surfaces_of(Principal::LinkVisitor).is_empty() || !inside {
                 Err(Denial::OutsideLink)

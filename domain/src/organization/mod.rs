@@ -106,9 +106,11 @@ pub enum OrganizationCommand {
         now: UnixMillis,
     },
     ChangePolicy {
+        by: Actor,
         policy: OrganizationPolicy,
         /// The identity provider of whoever asks. `None` where nobody can be locked out.
         provider: Option<String>,
+        now: UnixMillis,
     },
     /// Of somebody whose account is deactivated in the same append: they leave their teams, and are no owner any more.
     Retire {
@@ -337,8 +339,12 @@ fn decide_active(
             }
             Ok(vec![OrganizationEvent::RoleRevoked { grantee: *grantee, role: *role, scope: *scope }])
         }
-        OrganizationCommand::ChangePolicy { policy, provider } => {
+        OrganizationCommand::ChangePolicy { by, policy, provider, now } => {
             policy.check()?;
+            // High-risk policy is the owners' (SPEC, "Roles"); closing a way to root is anybody's who may change the policy.
+            if policy.opens_more_root_than(&org.policy) && !org.grantable(*by, *now).contains(Role::Owner) {
+                return Err(OrganizationRefusal::PolicyRootOwnersOnly);
+            }
             if let Some(provider) = provider.as_ref().filter(|provider| !policy.allows_provider(provider)) {
                 return Err(OrganizationRefusal::PolicyLocksYouOut { provider: provider.clone() });
             }

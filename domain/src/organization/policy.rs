@@ -10,6 +10,7 @@ use super::refusal::OrganizationRefusal;
 use crate::access::{Action, Roles};
 use crate::dev_link::RouteFamilies;
 use crate::limits;
+use crate::root_window::RootPolicy;
 use crate::time::{Millis, UnixMillis};
 
 /// EnvForge's own accounts, among the identity providers.
@@ -31,6 +32,9 @@ pub struct OrganizationPolicy {
     pub identity_providers: BTreeSet<String>,
     /// From making a service token's secret. Zero: none is allowed.
     pub service_token_lifetime_max: Millis,
+    pub root: RootPolicy,
+    /// From the opening of a root window.
+    pub root_window_max: Millis,
 }
 
 /// The roles of which a policy may choose who gives links.
@@ -56,6 +60,8 @@ impl Default for OrganizationPolicy {
             session_lifetime_max: limits::SESSION_LIFETIME_MAX,
             identity_providers: BTreeSet::new(),
             service_token_lifetime_max: limits::SERVICE_TOKEN_LIFETIME_DEFAULT,
+            root: RootPolicy::Disabled,
+            root_window_max: limits::ROOT_WINDOW_DEFAULT,
         }
     }
 }
@@ -96,6 +102,11 @@ impl OrganizationPolicy {
         issued_at.plus(self.service_token_lifetime_max)
     }
 
+    /// Whether it opens a way to root that the other one does not, or for longer.
+    pub(super) fn opens_more_root_than(&self, other: &Self) -> bool {
+        self.root > other.root || (self.root != RootPolicy::Disabled && self.root_window_max > other.root_window_max)
+    }
+
     pub fn allows_provider(&self, issuer: &str) -> bool {
         self.identity_providers.is_empty() || self.identity_providers.contains(issuer)
     }
@@ -118,6 +129,7 @@ impl OrganizationPolicy {
                 Millis::ZERO,
                 limits::SERVICE_TOKEN_LIFETIME_MAX,
             ),
+            ("root_window_max", self.root_window_max, limits::ROOT_WINDOW_MIN, limits::ROOT_WINDOW_MAX),
         ];
         if let Some((setting, _, min, max)) = ranges.into_iter().find(|(_, value, min, max)| value < min || value > max)
         {

@@ -45,6 +45,8 @@ pub enum OrganizationRefusal {
     PolicyIdentityProviders { max: usize, max_chars: usize },
     #[error("`{provider}`, by which you are signed in yourself, would not be allowed any more; name it too")]
     PolicyLocksYouOut { provider: String },
+    #[error("only an owner lets people come to root, or for longer")]
+    PolicyRootOwnersOnly,
     #[error("an organization has at most {max} grants")]
     TooManyGrants { max: usize },
 }
@@ -70,6 +72,7 @@ impl Refusal for OrganizationRefusal {
             Self::PolicyLinkIssuers { .. } => "policy_link_issuers_invalid",
             Self::PolicyIdentityProviders { .. } => "policy_identity_providers_invalid",
             Self::PolicyLocksYouOut { .. } => "policy_locks_you_out",
+            Self::PolicyRootOwnersOnly => "policy_root_owners_only",
             Self::TooManyGrants { .. } => "too_many_grants",
         }
     }
@@ -88,6 +91,7 @@ impl Refusal for OrganizationRefusal {
             | Self::PolicyLinkIssuers { .. }
             | Self::PolicyIdentityProviders { .. } => RefusalKind::Invalid,
             Self::AboveYourself { .. }
+            | Self::PolicyRootOwnersOnly
             | Self::TooManyGrants { .. }
             | Self::TooManyTeams { .. }
             | Self::TeamFull { .. }
@@ -117,7 +121,8 @@ impl Refusal for OrganizationRefusal {
             | Self::EndsInThePast
             | Self::NotAssigned
             | Self::PolicyLinkIssuers { .. }
-            | Self::PolicyLocksYouOut { .. } => vec![],
+            | Self::PolicyLocksYouOut { .. }
+            | Self::PolicyRootOwnersOnly => vec![],
         }
     }
 }

@@ -123,7 +123,7 @@ macro_rules! ids {
 }
 
 ids!(org -> OrgId, user -> UserId, project -> ProjectId, workspace -> WorkspaceId, host -> HostId, link -> LinkId,
-    session -> SessionId, handoff -> HandoffId, team -> TeamId, token -> ServiceTokenId);
+    session -> SessionId, handoff -> HandoffId, team -> TeamId, token -> ServiceTokenId, window -> RootWindowId);
 
 pub(crate) fn at(milliseconds: u64) -> UnixMillis {
     UnixMillis::new(milliseconds)

@@ -8,6 +8,7 @@ mod host;
 mod meter;
 mod organization;
 mod project;
+mod root_window;
 mod runtime;
 mod service_token;
 mod teams;

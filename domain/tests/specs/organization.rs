@@ -4,6 +4,7 @@ use envforge_domain::access::{Grant, Grantee, Role, Roles, Scope};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Actor, Component};
 use envforge_domain::organization::*;
+use envforge_domain::root_window::RootPolicy;
 use envforge_domain::time::Millis;
 use proptest::prelude::*;
 
@@ -36,7 +37,7 @@ fn remove(by: u128, on: u128) -> OrganizationCommand {
 }
 
 fn change_policy(policy: OrganizationPolicy) -> OrganizationCommand {
-    OrganizationCommand::ChangePolicy { policy, provider: None }
+    OrganizationCommand::ChangePolicy { by: Actor::System(Component::Setup), policy, provider: None, now: at(0) }
 }
 
 fn with_members(members: &[(u128, Role)]) -> Given<Organization> {
@@ -165,8 +166,30 @@ fn only_roles_that_could_give_links_can_be_let_to() {
 }
 
 #[test]
+fn only_owners_open_ways_to_root_and_everybody_else_closes_them() {
+    let root = |by: u128, root: RootPolicy, minutes: u64| OrganizationCommand::ChangePolicy {
+        by: Actor::User(user(by)),
+        policy: OrganizationPolicy { root, root_window_max: Millis::from_minutes(minutes), ..Default::default() },
+        provider: None,
+        now: at(100),
+    };
+    let closed = || with_members(&[(2, Role::Admin), (3, Role::Mod)]);
+    for by in [2, 3] {
+        closed().when(root(by, RootPolicy::BreakGlass, 30)).then_refused("policy_root_owners_only");
+    }
+    let open = || closed().and(root(1, RootPolicy::BreakGlass, 30));
+    open().when(root(2, RootPolicy::WorkspaceElevation, 30)).then_refused("policy_root_owners_only");
+    open().when(root(2, RootPolicy::BreakGlass, 31)).then_refused("policy_root_owners_only");
+    assert_eq!(open().when(root(2, RootPolicy::BreakGlass, 10)).events().len(), 1);
+    assert_eq!(open().when(root(3, RootPolicy::Disabled, 30)).events().len(), 1);
+    open().when(root(1, RootPolicy::BreakGlass, 8 * 60 + 1)).then_refused("policy_out_of_range");
+}
+
+#[test]
 fn identity_providers_are_named_by_their_issuers_and_nobody_locks_themselves_out() {
     let providers = |providers: &[&str], own: Option<&str>| OrganizationCommand::ChangePolicy {
+        by: Actor::System(Component::Setup),
+        now: at(0),
         policy: OrganizationPolicy {
             identity_providers: providers.iter().map(|provider| (*provider).to_owned()).collect(),
             ..Default::default()

@@ -28,6 +28,7 @@ mod project;
 mod reauthentication;
 #[cfg(test)]
 mod rights;
+mod root;
 mod service_token;
 mod session;
 mod settings;
@@ -83,6 +84,8 @@ pub(crate) enum ClientVerb {
     Workspace(workspace::WorkspaceArguments),
     /// Signed dev links: the app surface of one workspace for a reviewer
     Link(link::LinkArguments),
+    /// Root windows: ask for root in a workspace, answer, use once, review
+    Root(root::RootArguments),
     /// Who did what: rows, replay of the events, live tail
     Audit(audit::AuditArguments),
     /// What somebody may do and why, or why a request was allowed
@@ -204,6 +207,9 @@ fn run_verb(
         }
         ClientVerb::Link(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| link::run(context, arguments).await)
+        }
+        ClientVerb::Root(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| root::run(context, arguments).await)
         }
         ClientVerb::Audit(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| audit::run(context, arguments).await)

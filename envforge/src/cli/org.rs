@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use envforge_domain::access::Role;
 use envforge_domain::dev_link::RouteFamily;
 use envforge_domain::ids::UserId;
+use envforge_domain::root_window::RootPolicy;
 use envforge_domain::secret::Secret;
 use envforge_domain::user::EmailAddress;
 use reqwest::Method;
@@ -101,6 +102,12 @@ struct PolicySettings {
     /// How long service tokens live at most: 30d; `none` for no tokens at all
     #[arg(long, value_name = "LENGTH", value_parser = length_or_none)]
     service_token_lifetime_max: Option<u64>,
+    /// Ways to root, which only owners open: disabled, break_glass or workspace_elevation (docs/root.md)
+    #[arg(long, value_name = "POLICY", value_parser = root_policy)]
+    root: Option<&'static str>,
+    /// How long a root window is open at most: 30m, 8h
+    #[arg(long, value_name = "LENGTH", value_parser = parse_length)]
+    root_window_max: Option<u64>,
 }
 
 /// Names separated by commas; `none` and `any` stand for an empty list.
@@ -213,6 +220,13 @@ fn family(text: &str) -> Result<&'static str, String> {
     RouteFamily::from_token(text)
         .map(RouteFamily::token)
         .ok_or_else(|| format!("`{text}` is no route family: {}", known()))
+}
+
+fn root_policy(text: &str) -> Result<&'static str, String> {
+    let known = || RootPolicy::ALL.into_iter().map(RootPolicy::token).collect::<Vec<_>>().join(", ");
+    RootPolicy::from_token(text)
+        .map(RootPolicy::token)
+        .ok_or_else(|| format!("`{text}` is no root policy: {}", known()))
 }
 
 /// A verb with what had to be asked for.
@@ -405,7 +419,26 @@ fn consequences(output: &Output, answer: &Value) -> String {
         rows("sessions").iter().map(session).collect(),
         "Nobody would have to sign in again.",
     ));
-    for (name, what) in [("links", "links"), ("sessions", "sessions")] {
+    let window = |window: &Value| {
+        let ends = match window["ends_now"].as_bool() {
+            Some(true) => "at once".to_owned(),
+            _ => output.instants.show_wire(window.get("ends_at")),
+        };
+        [
+            cell(window.get("id")),
+            cell(window.get("requester_name")),
+            cell(window.get("phase")),
+            ends,
+            cell(window.get("reason")),
+        ]
+    };
+    text.push('\n');
+    text.push_str(&output.table(
+        ["ROOT WINDOW", "OF", "STATE", "WOULD END", "WHY"],
+        rows("root_windows").iter().map(window).collect(),
+        "No root window would end.",
+    ));
+    for (name, what) in [("links", "links"), ("sessions", "sessions"), ("root_windows", "root windows")] {
         let (told, all) = (rows(name).len() as u64, answer[format!("{name}_total")].as_u64().unwrap_or_default());
         if told < all {
             text.push_str(&format!("\n{told} of {all} {what} are shown."));
@@ -452,6 +485,8 @@ impl PolicySettings {
             ("session_lifetime_max_seconds", self.session_lifetime_max.map(Value::from)),
             ("identity_providers", self.identity_providers.map(|Listed(issuers)| issuers.into())),
             ("service_token_lifetime_max_seconds", self.service_token_lifetime_max.map(Value::from)),
+            ("root", self.root.map(Value::from)),
+            ("root_window_max_seconds", self.root_window_max.map(Value::from)),
         ];
         for (name, value) in said {
             if let Some(value) = value {
@@ -481,7 +516,7 @@ fn card(output: &Output, organization: &Value) -> String {
     output.card(&lines)
 }
 
-fn policy_lines(policy: &Value) -> [(&'static str, String); 8] {
+fn policy_lines(policy: &Value) -> [(&'static str, String); 10] {
     let names = |name: &str, none: &str| match policy[name].as_array() {
         Some(names) if names.is_empty() => none.to_owned(),
         _ => cell(policy.get(name)),
@@ -498,6 +533,8 @@ fn policy_lines(policy: &Value) -> [(&'static str, String); 8] {
         ("signed in at most", length("session_lifetime_max_seconds")),
         ("identity providers", names("identity_providers", "any")),
         ("service tokens live at most", length("service_token_lifetime_max_seconds")),
+        ("root", cell(policy.get("root"))),
+        ("root windows open at most", length("root_window_max_seconds")),
     ]
 }
 

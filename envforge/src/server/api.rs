@@ -7,6 +7,7 @@ use envforge_identity::oidc::{Oidc, PublicUrl};
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
+use envforge_runtime::LocalHost;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
@@ -32,6 +33,8 @@ pub(crate) struct Parts {
     pub(crate) trusted_proxies: Vec<IpAddr>,
     /// Projects may name repositories by a path of this machine.
     pub(crate) local_repositories: bool,
+    /// The agent, where it runs in this process.
+    pub(crate) host: Option<LocalHost>,
 }
 
 impl Parts {
@@ -41,6 +44,8 @@ impl Parts {
         config.local_repositories = self.local_repositories;
         config.public_url.clone_from(&self.public_url);
         config.all_gateways_here = self.all_gateways_here;
+        config.root_outputs =
+            self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
         Ok(config)
     }
 }

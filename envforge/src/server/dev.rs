@@ -151,7 +151,7 @@ async fn start(
     let gateway_origin = gateway.origin().to_owned();
     running.gateway = Some(gateway);
     let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
-    roles::start_reactors(running, &plane, &data.runtime(), public_authority).await?;
+    let host = roles::start_reactors(running, &plane, &data.runtime(), public_authority).await?;
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
         database,
@@ -165,6 +165,7 @@ async fn start(
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.
         local_repositories: true,
+        host: Some(host),
     };
     api::start(running, &plane, parts, listener)?;
     roles::report_activity(running, &plane, activity);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::sql::{Database, Supervisor};
-use envforge_reactors::{LocalMachine, MACHINE_ID, RuntimeReactor, Timers};
+use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, Timers};
 use envforge_runtime::LocalHost;
 
 use super::control_plane::ControlPlane;
@@ -54,13 +54,13 @@ pub(crate) fn start_projector(running: &mut Running, plane: &ControlPlane, datab
     });
 }
 
-/// The agent of this machine with its reactor, and the timers. `public_authority` follows a host label in addresses.
+/// The agent of this machine with its reactors, and the timers. Answers the agent. `public_authority` follows a host label in addresses.
 pub(crate) async fn start_reactors(
     running: &mut Running,
     plane: &ControlPlane,
     state_dir: &Path,
     public_authority: String,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<LocalHost> {
     let mut config = envforge_runtime::Config::new(state_dir);
     // Developers' tools lie where their shell finds them. Nothing else of our environment reaches a service.
     if let Some(path) = environment("PATH") {
@@ -69,6 +69,8 @@ pub(crate) async fn start_reactors(
     if let Some(agent) = environment("SSH_AUTH_SOCK") {
         config.git_environment.push(("SSH_AUTH_SOCK".to_owned(), agent));
     }
+    // This very program, whatever became of its file since.
+    config.root_guard = Some("/proc/self/exe".into());
     let (host, leftovers) = LocalHost::open(config).await?;
     for leftover in leftovers {
         tracing::warn!(
@@ -81,16 +83,22 @@ pub(crate) async fn start_reactors(
     let reactor = RuntimeReactor::new(
         Arc::clone(&plane.log),
         plane.commands.clone(),
-        host,
+        host.clone(),
         machine,
         Arc::clone(&plane.clock),
         public_authority,
     );
     let timers = Timers::new(Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
-    let (reactor_stop, timers_stop) = (running.stop.clone(), running.stop.clone());
+    let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
+    let root = RootReactor::new(commands, hot, host.clone(), clock);
+    let (reactor_stop, timers_stop, root_stop) = (running.stop.clone(), running.stop.clone(), running.stop.clone());
+    running.essential.spawn("the root reactor", async move {
+        root.run(root_stop).await;
+        Ok(())
+    });
     running.essential.spawn("the runtime reactor", async move { Ok(reactor.run(reactor_stop).await?) });
     running.essential.spawn("the timers", async move { Ok(timers.run(timers_stop).await?) });
-    Ok(())
+    Ok(host)
 }
 
 #[allow(clippy::disallowed_methods, reason = "the binary hands a few of its own variables to what it starts")]

@@ -402,9 +402,10 @@ async fn start(
         running.gateway = Some(started);
         roles::report_activity(running, &plane, activity);
     }
+    let mut host = None;
     if has(RoleName::Reactors) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
-        roles::start_reactors(running, &plane, &args.runtime, public.authority.clone()).await?;
+        host = Some(roles::start_reactors(running, &plane, &args.runtime, public.authority.clone()).await?);
     }
     if let (Some(listener), Some(database)) = (listener, database) {
         let address = listener.local_addr()?;
@@ -421,6 +422,7 @@ async fn start(
             metrics,
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
+            host,
         };
         api::start(running, &plane, parts, listener)?;
         addresses.insert("api".to_owned(), format!("http://{address}").into());

@@ -290,6 +290,7 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     let user = come_and_go(&mut world, &wire).await;
     refuse_what_holds_secrets(&mut world, &wire, &owner).await;
     let (workspace, link) = review(&mut world, &wire).await;
+    let window = come_to_root(&mut world);
     fail_to_wake(&mut world);
     world.saw_files(&world.data().join("runtime").join("runtimes"), |name| name.ends_with(".json"));
     show_everything_with_the_command_line(&mut world);
@@ -307,6 +308,7 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
         ("code", "not_found"),
         ("user", &user),
         ("team", TEAM),
+        ("window", &window),
     ];
     wire.read_everything(&mut world, &owner.access, &ids).await;
     // What an archived workspace wrote goes with it.
@@ -491,6 +493,32 @@ async fn refuse_what_holds_secrets(world: &mut World, wire: &Wire, owner: &Signe
     let (status, _, text) = wire.send(world, request, &[]).await;
     assert!(status.is_client_error(), "{text}");
     world.saw("the refusal of a manifest", text);
+}
+
+/// Every verb of root, and a window's output for whoever asked for it. Answers that window.
+fn come_to_root(world: &mut World) -> String {
+    world.cli(0, &["org", "policy", "set", "--root", "workspace_elevation"], "");
+    let ask = ["root", "request", "main", "--reason", "a look around", "--json"];
+    let window = |answer: &str| {
+        let answer: Value = serde_json::from_str(answer).unwrap();
+        answer["id"].as_str().unwrap().to_owned()
+    };
+    let waiting = window(&world.cli_once(0, &ask, ""));
+    // Nobody answers their own.
+    for verb in [&["root", "approve", &waiting][..], &["root", "deny", &waiting]] {
+        world.cli(3, verb, "");
+    }
+    world.cli(3, &["root", "review", &waiting, "--note", "mine"], "");
+    world.cli(0, &["root", "withdraw", &waiting], "");
+    let other = window(&world.cli_once(0, &ask, ""));
+    world.cli(0, &["root", "revoke", &other, "--reason", "not now"], "");
+    let broken = window(&world.cli_once(0, &[&ask[..], &["--break-glass"]].concat(), ""));
+    let root = rustix::process::geteuid().is_root();
+    world.cli_once(if root { 0 } else { 1 }, &["root", "run", &broken, "--", "id", "-u"], "");
+    for verb in [&["root", "ls"][..], &["root", "show", &broken]] {
+        world.cli(0, verb, "");
+    }
+    broken
 }
 
 /// A review from the first look to its end. Answers the workspace's id and another link, which stays open.

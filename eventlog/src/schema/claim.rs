@@ -8,5 +8,6 @@ events! {
     ClaimEvent {
         "claim.taken.v1" => Taken { holder: String = "holder" },
         "claim.retired.v1" => Retired { holder: String = "holder" },
+        "claim.released.v1" => Released { holder: String = "holder" },
     }
 }

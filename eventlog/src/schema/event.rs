@@ -6,12 +6,12 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    DecodeError, claim, decision, denial, dev_link, host, organization, project, runtime, service_token, upcast, user,
-    workspace,
+    DecodeError, claim, decision, denial, dev_link, host, organization, project, root_window, runtime, service_token,
+    upcast, user, workspace,
 };
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 11] = [
+pub(super) const TYPES: [&[&str]; 12] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -23,6 +23,7 @@ pub(super) const TYPES: [&[&str]; 11] = [
     denial::TYPES,
     decision::TYPES,
     service_token::TYPES,
+    root_window::TYPES,
 ];
 
 /// The type under which an event is stored and shown to auditors, with its version: `dev_link.issued.v1`.
@@ -39,6 +40,7 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::Denial(event) => denial::event_type(event),
         Event::Decision(event) => decision::event_type(event),
         Event::ServiceToken(event) => service_token::event_type(event),
+        Event::RootWindow(event) => root_window::event_type(event),
     }
 }
 
@@ -63,6 +65,7 @@ impl Serialize for Data<'_> {
             Event::Denial(event) => denial::serialize(event, serializer),
             Event::Decision(event) => decision::serialize(event, serializer),
             Event::ServiceToken(event) => service_token::serialize(event, serializer),
+            Event::RootWindow(event) => root_window::serialize(event, serializer),
         }
     }
 }
@@ -99,6 +102,7 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "denial" => denial::decode(event_type, data)?.map(Event::Denial),
         "decision" => decision::decode(event_type, data)?.map(Event::Decision),
         "service_token" => service_token::decode(event_type, data)?.map(Event::ServiceToken),
+        "root_window" => root_window::decode(event_type, data)?.map(Event::RootWindow),
         _ => return None,
     })
 }

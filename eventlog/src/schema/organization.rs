@@ -6,6 +6,7 @@ use envforge_domain::access::{Grant, Grantee, Role, Roles, Scope};
 use envforge_domain::dev_link::RouteFamilies;
 use envforge_domain::ids::{OrgId, TeamId, UserId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
+use envforge_domain::root_window::RootPolicy;
 use envforge_domain::slug::{OrgSlug, TeamSlug};
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::de::Error as _;
@@ -26,7 +27,7 @@ events! {
             scope: Scope = "scope",
         },
         "organization.owner_recovered.v1" => OwnerRecovered { user: UserId = "user" },
-        "organization.policy_changed.v3" => PolicyChanged { policy: OrganizationPolicy = "policy" },
+        "organization.policy_changed.v4" => PolicyChanged { policy: OrganizationPolicy = "policy" },
         "team.created.v1" => TeamCreated { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.renamed.v1" => TeamRenamed { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.deleted.v1" => TeamDeleted { team: TeamId = "team" },
@@ -54,6 +55,8 @@ object! {
         session_lifetime_max: Millis = "session_lifetime_ms_max",
         identity_providers: BTreeSet<String> = "identity_providers",
         service_token_lifetime_max: Millis = "service_token_lifetime_ms_max",
+        root: RootPolicy = "root",
+        root_window_max: Millis = "root_window_ms_max",
     }
 }
 
@@ -78,6 +81,17 @@ pub(super) fn policy_changed_v2_to_v3(mut data: Value) -> Result<Value, String> 
     let (setting, value) = ("service_token_lifetime_ms_max", json!(7_776_000_000_u64));
     if policy.insert(setting.to_owned(), value).is_some() {
         return Err(format!("`{setting}` came with the third version"));
+    }
+    Ok(data)
+}
+
+/// Nobody got root before there were root windows.
+pub(super) fn policy_changed_v3_to_v4(mut data: Value) -> Result<Value, String> {
+    let policy = data["policy"].as_object_mut().ok_or("`policy` must be an object")?;
+    for (setting, value) in [("root", json!("disabled")), ("root_window_ms_max", json!(1_800_000_u64))] {
+        if policy.insert(setting.to_owned(), value).is_some() {
+            return Err(format!("`{setting}` came with the fourth version"));
+        }
     }
     Ok(data)
 }

@@ -35,6 +35,11 @@ const STEPS: &[Upcast] = &[
         to: "organization.policy_changed.v3",
         apply: organization::policy_changed_v2_to_v3,
     },
+    Upcast {
+        from: "organization.policy_changed.v3",
+        to: "organization.policy_changed.v4",
+        apply: organization::policy_changed_v3_to_v4,
+    },
 ];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {

@@ -11,7 +11,8 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+    CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId, TeamId,
+    UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
@@ -106,7 +107,7 @@ macro_rules! plain {
     )*};
 }
 
-plain!(String, u32);
+plain!(String, u32, bool);
 
 /// Values that stand as what they display as.
 macro_rules! displayed {
@@ -135,6 +136,7 @@ displayed!(
     HandoffId,
     CorrelationId,
     ServiceTokenId,
+    RootWindowId,
     ServiceTokenSlug,
     OrgSlug,
     ProjectSlug,

@@ -5,13 +5,14 @@ use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, Workspac
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::time::UnixMillis;
 
-use super::{AuthorizationView, SessionOver};
+use super::{AuthorizationView, RootWindowConsequence, SessionOver};
 
 /// What would end, sorted by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consequences {
     pub links: Vec<LinkConsequence>,
     pub sessions: Vec<SessionConsequence>,
+    pub root_windows: Vec<RootWindowConsequence>,
 }
 
 /// A live link that would be worth less.
@@ -107,6 +108,7 @@ impl AuthorizationView {
             }
         }
         sessions.sort_unstable_by_key(|session| (session.user, session.session));
-        Consequences { links, sessions }
+        let root_windows = inner.root_window_consequences(before, &after, now);
+        Consequences { links, sessions, root_windows }
     }
 }

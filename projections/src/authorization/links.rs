@@ -1,6 +1,6 @@
 //! Links as the policy needs them, and the terms on which each stands now: its issuer's right and the organization's policy.
 
-use envforge_domain::access::Resource;
+use envforge_domain::access::{Action, Resource};
 use envforge_domain::dev_link::RouteFamilies;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::time::UnixMillis;
@@ -66,7 +66,7 @@ impl LinkFacts {
     ) -> LinkTerms {
         let Some(organization) = organization else { return LinkTerms::NONE };
         LinkTerms {
-            issuer_until: organization.may_issue_until(self.issued_by, issuer, self.resource(link)),
+            issuer_until: organization.may_until(self.issued_by, issuer, Action::LinkIssue, self.resource(link)),
             longest_until: organization.policy.link_ends_at(self.issued_at),
             families: organization.policy.link_families,
         }

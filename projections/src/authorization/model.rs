@@ -351,7 +351,7 @@ fn step() -> impl Strategy<Value = Step> {
             scope,
             now: NOW,
         }),
-        policy().prop_map(|policy| OrganizationCommand::ChangePolicy { policy, provider: None }),
+        policy().prop_map(|policy| OrganizationCommand::ChangePolicy { by: SETUP, policy, provider: None, now: NOW }),
     ];
     prop_oneof![
         8 => organize.prop_map(Step::Organize),

@@ -129,16 +129,17 @@ impl OrganizationFacts {
         Some(TeamDetail { team: id, slug: team.slug.clone(), members, grants })
     }
 
-    /// Until when somebody may issue a link there, by the one policy. `None` where they may not; the far end of time where
-    /// no end is set.
-    pub(super) fn may_issue_until(
+    /// Until when somebody may do something there, as issue a link, by the one policy. `None` where they may not; the far end
+    /// of time where no end is set.
+    pub(super) fn may_until(
         &self,
         user: UserId,
         person: Option<&UserFacts>,
+        action: Action,
         resource: Resource,
     ) -> Option<UnixMillis> {
         let person = person.filter(|person| person.org == self.org && self.has_member(user))?;
-        let (actor, action, surface, now) = (Actor::User(user), Action::LinkIssue, Surface::Api, UnixMillis::EPOCH);
+        let (actor, surface, now) = (Actor::User(user), Surface::Api, UnixMillis::EPOCH);
         let allows = |grant: &&Grant| {
             let alone = ActorFacts::Member {
                 org: self.org,

@@ -109,7 +109,8 @@ impl Members {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::RootWindow(_) => {}
             }
         }
     }

@@ -24,6 +24,7 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261126200000_organization_policy",
     "20261127030000_service_token_policy",
     "20261127090000_audit_trail",
+    "20261127200000_root_policy",
 ];
 
 pub(super) fn migrator() -> Migrator {

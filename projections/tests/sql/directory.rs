@@ -29,7 +29,18 @@ pub async fn organizations_members_and_roles_are_listed(kind: Kind) {
     world.grant(1, 3, Role::Viewer, Scope::Organization).unwrap();
     world.grant(1, 3, Role::Admin, Scope::Organization).unwrap();
     let policy = OrganizationPolicy { link_lifetime_max: Millis::from_hours(3), ..OrganizationPolicy::default() };
-    world.organize(1, 1, &OrganizationCommand::ChangePolicy { policy: policy.clone(), provider: None }).unwrap();
+    world
+        .organize(
+            1,
+            1,
+            &OrganizationCommand::ChangePolicy {
+                by: system(),
+                policy: policy.clone(),
+                provider: None,
+                now: UnixMillis::EPOCH,
+            },
+        )
+        .unwrap();
     world
         .organize(1, 1, &OrganizationCommand::RemoveMember { by: system(), user: user_id(2), now: world.now })
         .unwrap();

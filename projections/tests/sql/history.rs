@@ -27,6 +27,8 @@ use crate::harness::{Harness, Kind, single_pass};
 use crate::log::{MemoryLog, SharedMemoryLog};
 use crate::world::*;
 
+const SYSTEM: Actor = Actor::System(envforge_domain::commit::Component::Setup);
+
 /// One attempt at changing something. Which thing is meant is drawn from few, so that attempts meet.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
@@ -94,7 +96,11 @@ impl World {
                     idle_sleep_max: Millis::from_hours(u64::from(step.thing)),
                     ..OrganizationPolicy::default()
                 };
-                self.organize(org, other, &OrganizationCommand::ChangePolicy { policy, provider: None })
+                self.organize(
+                    org,
+                    other,
+                    &OrganizationCommand::ChangePolicy { by: SYSTEM, policy, provider: None, now: UnixMillis::EPOCH },
+                )
             }
             8 | 9 => self.project(org, thing, other),
             10 => {

@@ -144,7 +144,8 @@ async fn the_organizations_cap_goes_before_a_longer_idle_time() {
         permit_of(&site.log, acme(), Action::OrganizationChangePolicy, Resource::Organization(acme()), site.now())
             .await;
     let policy = OrganizationPolicy { idle_sleep_max: Millis::from_minutes(1), ..OrganizationPolicy::default() };
-    let command = OrganizationCommand::ChangePolicy { policy, provider: None };
+    let (by, now) = (permit.actor(), site.now());
+    let command = OrganizationCommand::ChangePolicy { by, policy, provider: None, now };
     organizations::change(&site.commands, &permit, &Context::new(site.now()), &command).await.unwrap();
     let ticking = site.tick();
     site.ready_by_hand(thing, LONG).await;
@@ -170,7 +171,8 @@ async fn a_policy_that_allows_less_shortens_what_is_kept_awake_already() {
         permit_of(&site.log, acme(), Action::OrganizationChangePolicy, Resource::Organization(acme()), site.now())
             .await;
     let policy = OrganizationPolicy { keep_awake_max: Millis::from_minutes(10), ..OrganizationPolicy::default() };
-    let command = OrganizationCommand::ChangePolicy { policy, provider: None };
+    let (by, now) = (permit.actor(), site.now());
+    let command = OrganizationCommand::ChangePolicy { by, policy, provider: None, now };
     organizations::change(&site.commands, &permit, &Context::new(site.now()), &command).await.unwrap();
     let shortened = |event: &RuntimeEvent| matches!(event, RuntimeEvent::KeepAwakeShortened { .. });
     let event = site.happened("shortened", shortened).await;

@@ -9,6 +9,7 @@ use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
+use envforge_domain::root_window::RootWindowEvent;
 use envforge_domain::runtime::{ActivitySource, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::UserEvent;
@@ -263,6 +264,25 @@ impl AuditModel {
                     self.want_grant(Grantee::User(*created_by), *place);
                 }
             }
+            Event::RootWindow(event) => match event {
+                RootWindowEvent::Requested { terms, .. } => self.subjects.want(&terms.workspace.to_string()),
+                RootWindowEvent::Closed { closeout } => {
+                    self.subjects.want(&closeout.requester.to_string());
+                    if let Some(approver) = closeout.approver {
+                        self.subjects.want(&approver.to_string());
+                    }
+                }
+                RootWindowEvent::Approved { .. }
+                | RootWindowEvent::Denied { .. }
+                | RootWindowEvent::Withdrawn
+                | RootWindowEvent::Revoked { .. }
+                | RootWindowEvent::Expired
+                | RootWindowEvent::Opened { .. }
+                | RootWindowEvent::CommandAsked { .. }
+                | RootWindowEvent::CommandStarted { .. }
+                | RootWindowEvent::CommandEnded { .. }
+                | RootWindowEvent::Reviewed { .. } => {}
+            },
             Event::Workspace(_)
             | Event::DevLink(_)
             | Event::User(_)
@@ -324,6 +344,13 @@ impl AuditModel {
             Event::ServiceToken(ServiceTokenEvent::Created { token, slug, .. }) => {
                 NameRow { id: token.to_string(), project: None, workspace: None, name: slug.to_string() }
             }
+            // A window goes by its id, in its workspace's place.
+            Event::RootWindow(RootWindowEvent::Requested { terms, .. }) => NameRow {
+                id: key.to_owned(),
+                project: Some(terms.project.to_string()),
+                workspace: Some(terms.workspace.to_string()),
+                name: key.to_owned(),
+            },
             Event::Organization(_)
             | Event::User(_)
             | Event::Workspace(_)
@@ -333,7 +360,8 @@ impl AuditModel {
             | Event::Claim(_)
             | Event::Denial(_)
             | Event::Decision(_)
-            | Event::ServiceToken(_) => return,
+            | Event::ServiceToken(_)
+            | Event::RootWindow(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
         let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
@@ -419,7 +447,8 @@ impl AuditModel {
             | Event::DevLink(_)
             | Event::Claim(_)
             | Event::Decision(_)
-            | Event::ServiceToken(_) => None,
+            | Event::ServiceToken(_)
+            | Event::RootWindow(_) => None,
         }
     }
 }

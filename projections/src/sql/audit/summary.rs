@@ -7,6 +7,7 @@ use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, LinkReceipt};
 use envforge_domain::event::Event;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
+use envforge_domain::root_window::{RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent};
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::{RevocationReceipt, SessionEnd, UserEvent};
@@ -29,6 +30,7 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         // Never a row of its own: it says why the event beside it was allowed.
         Event::Decision(_) => "Decided on rights".to_owned(),
         Event::ServiceToken(event) => service_token(event, names),
+        Event::RootWindow(event) => root_window(event, names),
     }
 }
 
@@ -80,7 +82,7 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
         }
         OrganizationEvent::PolicyChanged { policy } => format!(
             "Changed the policy: links live at most {}, open {}, are given by {}; idle sleep at most {}, keep-awake at \
-             most {}; sessions last at most {}, of {}; service tokens live at most {}",
+             most {}; sessions last at most {}, of {}; service tokens live at most {}; root is {}, open at most {}",
             policy.link_lifetime_max,
             policy.link_families.display(),
             if policy.link_issuers.is_empty() { "nobody".to_owned() } else { policy.link_issuers.display() },
@@ -92,6 +94,8 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
                 _ => policy.identity_providers.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
             },
             policy.service_token_lifetime_max,
+            policy.root.token(),
+            policy.root_window_max,
         ),
         OrganizationEvent::OwnerRecovered { user } => {
             format!("Made {} an owner from the machine's command line (recovery)", names.of(user))
@@ -159,6 +163,52 @@ fn service_token(event: &ServiceTokenEvent, names: &Names<'_>) -> String {
             format!("Rotated the service token {}: secret {generation}", names.of(token))
         }
         ServiceTokenEvent::Revoked { token } => format!("Revoked the service token {}", names.of(token)),
+    }
+}
+
+fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
+    let because = |reason: &Option<String>| reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    match event {
+        RootWindowEvent::Requested { terms, .. } => {
+            let RootTerms { workspace, mode, reason, length, .. } = terms;
+            let mode = match mode {
+                RootMode::Elevation => "Asked for root",
+                RootMode::BreakGlass => "Broke the glass for root",
+            };
+            format!("{mode} in workspace {} for {length}: {reason}", names.of(workspace))
+        }
+        RootWindowEvent::Approved { .. } => "Approved the root window".to_owned(),
+        RootWindowEvent::Denied { reason, .. } => format!("Denied the root window{}", because(reason)),
+        RootWindowEvent::Withdrawn => "Gave up their root window".to_owned(),
+        RootWindowEvent::Revoked { reason, .. } => format!("Revoked the root window{}", because(reason)),
+        RootWindowEvent::Expired => "The root window was not used in time".to_owned(),
+        RootWindowEvent::Opened { at, ends_at } => format!("The root window opened for {}", ends_at.since(*at)),
+        RootWindowEvent::CommandAsked { words, .. } => format!("Asked to run as root: {}", words.join(" ")),
+        RootWindowEvent::CommandStarted { .. } => "The command runs as root".to_owned(),
+        RootWindowEvent::CommandEnded { ended } => format!("The command ended: {}", root_end(ended)),
+        RootWindowEvent::Closed { closeout } => {
+            let RootCloseout { requester, approver, opened_at, closed_at, commands, .. } = closeout;
+            let approved = match approver {
+                Some(approver) => format!("approved by {}", names.of(approver)),
+                None => "break-glass".to_owned(),
+            };
+            let ran: Vec<_> = commands.iter().map(|command| command.words.join(" ")).collect();
+            let ran = if ran.is_empty() { "nothing was run".to_owned() } else { format!("run: {}", ran.join("; ")) };
+            let open = closed_at.since(*opened_at);
+            format!("The root window of {} ({approved}) closed after {open}; {ran}", names.of(requester))
+        }
+        RootWindowEvent::Reviewed { justified, note, .. } => {
+            let found = if *justified { "justified" } else { "not justified" };
+            format!("Reviewed the break-glass: {found}: {note}")
+        }
+    }
+}
+
+fn root_end(ended: &RootEnded) -> String {
+    match (ended.outcome, ended.code) {
+        (RootOutcome::Exited, Some(code)) => format!("exit status {code}"),
+        (RootOutcome::Signalled, Some(code)) => format!("signal {code}"),
+        (outcome, _) => outcome.token().replace('_', " "),
     }
 }
 
@@ -275,10 +325,12 @@ fn claim(event: &ClaimEvent, key: &str) -> String {
         "prjslug" => format!("the project slug {value}"),
         "wspslug" => format!("the workspace slug {value}"),
         "machine" => "a machine".to_owned(),
+        "" if value == "breakglass" => "the organization's one unreviewed break-glass".to_owned(),
         _ => "a name".to_owned(),
     };
     match event {
         ClaimEvent::Taken { .. } => format!("Took {name}"),
+        ClaimEvent::Released { .. } => format!("Gave back {name}"),
         ClaimEvent::Retired { .. } => format!("Retired {name}: nobody gets it again"),
     }
 }

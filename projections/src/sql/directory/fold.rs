@@ -92,7 +92,11 @@ impl ReadModel for DirectoryModel {
                 Event::DevLink(_) => self.links.want(stream.key()),
                 Event::Host(HostEvent::Registered { .. }) => {}
                 Event::Host(_) => self.hosts.want(stream.key()),
-                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) | Event::ServiceToken(_) => {}
+                Event::Claim(_)
+                | Event::Denial(_)
+                | Event::Decision(_)
+                | Event::ServiceToken(_)
+                | Event::RootWindow(_) => {}
             }
         }
     }
@@ -114,8 +118,13 @@ impl ReadModel for DirectoryModel {
                 Event::Runtime(event) => self.runtime(&at, event),
                 Event::DevLink(event) => self.link(&at, event),
                 Event::Host(event) => self.host(&at, event),
-                // A claim repeats what its holder's own event says; denials are the audit's; tokens are listed from their stream.
-                Event::Claim(_) | Event::Denial(_) | Event::Decision(_) | Event::ServiceToken(_) => {}
+                // A claim repeats what its holder's own event says; denials are the audit's; tokens are listed from their stream, and root
+                // windows from memory.
+                Event::Claim(_)
+                | Event::Denial(_)
+                | Event::Decision(_)
+                | Event::ServiceToken(_)
+                | Event::RootWindow(_) => {}
             }
         }
     }
@@ -168,6 +177,8 @@ impl DirectoryModel {
                     session_lifetime_max_ms: 0,
                     identity_providers: String::new(),
                     service_token_lifetime_max_ms: 0,
+                    root_policy: String::new(),
+                    root_window_max_ms: 0,
                     created_at: at.time,
                 };
                 set_policy(&mut row, &policy);
@@ -532,6 +543,8 @@ fn set_policy(row: &mut OrganizationRow, policy: &OrganizationPolicy) {
     row.session_lifetime_max_ms = int(policy.session_lifetime_max.get());
     row.identity_providers = to_json(&policy.identity_providers);
     row.service_token_lifetime_max_ms = int(policy.service_token_lifetime_max.get());
+    policy.root.token().clone_into(&mut row.root_policy);
+    row.root_window_max_ms = int(policy.root_window_max.get());
 }
 
 fn set_manifest(row: &mut WorkspaceRow, manifest: &Manifest) {

@@ -6,6 +6,7 @@ use envforge_domain::access::Role;
 use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
 use envforge_domain::ids::{HostId, LinkId, OrgId, ProjectId, TeamId, UserId, WorkspaceId};
 use envforge_domain::organization::OrganizationPolicy;
+use envforge_domain::root_window::RootPolicy;
 use envforge_domain::runtime::{ReadyService, WakeCause};
 use envforge_domain::slug::{OrgSlug, ProjectSlug, ServiceName, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
@@ -357,6 +358,8 @@ impl TryFrom<OrganizationRow> for OrganizationRecord {
             session_lifetime_max: Millis::new(uint(row.session_lifetime_max_ms)),
             identity_providers: read.json(&row.identity_providers)?,
             service_token_lifetime_max: Millis::new(uint(row.service_token_lifetime_max_ms)),
+            root: read.token(&row.root_policy, RootPolicy::from_token)?,
+            root_window_max: Millis::new(uint(row.root_window_max_ms)),
         };
         Ok(Self {
             id: read.parse(&row.id)?,

@@ -16,6 +16,8 @@ id_table! {
         session_lifetime_max_ms: i64,
         identity_providers: String,
         service_token_lifetime_max_ms: i64,
+        root_policy: String,
+        root_window_max_ms: i64,
     }
 }
 

@@ -1,0 +1,193 @@
+//! A command as root on this machine, below its guard: this program's own binary, real processes.
+//!
+//! Where the tests do not run as root there is nothing to give: then they hold that it is refused.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and read what processes wrote")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use envforge_domain::ids::{RootWindowId, WorkspaceId};
+use envforge_domain::root_window::RootOutcome;
+use envforge_runtime::{Config, LocalHost, RootOrder};
+use envforge_testkit::{TestDir, wait_until};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(600);
+
+struct Machine {
+    dir: TestDir,
+    host: LocalHost,
+    workspace: WorkspaceId,
+}
+
+impl Machine {
+    /// `None` where these tests are not root.
+    async fn open() -> Option<Self> {
+        let dir = TestDir::new();
+        let mut config = Config::new(dir.path());
+        config.root_guard = Some(env!("CARGO_BIN_EXE_envforge").into());
+        let (host, _) = LocalHost::open(config).await.unwrap();
+        let workspace = WorkspaceId::from_uuid(Uuid::from_u128(1));
+        std::fs::create_dir_all(dir.join("workspaces").join(workspace.to_string()).join("checkout")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(host.root_refusal(), None);
+            return Some(Self { dir, host, workspace });
+        }
+        assert_eq!(host.root_refusal(), Some(RootOutcome::NoRoot), "nobody is promised what this host cannot give");
+        None
+    }
+
+    fn window(number: u128) -> RootWindowId {
+        RootWindowId::from_uuid(Uuid::from_u128(number))
+    }
+
+    /// Runs a script until it ends, its time is over, or `end` is given a reason.
+    async fn run(
+        &self,
+        number: u128,
+        script: &str,
+        remaining: Duration,
+        end: watch::Receiver<Option<RootOutcome>>,
+    ) -> (RootOutcome, Option<u32>) {
+        let words = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let taken = self.host.take_root(Self::window(number)).await.unwrap();
+        taken.run(RootOrder { workspace: self.workspace, words, remaining }, end).await
+    }
+
+    fn pids(&self) -> PathBuf {
+        self.dir.join("pids")
+    }
+
+    /// A script whose processes hide as well as they can without being anybody else's, and never end.
+    fn tenacious(&self) -> String {
+        format!(
+            "trap '' TERM; p={}; echo $$ >> $p; sleep 100000 & echo $! >> $p; \
+             setsid env -i /bin/sh -c 'trap \"\" TERM HUP; echo $$ >> '$p'; sleep 100000 & echo $! >> '$p'; wait' & \
+             (setsid env -i /bin/sleep 100000 & echo $! >> $p); echo begun; wait",
+            self.pids().display()
+        )
+    }
+
+    fn started(&self) -> Vec<String> {
+        std::fs::read_to_string(self.pids()).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    async fn until_all_started(&self) {
+        let (path, count) = (self.pids(), 5);
+        tokio::task::spawn_blocking(move || {
+            wait_until("all processes", PATIENCE, || {
+                std::fs::read_to_string(&path).unwrap_or_default().lines().count() >= count
+            });
+        })
+        .await
+        .unwrap();
+    }
+
+    fn alive(&self) -> Vec<String> {
+        self.started().into_iter().filter(|pid| is_alive(pid)).collect()
+    }
+
+    fn no_record_but(&self, windows: usize) {
+        let records = std::fs::read_dir(self.dir.join("root")).unwrap().count();
+        assert_eq!(records, windows);
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+fn nobody_asks() -> (watch::Sender<Option<RootOutcome>>, watch::Receiver<Option<RootOutcome>>) {
+    watch::channel(None)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_root_in_a_session_and_group_of_its_own_and_its_end_is_told() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    // Fields 5 and 6 of its stat: process group and session.
+    let script = "id -u; pwd; echo to-err >&2; echo $$; cut -d' ' -f5,6 /proc/$$/stat; env | grep -c SECRET; exit 3";
+    let ended = machine.run(1, script, LONG, end).await;
+    assert_eq!(ended, (RootOutcome::Exited, Some(3)));
+    let (text, dropped) = machine.host.root_output(Machine::window(1)).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let [user, directory, on_error, pid, group_and_session, secrets] = lines[..] else { panic!("{text}") };
+    assert_eq!((user, on_error, secrets, dropped), ("0", "to-err", "0", 0), "{text}");
+    assert!(directory.ends_with("/checkout"), "{directory}");
+    assert_eq!(group_and_session, format!("{pid} {pid}"));
+    assert_eq!(machine.host.root_output(Machine::window(2)), None);
+    machine.no_record_but(1);
+    machine.host.forget_root(Machine::window(1)).await.unwrap();
+    machine.no_record_but(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_writes_is_kept_within_bounds_and_a_program_that_is_not_there_says_so() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    let script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo last";
+    assert_eq!(machine.run(1, script, LONG, end.clone()).await, (RootOutcome::Exited, Some(0)));
+    let (text, dropped) = machine.host.root_output(Machine::window(1)).unwrap();
+    assert_eq!(text.len() as u64 + dropped, 1_000_006);
+    assert!(text.len() == 64 * 1024 && text.ends_with("last\n"));
+    let words = vec!["/nowhere/to-be-found".to_owned()];
+    let taken = machine.host.take_root(Machine::window(2)).await.unwrap();
+    let order = RootOrder { workspace: machine.workspace, words, remaining: LONG };
+    assert_eq!(taken.run(order, end).await, (RootOutcome::Exited, Some(127)));
+    assert!(machine.host.root_output(Machine::window(2)).unwrap().0.contains("could not be run"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_of_the_window_everything_that_the_command_started_is_dead() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    let begun = Instant::now();
+    let ended = machine.run(1, &machine.tenacious(), Duration::from_secs(2), end).await;
+    assert_eq!(ended, (RootOutcome::Deadline, None));
+    assert!((2..7).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!((machine.started().len(), machine.alive()), (5, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_told_to_end_it_ends_all_of_it_and_says_why() {
+    let Some(machine) = Machine::open().await else { return };
+    let (ask, end) = nobody_asks();
+    let script = machine.tenacious();
+    let asking = async {
+        machine.until_all_started().await;
+        let asked = Instant::now();
+        ask.send(Some(RootOutcome::Revoked)).unwrap();
+        asked
+    };
+    let (ended, asked) = tokio::join!(machine.run(1, &script, LONG, end), asking);
+    assert_eq!(ended, (RootOutcome::Revoked, None));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert_eq!(machine.alive(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_leaves_running_ends_with_it() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    let script = machine.tenacious().replace("echo begun; wait", "sleep 0.3; exit 0");
+    assert_eq!(machine.run(1, &script, LONG, end).await, (RootOutcome::Exited, Some(0)));
+    assert_eq!(machine.alive(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_kills_its_guard_dies_with_it() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    // Its parent is the guard.
+    let script = format!("{}; true", machine.tenacious().replace("echo begun; wait", "sleep 0.3; kill -9 $PPID; wait"));
+    assert_eq!(machine.run(1, &script, LONG, end).await, (RootOutcome::Lost, None));
+    let record = machine.dir.join("root").join(format!("{}.json", Machine::window(1)));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    // Without a cgroup (docs/root.md) nothing tells those that hid from marker, group and parent.
+    if record["cgroup"].is_string() {
+        assert_eq!(machine.alive(), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,112 @@
+//! Stored events of root windows. A command's words stand here, its output never.
+
+use envforge_domain::ids::{ProjectId, RootWindowId, UserId, WorkspaceId};
+use envforge_domain::root_window::{
+    RootCloseout, RootCommand, RootEnded, RootMode, RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
+};
+use envforge_domain::runtime::Epoch;
+use envforge_domain::time::{Millis, UnixMillis};
+
+use super::wire::{events, object, tokens};
+
+events! {
+    RootWindowEvent {
+        "root_window.requested.v1" => Requested { terms: RootTerms = "terms", expires_at: UnixMillis = "expires_at" },
+        "root_window.approved.v1" => Approved {
+            approver: UserId = "approver",
+            at: UnixMillis = "at",
+            use_until: UnixMillis = "use_until",
+        },
+        "root_window.denied.v1" => Denied { by: UserId = "by", reason: Option<String> = "reason" },
+        "root_window.withdrawn.v1" => Withdrawn,
+        "root_window.revoked.v1" => Revoked { by: UserId = "by", reason: Option<String> = "reason" },
+        "root_window.expired.v1" => Expired,
+        "root_window.opened.v1" => Opened { at: UnixMillis = "at", ends_at: UnixMillis = "ends_at" },
+        "root_window.command_asked.v1" => CommandAsked {
+            words: Vec<String> = "words",
+            epoch: Epoch = "epoch",
+            at: UnixMillis = "at",
+        },
+        "root_window.command_started.v1" => CommandStarted { at: UnixMillis = "at" },
+        "root_window.command_ended.v1" => CommandEnded { ended: RootEnded = "ended" },
+        "root_window.closed.v1" => Closed { closeout: RootCloseout = "closeout" },
+        "root_window.reviewed.v1" => Reviewed {
+            reviewer: UserId = "reviewer",
+            justified: bool = "justified",
+            note: String = "note",
+        },
+    }
+}
+
+object! {
+    RootTerms {
+        window: RootWindowId = "window",
+        project: ProjectId = "project",
+        workspace: WorkspaceId = "workspace",
+        requester: UserId = "requester",
+        mode: RootMode = "mode",
+        reason: String = "reason",
+        length: Millis = "length_ms",
+        requested_at: UnixMillis = "requested_at",
+    }
+}
+
+object! {
+    RootCommand {
+        words: Vec<String> = "words",
+        epoch: Epoch = "epoch",
+        asked_at: UnixMillis = "asked_at",
+        started_at: Option<UnixMillis> = "started_at",
+        ended: Option<RootEnded> = "ended",
+    }
+}
+
+object! {
+    RootEnded {
+        outcome: RootOutcome = "outcome",
+        code: Option<u32> = "code",
+        at: UnixMillis = "at",
+    }
+}
+
+object! {
+    RootCloseout {
+        requester: UserId = "requester",
+        approver: Option<UserId> = "approver",
+        mode: RootMode = "mode",
+        opened_at: UnixMillis = "opened_at",
+        closed_at: UnixMillis = "closed_at",
+        commands: Vec<RootCommand> = "commands",
+    }
+}
+
+tokens! {
+    RootMode {
+        "elevation" => Elevation,
+        "break_glass" => BreakGlass,
+    }
+}
+
+tokens! {
+    RootPolicy {
+        "disabled" => Disabled,
+        "break_glass" => BreakGlass,
+        "workspace_elevation" => WorkspaceElevation,
+    }
+}
+
+tokens! {
+    RootOutcome {
+        "exited" => Exited,
+        "signalled" => Signalled,
+        "deadline" => Deadline,
+        "revoked" => Revoked,
+        "withdrawn" => Withdrawn,
+        "right_lost" => RightLost,
+        "runtime_gone" => RuntimeGone,
+        "host_stopped" => HostStopped,
+        "no_root" => NoRoot,
+        "not_started" => NotStarted,
+        "lost" => Lost,
+    }
+}
