@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::file::LogFile;
 use super::reader::{Reader, Stored, StoredPage};
+use super::recent::RecentCommits;
 use crate::measure::Backend;
 use crate::{Checkpoint, CheckpointProof, Filter, Follow, LogError, NotTheSameLog};
 
@@ -22,27 +23,34 @@ const COUNTED_POSITIONS_MAX: u64 = 4_096;
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
+/// Where a follower finds commits.
+pub(super) struct Sources {
+    pub(super) file: Arc<LogFile>,
+    pub(super) reader: Reader,
+    pub(super) recent: Arc<RecentCommits>,
+    pub(super) heads: watch::Receiver<Position>,
+}
+
 struct Follower {
-    file: Arc<LogFile>,
-    reader: Reader,
-    heads: watch::Receiver<Position>,
+    from: Sources,
     filter: Filter,
     page: VecDeque<Stored>,
     /// Everything up to here was looked at.
     read_up_to: Position,
     /// The last position of which `Caught` spoke; `None` where something came since.
     caught: Option<Position>,
+    /// It has seen the end of the log: what it passed was read from the file, and what comes is taken from memory.
+    keeps_up: bool,
     ended: bool,
 }
 
 /// Holds the checkpoint against the log, then follows from there.
 pub(super) async fn start(
-    file: Arc<LogFile>,
-    reader: Reader,
-    heads: watch::Receiver<Position>,
+    sources: Sources,
     from: Checkpoint,
     filter: Filter,
 ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
+    let Sources { file, reader, heads, .. } = &sources;
     file.check_place()?;
     if let Some(proof) = &from.proof
         && proof.identity != *file.identity()
@@ -61,13 +69,12 @@ pub(super) async fn start(
         }
     }
     let follower = Follower {
-        file,
-        reader,
-        heads,
+        read_up_to: from.position,
+        from: sources,
         filter,
         page: VecDeque::new(),
-        read_up_to: from.position,
         caught: None,
+        keeps_up: false,
         ended: false,
     };
     Ok(stream::unfold(follower, |mut follower| async move {
@@ -88,17 +95,18 @@ impl Follower {
                 self.caught = None;
                 return self.deliver(&stored);
             }
-            let head = *self.heads.borrow_and_update();
+            let head = *self.from.heads.borrow_and_update();
             if self.read_up_to < head {
                 self.fill(head).await?;
                 continue;
             }
             if self.caught != Some(head) {
                 self.caught = Some(head);
-                self.file.check()?;
+                self.keeps_up = true;
+                self.from.file.check()?;
                 return Ok(Follow::Caught { position: head });
             }
-            match tokio::time::timeout(HEARTBEAT, self.heads.changed()).await {
+            match tokio::time::timeout(HEARTBEAT, self.from.heads.changed()).await {
                 Ok(Ok(())) => {}
                 Err(_) => self.caught = None,
                 Ok(Err(_)) => return Err(LogError::Unavailable("the log was closed".to_owned())),
@@ -107,9 +115,20 @@ impl Follower {
     }
 
     async fn fill(&mut self, head: Position) -> Result<(), LogError> {
-        let page = self.reader.page(self.read_up_to, head, PAGE_COMMITS_MAX, &self.filter).await?;
-        self.file.check()?;
-        self.check_whole(&page).await?;
+        let recent =
+            self.keeps_up.then(|| self.from.recent.page(self.read_up_to, head, PAGE_COMMITS_MAX, &self.filter));
+        let page = match recent.flatten() {
+            Some(page) => {
+                self.from.file.check()?;
+                page
+            }
+            None => {
+                let page = self.from.reader.page(self.read_up_to, head, PAGE_COMMITS_MAX, &self.filter).await?;
+                self.from.file.check()?;
+                self.check_whole(&page).await?;
+                page
+            }
+        };
         if let Some(last) = page.commits.last() {
             Backend::Sqlite.followed(last.recorded_at);
         }
@@ -125,7 +144,7 @@ impl Follower {
             // What the filter hides is counted. Not where much is looked at, since that would read all of it: such a
             // stretch was there when the log was opened, and is counted since then.
             if positions <= COUNTED_POSITIONS_MAX {
-                let count = self.reader.count(self.read_up_to, page.read_up_to).await?;
+                let count = self.from.reader.count(self.read_up_to, page.read_up_to).await?;
                 if count != positions {
                     let (after, end) = (self.read_up_to, page.read_up_to);
                     let found = format!("{count} commits stand above {after} and up to {end}");
@@ -150,7 +169,7 @@ impl Follower {
     }
 
     fn deliver(&self, stored: &Stored) -> Result<Follow, LogError> {
-        let proof = CheckpointProof { identity: self.file.identity().clone(), digest: digest(&stored.payload) };
+        let proof = CheckpointProof { identity: self.from.file.identity().clone(), digest: digest(&stored.payload) };
         let checkpoint = Checkpoint { position: stored.position, proof: Some(proof) };
         Ok(Follow::Commit { recorded: stored.decode()?, checkpoint, bytes: stored.payload.len() })
     }

@@ -40,6 +40,13 @@ pub(super) struct NewCommit<'g> {
     pub(super) payload: &'g Bytes,
 }
 
+impl NewCommit<'_> {
+    /// Its organization and kind.
+    pub(super) fn scope(&self) -> (OrgId, StreamKind) {
+        (self.stream.org(), self.stream.kind())
+    }
+}
+
 /// What the group adds.
 #[derive(Default)]
 pub(super) struct Additions<'g> {

@@ -12,6 +12,7 @@ mod group;
 mod index;
 mod loaded;
 mod reader;
+mod recent;
 mod rows;
 mod tail;
 mod writer;
@@ -28,7 +29,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::file::LogFile;
+use self::follow::Sources;
 use self::reader::{Reader, Stored};
+use self::recent::RecentCommits;
 use self::writer::{Job, Opened, Orders};
 use crate::clock::SystemClock;
 use crate::measure::Backend;
@@ -71,6 +74,7 @@ impl Config {
 pub struct SqliteLog {
     file: Arc<LogFile>,
     reader: Reader,
+    recent: Arc<RecentCommits>,
     heads: watch::Receiver<Position>,
     /// `None` once it is being closed.
     jobs: Option<mpsc::Sender<Job>>,
@@ -97,13 +101,14 @@ impl SqliteLog {
             clock: config.clock,
             index_batch_commits: config.index_batch_commits.max(1),
         };
-        let (Opened { file, tail, heads }, closed) = writer::start(orders, queue).await?;
+        let (Opened { file, tail, recent, heads }, closed) = writer::start(orders, queue).await?;
         let indexed = tail.indexed();
         let reader = Reader::open(&file, tail, config.readers.max(1)).await?;
         Ok(Self {
             count: tokio::spawn(count::count(Arc::clone(&file), reader.clone(), indexed)),
             file,
             reader,
+            recent,
             heads,
             jobs: Some(jobs),
             queue_kib: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
@@ -178,7 +183,13 @@ impl EventLog for SqliteLog {
         from: Checkpoint,
         filter: Filter,
     ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
-        follow::start(Arc::clone(&self.file), self.reader.clone(), self.heads.clone(), from, filter).await
+        let sources = Sources {
+            file: Arc::clone(&self.file),
+            reader: self.reader.clone(),
+            recent: Arc::clone(&self.recent),
+            heads: self.heads.clone(),
+        };
+        follow::start(sources, from, filter).await
     }
 
     async fn head(&self) -> Result<Head, LogError> {

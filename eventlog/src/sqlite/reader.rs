@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
 use futures_util::TryStreamExt;
@@ -33,7 +34,7 @@ pub(super) struct Reader {
 pub(super) struct Stored {
     pub(super) position: Position,
     pub(super) recorded_at: UnixMillis,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Bytes,
 }
 
 impl Stored {
@@ -41,7 +42,7 @@ impl Stored {
         Ok(Self {
             position: Position::new(row.try_get::<i64, _>(0)?.cast_unsigned()),
             recorded_at: UnixMillis::new(row.try_get::<i64, _>(1)?.cast_unsigned()),
-            payload: row.try_get(2)?,
+            payload: row.try_get::<Vec<u8>, _>(2)?.into(),
         })
     }
 
@@ -126,6 +127,10 @@ impl Reader {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Stored>, LogError> {
+        // Whoever knows a stream asks mostly whether there is more.
+        if self.tail.last_of(stream).is_some_and(|last| last <= after) {
+            return Ok(Vec::new());
+        }
         let in_tail: Vec<u64> = self.tail.positions_of(stream, after, limit).into_iter().map(Position::get).collect();
         // What is on its way to the index may be found in both places; the union holds it once.
         let query = sqlx::query(

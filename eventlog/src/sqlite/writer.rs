@@ -19,6 +19,7 @@ use super::file::{LogFile, damage_or};
 use super::group::{self, Answer, Knowledge, Known};
 use super::index::{Behind, Entry, IndexStatements};
 use super::loaded::Loaded;
+use super::recent::RecentCommits;
 use super::rows::Rows;
 use super::tail::{StreamEnd, Tail};
 use crate::measure::Backend;
@@ -40,6 +41,7 @@ pub(super) struct Job {
 pub(super) struct Opened {
     pub(super) file: Arc<LogFile>,
     pub(super) tail: Arc<Tail>,
+    pub(super) recent: Arc<RecentCommits>,
     pub(super) heads: watch::Receiver<Position>,
 }
 
@@ -105,7 +107,9 @@ fn serve(
     }
     let (file, tail) = (Arc::new(file), Arc::new(loaded.tail));
     let (heads, receiver) = watch::channel(loaded.head);
-    let told = Opened { file: Arc::clone(&file), tail: Arc::clone(&tail), heads: receiver };
+    let recent = Arc::new(RecentCommits::default());
+    let told =
+        Opened { file: Arc::clone(&file), tail: Arc::clone(&tail), recent: Arc::clone(&recent), heads: receiver };
     let writer = Writer {
         connection,
         checkpoints,
@@ -113,6 +117,7 @@ fn serve(
         index_sql: IndexStatements::prepare(connection)?,
         file,
         tail,
+        recent,
         behind: loaded.behind,
         head: loaded.head,
         recorded_at: loaded.recorded_at,
@@ -175,6 +180,7 @@ struct Writer<'c> {
     index_sql: IndexStatements<'c>,
     file: Arc<LogFile>,
     tail: Arc<Tail>,
+    recent: Arc<RecentCommits>,
     behind: Behind,
     head: Position,
     recorded_at: UnixMillis,
@@ -303,6 +309,8 @@ impl Writer<'_> {
         self.scopes_ever += i64::try_from(additions.scopes.len()).unwrap_or(i64::MAX);
         self.scopes.extend(additions.scopes.iter().map(|(id, org, kind)| ((*org, *kind), *id)));
         self.tail.add(additions.commits.iter().map(|commit| (commit.stream, commit.end)));
+        let recent = additions.commits.iter().map(|commit| (commit.end.last, commit.scope(), commit.payload));
+        self.recent.add(recorded_at, recent);
         for commit in &additions.commits {
             let StreamEnd { id: stream, scope, last: position } = commit.end;
             self.behind.push(Entry { position, stream, scope, command: commit.command });
