@@ -138,6 +138,9 @@ impl Commands {
                     }
                     // The first commit is the effect; those behind it say why it was allowed.
                     let position = appended.positions.first().copied().unwrap_or(folded.position);
+                    if !appended.duplicate {
+                        self.remember::<A>(stream, &folded, context, position, &events);
+                    }
                     return Ok(Done { position, events, duplicate: appended.duplicate });
                 }
                 Err(AppendError::Conflict { .. }) => {
@@ -155,6 +158,22 @@ impl Commands {
         }
         metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "contended").increment(1);
         Err(CommandError::Contended)
+    }
+
+    /// Folds what was just appended behind `folded`: nothing came in between, and the next command on this stream would otherwise
+    /// be decided on what was before, conflict, and read it from the log.
+    fn remember<A: Aggregate>(
+        &self,
+        stream: &StreamId,
+        folded: &Folded<A::State>,
+        context: &Context,
+        position: Position,
+        events: &[Event],
+    ) {
+        let Context { command, request_digest, .. } = *context;
+        let mut next = folded.clone();
+        next.apply::<A>(RememberedCommand { command, request_digest, position, events: events.into() });
+        self.cache.put(stream, Arc::new(next));
     }
 
     /// An aggregate's current state, from the leader.
@@ -241,7 +260,7 @@ impl Commands {
             let full = page.len() == LOAD_PAGE;
             if !page.is_empty() {
                 let target = folded.get_or_insert_with(|| (*known).clone());
-                page.iter().for_each(|recorded| target.apply::<A>(recorded));
+                page.iter().for_each(|recorded| target.apply::<A>(RememberedCommand::of(recorded)));
             }
             if !full {
                 break;

@@ -68,18 +68,19 @@ impl<S: Default> Default for Folded<S> {
 }
 
 impl<S: Clone + Default> Folded<S> {
-    pub(crate) fn apply<A: Aggregate<State = S>>(&mut self, recorded: &Recorded) {
+    /// The next commit of the stream.
+    pub(crate) fn apply<A: Aggregate<State = S>>(&mut self, next: RememberedCommand) {
         let mut state = std::mem::take(&mut self.state);
-        for event in recorded.commit.events.iter().filter_map(A::event_of) {
+        for event in next.events.iter().filter_map(A::event_of) {
             state = A::evolve(state, event);
         }
         self.state = state;
-        self.position = recorded.position;
+        self.position = next.position;
         if self.commands.len() >= COMMANDS_MAX {
             self.commands.drain(..COMMANDS_MAX / 2);
             self.forgot = true;
         }
-        self.commands.push(RememberedCommand::of(recorded));
+        self.commands.push(next);
     }
 
     pub(crate) fn find(&self, command: CommandId) -> Option<&RememberedCommand> {

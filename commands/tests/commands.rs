@@ -23,8 +23,9 @@ use envforge_domain::organization::{LINK_ISSUERS, OrganizationCommand};
 use envforge_domain::project::Repository;
 use envforge_domain::runtime::{Epoch, RuntimeCommand, RuntimeEvent, WakeCause};
 use envforge_domain::secret::TokenDigest;
-use envforge_domain::time::UnixMillis;
-use envforge_domain::user::{EmailAddress, UserCommand};
+use envforge_domain::session::{LOCAL_ISSUER, OpenSession};
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::user::{EmailAddress, User, UserCommand};
 use envforge_domain::workspace::{AccessMode, Branch};
 use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page};
 use futures_util::future::BoxFuture;
@@ -618,4 +619,45 @@ async fn a_link_pays_only_for_the_wakes_that_it_caused_however_others_come_in_be
             .collect();
         assert_eq!(spent, woken, "interrupted at read {reads}, by a person: {by_person}");
     }
+}
+
+#[tokio::test]
+async fn who_appended_last_knows_where_the_stream_ends_and_reads_nothing_again() {
+    let world = world().await;
+    let user = UserId::from_uuid(Uuid::from_u128(9));
+    let stream = StreamId::user(acme(), user);
+    let counted = Arc::new(Interrupted {
+        log: Arc::clone(&world.log),
+        stream: stream.clone(),
+        reads_until: AtomicUsize::new(usize::MAX),
+        interruption: tokio::sync::Mutex::new(None),
+    });
+    let commands = Commands::new(counted.clone());
+    let create = UserCommand::Create {
+        user,
+        issuer: LOCAL_ISSUER.to_owned(),
+        subject: user.to_string(),
+        email: EmailAddress::parse("ada@acme.test").unwrap(),
+        name: "Ada".to_owned(),
+    };
+    let permit = system(Component::Setup, Action::UserCreate, Resource::Organization(acme()));
+    users::change(&commands, &permit, &Context::new(NOW), user, &create).await.unwrap();
+    let permit = system(Component::Identity, Action::UserRecordSession, Resource::User { org: acme(), user });
+    let open = async |commands: &Commands, number| {
+        let session = SessionId::from_uuid(Uuid::from_u128(number));
+        let opened = OpenSession::of_local_account(Surface::Api, NOW, NOW.plus(Millis::from_hours(1)));
+        let open = UserCommand::OpenSession { session, opened, now: NOW };
+        users::change(commands, &permit, &Context::new(NOW), user, &open).await.unwrap()
+    };
+    for number in 1..=4 {
+        open(&commands, number).await;
+    }
+    let reads = || usize::MAX - counted.reads_until.load(Ordering::SeqCst);
+    assert_eq!(reads(), 1, "before the first of them");
+    // What another process appended is read, and nothing of it is lost.
+    let elsewhere = open(&world.commands, 5).await;
+    assert!(open(&commands, 6).await.position > elsewhere.position);
+    assert_eq!(reads(), 2);
+    let User::Active { sessions, .. } = commands.load::<User>(&stream).await.unwrap().state else { panic!() };
+    assert_eq!(sessions.len(), 6);
 }

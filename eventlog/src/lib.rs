@@ -203,7 +203,12 @@ impl Filter {
     }
 
     pub fn accepts(&self, stream: &StreamId) -> bool {
-        self.org.is_none_or(|org| org == stream.org()) && (self.kinds.is_empty() || self.kinds.contains(&stream.kind()))
+        self.accepts_scope(stream.org(), stream.kind())
+    }
+
+    /// The same of any stream of this kind in this organization.
+    pub(crate) fn accepts_scope(&self, org: OrgId, kind: StreamKind) -> bool {
+        self.org.is_none_or(|wanted| wanted == org) && (self.kinds.is_empty() || self.kinds.contains(&kind))
     }
 }
 

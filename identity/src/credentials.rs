@@ -103,9 +103,12 @@ pub(crate) use on_either;
 
 mod attempts;
 mod invitations;
+mod lane;
 mod service_tokens;
 
+pub(crate) use attempts::Counting;
 pub use invitations::InvitationKey;
+pub(crate) use lane::{Lane, on_lane};
 pub use service_tokens::ServiceTokenKey;
 
 /// The credential table.
@@ -113,7 +116,9 @@ pub use service_tokens::ServiceTokenKey;
 pub struct Credentials {
     pub(crate) pool: Pool,
     /// The same database, for failed attempts alone.
-    attempts: Pool,
+    attempts: Lane,
+    /// The same, for the first tokens of sessions.
+    openings: Lane,
 }
 
 type AccountRow = (String, String, String, String);
@@ -127,17 +132,14 @@ impl Credentials {
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(Duration::from_secs(5));
-        let pool = |connections, synchronous| {
-            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(5));
-            // A file does not hang up: to ask a connection whether it is there takes as long as a statement.
-            pool.test_before_acquire(false).connect_with(options.clone().synchronous(synchronous))
-        };
         // A rotated refresh token that is forgotten with the power would be reported as stolen. Attempts may be: whoever guesses
         // does not cut the power, and a sync for each would be most of what signing in costs.
-        let credentials = Self {
-            pool: Pool::Sqlite(pool(4, SqliteSynchronous::Full).await?),
-            attempts: Pool::Sqlite(pool(2, SqliteSynchronous::Normal).await?),
-        };
+        let (sure, quick) =
+            (options.clone().synchronous(SqliteSynchronous::Full), options.synchronous(SqliteSynchronous::Normal));
+        let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(5));
+        // A file does not hang up: to ask a connection whether it is there takes as long as a statement.
+        let pool = pool.test_before_acquire(false).connect_with(sure.clone()).await?;
+        let credentials = Self { pool: Pool::Sqlite(pool), attempts: Lane::kept(quick), openings: Lane::kept(sure) };
         credentials.migrate().await?;
         Ok(credentials)
     }
@@ -148,7 +150,7 @@ impl Credentials {
         // The one connection is the table: it must never be closed.
         let options = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
         let pool = options.connect_with(SqliteConnectOptions::new().in_memory(true)).await?;
-        let credentials = Self { pool: Pool::Sqlite(pool.clone()), attempts: Pool::Sqlite(pool) };
+        let credentials = Self::pooled(Pool::Sqlite(pool));
         credentials.migrate().await?;
         Ok(credentials)
     }
@@ -160,9 +162,13 @@ impl Credentials {
             .acquire_timeout(Duration::from_secs(5))
             .connect(url)
             .await?;
-        let credentials = Self { pool: Pool::Postgres(pool.clone()), attempts: Pool::Postgres(pool) };
+        let credentials = Self::pooled(Pool::Postgres(pool));
         credentials.migrate().await?;
         Ok(credentials)
+    }
+
+    fn pooled(pool: Pool) -> Self {
+        Self { attempts: Lane::pooled(&pool), openings: Lane::pooled(&pool), pool }
     }
 
     async fn migrate(&self) -> Result<(), CredentialsError> {
@@ -324,8 +330,8 @@ impl Credentials {
         record: &RefreshRecord,
         now: UnixMillis,
     ) -> Result<(), CredentialsError> {
-        on_either!(self.pool, pool => insert_refresh(hash, record, now).execute(pool).await.map(drop)?);
-        Ok(())
+        let inserted = on_lane!(self.openings, connection => insert_refresh(hash, record, now).execute(connection).await.map(drop));
+        Ok(inserted?)
     }
 
     /// Uses a refresh token and stores its successor in one step. Of two who present the same token at the same

@@ -10,10 +10,11 @@ use std::num::NonZeroUsize;
 use envforge_domain::network::customer_of;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::user::EmailAddress;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::credentials::{Credentials, CredentialsError};
+use crate::credentials::{Counting, Credentials, CredentialsError, StoredAccount};
 
 /// Refusals that are remembered; the one that was quiet for longest goes first.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
@@ -49,22 +50,17 @@ impl LockoutRule {
         forget_after: Millis::from_hours(1),
     };
 
-    /// One failure more, where another attempt may be made now.
-    pub(crate) fn another(&self, found: Failures, now: UnixMillis) -> Result<Failures, LockedOut> {
-        if now.since(found.last) >= self.forget_after {
-            return Ok(Failures { count: 1, last: now });
-        }
-        // Without a delay nobody waits, also not for what came a moment later, or by a clock that is ahead, and was counted first.
+    /// How long nobody may try after what was found. `None`: another attempt may be made now.
+    pub(crate) fn wait(&self, found: Failures, now: UnixMillis) -> Option<Millis> {
         let delay = self.delay(found.count);
         let open_at = found.last.plus(delay);
-        if delay > Millis::ZERO && now < open_at {
-            return Err(LockedOut { retry_after: open_at.since(now) });
-        }
-        // A clock of another process may be ahead of ours.
-        Ok(Failures { count: found.count.saturating_add(1), last: found.last.max(now) })
+        // Without a delay nobody waits, also not for what came a moment later, or by a clock that is ahead, and was counted first.
+        let waits = delay > Millis::ZERO && now < open_at && now.since(found.last) < self.forget_after;
+        waits.then(|| open_at.since(now))
     }
 
-    fn delay(&self, failures: u32) -> Millis {
+    /// After so many failures.
+    pub(crate) fn delay(&self, failures: u32) -> Millis {
         match failures.checked_sub(self.free) {
             None | Some(0) => Millis::ZERO,
             Some(over) => {
@@ -105,15 +101,15 @@ struct Refused {
 /// Counts failed attempts in the credential table, for all processes that share it.
 pub struct Lockout {
     credentials: Credentials,
-    account: LockoutRule,
-    address: LockoutRule,
+    counting: Counting,
     /// INVARIANT: nothing is let through because of this; it only refuses a little longer what the table refused.
     refused: Mutex<LruCache<String, Refused>>,
 }
 
 impl Lockout {
     pub fn new(credentials: Credentials, account: LockoutRule, address: LockoutRule) -> Self {
-        Self { credentials, account, address, refused: Mutex::new(LruCache::new(REMEMBERED_MAX)) }
+        let counting = Counting::new([account, address]);
+        Self { credentials, counting, refused: Mutex::new(LruCache::new(REMEMBERED_MAX)) }
     }
 
     /// Refuses from memory what the table refused a moment ago: a flood asks nobody.
@@ -130,28 +126,40 @@ impl Lockout {
         Ok(())
     }
 
-    /// Lets one attempt through and counts it as failed until `succeeded` is called.
-    pub async fn begin(
+    /// Lets one attempt through and counts it as failed until `succeeded` is called. `typed`: as an e-mail address, whatever
+    /// it is; `email`: what of it could be somebody's. With the attempt comes their account.
+    pub(crate) async fn begin(
         &self,
-        account: &str,
+        typed: &str,
+        email: Option<&EmailAddress>,
         address: IpAddr,
         now: UnixMillis,
-    ) -> Result<Result<Attempt<'_>, LockedOut>, CredentialsError> {
+    ) -> Result<Result<(Attempt<'_>, Option<StoredAccount>), LockedOut>, CredentialsError> {
         // The digest keeps the entries small whatever was typed, and mistyped passwords out of the table.
-        let account = format!("account:{}", hex::encode(TokenDigest::of(account.as_bytes()).as_bytes()));
+        let account = format!("account:{}", hex::encode(TokenDigest::of(typed.as_bytes()).as_bytes()));
         let address = format!("address:{}", customer_of(address));
         if let Err(locked) = self.check_memory([&account, &address], now) {
             return Ok(Err(locked));
         }
-        let counted = [(account.as_str(), self.account), (address.as_str(), self.address)];
-        if let Err((which, locked)) = self.credentials.count_attempt(counted, now).await? {
-            let open_at = now.plus(locked.retry_after);
-            let known_until = now.plus(KNOWN_FOR);
-            let key = if which == 0 { account } else { address };
-            self.refused.lock().put(key, Refused { open_at, known_until });
-            return Ok(Err(locked));
+        match self.credentials.count_attempt(&self.counting, [&account, &address], email, now).await? {
+            Ok(found) => {
+                let attempt = Attempt { lockout: self, account, address };
+                match found {
+                    Ok(found) => Ok(Ok((attempt, found))),
+                    Err(damaged) => {
+                        attempt.withdrawn().await?;
+                        Err(damaged)
+                    }
+                }
+            }
+            Err((which, locked)) => {
+                let open_at = now.plus(locked.retry_after);
+                let known_until = now.plus(KNOWN_FOR);
+                let key = if which == 0 { account } else { address };
+                self.refused.lock().put(key, Refused { open_at, known_until });
+                Ok(Err(locked))
+            }
         }
-        Ok(Ok(Attempt { lockout: self, account, address }))
     }
 }
 
@@ -180,6 +188,7 @@ impl Attempt<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use futures_util::FutureExt as _;
 
     const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
@@ -197,8 +206,17 @@ mod tests {
         }
 
         async fn fail(&self, account: &str, address: IpAddr, now: UnixMillis) -> Result<(), LockedOut> {
-            self.lockout.begin(account, address, now).await.unwrap().map(drop)
+            begin(&self.lockout, account, address, now).await.map(drop)
         }
+    }
+
+    async fn begin<'a>(
+        lockout: &'a Lockout,
+        typed: &str,
+        address: IpAddr,
+        now: UnixMillis,
+    ) -> Result<Attempt<'a>, LockedOut> {
+        lockout.begin(typed, None, address, now).await.unwrap().map(|(attempt, _)| attempt)
     }
 
     fn lockout(credentials: &Credentials) -> Lockout {
@@ -238,15 +256,15 @@ mod tests {
         let now = UnixMillis::new(1_000_000);
         for _ in 0..3 {
             house.fail("ada", HOME, now).await.unwrap();
-            other.begin("ada", HOME, now).await.unwrap().map(drop).unwrap();
+            begin(&other, "ada", HOME, now).await.map(drop).unwrap();
         }
         assert!(house.fail("ada", HOME, now).await.is_err());
-        assert!(other.begin("ada", HOME, now).await.unwrap().is_err());
+        assert!(begin(&other, "ada", HOME, now).await.is_err());
         let restarted = lockout(&house.credentials);
-        assert!(restarted.begin("ada", HOME, now).await.unwrap().is_err());
+        assert!(begin(&restarted, "ada", HOME, now).await.is_err());
         // Success at one of them is success at all, once what they remember is a moment old.
         let later = now.plus(Millis::from_secs(1));
-        other.begin("ada", HOME, later).await.unwrap().unwrap().succeeded().await.unwrap();
+        begin(&other, "ada", HOME, later).await.unwrap().succeeded().await.unwrap();
         assert!(house.fail("ada", HOME, later.plus(KNOWN_FOR)).await.is_ok());
     }
 
@@ -257,6 +275,20 @@ mod tests {
         let attempts = futures_util::future::join_all((0..12).map(|_| house.fail("ada", HOME, now))).await;
         assert_eq!(attempts.iter().filter(|attempt| attempt.is_ok()).count(), 6);
         assert!(house.fail("ada", HOME, now).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_is_given_up_half_way_counts_and_holds_up_nobody() {
+        let house = House::new().await;
+        let now = UnixMillis::new(5);
+        house.fail("ada", HOME, now).await.unwrap();
+        for _ in 0..5 {
+            let attempt = Box::pin(house.fail("ada", HOME, now));
+            // Sent, and not yet answered: a client that goes away.
+            assert!(attempt.now_or_never().is_none());
+        }
+        assert!(house.fail("ada", HOME, now).await.is_err());
+        house.fail("bob", HOME, now).await.unwrap();
     }
 
     #[tokio::test]
@@ -274,7 +306,7 @@ mod tests {
         let now = UnixMillis::new(5);
         for index in 0..20 {
             house.fail(&format!("victim-{index}"), HOME, now).await.unwrap();
-            house.lockout.begin("thief", HOME, now).await.unwrap().unwrap().succeeded().await.unwrap();
+            begin(&house.lockout, "thief", HOME, now).await.unwrap().succeeded().await.unwrap();
         }
         house.fail("victim-20", HOME, now).await.unwrap();
         assert!(house.fail("victim-21", HOME, now).await.is_err());
@@ -285,7 +317,7 @@ mod tests {
         let house = House::new().await;
         let now = UnixMillis::new(5);
         for _ in 0..40 {
-            house.lockout.begin("ada", HOME, now).await.unwrap().unwrap().withdrawn().await.unwrap();
+            begin(&house.lockout, "ada", HOME, now).await.unwrap().withdrawn().await.unwrap();
         }
         assert!(house.fail("ada", HOME, now).await.is_ok());
     }

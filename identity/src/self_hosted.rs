@@ -158,17 +158,8 @@ impl SelfHosted {
         let place = self.hasher.reserve().map_err(|_| LoginError::Busy)?;
         let parsed = EmailAddress::parse(&email).ok();
         let typed = parsed.as_ref().map_or(email.as_str(), EmailAddress::as_str);
-        let counted = self.lockout.begin(typed, address, now).await.map_err(IdentityError::from)??;
-        let stored = match &parsed {
-            Some(email) => match self.credentials.account_by_email(email).await {
-                Ok(stored) => stored,
-                Err(error) => {
-                    counted.withdrawn().await.map_err(IdentityError::from)?;
-                    return Err(IdentityError::from(error).into());
-                }
-            },
-            None => None,
-        };
+        let begun = self.lockout.begin(typed, parsed.as_ref(), address, now).await.map_err(IdentityError::from)?;
+        let (counted, stored) = begun?;
         let hash = stored.as_ref().map(|stored| stored.password_hash.clone());
         match (place.verify(password.clone(), hash).await, stored) {
             (Ok(true), Some(stored)) => {

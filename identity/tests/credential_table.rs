@@ -93,8 +93,27 @@ fn opened() -> OpenSession {
 }
 
 async fn login(identity: &Identity, email: &str, password: &str) -> Result<Account, LoginError> {
-    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    identity.self_hosted().login(LoginAttempt { email: email.into(), password: secret(password), address }, NOW).await
+    login_from(Ipv4Addr::LOCALHOST, identity, email, password, NOW).await
+}
+
+async fn login_from(
+    address: Ipv4Addr,
+    identity: &Identity,
+    email: &str,
+    password: &str,
+    now: UnixMillis,
+) -> Result<Account, LoginError> {
+    let attempt = LoginAttempt { email: email.into(), password: secret(password), address: IpAddr::V4(address) };
+    identity.self_hosted().login(attempt, now).await
+}
+
+/// How long one has to wait for another attempt. `None`: it was looked at, and was wrong.
+fn wait(tried: &Result<Account, LoginError>) -> Option<Millis> {
+    match tried {
+        Err(LoginError::WrongCredentials { .. }) => None,
+        Err(LoginError::LockedOut(locked)) => Some(locked.retry_after),
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn an_account_is_found_by_its_address_by_every_process(kind: Kind) {
@@ -201,6 +220,61 @@ async fn failures_are_counted_by_all_processes_together(kind: Kind) {
     assert!(matches!(login(&house.identity, "eve@acme.test", "x").await, Err(LoginError::LockedOut(_))));
 }
 
+async fn each_failure_more_doubles_the_delay_up_to_the_longest_and_quiet_forgets_them(kind: Kind) {
+    let house = House::new(kind).await;
+    let mut now = NOW;
+    for email in ["ada@acme.test", "nobody at all"] {
+        // From an address of its own each time, so that the account's rule is the one that counts.
+        let mut addresses = (1..).map(|number| Ipv4Addr::from_bits(0xc633_6400 + number));
+        let mut tried = async |now| {
+            let address = addresses.next().unwrap();
+            wait(&login_from(address, &house.identity, email, "not it", now).await)
+        };
+        for _ in 0..6 {
+            assert_eq!(tried(now).await, None);
+        }
+        for delay_s in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            let delay = Millis::from_secs(delay_s);
+            assert_eq!(tried(now).await, Some(delay), "{email}");
+            now = now.plus(delay).minus(Millis::new(1));
+            assert_eq!(tried(now).await, Some(Millis::new(1)), "{email} after {delay_s} s");
+            now = now.plus(Millis::new(1));
+            assert_eq!(tried(now).await, None, "{email} after {delay_s} s");
+        }
+        now = now.plus(Millis::from_hours(1));
+        for _ in 0..6 {
+            assert_eq!(tried(now).await, None, "{email} after an hour of quiet");
+        }
+        assert_eq!(tried(now).await, Some(Millis::from_secs(1)));
+    }
+}
+
+/// Otherwise a guesser who is locked out could lock out anybody, and whoever is locked out their whole office.
+async fn who_is_locked_out_is_counted_neither_for_the_account_nor_for_the_address(kind: Kind) {
+    let house = House::new(kind).await;
+    let tried = async |identity: &Identity, address: Ipv4Addr, email: &str| {
+        wait(&login_from(address, identity, email, "not it", NOW).await)
+    };
+    let (guesser, office) = (Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(198, 51, 100, 8));
+    for number in 0..21 {
+        assert_eq!(tried(&house.identity, guesser, &format!("{number}@acme.test")).await, None);
+    }
+    // Each of another process, which remembers no refusal.
+    for _ in 0..3 {
+        assert!(tried(&house.another().await, guesser, "ada@acme.test").await.is_some());
+    }
+    for _ in 0..6 {
+        assert_eq!(tried(&house.identity, office, "ada@acme.test").await, None);
+    }
+    for _ in 0..3 {
+        assert!(tried(&house.another().await, office, "ada@acme.test").await.is_some());
+    }
+    for number in 0..15 {
+        assert_eq!(tried(&house.identity, office, &format!("other{number}@acme.test")).await, None);
+    }
+    assert!(tried(&house.identity, office, "last@acme.test").await.is_some());
+}
+
 async fn a_password_is_changed_for_every_process_and_for_one_of_two_at_once(kind: Kind) {
     let house = House::new(kind).await;
     let other = house.another().await;
@@ -298,6 +372,8 @@ on_both_databases! {
     a_removed_account_can_neither_sign_in_nor_refresh
     revoking_a_user_leaves_no_session_and_sweeping_no_old_token
     failures_are_counted_by_all_processes_together
+    each_failure_more_doubles_the_delay_up_to_the_longest_and_quiet_forgets_them
+    who_is_locked_out_is_counted_neither_for_the_account_nor_for_the_address
     a_password_is_changed_for_every_process_and_for_one_of_two_at_once
     an_invitations_token_is_known_to_every_process_until_it_is_replaced_or_forgotten
     a_session_was_last_used_when_it_last_got_tokens

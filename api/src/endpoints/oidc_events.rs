@@ -41,6 +41,7 @@ const LIST_SCHEMA: &str = "urn:ietf:params:scim:api:messages:2.0:ListResponse";
 pub(crate) fn routes() -> OpenApiRouter<Login> {
     OpenApiRouter::new().routes(routes!(event)).routes(routes!(scim_create, scim_list)).routes(routes!(
         scim_get,
+        scim_put,
         scim_patch,
         scim_delete
     ))
@@ -155,6 +156,17 @@ struct ScimUser {
     user_name: String,
     display_name: String,
     active: bool,
+}
+
+/// The same, in the place of what was written before. Names and addresses are taken at first sight alone.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ScimReplacement {
+    /// The person's `sub`; it cannot be changed.
+    external_id: Option<String>,
+    /// `false`: everything of theirs is revoked.
+    #[serde(default)]
+    active: Value,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -279,16 +291,33 @@ async fn scim_patch(
     let subject = subject_of(&user)?;
     let body = collect(request.into_body(), BODY_BYTES_MAX).await?;
     let patch: ScimPatch = read(&body)?;
-    let before = state.scim_user(&scim, &subject).await?;
-    match wanted_state(&patch)? {
-        Some(false) => deactivate(&state.auth, scim.org, scim.user(&subject), &arrival).await?,
-        Some(true) if !before.active => {
-            return Err(Problem::new("account_deactivated", "A deactivated account is not activated by SCIM."));
-        }
-        // Names and addresses are the provider's; they are taken at first sight.
-        Some(true) | None => {}
+    let shown = state.bring_to(&scim, &subject, wanted_state(&patch)?, &arrival).await?;
+    Ok(scim_answer(StatusCode::OK, &shown))
+}
+
+/// Write somebody again, as providers do that know no patch: by `active: false` everything of theirs is revoked (SCIM 2.0).
+#[utoipa::path(put, path = "/v1/scim/{org}/Users/{user}", tag = "scim",
+    request_body(content = ScimReplacement, content_type = "application/scim+json"),
+    responses((status = 200, body = ScimUser)), extensions(("x-envforge-action" = json!("public"))))]
+async fn scim_put(
+    State(state): State<Login>,
+    arrival: Arrival,
+    Path((slug, user)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let scim = state.scim(&slug, request.headers(), &arrival)?;
+    let subject = subject_of(&user)?;
+    let body = collect(request.into_body(), BODY_BYTES_MAX).await?;
+    let replacement: ScimReplacement = read(&body)?;
+    if replacement.external_id.is_some_and(|external| external != subject) {
+        return Err(Problem::value("externalId", "expected that of this person: it cannot be changed"));
     }
-    Ok(scim_answer(StatusCode::OK, &state.scim_user(&scim, &subject).await?))
+    let wanted = match &replacement.active {
+        Value::Null => None,
+        active => Some(truth(active).ok_or_else(|| Problem::value("active", "expected true or false"))?),
+    };
+    let shown = state.bring_to(&scim, &subject, wanted, &arrival).await?;
+    Ok(scim_answer(StatusCode::OK, &shown))
 }
 
 /// Somebody has left: everything of theirs is revoked (SCIM 2.0).
@@ -340,6 +369,26 @@ impl Login {
         Ok(Scim { oidc, org, mapped })
     }
 
+    /// Somebody as they are once they are active or not, as wanted. Nobody is made active again.
+    async fn bring_to(
+        &self,
+        scim: &Scim<'_>,
+        subject: &str,
+        active: Option<bool>,
+        arrival: &Arrival,
+    ) -> Result<ScimUser, Problem> {
+        let before = self.scim_user(scim, subject).await?;
+        match active {
+            Some(false) => deactivate(&self.auth, scim.org, scim.user(subject), arrival).await?,
+            Some(true) if !before.active => {
+                return Err(Problem::new("account_deactivated", "A deactivated account is not activated by SCIM."));
+            }
+            // Names and addresses are the provider's; they are taken at first sight.
+            Some(true) | None => return Ok(before),
+        }
+        self.scim_user(scim, subject).await
+    }
+
     /// A member of the organization whom a provider has made, as the log's leader has them.
     async fn scim_user(&self, scim: &Scim<'_>, subject: &str) -> Result<ScimUser, Problem> {
         let user = scim.user(subject);
@@ -388,12 +437,6 @@ pub(crate) fn external_id(filter: &str) -> Option<&str> {
 /// What a patch wants `active` to be. Providers write it in three ways (RFC 7644 3.5.2, and Entra's strings).
 pub(crate) fn wanted_state(patch: &ScimPatch) -> Result<Option<bool>, Problem> {
     let wrong = || Problem::value("Operations", "expected `replace` of `active` by true or false");
-    let truth = |value: &Value| match value {
-        Value::Bool(active) => Some(*active),
-        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
-        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
-        _ => None,
-    };
     let mut wanted = None;
     for operation in &patch.operations {
         if !operation.op.eq_ignore_ascii_case("replace") && !operation.op.eq_ignore_ascii_case("add") {
@@ -409,6 +452,16 @@ pub(crate) fn wanted_state(patch: &ScimPatch) -> Result<Option<bool>, Problem> {
         }
     }
     Ok(wanted)
+}
+
+/// True or false, and how Entra spells them.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(active) => Some(*active),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
 }
 
 fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {

@@ -65,10 +65,6 @@ impl Entry {
     fn stored(&self) -> Stored {
         Stored { position: self.position, recorded_at: self.recorded_at, payload: self.payload.clone() }
     }
-
-    fn passes(&self, filter: &Filter) -> bool {
-        filter.org.is_none_or(|org| org == self.org) && (filter.kinds.is_empty() || filter.kinds.contains(&self.kind))
-    }
 }
 
 /// Commits of a stream, ascending. The end's position is the last one's.
@@ -272,7 +268,7 @@ impl Tail {
         let (mut commits, mut bytes, mut read_up_to) = (Vec::new(), 0, after);
         for entry in inner.above(after).take(LOOKED_AT_MAX).take_while(|entry| entry.position <= head) {
             read_up_to = entry.position;
-            if !entry.passes(filter) {
+            if !filter.accepts_scope(entry.org, entry.kind) {
                 continue;
             }
             bytes += entry.payload.len();

@@ -328,3 +328,6 @@ impl Credentials {
         Ok(swept)
     }
 }
+
+#[cfg(test)]
+mod tests;

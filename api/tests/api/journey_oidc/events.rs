@@ -86,6 +86,8 @@ async fn who_is_deactivated_at_the_provider_has_nothing_left_here() {
 
 #[tokio::test]
 async fn an_organizations_scim_client_makes_finds_and_deactivates_its_people_and_nobody_else() {
+    use base64::Engine as _;
+    let id = |subject: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(subject);
     let (world, _secrets) = world_with_events().await;
     world.house.organization("other", "olga@other.test").await;
     let new = json!({
@@ -112,6 +114,16 @@ async fn an_organizations_scim_client_makes_finds_and_deactivates_its_people_and
     let mut dave = world.signed_in().await;
     assert_eq!(dave.me().await.expect(200).text("name"), "Dave");
     let path = format!("/acme/Users/{}", made.text("id"));
+    let written = |active: Value| json!({"externalId": "auth0|dave", "displayName": "David", "active": active});
+    for active in [json!(true), json!("True"), json!(null)] {
+        let same = world.scim(Method::PUT, &path, SCIM_TOKEN, written(active)).await.expect(200);
+        assert_eq!(same.body, made.body, "names are taken at first sight alone");
+    }
+    let another = json!({"externalId": "auth0|ada", "active": false});
+    world.scim(Method::PUT, &path, SCIM_TOKEN, another).await.expect_problem(422, "value_invalid");
+    world.scim(Method::PUT, &path, SCIM_TOKEN, written(json!("no"))).await.expect_problem(422, "value_invalid");
+    world.scim(Method::PUT, &path, "a-made-up-token-of-nobody", written(json!(false))).await.expect(401);
+    dave.me().await.expect(200);
     let leave = json!({"schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"], "Operations": [{"op": "replace", "path": "active", "value": false}]});
     let left = world.scim(Method::PATCH, &path, SCIM_TOKEN, leave.clone()).await.expect(200);
     assert_eq!(left.body["active"], false);
@@ -119,6 +131,15 @@ async fn an_organizations_scim_client_makes_finds_and_deactivates_its_people_and
     world.scim(Method::PATCH, &path, SCIM_TOKEN, leave).await.expect(200);
     let back = json!({"Operations": [{"op": "replace", "value": {"active": true}}]});
     world.scim(Method::PATCH, &path, SCIM_TOKEN, back).await.expect_problem(403, "account_deactivated");
+    world.scim(Method::PUT, &path, SCIM_TOKEN, written(json!(true))).await.expect_problem(403, "account_deactivated");
+
+    // A provider that knows no patch.
+    world.be("auth0|erin", Some("org_acme"), "erin@acme.test").await;
+    let mut erin = world.signed_in().await;
+    let path = format!("/acme/Users/{}", id("auth0|erin"));
+    let left = world.scim(Method::PUT, &path, SCIM_TOKEN, json!({"active": "False"})).await.expect(200);
+    assert_eq!(left.body["active"], false);
+    erin.me().await.expect_problem(403, "account_deactivated");
 
     // Somebody who left for good; and whoever the provider did not make cannot be named.
     let mut ada = {
@@ -126,8 +147,6 @@ async fn an_organizations_scim_client_makes_finds_and_deactivates_its_people_and
         world.signed_in().await
     };
     ada.me().await.expect(200);
-    use base64::Engine as _;
-    let id = |subject: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(subject);
     world.scim(Method::DELETE, &format!("/acme/Users/{}", id("auth0|ada")), SCIM_TOKEN, json!(null)).await.expect(204);
     ada.me().await.expect_problem(403, "account_deactivated");
     let owner = world.house.owner().await;
