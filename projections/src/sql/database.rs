@@ -167,6 +167,16 @@ impl Database {
         }
     }
 
+    /// Has the planner look at tables that were just filled: PostgreSQL does by itself within a minute or so, and answers from
+    /// guesses until then. SQLite's plans do not depend on it (`plans`).
+    pub(crate) async fn analyze(&self, model: super::ModelName) -> Result<(), DatabaseError> {
+        let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
+        for table in model.tables() {
+            sqlx::query(AssertSqlSafe(format!("ANALYZE {}", table.name))).execute(pool).await?;
+        }
+        Ok(())
+    }
+
     /// Organizations, members, users, projects, workspaces, runtimes, links, hosts.
     pub fn directory(&self) -> Directory<'_> {
         Directory::new(self)

@@ -25,12 +25,14 @@ const MIGRATIONS: &[(&str, &str)] = migrations![
     "20261127030000_service_token_policy",
     "20261127090000_audit_trail",
     "20261127200000_root_policy",
+    "20261127210000_former_audit",
 ];
 
 pub(super) fn migrator() -> Migrator {
     let mut migrator = Migrator { ..Migrator::DEFAULT };
     migrator.migrations = MIGRATIONS.iter().map(|(name, sql)| migration(name, sql)).collect();
-    // Migrations only add; a database that a newer version has touched serves an older one that is rolled back to.
+    // A database that a newer version has touched serves an older one that is rolled back to: migrations add, and take away only
+    // what the version before them did not use any more.
     migrator.set_ignore_missing(true);
     migrator
 }

@@ -28,6 +28,9 @@ pub const BATCH_COMMITS_MAX: usize = 500;
 /// Stored bytes after which a transaction takes no further commit.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Commits folded in one go after which what the database knows of its tables is too old.
+const ANALYZED_AFTER: u64 = 5_000;
+
 /// The read models that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ModelName {
@@ -189,12 +192,13 @@ async fn project(
     let standing = standing.map_err(|error| ProjectorError::Database { model, error })?;
     database.freshness.begun_at(model, standing.checkpoint.position);
     let mut batches = Batches::follow(log, model, standing.checkpoint.clone()).await?;
-    let ended = fold_all(&mut batches, database, Fold::new(model, standing), cancel).await;
+    let ended = fold_all(log, &mut batches, database, Fold::new(model, standing), cancel).await;
     batches.close().await;
     ended
 }
 
 async fn fold_all(
+    log: &SharedLog,
     batches: &mut Batches,
     database: &Database,
     mut fold: Fold,
@@ -205,6 +209,7 @@ async fn fold_all(
     let gauge = metrics::gauge!("envforge_projector_position", "read_model" => model.token());
     let commits_total = metrics::counter!("envforge_projector_commits_total", "read_model" => model.token());
     let batch_seconds = metrics::histogram!("envforge_projector_batch_seconds", "read_model" => model.token());
+    let mut not_analyzed = 0;
     loop {
         let Some(batch) = cancel.run_until_cancelled(batches.next(fold.position())).await else {
             return Ok(Pause::Cancelled);
@@ -223,6 +228,26 @@ async fn fold_all(
         batch_seconds.record(begun.elapsed());
         commits_total.increment(batch.commits.len() as u64);
         gauge.set(fold.position().get() as f64);
+        not_analyzed += batch.commits.len() as u64;
+        // A batch that is not full may be the last one of a first fold.
+        if not_analyzed >= ANALYZED_AFTER
+            && batch.commits.len() < BATCH_COMMITS_MAX
+            && is_at_head(log, fold.position()).await
+        {
+            not_analyzed = 0;
+            analyze(database, model).await;
+        }
+    }
+}
+
+async fn is_at_head(log: &SharedLog, position: Position) -> bool {
+    log.head().await.is_ok_and(|head| head.position <= position)
+}
+
+/// What the planner does not know makes pages slow and not wrong.
+pub(crate) async fn analyze(database: &Database, model: ModelName) {
+    if let Err(error) = database.analyze(model).await {
+        tracing::warn!(%model, %error, "the database did not look at the tables that were just filled");
     }
 }
 

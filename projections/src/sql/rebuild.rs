@@ -11,7 +11,7 @@ use envforge_eventlog::{Checkpoint, LogError, NotTheSameLog, SharedLog};
 use super::checkpoint::{self, Standing};
 use super::database::{Database, DatabaseError};
 use super::digest::{self, TableDigest};
-use super::projector::{Batch, Batches, Fold, ModelName, ProjectorError};
+use super::projector::{self, Batch, Batches, Fold, ModelName, ProjectorError};
 use super::statement::Statement;
 
 /// Rows removed by one transaction, so that projectors never wait long behind it.
@@ -119,6 +119,7 @@ pub async fn rebuild(
         tracing::warn!(%model, compared_at = %at, %old, %new, "the rebuilt rows differ from those before");
         metrics::counter!("envforge_rebuild_differences_total", "read_model" => model.token()).increment(1);
     }
+    projector::analyze(database, model).await;
     let switched_at = match &comparison {
         Comparison::Compared { .. } => new.switch().await?,
         Comparison::OfAnotherLog { .. } => new.replace().await?,

@@ -39,32 +39,75 @@ enum Raw {
     Postgres(sqlx::PgPool),
 }
 
-impl Harness {
+/// A database that no version of today has seen.
+pub struct Former {
+    raw: Raw,
+    address: Address,
+}
+
+impl Former {
+    /// An empty one.
     pub async fn new(kind: Kind) -> Self {
         match kind {
             Kind::Sqlite => {
                 let directory = tempfile::tempdir().unwrap();
                 let path = directory.path().join("read-models.sqlite");
-                let database = Database::connect_sqlite(&path).await.unwrap();
-                let raw = sqlx::SqlitePool::connect(path.to_str().unwrap()).await.unwrap();
-                Self { database, raw: Raw::Sqlite(raw), address: Address::Sqlite { path, _directory: directory } }
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+                let raw = sqlx::SqlitePool::connect_with(options).await.unwrap();
+                Self { raw: Raw::Sqlite(raw), address: Address::Sqlite { path, _directory: directory } }
             }
             Kind::Postgres => {
                 let shared = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
-                let database = Database::connect_postgres(shared.database_url()).await.unwrap();
                 let options = sqlx::postgres::PgPoolOptions::new().max_connections(1);
                 let raw = options.connect(shared.database_url()).await.unwrap();
-                Self { database, raw: Raw::Postgres(raw), address: Address::Postgres(shared.database_url().to_owned()) }
+                Self { raw: Raw::Postgres(raw), address: Address::Postgres(shared.database_url().to_owned()) }
             }
         }
     }
 
+    /// With the tables of a version, by its last migration.
+    pub async fn migrated(kind: Kind, last: i64) -> Self {
+        let former = Self::new(kind).await;
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
+        let mut migrator = sqlx::migrate::Migrator::new(folder).await.unwrap();
+        migrator.migrations = migrator.iter().filter(|one| one.version <= last).cloned().collect();
+        match &former.raw {
+            Raw::Sqlite(pool) => migrator.run(pool).await.unwrap(),
+            Raw::Postgres(pool) => migrator.run(pool).await.unwrap(),
+        }
+        former
+    }
+
+    pub async fn execute(&self, sql: String) {
+        let sql = sqlx::AssertSqlSafe(sql);
+        match &self.raw {
+            Raw::Sqlite(pool) => drop(sqlx::query(sql).execute(pool).await.unwrap()),
+            Raw::Postgres(pool) => drop(sqlx::query(sql).execute(pool).await.unwrap()),
+        }
+    }
+}
+
+async fn connect(address: &Address) -> Database {
+    match address {
+        Address::Sqlite { path, .. } => Database::connect_sqlite(path).await.unwrap(),
+        Address::Postgres(url) => Database::connect_postgres(url).await.unwrap(),
+    }
+}
+
+impl Harness {
+    pub async fn new(kind: Kind) -> Self {
+        Self::on(Former::new(kind).await).await
+    }
+
+    /// Today's product on a database that was there before.
+    pub async fn on(Former { raw, address }: Former) -> Self {
+        let database = connect(&address).await;
+        Self { database, raw, address }
+    }
+
     /// The same database as another process has it.
     pub async fn connect_again(&self) -> Database {
-        match &self.address {
-            Address::Sqlite { path, .. } => Database::connect_sqlite(path).await.unwrap(),
-            Address::Postgres(url) => Database::connect_postgres(url).await.unwrap(),
-        }
+        connect(&self.address).await
     }
 
     /// What a statement counts, asked of the database itself.

@@ -11,6 +11,7 @@ mod projecting;
 mod rebuilding;
 mod request_keys;
 mod trail;
+mod upgrade;
 mod world;
 
 /// Every named contract, once on SQLite and once on PostgreSQL.
@@ -79,6 +80,8 @@ on_both_databases! {
         the_same_log_gives_the_same_rows_on_both_databases
         a_page_ends_where_it_has_looked_into_enough_parts
         a_text_with_a_nul_is_kept_and_a_name_with_one_is_the_same_after_a_restart;
+    upgrade:
+        an_audit_of_the_former_tables_is_folded_anew_and_whole;
     meter:
         usage_is_split_at_hours_and_attributed
         a_lost_host_is_counted_to_its_last_heartbeat

@@ -1,17 +1,19 @@
 //! An organization on a real log, and nodes that each follow it on their own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use envforge_commands::context::derived_uuid;
+use envforge_commands::service_tokens::{self, NewServiceToken};
 use envforge_commands::{CommandError, Commands, Context, Done, organizations, projects, users};
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
 use envforge_domain::commit::{Actor, Component, Position, Recorded, StreamId, Surface};
-use envforge_domain::ids::{OrgId, ProjectId, SessionId, UserId};
+use envforge_domain::ids::{OrgId, ProjectId, ServiceTokenId, SessionId, UserId};
 use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::project::Repository;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{EmailAddress, OpenSession, SessionEnd, UserCommand};
 use envforge_eventlog::jetstream::{self, JetStreamLog};
 use envforge_eventlog::sqlite::{self, SqliteLog};
@@ -87,6 +89,47 @@ impl Node {
         resource: Resource,
     ) -> Result<Permit, AuthorizeError> {
         self.authorizer.permit(Actor::User(who), Some(session), action, resource, Surface::Api, NOW).await
+    }
+
+    /// Asks the policy on behalf of a program that shows a token's secret of that generation. As in the API, the secret is held
+    /// against the view once that is as fresh as the permit. `None`: the token has another secret by now.
+    pub async fn permit_of_program(
+        &self,
+        token: ServiceTokenId,
+        generation: u32,
+        action: Action,
+        resource: Resource,
+    ) -> Result<Option<Permit>, AuthorizeError> {
+        let asked = self.authorizer.permit(Actor::ServiceToken(token), None, action, resource, Surface::Api, NOW);
+        let permit = asked.await?;
+        let known = self.authorizer.hot().service_tokens.get(token);
+        Ok(known.is_some_and(|known| known.token.admits(generation, NOW)).then_some(permit))
+    }
+
+    /// Somebody makes a token for one action in the whole organization.
+    pub async fn make_token(
+        &self,
+        permit: &Permit,
+        creator: UserId,
+        number: usize,
+        action: Action,
+    ) -> Result<ServiceTokenId, CommandError> {
+        let token = ServiceTokenId::from_uuid(derived(&format!("token {number}")));
+        let new = NewServiceToken {
+            token,
+            slug: format!("ci-{number}").parse().unwrap(),
+            actions: BTreeSet::from([action]),
+            place: Scope::Organization,
+            created_by: creator,
+            lifetime: None,
+        };
+        service_tokens::create(&self.commands, permit, &Context::new(NOW), &new).await.map(|_| token)
+    }
+
+    /// Gives a token another secret, at once; answers its generation.
+    pub async fn rotate_token(&self, permit: &Permit, token: ServiceTokenId) -> Result<u32, CommandError> {
+        service_tokens::rotate(&self.commands, permit, &Context::new(NOW), token, None, Millis::ZERO).await?;
+        Ok(service_tokens::load(&self.commands, acme()).await?.state.tokens[&token].generation)
     }
 
     pub async fn edit_project(
