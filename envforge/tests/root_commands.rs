@@ -53,7 +53,9 @@ impl Machine {
     ) -> (RootOutcome, Option<u32>) {
         let words = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let taken = self.host.take_root(Self::window(number)).await.unwrap();
-        taken.run(RootOrder { workspace: self.workspace, words, remaining }, end).await
+        let ran = taken.run(RootOrder { workspace: self.workspace, words, remaining }, end).await;
+        assert!(ran.changes.is_some(), "something ran");
+        (ran.outcome, ran.code)
     }
 
     fn pids(&self) -> PathBuf {
@@ -136,8 +138,23 @@ async fn what_a_command_writes_is_kept_within_bounds_and_a_program_that_is_not_t
     let words = vec!["/nowhere/to-be-found".to_owned()];
     let taken = machine.host.take_root(Machine::window(2)).await.unwrap();
     let order = RootOrder { workspace: machine.workspace, words, remaining: LONG };
-    assert_eq!(taken.run(order, end).await, (RootOutcome::Exited, Some(127)));
+    let ran = taken.run(order, end).await;
+    assert_eq!((ran.outcome, ran.code), (RootOutcome::Exited, Some(127)));
     assert!(machine.host.root_output(Machine::window(2)).unwrap().0.contains("could not be run"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_changed_below_etc_is_told() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    let file = format!("/etc/envforge-test-{}", std::process::id());
+    let words =
+        ["/bin/sh", "-c", &format!("echo x > {file}; sleep 0.05; echo y >> {file}")].map(str::to_owned).to_vec();
+    let taken = machine.host.take_root(Machine::window(1)).await.unwrap();
+    let ran = taken.run(RootOrder { workspace: machine.workspace, words, remaining: LONG }, end).await;
+    std::fs::remove_file(&file).unwrap();
+    let changes = ran.changes.unwrap();
+    assert!(changes.files.iter().any(|change| change.path == file && change.kind.token() == "added"), "{changes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
