@@ -208,3 +208,29 @@ async fn a_command_that_kills_its_guard_dies_with_it() {
         assert_eq!(machine.alive(), Vec::<String>::new());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_where_agent_and_guard_were_killed_at_once_is_ended_by_the_next_start() {
+    let Some(machine) = Machine::open().await else { return };
+    let window = Machine::window(1);
+    let taken = machine.host.take_root(window).await.unwrap();
+    let record = machine.dir.join("root").join(format!("{window}.json"));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    // As the command would be: it carries the marker, and nobody holds it.
+    let mut left = std::process::Command::new("setsid")
+        .args(["sleep", "100000"])
+        .env("ENVFORGE_RUNTIME", record["marker"].as_str().unwrap())
+        .spawn()
+        .unwrap();
+    let Machine { dir, host, .. } = machine;
+    drop((taken, host));
+    let mut config = Config::new(dir.path());
+    config.root_guard = Some(env!("CARGO_BIN_EXE_envforge").into());
+    let (host, _) = LocalHost::open(config).await.unwrap();
+    assert_eq!(host.root_leftovers(), [window]);
+    assert!(left.try_wait().unwrap().is_some_and(|status| !status.success()), "it was killed");
+    // Until its end stands in the log, it is found again.
+    assert!(dir.join("root").join(format!("{window}.json")).exists());
+    host.forget_root(window).await.unwrap();
+    assert!(!dir.join("root").join(format!("{window}.json")).exists());
+}
