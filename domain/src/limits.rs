@@ -76,6 +76,9 @@ pub const ROOT_APPROVAL_LIFETIME: Millis = Millis::from_hours(8);
 /// One command in a root window.
 pub const ROOT_COMMAND_WORDS_MAX: usize = 64;
 pub const ROOT_COMMAND_CHARS_MAX: usize = 4_000;
+/// Packages, and files, that are told of one command; and what is told of each.
+pub const ROOT_CHANGES_MAX: usize = 100;
+pub const ROOT_CHANGE_CHARS_MAX: usize = 120;
 /// How long the host that runs a command may take to say how it ended, once the window is over.
 pub const ROOT_CLOSEOUT_PATIENCE: Millis = Millis::from_secs(15);
 

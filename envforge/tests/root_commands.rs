@@ -53,7 +53,9 @@ impl Machine {
     ) -> (RootOutcome, Option<u32>) {
         let words = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let taken = self.host.take_root(Self::window(number)).await.unwrap();
-        taken.run(RootOrder { workspace: self.workspace, words, remaining }, end).await
+        let ran = taken.run(RootOrder { workspace: self.workspace, words, remaining }, end).await;
+        assert!(ran.changes.is_some(), "something ran");
+        (ran.outcome, ran.code)
     }
 
     fn pids(&self) -> PathBuf {
@@ -136,8 +138,23 @@ async fn what_a_command_writes_is_kept_within_bounds_and_a_program_that_is_not_t
     let words = vec!["/nowhere/to-be-found".to_owned()];
     let taken = machine.host.take_root(Machine::window(2)).await.unwrap();
     let order = RootOrder { workspace: machine.workspace, words, remaining: LONG };
-    assert_eq!(taken.run(order, end).await, (RootOutcome::Exited, Some(127)));
+    let ran = taken.run(order, end).await;
+    assert_eq!((ran.outcome, ran.code), (RootOutcome::Exited, Some(127)));
     assert!(machine.host.root_output(Machine::window(2)).unwrap().0.contains("could not be run"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_changed_below_etc_is_told() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    let file = format!("/etc/envforge-test-{}", std::process::id());
+    let words =
+        ["/bin/sh", "-c", &format!("echo x > {file}; sleep 0.05; echo y >> {file}")].map(str::to_owned).to_vec();
+    let taken = machine.host.take_root(Machine::window(1)).await.unwrap();
+    let ran = taken.run(RootOrder { workspace: machine.workspace, words, remaining: LONG }, end).await;
+    std::fs::remove_file(&file).unwrap();
+    let changes = ran.changes.unwrap();
+    assert!(changes.files.iter().any(|change| change.path == file && change.kind.token() == "added"), "{changes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,4 +207,30 @@ async fn a_command_that_kills_its_guard_dies_with_it() {
     if record["cgroup"].is_string() {
         assert_eq!(machine.alive(), Vec::<String>::new());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_where_agent_and_guard_were_killed_at_once_is_ended_by_the_next_start() {
+    let Some(machine) = Machine::open().await else { return };
+    let window = Machine::window(1);
+    let taken = machine.host.take_root(window).await.unwrap();
+    let record = machine.dir.join("root").join(format!("{window}.json"));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    // As the command would be: it carries the marker, and nobody holds it.
+    let mut left = std::process::Command::new("setsid")
+        .args(["sleep", "100000"])
+        .env("ENVFORGE_RUNTIME", record["marker"].as_str().unwrap())
+        .spawn()
+        .unwrap();
+    let Machine { dir, host, .. } = machine;
+    drop((taken, host));
+    let mut config = Config::new(dir.path());
+    config.root_guard = Some(env!("CARGO_BIN_EXE_envforge").into());
+    let (host, _) = LocalHost::open(config).await.unwrap();
+    assert_eq!(host.root_leftovers(), [window]);
+    assert!(left.try_wait().unwrap().is_some_and(|status| !status.success()), "it was killed");
+    // Until its end stands in the log, it is found again.
+    assert!(dir.join("root").join(format!("{window}.json")).exists());
+    host.forget_root(window).await.unwrap();
+    assert!(!dir.join("root").join(format!("{window}.json")).exists());
 }

@@ -29,7 +29,8 @@ use envforge_domain::manifest::{
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{ProjectEvent, Repository};
 use envforge_domain::root_window::{
-    RootCloseout, RootCommand, RootEnded, RootMode, RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
+    FileChange, FileChangeKind, PackageChange, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
+    RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
@@ -444,11 +445,24 @@ fn root_windows(project: ProjectId, workspace: WorkspaceId, requester: UserId) -
             RootOutcome::Signalled => Some(11),
             _ => None,
         };
-        RootEnded { outcome, code, at: at(90) }
+        let changes = code.map(|_| RootChanges {
+            packages: [(None, Some("15.1")), (Some("15.1"), None), (Some("15.1"), Some("15.2"))]
+                .map(|(before, after)| PackageChange {
+                    name: "libpq5:amd64".to_owned(),
+                    before: before.map(str::to_owned),
+                    after: after.map(str::to_owned),
+                })
+                .into(),
+            files: [FileChangeKind::Added, FileChangeKind::Removed, FileChangeKind::Changed]
+                .map(|kind| FileChange { path: "/etc/ld.so.cache".to_owned(), kind })
+                .into(),
+            incomplete: outcome == RootOutcome::Signalled,
+        });
+        RootEnded { outcome, code, at: at(90), changes }
     });
     let words = vec!["apt-get".to_owned(), "install".to_owned(), "libpq5".to_owned()];
-    let closed = [(Some(approver), Some(ends[0]), RootMode::Elevation), (None, None, RootMode::BreakGlass)].map(
-        |(approver, ended, mode)| RootWindowEvent::Closed {
+    let closed = [(Some(approver), Some(ends[0].clone()), RootMode::Elevation), (None, None, RootMode::BreakGlass)]
+        .map(|(approver, ended, mode)| RootWindowEvent::Closed {
             closeout: RootCloseout {
                 requester,
                 approver,
@@ -459,12 +473,11 @@ fn root_windows(project: ProjectId, workspace: WorkspaceId, requester: UserId) -
                     words: words.clone(),
                     epoch: Epoch(2),
                     asked_at: at(60),
-                    started_at: ended.map(|_| at(61)),
+                    started_at: ended.is_some().then(|| at(61)),
                     ended,
                 }],
             },
-        },
-    );
+        });
     let reasons = [None, Some("not now".to_owned())];
     let denied = reasons.clone().map(|reason| RootWindowEvent::Denied { by: approver, reason });
     let revoked = reasons.map(|reason| RootWindowEvent::Revoked { by: approver, reason });

@@ -17,7 +17,7 @@ use envforge_domain::root_window::{RootCommand, RootEnded, RootOutcome, RootOver
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_projections::Hot;
 use envforge_projections::authorization::KnownRootWindow;
-use envforge_runtime::{LocalHost, RootOrder};
+use envforge_runtime::{LocalHost, RanRoot, RootOrder};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -91,6 +91,12 @@ impl RootReactor {
                 if errands.host.root_leftovers().contains(&window) {
                     self.start(window, reason, async move { errands.tell_lost(&known).await });
                 }
+            } else if let RootWindow::Over(_) = &known.state {
+                // Over before any host took it: nobody does any more.
+                let why = self.why_end(&known, command, now).unwrap_or(RootOutcome::NotStarted);
+                self.start(window, reason, async move {
+                    errands.tell_ended(&known, without_running(why)).await;
+                });
             } else if known.stands(now) && is_up_here(&errands.host, &known, command) {
                 let command = command.clone();
                 self.start(window, reason, async move { errands.carry_out(&known, &command, ending).await });
@@ -131,6 +137,10 @@ impl RootReactor {
     }
 }
 
+fn without_running(outcome: RootOutcome) -> RanRoot {
+    RanRoot { outcome, code: None, changes: None }
+}
+
 /// The first reason stays.
 fn end_for(reason: &watch::Sender<Option<RootOutcome>>, why: RootOutcome) {
     reason.send_if_modified(|known| {
@@ -162,14 +172,14 @@ impl Errands {
     ) {
         let window = known.window;
         if let Some(refusal) = self.host.root_refusal() {
-            self.tell_ended(known, refusal, None).await;
+            self.tell_ended(known, without_running(refusal)).await;
             return;
         }
         let taken = match self.host.take_root(window).await {
             Ok(taken) => taken,
             Err(error) => {
                 tracing::warn!(%window, %error, "a command as root could not be taken");
-                self.tell_ended(known, RootOutcome::NotStarted, None).await;
+                self.tell_ended(known, without_running(RootOutcome::NotStarted)).await;
                 return;
             }
         };
@@ -186,15 +196,15 @@ impl Errands {
             words: command.words.clone(),
             remaining: ends_at.since(self.clock.now()).to_duration(),
         };
-        let (outcome, code) = taken.run(order, ending).await;
-        if self.tell_ended(known, outcome, code).await {
+        let ran = taken.run(order, ending).await;
+        if self.tell_ended(known, ran).await {
             self.forget(window).await;
         }
     }
 
     /// Of a command that an earlier process of this host ran: it was ended when the host was opened.
     async fn tell_lost(&self, known: &KnownRootWindow) {
-        if self.tell_ended(known, RootOutcome::Lost, None).await {
+        if self.tell_ended(known, without_running(RootOutcome::Lost)).await {
             self.forget(known.window).await;
         }
     }
@@ -225,12 +235,13 @@ impl Errands {
     }
 
     /// `false` where the log did not answer.
-    async fn tell_ended(&self, known: &KnownRootWindow, outcome: RootOutcome, code: Option<u32>) -> bool {
+    async fn tell_ended(&self, known: &KnownRootWindow, ran: RanRoot) -> bool {
         let now = self.clock.now();
         let Some(permit) = self.permit(known, now) else { return false };
-        let (context, ended) = (Context::new(now), RootEnded { outcome, code, at: now });
+        let RanRoot { outcome, code, changes } = ran;
+        let (context, ended) = (Context::new(now), RootEnded { outcome, code, at: now, changes });
         for attempt in 0..REPORT_ATTEMPTS_MAX {
-            match root_windows::report_ended(&self.commands, &permit, &context, known.window, ended).await {
+            match root_windows::report_ended(&self.commands, &permit, &context, known.window, ended.clone()).await {
                 Ok(done) => {
                     // Until the views know, the next comparison would take it for one that still runs.
                     let _ = self.hot.wait_for(done.position, Duration::from_secs(5)).await;

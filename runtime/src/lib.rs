@@ -23,6 +23,7 @@ mod record;
 mod report;
 mod repository;
 mod root;
+mod root_diff;
 mod root_guard;
 mod running;
 mod service;
@@ -34,5 +35,5 @@ pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFai
 pub use host::{Leftover, LocalHost};
 pub use order::{Awake, Stage, WakeOrder};
 pub use report::{Report, Reports};
-pub use root::{RootOrder, TakenRoot};
+pub use root::{RanRoot, RootOrder, TakenRoot};
 pub use root_guard::guard_main;

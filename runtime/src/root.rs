@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
-use envforge_domain::root_window::RootOutcome;
+use envforge_domain::root_window::{RootChanges, RootOutcome};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -24,6 +24,7 @@ use crate::failure::OpenError;
 use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
+use crate::root_diff::Snapshot;
 use crate::root_guard::{GUARD, GuardEnd, GuardOrder, GuardReport, end_all};
 use crate::wake::Host;
 
@@ -71,6 +72,16 @@ pub struct RootOrder {
     pub words: Vec<String>,
     /// How much of the window is left.
     pub remaining: Duration,
+}
+
+/// A command that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RanRoot {
+    pub outcome: RootOutcome,
+    /// The exit status, or the signal's number.
+    pub code: Option<u32>,
+    /// What changed on this host meanwhile; `None` where nothing ran.
+    pub changes: Option<RootChanges>,
 }
 
 /// A command that was taken: its record is on disk, nothing runs yet.
@@ -169,7 +180,18 @@ fn new_cgroup(window: RootWindowId) -> Option<PathBuf> {
 impl TakenRoot {
     /// Runs the command to its end: by itself, at the end of the window, or when `kill` gives a reason. Nothing of it is left
     /// running then, which the guard sees to also where this process dies or this future is dropped.
-    pub async fn run(
+    pub async fn run(self, order: RootOrder, kill: watch::Receiver<Option<RootOutcome>>) -> RanRoot {
+        let before = tokio::task::spawn_blocking(Snapshot::take).await.ok();
+        let (outcome, code) = self.run_below_guard(order, kill).await;
+        let ran = !matches!(outcome, RootOutcome::NoRoot | RootOutcome::NotStarted);
+        let changes = match before.filter(|_| ran) {
+            None => None,
+            Some(before) => tokio::task::spawn_blocking(move || before.changes_to(&Snapshot::take())).await.ok(),
+        };
+        RanRoot { outcome, code, changes }
+    }
+
+    async fn run_below_guard(
         mut self,
         order: RootOrder,
         mut kill: watch::Receiver<Option<RootOutcome>>,

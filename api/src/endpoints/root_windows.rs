@@ -8,7 +8,7 @@ use envforge_commands::root_windows::{self, NewRootWindow};
 use envforge_commands::{CommandError, Commands, Done};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::ids::RootWindowId;
-use envforge_domain::root_window::{RootMode, RootPhase, RootWindow, RootWindowRefusal};
+use envforge_domain::root_window::{PackageChange, RootChanges, RootMode, RootPhase, RootWindow, RootWindowRefusal};
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_projections::Hot;
 use envforge_projections::authorization::KnownRootWindow;
@@ -96,6 +96,47 @@ struct Command {
     outcome: Option<&'static str>,
     /// The exit status, or the signal's number.
     code: Option<u32>,
+    /// What changed on the host meanwhile, whoever changed it; `null` where nothing ran, or nobody knows.
+    changes: Option<Changes>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = RootChanges)]
+struct Changes {
+    /// At most 100.
+    packages: Vec<Package>,
+    /// Below /etc and /usr/local. At most 100.
+    files: Vec<File>,
+    /// There was more, or not everything could be looked at.
+    incomplete: bool,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = RootPackageChange)]
+struct Package {
+    name: String,
+    /// Versions; `null` where it was not installed.
+    before: Option<String>,
+    after: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = RootFileChange)]
+struct File {
+    path: String,
+    /// `added`, `removed` or `changed`.
+    kind: &'static str,
+}
+
+impl From<RootChanges> for Changes {
+    fn from(changes: RootChanges) -> Self {
+        let package = |PackageChange { name, before, after }| Package { name, before, after };
+        Self {
+            packages: changes.packages.into_iter().map(package).collect(),
+            files: changes.files.into_iter().map(|file| File { path: file.path, kind: file.kind.token() }).collect(),
+            incomplete: changes.incomplete,
+        }
+    }
 }
 
 impl Shown {
@@ -106,9 +147,10 @@ impl Shown {
             words: command.words.clone(),
             asked_at: command.asked_at.into(),
             started_at: command.started_at.map(Instant),
-            ended_at: command.ended.map(|ended| ended.at.into()),
-            outcome: command.ended.map(|ended| ended.outcome.token()),
-            code: command.ended.and_then(|ended| ended.code),
+            ended_at: command.ended.as_ref().map(|ended| ended.at.into()),
+            outcome: command.ended.as_ref().map(|ended| ended.outcome.token()),
+            code: command.ended.as_ref().and_then(|ended| ended.code),
+            changes: command.ended.as_ref().and_then(|ended| ended.changes.clone()).map(Into::into),
         });
         let (approver, opened_at, closed_at, reviewed) = match &known.state {
             RootWindow::Unknown | RootWindow::Requested { .. } => (None, None, None, None),

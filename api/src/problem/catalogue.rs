@@ -185,6 +185,7 @@ catalogue! {
         "keep_awake_too_long" "That is longer than the organization allows", "`max_ms` is the longest.";
         "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";
         "root_window_length_out_of_range" "The root window would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
+        "root_changes_too_many" "Too many changes are told of one command", "`max` is the limit.";
         "root_command_invalid" "The command cannot be run", "1 to `max_words` words, at most `max_chars` characters together.";
         "reason_invalid" "The reason is not valid", "1 to `max_chars` characters on one line.";
         "host_label_too_long" "The host label would be too long", "DNS allows `max` characters: shorten the service, workspace or organization slug.";

@@ -1,8 +1,8 @@
 //! What becomes of a root window, state by state.
 
 use super::{
-    OpenWindow, OverWindow, RootCloseout, RootEnded, RootLimits, RootMode, RootOver, RootTerms, RootWindowCommand,
-    RootWindowEvent, RootWindowRefusal,
+    OpenWindow, OverWindow, PackageChange, RootChanges, RootCloseout, RootEnded, RootLimits, RootMode, RootOver,
+    RootTerms, RootWindowCommand, RootWindowEvent, RootWindowRefusal,
 };
 use crate::commit::Actor;
 use crate::ids::UserId;
@@ -157,7 +157,11 @@ pub(super) fn open(open: &OpenWindow, command: &RootWindowCommand) -> Decided {
             None => Err(RootWindowRefusal::NoCommand),
         },
         RootWindowCommand::ReportEnded { ended } => match &open.command {
-            Some(_) => Ok(vec![RootWindowEvent::CommandEnded { ended: *ended }, open.closed(ended.at, Some(*ended))]),
+            Some(_) if !changes_fit(ended) => Err(RootWindowRefusal::TooManyChanges { max: limits::ROOT_CHANGES_MAX }),
+            Some(_) => Ok(vec![
+                RootWindowEvent::CommandEnded { ended: ended.clone() },
+                open.closed(ended.at, Some(ended.clone())),
+            ]),
             None => Err(RootWindowRefusal::NoCommand),
         },
         RootWindowCommand::Expire { now } => {
@@ -203,7 +207,10 @@ pub(super) fn over(over: &OverWindow, command: &RootWindowCommand) -> Decided {
         RootWindowCommand::ReportStarted { .. } => Err(RootWindowRefusal::Over),
         // What was closed while its command was still being killed.
         RootWindowCommand::ReportEnded { ended } => match &over.command {
-            Some(command) if command.ended.is_none() => Ok(vec![RootWindowEvent::CommandEnded { ended: *ended }]),
+            Some(_) if !changes_fit(ended) => Err(RootWindowRefusal::TooManyChanges { max: limits::ROOT_CHANGES_MAX }),
+            Some(command) if command.ended.is_none() => {
+                Ok(vec![RootWindowEvent::CommandEnded { ended: ended.clone() }])
+            }
             Some(_) => Ok(vec![]),
             None => Err(RootWindowRefusal::NoCommand),
         },
@@ -284,7 +291,7 @@ fn check_words(words: &[String]) -> Result<(), RootWindowRefusal> {
 impl OpenWindow {
     fn closed(&self, at: UnixMillis, ended: Option<RootEnded>) -> RootWindowEvent {
         let mut commands: Vec<_> = self.command.iter().cloned().collect();
-        commands.iter_mut().for_each(|command| command.ended = command.ended.or(ended));
+        commands.iter_mut().for_each(|command| command.ended = command.ended.take().or_else(|| ended.clone()));
         RootWindowEvent::Closed {
             closeout: RootCloseout {
                 requester: self.terms.requester,
@@ -296,4 +303,18 @@ impl OpenWindow {
             },
         }
     }
+}
+
+/// An event has its limits; hosts know them.
+fn changes_fit(ended: &RootEnded) -> bool {
+    let Some(RootChanges { packages, files, .. }) = &ended.changes else { return true };
+    let max = limits::ROOT_CHANGES_MAX;
+    let short = |text: &String| text.chars().count() <= limits::ROOT_CHANGE_CHARS_MAX;
+    let package = |change: &PackageChange| {
+        [Some(&change.name), change.before.as_ref(), change.after.as_ref()].into_iter().flatten().all(short)
+    };
+    packages.len() <= max
+        && files.len() <= max
+        && packages.iter().all(package)
+        && files.iter().all(|change| short(&change.path))
 }

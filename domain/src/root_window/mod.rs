@@ -163,12 +163,54 @@ pub struct RootCommand {
 }
 
 /// How and when a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootEnded {
     pub outcome: RootOutcome,
     /// The exit status, or the signal's number.
     pub code: Option<u32>,
     pub at: UnixMillis,
+    /// `None` where nothing ran, or nobody knows.
+    pub changes: Option<RootChanges>,
+}
+
+/// What changed on the host while a command ran, whoever changed it. Names alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RootChanges {
+    pub packages: Vec<PackageChange>,
+    pub files: Vec<FileChange>,
+    /// There was more, or not everything could be looked at.
+    pub incomplete: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackageChange {
+    pub name: String,
+    /// The versions; `None` where it was not installed.
+    pub before: Option<String>,
+    pub after: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileChange {
+    pub path: String,
+    pub kind: FileChangeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileChangeKind {
+    Added,
+    Removed,
+    Changed,
+}
+
+impl FileChangeKind {
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Removed => "removed",
+            Self::Changed => "changed",
+        }
+    }
 }
 
 /// What an auditor reads of a window in one place. A command that its host could not speak of yet has no end here; its end
@@ -506,7 +548,7 @@ impl Aggregate for RootWindow {
             (Self::Open(open), event) => evolve_open(open, event),
             (Self::Over(mut over), RootWindowEvent::CommandEnded { ended }) => {
                 if let Some(command) = &mut over.command {
-                    command.ended = Some(*ended);
+                    command.ended = Some(ended.clone());
                 }
                 Self::Over(over)
             }
@@ -565,7 +607,7 @@ fn evolve_open(mut open: OpenWindow, event: &RootWindowEvent) -> RootWindow {
         }
         RootWindowEvent::CommandEnded { ended } => {
             if let Some(command) = &mut open.command {
-                command.ended = Some(*ended);
+                command.ended = Some(ended.clone());
             }
         }
         RootWindowEvent::Closed { closeout } => {

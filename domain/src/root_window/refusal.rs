@@ -44,6 +44,8 @@ pub enum RootWindowRefusal {
     RuntimeAsleep,
     #[error("no command was asked for in this root window")]
     NoCommand,
+    #[error("at most {max} packages and files are told of one command")]
+    TooManyChanges { max: usize },
     #[error("only break-glass windows are reviewed")]
     NothingToReview,
     #[error("this root window has been reviewed")]
@@ -73,6 +75,7 @@ impl Refusal for RootWindowRefusal {
             Self::Command { .. } => "root_command_invalid",
             Self::RuntimeAsleep => "root_runtime_not_ready",
             Self::NoCommand => "root_no_command",
+            Self::TooManyChanges { .. } => "root_changes_too_many",
             Self::NothingToReview => "root_nothing_to_review",
             Self::ReviewedAlready => "root_reviewed_already",
             Self::ReviewPending { .. } => "root_review_pending",
@@ -91,7 +94,10 @@ impl Refusal for RootWindowRefusal {
             | Self::NothingToReview
             | Self::ReviewedAlready
             | Self::ReviewPending { .. } => RefusalKind::Conflict,
-            Self::LengthOutOfRange { .. } | Self::Reason { .. } | Self::Command { .. } => RefusalKind::Invalid,
+            Self::LengthOutOfRange { .. }
+            | Self::Reason { .. }
+            | Self::Command { .. }
+            | Self::TooManyChanges { .. } => RefusalKind::Invalid,
             Self::Expired | Self::Over | Self::Used => RefusalKind::Gone,
             Self::PeopleOnly | Self::RightLost | Self::NotAllowed { .. } | Self::OwnRequest | Self::NotYours => {
                 RefusalKind::Forbidden
@@ -103,6 +109,7 @@ impl Refusal for RootWindowRefusal {
         match self {
             Self::LengthOutOfRange { min, max } => vec![("min_ms", min.get()), ("max_ms", max.get())],
             Self::Reason { max } => vec![("max_chars", *max as u64)],
+            Self::TooManyChanges { max } => vec![("max", *max as u64)],
             Self::Command { max_words, max_chars } => {
                 vec![("max_words", *max_words as u64), ("max_chars", *max_chars as u64)]
             }

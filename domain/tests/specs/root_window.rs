@@ -61,7 +61,7 @@ fn run_at(who: u128, now: UnixMillis) -> RootWindowCommand {
 }
 
 fn ended(outcome: RootOutcome, now: UnixMillis) -> RootEnded {
-    RootEnded { outcome, code: (outcome == RootOutcome::Exited).then_some(0), at: now }
+    RootEnded { outcome, code: (outcome == RootOutcome::Exited).then_some(0), at: now, changes: None }
 }
 
 fn asked() -> Given<RootWindow> {
@@ -209,14 +209,28 @@ fn a_command_is_taken_once_and_its_end_closes_the_window_with_a_closeout() {
             epoch: Epoch(3),
             asked_at: at(3_000),
             started_at: Some(at(3_100)),
-            ended: Some(end),
+            ended: Some(end.clone()),
         }],
     };
     taken
-        .when(RootWindowCommand::ReportEnded { ended: end })
-        .then([RootWindowEvent::CommandEnded { ended: end }, RootWindowEvent::Closed { closeout }]);
-    let over = opened().and(RootWindowCommand::ReportEnded { ended: end });
+        .when(RootWindowCommand::ReportEnded { ended: end.clone() })
+        .then([RootWindowEvent::CommandEnded { ended: end.clone() }, RootWindowEvent::Closed { closeout }]);
+    let over = opened().and(RootWindowCommand::ReportEnded { ended: end.clone() });
     over.when(RootWindowCommand::ReportEnded { ended: end }).then_nothing();
+}
+
+#[test]
+fn what_a_command_changed_is_told_within_limits() {
+    let told = |files: usize, chars: usize| {
+        let change = |_| FileChange { path: "x".repeat(chars), kind: FileChangeKind::Added };
+        let changes = RootChanges { files: (0..files).map(change).collect(), ..RootChanges::default() };
+        let ended = RootEnded { changes: Some(changes), ..ended(RootOutcome::Exited, at(5_000)) };
+        RootWindowCommand::ReportEnded { ended }
+    };
+    let (max, max_chars) = (limits::ROOT_CHANGES_MAX, limits::ROOT_CHANGE_CHARS_MAX);
+    assert_eq!(opened().when(told(max, max_chars)).events().len(), 2);
+    opened().when(told(max + 1, 1)).then_refused("root_changes_too_many");
+    opened().when(told(1, max_chars + 1)).then_refused("root_changes_too_many");
 }
 
 #[test]
@@ -229,7 +243,8 @@ fn a_revoked_or_withdrawn_window_is_over_at_once_and_its_commands_end_follows() 
         over.when(run_at(REQUESTER, at(4_001))).then_refused("root_window_over");
         let end = ended(RootOutcome::Revoked, at(4_100));
         let over = opened().and(command.clone());
-        over.when(RootWindowCommand::ReportEnded { ended: end }).then([RootWindowEvent::CommandEnded { ended: end }]);
+        over.when(RootWindowCommand::ReportEnded { ended: end.clone() })
+            .then([RootWindowEvent::CommandEnded { ended: end }]);
         for waiting in [asked(), approved()] {
             let over = waiting.and(command.clone());
             assert_eq!(over.state().phase(at(4_000)), Some(phase));

@@ -221,6 +221,19 @@ fn card(output: &Output, window: &Value) -> Vec<(&'static str, String)> {
         let code = command["code"].as_u64().map(|code| format!(" {code}")).unwrap_or_default();
         lines.push(("ended", format!("{}{code}", command["outcome"].as_str().unwrap_or("not yet"))));
     }
+    let changes = &command["changes"];
+    if changes.is_object() {
+        let least = if changes["incomplete"] == Value::Bool(true) { "at least: " } else { "" };
+        let names = |list: &str, name: &str| {
+            let names = changes[list].as_array().into_iter().flatten().map(|change| cell(change.get(name)));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        for (label, told) in [("packages", names("packages", "name")), ("files", names("files", "path"))] {
+            if !told.is_empty() {
+                lines.push((label, format!("{least}{told}")));
+            }
+        }
+    }
     if let Some(justified) = window["justified"].as_bool() {
         lines.push(("review", if justified { "justified" } else { "not justified" }.to_owned()));
     }

@@ -2,7 +2,8 @@
 
 use envforge_domain::ids::{ProjectId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::root_window::{
-    RootCloseout, RootCommand, RootEnded, RootMode, RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
+    FileChange, FileChangeKind, PackageChange, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
+    RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::time::{Millis, UnixMillis};
@@ -66,6 +67,38 @@ object! {
         outcome: RootOutcome = "outcome",
         code: Option<u32> = "code",
         at: UnixMillis = "at",
+        changes: Option<RootChanges> = "changes",
+    }
+}
+
+object! {
+    RootChanges {
+        packages: Vec<PackageChange> = "packages",
+        files: Vec<FileChange> = "files",
+        incomplete: bool = "incomplete",
+    }
+}
+
+object! {
+    PackageChange {
+        name: String = "name",
+        before: Option<String> = "before",
+        after: Option<String> = "after",
+    }
+}
+
+object! {
+    FileChange {
+        path: String = "path",
+        kind: FileChangeKind = "kind",
+    }
+}
+
+tokens! {
+    FileChangeKind {
+        "added" => Added,
+        "removed" => Removed,
+        "changed" => Changed,
     }
 }
 

@@ -7,7 +7,9 @@ use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, LinkReceipt};
 use envforge_domain::event::Event;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
-use envforge_domain::root_window::{RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent};
+use envforge_domain::root_window::{
+    RootChanges, RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
+};
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::{RevocationReceipt, SessionEnd, UserEvent};
@@ -205,10 +207,17 @@ fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
 }
 
 fn root_end(ended: &RootEnded) -> String {
-    match (ended.outcome, ended.code) {
+    let how = match (ended.outcome, ended.code) {
         (RootOutcome::Exited, Some(code)) => format!("exit status {code}"),
         (RootOutcome::Signalled, Some(code)) => format!("signal {code}"),
         (outcome, _) => outcome.token().replace('_', " "),
+    };
+    match &ended.changes {
+        None => how,
+        Some(RootChanges { packages, files, incomplete }) => {
+            let least = if *incomplete { "at least " } else { "" };
+            format!("{how}; meanwhile {least}{} packages and {} files changed", packages.len(), files.len())
+        }
     }
 }
 
