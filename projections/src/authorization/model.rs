@@ -4,11 +4,14 @@
 //! matter. Slow, and short enough to be read beside SPEC, "Identity". Times are minutes after `NOW`.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use envforge_domain::access::{Action, Grant, Grantee, Request, Role, Roles, Scope, authorize};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Component, StreamId, Surface};
 use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
 use envforge_domain::organization::{Organization, OrganizationCommand};
+use envforge_domain::root_window::{RootMode, RootPolicy, RootTerms, RootWindowEvent};
 use envforge_domain::time::Millis;
 use envforge_domain::user::{OpenSession, SessionEnd};
 use proptest::prelude::*;
@@ -27,6 +30,10 @@ fn team(number: u128) -> TeamId {
     TeamId::from_uuid(Uuid::from_u128(number))
 }
 
+fn window(number: u128) -> RootWindowId {
+    RootWindowId::from_uuid(Uuid::from_u128(number))
+}
+
 fn minute(minutes: u64) -> UnixMillis {
     NOW.plus(Millis::from_minutes(minutes))
 }
@@ -41,6 +48,8 @@ enum Step {
     /// On workspace 1 of project 1, for so many minutes.
     Issue(u128, u64),
     Revoke(u128),
+    /// A root window on workspace 1 of project 1, open for so many minutes at once or waiting for its approval.
+    Ask(u128, u64, bool),
     Wait(u64),
 }
 
@@ -283,6 +292,27 @@ impl Story {
                 self.on_link(number, DevLinkEvent::Revoked { reason: None });
             }
             Step::Revoke(_) => {}
+            Step::Ask(who, minutes, opens) => {
+                let number = 1 + self.history.len() as u128;
+                let (window, length) = (window(number), Millis::from_minutes(minutes));
+                let terms = RootTerms {
+                    window,
+                    project: project(1),
+                    workspace: workspace(1),
+                    requester: user(who),
+                    mode: if opens { RootMode::BreakGlass } else { RootMode::Elevation },
+                    reason: "because".to_owned(),
+                    length,
+                    requested_at: self.now,
+                };
+                let expires_at = self.now.plus(Millis::from_hours(24));
+                let mut events = vec![RootWindowEvent::Requested { terms, expires_at }];
+                if opens {
+                    events.push(RootWindowEvent::Opened { at: self.now, ends_at: self.now.plus(length) });
+                }
+                let events = events.into_iter().map(Event::from).collect();
+                self.append(StreamId::root_window(org(1), window), events);
+            }
             Step::Wait(minutes) => self.now = self.now.plus(Millis::from_minutes(minutes)),
         }
     }
@@ -305,15 +335,17 @@ fn policy() -> impl Strategy<Value = OrganizationPolicy> {
     let issuers = prop::sample::subsequence(vec![Role::Owner, Role::Admin, Role::Developer, Role::Mod], 0..=4);
     let families = prop::sample::subsequence(RouteFamily::ALL.to_vec(), 0..=5);
     let providers = prop::sample::subsequence(vec!["local", "https://id.test/"], 0..=2);
-    (issuers, families, providers, 15..180u64, 1..180u64).prop_map(|(issuers, families, providers, signed_in, link)| {
-        OrganizationPolicy {
-            link_issuers: issuers.into_iter().collect::<Roles>(),
-            link_families: families.into_iter().collect(),
-            identity_providers: providers.into_iter().map(str::to_owned).collect(),
-            session_lifetime_max: Millis::from_minutes(signed_in),
-            link_lifetime_max: Millis::from_minutes(link),
-            ..OrganizationPolicy::default()
-        }
+    let root = (0..3_usize, 1..60_u64);
+    let settings = (issuers, families, providers, 15..180u64, 1..180u64, root);
+    settings.prop_map(|(issuers, families, providers, signed_in, link, (root, open))| OrganizationPolicy {
+        root: RootPolicy::ALL[root],
+        root_window_max: Millis::from_minutes(open),
+        link_issuers: issuers.into_iter().collect::<Roles>(),
+        link_families: families.into_iter().collect(),
+        identity_providers: providers.into_iter().map(str::to_owned).collect(),
+        session_lifetime_max: Millis::from_minutes(signed_in),
+        link_lifetime_max: Millis::from_minutes(link),
+        ..OrganizationPolicy::default()
     })
 }
 
@@ -360,6 +392,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (2..=PEOPLE).prop_map(Step::Deactivate),
         2 => (1..=PEOPLE, 1..240u64).prop_map(|(who, minutes)| Step::Issue(who, minutes)),
         1 => (1..6u128).prop_map(Step::Revoke),
+        2 => (1..=PEOPLE, 1..60u64, any::<bool>()).prop_map(|(who, minutes, opens)| Step::Ask(who, minutes, opens)),
         1 => (0..60u64).prop_map(Step::Wait),
     ]
 }
@@ -460,6 +493,11 @@ proptest! {
             ((1..=links).filter_map(|number| live(&number)).collect::<Vec<_>>(), signed_in)
         };
         let (links_before, sessions_before) = seen(&story);
+        let windows = |story: &Story| {
+            let all = story.hot.authorization.root_windows(org(1)).into_iter();
+            all.filter(|known| known.stands(now)).map(|known| (known.window, known.ends_at)).collect::<BTreeMap<_, _>>()
+        };
+        let windows_before = windows(&story);
         let removes = matches!(command, OrganizationCommand::RemoveMember { .. });
         let at = story.history.len();
         let foretold = {
@@ -475,6 +513,19 @@ proptest! {
         story.take(Step::Organize(command), &mut sessions.clone(), &mut links.clone());
         prop_assert_eq!(at, asked_nothing, "a dry run writes nothing");
         let (links_after, sessions_after) = seen(&story);
+        let windows_after = windows(&story);
+        for (window, ends_at) in &windows_before {
+            let told = foretold.root_windows.iter().find(|told| told.window == *window);
+            match (windows_after.get(window), told) {
+                (Some(end), None) => prop_assert!(end >= ends_at),
+                (Some(end), Some(told)) => prop_assert_eq!(Some(told.ends_at), *end),
+                (None, Some(told)) => prop_assert!(told.ends_at <= now),
+                (None, None) => prop_assert!(false, "{} ended and nobody had said so", window),
+            }
+        }
+        for told in &foretold.root_windows {
+            prop_assert!(windows_before.contains_key(&told.window), "a window that was over");
+        }
         for (number, ends_at, families) in &links_before {
             let after = links_after.iter().find(|(other, ..)| other == number);
             let told = foretold.links.iter().find(|told| told.link == link(*number));
