@@ -125,6 +125,7 @@ impl World {
             | OrganizationEvent::RoleAssigned { .. }
             | OrganizationEvent::RoleRevoked { .. }
             | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::RevocationRecorded { .. }
             | OrganizationEvent::TeamCreated { .. }
             | OrganizationEvent::TeamRenamed { .. }
             | OrganizationEvent::TeamDeleted { .. }

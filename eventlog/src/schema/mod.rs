@@ -16,6 +16,7 @@ mod host;
 mod manifest;
 mod organization;
 mod project;
+mod revocation;
 mod runtime;
 mod service_token;
 mod upcast;

@@ -11,7 +11,7 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+    GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
@@ -130,6 +130,7 @@ displayed!(
     ProjectId,
     WorkspaceId,
     HostId,
+    GatewayId,
     LinkId,
     SessionId,
     HandoffId,

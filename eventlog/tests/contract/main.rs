@@ -7,6 +7,7 @@ mod append;
 mod commits;
 mod crash;
 mod follow;
+mod gateways;
 mod guards;
 mod index;
 mod jetstream;
