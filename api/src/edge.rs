@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use envforge_commands::{Commands, noting_withdrawals};
 use envforge_domain::commit::Position;
 use envforge_domain::ids::CorrelationId;
+use envforge_domain::revocation::{Uncounted, WhyUncounted};
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_eventlog::gateways::Gateways;
 use envforge_identity::randomness::Randomness;
@@ -106,7 +107,9 @@ impl Edge {
             tracing::warn!(%stale, "something is answered that the views of this process do not know yet");
         }
         if withdrawn > Position::START {
-            for unknown in self.gateways.settle(withdrawn).await.uncounted {
+            // The others refuse, whatever they have counted.
+            let silent = |unknown: &Uncounted| matches!(unknown.why, WhyUncounted::Silent | WhyUncounted::Unknown);
+            for unknown in self.gateways.settle(withdrawn).await.uncounted.into_iter().filter(silent) {
                 metrics::counter!("envforge_api_gateways_unsettled_total", "why" => unknown.why.token()).increment(1);
                 tracing::warn!(gateway = ?unknown.gateway, why = unknown.why.token(), "a gateway did not say that it refuses what was revoked");
             }

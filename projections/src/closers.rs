@@ -179,13 +179,19 @@ impl Closings {
         })
     }
 
+    /// Whether none of these commits is too old to know what it closed.
+    pub(crate) fn remembers(&self, commits: &[Position]) -> bool {
+        let kept = self.0.lock();
+        commits.iter().all(|position| *position > kept.forgotten_up_to)
+    }
+
     /// How many sockets these commits have closed, once all that they told are; `None` until then, and where one of the
     /// commits is too old to know. For commits that are folded.
     pub(crate) fn closed_by(&self, commits: &[Position]) -> Option<u32> {
-        let kept = self.0.lock();
-        if commits.iter().any(|position| *position <= kept.forgotten_up_to) {
+        if !self.remembers(commits) {
             return None;
         }
+        let kept = self.0.lock();
         let asked = kept.recent.iter().rev().filter(|closing| commits.contains(&closing.position));
         asked.map(|closing| closing.is_over().then(|| closing.closed.load(Ordering::Acquire))).sum()
     }

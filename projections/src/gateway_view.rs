@@ -229,6 +229,11 @@ impl GatewayView {
         self.closings.over_with(commits)
     }
 
+    /// Whether none of these commits is too old to know what it closed.
+    pub(crate) fn remembers(&self, commits: &[Position]) -> bool {
+        self.closings.remembers(commits)
+    }
+
     /// How many sockets of this process these commits have closed, once all that they told are closed; `None` until then, and
     /// where one of them is too old to know. For commits that are folded.
     pub fn sockets_closed_by(&self, commits: &[Position]) -> Option<u32> {

@@ -31,7 +31,7 @@ impl Witness for Hot {
         let deadline = Instant::now() + CLOSE_WAIT;
         loop {
             let closed = self.gateway.sockets_closed_by(commits);
-            if closed.is_some() || Instant::now() >= deadline {
+            if closed.is_some() || !self.gateway.remembers(commits) || Instant::now() >= deadline {
                 return closed;
             }
             tokio::time::sleep(CLOSE_PAUSE).await;
