@@ -10,6 +10,7 @@ use axum::routing::get;
 use envforge_commands::Commands;
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::SharedLog;
+use envforge_eventlog::gateways::Gateways;
 use envforge_identity::oidc::Oidc;
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
@@ -32,6 +33,7 @@ use crate::endpoints::{
 };
 use crate::openapi;
 use crate::reads::Reads;
+use crate::revocation::Revocations;
 use crate::sessions::Sessions;
 use crate::share::Share;
 use crate::write::Keys;
@@ -45,6 +47,8 @@ pub struct Parts {
     pub authorizer: Authorizer,
     pub database: Database,
     pub identity: Arc<Identity>,
+    /// Those for which revocations wait.
+    pub gateways: Arc<dyn Gateways>,
     /// The OpenID provider, where there is one.
     pub oidc: Option<Arc<Oidc>>,
     pub share_key: Arc<SigningKey>,
@@ -56,7 +60,8 @@ pub struct Parts {
 
 /// The API's router, complete with its outermost layer.
 pub fn router(parts: Parts) -> Router {
-    let Parts { config, clock, log, commands, authorizer, database, identity, oidc, share_key, metrics, stop } = parts;
+    let Parts { config, clock, log, commands, authorizer, database, identity, gateways, .. } = parts;
+    let Parts { oidc, share_key, metrics, stop, .. } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
     // The provider calls back where its configuration says: browsers know this API by that address.
@@ -70,11 +75,12 @@ pub fn router(parts: Parts) -> Router {
     let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
+    let revocations = Revocations::new(access.clone(), commands.clone(), Arc::clone(&hot), Arc::clone(&gateways));
     let (a, c, r) = with_commands(&access);
-    let organizations = organizations::Organizations { access: a, commands: c, reads: r };
+    let organizations =
+        organizations::Organizations { access: a, commands: c, reads: r, revocations: revocations.clone() };
     let (a, c, r) = with_commands(&access);
-    let sessions =
-        Sessions::new(a.clone(), Arc::clone(&identity), c.clone(), Arc::clone(&hot), config.all_gateways_here);
+    let sessions = Sessions::new(a.clone(), Arc::clone(&identity), c.clone(), Arc::clone(&hot), revocations.clone());
     let members = members::Members {
         access: a,
         commands: c,
@@ -88,25 +94,26 @@ pub fn router(parts: Parts) -> Router {
     let local_repositories = config.local_repositories;
     let projects = projects::Projects { access: a, commands: c, reads: r, local_repositories };
     let (a, c, r) = with_commands(&access);
-    let workspaces = workspaces::Workspaces { access: a, commands: c, reads: r, gateway: config.gateway_url.clone() };
-    let (a, c, r) = with_commands(&access);
-    let runtimes = runtime::Runtimes { access: a, commands: c, reads: r };
-    let (a, c, r) = with_commands(&access);
-    let links = links::Links {
+    let workspaces = workspaces::Workspaces {
         access: a,
         commands: c,
         reads: r,
-        share: share.clone(),
-        all_gateways_here: config.all_gateways_here,
+        gateway: config.gateway_url.clone(),
+        revocations: revocations.clone(),
     };
+    let (a, c, r) = with_commands(&access);
+    let runtimes = runtime::Runtimes { access: a, commands: c, reads: r };
+    let (a, c, r) = with_commands(&access);
+    let links =
+        links::Links { access: a, commands: c, reads: r, share: share.clone(), revocations: revocations.clone() };
     let (a, c, r) = with_commands(&access);
     let outputs = config.root_outputs.clone();
     let windows = root_windows::RootWindows { access: a, commands: c, reads: r, outputs };
     let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
-    let teams = teams::Teams { access: a, commands: c, reads: r };
-    let roles = roles::Roles { access: access.clone(), commands: commands.clone() };
+    let teams = teams::Teams { access: a, commands: c, reads: r, revocations: revocations.clone() };
+    let roles = roles::Roles { access: access.clone(), commands: commands.clone(), revocations };
     let people = session_endpoints::People {
         access: access.clone(),
         identity: Arc::clone(&identity),
@@ -171,7 +178,7 @@ pub fn router(parts: Parts) -> Router {
     let mut anonymous = openapi::anonymous_routes(&document);
     anonymous.extend(sign_in_page::FORMS.map(str::to_owned));
     let page_rate = Arc::new(AddressRate::new("too_many_requests", config.pages_per_minute_per_address));
-    let layer = Arc::new(Edge::new(&config, clock, keys, commands, hot, anonymous));
+    let layer = Arc::new(Edge::new(&config, clock, keys, commands, hot, gateways, anonymous));
     let document = bytes::Bytes::from(render(&document));
     let serve_document =
         move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() };

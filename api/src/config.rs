@@ -14,8 +14,6 @@ pub struct Config {
     pub gateway_url: GatewayUrl,
     /// Where browsers reach this API: `https://api.envforge.ai`. Without it nobody signs in here with a browser.
     pub public_url: Option<PublicUrl>,
-    /// No gateway runs in any other process than this one: what they have open is known here.
-    pub all_gateways_here: bool,
     /// Requests answered at the same time; the next one gets 503 with `Retry-After`.
     pub requests_max: usize,
     /// Of anonymous ones that send a body, as signing in does: slow strangers take no place of whoever has signed in.
@@ -67,7 +65,6 @@ impl Config {
         Self {
             gateway_url,
             public_url: None,
-            all_gateways_here: false,
             requests_max: 512,
             anonymous_requests_max: 64,
             pages_per_minute_per_address: 600,

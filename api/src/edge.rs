@@ -12,9 +12,12 @@ use std::time::Duration;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use envforge_commands::Commands;
+use envforge_commands::{Commands, noting_withdrawals};
+use envforge_domain::commit::Position;
 use envforge_domain::ids::CorrelationId;
+use envforge_domain::revocation::{Uncounted, WhyUncounted};
 use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_eventlog::gateways::Gateways;
 use envforge_identity::randomness::Randomness;
 use envforge_projections::Hot;
 use futures_util::FutureExt;
@@ -57,6 +60,7 @@ pub(crate) struct Edge {
     keys: Keys,
     commands: Commands,
     hot: Arc<Hot>,
+    gateways: Arc<dyn Gateways>,
     slots: Arc<Semaphore>,
     /// Routes whose body is read before anybody has proved who they are, with places of their own.
     anonymous_routes: BTreeSet<String>,
@@ -72,6 +76,7 @@ impl Edge {
         keys: Keys,
         commands: Commands,
         hot: Arc<Hot>,
+        gateways: Arc<dyn Gateways>,
         anonymous_routes: BTreeSet<String>,
     ) -> Self {
         Self {
@@ -80,6 +85,7 @@ impl Edge {
             keys,
             commands,
             hot,
+            gateways,
             slots: Arc::new(Semaphore::new(config.requests_max)),
             anonymous_routes,
             anonymous_slots: Arc::new(Semaphore::new(config.anonymous_requests_max)),
@@ -88,17 +94,25 @@ impl Edge {
         }
     }
 
-    /// INVARIANT: whoever is told that something was done is told so only once the views of this process know, and with them a gateway
-    /// that runs in it: what was revoked opens nothing here from the answer on. All commands that were answered count, so that no
-    /// endpoint can forget it.
-    async fn settle(&self, method: &Method) {
-        if method.is_safe() {
+    /// INVARIANT: whoever is told that something was done is told so only once the views of this process know, and every gateway where
+    /// it may have taken a right away: what was revoked opens nothing anywhere from the answer on. All commands that were answered
+    /// count, so that no endpoint can forget it. `withdrawn`: the furthest of those of this request that may take a right away.
+    async fn settle(&self, method: &Method, withdrawn: Position) {
+        if method.is_safe() && withdrawn == Position::START {
             return;
         }
         if let Err(stale) = self.hot.wait_for(self.commands.answered_up_to(), WAIT_FOR_VIEW).await {
             // It was done all the same, and other processes may know it already.
             metrics::counter!("envforge_api_unsettled_answers_total").increment(1);
             tracing::warn!(%stale, "something is answered that the views of this process do not know yet");
+        }
+        if withdrawn > Position::START {
+            // The others refuse, whatever they have counted.
+            let silent = |unknown: &Uncounted| matches!(unknown.why, WhyUncounted::Silent | WhyUncounted::Unknown);
+            for unknown in self.gateways.settle(withdrawn).await.uncounted.into_iter().filter(silent) {
+                metrics::counter!("envforge_api_gateways_unsettled_total", "why" => unknown.why.token()).increment(1);
+                tracing::warn!(gateway = ?unknown.gateway, why = unknown.why.token(), "a gateway did not say that it refuses what was revoked");
+            }
         }
     }
 }
@@ -148,8 +162,9 @@ pub(crate) async fn edge(State(edge): State<Arc<Edge>>, mut request: Request, ne
             let keys = edge.keys.clone();
             let answer = async {
                 let method = request.method().clone();
-                let response = keys.remember(&used, next.run(request).await).await;
-                edge.settle(&method).await;
+                let (response, withdrawn) =
+                    noting_withdrawals(async { keys.remember(&used, next.run(request).await).await }).await;
+                edge.settle(&method, withdrawn).await;
                 response
             };
             let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone());

@@ -3,8 +3,9 @@
 //! Owns the order in which log, credential table, views and tokens are touched so that nothing is left open whatever breaks
 //! off. Not here: proving identity (identity), and what the endpoints are called (`endpoints`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use envforge_commands::context::derived_uuid;
 use envforge_commands::{Commands, Context, Done, users};
@@ -13,8 +14,9 @@ use envforge_domain::commit::{Position, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{CommandId, OrgId, SessionId, UserId};
 use envforge_domain::organization::{Organization, OrganizationPolicy, SessionOver};
+use envforge_domain::revocation;
 use envforge_domain::secret::Secret;
-use envforge_domain::session::{ClientName, LOCAL_ISSUER, OpenSession, RevocationReceipt, SessionEnd};
+use envforge_domain::session::{ClientName, LOCAL_ISSUER, OpenSession, SessionEnd};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{User, UserCommand, UserEvent};
@@ -32,8 +34,8 @@ use crate::browser::Cookie;
 use crate::disclosed::Disclosed;
 use crate::edge::Arrival;
 use crate::instant;
-use crate::open_sockets::{Closed, OpenSockets};
 use crate::problem::Problem;
+use crate::revocation::{Over, Receipt, Revocations};
 
 /// How long signing in and revoking wait until the views of this process know.
 pub(crate) const WAIT_FOR_VIEW: Duration = Duration::from_secs(2);
@@ -45,7 +47,7 @@ pub(crate) struct Sessions {
     identity: Arc<Identity>,
     commands: Commands,
     hot: Arc<Hot>,
-    all_gateways_here: bool,
+    revocations: Revocations,
 }
 
 /// A session that was just opened.
@@ -103,39 +105,27 @@ pub(crate) struct SessionShown {
     current: bool,
 }
 
-/// What a revocation closed, and how fast.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct Receipt {
-    sessions: u32,
-    /// Links that stood on the person's right.
-    links: u32,
-    /// WebSockets of those sessions and links that were open and are closed; `null` where it is not known.
-    sockets: Option<u32>,
-    /// Why it is not: `gateways_elsewhere` (they run in other processes), `still_closing` (some were open for longer than this waited).
-    sockets_unknown: Option<&'static str>,
-    /// Milliseconds until this process refused what was revoked, and its gateway had closed it.
-    took_ms: u64,
-}
-
-impl Receipt {
-    /// `unknown`: why sockets are not known now. A repeated request tells what its first answer knew.
-    fn of(receipt: RevocationReceipt, unknown: Option<&'static str>) -> Self {
-        let RevocationReceipt { cause: _, sessions, links, sockets, took } = receipt;
-        let sockets_unknown = if sockets.is_some() { None } else { unknown.or(Some("gateways_elsewhere")) };
-        Self { sessions, links, sockets, sockets_unknown, took_ms: took.get() }
-    }
-}
-
 /// A revocation that is about to happen: what stood before.
 pub(crate) struct Revoking {
     org: OrgId,
     user: UserId,
     cause: SessionEnd,
-    sessions: usize,
-    /// Of those, the ones on workspaces' hosts.
+    /// Open ones, by the surface on which they count.
+    sessions: BTreeMap<SessionId, Surface>,
+    /// Of those on workspaces' hosts, the ones that are open.
     workspaces: WorkspaceSessions,
+    workspaces_open: usize,
     links: usize,
-    open: OpenSockets,
+    /// The account itself ends, and with it all of them, whatever events say of each.
+    whole: bool,
+    begun: Instant,
+}
+
+impl Revoking {
+    /// Of somebody who is taken out.
+    pub(crate) fn of_account(self) -> Self {
+        Self { whole: true, ..self }
+    }
 }
 
 /// Whether a session may go on, as the log's leader has it.
@@ -194,9 +184,9 @@ impl Sessions {
         identity: Arc<Identity>,
         commands: Commands,
         hot: Arc<Hot>,
-        all_gateways_here: bool,
+        revocations: Revocations,
     ) -> Self {
-        Self { access, identity, commands, hot, all_gateways_here }
+        Self { access, identity, commands, hot, revocations }
     }
 
     /// Opens a session for somebody whose identity was proven, with tokens.
@@ -472,22 +462,21 @@ impl Sessions {
         cause: SessionEnd,
         now: UnixMillis,
     ) -> Result<Revoking, Problem> {
-        let open = OpenSockets::of_person(&self.hot, user, self.all_gateways_here);
+        let begun = Instant::now();
         let (sessions, workspaces) = match self.commands.load::<User>(&StreamId::user(org, user)).await?.state {
-            User::Active { sessions, workspaces, .. } => {
-                (sessions.values().filter(|opened| now < opened.expires_at).count(), workspaces)
-            }
-            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => {
-                (0, WorkspaceSessions::default())
-            }
+            User::Active { sessions, workspaces, .. } => (sessions, workspaces),
+            User::Unknown | User::Invited(_) | User::InvitationRevoked | User::Deactivated { .. } => Default::default(),
         };
+        let sessions = sessions.iter().filter(|(_, opened)| now < opened.expires_at);
+        let sessions = sessions.map(|(session, opened)| (*session, opened.surface)).collect();
+        let workspaces_open = workspaces.iter().filter(|(_, open)| now < open.expires_at).count();
         let links = self.hot.authorization.open_links_of(user, now);
-        let sessions = sessions + workspaces.iter().filter(|(_, open)| now < open.expires_at).count();
-        Ok(Revoking { org, user, cause, sessions, workspaces, links, open })
+        let whole = cause == SessionEnd::Deactivated;
+        Ok(Revoking { org, user, cause, sessions, workspaces, workspaces_open, links, whole, begun })
     }
 
-    /// What a revocation has closed, once this process refuses it; written down. The revocation holds whether or not this
-    /// comes to its end.
+    /// What a revocation has closed, once no gateway lets it in; written down. The revocation holds whether or not this comes to
+    /// its end.
     pub(crate) async fn receipt(
         &self,
         revoking: Revoking,
@@ -495,36 +484,52 @@ impl Sessions {
         surface: Surface,
         context: &Context,
     ) -> Result<Receipt, Problem> {
-        let Revoking { org, user, cause, sessions, workspaces, links, open } = revoking;
-        // What was opened from a session ended with it, without an event of its own.
-        let ended = sessions_ended(done).map(|session| 1 + workspaces.opened_from(session)).sum();
-        // Whoever is deactivated or taken out loses all of them by that event alone.
-        let sessions = if cause == SessionEnd::Deactivated && !done.events.is_empty() { sessions } else { ended };
-        if let Err(stale) = self.hot.wait_for(done.position, WAIT_FOR_VIEW).await {
-            tracing::warn!(%stale, "a revocation is not known to this process's views yet");
-        }
+        self.receipt_of_all(revoking, &[done], surface, context).await
+    }
+
+    /// `receipt`, of a revocation that took several steps.
+    pub(crate) async fn receipt_of_all(
+        &self,
+        revoking: Revoking,
+        done: &[&Done],
+        surface: Surface,
+        context: &Context,
+    ) -> Result<Receipt, Problem> {
+        let Revoking { org, user, cause, sessions, workspaces, workspaces_open, links, whole, begun } = revoking;
+        let changed = done.iter().any(|done| !done.events.is_empty());
+        let ended = || done.iter().flat_map(|done| sessions_ended(done));
+        let on_cli = |session: &SessionId| sessions.get(session) == Some(&Surface::Cli);
+        let (over, cli_sessions) = if whole && changed {
+            // Whoever is deactivated or taken out loses all of them by that event alone.
+            (sessions.len() + workspaces_open, sessions.keys().filter(|session| on_cli(session)).count())
+        } else {
+            // What was opened from a session ended with it, without an event of its own.
+            let all = ended().map(|session| 1 + workspaces.opened_from(session)).sum();
+            (all, ended().filter(on_cli).count())
+        };
+        let commits: Vec<Position> = done.iter().flat_map(|done| done.commits()).collect();
+        self.revocations.known(&commits).await;
         let links = links.saturating_sub(self.hot.authorization.open_links_of(user, context.now));
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let Closed { sockets, unknown, took } = open.closed().await;
-        let receipt = RevocationReceipt { cause, sessions: count(sessions), links: count(links), sockets, took };
-        if done.events.is_empty() {
-            return Ok(Receipt::of(receipt, unknown));
+        let over = Over { sessions: over, cli_sessions, links };
+        let receipt = self.revocations.receipt(&commits, over, begun).await;
+        if !changed {
+            return Ok(Receipt::from(&receipt));
         }
-        let record = UserCommand::RecordRevocation { receipt };
+        let record = UserCommand::RecordRevocation { cause, receipt: receipt.clone() };
         match self.record_as(&part_of(context, "receipt"), org, user, surface, &record).await {
             // Of a repeated request: what its first answer said.
-            Ok(recorded) => Ok(Receipt::of(recorded.events.iter().find_map(receipt_of).unwrap_or(receipt), unknown)),
+            Ok(recorded) => Ok(Receipt::from(recorded.events.iter().find_map(receipt_of).unwrap_or(&receipt))),
             Err(problem) => {
                 tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
-                Ok(Receipt::of(receipt, unknown))
+                Ok(Receipt::from(&receipt))
             }
         }
     }
 }
 
-fn receipt_of(event: &Event) -> Option<RevocationReceipt> {
+fn receipt_of(event: &Event) -> Option<&revocation::Receipt> {
     match event {
-        Event::User(UserEvent::RevocationRecorded { receipt }) => Some(*receipt),
+        Event::User(UserEvent::RevocationRecorded { receipt, .. }) => Some(receipt),
         _ => None,
     }
 }

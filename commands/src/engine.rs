@@ -1,5 +1,6 @@
 //! Load, decide, append, retry: the one way in which anything changes.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Actor, Commit, Position, StreamId, StreamKind};
 use envforge_domain::event::Event;
 use envforge_domain::ids::CommitId;
+use envforge_domain::limits::BATCH_COMMITS_MAX;
 use envforge_eventlog::{AppendError, LogError, SharedLog};
 use uuid::Uuid;
 
@@ -22,6 +24,18 @@ use crate::transaction::Transaction;
 pub(crate) const ATTEMPTS_MAX: u32 = 8;
 /// Commits per read while loading a stream.
 const LOAD_PAGE: usize = 1_000;
+
+tokio::task_local! {
+    /// The furthest position that an answer to this task named where it may have taken a right away.
+    static WITHDRAWN: Cell<Position>;
+}
+
+/// Runs a future, and tells besides how far the commands that were answered within it may have taken rights away: whoever is to
+/// wait until no gateway lets these in waits for that position. `Position::START` where none did. What the future spawns does
+/// not count.
+pub async fn noting_withdrawals<F: Future>(future: F) -> (F::Output, Position) {
+    WITHDRAWN.scope(Cell::new(Position::START), async { (future.await, WITHDRAWN.with(Cell::get)) }).await
+}
 
 /// Carries out commands. Cheap to clone; all clones share one cache.
 #[derive(Clone)]
@@ -37,6 +51,8 @@ pub struct Commands {
 pub struct Done {
     /// A reader at this position sees the effect.
     pub position: Position,
+    /// Where its first commit stands.
+    pub from: Position,
     /// Events of the commit; of the first one where the command was repeated; empty where it was satisfied already.
     pub events: Vec<Event>,
     /// The command had been carried out before.
@@ -48,6 +64,13 @@ pub struct Done {
 pub struct Loaded<S> {
     pub state: S,
     pub position: Position,
+}
+
+impl Done {
+    /// Where its commits stand: appended together, they follow each other.
+    pub fn commits(&self) -> Vec<Position> {
+        (self.from.get()..=self.position.get()).take(BATCH_COMMITS_MAX).map(Position::new).collect()
+    }
 }
 
 impl Commands {
@@ -64,6 +87,10 @@ impl Commands {
     /// Every answer passes here.
     pub(crate) fn answered_with(&self, done: Done) -> Done {
         self.answered_up_to.fetch_max(done.position.get(), Ordering::AcqRel);
+        // What was taken before may be on its way to gateways still.
+        if done.events.is_empty() || done.events.iter().any(Event::may_withdraw) {
+            let _ = WITHDRAWN.try_with(|withdrawn| withdrawn.set(withdrawn.get().max(done.position)));
+        }
         done
     }
 
@@ -109,7 +136,14 @@ impl Commands {
                     fresh = true;
                     continue;
                 }
-                Ok(_) => return Ok(Done { position: folded.position, events: Vec::new(), duplicate: false }),
+                Ok(_) => {
+                    return Ok(Done {
+                        position: folded.position,
+                        from: folded.position,
+                        events: Vec::new(),
+                        duplicate: false,
+                    });
+                }
                 Err(refusal) => {
                     metrics::counter!("envforge_commands_total", "kind" => A::KIND.token(), "outcome" => "refused")
                         .increment(1);
@@ -141,7 +175,7 @@ impl Commands {
                     if !appended.duplicate {
                         self.remember::<A>(stream, &folded, context, position, &events);
                     }
-                    return Ok(Done { position, events, duplicate: appended.duplicate });
+                    return Ok(Done { position, from: position, events, duplicate: appended.duplicate });
                 }
                 Err(AppendError::Conflict { .. }) => {
                     fresh = true;
@@ -214,7 +248,7 @@ impl Commands {
         {
             return first_answer(&first, context).map(Some);
         }
-        let satisfied = |position| Done { position, events: Vec::new(), duplicate: true };
+        let satisfied = |position| Done { position, from: position, events: Vec::new(), duplicate: true };
         Ok(repeated.satisfied_at.map(satisfied))
     }
 
@@ -277,7 +311,7 @@ pub(crate) fn first_answer(first: &RememberedCommand, context: &Context) -> Resu
     if first.request_digest != context.request_digest {
         return Err(CommandError::CommandReused);
     }
-    Ok(Done { position: first.position, events: first.events.to_vec(), duplicate: true })
+    Ok(Done { position: first.position, from: first.position, events: first.events.to_vec(), duplicate: true })
 }
 
 /// Waits a little longer, and less predictably, each time somebody else was first.

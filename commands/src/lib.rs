@@ -21,6 +21,6 @@ pub mod users;
 pub mod workspaces;
 
 pub use context::{Context, Repeated};
-pub use engine::{Commands, Done, Loaded, back_off};
+pub use engine::{Commands, Done, Loaded, back_off, noting_withdrawals};
 pub use error::CommandError;
 pub use transaction::Transaction;

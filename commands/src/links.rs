@@ -3,9 +3,10 @@
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::commit::StreamId;
 use envforge_domain::dev_link::{
-    BlockedAttempts, DevLink, DevLinkCommand, DevLinkRefusal, Generation, LinkLimits, LinkReceipt, RouteFamilies,
+    BlockedAttempts, DevLink, DevLinkCommand, DevLinkRefusal, Generation, LinkLimits, RouteFamilies,
 };
 use envforge_domain::ids::{HandoffId, LinkId, SessionId, UserId, WorkspaceId};
+use envforge_domain::revocation::Receipt;
 use envforge_domain::routing::RouteTable;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
@@ -138,7 +139,7 @@ pub async fn record_revocation(
     permit: &Permit,
     context: &Context,
     link: LinkId,
-    receipt: LinkReceipt,
+    receipt: Receipt,
 ) -> Result<Done, CommandError> {
     execute(commands, permit, context, link, &DevLinkCommand::RecordRevocation { receipt }).await
 }

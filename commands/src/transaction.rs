@@ -109,7 +109,7 @@ impl<'a> Transaction<'a> {
                         return Ok(Done { position, ..done });
                     }
                     Ok(StepOutcome::Satisfied(position)) if index == 0 => {
-                        return Ok(Done { position, events: Vec::new(), duplicate: false });
+                        return Ok(Done { position, from: position, events: Vec::new(), duplicate: false });
                     }
                     // What another step stands for is there already.
                     Ok(StepOutcome::Before(_) | StepOutcome::Satisfied(_)) => {}
@@ -145,7 +145,10 @@ impl<'a> Transaction<'a> {
                     };
                     return match first {
                         Some(first) => first_answer(&first, self.context).map(|done| Done { position, ..done }),
-                        None => Ok(Done { position, events, duplicate: appended.duplicate }),
+                        None => {
+                            let from = appended.positions.first().copied().unwrap_or(position);
+                            Ok(Done { position, from, events, duplicate: appended.duplicate })
+                        }
                     };
                 }
                 Err(AppendError::Conflict { .. }) => back_off(attempt).await,

@@ -7,6 +7,7 @@ use envforge_domain::ids::{ProjectId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::Organization;
 use envforge_domain::project::Project;
+use envforge_domain::revocation::Receipt;
 use envforge_domain::slug::{OrgSlug, WorkspaceSlug};
 use envforge_domain::workspace::{AccessMode, Branch, Workspace, WorkspaceCommand, WorkspaceRefusal};
 
@@ -99,6 +100,18 @@ pub async fn archive(
         .step::<Claim>(permit, claim, retire)
         .commit()
         .await
+}
+
+/// What closing a workspace closed.
+pub async fn record_revocation(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    workspace: WorkspaceId,
+    receipt: Receipt,
+) -> Result<Done, CommandError> {
+    let command = WorkspaceCommand::RecordRevocation { receipt };
+    commands.execute::<Workspace>(permit, context, &StreamId::workspace(permit.org(), workspace), &command).await
 }
 
 async fn org_slug(commands: &Commands, permit: &Permit) -> Result<OrgSlug, CommandError> {

@@ -13,6 +13,7 @@ use crate::event::Event;
 use crate::ids::{HandoffId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
 use crate::limits;
 use crate::project::name_is_valid;
+use crate::revocation::Receipt;
 use crate::runtime::{Epoch, reason_is_valid};
 use crate::secret::TokenDigest;
 use crate::slug::ServiceName;
@@ -153,19 +154,8 @@ pub enum DevLinkEvent {
         reason: Option<String>,
     },
     RevocationRecorded {
-        receipt: LinkReceipt,
+        receipt: Receipt,
     },
-}
-
-/// What revoking a link closed, and how fast. Written after it: the revocation holds with or without it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkReceipt {
-    /// Reviewers' sessions.
-    pub sessions: u32,
-    /// Connections that were open through it, where gateways have told.
-    pub sockets: Option<u32>,
-    /// From the decision until the process that was asked refused the link.
-    pub took: Millis,
 }
 
 /// What limits a link beyond itself: looked-up facts that ride in the command.
@@ -232,7 +222,7 @@ pub enum DevLinkCommand {
     },
     /// Of a revoked link; of any other there is nothing to write down.
     RecordRevocation {
-        receipt: LinkReceipt,
+        receipt: Receipt,
     },
 }
 
@@ -466,7 +456,7 @@ impl Aggregate for DevLink {
                 Ok(record_blocked(attempts, *since, *until))
             }
             (Self::Revoked { .. }, DevLinkCommand::RecordRevocation { receipt }) => {
-                Ok(vec![DevLinkEvent::RevocationRecorded { receipt: *receipt }])
+                Ok(vec![DevLinkEvent::RevocationRecorded { receipt: receipt.clone() }])
             }
             (Self::Expired { .. }, DevLinkCommand::Expire { .. } | DevLinkCommand::RecordRevocation { .. }) => {
                 Ok(vec![])

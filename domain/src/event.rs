@@ -61,6 +61,68 @@ impl Event {
         }
     }
 
+    /// Whether it may take away what a gateway lets in. Holds of whatever does.
+    pub const fn may_withdraw(&self) -> bool {
+        match self {
+            Self::Organization(event) => match event {
+                OrganizationEvent::MemberRemoved { .. }
+                | OrganizationEvent::RoleRevoked { .. }
+                // With an end, it may take the place of one without.
+                | OrganizationEvent::RoleAssigned { .. }
+                | OrganizationEvent::PolicyChanged { .. }
+                | OrganizationEvent::TeamDeleted { .. }
+                | OrganizationEvent::TeamMemberRemoved { .. } => true,
+                OrganizationEvent::Created { .. }
+                | OrganizationEvent::MemberAdded { .. }
+                | OrganizationEvent::OwnerRecovered { .. }
+                | OrganizationEvent::TeamCreated { .. }
+                | OrganizationEvent::TeamRenamed { .. }
+                | OrganizationEvent::TeamMemberAdded { .. }
+                | OrganizationEvent::RevocationRecorded { .. } => false,
+            },
+            Self::User(event) => match event {
+                UserEvent::Deactivated | UserEvent::SessionEnded { .. } | UserEvent::PasswordChanged => true,
+                UserEvent::Invited { .. }
+                | UserEvent::InvitationRevoked
+                | UserEvent::InvitationAccepted
+                | UserEvent::Created { .. }
+                | UserEvent::ProfileChanged { .. }
+                | UserEvent::Reactivated
+                | UserEvent::SessionOpened { .. }
+                | UserEvent::Reauthenticated { .. }
+                | UserEvent::WorkspaceOpened { .. }
+                | UserEvent::RevocationRecorded { .. } => false,
+            },
+            Self::Workspace(event) => match event {
+                WorkspaceEvent::ManifestChanged { .. }
+                | WorkspaceEvent::AccessModeChanged { .. }
+                | WorkspaceEvent::Archived => true,
+                WorkspaceEvent::Created { .. } | WorkspaceEvent::RevocationRecorded { .. } => false,
+            },
+            Self::DevLink(event) => match event {
+                DevLinkEvent::AllowlistChanged { .. }
+                | DevLinkEvent::Rotated { .. }
+                | DevLinkEvent::Expired
+                | DevLinkEvent::Revoked { .. } => true,
+                DevLinkEvent::Issued { .. }
+                | DevLinkEvent::FirstUsed { .. }
+                | DevLinkEvent::SessionOpened { .. }
+                | DevLinkEvent::WakeSpent { .. }
+                | DevLinkEvent::AttemptsBlocked { .. }
+                | DevLinkEvent::RevocationRecorded { .. } => false,
+            },
+            // No gateway takes service tokens or knows of root, and none lets anybody in by what the others say.
+            Self::ServiceToken(_)
+            | Self::RootWindow(_)
+            | Self::Project(_)
+            | Self::Runtime(_)
+            | Self::Host(_)
+            | Self::Claim(_)
+            | Self::Denial(_)
+            | Self::Decision(_) => false,
+        }
+    }
+
     pub const fn visibility(&self) -> Visibility {
         match self {
             Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. }) | Self::Host(_) => {

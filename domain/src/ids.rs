@@ -97,6 +97,10 @@ id!(
     HostId, "hst"
 );
 id!(
+    /// A process that runs a gateway, for as long as it lives.
+    GatewayId, "gtw"
+);
+id!(
     /// A signed dev link.
     LinkId, "lnk"
 );

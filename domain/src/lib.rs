@@ -23,6 +23,7 @@ pub mod meter;
 pub mod network;
 pub mod organization;
 pub mod project;
+pub mod revocation;
 pub mod root_window;
 pub mod routing;
 pub mod runtime;

@@ -4,7 +4,7 @@
 
 use crate::commit::Surface;
 use crate::limits::CLIENT_CHARS_MAX;
-use crate::time::{Millis, UnixMillis};
+use crate::time::UnixMillis;
 
 /// The program that a person signed in with, as it calls itself: `envforge-cli/0.1.0`. For people to recognise their
 /// sessions by; nothing is decided on it.
@@ -77,17 +77,4 @@ pub enum SessionEnd {
     Expired,
     /// The person opened one more than they may have; the oldest made room.
     Displaced,
-}
-
-/// What a revocation closed, and how fast. Written after it: the revocation holds with or without it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RevocationReceipt {
-    pub cause: SessionEnd,
-    pub sessions: u32,
-    /// Links that stood on the person's right and are closed with it.
-    pub links: u32,
-    /// Open connections of those links, where gateways have told.
-    pub sockets: Option<u32>,
-    /// From the decision until the process that was asked refused what was revoked.
-    pub took: Millis,
 }

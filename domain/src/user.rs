@@ -13,12 +13,13 @@ use crate::limits::{
     EMAIL_CHARS_MAX, INVITATION_LIFETIME_MAX, INVITATION_LIFETIME_MIN, INVITATION_ROLES_MAX, NAME_CHARS_MAX,
 };
 use crate::project::name_is_valid;
+use crate::revocation::Receipt;
 use crate::secret::TokenDigest;
 use crate::slug::ServiceName;
 use crate::time::{Millis, UnixMillis};
 use crate::workspace_session::{OpenWorkspace, WorkspaceSessions};
 
-pub use crate::session::{ClientName, OpenSession, RevocationReceipt, SessionEnd};
+pub use crate::session::{ClientName, OpenSession, SessionEnd};
 
 /// An address for people to recognise each other by. Never a key: users are keyed on issuer and subject.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +102,8 @@ pub enum UserEvent {
     PasswordChanged,
     /// What a revocation closed.
     RevocationRecorded {
-        receipt: RevocationReceipt,
+        cause: SessionEnd,
+        receipt: Receipt,
     },
     /// A session on the host of one service of a workspace, opened from one of a browser at the API, which it does not outlive.
     WorkspaceOpened {
@@ -177,7 +179,8 @@ pub enum UserCommand {
     RecordPasswordChange,
     /// What the commands before closed.
     RecordRevocation {
-        receipt: RevocationReceipt,
+        cause: SessionEnd,
+        receipt: Receipt,
     },
     /// A person ends their own session; same effect as `EndSession`, another right.
     EndOwnSession {
@@ -589,7 +592,9 @@ fn decide_active(
             events.extend(end_all(SessionEnd::PasswordChanged));
             Ok(events)
         }
-        UserCommand::RecordRevocation { receipt } => Ok(vec![UserEvent::RevocationRecorded { receipt: *receipt }]),
+        UserCommand::RecordRevocation { cause, receipt } => {
+            Ok(vec![UserEvent::RevocationRecorded { cause: *cause, receipt: receipt.clone() }])
+        }
         UserCommand::OpenWorkspace(asked) => workspaces.decide_open(sessions, asked),
     }
 }
@@ -600,7 +605,9 @@ fn decide_deactivated(command: &UserCommand) -> Result<Vec<UserEvent>, UserRefus
         UserCommand::RevokeInvitation | UserCommand::AcceptInvitation { .. } => Err(UserRefusal::InvitationAccepted),
         UserCommand::Reactivate { beyond: Some(role) } => Err(UserRefusal::AboveYourself { role: *role }),
         UserCommand::Reactivate { beyond: None } => Ok(vec![UserEvent::Reactivated]),
-        UserCommand::RecordRevocation { receipt } => Ok(vec![UserEvent::RevocationRecorded { receipt: *receipt }]),
+        UserCommand::RecordRevocation { cause, receipt } => {
+            Ok(vec![UserEvent::RevocationRecorded { cause: *cause, receipt: receipt.clone() }])
+        }
         UserCommand::Deactivate { .. }
         | UserCommand::EndSession { .. }
         | UserCommand::EndOwnSession { .. }

@@ -6,6 +6,7 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{ProjectId, WorkspaceId};
 use crate::manifest::{Manifest, Route};
+use crate::revocation::Receipt;
 use crate::slug::{HostLabel, LABEL_LENGTH_MAX, LabelTooLong, OrgSlug, WorkspaceSlug};
 
 /// Who may reach a workspace from outside.
@@ -65,6 +66,10 @@ pub enum WorkspaceEvent {
         access_mode: AccessMode,
     },
     Archived,
+    /// What closing it closed.
+    RevocationRecorded {
+        receipt: Receipt,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +92,10 @@ pub enum WorkspaceCommand {
         access_mode: AccessMode,
     },
     Archive,
+    /// What the commands before closed.
+    RecordRevocation {
+        receipt: Receipt,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -197,6 +206,9 @@ impl Aggregate for Workspace {
             }
             (Self::Active(_), WorkspaceCommand::Archive) => Ok(vec![WorkspaceEvent::Archived]),
             (Self::Archived { .. }, WorkspaceCommand::Archive) => Ok(vec![]),
+            (Self::Active(_) | Self::Archived { .. }, WorkspaceCommand::RecordRevocation { receipt }) => {
+                Ok(vec![WorkspaceEvent::RevocationRecorded { receipt: receipt.clone() }])
+            }
             (
                 Self::Archived { .. },
                 WorkspaceCommand::ChangeManifest { .. } | WorkspaceCommand::ChangeAccessMode { .. },
@@ -205,7 +217,8 @@ impl Aggregate for Workspace {
                 Self::Unknown,
                 WorkspaceCommand::ChangeManifest { .. }
                 | WorkspaceCommand::ChangeAccessMode { .. }
-                | WorkspaceCommand::Archive,
+                | WorkspaceCommand::Archive
+                | WorkspaceCommand::RecordRevocation { .. },
             ) => Err(WorkspaceRefusal::Unknown),
         }
     }
@@ -231,6 +244,7 @@ impl Aggregate for Workspace {
             (Self::Active(active), WorkspaceEvent::Archived) => {
                 Self::Archived { workspace: active.workspace, project: active.project, slug: active.slug }
             }
+            (state, WorkspaceEvent::RevocationRecorded { .. }) => state,
             (
                 state @ (Self::Unknown | Self::Archived { .. }),
                 WorkspaceEvent::ManifestChanged { .. }
@@ -250,6 +264,7 @@ impl Aggregate for Workspace {
             WorkspaceCommand::ChangeManifest { .. } => Action::WorkspaceChangeManifest,
             WorkspaceCommand::ChangeAccessMode { .. } => Action::WorkspaceChangeAccessMode,
             WorkspaceCommand::Archive => Action::WorkspaceArchive,
+            WorkspaceCommand::RecordRevocation { .. } => Action::RevocationRecord,
         }
     }
 }

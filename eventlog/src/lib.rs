@@ -4,6 +4,7 @@
 //! their upcasting, and the checkpoint checks that let a follower fail closed. Not here: what may happen (domain),
 //! deciding and retrying (commands), folding into read models (projections).
 
+pub mod gateways;
 pub mod jetstream;
 pub mod schema;
 pub mod sqlite;

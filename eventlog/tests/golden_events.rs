@@ -15,12 +15,12 @@ use envforge_domain::claim::ClaimEvent;
 use envforge_domain::commit::{Actor, Commit, Component, Position, Standing, StreamId, StreamKind, Surface};
 use envforge_domain::decision::DecisionEvent;
 use envforge_domain::denial::{DenialEvent, DeniedAttempts, RefusedRequest};
-use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, LinkReceipt, RouteFamilies, RouteFamily};
+use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, RouteFamilies, RouteFamily};
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{
-    CommandId, CommitId, CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId,
-    SessionId, TeamId, UserId, WorkspaceId,
+    CommandId, CommitId, CorrelationId, GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId,
+    ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::manifest::{
@@ -28,6 +28,7 @@ use envforge_domain::manifest::{
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{ProjectEvent, Repository};
+use envforge_domain::revocation::{Receipt, Uncounted, WhyUncounted};
 use envforge_domain::root_window::{
     FileChange, FileChangeKind, PackageChange, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
     RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
@@ -39,7 +40,7 @@ use envforge_domain::secret::TokenDigest;
 use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::user::{ClientName, EmailAddress, OpenSession, RevocationReceipt, SessionEnd, UserEvent};
+use envforge_domain::user::{ClientName, EmailAddress, OpenSession, SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::schema::{self, DecodeError, EncodeError};
 use proptest::prelude::*;
@@ -106,6 +107,17 @@ fn opened(surface: Surface) -> OpenSession {
 }
 
 /// At least one sample per event; the first of a type is its golden one.
+/// With each reason for which a gateway is not counted.
+fn receipts() -> [Receipt; 2] {
+    let gateway = Some(GatewayId::from_uuid(uuid(14)));
+    let lone =
+        [WhyUncounted::StillClosing, WhyUncounted::Lost, WhyUncounted::Silent].map(|why| Uncounted { gateway, why });
+    let all = [WhyUncounted::Unknown, WhyUncounted::NotReported].map(|why| Uncounted { gateway: None, why });
+    let counts =
+        Receipt { sessions: 3, cli_sessions: 1, links: 1, sockets: 2, uncounted: vec![], took: Millis::new(42) };
+    [counts.clone(), Receipt { uncounted: lone.into_iter().chain(all).collect(), ..counts }]
+}
+
 fn samples() -> Vec<Event> {
     let (org, user, team) = (OrgId::from_uuid(uuid(1)), UserId::from_uuid(uuid(2)), TeamId::from_uuid(uuid(3)));
     let (project, workspace) = (ProjectId::from_uuid(uuid(4)), WorkspaceId::from_uuid(uuid(5)));
@@ -205,15 +217,8 @@ fn samples() -> Vec<Event> {
             expires_at: at(3_600),
         },
     ];
-    let receipts = [None, Some(2)].map(|sockets| UserEvent::RevocationRecorded {
-        receipt: RevocationReceipt {
-            cause: SessionEnd::LoggedOut,
-            sessions: 3,
-            links: 1,
-            sockets,
-            took: Millis::new(42),
-        },
-    });
+    let user_receipts =
+        receipts().map(|receipt| UserEvent::RevocationRecorded { cause: SessionEnd::LoggedOut, receipt });
     let ends = [
         SessionEnd::LoggedOut,
         SessionEnd::Revoked,
@@ -335,11 +340,10 @@ fn samples() -> Vec<Event> {
         DevLinkEvent::Expired,
         DevLinkEvent::Revoked { reason: Some("review done".to_owned()) },
         DevLinkEvent::Revoked { reason: None },
-        DevLinkEvent::RevocationRecorded {
-            receipt: LinkReceipt { sessions: 2, sockets: Some(1), took: Millis::new(9) },
-        },
-        DevLinkEvent::RevocationRecorded { receipt: LinkReceipt { sessions: 0, sockets: None, took: Millis::new(9) } },
     ];
+    let organization_receipts = receipts().map(|receipt| OrganizationEvent::RevocationRecorded { receipt });
+    let workspace_receipts = receipts().map(|receipt| WorkspaceEvent::RevocationRecorded { receipt });
+    let link_receipts = receipts().map(|receipt| DevLinkEvent::RevocationRecorded { receipt });
     let holder = workspace.to_string();
     let claims = [
         ClaimEvent::Taken { holder: holder.clone() },
@@ -391,12 +395,14 @@ fn samples() -> Vec<Event> {
 
     let mut all: Vec<Event> = Vec::new();
     all.extend(organization.into_iter().chain(roles).chain(of_workspace).map(Event::Organization));
-    all.extend(users.into_iter().chain(ends).chain(surfaces).chain(receipts).map(Event::User));
+    all.extend(users.into_iter().chain(ends).chain(surfaces).chain(user_receipts).map(Event::User));
     all.extend(projects.map(Event::Project));
     all.extend(workspaces.map(Event::Workspace));
     all.extend(wakes.into_iter().chain(stages).chain(sleeps).chain(runtimes).map(Event::Runtime));
     all.extend(hosts.map(Event::Host));
-    all.extend(links.map(Event::DevLink));
+    all.extend(links.into_iter().chain(link_receipts).map(Event::DevLink));
+    all.extend(organization_receipts.map(Event::Organization));
+    all.extend(workspace_receipts.map(Event::Workspace));
     all.extend(claims.map(Event::Claim));
     all.extend(denials.map(Event::Denial));
     all.extend(decisions.chain([held]).map(Event::Decision));

@@ -110,7 +110,7 @@ impl ForwardPermit {
 
     /// Counts the socket that this opens.
     pub(crate) fn socket_opened(&self) -> OpenSocket {
-        self.ground.socket_opened()
+        self.ground.socket_opened(self.base)
     }
 
     /// Whether it opens a socket.

@@ -94,6 +94,9 @@ pub struct Limits {
     pub websockets_per_link_max: usize,
 }
 
+/// How often everything open is held against the log's silence; what is open outlives the limit by this much at most.
+pub(crate) const STANDING_INTERVAL: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Clone)]
 pub struct Timeouts {
     pub io: IoTimeouts,
@@ -116,6 +119,11 @@ pub struct Timeouts {
 }
 
 impl Config {
+    /// How long after the log was last heard everything is refused and nothing is open any more.
+    pub fn refuses_within(&self) -> Duration {
+        self.timeouts.staleness_max + STANDING_INTERVAL
+    }
+
     /// Defaults for a gateway of `domain` that listens on `listen`.
     pub fn new(domain: &str, scheme: Scheme, listen: SocketAddr) -> Self {
         Self {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activity::Activity;
 use crate::blocked::BlockedCounters;
-use crate::config::{Config, Scheme};
+use crate::config::{Config, STANDING_INTERVAL, Scheme};
 use crate::connection::{Certificates, ListenError, TlsError, bind, serve};
 use crate::decisions::Decisions;
 use crate::forward::Forwarding;
@@ -25,8 +25,6 @@ use crate::wake::Waker;
 use crate::websocket::Sockets;
 use envforge_projections::gateway_view::GatewayView;
 
-/// How often everything open is held against the log's silence; what is open outlives the limit by this much at most.
-const STANDING_INTERVAL: Duration = Duration::from_millis(500);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const BLOCKED_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(10);

@@ -191,8 +191,8 @@ impl Ground {
     }
 
     /// Counted for as long as it is kept.
-    pub(crate) fn socket_opened(&self) -> OpenSocket {
-        self.closers().socket_opened()
+    pub(crate) fn socket_opened(&self, family: RouteFamily) -> OpenSocket {
+        self.closers().socket_opened(family)
     }
 
     fn closers(&self) -> &Closers {

@@ -355,7 +355,7 @@ impl Inner {
                 *access_mode == AccessMode::TailscaleOnly
             }
             WorkspaceEvent::Archived => true,
-            WorkspaceEvent::ManifestChanged { .. } => return,
+            WorkspaceEvent::ManifestChanged { .. } | WorkspaceEvent::RevocationRecorded { .. } => return,
         };
         if closed {
             self.closed_workspaces.insert(workspace);

@@ -1,13 +1,20 @@
-//! What ends the things a link has open: one signal for each route family, with the reason it was given for.
+//! What ends the things a link has open: one signal for each route family, with the reason it was given for; and which
+//! commit ended which open sockets.
 //!
 //! A signal is given once. Where the link goes on, fresh ones take the place of those that were given, so that a family
 //! that was narrowed and widened again can be ended again. Not here: when to give them (`gateway_view`).
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use envforge_domain::commit::Position;
 use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+
+/// Commits that ended open sockets, of which it is known how many. Whoever asks, asks within seconds.
+const CLOSINGS_KEPT: usize = 4_096;
 
 /// Why open requests and sockets of a link were ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,17 +44,23 @@ pub enum CloseReason {
 #[derive(Clone, Debug, Default)]
 pub struct Closers {
     families: [Arc<Closer>; RouteFamily::ALL.len()],
-    /// Open now, of whatever age: the same for these and for those that take their place.
-    sockets: Arc<AtomicU32>,
 }
 
-/// One open socket, for as long as this is kept.
+/// One open socket, for as long as this is kept. It stands on its path's family and on that of sockets.
 #[derive(Debug)]
-pub struct OpenSocket(Arc<AtomicU32>);
+pub struct OpenSocket([Arc<Closer>; 2]);
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let given = self.0.iter().filter_map(|closer| closer.given.get()?.closing.as_ref());
+        // Counted once, for what ended it first.
+        if let Some(closing) = given.min_by_key(|closing| closing.position) {
+            closing.closed.fetch_add(1, Ordering::AcqRel);
+        }
+        // INVARIANT: counted as closed before it is not open any more.
+        for closer in &self.0 {
+            closer.sockets.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -55,7 +68,133 @@ impl Drop for OpenSocket {
 #[derive(Debug, Default)]
 struct Closer {
     token: OnceLock<CancellationToken>,
-    reason: OnceLock<CloseReason>,
+    given: OnceLock<Given>,
+    /// Sockets of this process that stand on it.
+    sockets: AtomicU32,
+}
+
+#[derive(Debug)]
+struct Given {
+    reason: CloseReason,
+    /// `None` where nothing in the log ended it.
+    closing: Option<Arc<Closing>>,
+}
+
+/// What is over with some commits, open or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Over {
+    pub links: usize,
+    /// Reviewers' sessions of those links, and of share URLs that others took the place of.
+    pub link_sessions: usize,
+    /// Members' sessions on workspaces' hosts that ended, or whose right did.
+    pub member_sessions: usize,
+}
+
+/// What one commit ended.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    position: Position,
+    over: Mutex<Over>,
+    /// Sockets that were told by it, and are closed.
+    closed: AtomicU32,
+    told: Mutex<Vec<Arc<Closer>>>,
+}
+
+impl Closing {
+    fn new(position: Position) -> Arc<Self> {
+        Arc::new(Self { position, over: Mutex::default(), closed: AtomicU32::new(0), told: Mutex::default() })
+    }
+
+    /// Whether every socket that it told is closed.
+    fn is_over(&self) -> bool {
+        self.told.lock().iter().all(|closer| closer.sockets.load(Ordering::Acquire) == 0)
+    }
+}
+
+/// Which commit ended which open sockets: the one that is being folded ends what is ended meanwhile.
+#[derive(Debug)]
+pub(crate) struct Closings(Mutex<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    current: Arc<Closing>,
+    /// Of those that ended open sockets, the newest, in the log's order.
+    recent: VecDeque<Arc<Closing>>,
+    forgotten_up_to: Position,
+}
+
+impl Default for Closings {
+    fn default() -> Self {
+        let current = Closing::new(Position::START);
+        Self(Mutex::new(Kept { current, recent: VecDeque::new(), forgotten_up_to: Position::START }))
+    }
+}
+
+impl Closings {
+    /// From here on what is closed is closed because of this commit.
+    pub(crate) fn begin(&self, position: Position) {
+        self.0.lock().current = Closing::new(position);
+    }
+
+    /// Ends what is open in these families.
+    pub(crate) fn close(&self, closers: &Closers, families: RouteFamilies, reason: CloseReason) {
+        let current = Arc::clone(&self.0.lock().current);
+        closers.close(families, reason, Some(&current));
+        if !current.told.lock().is_empty() {
+            self.keep(current);
+        }
+    }
+
+    /// Counts what is over with the commit that is being folded.
+    pub(crate) fn count(&self, count: impl FnOnce(&mut Over)) {
+        let current = Arc::clone(&self.0.lock().current);
+        count(&mut current.over.lock());
+        self.keep(current);
+    }
+
+    fn keep(&self, current: Arc<Closing>) {
+        let mut kept = self.0.lock();
+        if kept.recent.back().is_some_and(|last| last.position == current.position) {
+            return;
+        }
+        kept.recent.push_back(current);
+        if kept.recent.len() > CLOSINGS_KEPT
+            && let Some(forgotten) = kept.recent.pop_front()
+        {
+            kept.forgotten_up_to = forgotten.position;
+        }
+    }
+
+    /// What is over with these commits, which are folded; nothing where they are too old to know.
+    pub(crate) fn over_with(&self, commits: &[Position]) -> Over {
+        let kept = self.0.lock();
+        let asked = kept.recent.iter().rev().filter(|closing| commits.contains(&closing.position));
+        asked.fold(Over::default(), |sum, closing| {
+            let over = *closing.over.lock();
+            Over {
+                links: sum.links + over.links,
+                link_sessions: sum.link_sessions + over.link_sessions,
+                member_sessions: sum.member_sessions + over.member_sessions,
+            }
+        })
+    }
+
+    /// Whether none of these commits is too old to know what it closed.
+    pub(crate) fn remembers(&self, commits: &[Position]) -> bool {
+        let kept = self.0.lock();
+        commits.iter().all(|position| *position > kept.forgotten_up_to)
+    }
+
+    /// How many sockets these commits have closed, once all that they told are; `None` until then, and where one of the
+    /// commits is too old to know. For commits that are folded.
+    pub(crate) fn closed_by(&self, commits: &[Position]) -> Option<u32> {
+        if !self.remembers(commits) {
+            return None;
+        }
+        let kept = self.0.lock();
+        let asked = kept.recent.iter().rev().filter(|closing| commits.contains(&closing.position));
+        asked.map(|closing| closing.is_over().then(|| closing.closed.load(Ordering::Acquire))).sum()
+    }
 }
 
 impl Closers {
@@ -66,30 +205,30 @@ impl Closers {
 
     /// Why `of(family)` was cancelled; `None` while it was not.
     pub fn reason(&self, family: RouteFamily) -> Option<CloseReason> {
-        self.families[family as usize].reason.get().copied()
+        self.families[family as usize].given.get().map(|given| given.reason)
     }
 
-    /// Counts a socket that a gateway of this process has opened.
-    pub fn socket_opened(&self) -> OpenSocket {
-        self.sockets.fetch_add(1, Ordering::AcqRel);
-        OpenSocket(Arc::clone(&self.sockets))
+    /// Counts a socket that a gateway of this process has opened on a path of this family.
+    pub fn socket_opened(&self, family: RouteFamily) -> OpenSocket {
+        let on = [family, RouteFamily::Websockets].map(|family| Arc::clone(&self.families[family as usize]));
+        for closer in &on {
+            closer.sockets.fetch_add(1, Ordering::AcqRel);
+        }
+        OpenSocket(on)
     }
 
-    /// Sockets open at gateways of this process.
-    pub fn open_sockets(&self) -> u32 {
-        self.sockets.load(Ordering::Acquire)
-    }
-
-    /// Whether everything was ended.
-    pub fn is_closed(&self) -> bool {
-        RouteFamily::ALL.into_iter().all(|family| self.reason(family).is_some())
-    }
-
-    /// Ends what is open in these families.
-    pub(crate) fn close(&self, families: RouteFamilies, reason: CloseReason) {
+    /// Ends what is open in these families. `closing` is told what was open.
+    pub(crate) fn close(&self, families: RouteFamilies, reason: CloseReason, closing: Option<&Arc<Closing>>) {
         for family in families.iter() {
+            let closer = &self.families[family as usize];
+            if let Some(closing) = closing
+                && closer.given.get().is_none()
+                && closer.sockets.load(Ordering::Acquire) > 0
+            {
+                closing.told.lock().push(Arc::clone(closer));
+            }
             // The first reason stays: it is the one that took effect.
-            let _ = self.families[family as usize].reason.set(reason);
+            let _ = closer.given.set(Given { reason, closing: closing.cloned() });
             // INVARIANT: the reason is there before the signal.
             self.of(family).cancel();
         }
@@ -115,40 +254,72 @@ mod tests {
     fn closing_one_family_says_why_and_leaves_the_others_open() {
         let closers = Closers::default();
         let (api, web) = (closers.of(RouteFamily::Api).clone(), closers.of(RouteFamily::Web).clone());
-        closers.close(API, CloseReason::Narrowed);
+        closers.close(API, CloseReason::Narrowed, None);
         assert!(api.is_cancelled() && !web.is_cancelled());
         assert_eq!(closers.reason(RouteFamily::Api), Some(CloseReason::Narrowed));
         assert_eq!(closers.reason(RouteFamily::Web), None);
     }
 
+    const fn at(position: u64) -> Position {
+        Position::new(position)
+    }
+
     #[test]
-    fn open_sockets_are_counted_over_what_takes_the_place_of_closers() {
-        let closers = Closers::default();
-        let first = closers.socket_opened();
+    fn a_socket_is_counted_for_the_commit_that_ended_it_first() {
+        let (closers, closings) = (Closers::default(), Closings::default());
+        let [web, api] = [RouteFamily::Web, RouteFamily::Api].map(|family| closers.socket_opened(family));
+        closings.begin(at(7));
+        closings.close(&closers, API, CloseReason::Narrowed);
+        assert_eq!(closings.closed_by(&[at(7)]), None, "told, and still open");
+        closings.begin(at(8));
+        closings.close(&closers, RouteFamilies::ALL, CloseReason::Revoked);
+        drop(api);
+        assert_eq!((closings.closed_by(&[at(7)]), closings.closed_by(&[at(8)])), (Some(1), None));
+        drop(web);
+        assert_eq!((closings.closed_by(&[at(7)]), closings.closed_by(&[at(8)])), (Some(1), Some(1)));
+        assert_eq!((closings.closed_by(&[at(7), at(8)]), closings.closed_by(&[at(9)])), (Some(2), Some(0)));
+    }
+
+    #[test]
+    fn what_ended_by_itself_or_was_opened_anew_is_not_counted() {
+        let (closers, closings) = (Closers::default(), Closings::default());
+        drop(closers.socket_opened(RouteFamily::Web));
         let renewed = closers.renewed(RouteFamilies::ALL);
-        let second = renewed.socket_opened();
-        assert_eq!((closers.open_sockets(), renewed.open_sockets()), (2, 2));
-        closers.close(RouteFamilies::ALL, CloseReason::Revoked);
-        assert!(closers.is_closed() && !renewed.is_closed());
-        drop(first);
-        drop(second);
-        assert_eq!(closers.open_sockets(), 0);
+        let open = renewed.socket_opened(RouteFamily::Web);
+        closings.begin(at(3));
+        closings.close(&closers, RouteFamilies::ALL, CloseReason::Rotated);
+        assert_eq!(closings.closed_by(&[at(3)]), Some(0));
+        drop(open);
+        assert_eq!(closings.closed_by(&[at(3)]), Some(0));
+    }
+
+    #[test]
+    fn what_is_too_old_to_know_is_not_told_as_nothing() {
+        let closings = Closings::default();
+        for position in 1..=CLOSINGS_KEPT as u64 + 2 {
+            let closers = Closers::default();
+            let open = closers.socket_opened(RouteFamily::Web);
+            closings.begin(at(position));
+            closings.close(&closers, RouteFamilies::ALL, CloseReason::Revoked);
+            drop(open);
+        }
+        assert_eq!((closings.closed_by(&[at(2)]), closings.closed_by(&[at(3)])), (None, Some(1)));
     }
 
     #[test]
     fn whoever_asks_after_the_end_is_told_at_once() {
         let closers = Closers::default();
-        closers.close(RouteFamilies::ALL, CloseReason::Revoked);
+        closers.close(RouteFamilies::ALL, CloseReason::Revoked, None);
         assert!(closers.of(RouteFamily::Websockets).is_cancelled());
     }
 
     #[test]
     fn renewed_closers_can_be_given_again_and_share_the_untouched_ones() {
         let closers = Closers::default();
-        closers.close(API, CloseReason::Narrowed);
+        closers.close(API, CloseReason::Narrowed, None);
         let renewed = closers.renewed(API);
         assert!(!renewed.of(RouteFamily::Api).is_cancelled());
-        renewed.close(RouteFamilies::ALL, CloseReason::Revoked);
+        renewed.close(RouteFamilies::ALL, CloseReason::Revoked, None);
         assert!(closers.of(RouteFamily::Web).is_cancelled(), "one signal for both generations of the view");
         assert_eq!(closers.reason(RouteFamily::Api), Some(CloseReason::Narrowed));
         assert_eq!(renewed.reason(RouteFamily::Api), Some(CloseReason::Revoked));

@@ -14,7 +14,7 @@ use ahash::AHashMap;
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
 use envforge_domain::event::Event;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, UserId, WorkspaceId};
+use envforge_domain::ids::{LinkId, OrgId, ProjectId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::routing::RouteTable;
@@ -28,11 +28,12 @@ use tokio::sync::watch;
 
 use self::members::Members;
 use crate::authorization::{AuthorizationView, LinkRight, LinkTerms};
+use crate::closers::Closings;
 use crate::runtimes::Runtimes;
 use crate::session_table::SessionTable;
 
 pub use self::members::MemberView;
-pub use crate::closers::{CloseReason, Closers, OpenSocket};
+pub use crate::closers::{CloseReason, Closers, OpenSocket, Over};
 pub use crate::runtimes::{RuntimePhase, RuntimeView};
 pub use crate::session_table::SessionView;
 
@@ -93,11 +94,23 @@ pub struct LinkView {
 /// How current the view is.
 #[derive(Debug, Clone, Copy)]
 pub struct Freshness {
-    /// When the view last had everything that the log had; long ago before the first time, and where it has failed.
+    /// When the view last had everything that the log had, and this process was last known as one that is waited for, whichever
+    /// is longer ago; long ago before the first time, and where the view has failed.
     pub last_heard: Instant,
     pub position: Position,
     /// The log is not the one that was followed: the view stays closed for good.
     pub failed: bool,
+}
+
+/// What the view's freshness is made of.
+#[derive(Debug, Clone, Copy)]
+struct Signs {
+    /// When the view last had everything that the log had.
+    log: Instant,
+    /// When revocations were last known to wait for this process; `None` where nobody asks: nothing runs elsewhere.
+    waited_for: Option<Instant>,
+    position: Position,
+    failed: bool,
 }
 
 /// The read model.
@@ -107,7 +120,8 @@ pub struct GatewayView {
     sessions: SessionTable,
     members: Members,
     runtimes: Runtimes,
-    freshness: RwLock<Freshness>,
+    signs: RwLock<Signs>,
+    closings: Arc<Closings>,
     fold: Mutex<Fold>,
 }
 
@@ -170,14 +184,16 @@ fn long_ago() -> Instant {
 
 impl Default for GatewayView {
     fn default() -> Self {
+        let closings = Arc::<Closings>::default();
         Self {
             labels: RwLock::default(),
             links: RwLock::default(),
             sessions: SessionTable::default(),
-            members: Members::default(),
+            members: Members::new(Arc::clone(&closings)),
             runtimes: Runtimes::default(),
             // Nothing is known yet, so nothing is fresh.
-            freshness: RwLock::new(Freshness { last_heard: long_ago(), position: Position::START, failed: false }),
+            signs: RwLock::new(Signs { log: long_ago(), waited_for: None, position: Position::START, failed: false }),
+            closings,
             fold: Mutex::default(),
         }
     }
@@ -208,9 +224,20 @@ impl GatewayView {
         self.fold.lock().workspaces.get(&workspace).map(|known| known.slug.to_string())
     }
 
-    /// What ends the things that somebody's sessions on workspaces' hosts have open.
-    pub fn closers_of(&self, user: UserId) -> Vec<Closers> {
-        self.members.of(user).iter().map(|view| view.closers.clone()).collect()
+    /// What is over with these commits, which are folded; nothing where they are too old to know.
+    pub fn over_with(&self, commits: &[Position]) -> Over {
+        self.closings.over_with(commits)
+    }
+
+    /// Whether none of these commits is too old to know what it closed.
+    pub(crate) fn remembers(&self, commits: &[Position]) -> bool {
+        self.closings.remembers(commits)
+    }
+
+    /// How many sockets of this process these commits have closed, once all that they told are closed; `None` until then, and
+    /// where one of them is too old to know. For commits that are folded.
+    pub fn sockets_closed_by(&self, commits: &[Position]) -> Option<u32> {
+        self.closings.closed_by(commits)
     }
 
     /// Members' sessions held.
@@ -229,7 +256,24 @@ impl GatewayView {
     }
 
     pub fn freshness(&self) -> Freshness {
-        *self.freshness.read()
+        let Signs { log, waited_for, position, failed } = *self.signs.read();
+        Freshness { last_heard: waited_for.map_or(log, |waited_for| waited_for.min(log)), position, failed }
+    }
+
+    /// When the view last had everything that the log had, whoever else has to know of this process.
+    pub(crate) fn log_last_heard(&self) -> Instant {
+        self.signs.read().log
+    }
+
+    /// From now on the view is fresh only where revocations are known to wait for this process; it is not yet.
+    pub fn must_be_waited_for(&self) {
+        self.signs.write().waited_for.get_or_insert_with(long_ago);
+    }
+
+    /// Revocations waited for this process at that moment.
+    pub(crate) fn was_waited_for(&self, at: Instant) {
+        let mut signs = self.signs.write();
+        signs.waited_for = Some(signs.waited_for.map_or(at, |before| before.max(at)));
     }
 
     /// Sessions held, those of ended links included until the next sweep.
@@ -244,23 +288,23 @@ impl GatewayView {
 
     /// Everything up to `position` is folded. `current_at` where that was everything the log had then.
     pub(crate) fn heard(&self, position: Position, current_at: Option<Instant>) {
-        let mut freshness = self.freshness.write();
-        if !freshness.failed {
-            let last_heard = current_at.map_or(freshness.last_heard, |at| at.max(freshness.last_heard));
-            *freshness = Freshness { last_heard, position, failed: false };
+        let mut signs = self.signs.write();
+        if !signs.failed {
+            signs.log = current_at.map_or(signs.log, |at| at.max(signs.log));
+            signs.position = position;
         }
     }
 
     /// Closes for good: nobody is fresh any more, and everything open is ended.
     pub(crate) fn fail(&self) {
         {
-            let mut freshness = self.freshness.write();
-            freshness.failed = true;
-            freshness.last_heard = long_ago();
+            let mut signs = self.signs.write();
+            signs.failed = true;
+            signs.log = long_ago();
         }
         let links: Vec<_> = self.links.read().values().cloned().collect();
         for link in links {
-            link.closers.close(RouteFamilies::ALL, CloseReason::ViewsFailed);
+            link.closers.close(RouteFamilies::ALL, CloseReason::ViewsFailed, None);
         }
         self.members.close_all(CloseReason::ViewsFailed);
     }
@@ -268,6 +312,7 @@ impl GatewayView {
     /// Folds one commit, with what it changed about the terms of links. One caller at a time, in the log's order.
     pub(crate) fn apply(&self, recorded: &Recorded, rights: &[LinkRight]) {
         let mut fold = self.fold.lock();
+        self.closings.begin(recorded.position);
         let (org, at) = (recorded.commit.stream.org(), recorded.recorded_at);
         let key = recorded.commit.stream.key();
         for event in &recorded.commit.events {
@@ -302,7 +347,7 @@ impl GatewayView {
             }
         }
         for right in rights {
-            self.apply_right(&mut fold, right);
+            self.apply_right(&mut fold, right, at);
         }
         self.forget_ended(&mut fold, at);
     }
@@ -338,7 +383,7 @@ impl GatewayView {
         let Some(mut known) = fold.workspaces.remove(&workspace) else { return };
         let before = known.manifest.clone();
         let reason = match event {
-            WorkspaceEvent::Created { .. } => None,
+            WorkspaceEvent::Created { .. } | WorkspaceEvent::RevocationRecorded { .. } => None,
             WorkspaceEvent::ManifestChanged { manifest } => {
                 known.manifest = manifest.clone();
                 Some(CloseReason::RoutesChanged)
@@ -354,6 +399,10 @@ impl GatewayView {
         };
         self.publish_hosts(fold, workspace, &known, Some(&before));
         if let Some(reason) = reason {
+            if reason != CloseReason::RoutesChanged {
+                let open = known.links.iter().filter_map(|link| fold.open_links.get(link));
+                open.filter(|open| open.phase() == LinkPhase::Active).for_each(|open| self.count_link(open.sessions));
+            }
             for link in &known.links {
                 self.change_link(*link, |view| {
                     // What was admitted under other routes is admitted anew, or not at all.
@@ -440,6 +489,7 @@ impl GatewayView {
                     view.expires_at = ends_at;
                     Some((RouteFamilies::ALL, CloseReason::Rotated))
                 });
+                self.closings.count(|over| over.link_sessions += ended);
                 self.sessions_ended(fold, ended);
             }
             DevLinkEvent::WakeSpent { .. } => self.change_link(link, |view| {
@@ -504,11 +554,16 @@ impl GatewayView {
     }
 
     /// A link stands on other terms: its issuer's right has changed, or the organization's policy.
-    fn apply_right(&self, fold: &mut Fold, right: &LinkRight) {
+    fn apply_right(&self, fold: &mut Fold, right: &LinkRight, at: UnixMillis) {
         let Some(open) = fold.open_links.get_mut(&right.link) else { return };
         open.terms = right.terms;
         let (phase, ends_at, families) = (open.phase(), open.ends_at(), open.families());
+        let sessions = open.sessions;
         self.change_link(right.link, |view| {
+            let opens = |phase, ends_at: UnixMillis| phase == LinkPhase::Active && at < ends_at;
+            if opens(view.phase, view.expires_at) && !opens(phase, ends_at) {
+                self.count_link(sessions);
+            }
             let less = phase != LinkPhase::Active || ends_at < view.expires_at;
             let narrowed = view.families.minus(families);
             view.phase = phase;
@@ -535,8 +590,15 @@ impl GatewayView {
         // INVARIANT: the change is visible before the closers are given, so that whoever they end cannot come in again.
         drop(links);
         if let Some((families, reason)) = closing {
-            before.closers.close(families, reason);
+            self.closings.close(&before.closers, families, reason);
         }
+    }
+
+    fn count_link(&self, sessions: usize) {
+        self.closings.count(|over| {
+            over.links += 1;
+            over.link_sessions += sessions;
+        });
     }
 
     fn end_link(&self, fold: &mut Fold, link: LinkId, phase: LinkPhase, reason: CloseReason, at: UnixMillis) {
@@ -546,9 +608,12 @@ impl GatewayView {
         });
         // Not renewed: for an ended link they stay given.
         if let Some(view) = self.link(link) {
-            view.closers.close(RouteFamilies::ALL, reason);
+            self.closings.close(&view.closers, RouteFamilies::ALL, reason);
         }
         let Some(open) = fold.open_links.remove(&link) else { return };
+        if open.phase() == LinkPhase::Active && phase == LinkPhase::Revoked {
+            self.count_link(open.sessions);
+        }
         if let Some(known) = fold.workspaces.get_mut(&open.workspace) {
             known.links.retain(|other| *other != link);
         }

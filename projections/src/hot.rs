@@ -174,7 +174,7 @@ impl Hot {
 
     /// Time since the views last had everything that the log had.
     pub fn silence(&self) -> Duration {
-        self.gateway.freshness().last_heard.elapsed()
+        self.gateway.log_last_heard().elapsed()
     }
 
     /// Whether the views are fresh enough to decide on without asking the log.

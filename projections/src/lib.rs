@@ -19,6 +19,7 @@ mod runtimes;
 pub mod service_tokens;
 mod session_table;
 pub mod sql;
+mod witness;
 
 pub use authorizer::{AuthorizeError, Authorizer};
 pub use denials::DenialSink;

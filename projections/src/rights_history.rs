@@ -97,7 +97,9 @@ impl RightsHistory {
 
     fn apply(&mut self, position: Position, event: &OrganizationEvent) {
         match event {
-            OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
+            OrganizationEvent::Created { .. }
+            | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::RevocationRecorded { .. } => {}
             OrganizationEvent::MemberAdded { user } => {
                 self.members.insert(*user, position);
             }

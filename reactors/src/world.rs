@@ -133,6 +133,7 @@ impl World {
             | OrganizationEvent::RoleAssigned { .. }
             | OrganizationEvent::RoleRevoked { .. }
             | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::RevocationRecorded { .. }
             | OrganizationEvent::TeamCreated { .. }
             | OrganizationEvent::TeamRenamed { .. }
             | OrganizationEvent::TeamDeleted { .. }

@@ -28,9 +28,8 @@ use crate::edge::Arrival;
 use crate::instant::Instant;
 use crate::problem::Problem;
 use crate::request_body::{Empty, Json};
-use crate::sessions::{
-    Receipt, Sessions, SignedIn, Standing, internal, not_allowed, part_of, session_ended, whole_seconds,
-};
+use crate::revocation::Receipt;
+use crate::sessions::{Sessions, SignedIn, Standing, internal, not_allowed, part_of, session_ended, whole_seconds};
 use crate::write::{Happened, Write, Written};
 
 #[derive(Clone)]

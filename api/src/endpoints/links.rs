@@ -5,9 +5,10 @@ use envforge_commands::links::{self, NewLink as New};
 use envforge_commands::{Commands, Context, Done};
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::StreamId;
-use envforge_domain::dev_link::{DevLink, DevLinkEvent, LinkReceipt, RouteFamilies, RouteFamily};
+use envforge_domain::dev_link::{DevLink, DevLinkEvent, RouteFamilies, RouteFamily};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{LinkId, OrgId};
+use envforge_domain::revocation;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_projections::sql::{LinkPhase, LinkRecord};
@@ -21,12 +22,12 @@ use super::has_access;
 use crate::access::{Access, Caller, act};
 use crate::disclosed::Disclosed;
 use crate::instant::Instant;
-use crate::open_sockets::{Closed, OpenSockets};
 use crate::page::{Page, Path, Query, Slice, one_of};
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
 use crate::request_body::{Json, Optional};
-use crate::sessions::{WAIT_FOR_VIEW, part_of};
+use crate::revocation::{Over, Receipt, Revocations};
+use crate::sessions::part_of;
 use crate::share::{self, Share};
 use crate::write::{Write, Written};
 
@@ -36,7 +37,7 @@ pub(crate) struct Links {
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
     pub(crate) share: Share,
-    pub(crate) all_gateways_here: bool,
+    pub(crate) revocations: Revocations,
 }
 
 has_access!(Links);
@@ -216,20 +217,6 @@ struct RevokedLink {
     receipt: Receipt,
 }
 
-/// What revoking a link closed, and how fast.
-#[derive(Serialize, ToSchema)]
-#[schema(as = LinkReceipt)]
-struct Receipt {
-    /// Reviewers' sessions.
-    sessions: u32,
-    /// WebSockets that were open through the link and are closed; `null` where it is not known.
-    sockets: Option<u32>,
-    /// Why it is not: `gateways_elsewhere` (they run in other processes), `still_closing` (some were open for longer than this waited).
-    sockets_unknown: Option<&'static str>,
-    /// Milliseconds until this process refused the link, and its gateway had closed it.
-    took_ms: u64,
-}
-
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -382,7 +369,7 @@ async fn revoke(
     let Write { caller, body: Optional(revocation), context } = request;
     let (resource, id) = state.named(&org, &link).await?;
     let permit = state.access.permit(&caller, Action::LinkRevoke, resource).await?;
-    let open = OpenSockets::of_link(state.reads.hot(), id, state.all_gateways_here);
+    let begun = std::time::Instant::now();
     let sessions = state.sessions_of(&permit, id, context.now).await?;
     let done = act!(
         state.access,
@@ -390,17 +377,21 @@ async fn revoke(
         permit,
         links::revoke(&state.commands, permit, &context, id, revocation.reason.clone())
     );
-    let receipt = state.receipt(&caller, resource, id, (sessions, open), &done, &context).await;
+    let over = Over { sessions, cli_sessions: 0, links: usize::from(!done.events.is_empty()) };
+    let receipt = state.revocations.receipt(&done.commits(), over, begun).await;
+    let receipt = match done.events.is_empty() {
+        true => receipt,
+        // Of a repeated request: what its first answer said.
+        false => {
+            let recorded = state.record(&caller, resource, id, &receipt, &part_of(&context, "receipt")).await;
+            recorded.unwrap_or_else(|problem| {
+                tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
+                receipt
+            })
+        }
+    };
+    let receipt = Receipt::from(&receipt);
     Ok(Written::ok(&done, RevokedLink { id: id.to_string(), phase: LinkPhase::Revoked.token(), receipt }))
-}
-
-impl Receipt {
-    /// `unknown`: why sockets are not known now. A repeated request tells what its first answer knew.
-    fn of(receipt: LinkReceipt, unknown: Option<&'static str>) -> Self {
-        let LinkReceipt { sessions, sockets, took } = receipt;
-        let sockets_unknown = if sockets.is_some() { None } else { unknown.or(Some("gateways_elsewhere")) };
-        Self { sessions, sockets, sockets_unknown, took_ms: took.get() }
-    }
 }
 
 impl Links {
@@ -420,50 +411,26 @@ impl Links {
         }
     }
 
-    /// What a revocation has closed, once this process refuses the link; written down. The revocation holds whether or not this
-    /// comes to its end.
-    async fn receipt(
-        &self,
-        caller: &Caller,
-        resource: Resource,
-        link: LinkId,
-        (sessions, open): (usize, OpenSockets),
-        done: &Done,
-        context: &Context,
-    ) -> Receipt {
-        if let Err(stale) = self.reads.hot().wait_for(done.position, WAIT_FOR_VIEW).await {
-            tracing::warn!(%stale, "a revocation is not known to this process's views yet");
-        }
-        let Closed { sockets, unknown, took } = open.closed().await;
-        let receipt = LinkReceipt { sessions: u32::try_from(sessions).unwrap_or(u32::MAX), sockets, took };
-        if done.events.is_empty() {
-            return Receipt::of(receipt, unknown);
-        }
-        let recorded = self.record(caller, resource, link, receipt, &part_of(context, "receipt")).await;
-        // Of a repeated request: what its first answer said.
-        let receipt = recorded.unwrap_or_else(|problem| {
-            tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
-            receipt
-        });
-        Receipt::of(receipt, unknown)
-    }
-
     async fn record(
         &self,
         caller: &Caller,
         resource: Resource,
         link: LinkId,
-        receipt: LinkReceipt,
+        receipt: &revocation::Receipt,
         context: &Context,
-    ) -> Result<LinkReceipt, Problem> {
+    ) -> Result<revocation::Receipt, Problem> {
         let permit = self.access.permit(caller, Action::LinkRevoke, resource).await?;
-        let done =
-            act!(self.access, caller, permit, links::record_revocation(&self.commands, permit, context, link, receipt));
+        let done = act!(
+            self.access,
+            caller,
+            permit,
+            links::record_revocation(&self.commands, permit, context, link, receipt.clone())
+        );
         let receipt_of = |event: &Event| match event {
-            Event::DevLink(DevLinkEvent::RevocationRecorded { receipt }) => Some(*receipt),
+            Event::DevLink(DevLinkEvent::RevocationRecorded { receipt }) => Some(receipt.clone()),
             _ => None,
         };
-        Ok(done.events.iter().find_map(receipt_of).unwrap_or(receipt))
+        Ok(done.events.iter().find_map(receipt_of).unwrap_or_else(|| receipt.clone()))
     }
 
     /// From the event itself, so that a repeated request gets the very same answer.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use envforge_commands::{CommandError, Commands, Context, organizations, users};
+use envforge_commands::{CommandError, Commands, Context, Done, organizations, users};
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::StreamId;
 use envforge_domain::ids::{OrgId, TeamId, UserId};
@@ -32,7 +32,8 @@ use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
 use crate::request_body::{Empty, Json};
-use crate::sessions::{Receipt, Sessions, internal, part_of};
+use crate::revocation::Receipt;
+use crate::sessions::{Sessions, internal, part_of};
 use crate::write::{Happened, Write, Written};
 
 #[derive(Clone)]
@@ -184,21 +185,24 @@ async fn add(
 }
 
 /// Take somebody out, with all their roles.
-#[utoipa::path(delete, path = "/v1/orgs/{org}/members/{user}", tag = "members", responses((status = 204)),
-    extensions(("x-envforge-action" = json!("member.remove"))))]
+#[utoipa::path(delete, path = "/v1/orgs/{org}/members/{user}", tag = "members",
+    responses((status = 200, body = Receipt)), extensions(("x-envforge-action" = json!("member.remove"))))]
 async fn remove(
     State(state): State<Members>,
     Path((org, user)): Path<(String, String)>,
     request: Write<Empty>,
-) -> Result<Happened, Problem> {
+) -> Result<Written<Receipt>, Problem> {
     let Write { caller, context, .. } = request;
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::MemberRemove, Resource::Organization(org)).await?;
     let user = user.parse().map_err(|_| Problem::not_found())?;
     let command = OrganizationCommand::RemoveMember { by: caller.actor(), user, now: context.now };
+    let revoking = state.sessions.revoking(org, user, SessionEnd::Revoked, context.now).await?.of_account();
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
-    state.end_sessions(org, user, &caller, &context).await?;
-    Ok(Happened::new(&done))
+    let ended = state.end_sessions(org, user, &caller, &context).await?;
+    let steps: Vec<&Done> = std::iter::once(&done).chain(&ended).collect();
+    let receipt = state.sessions.receipt_of_all(revoking, &steps, caller.surface, &context).await?;
+    Ok(Written::ok(&done, receipt))
 }
 
 /// Close somebody's account: their sessions and the links that stand on their right end at once. They stay a member, without
@@ -285,18 +289,27 @@ impl Members {
 
     /// Ends whatever is open of somebody who was taken out. Nothing of it works for them any more; it must not work again
     /// either when they come back.
-    async fn end_sessions(&self, org: OrgId, user: UserId, caller: &Caller, context: &Context) -> Result<(), Problem> {
+    async fn end_sessions(
+        &self,
+        org: OrgId,
+        user: UserId,
+        caller: &Caller,
+        context: &Context,
+    ) -> Result<Option<Done>, Problem> {
         // A repeated request must not end what somebody opened who is back since.
         let organization = self.commands.load::<Organization>(&StreamId::organization(org)).await?.state;
         if matches!(organization, Organization::Active(organization) if organization.members.contains(&user)) {
-            return Ok(());
+            return Ok(None);
         }
         let permit = self.access.identity_permit(org, user, caller.surface, caller.arrival.now).await?;
         let command = UserCommand::EndAllSessions { reason: SessionEnd::Revoked };
         match users::change(&self.commands, &permit, &part_of(context, "end sessions"), user, &command).await {
-            Ok(_) => Ok(self.identity.sessions().revoke_user(user, caller.arrival.now).await?),
+            Ok(done) => {
+                self.identity.sessions().revoke_user(user, caller.arrival.now).await?;
+                Ok(Some(done))
+            }
             // Nobody of this organization: what they have elsewhere is nobody's business here.
-            Err(CommandError::Refused(refusal)) if refusal.code() == "user_unknown" => Ok(()),
+            Err(CommandError::Refused(refusal)) if refusal.code() == "user_unknown" => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

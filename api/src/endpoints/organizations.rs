@@ -27,6 +27,7 @@ use crate::page::{Page, Path};
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
 use crate::request_body::Json;
+use crate::revocation::{Receipt, Revocations};
 use crate::write::{Write, Written};
 
 #[derive(Clone)]
@@ -34,6 +35,7 @@ pub(crate) struct Organizations {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
+    pub(crate) revocations: Revocations,
 }
 
 has_access!(Organizations);
@@ -128,6 +130,14 @@ struct PolicyChange {
 }
 
 /// A change as it was read.
+/// The policy as it is now, and what tightening it closed.
+#[derive(Serialize, ToSchema)]
+struct ChangedPolicy {
+    #[serde(flatten)]
+    policy: Policy,
+    receipt: Receipt,
+}
+
 struct Change {
     asked: PolicyChange,
     families: Option<RouteFamilies>,
@@ -204,17 +214,19 @@ async fn get(
 
 /// Change what the organization allows. What is beyond it is over at once: links, what they have open, sessions.
 #[utoipa::path(patch, path = "/v1/orgs/{org}/policy", tag = "organizations", request_body = PolicyChange,
-    responses((status = 200, body = Policy)), extensions(("x-envforge-action" = json!("organization.change_policy"))))]
+    responses((status = 200, body = ChangedPolicy)), extensions(("x-envforge-action" = json!("organization.change_policy"))))]
 async fn change_policy(
     State(state): State<Organizations>,
     Path(org): Path<String>,
     request: Write<Json<PolicyChange>>,
-) -> Result<Written<Policy>, Problem> {
+) -> Result<Written<ChangedPolicy>, Problem> {
     let Write { caller, body: Json(change), context } = request;
     let org = state.access.org(&org).await?;
     let resource = Resource::Organization(org);
     let permit = state.access.permit(&caller, Action::OrganizationChangePolicy, resource).await?;
     let change = Change::read(change)?;
+    let asked = state.policy_command(&caller, org, &change).await?;
+    let changing = state.revocations.changing_organization(org, &asked, context.now).await?;
     // What is left out stays as it is, also where somebody else changed it a moment ago.
     let (wanted, done) = act!(state.access, &caller, permit, async {
         let command = state.policy_command(&caller, org, &change).await?;
@@ -228,7 +240,8 @@ async fn change_policy(
         Event::Organization(OrganizationEvent::PolicyChanged { policy }) => Some(policy.clone()),
         _ => None,
     });
-    Ok(Written::ok(&done, recorded.unwrap_or(wanted).into()))
+    let receipt = state.revocations.changed(&caller, resource, changing, &done, &context).await;
+    Ok(Written::ok(&done, ChangedPolicy { policy: recorded.unwrap_or(wanted).into(), receipt }))
 }
 
 /// What a change of the policy would end. Nothing is changed.

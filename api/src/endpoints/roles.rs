@@ -20,12 +20,14 @@ use crate::instant::{self, Instant};
 use crate::page::{Path, Query};
 use crate::problem::Problem;
 use crate::request_body::{Empty, Json};
-use crate::write::{Happened, Write, Written};
+use crate::revocation::{Receipt, Revocations};
+use crate::write::{Write, Written};
 
 #[derive(Clone)]
 pub(crate) struct Roles {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
+    pub(crate) revocations: Revocations,
 }
 
 has_access!(Roles);
@@ -160,14 +162,14 @@ async fn assign(
 }
 
 /// Take a role. It is gone at once, in what is open already too.
-#[utoipa::path(delete, path = "/v1/orgs/{org}/roles", tag = "members", params(RevokeQuery), responses((status = 204)),
-    extensions(("x-envforge-action" = json!("role.revoke"))))]
+#[utoipa::path(delete, path = "/v1/orgs/{org}/roles", tag = "members", params(RevokeQuery),
+    responses((status = 200, body = Receipt)), extensions(("x-envforge-action" = json!("role.revoke"))))]
 async fn revoke(
     State(state): State<Roles>,
     Path(org): Path<String>,
     Query(query): Query<RevokeQuery>,
     request: Write<Empty>,
-) -> Result<Happened, Problem> {
+) -> Result<Written<Receipt>, Problem> {
     let Write { caller, context, .. } = request;
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::RoleRevoke, Resource::Organization(org)).await?;
@@ -182,8 +184,10 @@ async fn revoke(
         scope: state.scope(org, query.project.as_deref(), query.workspace.as_deref()).await?,
         now: context.now,
     };
+    let changing = Revocations::changing();
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
-    Ok(Happened::new(&done))
+    let receipt = state.revocations.changed(&caller, Resource::Organization(org), changing, &done, &context).await;
+    Ok(Written::ok(&done, receipt))
 }
 
 /// What giving or taking a role would end. Nothing is changed.

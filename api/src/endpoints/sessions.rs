@@ -17,7 +17,8 @@ use crate::access::{Access, Caller, act};
 use crate::page::{Page, Path};
 use crate::problem::Problem;
 use crate::request_body::Empty;
-use crate::sessions::{Receipt, SessionShown, Sessions};
+use crate::revocation::Receipt;
+use crate::sessions::{SessionShown, Sessions};
 use crate::write::{Write, Written};
 
 #[derive(Clone)]

@@ -18,13 +18,15 @@ use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
 use crate::reads::Reads;
 use crate::request_body::{Empty, Json};
-use crate::write::{Happened, Write, Written};
+use crate::revocation::{Receipt, Revocations};
+use crate::write::{Write, Written};
 
 #[derive(Clone)]
 pub(crate) struct Teams {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
+    pub(crate) revocations: Revocations,
 }
 
 has_access!(Teams);
@@ -180,20 +182,22 @@ async fn rename(
 }
 
 /// Delete a team, with all its roles. Whatever its members could do through it alone is over at once.
-#[utoipa::path(delete, path = "/v1/orgs/{org}/teams/{team}", tag = "teams", responses((status = 204)),
-    extensions(("x-envforge-action" = json!("team.delete"))))]
+#[utoipa::path(delete, path = "/v1/orgs/{org}/teams/{team}", tag = "teams",
+    responses((status = 200, body = Receipt)), extensions(("x-envforge-action" = json!("team.delete"))))]
 async fn delete(
     State(state): State<Teams>,
     Path((org, team)): Path<(String, String)>,
     request: Write<Empty>,
-) -> Result<Happened, Problem> {
+) -> Result<Written<Receipt>, Problem> {
     let Write { caller, context, .. } = request;
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::TeamDelete, Resource::Organization(org)).await?;
     let team = state.access.team(org, &team);
     let command = OrganizationCommand::DeleteTeam { by: caller.actor(), team, now: context.now };
+    let changing = Revocations::changing();
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
-    Ok(Happened::new(&done))
+    let receipt = state.revocations.changed(&caller, Resource::Organization(org), changing, &done, &context).await;
+    Ok(Written::ok(&done, receipt))
 }
 
 /// Put a member into a team, which gives them its roles: only who could give each of them may.
@@ -216,20 +220,22 @@ async fn add_member(
 
 /// Take somebody out of a team. What they could do through it alone is over at once, in what is open already too.
 #[utoipa::path(delete, path = "/v1/orgs/{org}/teams/{team}/members/{user}", tag = "teams",
-    responses((status = 204)), extensions(("x-envforge-action" = json!("team.remove_member"))))]
+    responses((status = 200, body = Receipt)), extensions(("x-envforge-action" = json!("team.remove_member"))))]
 async fn remove_member(
     State(state): State<Teams>,
     Path((org, team, user)): Path<(String, String, String)>,
     request: Write<Empty>,
-) -> Result<Happened, Problem> {
+) -> Result<Written<Receipt>, Problem> {
     let Write { caller, context, .. } = request;
     let org = state.access.org(&org).await?;
     let permit = state.access.permit(&caller, Action::TeamRemoveMember, Resource::Organization(org)).await?;
     let user = user.parse().map_err(|_| Problem::not_found())?;
     let team = state.access.team(org, &team);
     let command = OrganizationCommand::RemoveTeamMember { by: caller.actor(), team, user, now: context.now };
+    let changing = Revocations::changing();
     let done = act!(state.access, &caller, permit, organizations::change(&state.commands, permit, &context, &command));
-    Ok(Happened::new(&done))
+    let receipt = state.revocations.changed(&caller, Resource::Organization(org), changing, &done, &context).await;
+    Ok(Written::ok(&done, receipt))
 }
 
 fn slug(name: &TeamName) -> Result<TeamSlug, Problem> {

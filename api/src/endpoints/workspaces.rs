@@ -22,6 +22,7 @@ use crate::page::{Page, Path, Query, Slice, one_of};
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
 use crate::request_body::{Empty, Json, ManifestText};
+use crate::revocation::{Receipt, Revocations};
 use crate::write::{Write, Written};
 
 #[derive(Clone)]
@@ -30,6 +31,7 @@ pub(crate) struct Workspaces {
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
     pub(crate) gateway: GatewayUrl,
+    pub(crate) revocations: Revocations,
 }
 
 has_access!(Workspaces);
@@ -139,12 +141,15 @@ struct AccessModeChange {
 struct ChangedAccessMode {
     id: String,
     access_mode: String,
+    /// What closing it to signed links closed.
+    receipt: Receipt,
 }
 
 #[derive(Serialize, ToSchema)]
 struct ArchivedWorkspace {
     id: String,
     archived: bool,
+    receipt: Receipt,
 }
 
 /// The text of `envforge.yml` within JSON.
@@ -281,13 +286,15 @@ async fn change_access_mode(
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::WorkspaceChangeAccessMode, resource).await?;
     let wanted = access_mode(&change.access_mode)?;
+    let changing = Revocations::changing();
     let done = act!(
         state.access,
         &caller,
         permit,
         workspaces::change_access_mode(&state.commands, permit, &context, id, wanted)
     );
-    let answer = ChangedAccessMode { id: id.to_string(), access_mode: change.access_mode };
+    let receipt = state.revocations.changed(&caller, resource, changing, &done, &context).await;
+    let answer = ChangedAccessMode { id: id.to_string(), access_mode: change.access_mode, receipt };
     Ok(Written::ok(&done, answer))
 }
 
@@ -302,8 +309,10 @@ async fn archive(
     let Write { caller, context, .. } = request;
     let (resource, id) = state.named(&org, &workspace).await?;
     let permit = state.access.permit(&caller, Action::WorkspaceArchive, resource).await?;
+    let changing = Revocations::changing();
     let done = act!(state.access, &caller, permit, workspaces::archive(&state.commands, permit, &context, id));
-    Ok(Written::ok(&done, ArchivedWorkspace { id: id.to_string(), archived: true }))
+    let receipt = state.revocations.changed(&caller, resource, changing, &done, &context).await;
+    Ok(Written::ok(&done, ArchivedWorkspace { id: id.to_string(), archived: true, receipt }))
 }
 
 impl Workspaces {

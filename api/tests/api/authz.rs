@@ -81,7 +81,7 @@ async fn who_may_not_ask_is_told_nothing_and_an_answer_knows_what_was_revoked_el
     for round in 0..5 {
         let asked = about(&dave.user, "runtime.wake", "workspace/signed-links");
         assert_eq!(elsewhere.post(CHECK, asked.clone()).await.expect(200).body["allowed"], true, "round {round}");
-        owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=developer", dave.user)).await.expect(204);
+        owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=developer", dave.user)).await.expect(200);
         assert_eq!(elsewhere.post(CHECK, asked).await.expect(200).body["allowed"], false, "round {round}");
         owner.post("/v1/orgs/acme/roles", json!({"user": dave.user, "role": "developer"})).await.expect(201);
     }
@@ -178,7 +178,7 @@ async fn a_request_is_explained_by_the_record_beside_its_events() {
         .expect(201);
     let woken = dave.post(&format!("{WORKSPACE}/wake"), json!({})).await.expect(202);
     // The right may go: why it was there then stays told.
-    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=developer&project=orders", dave.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=developer&project=orders", dave.user)).await.expect(200);
     let why = owner.get(&format!("/v1/orgs/acme/why/{}", request_of(&woken))).await.expect(200);
     let events = why.body["events"].as_array().unwrap();
     assert_eq!(events.len(), 1, "{why:#?}");
@@ -228,7 +228,7 @@ async fn who_could_open_a_workspace_at_some_time_is_told_from_the_log() {
         .text("id");
     owner.post(TOKENS, json!({"slug": "ci", "actions": ["workspace.read", "usage.read"]})).await.expect(201);
     let all = between(&house).await;
-    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=developer&project=orders", dave.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=developer&project=orders", dave.user)).await.expect(200);
     let without_role = between(&house).await;
     owner.delete(&format!("{TOKENS}/ci")).await.expect(204);
     let at_the_end = between(&house).await;

@@ -293,6 +293,7 @@ impl House {
             authorizer: self.authorizer.clone(),
             database: self.database.clone(),
             identity: Arc::clone(&self.identity),
+            gateways: Arc::<Hot>::clone(&self.hot),
             oidc: self.oidc.clone(),
             share_key: Arc::clone(&self.share_key),
             metrics: None,

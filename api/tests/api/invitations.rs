@@ -62,7 +62,7 @@ async fn an_invitation_that_was_revoked_is_over_or_has_no_ground_any_more_opens_
     owner.delete(&format!("{INVITATIONS}/{}", revoked.text("id"))).await.expect(204);
     accept(&house, &revoked.text("token"), PASSWORD).await.expect_problem(404, "invitation_unknown");
     let lapsed = invite(&admin, "two@acme.test", json!([{"role": "developer"}])).await.expect(201);
-    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=admin", admin.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=admin", admin.user)).await.expect(200);
     accept(&house, &lapsed.text("token"), PASSWORD).await.expect_problem(410, "invitation_lapsed");
     let short =
         owner.post(INVITATIONS, json!({"email": "three@acme.test", "expires_in_seconds": 60})).await.expect(201);

@@ -104,8 +104,8 @@ async fn a_revoked_link_is_over_for_good_and_shows_no_url() {
     assert_eq!(revoked.body["phase"], "revoked");
     let receipt = &revoked.body["receipt"];
     assert_eq!(
-        (&receipt["sessions"], &receipt["sockets_unknown"]),
-        (&json!(0), &json!("gateways_elsewhere")),
+        (&receipt["sessions"], &receipt["links"], &receipt["sockets"], &receipt["gateways_unknown"]),
+        (&json!(0), &json!(1), &json!(0), &json!([])),
         "{receipt}"
     );
     // The same request again tells what its first answer told; another one has closed nothing.

@@ -16,6 +16,7 @@ mod passwords;
 mod permissions;
 mod policies;
 mod reads;
+mod receipts;
 mod refusals;
 mod rights;
 mod root_windows;

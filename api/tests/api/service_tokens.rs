@@ -188,12 +188,12 @@ async fn a_token_never_may_more_than_its_creator_and_ends_with_them() {
     ci.get("/v1/orgs/acme/audit").await.expect(200);
     // Taken a role, its creator takes the token along, action by action.
     owner.post("/v1/orgs/acme/roles", json!({"user": adam.user, "role": "viewer"})).await.expect(201);
-    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=admin", adam.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/roles?user={}&role=admin", adam.user)).await.expect(200);
     ci.get(WORKSPACE).await.expect(200);
     ci.get("/v1/orgs/acme/audit").await.expect_problem(403, "role_missing");
     adam.post(TOKENS, json!({"slug": "two", "actions": ["workspace.read"]})).await.expect_problem(403, "role_missing");
     // Taken out and let in again, their token stays over: somebody makes another one.
-    owner.delete(&format!("/v1/orgs/acme/members/{}", adam.user)).await.expect(204);
+    owner.delete(&format!("/v1/orgs/acme/members/{}", adam.user)).await.expect(200);
     let refused = ci.get(WORKSPACE).await.expect_problem(401, "service_token_over");
     assert_eq!(refused.body["reason"], "creator");
     let again = json!({"email": "adam@acme.test", "name": "adam", "password": crate::house::PASSWORD});

@@ -40,15 +40,15 @@ async fn a_teams_roles_are_its_members_roles_from_one_answer_to_the_other() {
     let member = format!("{TEAMS}/platform/members/{}", dave.user);
     for round in 0..10 {
         assert_eq!(dave.get("/v1/orgs/acme/projects").await.status, 200, "round {round}");
-        owner.delete(&member).await.expect(204);
+        owner.delete(&member).await.expect(200);
         dave.get("/v1/orgs/acme/projects").await.expect_problem(403, "role_missing");
         owner.post(&format!("{TEAMS}/{id}/members"), json!({"user": dave.user})).await.expect(201);
     }
-    owner.delete("/v1/orgs/acme/roles?team=platform&role=developer").await.expect(204);
+    owner.delete("/v1/orgs/acme/roles?team=platform&role=developer").await.expect(200);
     dave.get("/v1/orgs/acme/projects").await.expect_problem(403, "role_missing");
     owner.post("/v1/orgs/acme/roles", json!({"team": id, "role": "viewer"})).await.expect(201);
     dave.get("/v1/orgs/acme/projects").await.expect(200);
-    owner.delete(&format!("{TEAMS}/platform")).await.expect(204);
+    owner.delete(&format!("{TEAMS}/platform")).await.expect(200);
     dave.get("/v1/orgs/acme/projects").await.expect_problem(403, "role_missing");
 }
 
@@ -141,8 +141,8 @@ async fn a_repeated_deletion_gets_its_first_answer_though_the_slug_is_gone() {
         let request = owner.request(Method::DELETE, &format!("{TEAMS}/platform"));
         answer(request.header("Idempotency-Key", "away-with-it"))
     };
-    let first = delete().await.expect(204);
-    let again = delete().await.expect(204);
+    let first = delete().await.expect(200);
+    let again = delete().await.expect(200);
     assert_eq!(again.position(), first.position());
 }
 
@@ -163,10 +163,10 @@ async fn a_link_stands_on_a_right_through_a_team_and_falls_with_it() {
     let member = format!("{TEAMS}/platform/members");
     dave.get("/v1/me").await.expect(200);
     assert_eq!(phase(), LinkPhase::Active);
-    settled(owner.delete(&format!("{member}/{}", dave.user)).await.expect(204)).await;
+    settled(owner.delete(&format!("{member}/{}", dave.user)).await.expect(200)).await;
     assert_eq!(phase(), LinkPhase::Revoked);
     settled(owner.post(&member, json!({"user": dave.user})).await.expect(201)).await;
     assert_eq!(phase(), LinkPhase::Active, "the right is back, and nobody had ended the link");
-    settled(owner.delete(&format!("{TEAMS}/platform")).await.expect(204)).await;
+    settled(owner.delete(&format!("{TEAMS}/platform")).await.expect(200)).await;
     assert_eq!(phase(), LinkPhase::Revoked);
 }

@@ -56,7 +56,7 @@ struct Seen {
 }
 
 async fn refusals(site: &Site, extent: &Extent, what: &str, goal_ms: f64, verdicts: &mut Verdicts) -> Result<()> {
-    let (mut latencies, mut let_in_after) = (Vec::new(), 0_u32);
+    let (mut latencies, mut acknowledgements, mut let_in_after) = (Vec::new(), Vec::new(), 0_u32);
     let mut owner = site.api_connection().await?;
     for _ in 0..extent.links {
         let visit = site.visit().await?;
@@ -66,8 +66,10 @@ async fn refusals(site: &Site, extent: &Extent, what: &str, goal_ms: f64, verdic
             reviewers.spawn(ask_until_refused(*gateway, site.fetch(&visit, "/ping")?));
         }
         tokio::time::sleep(BEFORE).await;
+        let asked = Instant::now();
         site.revoke(&mut owner, &visit).await?;
         let acknowledged = Instant::now();
+        acknowledgements.push(acknowledged.duration_since(asked));
         while let Some(seen) = reviewers.join_next().await {
             let seen = seen??;
             latencies.push(seen.refused_at.saturating_duration_since(acknowledged));
@@ -81,6 +83,13 @@ async fn refusals(site: &Site, extent: &Extent, what: &str, goal_ms: f64, verdic
         latencies.percentile_ms(50.0),
         latencies.percentile_ms(99.0),
         latencies.percentile_ms(100.0)
+    );
+    let acknowledgements = Latencies::new(acknowledgements);
+    println!(
+        "  the acknowledgement itself: p50 {:.2} ms, p99 {:.2} ms, slowest {:.2} ms",
+        acknowledgements.percentile_ms(50.0),
+        acknowledgements.percentile_ms(99.0),
+        acknowledgements.percentile_ms(100.0)
     );
     println!("  gateways that let a request in which was sent after the acknowledgement: {let_in_after}");
     let p99 = latencies.percentile_ms(99.0);

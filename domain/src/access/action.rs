@@ -125,6 +125,8 @@ actions! {
     UserDeactivate "user.deactivate", Organization, [Owner Admin Mod], [System on PEOPLE], PEOPLE;
     /// Records of signing in and out, written by the identity component.
     UserRecordSession "user.record_session", Organization, [], [System on PEOPLE_AND_GATEWAY], NOWHERE;
+    /// What taking roles, tightening a policy or closing a workspace has closed. Written by whoever counted it.
+    RevocationRecord "revocation.record", Organization, [], [System on PEOPLE], NOWHERE;
     SessionRevokeOwn "session.revoke_own", Organization, [], [Member on PEOPLE], NOWHERE;
     ProfileRead "profile.read", Organization, [], [Member on PEOPLE], NOWHERE;
     ProjectCreate "project.create", Organization, [Owner Admin Create Mod], [ServiceToken on SERVICES], PEOPLE;

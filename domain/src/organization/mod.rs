@@ -21,6 +21,7 @@ use crate::ids::{OrgId, TeamId, UserId};
 use crate::invitation::InvitedRole;
 use crate::limits;
 use crate::project::name_is_valid;
+use crate::revocation::Receipt;
 use crate::slug::{OrgSlug, TeamSlug};
 use crate::time::UnixMillis;
 
@@ -73,6 +74,10 @@ pub enum OrganizationEvent {
         team: TeamId,
         user: UserId,
     },
+    /// What taking roles or tightening the policy closed.
+    RevocationRecorded {
+        receipt: Receipt,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +129,10 @@ pub enum OrganizationCommand {
         user: UserId,
         roles: Vec<InvitedRole>,
         now: UnixMillis,
+    },
+    /// What the commands before closed.
+    RecordRevocation {
+        receipt: Receipt,
     },
     /// From the machine's command line alone.
     RecoverOwner {
@@ -206,7 +215,8 @@ impl Aggregate for Organization {
                 | OrganizationCommand::RenameTeam { .. }
                 | OrganizationCommand::DeleteTeam { .. }
                 | OrganizationCommand::AddTeamMember { .. }
-                | OrganizationCommand::RemoveTeamMember { .. },
+                | OrganizationCommand::RemoveTeamMember { .. }
+                | OrganizationCommand::RecordRevocation { .. },
             ) => Err(OrganizationRefusal::Unknown),
         }
     }
@@ -224,7 +234,9 @@ impl Aggregate for Organization {
             }),
             (Self::Active(mut org), event) => {
                 match event {
-                    OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
+                    OrganizationEvent::Created { .. }
+                    | OrganizationEvent::OwnerRecovered { .. }
+                    | OrganizationEvent::RevocationRecorded { .. } => {}
                     OrganizationEvent::MemberAdded { user } => {
                         org.members.insert(*user);
                     }
@@ -279,7 +291,8 @@ impl Aggregate for Organization {
                 | OrganizationEvent::TeamRenamed { .. }
                 | OrganizationEvent::TeamDeleted { .. }
                 | OrganizationEvent::TeamMemberAdded { .. }
-                | OrganizationEvent::TeamMemberRemoved { .. },
+                | OrganizationEvent::TeamMemberRemoved { .. }
+                | OrganizationEvent::RevocationRecorded { .. },
             ) => Self::Unknown,
         }
     }
@@ -299,6 +312,7 @@ impl Aggregate for Organization {
             OrganizationCommand::Retire { .. } => Action::UserDeactivate,
             OrganizationCommand::AdmitInvited { .. } => Action::InvitationAccept,
             OrganizationCommand::RecoverOwner { .. } => Action::OwnerRecover,
+            OrganizationCommand::RecordRevocation { .. } => Action::RevocationRecord,
             OrganizationCommand::CreateTeam { .. } => Action::TeamCreate,
             OrganizationCommand::RenameTeam { .. } => Action::TeamRename,
             OrganizationCommand::DeleteTeam { .. } => Action::TeamDelete,
@@ -365,6 +379,9 @@ fn decide_active(
                 expires_at: None,
             });
             Ok(joined(org, *user, grants).collect())
+        }
+        OrganizationCommand::RecordRevocation { receipt } => {
+            Ok(vec![OrganizationEvent::RevocationRecorded { receipt: receipt.clone() }])
         }
         OrganizationCommand::RecoverOwner { user } => {
             let (grantee, scope) = (Grantee::User(*user), Scope::Organization);

@@ -371,7 +371,8 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
         .map(|row| row.action)
         .collect();
     let of_providers = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserDeactivate];
-    let of_signing_in = [Action::UserRecordSession, Action::DenialRecord, Action::InvitationAccept];
+    let of_signing_in =
+        [Action::UserRecordSession, Action::RevocationRecord, Action::DenialRecord, Action::InvitationAccept];
     assert_eq!(for_people, [of_providers.as_slice(), &of_signing_in].concat());
     // Of that, on the way to a workspace: that somebody signs in, and who they are at first sight.
     let on_the_way = for_people.into_iter().filter(|action| {

@@ -6,6 +6,7 @@ use envforge_domain::commit::Surface;
 use envforge_domain::ids::{HandoffId, SessionId};
 use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::limits::{COMMIT_EVENTS_MAX, HANDOFF_LIFETIME, WORKSPACE_SESSIONS_MAX};
+use envforge_domain::revocation::Receipt;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Millis;
 use envforge_domain::user::*;
@@ -299,13 +300,7 @@ proptest! {
         invited: bool,
         steps in prop::collection::vec((0..26u8, 0..80u128, 1..3_000u64), 1..200),
     ) {
-        let receipt = RevocationReceipt {
-            cause: SessionEnd::Revoked,
-            sessions: 1,
-            links: 0,
-            sockets: None,
-            took: Millis::new(1),
-        };
+        let receipt = Receipt { sessions: 1, took: Millis::new(1), ..Receipt::default() };
         let commands = steps.into_iter().map(|(verb, number, now)| match verb {
             0 => UserCommand::Deactivate { beyond: None, only_owner: false },
             1 => UserCommand::EndAllSessions { reason: SessionEnd::RefreshReused },
@@ -316,7 +311,7 @@ proptest! {
             6 => UserCommand::Reactivate { beyond: None },
             7 => UserCommand::RevokeSessions { session: (number % 2 == 0).then(|| session(number)), beyond: None },
             8 => UserCommand::Reauthenticate { session: session(number), authenticated_at: at(now) },
-            9 => UserCommand::RecordRevocation { receipt },
+            9 => UserCommand::RecordRevocation { cause: SessionEnd::Revoked, receipt: receipt.clone() },
             10 => UserCommand::ChangeProfile { name: format!("Dana {number}") },
             11 => accept(now, None),
             12 => UserCommand::RevokeInvitation,

@@ -296,8 +296,9 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
         }
         OrgVerb::Member(MemberVerb::Remove { user }) => {
             let id = user_id(context, org, &user).await?;
-            client.delete(&["v1", "orgs", org, "members", &id], &[]).await?;
-            output.result(&json!({ "user": id, "removed": true }), || format!("Removed {}.", printable(&user)))?;
+            let receipt = client.delete(&["v1", "orgs", org, "members", &id], &[]).await?.body;
+            let gone = json!({ "user": id, "removed": true, "receipt": receipt });
+            output.result(&gone, || format!("Removed {}. {}", printable(&user), shown(&receipt)))?;
         }
         OrgVerb::Invite(verb) => invite::run(context, org, verb).await?,
         OrgVerb::User(UserVerb::Deactivate { user }) => {
@@ -340,9 +341,12 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             }
             let named = |name: &'static str| (name, body[name].as_str().map(str::to_owned));
             let query = ["user", "team", "role", "project", "workspace"].map(named);
-            client.delete(&["v1", "orgs", org, "roles"], &query).await?;
+            let receipt = client.delete(&["v1", "orgs", org, "roles"], &query).await?.body;
             body["revoked"] = json!(true);
-            output.result(&body, || format!("{} is no longer {}{}.", what.whom(), what.role, what.scope()))?;
+            body["receipt"] = receipt.clone();
+            output.result(&body, || {
+                format!("{} is no longer {}{}. {}", what.whom(), what.role, what.scope(), shown(&receipt))
+            })?;
         }
     }
     Ok(Exit::Ok)

@@ -282,8 +282,12 @@ pub(super) fn shown(receipt: &Value) -> String {
     let some = |field: &str, one: &str, many: &str| {
         receipt[field].as_u64().map(|count| format!("{count} {}", if count == 1 { one } else { many }))
     };
+    let of_command_lines = match receipt["cli_sessions"].as_u64() {
+        Some(count) if count > 0 => format!(" ({count} on the command line)"),
+        _ => String::new(),
+    };
     let closed = [
-        some("sessions", "session", "sessions"),
+        some("sessions", "session", "sessions").map(|sessions| sessions + &of_command_lines),
         some("links", "link", "links"),
         some("sockets", "open connection", "open connections"),
     ];
@@ -325,7 +329,10 @@ mod tests {
 
     #[test]
     fn a_receipt_says_what_was_closed_and_leaves_out_what_is_not_known() {
-        let receipt = json!({"sessions": 3, "links": 1, "sockets": null, "took_ms": 12});
+        let receipt = json!({"sessions": 3, "cli_sessions": 0, "links": 1, "sockets": null, "took_ms": 12});
         assert_eq!(shown(&receipt), "Closed 3 sessions, 1 link in 12 ms.");
+        let receipt = json!({"sessions": 3, "cli_sessions": 2, "links": 0, "sockets": 4, "took_ms": 12});
+        let told = "Closed 3 sessions (2 on the command line), 0 links, 4 open connections in 12 ms.";
+        assert_eq!(shown(&receipt), told);
     }
 }

@@ -8,6 +8,7 @@ use super::Context;
 use super::failure::{Exit, Failure};
 use super::org::user_id;
 use super::output::{Output, cell, printable};
+use super::session::shown;
 use super::workspace::more;
 
 #[derive(Subcommand, Debug)]
@@ -87,9 +88,11 @@ pub(super) async fn run(context: &Context, org: &str, verb: TeamVerb) -> Result<
             output.result(&named, || format!("{} is called {} now.", printable(&team), printable(&slug)))?;
         }
         TeamVerb::Delete { team } => {
-            client.delete(&["v1", "orgs", org, "teams", &team], &[]).await?;
-            let gone = json!({ "team": team, "deleted": true });
-            output.result(&gone, || format!("Deleted the team {} with all its roles.", printable(&team)))?;
+            let receipt = client.delete(&["v1", "orgs", org, "teams", &team], &[]).await?.body;
+            let gone = json!({ "team": team, "deleted": true, "receipt": receipt });
+            output.result(&gone, || {
+                format!("Deleted the team {} with all its roles. {}", printable(&team), shown(&receipt))
+            })?;
         }
         TeamVerb::Add { team, user } => {
             let body = json!({ "user": user_id(context, org, &user).await? });
@@ -98,9 +101,11 @@ pub(super) async fn run(context: &Context, org: &str, verb: TeamVerb) -> Result<
         }
         TeamVerb::Remove { team, user } => {
             let id = user_id(context, org, &user).await?;
-            client.delete(&["v1", "orgs", org, "teams", &team, "members", &id], &[]).await?;
-            let gone = json!({ "team": team, "user": id, "removed": true });
-            output.result(&gone, || format!("{} is no longer in the team {}.", printable(&user), printable(&team)))?;
+            let receipt = client.delete(&["v1", "orgs", org, "teams", &team, "members", &id], &[]).await?.body;
+            let gone = json!({ "team": team, "user": id, "removed": true, "receipt": receipt });
+            output.result(&gone, || {
+                format!("{} is no longer in the team {}. {}", printable(&user), printable(&team), shown(&receipt))
+            })?;
         }
     }
     Ok(Exit::Ok)

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use envforge_eventlog::gateways::Gateways;
 use envforge_identity::oidc::{Oidc, PublicUrl};
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
@@ -26,8 +27,8 @@ pub(crate) struct Parts {
     pub(crate) gateway_url: String,
     /// Where browsers reach this API.
     pub(crate) public_url: Option<PublicUrl>,
-    /// No gateway runs in any other process.
-    pub(crate) all_gateways_here: bool,
+    /// Those for which revocations wait.
+    pub(crate) gateways: Arc<dyn Gateways>,
     pub(crate) metrics: PrometheusHandle,
     /// Reverse proxies that say truly from where a request comes.
     pub(crate) trusted_proxies: Vec<IpAddr>,
@@ -43,7 +44,6 @@ impl Parts {
         config.trusted_proxies.clone_from(&self.trusted_proxies);
         config.local_repositories = self.local_repositories;
         config.public_url.clone_from(&self.public_url);
-        config.all_gateways_here = self.all_gateways_here;
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
         Ok(config)
@@ -86,6 +86,7 @@ pub(crate) fn start(
         authorizer: plane.authorizer.clone(),
         database: parts.database,
         identity: parts.identity,
+        gateways: parts.gateways,
         oidc: parts.oidc,
         share_key: parts.signing_key,
         // Metrics name no organization's data, but they are for operators: only a loopback listener shows them.

@@ -160,7 +160,8 @@ async fn start(
         signing_key: Arc::clone(&signing_key),
         gateway_url: gateway_origin.clone(),
         public_url: PublicUrl::parse(&api),
-        all_gateways_here: true,
+        // All of them run in this process.
+        gateways: Arc::<envforge_projections::Hot>::clone(&plane.hot),
         metrics,
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use envforge_eventlog::jetstream::{Enrolled, Registry};
 use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
+use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
 use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, Timers};
 use envforge_runtime::LocalHost;
@@ -30,6 +32,26 @@ pub(crate) async fn start_gateway(
         clock: Arc::clone(&plane.clock),
     };
     Ok(Gateway::start(config, parts).await?)
+}
+
+/// Has revocations wait for the gateway of this process. INVARIANT: before it serves, which it does only while they do.
+pub(crate) async fn enrol_gateway(
+    plane: &ControlPlane,
+    registry: &Arc<Registry>,
+    config: &envforge_gateway::Config,
+) -> anyhow::Result<Enrolled> {
+    plane.hot.gateway.must_be_waited_for();
+    Ok(registry.enrol(Arc::<Hot>::clone(&plane.hot), config.refuses_within()).await?)
+}
+
+/// Keeps an eye on the gateways of all processes, for those who wait for them.
+pub(crate) fn watch_gateways(running: &mut Running, registry: Arc<Registry>) -> Arc<Registry> {
+    let watching = Arc::clone(&registry).watch(running.stop.clone());
+    running.essential.spawn("the registry of gateways", async move {
+        watching.await;
+        Ok(())
+    });
+    registry
 }
 
 /// The views that a role decides on: a process whose views have stopped refuses everything, and ends instead.

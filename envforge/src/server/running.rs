@@ -3,6 +3,7 @@
 //!
 //! Not here: what is started (`dev`, `serve`), or when to stop (`stop`).
 
+use envforge_eventlog::jetstream::Enrolled;
 use envforge_gateway::Gateway;
 use envforge_projections::sql::Supervisor;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,8 @@ use crate::cli::failure::Failure;
 pub(crate) struct Running {
     pub(crate) essential: Essential,
     pub(crate) gateway: Option<Gateway>,
+    /// The gateway's place among those for which revocations wait.
+    pub(crate) enrolled: Option<Enrolled>,
     pub(crate) projector: Option<Supervisor>,
     /// Ends the essential tasks.
     pub(crate) stop: CancellationToken,
@@ -28,6 +31,10 @@ impl Running {
     async fn end(self) {
         if let Some(gateway) = self.gateway {
             gateway.stop().await;
+        }
+        // INVARIANT: not before the gateway has ended what was open.
+        if let Some(enrolled) = self.enrolled {
+            enrolled.leave().await;
         }
         self.stop.cancel();
         self.essential.finish().await;

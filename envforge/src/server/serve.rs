@@ -226,7 +226,7 @@ impl StoreArgs {
         }
     }
 
-    pub(crate) async fn log(&self, name: &str) -> anyhow::Result<SharedLog> {
+    pub(crate) async fn log(&self, name: &str) -> anyhow::Result<Arc<JetStreamLog>> {
         let mut config = envforge_eventlog::jetstream::Config::new(String::new());
         config.servers.clone_from(&self.nats);
         config.replicas = self.nats_replicas;
@@ -369,6 +369,11 @@ async fn start(
 
     let names = args.roles.iter().filter_map(|role| role.to_possible_value()).map(|value| value.get_name().to_owned());
     let log = args.stores.log(&names.collect::<Vec<_>>().join("+")).await?;
+    let registry = match has(RoleName::Api) || has(RoleName::Gateway) {
+        true => Some(log.gateways().await?),
+        false => None,
+    };
+    let log: SharedLog = log;
     let database = match has(RoleName::Api) || has(RoleName::Projector) {
         true => Some(args.stores.database().await?),
         false => None,
@@ -385,7 +390,7 @@ async fn start(
     if let (Some(database), true) = (&database, has(RoleName::Projector)) {
         roles::start_projector(running, &plane, database);
     }
-    if let Some(place) = place {
+    if let (Some(place), Some(registry)) = (place, &registry) {
         place.watch(running, Arc::clone(&log)).await?;
         let mut config = envforge_gateway::Config::new(&public.domain, public.scheme, args.gateway_listen);
         config.public_port = public.port;
@@ -396,6 +401,9 @@ async fn start(
             (Some(_), None) | (None, Some(_)) | (None, None) => None,
         };
         let activity = Activity::default();
+        let enrolled = roles::enrol_gateway(&plane, registry, &config).await?;
+        addresses.insert("gateway_id".to_owned(), enrolled.gateway().to_string().into());
+        running.enrolled = Some(enrolled);
         let started =
             roles::start_gateway(&plane, config, keys.verifier()?, keys.handoff_key()?, activity.clone()).await?;
         addresses.insert("gateway".to_owned(), started.address().to_string().into());
@@ -407,7 +415,7 @@ async fn start(
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         host = Some(roles::start_reactors(running, &plane, &args.runtime, public.authority.clone()).await?);
     }
-    if let (Some(listener), Some(database)) = (listener, database) {
+    if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
         let identity = args.stores.identity(args.gateway_url.clone()).await?;
         let parts = api::Parts {
@@ -417,8 +425,7 @@ async fn start(
             signing_key: Arc::new(SigningKey::load(&keys.share())?),
             gateway_url: args.gateway_url.clone(),
             public_url: sign_in,
-            // Others may run elsewhere on this log.
-            all_gateways_here: false,
+            gateways: roles::watch_gateways(running, registry),
             metrics,
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
@@ -440,6 +447,9 @@ pub(crate) async fn setup(args: SetupArgs, output: Output) -> anyhow::Result<()>
     Keys(&args.stores.keys).make()?;
     let stop = CancellationToken::new();
     let log = args.stores.log("setup").await?;
+    // Whoever serves needs no right to make it.
+    log.gateways().await?;
+    let log: SharedLog = log;
     let identity = log.head().await?.identity;
     let database = args.stores.database().await?;
     let memory = Memory { database: Some(&database), rebuild: REBUILD, files: &[] };

@@ -10,6 +10,7 @@ mod kinds;
 mod person;
 mod probe;
 mod provider;
+mod receipts;
 mod site;
 mod wire;
 
@@ -54,21 +55,12 @@ struct Tally {
     by_kind: BTreeMap<String, Count>,
     /// Of those whose rights were not touched.
     others: usize,
-    /// At gateways of other processes, which had not heard of it yet; and how long after the acknowledgement at most.
-    before_word: usize,
-    word_took: Duration,
     sockets_closed: usize,
     streams_ended: usize,
     wrong: Vec<String>,
 }
 
 impl Tally {
-    /// Let in where the word of it may still be on its way.
-    fn before_word(&mut self, after: Duration) {
-        self.before_word += 1;
-        self.word_took = self.word_took.max(after);
-    }
-
     fn refused(&mut self, kind: Kind, probe: &Probe, outcome: &Outcome, kept: bool) {
         for count in
             [self.by_surface.entry(probe.surface).or_default(), self.by_kind.entry(format!("{kind:?}")).or_default()]
@@ -100,13 +92,6 @@ impl Tally {
             "{} WebSockets closed, {} event streams ended, {} requests of others let in",
             self.sockets_closed, self.streams_ended, self.others
         );
-        if self.before_word > 0 {
-            let ms = self.word_took.as_millis();
-            println!(
-                "{} let in by gateways of other processes before these heard of it, at most {ms} ms later",
-                self.before_word
-            );
-        }
     }
 }
 
@@ -116,7 +101,6 @@ struct Round<'a> {
     kind: Kind,
     taken: Taken,
     position: Option<u64>,
-    acknowledged: Instant,
 }
 
 /// Everybody is let in where they should be, over that many connections.
@@ -172,19 +156,15 @@ impl Round<'_> {
             workers.spawn(async move {
                 let mut seen = Vec::new();
                 while let Some((probe, dead)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let sent = Instant::now();
                     let (outcome, kept) = probe.ask(&site, &mut rng).await;
-                    seen.push((Arc::clone(probe), *dead, outcome, kept, sent));
+                    seen.push((Arc::clone(probe), *dead, outcome, kept));
                 }
                 seen
             });
         }
         while let Some(seen) = workers.join_next().await {
-            for (probe, dead, outcome, kept, sent) in seen.unwrap() {
-                let after = sent.saturating_duration_since(self.acknowledged);
-                if dead && outcome == Outcome::LetIn && probe.at_gateway && after < self.site.word_takes {
-                    tally.before_word(after);
-                } else if dead {
+            for (probe, dead, outcome, kept) in seen.unwrap() {
+                if dead {
                     tally.refused(self.kind, &probe, &outcome, kept);
                 } else {
                     tally.others += 1;
@@ -208,16 +188,7 @@ impl Round<'_> {
             streams.extend(person.streams.iter_mut());
         }
         let (site, taken) = (self.site, &self.taken);
-        let said = join_all(sockets.iter_mut().map(async |held| {
-            let mut heard = held.open.say("after", ENDS_WITHIN).await;
-            while heard == Heard::SaidBack
-                && !stands(&held.stands_on, taken)
-                && self.acknowledged.elapsed() < site.word_takes
-            {
-                heard = held.open.say("again", ENDS_WITHIN).await;
-            }
-            heard
-        }));
+        let said = join_all(sockets.iter_mut().map(async |held| held.open.say("after", ENDS_WITHIN).await));
         // Something that whoever follows still has to hear of, and nobody else.
         let written = async {
             static TEAMS: AtomicUsize = AtomicUsize::new(0);
@@ -289,8 +260,7 @@ async fn revoke_at_random(site: Site, requests: usize, times_each_kind: usize) {
 
         let count = (requests - tally.asked().min(requests)).div_ceil(rounds - number);
         let Revoked { taken, position } = kind.revoke(&site, &mut people[victim], &mut rng).await;
-        let round =
-            Round { site: &site, kind, taken: taken.into_iter().collect(), position, acknowledged: Instant::now() };
+        let round = Round { site: &site, kind, taken: taken.into_iter().collect(), position };
         let chosen = choose(&probes, &round.taken, count, &mut rng);
         let asking_seed = rng.random();
         let mut of_open = Tally::default();
@@ -327,5 +297,5 @@ async fn nothing_is_let_in_after_a_revocation_was_acknowledged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_let_in_by_any_process_over_nats_and_postgres() {
-    revoke_at_random(Site::cluster().await, 2_000, 1).await;
+    revoke_at_random(Site::cluster(2).await, 2_000, 1).await;
 }

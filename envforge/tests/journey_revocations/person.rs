@@ -302,6 +302,21 @@ impl Person {
         Token { number, slug, secret: text(&made.json(), "secret") }
     }
 
+    pub(crate) fn reviewers_cookie(&self) -> String {
+        self.link.as_ref().unwrap().cookie.clone()
+    }
+
+    pub(crate) fn members_cookie(&self) -> String {
+        self.host.clone().unwrap()
+    }
+
+    /// One of the sockets, by the gateway at which it is open.
+    pub(crate) fn take_socket(&mut self, what: &str, gateway: usize) -> Held<Socket> {
+        let of_these = self.sockets.iter().enumerate().filter(|(_, held)| held.what == what);
+        let index = of_these.map(|(index, _)| index).nth(gateway).unwrap();
+        self.sockets.remove(index)
+    }
+
     async fn hold_open(&mut self, site: &Site) {
         let api = [Ground::Account(self.number), Ground::Session(self.number, Place::Api), Ground::Role(self.number)];
         let console =

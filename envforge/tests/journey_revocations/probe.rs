@@ -128,7 +128,6 @@ pub(crate) struct Probe {
     pub(crate) surface: &'static str,
     pub(crate) what: String,
     pub(crate) stands_on: Vec<Ground>,
-    pub(crate) at_gateway: bool,
     /// Can be asked a single time: that the like of it is accepted is known from the one before.
     pub(crate) once: bool,
     ask: Ask,
@@ -153,7 +152,6 @@ impl Probe {
             surface,
             what: what.into(),
             stands_on: stands_on.to_vec(),
-            at_gateway: matches!(surface, "gateway HTTP" | "gateway WebSocket" | "share page"),
             once: false,
             ask,
             connections: nodes.map(|node| Mutex::new(Connection::new(node, from))).collect(),

@@ -16,8 +16,6 @@ use crate::wire::{Answer, Connection, Request};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const PASSWORD: &str = "correct horse battery staple 9";
-/// Generous: by the log it takes milliseconds on a machine with nothing else to do.
-const WORD_TAKES: Duration = Duration::from_secs(1);
 const OWNER: &str = "owner@example.org";
 
 /// One process of everything, or several of each role that a request can meet.
@@ -32,12 +30,10 @@ pub(crate) struct Site {
     owner: String,
     /// The owner's id.
     pub(crate) owner_user: String,
-    /// How long after an acknowledgement gateways of other processes may not have heard of it yet.
-    pub(crate) word_takes: Duration,
     workspaces: AtomicUsize,
     /// Of the owner's latest change: what they read is at least as new.
     position: AtomicU64,
-    // Processes end before what they talk to.
+    // Processes end before what they talk to. In a cluster the last ones are the gateways.
     processes: Vec<TestProcess>,
     _servers: Option<(NatsServer, PostgresDatabase)>,
 }
@@ -81,13 +77,13 @@ impl Site {
         Self::furnish(dir, vec![api], vec![gateway], processes, None).await
     }
 
-    /// Two APIs and two gateways over NATS and PostgreSQL.
-    pub(crate) async fn cluster() -> Self {
+    /// Two APIs and so many gateways over NATS and PostgreSQL.
+    pub(crate) async fn cluster(gateways: usize) -> Self {
         let (dir, nats, database) = (TestDir::new(), NatsServer::start(), Postgres::shared());
         let database_url_file = dir.join("database-url");
         std::fs::write(&database_url_file, database.database_url()).unwrap();
         let password_file = password_file(&dir);
-        let (apis, gateways) = ([free_port(), free_port()], [free_port(), free_port()]);
+        let (apis, gateways) = ([free_port(), free_port()], Vec::from_iter((0..gateways).map(|_| free_port())));
         let command = |verb: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
             command.args(verb).args(["--nats", &nats.url(), "--log", "warn"]);
@@ -99,12 +95,11 @@ impl Site {
         let output = setup.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mut processes = Vec::new();
-        for (role, number) in
-            [("projector", 0), ("api", 0), ("api", 1), ("reactors", 0), ("gateway", 0), ("gateway", 1)]
-        {
+        let all = (0..gateways.len()).map(|number| ("gateway", number));
+        for (role, number) in [("projector", 0), ("api", 0), ("api", 1), ("reactors", 0)].into_iter().chain(all) {
             let mut command = command(&["serve", role]);
             command.args(["--bcrypt-cost", "10", "--allow-local-repositories"]);
-            command.args(["--listen", &loopback(apis[number]).to_string()]);
+            command.args(["--listen", &loopback(apis[number % 2]).to_string()]);
             command.args(["--gateway-listen", &loopback(gateways[number]).to_string()]);
             command.args(["--gateway-url", &format!("http://dev.localhost:{}", gateways[0])]);
             command.args(["--sign-in-url", &format!("http://127.0.0.1:{}", apis[0])]);
@@ -112,7 +107,7 @@ impl Site {
             command.arg("--state").arg(dir.join(format!("state-{role}-{number}")));
             processes.push(start(&format!("{role}-{number}"), &command, dir.path()));
         }
-        Self::furnish(dir, apis.into(), gateways.into(), processes, Some((nats, database))).await
+        Self::furnish(dir, apis.into(), gateways, processes, Some((nats, database))).await
     }
 
     async fn furnish(
@@ -129,7 +124,6 @@ impl Site {
             gateways: gateways.into_iter().map(loopback).collect(),
             owner: String::new(),
             owner_user: String::new(),
-            word_takes: if servers.is_some() { WORD_TAKES } else { Duration::ZERO },
             workspaces: AtomicUsize::new(0),
             position: AtomicU64::new(0),
             processes,
@@ -208,6 +202,25 @@ impl Site {
         })
         .await;
         Workspace { number, label: format!("web--{slug}--acme"), slug }
+    }
+
+    /// The process of a gateway.
+    pub(crate) fn gateway_process(&mut self, number: usize) -> &mut TestProcess {
+        let first = self.processes.len() - self.gateways.len();
+        &mut self.processes[first + number]
+    }
+
+    /// One that was killed gets no more requests.
+    pub(crate) fn forget_last_gateway(&mut self) {
+        self.processes.pop();
+        self.gateways.pop();
+    }
+
+    /// As receipts call it.
+    pub(crate) fn gateway_id(&mut self, number: usize) -> String {
+        let started: Value =
+            serde_json::from_str(self.gateway_process(number).stdout().lines().next().unwrap()).unwrap();
+        text(&started, "gateway_id")
     }
 
     /// What the processes complained about.

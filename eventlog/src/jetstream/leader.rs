@@ -134,6 +134,11 @@ impl Leader {
         format!("{}{}", self.prefix, stream.subject())
     }
 
+    /// A name for what stands beside the log's subjects and is none of them.
+    pub(super) fn beside(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix.trim_end_matches('.'))
+    }
+
     /// Subjects, without overlaps, that together match what a filter accepts.
     pub(super) fn subjects(&self, filter: &Filter) -> Vec<String> {
         let org = filter.org.map_or_else(|| "*".to_owned(), |org| org.to_string());

@@ -5,7 +5,7 @@
 //! With `sync_interval: always` and three replicas an acknowledged append survives kill -9 and power loss; that stands in
 //! the servers' configuration, which a client cannot see. Not here: stored forms (`schema`).
 //!
-//! Once the stream is made, the process needs no more rights on the servers than these (stream `ENVFORGE`, prefix
+//! Once the streams are made, the process needs no more rights on the servers than these (stream `ENVFORGE`, prefix
 //! `envforge`); the contract suite runs with them:
 //!
 //! ```text
@@ -13,14 +13,25 @@
 //!          $JS.API.CONSUMER.CREATE.ENVFORGE.>, $JS.API.CONSUMER.INFO.ENVFORGE.>, $JS.API.CONSUMER.MSG.NEXT.ENVFORGE.>
 //! subscribe: _INBOX.>
 //! ```
+//!
+//! and, for API and gateways, on the registry of gateways beside it:
+//!
+//! ```text
+//! publish: envforge-gateways.>, envforge-gateways-asked, _INBOX.>, $JS.API.STREAM.INFO.ENVFORGE_GATEWAYS,
+//!          $JS.API.STREAM.MSG.GET.ENVFORGE_GATEWAYS, $JS.API.STREAM.MSG.DELETE.ENVFORGE_GATEWAYS
+//! subscribe: envforge-gateways-asked
+//! ```
 
 mod append;
+mod asking;
 mod config;
 mod definition;
+mod enrolment;
 mod follow;
 mod leader;
 mod publish;
 mod range;
+mod registry;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +44,9 @@ use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
 pub use self::config::{Config, Credentials, Tls};
+pub use self::enrolment::Enrolled;
 use self::leader::{Leader, Stored};
+pub use self::registry::Registry;
 use crate::measure::Backend;
 use crate::prepared::PreparedAppend;
 use crate::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page};
@@ -44,6 +57,8 @@ const BATCHES_IN_FLIGHT_MAX: usize = 8;
 /// The log of a cluster.
 pub struct JetStreamLog {
     leader: Arc<Leader>,
+    replicas: usize,
+    open_timeout: Duration,
     append_timeout: Duration,
     appends: Semaphore,
     batches: Semaphore,
@@ -56,10 +71,17 @@ impl JetStreamLog {
         let leader = Leader::open(&config).await?;
         Ok(Self {
             leader,
+            replicas: config.replicas,
+            open_timeout: config.open_timeout,
             append_timeout: config.append_timeout,
             appends: Semaphore::new(config.appends_in_flight_max.max(1)),
             batches: Semaphore::new(BATCHES_IN_FLIGHT_MAX),
         })
+    }
+
+    /// The registry of the gateways that follow this log. Made where there is none.
+    pub async fn gateways(&self) -> Result<Arc<Registry>, LogError> {
+        Ok(Arc::new(Registry::open(Arc::clone(&self.leader), self.open_timeout, self.replicas).await?))
     }
 
     async fn append_prepared(&self, append: &PreparedAppend) -> Result<Appended, AppendError> {

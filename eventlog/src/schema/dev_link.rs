@@ -1,12 +1,13 @@
 //! Stored events of dev links. What was granted and digests of cookies, never a token or a cookie.
 
 use envforge_domain::denial::RefusedRequest;
-use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, LinkReceipt, RouteFamilies};
+use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, RouteFamilies};
 use envforge_domain::ids::{HandoffId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
+use envforge_domain::revocation::Receipt;
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
-use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::time::UnixMillis;
 
 use super::wire::{events, object};
 
@@ -46,15 +47,7 @@ events! {
         },
         "dev_link.expired.v1" => Expired,
         "dev_link.revoked.v1" => Revoked { reason: Option<String> = "reason" },
-        "dev_link.revocation_recorded.v1" => RevocationRecorded { receipt: LinkReceipt = "receipt" },
-    }
-}
-
-object! {
-    LinkReceipt {
-        sessions: u32 = "sessions",
-        sockets: Option<u32> = "sockets",
-        took: Millis = "took_ms",
+        "dev_link.revocation_recorded.v2" => RevocationRecorded { receipt: Receipt = "receipt" },
     }
 }
 

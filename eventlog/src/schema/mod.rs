@@ -16,6 +16,7 @@ mod host;
 mod manifest;
 mod organization;
 mod project;
+mod revocation;
 mod root_window;
 mod runtime;
 mod service_token;

@@ -6,6 +6,7 @@ use envforge_domain::access::{Grant, Grantee, Role, Roles, Scope};
 use envforge_domain::dev_link::RouteFamilies;
 use envforge_domain::ids::{OrgId, TeamId, UserId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
+use envforge_domain::revocation::Receipt;
 use envforge_domain::root_window::RootPolicy;
 use envforge_domain::slug::{OrgSlug, TeamSlug};
 use envforge_domain::time::{Millis, UnixMillis};
@@ -28,6 +29,7 @@ events! {
         },
         "organization.owner_recovered.v1" => OwnerRecovered { user: UserId = "user" },
         "organization.policy_changed.v4" => PolicyChanged { policy: OrganizationPolicy = "policy" },
+        "organization.revocation_recorded.v1" => RevocationRecorded { receipt: Receipt = "receipt" },
         "team.created.v1" => TeamCreated { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.renamed.v1" => TeamRenamed { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.deleted.v1" => TeamDeleted { team: TeamId = "team" },

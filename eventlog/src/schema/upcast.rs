@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{denial, organization, user};
+use super::{denial, organization, revocation, user};
 
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
@@ -17,6 +17,16 @@ pub(super) struct Upcast {
 /// Every step there is.
 const STEPS: &[Upcast] = &[
     Upcast { from: "user.session_opened.v1", to: "user.session_opened.v2", apply: user::session_opened_v1_to_v2 },
+    Upcast {
+        from: "user.revocation_recorded.v1",
+        to: "user.revocation_recorded.v2",
+        apply: revocation::of_user_v1_to_v2,
+    },
+    Upcast {
+        from: "dev_link.revocation_recorded.v1",
+        to: "dev_link.revocation_recorded.v2",
+        apply: revocation::of_link_v1_to_v2,
+    },
     Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
     Upcast { from: "denial.recorded.v2", to: "denial.recorded.v3", apply: denial::recorded_v2_to_v3 },
     Upcast { from: "denial.recorded.v3", to: "denial.recorded.v4", apply: denial::without_requests },

@@ -4,10 +4,11 @@ use envforge_domain::access::{Role, Scope};
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::{HandoffId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::invitation::{Invitation, InvitedRole};
+use envforge_domain::revocation::Receipt;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::ServiceName;
-use envforge_domain::time::{Millis, UnixMillis};
-use envforge_domain::user::{ClientName, EmailAddress, RevocationReceipt, SessionEnd, UserEvent};
+use envforge_domain::time::UnixMillis;
+use envforge_domain::user::{ClientName, EmailAddress, SessionEnd, UserEvent};
 use serde::{Deserializer, Serializer};
 use serde_json::Value;
 
@@ -54,7 +55,7 @@ events! {
             opened_at: UnixMillis = "opened_at",
             expires_at: UnixMillis = "expires_at",
         },
-        "user.revocation_recorded.v1" => RevocationRecorded { receipt: RevocationReceipt = "receipt" },
+        "user.revocation_recorded.v2" => RevocationRecorded { cause: SessionEnd = "cause", receipt: Receipt = "receipt" },
     }
 }
 
@@ -70,16 +71,6 @@ object! {
 
 object! {
     InvitedRole { role: Role = "role", scope: Scope = "scope" }
-}
-
-object! {
-    RevocationReceipt {
-        cause: SessionEnd = "cause",
-        sessions: u32 = "sessions",
-        links: u32 = "links",
-        sockets: Option<u32> = "sockets",
-        took: Millis = "took_ms",
-    }
 }
 
 tokens! {

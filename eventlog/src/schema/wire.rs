@@ -11,8 +11,8 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    CorrelationId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId, TeamId,
-    UserId, WorkspaceId,
+    CorrelationId, GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId,
+    TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
@@ -131,6 +131,7 @@ displayed!(
     ProjectId,
     WorkspaceId,
     HostId,
+    GatewayId,
     LinkId,
     SessionId,
     HandoffId,

@@ -2,6 +2,7 @@
 
 use envforge_domain::ids::{ProjectId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
+use envforge_domain::revocation::Receipt;
 use envforge_domain::slug::WorkspaceSlug;
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use serde::{Deserializer, Serializer};
@@ -21,6 +22,7 @@ events! {
         "workspace.manifest_changed.v1" => ManifestChanged { manifest: Manifest = "manifest" },
         "workspace.access_mode_changed.v1" => AccessModeChanged { access_mode: AccessMode = "access_mode" },
         "workspace.archived.v1" => Archived,
+        "workspace.revocation_recorded.v1" => RevocationRecorded { receipt: Receipt = "receipt" },
     }
 }
 

@@ -10,6 +10,7 @@ mod follow;
 mod guards;
 mod index;
 mod jetstream;
+mod jetstream_gateways;
 mod journal;
 mod read;
 mod sameness;

@@ -1,5 +1,6 @@
 //! What a change of roles or of the policy would end: the same functions as ever, on a copy of the organization's facts.
 
+use envforge_domain::commit::Surface;
 use envforge_domain::dev_link::RouteFamilies;
 use envforge_domain::ids::{LinkId, OrgId, ProjectId, SessionId, UserId, WorkspaceId};
 use envforge_domain::organization::OrganizationEvent;
@@ -48,6 +49,8 @@ pub enum LinkLoss {
 pub struct SessionConsequence {
     pub user: UserId,
     pub session: SessionId,
+    /// Where it counts.
+    pub surface: Surface,
     pub reason: SessionOver,
 }
 
@@ -103,7 +106,7 @@ impl AuthorizationView {
                     continue;
                 }
                 if let Some(reason) = person.session_over(&after.policy, facts, now) {
-                    sessions.push(SessionConsequence { user, session: *session, reason });
+                    sessions.push(SessionConsequence { user, session: *session, surface: facts.surface, reason });
                 }
             }
         }

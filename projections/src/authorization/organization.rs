@@ -157,7 +157,9 @@ impl OrganizationFacts {
 
     pub(super) fn apply(&mut self, event: &OrganizationEvent) -> Touched {
         match event {
-            OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => return Touched::Nobody,
+            OrganizationEvent::Created { .. }
+            | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::RevocationRecorded { .. } => return Touched::Nobody,
             OrganizationEvent::MemberAdded { user } => {
                 let grantee = Grantee::User(*user);
                 let holder = self.grants.holder(grantee);

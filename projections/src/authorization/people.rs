@@ -1,6 +1,7 @@
 //! People as the policy needs them: their organization, whether they are active, and their sessions.
 
 use ahash::AHashMap;
+use envforge_domain::commit::Surface;
 use envforge_domain::ids::{OrgId, SessionId};
 use envforge_domain::organization::OrganizationPolicy;
 pub use envforge_domain::organization::SessionOver;
@@ -22,6 +23,7 @@ pub(super) struct SessionFacts {
     /// By the clock that set its end too.
     pub(super) opened_at: UnixMillis,
     pub(super) expires_at: UnixMillis,
+    pub(super) surface: Surface,
     /// The session from which a workspace was opened, and with which this one ends.
     pub(super) parent: Option<SessionId>,
 }
@@ -57,8 +59,8 @@ impl UserFacts {
                 self.sessions.clear();
             }
             UserEvent::Reactivated => self.active = true,
-            UserEvent::SessionOpened { session, expires_at, .. } => {
-                let opened = SessionFacts { opened_at: at, expires_at: *expires_at, parent: None };
+            UserEvent::SessionOpened { session, surface, expires_at, .. } => {
+                let opened = SessionFacts { opened_at: at, expires_at: *expires_at, surface: *surface, parent: None };
                 self.sessions.insert(*session, opened);
             }
             UserEvent::WorkspaceOpened { session, parent, expires_at, .. } => {
@@ -66,7 +68,10 @@ impl UserFacts {
                 if let Some(from) = self.sessions.get(parent).copied() {
                     self.sessions.retain(|_, known| known.parent.is_none() || at < known.expires_at);
                     let expires_at = from.expires_at.min(*expires_at);
-                    self.sessions.insert(*session, SessionFacts { expires_at, parent: Some(*parent), ..from });
+                    self.sessions.insert(
+                        *session,
+                        SessionFacts { expires_at, surface: Surface::Gateway, parent: Some(*parent), ..from },
+                    );
                 }
             }
             UserEvent::SessionEnded { session, .. } => {

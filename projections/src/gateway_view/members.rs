@@ -21,6 +21,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{CloseReason, Closers};
 use crate::authorization::AuthorizationView;
+use crate::closers::Closings;
 
 /// Sessions held before those whose time is over are looked for.
 const SWEPT_SESSIONS_MIN: usize = 1_024;
@@ -54,9 +55,9 @@ impl MemberView {
     }
 }
 
-#[derive(Default)]
 pub(super) struct Members {
     by_cookie: RwLock<AHashMap<TokenDigest, Arc<MemberView>>>,
+    closings: Arc<Closings>,
     fold: Mutex<Fold>,
 }
 
@@ -70,14 +71,12 @@ struct Fold {
 }
 
 impl Members {
-    pub(super) fn get(&self, cookie: &TokenDigest) -> Option<Arc<MemberView>> {
-        self.by_cookie.read().get(cookie).cloned()
+    pub(super) fn new(closings: Arc<Closings>) -> Self {
+        Self { by_cookie: RwLock::default(), closings, fold: Mutex::default() }
     }
 
-    pub(super) fn of(&self, user: UserId) -> Vec<Arc<MemberView>> {
-        let fold = self.fold.lock();
-        let cookies = fold.by_user.get(&user).into_iter().flatten().filter_map(|session| fold.cookies.get(session));
-        cookies.filter_map(|cookie| self.get(cookie)).collect()
+    pub(super) fn get(&self, cookie: &TokenDigest) -> Option<Arc<MemberView>> {
+        self.by_cookie.read().get(cookie).cloned()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -187,7 +186,8 @@ impl Members {
             | OrganizationEvent::MemberAdded { .. }
             | OrganizationEvent::TeamCreated { .. }
             | OrganizationEvent::TeamRenamed { .. }
-            | OrganizationEvent::OwnerRecovered { .. } => {}
+            | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::RevocationRecorded { .. } => {}
         }
     }
 
@@ -216,13 +216,16 @@ impl Members {
             let Some(before) = self.get(cookie) else { continue };
             let mut after = judged(&before, rights, at);
             let less = after.right.is_none() && before.right.is_some() || after.ends_at < before.ends_at;
+            if after.right.is_none() && before.right.is_some() {
+                self.closings.count(|over| over.member_sessions += 1);
+            }
             if less {
                 after.closers = after.closers.renewed(RouteFamilies::ALL);
             }
             self.by_cookie.write().insert(*cookie, Arc::new(after));
             // INVARIANT: the change is visible before the closers are given.
             if less {
-                before.closers.close(RouteFamilies::ALL, CloseReason::MemberLostRight);
+                self.closings.close(&before.closers, RouteFamilies::ALL, CloseReason::MemberLostRight);
             }
         }
     }
@@ -239,17 +242,20 @@ impl Members {
         let closing: Vec<_> = here.cloned().collect();
         drop(open);
         for before in closing {
+            if reason != CloseReason::RoutesChanged && before.right.is_some() {
+                self.closings.count(|over| over.member_sessions += 1);
+            }
             let mut after = (*before).clone();
             after.closers = after.closers.renewed(RouteFamilies::ALL);
             self.by_cookie.write().insert(before.cookie, Arc::new(after));
-            before.closers.close(RouteFamilies::ALL, reason);
+            self.closings.close(&before.closers, RouteFamilies::ALL, reason);
         }
     }
 
     pub(super) fn close_all(&self, reason: CloseReason) {
         let all: Vec<_> = self.by_cookie.read().values().cloned().collect();
         for view in all {
-            view.closers.close(RouteFamilies::ALL, reason);
+            view.closers.close(RouteFamilies::ALL, reason, None);
         }
     }
 
@@ -272,9 +278,12 @@ impl Members {
                 return true;
             }
             fold.cookies.remove(session);
+            if reason != CloseReason::Expired {
+                self.closings.count(|over| over.member_sessions += 1);
+            }
             self.by_cookie.write().remove(&cookie);
             // INVARIANT: gone from the view before anything open is told.
-            view.closers.close(RouteFamilies::ALL, reason);
+            self.closings.close(&view.closers, RouteFamilies::ALL, reason);
             false
         });
         if !sessions.is_empty() {

@@ -218,7 +218,9 @@ impl AuditModel {
                 OrganizationEvent::TeamCreated { team, .. }
                 | OrganizationEvent::TeamRenamed { team, .. }
                 | OrganizationEvent::TeamDeleted { team } => self.subjects.want(&team.to_string()),
-                OrganizationEvent::Created { .. } | OrganizationEvent::PolicyChanged { .. } => {}
+                OrganizationEvent::Created { .. }
+                | OrganizationEvent::PolicyChanged { .. }
+                | OrganizationEvent::RevocationRecorded { .. } => {}
             },
             Event::Workspace(WorkspaceEvent::Created { project, .. }) => self.subjects.want(&project.to_string()),
             Event::Runtime(event) => match event {

@@ -3,16 +3,17 @@
 use envforge_domain::access::{Grantee, Scope};
 use envforge_domain::claim::ClaimEvent;
 use envforge_domain::denial::DeniedAttempts;
-use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, LinkReceipt};
+use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent};
 use envforge_domain::event::Event;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
+use envforge_domain::revocation::Receipt;
 use envforge_domain::root_window::{
     RootChanges, RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::service_token::ServiceTokenEvent;
-use envforge_domain::user::{RevocationReceipt, SessionEnd, UserEvent};
+use envforge_domain::user::{SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 
 use super::fold::Names;
@@ -102,6 +103,7 @@ fn organization(event: &OrganizationEvent, names: &Names<'_>) -> String {
         OrganizationEvent::OwnerRecovered { user } => {
             format!("Made {} an owner from the machine's command line (recovery)", names.of(user))
         }
+        OrganizationEvent::RevocationRecorded { receipt } => format!("With that were closed: {}", closed(receipt)),
         OrganizationEvent::TeamCreated { slug, .. } => format!("Created the team {slug}"),
         OrganizationEvent::TeamRenamed { slug, .. } => format!("Renamed a team to {slug}"),
         OrganizationEvent::TeamDeleted { team } => format!("Deleted the team {} with all its roles", names.of(team)),
@@ -134,13 +136,18 @@ fn user(event: &UserEvent, name: &str) -> String {
         UserEvent::Reauthenticated { .. } => format!("{name} proved their identity once more"),
         UserEvent::SessionEnded { reason, .. } => format!("A session of {name} ended: {}", why_ended(*reason)),
         UserEvent::PasswordChanged => format!("{name} got a new password"),
-        UserEvent::RevocationRecorded { receipt } => {
-            let RevocationReceipt { cause, sessions, links, sockets, took } = receipt;
-            let sockets = sockets.map(|sockets| format!(", {sockets} connections")).unwrap_or_default();
-            let why = why_ended(*cause);
-            format!("Of {name} were closed: {sessions} sessions, {links} links{sockets}, in {took} ({why})")
+        UserEvent::RevocationRecorded { cause, receipt } => {
+            format!("Of {name} were closed: {} ({})", closed(receipt), why_ended(*cause))
         }
     }
+}
+
+/// What a receipt holds. Connections are told where all gateways told theirs.
+fn closed(receipt: &Receipt) -> String {
+    let Receipt { sessions, cli_sessions, links, sockets, uncounted, took } = receipt;
+    let cli = if *cli_sessions > 0 { format!(" ({cli_sessions} on the command line)") } else { String::new() };
+    let sockets = if uncounted.is_empty() { format!(", {sockets} connections") } else { String::new() };
+    format!("{sessions} sessions{cli}, {links} links{sockets}, in {took}")
 }
 
 fn why_ended(reason: SessionEnd) -> &'static str {
@@ -240,6 +247,9 @@ fn workspace(event: &WorkspaceEvent, key: &str, names: &Names<'_>) -> String {
             AccessMode::TailscaleOnly => format!("Closed workspace {name} to everything but Tailscale"),
         },
         WorkspaceEvent::Archived => format!("Archived workspace {name}"),
+        WorkspaceEvent::RevocationRecorded { receipt } => {
+            format!("Of workspace {name} were closed: {}", closed(receipt))
+        }
     }
 }
 
@@ -320,9 +330,8 @@ fn link(event: &DevLinkEvent, name: &str, names: &Names<'_>) -> String {
         DevLinkEvent::Expired => format!("The link “{name}” expired"),
         DevLinkEvent::Revoked { reason: Some(reason) } => format!("Revoked the link “{name}”: {reason}"),
         DevLinkEvent::Revoked { reason: None } => format!("Revoked the link “{name}”"),
-        DevLinkEvent::RevocationRecorded { receipt: LinkReceipt { sessions, sockets, took } } => {
-            let sockets = sockets.map(|sockets| format!(", {sockets} connections")).unwrap_or_default();
-            format!("Of the link “{name}” were closed: {sessions} sessions{sockets}, in {took}")
+        DevLinkEvent::RevocationRecorded { receipt } => {
+            format!("Of the link “{name}” were closed: {}", closed(receipt))
         }
     }
 }

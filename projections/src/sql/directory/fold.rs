@@ -146,7 +146,9 @@ impl ReadModel for DirectoryModel {
 impl DirectoryModel {
     fn want_organization(&mut self, org: &str, key: &str, event: &OrganizationEvent) {
         match event {
-            OrganizationEvent::Created { .. } | OrganizationEvent::OwnerRecovered { .. } => {}
+            OrganizationEvent::Created { .. }
+            | OrganizationEvent::OwnerRecovered { .. }
+            | OrganizationEvent::RevocationRecorded { .. } => {}
             OrganizationEvent::PolicyChanged { .. } => self.organizations.want(key),
             OrganizationEvent::MemberAdded { user } | OrganizationEvent::MemberRemoved { user } => {
                 self.members.want(&member_id(org, &user.to_string()));
@@ -190,7 +192,7 @@ impl DirectoryModel {
                 }
             }
             // What it brought follows as events of its own.
-            OrganizationEvent::OwnerRecovered { .. } => {}
+            OrganizationEvent::OwnerRecovered { .. } | OrganizationEvent::RevocationRecorded { .. } => {}
             OrganizationEvent::MemberAdded { user } => self.member(at, &user.to_string()).is_member = 1,
             // The domain takes all grants along with the member.
             OrganizationEvent::MemberRemoved { user } => self.members.remove(&member_id(&at.org, &user.to_string())),
@@ -342,7 +344,7 @@ impl DirectoryModel {
         }
         let Some(row) = self.workspaces.edit(at.key) else { return };
         match event {
-            WorkspaceEvent::Created { .. } => {}
+            WorkspaceEvent::Created { .. } | WorkspaceEvent::RevocationRecorded { .. } => {}
             WorkspaceEvent::ManifestChanged { manifest } => set_manifest(row, manifest),
             WorkspaceEvent::AccessModeChanged { access_mode } => {
                 access_mode_token(*access_mode).clone_into(&mut row.access_mode);

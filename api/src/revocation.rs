@@ -1,0 +1,208 @@
+//! Receipts of revocations: what each closed at all gateways, and how fast.
+//!
+//! One mechanism for links, sessions, roles, policies and workspaces: what is over is counted by the views that fold the very
+//! commits, and open WebSockets by the gateways. Not here: closing anything (projections give the signal, gateways act on it), and which rights end with a change (the views).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use envforge_commands::{Commands, Context, Done, organizations, workspaces};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::{Position, StreamId, Surface};
+use envforge_domain::event::Event;
+use envforge_domain::ids::OrgId;
+use envforge_domain::organization::{Organization, OrganizationCommand, OrganizationEvent};
+use envforge_domain::revocation;
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_domain::workspace::WorkspaceEvent;
+use envforge_eventlog::LogError;
+use envforge_eventlog::gateways::Gateways;
+use envforge_projections::{Hot, gateway_view};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::access::{Access, Caller};
+use crate::problem::Problem;
+use crate::sessions::{WAIT_FOR_VIEW, part_of};
+
+/// What taking a right away closed, and how fast.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Receipt {
+    /// Of people, on workspaces' hosts too, and of reviewers.
+    sessions: u32,
+    /// Of those, people's on the command line.
+    cli_sessions: u32,
+    /// Links that are over with it.
+    links: u32,
+    /// WebSockets that were open, at whatever gateway, and are closed; `null` where it is not known of all.
+    sockets: Option<u32>,
+    /// Why it is not, as `gateways_unknown` says of each: the first of them.
+    sockets_unknown: Option<&'static str>,
+    /// Gateways that did not tell how many they closed. Empty where all did.
+    gateways_unknown: Vec<UnknownGateway>,
+    /// Milliseconds until no gateway let in anybody with what was revoked any more, and what was open was closed.
+    took_ms: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct UnknownGateway {
+    /// As it calls itself when it starts; `null` where it is not one alone.
+    gateway: Option<String>,
+    /// `still_closing` (it refuses; some were open for longer than was waited for), `gateway_lost` (its lease is over: it refuses
+    /// everything by itself), `gateway_silent` (nothing was heard of it in time), `gateways_unknown` (which there are could not
+    /// be found out), `not_reported` (of a receipt from before gateways reported).
+    reason: &'static str,
+}
+
+impl From<&revocation::Receipt> for Receipt {
+    fn from(receipt: &revocation::Receipt) -> Self {
+        let revocation::Receipt { sessions, cli_sessions, links, sockets, uncounted, took } = receipt;
+        let unknown = |uncounted: &revocation::Uncounted| UnknownGateway {
+            gateway: uncounted.gateway.map(|gateway| gateway.to_string()),
+            reason: uncounted.why.token(),
+        };
+        Self {
+            sessions: *sessions,
+            cli_sessions: *cli_sessions,
+            links: *links,
+            sockets: uncounted.is_empty().then_some(*sockets),
+            sockets_unknown: uncounted.first().map(|uncounted| uncounted.why.token()),
+            gateways_unknown: uncounted.iter().map(unknown).collect(),
+            took_ms: took.get(),
+        }
+    }
+}
+
+/// Counts what revocations close.
+#[derive(Clone)]
+pub(crate) struct Revocations {
+    access: Access,
+    commands: Commands,
+    hot: Arc<Hot>,
+    gateways: Arc<dyn Gateways>,
+}
+
+/// A change of an organization that is about to happen: when it began, and people's sessions that it would end.
+pub(crate) struct Changing {
+    begun: Instant,
+    sessions: usize,
+    cli_sessions: usize,
+}
+
+/// Sessions and links that are over with a revocation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Over {
+    pub(crate) sessions: usize,
+    pub(crate) cli_sessions: usize,
+    pub(crate) links: usize,
+}
+
+impl Revocations {
+    pub(crate) fn new(access: Access, commands: Commands, hot: Arc<Hot>, gateways: Arc<dyn Gateways>) -> Self {
+        Self { access, commands, hot, gateways }
+    }
+
+    /// Of a change that ends no person's session at API, command line and console.
+    pub(crate) fn changing() -> Changing {
+        Changing { begun: Instant::now(), sessions: 0, cli_sessions: 0 }
+    }
+
+    /// Looks at which sessions a change of an organization would end, as a dry run does.
+    pub(crate) async fn changing_organization(
+        &self,
+        org: OrgId,
+        command: &OrganizationCommand,
+        now: UnixMillis,
+    ) -> Result<Changing, LogError> {
+        let begun = Instant::now();
+        let state = self.commands.load::<Organization>(&StreamId::organization(org)).await?.state;
+        // What is refused now is refused when it is asked for.
+        let events = Organization::decide(&state, command).unwrap_or_default();
+        let ended = self.hot.authorization.consequences(org, &events, now).sessions;
+        let cli_sessions = ended.iter().filter(|session| session.surface == Surface::Cli).count();
+        Ok(Changing { begun, sessions: ended.len(), cli_sessions })
+    }
+
+    /// What a change of an organization, or of a workspace, has closed, once no gateway lets it in; written down on its stream
+    /// where that is anything. The change holds whether or not this comes to its end.
+    pub(crate) async fn changed(
+        &self,
+        caller: &Caller,
+        resource: Resource,
+        changing: Changing,
+        done: &Done,
+        context: &Context,
+    ) -> Receipt {
+        let Changing { begun, sessions, cli_sessions } = changing;
+        let commits = done.commits();
+        if done.events.is_empty() {
+            return Receipt::from(&self.receipt(&commits, Over::default(), begun).await);
+        }
+        self.known(&commits).await;
+        let gateway_view::Over { links, link_sessions, member_sessions } = self.hot.gateway.over_with(&commits);
+        // Where people's sessions end, those on workspaces' hosts are among them.
+        let members = if sessions > 0 { sessions } else { member_sessions };
+        let over = Over { sessions: members + link_sessions, cli_sessions, links };
+        let receipt = self.receipt(&commits, over, begun).await;
+        if receipt.is_empty() && !done.duplicate {
+            return Receipt::from(&receipt);
+        }
+        let recorded = self.record(caller, resource, &receipt, &part_of(context, "receipt")).await;
+        // Of a repeated request: what its first answer said.
+        Receipt::from(recorded.as_ref().unwrap_or_else(|problem| {
+            tracing::warn!(code = problem.code(), "the receipt of a revocation could not be written down");
+            &receipt
+        }))
+    }
+
+    /// By EnvForge itself: whoever took a role may have taken their own.
+    async fn record(
+        &self,
+        caller: &Caller,
+        resource: Resource,
+        receipt: &revocation::Receipt,
+        context: &Context,
+    ) -> Result<revocation::Receipt, Problem> {
+        let (action, surface) = (Action::RevocationRecord, caller.surface);
+        let permit = self.access.provider_permit(action, resource, surface, context.now).await?;
+        let receipt = receipt.clone();
+        let done = match resource.workspace() {
+            Some(workspace) => {
+                workspaces::record_revocation(&self.commands, &permit, context, workspace, receipt.clone()).await?
+            }
+            None => {
+                let command = OrganizationCommand::RecordRevocation { receipt: receipt.clone() };
+                organizations::change(&self.commands, &permit, context, &command).await?
+            }
+        };
+        let written = done.events.into_iter().find_map(|event| match event {
+            Event::Organization(OrganizationEvent::RevocationRecorded { receipt })
+            | Event::Workspace(WorkspaceEvent::RevocationRecorded { receipt }) => Some(receipt),
+            _ => None,
+        });
+        Ok(written.unwrap_or(receipt))
+    }
+
+    /// Comes back once this process's views have these commits.
+    pub(crate) async fn known(&self, commits: &[Position]) {
+        let last = commits.iter().copied().max().unwrap_or(Position::START);
+        if let Err(stale) = self.hot.wait_for(last, WAIT_FOR_VIEW).await {
+            tracing::warn!(%stale, "a revocation is not known to this process's views yet");
+        }
+    }
+
+    /// What these commits have closed, once no gateway lets in what they took. `begun`: when they were decided.
+    pub(crate) async fn receipt(&self, commits: &[Position], over: Over, begun: Instant) -> revocation::Receipt {
+        let closed = self.gateways.have_read(commits).await;
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        revocation::Receipt {
+            sessions: count(over.sessions),
+            cli_sessions: count(over.cli_sessions),
+            links: count(over.links),
+            sockets: closed.sockets,
+            uncounted: closed.uncounted,
+            took: Millis::new(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+}
