@@ -139,13 +139,14 @@ impl Revocations {
         if done.events.is_empty() {
             return Receipt::from(&self.receipt(&commits, Over::default(), begun).await);
         }
-        self.known(&commits).await;
+        let known = self.known(&commits).await;
         let gateway_view::Over { links, link_sessions, member_sessions } = self.hot.gateway.over_with(&commits);
         // Where people's sessions end, those on workspaces' hosts are among them.
         let members = if sessions > 0 { sessions } else { member_sessions };
         let over = Over { sessions: members + link_sessions, cli_sessions, links };
         let receipt = self.receipt(&commits, over, begun).await;
-        if receipt.is_empty() && !done.duplicate {
+        // Views that do not know what was closed do not know who may write it down either.
+        if !known || receipt.is_empty() && !done.duplicate {
             return Receipt::from(&receipt);
         }
         let recorded = self.record(caller, resource, &receipt, &part_of(context, "receipt")).await;
@@ -184,15 +185,18 @@ impl Revocations {
         Ok(written.unwrap_or(receipt))
     }
 
-    /// Comes back once this process's views have these commits.
-    pub(crate) async fn known(&self, commits: &[Position]) {
+    /// Comes back once this process's views have these commits; with `false` where that takes too long.
+    pub(crate) async fn known(&self, commits: &[Position]) -> bool {
         let last = commits.iter().copied().max().unwrap_or(Position::START);
-        if let Err(stale) = self.hot.wait_for(last, WAIT_FOR_VIEW).await {
+        let known = self.hot.wait_for(last, WAIT_FOR_VIEW).await;
+        if let Err(stale) = &known {
             tracing::warn!(%stale, "a revocation is not known to this process's views yet");
         }
+        known.is_ok()
     }
 
-    /// What these commits have closed, once no gateway lets in what they took. `begun`: when they were decided.
+    /// What these commits have closed, once no gateway lets in what they took. For commits that are `known`. `begun`: when they
+    /// were decided.
     pub(crate) async fn receipt(&self, commits: &[Position], over: Over, begun: Instant) -> revocation::Receipt {
         let closed = self.gateways.have_read(commits).await;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

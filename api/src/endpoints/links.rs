@@ -378,6 +378,7 @@ async fn revoke(
         links::revoke(&state.commands, permit, &context, id, revocation.reason.clone())
     );
     let over = Over { sessions, cli_sessions: 0, links: usize::from(!done.events.is_empty()) };
+    state.revocations.known(&done.commits()).await;
     let receipt = state.revocations.receipt(&done.commits(), over, begun).await;
     let receipt = match done.events.is_empty() {
         true => receipt,
