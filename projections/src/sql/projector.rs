@@ -209,7 +209,7 @@ async fn fold_all(
     let gauge = metrics::gauge!("envforge_projector_position", "read_model" => model.token());
     let commits_total = metrics::counter!("envforge_projector_commits_total", "read_model" => model.token());
     let batch_seconds = metrics::histogram!("envforge_projector_batch_seconds", "read_model" => model.token());
-    let mut not_analyzed = 0;
+    let (mut not_analyzed, mut head) = (0, Position::START);
     loop {
         let Some(batch) = cancel.run_until_cancelled(batches.next(fold.position())).await else {
             return Ok(Pause::Cancelled);
@@ -229,19 +229,15 @@ async fn fold_all(
         commits_total.increment(batch.commits.len() as u64);
         gauge.set(fold.position().get() as f64);
         not_analyzed += batch.commits.len() as u64;
-        // A batch that is not full may be the last one of a first fold.
-        if not_analyzed >= ANALYZED_AFTER
-            && batch.commits.len() < BATCH_COMMITS_MAX
-            && is_at_head(log, fold.position()).await
-        {
-            not_analyzed = 0;
-            analyze(database, model).await;
+        // The log is asked for its end when what it last said was reached, and not by each batch.
+        if not_analyzed >= ANALYZED_AFTER && fold.position() >= head {
+            head = log.head().await.map_or(head, |head| head.position);
+            if fold.position() >= head {
+                not_analyzed = 0;
+                analyze(database, model).await;
+            }
         }
     }
-}
-
-async fn is_at_head(log: &SharedLog, position: Position) -> bool {
-    log.head().await.is_ok_and(|head| head.position <= position)
 }
 
 /// What the planner does not know makes pages slow and not wrong.
