@@ -91,9 +91,13 @@ fn run(connection: &Connection, file: &LogFile, tail: &Tail) -> Result<bool, rus
     Ok(true)
 }
 
-/// Nothing stands in the journal alone, so a copy of the file is a copy of the log.
+/// Nothing stands in the journal alone, nor in the write-ahead log unless somebody reads: a copy of the file is a copy of the log.
 fn close(connection: &Connection, directory: &Path) -> Result<(), String> {
-    format::journal_is_needed(connection, false).map_err(|error| error.to_string())?;
+    let closed = || {
+        format::journal_is_needed(connection, false)?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    };
+    closed().map_err(|error: rusqlite::Error| error.to_string())?;
     journal::remove(directory).map_err(|error| error.to_string())
 }
 

@@ -1,14 +1,15 @@
 //! What the embedded log's journal has and its file does not: found again, or missed with a word.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use envforge_eventlog::sqlite::{Config, SqliteLog};
-use envforge_eventlog::{LogError, NotTheSameLog};
+use envforge_eventlog::{LogError, NotTheSameLog, SharedLog};
 use envforge_testkit::TestDir;
 
 use crate::commits::{add, all, claim};
 use crate::crash::{Acknowledged, read_acknowledged, spawn_writer, verify};
-use crate::site::Site;
+use crate::site::{Site, open_with};
 
 /// A log whose writer was killed, with commits that stand in the journal alone.
 async fn killed() -> (Site, Vec<Acknowledged>) {
@@ -98,5 +99,10 @@ async fn a_closed_log_has_no_journal() {
     };
     log.close().await;
     assert_eq!(journals(&site), Vec::<PathBuf>::new());
-    assert_eq!(all(&site.open().await).await.len(), 5);
+    let copy = TestDir::new();
+    std::fs::copy(PathBuf::from(site.address()).join("events.sqlite"), copy.join("events.sqlite")).unwrap();
+    for directory in [copy.path(), site.address().as_ref()] {
+        let log: SharedLog = Arc::new(open_with(Config::new(directory)).await);
+        assert_eq!(all(&log).await.len(), 5, "{}", directory.display());
+    }
 }
