@@ -139,7 +139,7 @@ async fn a_reviewer_opens_the_link_uses_the_app_and_is_out_when_it_is_revoked() 
     assert!(!types.iter().any(|found| found.contains("endpoints_bound")), "addresses are for operators alone");
 
     let recorded = owner.audit_row("dev_link.revocation_recorded", link).await;
-    assert!(recorded.to_string().contains("were closed: 1 sessions, 1 links, 1 connections"), "{recorded}");
+    assert!(recorded.to_string().contains("were closed: 1 session, 1 link, 1 connection"), "{recorded}");
     // The audit says who, from where, and in words what.
     let me = owner.get("/v1/me").await["id"].clone();
     let revoked = owner.audit_row("dev_link.revoked", link).await;

@@ -129,7 +129,6 @@ struct PolicyChange {
     root_window_max_seconds: Option<u64>,
 }
 
-/// A change as it was read.
 /// The policy as it is now, and what tightening it closed.
 #[derive(Serialize, ToSchema)]
 struct ChangedPolicy {
@@ -138,6 +137,7 @@ struct ChangedPolicy {
     receipt: Receipt,
 }
 
+/// A change as it was read.
 struct Change {
     asked: PolicyChange,
     families: Option<RouteFamilies>,

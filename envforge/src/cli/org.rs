@@ -278,7 +278,9 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
                 return dry_run(context, &["v1", "orgs", org, "policy", "dry-run"], set.settings.body()).await;
             }
             let policy = client.write(Method::PATCH, &["v1", "orgs", org, "policy"], set.settings.body()).await?.body;
-            output.result(&policy, || output.card(&policy_lines(&policy)))?;
+            output.result(&policy, || {
+                format!("{}\n{}", output.card(&policy_lines(&policy)).trim_end(), shown(&policy["receipt"]))
+            })?;
         }
         OrgVerb::Member(MemberVerb::Ls { limit }) => {
             let page = client.list(&["v1", "orgs", org, "members"], &[], usize::from(limit)).await?;

@@ -277,7 +277,7 @@ pub(super) async fn change_password(context: &Context, change: Change) -> Result
     Ok(Exit::Ok)
 }
 
-/// What a revocation closed.
+/// What a revocation closed, and which gateways did not tell how many connections.
 pub(super) fn shown(receipt: &Value) -> String {
     let some = |field: &str, one: &str, many: &str| {
         receipt[field].as_u64().map(|count| format!("{count} {}", if count == 1 { one } else { many }))
@@ -292,7 +292,16 @@ pub(super) fn shown(receipt: &Value) -> String {
         some("sockets", "open connection", "open connections"),
     ];
     let closed: Vec<_> = closed.into_iter().flatten().collect();
-    format!("Closed {} in {} ms.", closed.join(", "), cell(receipt.get("took_ms")))
+    let told = format!("Closed {} in {} ms.", closed.join(", "), cell(receipt.get("took_ms")));
+    let unknown = receipt["gateways_unknown"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if unknown.is_empty() {
+        return told;
+    }
+    let named = unknown.iter().map(|unknown| match unknown["gateway"].as_str() {
+        Some(gateway) => format!("{gateway} ({})", cell(unknown.get("reason"))),
+        None => cell(unknown.get("reason")),
+    });
+    format!("{told} Open connections are not known of: {}.", named.collect::<Vec<_>>().join(", "))
 }
 
 fn table(output: &Output, page: &Value) -> String {
@@ -333,6 +342,11 @@ mod tests {
         assert_eq!(shown(&receipt), "Closed 3 sessions, 1 link in 12 ms.");
         let receipt = json!({"sessions": 3, "cli_sessions": 2, "links": 0, "sockets": 4, "took_ms": 12});
         let told = "Closed 3 sessions (2 on the command line), 0 links, 4 open connections in 12 ms.";
+        assert_eq!(shown(&receipt), told);
+        let unknown =
+            json!([{"gateway": "gtw_1", "reason": "gateway_lost"}, {"gateway": null, "reason": "gateways_unknown"}]);
+        let receipt = json!({"sessions": 0, "links": 1, "sockets": null, "gateways_unknown": unknown, "took_ms": 6000});
+        let told = "Closed 0 sessions, 1 link in 6000 ms. Open connections are not known of: gtw_1 (gateway_lost), gateways_unknown.";
         assert_eq!(shown(&receipt), told);
     }
 }

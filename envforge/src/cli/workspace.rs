@@ -16,6 +16,7 @@ use super::here;
 use super::instant::parse_length;
 use super::manifest_file::ManifestFile;
 use super::output::{Output, cell};
+use super::session::shown;
 use super::wake;
 
 #[derive(Args, Debug)]
@@ -185,7 +186,9 @@ pub(super) async fn run(context: &Context, arguments: WorkspaceArguments) -> Res
                 ));
             }
             let answer = client.post(&["v1", "orgs", org, "workspaces", &name, "archive"], Value::Null).await?.body;
-            output.result(&answer, || format!("{} is archived; its links are closed.", output.bold(&name)))?;
+            output.result(&answer, || {
+                format!("{} is archived; its links are closed. {}", output.bold(&name), shown(&answer["receipt"]))
+            })?;
         }
     }
     Ok(Exit::Ok)
