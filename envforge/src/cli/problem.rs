@@ -90,7 +90,7 @@ impl Problem {
             "workspace_archived" => "create a new one with another slug: `envforge up --name SLUG`",
             "name_taken" | "name_retired" => "choose another slug",
             "host_label_too_long" => "choose a shorter slug: `envforge up --name SLUG`",
-            "runtime_not_awake" => "wake it first: `envforge workspace wake`",
+            "runtime_not_awake" | "root_runtime_not_ready" => "wake it first: `envforge workspace wake`",
             "reauthentication_required" => {
                 "run the command on a terminal, where it can ask for your password, or sign in again: `envforge login`"
             }
@@ -101,6 +101,21 @@ impl Problem {
             "too_many_attempts" | "sign_in_busy" => "wait a moment before you try again",
             "wake_budget_spent" => "wake the workspace yourself: `envforge workspace wake`",
             "last_owner" => "give somebody else the role first: `envforge org role assign`",
+            "request_not_recorded" => {
+                "ask again in a moment, with the organization that the request was about (--org); `envforge audit log --outcome denied` lists what was refused"
+            }
+            "root_not_allowed" => "`envforge org policy show` shows what the organization allows; an owner changes it",
+            "root_own_request" => {
+                "somebody else runs this command, an owner or admin; `envforge root withdraw` takes your request back"
+            }
+            "root_not_yours" => {
+                "ask for your own: `envforge root request`; `envforge root revoke` ends somebody else's"
+            }
+            "root_not_approved" => "an owner or admin other than you approves it: `envforge root approve`",
+            "root_window_expired" | "root_window_over" | "root_window_used" | "root_right_lost" => {
+                "ask for another one: `envforge root request`"
+            }
+            "root_review_pending" => "somebody other than its requester reviews it: `envforge root review`",
             _ => "",
         };
         let by_status = match self.status {
