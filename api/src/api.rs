@@ -27,7 +27,7 @@ use crate::browser::Browsers;
 use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
-    access_then, audit, auth, authz, decisions, events, handoff, health, invitations, links, me, members, oidc,
+    access_then, audit, auth, authz, decisions, events, handoff, health, hosts, invitations, links, me, members, oidc,
     oidc_events, organizations, problems, projects, roles, root_windows, runtime, service_tokens,
     sessions as session_endpoints, sign_in_page, teams, usage, workspaces,
 };
@@ -125,6 +125,8 @@ pub fn router(parts: Parts) -> Router {
         commands: commands.clone(),
         identity: Arc::clone(&identity),
     };
+    let (a, c, r) = with_commands(&access);
+    let machines = hosts::Hosts { access: a, commands: c, reads: r, agents: config.agents.clone() };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands: commands.clone(), sessions };
     let pages = browsers.clone().map(|browsers| sign_in_page::SignInPages {
@@ -154,6 +156,7 @@ pub fn router(parts: Parts) -> Router {
         .merge(me::routes().with_state(me))
         .merge(session_endpoints::routes().with_state(people))
         .merge(service_tokens::routes().with_state(tokens))
+        .merge(hosts::routes().with_state(machines))
         .merge(authz::routes().with_state(questions))
         .merge(decisions::routes().with_state(decided))
         .merge(access_then::routes().with_state(then))
@@ -216,6 +219,7 @@ pub fn document() -> OpenApi {
         me::routes().into_openapi(),
         session_endpoints::routes().into_openapi(),
         service_tokens::routes().into_openapi(),
+        hosts::routes().into_openapi(),
         authz::routes().into_openapi(),
         decisions::routes().into_openapi(),
         access_then::routes().into_openapi(),

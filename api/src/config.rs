@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_domain::ids::RootWindowId;
+use envforge_domain::secret::TokenDigest;
 use envforge_identity::oidc::PublicUrl;
 
 /// Limits and names of the API.
@@ -38,6 +39,17 @@ pub struct Config {
     pub local_repositories: bool,
     /// What commands in root windows have written, where the host is this very process.
     pub root_outputs: Option<RootOutputs>,
+    /// Where agents of hosts enrol; without it no host can be added.
+    pub agents: Option<AgentsAt>,
+}
+
+/// What an agent must know to enrol.
+#[derive(Clone, Debug)]
+pub struct AgentsAt {
+    /// SHA-256 of the certificate of the authority for agents.
+    pub authority: TokenDigest,
+    /// Host and port of the listener for agents, where the operator said so.
+    pub address: Option<String>,
 }
 
 /// Asks this process's host what the command of a root window has written: the last of it, and how many bytes came before.
@@ -77,6 +89,7 @@ impl Config {
             trusted_proxies: Vec::new(),
             local_repositories: false,
             root_outputs: None,
+            agents: None,
         }
     }
 }

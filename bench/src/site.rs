@@ -170,6 +170,18 @@ impl Site {
         self.call_over(&mut connection, method, path, body).await
     }
 
+    /// The process that was started first.
+    pub(crate) fn process(&self) -> &TestProcess {
+        &self._processes[0]
+    }
+
+    /// Where agents connect, as the first line of `dev` names it.
+    pub(crate) fn agents(&self) -> Result<String> {
+        let out = self.process().stdout();
+        let line: Value = serde_json::from_str(out.lines().next().context("no first line")?)?;
+        Ok(line["agents"].as_str().context("it listens for no agents")?.to_owned())
+    }
+
     pub(crate) fn api(&self) -> SocketAddr {
         self.api
     }

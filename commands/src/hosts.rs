@@ -3,10 +3,13 @@
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::claim::{Claim, ClaimCommand, ClaimKey};
 use envforge_domain::commit::{InvalidStreamKey, StreamId};
-use envforge_domain::host::{Capacity, Host, HostCommand};
-use envforge_domain::ids::{HostId, WorkspaceId};
+use envforge_domain::host::{Capacity, Enrolling, Host, HostCommand};
+use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::secret::TokenDigest;
+use envforge_domain::slug::HostName;
+use envforge_domain::time::{Millis, UnixMillis};
 
-use crate::{CommandError, Commands, Context, Done};
+use crate::{CommandError, Commands, Context, Done, Loaded};
 
 /// Registers a host for the permit's organization. A machine that another organization holds is refused.
 pub async fn register(
@@ -80,4 +83,77 @@ pub async fn release(
 ) -> Result<Done, CommandError> {
     let command = HostCommand::Release { workspace };
     commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &command).await
+}
+
+/// Lets an agent enrol as a host of the permit's organization, once.
+pub async fn issue_enrolment(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+    name: HostName,
+    token: TokenDigest,
+    lifetime: Millis,
+) -> Result<Done, CommandError> {
+    let org = permit.org();
+    let command = HostCommand::IssueEnrolment { host, org, name, token, lifetime, now: context.now };
+    commands.execute::<Host>(permit, context, &StreamId::host(org, host), &command).await
+}
+
+/// Uses an enrolment: registers the host where it is new, and claims its machine. One that another organization holds is
+/// refused, and the enrolment stays unused.
+pub async fn enrol(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    machine: MachineKey,
+    enrolling: Enrolling,
+) -> Result<Done, CommandError> {
+    let take = ClaimCommand::Take { holder: permit.org().to_string(), for_action: Action::HostRegister };
+    let stream = StreamId::host(permit.org(), enrolling.host);
+    commands
+        .transaction(context)
+        .step::<Host>(permit, stream, HostCommand::Enrol(enrolling))
+        .step::<Claim>(permit, machine.claim, take)
+        .commit()
+        .await
+}
+
+/// Records that an agent has another certificate, where that is news.
+pub async fn record_renewal(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+    enrolment: u32,
+    certificate: TokenDigest,
+    certificate_expires_at: UnixMillis,
+) -> Result<Done, CommandError> {
+    let command = HostCommand::RecordRenewal { enrolment, certificate, certificate_expires_at, now: context.now };
+    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &command).await
+}
+
+/// Has nothing more placed on a host.
+pub async fn drain(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+) -> Result<Done, CommandError> {
+    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &HostCommand::Drain).await
+}
+
+/// Trusts a host's agent no more.
+pub async fn revoke(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+) -> Result<Done, CommandError> {
+    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &HostCommand::Revoke).await
+}
+
+/// A host as the log's leader has it.
+pub async fn load(commands: &Commands, org: OrgId, host: HostId) -> Result<Loaded<Host>, CommandError> {
+    Ok(commands.load::<Host>(&StreamId::host(org, host)).await?)
 }

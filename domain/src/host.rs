@@ -10,6 +10,13 @@ use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{HostId, OrgId, WorkspaceId};
+use crate::limits;
+use crate::secret::TokenDigest;
+use crate::slug::HostName;
+use crate::time::{Millis, UnixMillis};
+
+/// Who provides a machine whose agent enrolled.
+pub const AGENT_PROVIDER: &str = "agent";
 
 /// CPU and memory, as a host offers or a workspace needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -56,22 +63,108 @@ pub enum HostEvent {
         workspace: WorkspaceId,
     },
     Retired,
+    /// An agent may enrol as this host once, until then. The token itself is shown to whoever asked for it and never stored.
+    EnrolmentIssued {
+        host: HostId,
+        org: OrgId,
+        name: HostName,
+        token: TokenDigest,
+        expires_at: UnixMillis,
+    },
+    /// An agent used the token. Certificates of earlier enrolments count for nothing from here on.
+    Enrolled {
+        enrolment: u32,
+        certificate: TokenDigest,
+        certificate_expires_at: UnixMillis,
+        agent_version: String,
+    },
+    /// Said once in `limits::RENEWAL_RECORD_INTERVAL` at most, however often an agent renews.
+    CertificateRenewed {
+        certificate: TokenDigest,
+        certificate_expires_at: UnixMillis,
+    },
+    /// Nothing more is placed there.
+    Draining,
+    /// Its agent is trusted no more, and neither is what it says of runtimes.
+    Revoked,
+}
+
+/// What an agent says of itself when it enrols.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolling {
+    pub host: HostId,
+    pub org: OrgId,
+    pub token: TokenDigest,
+    pub machine: String,
+    pub capacity: Capacity,
+    pub certificate: TokenDigest,
+    pub certificate_expires_at: UnixMillis,
+    pub agent_version: String,
+    pub now: UnixMillis,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostCommand {
-    Register { host: HostId, org: OrgId, provider: String, machine: String, capacity: Capacity },
-    Place { workspace: WorkspaceId, org: OrgId, needs: Capacity },
-    Release { workspace: WorkspaceId },
+    Register {
+        host: HostId,
+        org: OrgId,
+        provider: String,
+        machine: String,
+        capacity: Capacity,
+    },
+    Place {
+        workspace: WorkspaceId,
+        org: OrgId,
+        needs: Capacity,
+    },
+    Release {
+        workspace: WorkspaceId,
+    },
     Retire,
+    /// For a new host, or once more for one whose agent lost its certificate.
+    IssueEnrolment {
+        host: HostId,
+        org: OrgId,
+        name: HostName,
+        token: TokenDigest,
+        lifetime: Millis,
+        now: UnixMillis,
+    },
+    Enrol(Enrolling),
+    RecordRenewal {
+        enrolment: u32,
+        certificate: TokenDigest,
+        certificate_expires_at: UnixMillis,
+        now: UnixMillis,
+    },
+    Drain,
+    Revoke,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Host {
     #[default]
     Unknown,
+    /// An agent may enrol as it; none has.
+    Expected(ExpectedHost),
     Active(ActiveHost),
     Retired,
+    Revoked,
+}
+
+/// An enrolment that an agent may use once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolment {
+    pub token: TokenDigest,
+    pub expires_at: UnixMillis,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedHost {
+    pub host: HostId,
+    pub org: OrgId,
+    pub name: HostName,
+    pub enrolment: Enrolment,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +174,24 @@ pub struct ActiveHost {
     pub machine: String,
     pub capacity: Capacity,
     pub placed: BTreeMap<WorkspaceId, Capacity>,
+    /// Nothing more is placed here.
+    pub draining: bool,
+    /// `None` for a host without an agent of its own: it is this machine's.
+    pub agent: Option<TrustedAgent>,
+}
+
+/// What is known of a host's agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedAgent {
+    pub name: HostName,
+    /// Which enrolment its certificates must be of; 1 is the first, 0 none yet.
+    pub enrolment: u32,
+    /// The token of that enrolment, which is used up.
+    pub used: Option<TokenDigest>,
+    /// Another enrolment that was issued since.
+    pub next: Option<Enrolment>,
+    /// When a certificate's end was last recorded, and that end.
+    pub certificate_expires_at: UnixMillis,
 }
 
 impl ActiveHost {
@@ -103,6 +214,24 @@ pub enum HostRefusal {
     NoRoom { needs: Capacity, room: Capacity },
     #[error("the host still holds {count} workspaces; release them first")]
     NotEmpty { count: usize },
+    #[error("the host is being drained: nothing more is placed on it")]
+    Draining,
+    #[error("the host was revoked")]
+    Revoked,
+    #[error("a host without an agent belongs to its machine: it enrols nowhere")]
+    NoAgent,
+    #[error("an enrolment may be used for {min} to {max}")]
+    EnrolmentLifetime { min: Millis, max: Millis },
+    #[error("this enrolment token is not of this host and organization: issue one with `envforge host enrol`")]
+    EnrolmentUnknown,
+    #[error("this enrolment token was used already: it works once")]
+    EnrolmentUsed,
+    #[error("this enrolment token has expired: issue another one")]
+    EnrolmentExpired,
+    #[error("this host is another machine: issue an enrolment for a host of its own")]
+    OtherMachine,
+    #[error("this certificate is of an enrolment that another one has replaced")]
+    EnrolmentReplaced,
 }
 
 impl Refusal for HostRefusal {
@@ -114,15 +243,50 @@ impl Refusal for HostRefusal {
             Self::CrossOrganization => "host_cross_organization",
             Self::NoRoom { .. } => "host_no_room",
             Self::NotEmpty { .. } => "host_not_empty",
+            Self::Draining => "host_draining",
+            Self::Revoked => "host_revoked",
+            Self::NoAgent => "host_without_agent",
+            Self::EnrolmentLifetime { .. } => "enrolment_lifetime",
+            Self::EnrolmentUnknown => "enrolment_unknown",
+            Self::EnrolmentUsed => "enrolment_used",
+            Self::EnrolmentExpired => "enrolment_expired",
+            Self::OtherMachine => "host_other_machine",
+            Self::EnrolmentReplaced => "enrolment_replaced",
         }
     }
 
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Unknown => RefusalKind::NotFound,
-            Self::Registered | Self::NoRoom { .. } | Self::NotEmpty { .. } => RefusalKind::Conflict,
-            Self::Retired => RefusalKind::Gone,
-            Self::CrossOrganization => RefusalKind::Forbidden,
+            Self::Registered
+            | Self::NoRoom { .. }
+            | Self::NotEmpty { .. }
+            | Self::Draining
+            | Self::NoAgent
+            | Self::OtherMachine => RefusalKind::Conflict,
+            Self::Retired | Self::Revoked | Self::EnrolmentUsed | Self::EnrolmentExpired => RefusalKind::Gone,
+            Self::CrossOrganization | Self::EnrolmentUnknown | Self::EnrolmentReplaced => RefusalKind::Forbidden,
+            Self::EnrolmentLifetime { .. } => RefusalKind::Invalid,
+        }
+    }
+
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::EnrolmentLifetime { min, max } => vec![("min_ms", min.get()), ("max_ms", max.get())],
+            Self::Unknown
+            | Self::Registered
+            | Self::Retired
+            | Self::CrossOrganization
+            | Self::NoRoom { .. }
+            | Self::NotEmpty { .. }
+            | Self::Draining
+            | Self::Revoked
+            | Self::NoAgent
+            | Self::EnrolmentUnknown
+            | Self::EnrolmentUsed
+            | Self::EnrolmentExpired
+            | Self::OtherMachine
+            | Self::EnrolmentReplaced => vec![],
         }
     }
 }
@@ -150,13 +314,16 @@ impl Aggregate for Host {
             {
                 Ok(vec![])
             }
-            (Self::Active(_), HostCommand::Register { .. }) => Err(HostRefusal::Registered),
+            (Self::Active(_) | Self::Expected(_), HostCommand::Register { .. }) => Err(HostRefusal::Registered),
             (Self::Active(active), HostCommand::Place { workspace, org, needs }) => {
                 if active.org != *org {
                     return Err(HostRefusal::CrossOrganization);
                 }
                 if active.placed.get(workspace) == Some(needs) {
                     return Ok(vec![]);
+                }
+                if active.draining {
+                    return Err(HostRefusal::Draining);
                 }
                 let mut without = active.clone();
                 without.placed.remove(workspace);
@@ -177,11 +344,66 @@ impl Aggregate for Host {
                 0 => Ok(vec![HostEvent::Retired]),
                 count => Err(HostRefusal::NotEmpty { count }),
             },
-            (Self::Retired, HostCommand::Retire) => Ok(vec![]),
-            (Self::Retired, HostCommand::Register { .. } | HostCommand::Place { .. } | HostCommand::Release { .. }) => {
-                Err(HostRefusal::Retired)
+            (Self::Expected(_), HostCommand::Retire) => Ok(vec![HostEvent::Retired]),
+            (_, HostCommand::IssueEnrolment { host, org, name, token, lifetime, now }) => {
+                state.issue(*host, *org, name, *token, *lifetime, *now)
             }
-            (Self::Unknown, HostCommand::Place { .. } | HostCommand::Release { .. } | HostCommand::Retire) => {
+            (_, HostCommand::Enrol(enrolling)) => state.enrol(enrolling),
+            (
+                Self::Active(ActiveHost { agent: Some(agent), .. }),
+                HostCommand::RecordRenewal { enrolment, certificate, certificate_expires_at, now },
+            ) => {
+                if agent.enrolment != *enrolment {
+                    return Err(HostRefusal::EnrolmentReplaced);
+                }
+                // What was recorded last says when: its end lies a certificate's life behind it.
+                let gained = certificate_expires_at.since(agent.certificate_expires_at);
+                if gained < limits::RENEWAL_RECORD_INTERVAL || *certificate_expires_at <= *now {
+                    return Ok(vec![]);
+                }
+                Ok(vec![HostEvent::CertificateRenewed {
+                    certificate: *certificate,
+                    certificate_expires_at: *certificate_expires_at,
+                }])
+            }
+            (Self::Active(_) | Self::Expected(_), HostCommand::RecordRenewal { .. }) => Err(HostRefusal::NoAgent),
+            (Self::Active(active), HostCommand::Drain) => {
+                Ok(if active.draining { vec![] } else { vec![HostEvent::Draining] })
+            }
+            (Self::Active(ActiveHost { agent: Some(_), .. }) | Self::Expected(_), HostCommand::Revoke) => {
+                Ok(vec![HostEvent::Revoked])
+            }
+            (Self::Active(_), HostCommand::Revoke) => Err(HostRefusal::NoAgent),
+            (Self::Retired, HostCommand::Retire) | (Self::Revoked, HostCommand::Revoke) => Ok(vec![]),
+            // Its room is nobody's any more.
+            (Self::Revoked, HostCommand::Release { .. }) => Ok(vec![]),
+            (
+                Self::Revoked,
+                HostCommand::Register { .. }
+                | HostCommand::Place { .. }
+                | HostCommand::Retire
+                | HostCommand::RecordRenewal { .. }
+                | HostCommand::Drain,
+            ) => Err(HostRefusal::Revoked),
+            (
+                Self::Retired,
+                HostCommand::Register { .. }
+                | HostCommand::Place { .. }
+                | HostCommand::Release { .. }
+                | HostCommand::RecordRenewal { .. }
+                | HostCommand::Drain
+                | HostCommand::Revoke,
+            ) => Err(HostRefusal::Retired),
+            (
+                Self::Unknown,
+                HostCommand::Place { .. }
+                | HostCommand::Release { .. }
+                | HostCommand::Retire
+                | HostCommand::RecordRenewal { .. }
+                | HostCommand::Drain
+                | HostCommand::Revoke,
+            )
+            | (Self::Expected(_), HostCommand::Place { .. } | HostCommand::Release { .. } | HostCommand::Drain) => {
                 Err(HostRefusal::Unknown)
             }
         }
@@ -189,13 +411,28 @@ impl Aggregate for Host {
 
     fn evolve(state: Self, event: &HostEvent) -> Self {
         match (state, event) {
-            (_, HostEvent::Registered { host, org, machine, capacity, .. }) => Self::Active(ActiveHost {
-                host: *host,
-                org: *org,
-                machine: machine.clone(),
-                capacity: *capacity,
-                placed: BTreeMap::new(),
-            }),
+            (state, HostEvent::Registered { host, org, machine, capacity, .. }) => {
+                let agent = match state {
+                    // Who was expected has come; `Enrolled` follows in the same commit.
+                    Self::Expected(expected) => Some(TrustedAgent {
+                        name: expected.name,
+                        enrolment: 0,
+                        used: None,
+                        next: Some(expected.enrolment),
+                        certificate_expires_at: UnixMillis::EPOCH,
+                    }),
+                    Self::Unknown | Self::Active(_) | Self::Retired | Self::Revoked => None,
+                };
+                Self::Active(ActiveHost {
+                    host: *host,
+                    org: *org,
+                    machine: machine.clone(),
+                    capacity: *capacity,
+                    placed: BTreeMap::new(),
+                    draining: false,
+                    agent,
+                })
+            }
             (Self::Active(mut active), HostEvent::Placed { workspace, needs }) => {
                 active.placed.insert(*workspace, *needs);
                 Self::Active(active)
@@ -204,10 +441,53 @@ impl Aggregate for Host {
                 active.placed.remove(workspace);
                 Self::Active(active)
             }
-            (Self::Active(_), HostEvent::Retired) => Self::Retired,
+            (Self::Active(_) | Self::Expected(_), HostEvent::Retired) => Self::Retired,
+            (Self::Active(_) | Self::Expected(_), HostEvent::Revoked) => Self::Revoked,
+            (Self::Active(mut active), HostEvent::Draining) => {
+                active.draining = true;
+                Self::Active(active)
+            }
+            (Self::Active(mut active), HostEvent::EnrolmentIssued { name, token, expires_at, .. }) => {
+                if let Some(agent) = &mut active.agent {
+                    agent.name = name.clone();
+                    agent.next = Some(Enrolment { token: *token, expires_at: *expires_at });
+                }
+                Self::Active(active)
+            }
+            (Self::Unknown | Self::Expected(_), HostEvent::EnrolmentIssued { host, org, name, token, expires_at }) => {
+                Self::Expected(ExpectedHost {
+                    host: *host,
+                    org: *org,
+                    name: name.clone(),
+                    enrolment: Enrolment { token: *token, expires_at: *expires_at },
+                })
+            }
+            (Self::Active(mut active), HostEvent::Enrolled { enrolment, certificate_expires_at, .. }) => {
+                if let Some(agent) = &mut active.agent {
+                    agent.enrolment = *enrolment;
+                    agent.used = agent.next.take().map(|used| used.token);
+                    agent.certificate_expires_at = *certificate_expires_at;
+                }
+                // It comes back empty and willing.
+                active.draining = false;
+                Self::Active(active)
+            }
+            (Self::Active(mut active), HostEvent::CertificateRenewed { certificate_expires_at, .. }) => {
+                if let Some(agent) = &mut active.agent {
+                    agent.certificate_expires_at = *certificate_expires_at;
+                }
+                Self::Active(active)
+            }
             (
-                state @ (Self::Unknown | Self::Retired),
-                HostEvent::Placed { .. } | HostEvent::Released { .. } | HostEvent::Retired,
+                state @ (Self::Unknown | Self::Expected(_) | Self::Retired | Self::Revoked),
+                HostEvent::Placed { .. }
+                | HostEvent::Released { .. }
+                | HostEvent::Retired
+                | HostEvent::EnrolmentIssued { .. }
+                | HostEvent::Enrolled { .. }
+                | HostEvent::CertificateRenewed { .. }
+                | HostEvent::Draining
+                | HostEvent::Revoked,
             ) => state,
         }
     }
@@ -220,6 +500,79 @@ impl Aggregate for Host {
         match command {
             HostCommand::Register { .. } | HostCommand::Retire => Action::HostRegister,
             HostCommand::Place { .. } | HostCommand::Release { .. } => Action::HostPlace,
+            HostCommand::IssueEnrolment { .. } => Action::HostEnrol,
+            HostCommand::Enrol(_) | HostCommand::RecordRenewal { .. } => Action::HostRegister,
+            HostCommand::Drain => Action::HostDrain,
+            HostCommand::Revoke => Action::HostRevoke,
+        }
+    }
+}
+
+impl Host {
+    fn issue(
+        &self,
+        host: HostId,
+        org: OrgId,
+        name: &HostName,
+        token: TokenDigest,
+        lifetime: Millis,
+        now: UnixMillis,
+    ) -> Result<Vec<HostEvent>, HostRefusal> {
+        match self {
+            Self::Unknown | Self::Expected(_) | Self::Active(ActiveHost { agent: Some(_), .. }) => {}
+            Self::Active(_) => return Err(HostRefusal::NoAgent),
+            Self::Retired => return Err(HostRefusal::Retired),
+            Self::Revoked => return Err(HostRefusal::Revoked),
+        }
+        let (min, max) = (limits::ENROLMENT_LIFETIME_MIN, limits::ENROLMENT_LIFETIME_MAX);
+        if lifetime < min || lifetime > max {
+            return Err(HostRefusal::EnrolmentLifetime { min, max });
+        }
+        let (name, expires_at) = (name.clone(), now.plus(lifetime));
+        Ok(vec![HostEvent::EnrolmentIssued { host, org, name, token, expires_at }])
+    }
+
+    fn enrol(&self, enrolling: &Enrolling) -> Result<Vec<HostEvent>, HostRefusal> {
+        let refuse_unless_open = |open: Option<&Enrolment>, used: Option<TokenDigest>| match open {
+            _ if used == Some(enrolling.token) => Err(HostRefusal::EnrolmentUsed),
+            Some(open) if open.token == enrolling.token && enrolling.now < open.expires_at => Ok(()),
+            Some(open) if open.token == enrolling.token => Err(HostRefusal::EnrolmentExpired),
+            Some(_) | None => Err(HostRefusal::EnrolmentUnknown),
+        };
+        let enrolled = |enrolment| HostEvent::Enrolled {
+            enrolment,
+            certificate: enrolling.certificate,
+            certificate_expires_at: enrolling.certificate_expires_at,
+            agent_version: enrolling.agent_version.clone(),
+        };
+        match self {
+            Self::Expected(expected) => {
+                if expected.org != enrolling.org || expected.host != enrolling.host {
+                    return Err(HostRefusal::EnrolmentUnknown);
+                }
+                refuse_unless_open(Some(&expected.enrolment), None)?;
+                let registered = HostEvent::Registered {
+                    host: enrolling.host,
+                    org: enrolling.org,
+                    provider: AGENT_PROVIDER.to_owned(),
+                    machine: enrolling.machine.clone(),
+                    capacity: enrolling.capacity,
+                };
+                Ok(vec![registered, enrolled(1)])
+            }
+            Self::Active(ActiveHost { org, host, machine, agent: Some(agent), .. }) => {
+                if *org != enrolling.org || *host != enrolling.host {
+                    return Err(HostRefusal::EnrolmentUnknown);
+                }
+                refuse_unless_open(agent.next.as_ref(), agent.used)?;
+                if *machine != enrolling.machine {
+                    return Err(HostRefusal::OtherMachine);
+                }
+                Ok(vec![enrolled(agent.enrolment.saturating_add(1))])
+            }
+            Self::Unknown | Self::Active(_) => Err(HostRefusal::EnrolmentUnknown),
+            Self::Retired => Err(HostRefusal::Retired),
+            Self::Revoked => Err(HostRefusal::Revoked),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod commit;
 pub mod decision;
 pub mod denial;
 pub mod dev_link;
+pub mod enrolment;
 pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -107,3 +107,10 @@ pub const STOP_GRACE: Millis = Millis::from_secs(10);
 pub const ACTIVITY_INTERVAL: Millis = Millis::from_secs(10);
 /// A host renews its runtimes' leases this often.
 pub const LEASE_RENEWAL_INTERVAL: Millis = Millis::from_secs(10);
+
+/// How long an agent may use its enrolment token.
+pub const ENROLMENT_LIFETIME_MIN: Millis = Millis::from_secs(30);
+pub const ENROLMENT_LIFETIME_DEFAULT: Millis = Millis::from_minutes(15);
+pub const ENROLMENT_LIFETIME_MAX: Millis = Millis::from_hours(24);
+/// Renewed certificates whose ends lie closer together are recorded once.
+pub const RENEWAL_RECORD_INTERVAL: Millis = Millis::from_hours(6);

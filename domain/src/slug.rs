@@ -118,6 +118,10 @@ slug!(
     ServiceTokenSlug, "service token slug", 1, &[]
 );
 slug!(
+    /// What people call a host: its machine's own name and address stay hidden from them.
+    HostName, "host name", 1, &[]
+);
+slug!(
     /// A service of `envforge.yml`. At least three characters: `ui--ws--org` would put `--` where DNS reserves it.
     ServiceName, "service name", 3, &[]
 );

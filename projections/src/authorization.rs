@@ -240,12 +240,19 @@ impl AuthorizationView {
                 Event::Host(HostEvent::Registered { host, org, .. }) => {
                     inner.hosts.insert(*host, *org);
                 }
-                Event::Host(HostEvent::Retired) => {
+                Event::Host(HostEvent::Retired | HostEvent::Revoked) => {
                     if let Ok(host) = key.parse::<HostId>() {
                         inner.hosts.remove(&host);
                     }
                 }
-                Event::Host(HostEvent::Placed { .. } | HostEvent::Released { .. })
+                Event::Host(
+                    HostEvent::Placed { .. }
+                    | HostEvent::Released { .. }
+                    | HostEvent::EnrolmentIssued { .. }
+                    | HostEvent::Enrolled { .. }
+                    | HostEvent::CertificateRenewed { .. }
+                    | HostEvent::Draining,
+                )
                 | Event::Project(_)
                 | Event::Runtime(_)
                 | Event::Claim(_)

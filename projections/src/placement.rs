@@ -10,9 +10,11 @@ use ahash::{AHashMap, AHashSet};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::Recorded;
 use envforge_domain::event::Event;
-use envforge_domain::host::{ActiveHost, Capacity, Host};
+use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
 use envforge_domain::runtime::RuntimeEvent;
+use envforge_domain::slug::HostName;
+use envforge_domain::time::UnixMillis;
 use parking_lot::RwLock;
 
 /// The view.
@@ -25,10 +27,47 @@ pub struct PlacementView {
 struct Inner {
     /// Active hosts, with what is left on each.
     hosts: AHashMap<HostId, (ActiveHost, Capacity)>,
+    /// Hosts as which nobody has enrolled yet.
+    expected: AHashMap<HostId, ExpectedHost>,
     hosts_of: AHashMap<OrgId, AHashSet<HostId>>,
     placed_on: AHashMap<WorkspaceId, HostId>,
     /// The host that carried out the last wake; the workspace's data lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
+    /// Hosts that people named, in whatever state.
+    named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
+}
+
+/// A host as people see it: no machine, no address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedHost {
+    pub name: HostName,
+    pub phase: HostPhase,
+    /// How many workspaces hold room on it.
+    pub workspaces: usize,
+    /// Until when its enrolment may be used, or when its certificate as recorded ends.
+    pub until: UnixMillis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostPhase {
+    /// Nobody has enrolled as it yet.
+    Expected,
+    Active,
+    Draining,
+    Retired,
+    Revoked,
+}
+
+impl HostPhase {
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Expected => "expected",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Retired => "retired",
+            Self::Revoked => "revoked",
+        }
+    }
 }
 
 /// The active hosts of one organization. Only `PlacementView::hosts_of` makes one.
@@ -99,6 +138,7 @@ impl PlacementView {
             .flatten()
             .filter_map(|host| inner.hosts.get(host))
             .filter(|(host, _)| host.org == org)
+            .filter(|(host, _)| !host.draining || host.placed.contains_key(&workspace))
             .map(|(host, room)| HostRoom {
                 host: host.host,
                 room: *room,
@@ -122,6 +162,25 @@ impl PlacementView {
     /// Whether a host holds room for a workspace.
     pub fn is_placed(&self, workspace: WorkspaceId, host: HostId) -> bool {
         self.inner.read().hosts.get(&host).is_some_and(|(host, _)| host.placed.contains_key(&workspace))
+    }
+
+    /// Which enrolment an active host's agent must have a certificate of; `None` where no agent is trusted for it.
+    pub fn enrolment_of(&self, org: OrgId, host: HostId) -> Option<u32> {
+        let inner = self.inner.read();
+        let (host, _) = inner.hosts.get(&host).filter(|(host, _)| host.org == org)?;
+        host.agent.as_ref().map(|agent| agent.enrolment)
+    }
+
+    /// The machine and capacity of an active host.
+    pub fn machine_of(&self, host: HostId) -> Option<(String, Capacity)> {
+        self.inner.read().hosts.get(&host).map(|(host, _)| (host.machine.clone(), host.capacity))
+    }
+
+    /// The hosts of an organization that people named, by id.
+    pub fn named(&self, org: OrgId) -> Vec<(HostId, NamedHost)> {
+        let inner = self.inner.read();
+        let named = inner.named.get(&org).into_iter().flatten();
+        named.map(|(host, named)| (*host, named.clone())).collect()
     }
 
     /// What is placed on an active host.
@@ -161,9 +220,16 @@ impl PlacementView {
 }
 
 impl Inner {
-    fn apply(&mut self, id: HostId, event: &envforge_domain::host::HostEvent) {
-        use envforge_domain::host::HostEvent;
-        let before = self.hosts.remove(&id).map_or(Host::Unknown, |(host, _)| Host::Active(host));
+    fn apply(&mut self, id: HostId, event: &HostEvent) {
+        let before = match self.hosts.remove(&id) {
+            Some((host, _)) => Host::Active(host),
+            None => self.expected.remove(&id).map_or(Host::Unknown, Host::Expected),
+        };
+        let org_before = match &before {
+            Host::Active(host) => Some(host.org),
+            Host::Expected(host) => Some(host.org),
+            Host::Unknown | Host::Retired | Host::Revoked => None,
+        };
         match event {
             HostEvent::Registered { org, .. } => {
                 self.hosts_of.entry(*org).or_default().insert(id);
@@ -172,7 +238,7 @@ impl Inner {
                 self.placed_on.insert(*workspace, id);
             }
             HostEvent::Released { workspace } => self.forget(*workspace, id),
-            HostEvent::Retired => {
+            HostEvent::Retired | HostEvent::Revoked => {
                 if let Host::Active(host) = &before {
                     if let Some(hosts) = self.hosts_of.get_mut(&host.org) {
                         hosts.remove(&id);
@@ -180,11 +246,48 @@ impl Inner {
                     host.placed.keys().for_each(|workspace| self.forget(*workspace, id));
                 }
             }
+            HostEvent::EnrolmentIssued { .. }
+            | HostEvent::Enrolled { .. }
+            | HostEvent::CertificateRenewed { .. }
+            | HostEvent::Draining => {}
         }
-        if let Host::Active(host) = Host::evolve(before, event) {
-            let room = host.room();
-            self.hosts.insert(id, (host, room));
+        let after = Host::evolve(before, event);
+        self.name(org_before, id, &after);
+        match after {
+            Host::Active(host) => {
+                let room = host.room();
+                self.hosts.insert(id, (host, room));
+            }
+            Host::Expected(host) => {
+                self.expected.insert(id, host);
+            }
+            Host::Unknown | Host::Retired | Host::Revoked => {}
         }
+    }
+
+    fn name(&mut self, org_before: Option<OrgId>, id: HostId, host: &Host) {
+        let (org, named) = match host {
+            Host::Expected(host) => {
+                let (name, until) = (host.name.clone(), host.enrolment.expires_at);
+                (host.org, NamedHost { name, phase: HostPhase::Expected, workspaces: 0, until })
+            }
+            Host::Active(host) => {
+                let Some(agent) = &host.agent else { return };
+                let phase = if host.draining { HostPhase::Draining } else { HostPhase::Active };
+                let (name, until) = (agent.name.clone(), agent.certificate_expires_at);
+                (host.org, NamedHost { name, phase, workspaces: host.placed.len(), until })
+            }
+            Host::Unknown => return,
+            Host::Retired | Host::Revoked => {
+                let phase = if *host == Host::Retired { HostPhase::Retired } else { HostPhase::Revoked };
+                let named = org_before.and_then(|org| self.named.get_mut(&org)).and_then(|hosts| hosts.get_mut(&id));
+                if let Some(named) = named {
+                    (named.phase, named.workspaces) = (phase, 0);
+                }
+                return;
+            }
+        };
+        self.named.entry(org).or_default().insert(id, named);
     }
 
     /// It may stand elsewhere already: it was placed there before it was released here.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use envforge_agent::Host as Runner;
 use envforge_commands::{CommandError, Commands, Context, hosts, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position, StreamId};
@@ -14,10 +15,10 @@ use envforge_domain::limits::RUNTIME_LEASE;
 use envforge_domain::runtime::{Epoch, ReadyService, RuntimeCommand, SleepCause, WakeStage};
 use envforge_domain::time::SharedClock;
 use envforge_domain::workspace::ActiveWorkspace;
-use envforge_runtime::{LocalHost, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{SleepFailure, Stage, WakeFailure, WakeOrder};
 use tokio::sync::watch;
 
-use crate::host_machine::LocalMachine;
+use crate::host_machine::HostMachine;
 use crate::permit::system_permit;
 use crate::world::needs;
 
@@ -30,8 +31,8 @@ const NOT_TAKEN_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub(crate) struct Errands {
     pub(crate) commands: Commands,
-    pub(crate) host: LocalHost,
-    pub(crate) machine: LocalMachine,
+    pub(crate) host: Runner,
+    pub(crate) machine: HostMachine,
     pub(crate) clock: SharedClock,
 }
 
@@ -121,6 +122,8 @@ impl Errands {
             },
             // A sleep overtook the wake; it reports for itself.
             Err(WakeFailure::Cancelled | WakeFailure::ShuttingDown) => return,
+            // The wake goes on there, or does not; whoever hears of that host next finds out.
+            Err(WakeFailure::OutOfReach) => return,
             Err(failure) => RuntimeCommand::ReportFailed { epoch, host, reason: failure.to_string() },
         };
         if !self.report(matter, &report, "woken").await {
@@ -242,6 +245,7 @@ impl Errands {
         for attempt in 0..REPORT_ATTEMPTS_MAX {
             match self.host.sleep(workspace, epoch.0).await {
                 Ok(()) => return true,
+                Err(SleepFailure::OutOfReach) => return false,
                 Err(failure) => {
                     tracing::warn!(%workspace, attempt, %failure, "a sleep did not end everything; trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -280,6 +284,8 @@ impl Errands {
         let machine = hosts::MachineKey::parse(&self.machine.key)?;
         let known = self.commands.load::<Host>(&StreamId::host(org, host)).await.map_err(CommandError::from)?;
         match known.state {
+            // An agent's host was registered when it enrolled.
+            _ if self.machine.org.is_some() => {}
             Host::Unknown => {
                 let (context, capacity) = (self.caused(matter, "register host"), self.machine.capacity);
                 let provider = "local".to_owned();
@@ -290,7 +296,7 @@ impl Errands {
                 hosts::claim_machine(&self.commands, &permit, &self.caused(matter, "claim machine"), machine).await?;
             }
             // A retired one is refused its placement.
-            Host::Active(_) | Host::Retired => {}
+            Host::Active(_) | Host::Expected(_) | Host::Retired | Host::Revoked => {}
         }
         Ok(())
     }

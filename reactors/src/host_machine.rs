@@ -9,7 +9,7 @@ use std::path::Path;
 
 use envforge_commands::context::derived_uuid;
 use envforge_domain::host::Capacity;
-use envforge_domain::ids::HostId;
+use envforge_domain::ids::{HostId, OrgId};
 use uuid::Uuid;
 
 /// Services declare more than they use; a laptop holds several workspaces. CPU is shared, memory is not.
@@ -18,13 +18,15 @@ const CPU_OVERCOMMIT: u32 = 4;
 /// Where Linux names the machine (machine-id(5)): the same in all processes, another one on each machine.
 pub const MACHINE_ID: &str = "/etc/machine-id";
 
-/// A host on this machine; both keep their names over restarts.
+/// A host and its machine; both keep their names over restarts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalMachine {
-    /// The machine's: `local-<32 hexadecimal digits>`.
+pub struct HostMachine {
+    /// The machine's: `local-<32 hexadecimal digits>` where nobody else names it.
     pub key: String,
     pub host: HostId,
     pub capacity: Capacity,
+    /// Whose it is, where an agent enrolled it; such a host is registered already.
+    pub org: Option<OrgId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +37,7 @@ pub enum MachineError {
     Machine { path: String, reason: String },
 }
 
-impl LocalMachine {
+impl HostMachine {
     /// Reads or makes the folder's key in `state_dir`, and the machine's from `machine_id` ([`MACHINE_ID`]). A machine
     /// without an id goes by the folder's key.
     pub fn open(state_dir: &Path, machine_id: &Path) -> Result<Self, MachineError> {
@@ -48,7 +50,7 @@ impl LocalMachine {
             );
             folder
         });
-        Ok(Self { key, host, capacity: capacity() })
+        Ok(Self { key, host, capacity: capacity(), org: None })
     }
 }
 
@@ -119,8 +121,8 @@ mod tests {
     fn a_machine_keeps_its_key() {
         let dir = tempfile::tempdir().unwrap();
         let id = machine_id(dir.path(), "0123456789abcdef0123456789abcdef\n");
-        let first = LocalMachine::open(dir.path(), &id).unwrap();
-        assert_eq!(LocalMachine::open(dir.path(), &id).unwrap(), first);
+        let first = HostMachine::open(dir.path(), &id).unwrap();
+        assert_eq!(HostMachine::open(dir.path(), &id).unwrap(), first);
         assert!(first.capacity.cpu_millicores >= 1_000 && first.capacity.memory_mib > 0);
         assert!(!first.key.contains("0123456789abcdef"), "the id itself is confidential");
     }
@@ -129,12 +131,12 @@ mod tests {
     fn two_folders_on_one_machine_are_two_hosts_on_it_and_not_two_machines() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let id = machine_id(one.path(), "0123456789abcdef0123456789abcdef\n");
-        let first = LocalMachine::open(one.path(), &id).unwrap();
-        let second = LocalMachine::open(two.path(), &id).unwrap();
+        let first = HostMachine::open(one.path(), &id).unwrap();
+        let second = HostMachine::open(two.path(), &id).unwrap();
         assert_eq!(first.key, second.key);
         assert_ne!(first.host, second.host);
         let elsewhere = machine_id(two.path(), "fedcba9876543210fedcba9876543210\n");
-        assert_ne!(LocalMachine::open(two.path(), &elsewhere).unwrap().key, second.key);
+        assert_ne!(HostMachine::open(two.path(), &elsewhere).unwrap().key, second.key);
     }
 
     #[test]
@@ -143,20 +145,20 @@ mod tests {
         let key = "local-0190000000007000800000000000002a";
         std::fs::write(dir.path().join("machine-key"), key).unwrap();
         let id = machine_id(dir.path(), "0123456789abcdef0123456789abcdef\n");
-        let machine = LocalMachine::open(dir.path(), &id).unwrap();
+        let machine = HostMachine::open(dir.path(), &id).unwrap();
         assert_eq!(machine.host, HostId::from_uuid(derived_uuid(key.as_bytes(), "host")));
     }
 
     #[test]
     fn a_machine_without_an_id_goes_by_its_folder_and_a_damaged_id_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let nameless = LocalMachine::open(dir.path(), &dir.path().join("absent")).unwrap();
+        let nameless = HostMachine::open(dir.path(), &dir.path().join("absent")).unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("machine-key")).unwrap(), nameless.key);
         for text in ["", "uninitialized\n"] {
-            assert_eq!(LocalMachine::open(dir.path(), &machine_id(dir.path(), text)).unwrap(), nameless);
+            assert_eq!(HostMachine::open(dir.path(), &machine_id(dir.path(), text)).unwrap(), nameless);
         }
         let damaged = machine_id(dir.path(), "0123\n");
-        assert!(matches!(LocalMachine::open(dir.path(), &damaged), Err(MachineError::Machine { .. })));
+        assert!(matches!(HostMachine::open(dir.path(), &damaged), Err(MachineError::Machine { .. })));
     }
 
     fn machine_id(dir: &Path, text: &str) -> std::path::PathBuf {
@@ -170,6 +172,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("machine-key"), "nonsense").unwrap();
         let absent = dir.path().join("absent");
-        assert!(matches!(LocalMachine::open(dir.path(), &absent), Err(MachineError::Key { .. })));
+        assert!(matches!(HostMachine::open(dir.path(), &absent), Err(MachineError::Key { .. })));
     }
 }

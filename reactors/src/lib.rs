@@ -1,6 +1,6 @@
 //! Process managers: carry what the log asks for to the outside world and bring the result back as commands.
 //!
-//! Owns the runtime reactor (wakes, sleeps, leases on one host), the root reactor (commands of root windows there) and the timers (expiry, idle sleep, lapsed leases). Each
+//! Owns the runtime reactor (wakes, sleeps, leases on one host, this machine's or an agent's), the root reactor (commands of root windows there) and the timers (expiry, idle sleep, lapsed leases). Each
 //! is at least once and idempotent: what it does is decided by the log's state, never by having seen an event. Not here:
 //! how services run (runtime), what may happen (domain).
 
@@ -10,11 +10,13 @@ mod host_machine;
 mod permit;
 pub mod root_reactor;
 mod runtime_reactor;
+mod shared_world;
 pub mod timers;
 mod world;
 
-pub use host_machine::{LocalMachine, MACHINE_ID, MachineError};
+pub use host_machine::{HostMachine, MACHINE_ID, MachineError};
 pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
+pub use shared_world::SharedWorld;
 pub use timers::Timers;
 pub use world::World;

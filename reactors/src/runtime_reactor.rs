@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use envforge_agent::Host;
 use envforge_commands::{Commands, Context};
-use envforge_domain::commit::{Position, StreamKind};
+use envforge_domain::commit::Position;
 use envforge_domain::ids::{OrgId, WorkspaceId};
 use envforge_domain::limits::{LEASE_RENEWAL_INTERVAL, RUNTIME_LEASE, WAKE_DEADLINE};
 use envforge_domain::manifest::Route;
@@ -18,15 +19,15 @@ use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand};
 use envforge_domain::slug::HostLabel;
 use envforge_domain::time::{Millis, SharedClock};
 use envforge_domain::workspace::ActiveWorkspace;
-use envforge_eventlog::{Follow, LogError, SharedLog};
+use envforge_eventlog::LogError;
 use envforge_projections::placement::Placement;
-use envforge_runtime::{LocalHost, Report, WakeOrder};
+use envforge_runtime::{Report, WakeOrder};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::errand::{Cleared, Clearing, Errands, Matter};
-use crate::following::Following;
-use crate::host_machine::LocalMachine;
+use crate::host_machine::HostMachine;
+use crate::shared_world::{Listening, News, SharedWorld};
 use crate::world::{KnownRuntime, World, needs};
 
 /// How long the planned host may leave a wake alone before another one with room takes it: as long as a host's word is
@@ -39,11 +40,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One host's reactor.
 pub struct RuntimeReactor {
-    log: SharedLog,
     errands: Errands,
     /// `dev.localhost:7080`: what follows a host label in a public address.
     public_authority: String,
-    world: World,
+    world: SharedWorld,
+    listening: Listening,
     /// What this process is doing for a workspace.
     busy: HashMap<WorkspaceId, (Epoch, Task)>,
     /// Workspaces whose last errand changed the log; looked at again once the world shows it.
@@ -81,20 +82,20 @@ enum Turn {
 impl RuntimeReactor {
     /// `public_authority` is the gateway's domain with its port where that is not the scheme's own.
     pub fn new(
-        log: SharedLog,
+        world: &SharedWorld,
         commands: Commands,
-        host: LocalHost,
-        machine: LocalMachine,
+        host: Host,
+        machine: HostMachine,
         clock: SharedClock,
         public_authority: String,
     ) -> Self {
         // As many finishes as runtimes a host may hold; a full channel only delays a comparison.
         let (finishing, finished) = mpsc::channel(1_024);
         Self {
-            log,
+            world: world.clone(),
+            listening: world.listen(machine.org),
             errands: Errands { commands, host, machine, clock },
             public_authority,
-            world: World::default(),
             busy: HashMap::new(),
             ahead: HashMap::new(),
             removed: HashSet::new(),
@@ -103,45 +104,36 @@ impl RuntimeReactor {
         }
     }
 
-    /// Follows the log until `stop`; then puts what runs here to sleep and ends. A log that is out of reach is waited for.
+    /// Works until `stop`. Then what runs on this machine is put to sleep, for nothing may run here without EnvForge; on an agent's
+    /// host it goes on, for another process of ours, or this one when it is back.
     ///
     /// # Errors
-    /// When the log cannot be followed any more: not the same log, or undecodable. Nothing is left running then either.
+    /// When the log cannot be followed any more. Nothing is left running on this machine then either.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), LogError> {
-        let mut following = Following::new(SharedLog::clone(&self.log), "runtime_reactor");
         let mut caught_up = false;
         let mut renewal = tokio::time::interval(LEASE_RENEWAL_INTERVAL.to_duration());
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let reports = self.errands.host.reports();
+        let host = self.errands.host.clone();
+        let reports = host.reports();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                next = following.next() => match next {
-                    Err(error) => {
+                news = self.listening.next() => {
+                    if let Some(error) = news.ended {
                         // What the log says from now on is not heard: nothing may run on what it said before.
-                        self.errands.host.shutdown().await;
+                        if let Host::Local(host) = &self.errands.host {
+                            host.shutdown().await;
+                        }
                         return Err(error);
                     }
-                    Ok(Follow::Commit { recorded, .. }) => {
-                        let touched = self.world.apply(&recorded);
-                        if caught_up {
-                            touched.into_iter().for_each(|workspace| self.compare(workspace));
-                            self.compare_shown();
-                            if recorded.commit.stream.kind() == StreamKind::Host {
-                                self.compare_untaken();
-                            }
-                        }
+                    caught_up |= news.caught_up;
+                    if caught_up {
+                        self.hear(news);
                     }
-                    Ok(Follow::Caught { .. }) => {
-                        if !caught_up {
-                            caught_up = true;
-                            self.compare_all();
-                        }
-                    }
-                },
+                }
                 Some(finished) = self.finished.recv() => {
                     let workspace = finished.workspace;
                     self.finish(&finished);
@@ -150,6 +142,7 @@ impl RuntimeReactor {
                     }
                 }
                 report = reports.next() => self.told(report),
+                () = host.facts_changed(), if caught_up => self.compare_all(),
                 _ = look.tick(), if caught_up => self.compare_untaken(),
                 _ = renewal.tick(), if caught_up => {
                     self.renew_leases();
@@ -157,8 +150,22 @@ impl RuntimeReactor {
                 }
             }
         }
-        self.put_to_sleep().await;
+        if let Host::Local(host) = self.errands.host.clone() {
+            self.put_to_sleep().await;
+            host.shutdown().await;
+        }
         Ok(())
+    }
+
+    fn hear(&mut self, news: News) {
+        if news.caught_up {
+            return self.compare_all();
+        }
+        news.touched.into_iter().for_each(|workspace| self.compare(workspace));
+        self.compare_shown();
+        if news.hosts_changed {
+            self.compare_untaken();
+        }
     }
 
     fn finish(&mut self, finished: &Finished) {
@@ -176,7 +183,7 @@ impl RuntimeReactor {
     }
 
     fn compare_all(&mut self) {
-        let workspaces: Vec<_> = self.world.runtimes().map(|(workspace, _)| workspace).collect();
+        let workspaces: Vec<_> = self.world.read().runtimes_of(self.errands.machine.org).collect();
         for workspace in workspaces {
             self.compare(workspace);
         }
@@ -184,9 +191,7 @@ impl RuntimeReactor {
 
     /// Compares the wakes that no host has taken: there may be room for them now, or they have waited for long enough.
     fn compare_untaken(&mut self) {
-        let untaken = |known: &KnownRuntime| matches!(known.state, Runtime::Waking { host: None, .. });
-        let workspaces: Vec<_> =
-            self.world.runtimes().filter(|(_, known)| untaken(known)).map(|(workspace, _)| workspace).collect();
+        let workspaces: Vec<_> = self.world.read().untaken_of(self.errands.machine.org).collect();
         for workspace in workspaces {
             self.compare(workspace);
         }
@@ -194,7 +199,10 @@ impl RuntimeReactor {
 
     /// Compares what waited until the world shows what an errand did.
     fn compare_shown(&mut self) {
-        let position = self.world.position();
+        if self.ahead.is_empty() {
+            return;
+        }
+        let position = self.world.read().position();
         let shown = self.ahead.iter().filter(|(_, at)| **at <= position).map(|(workspace, _)| *workspace);
         for workspace in shown.collect::<Vec<_>>() {
             self.compare(workspace);
@@ -203,24 +211,27 @@ impl RuntimeReactor {
 
     /// Holds one runtime's state in the log against this host, and starts what is missing.
     fn compare(&mut self, workspace: WorkspaceId) {
-        if self.ahead.get(&workspace).is_some_and(|at| *at > self.world.position()) {
+        let shared = self.world.clone();
+        let guard = shared.read();
+        let world = &*guard;
+        if self.ahead.get(&workspace).is_some_and(|at| *at > world.position()) {
             return;
         }
         self.ahead.remove(&workspace);
-        let Some(known) = self.world.runtime(workspace) else { return };
-        if !self.serves(known.org) {
+        let Some(known) = world.runtime(workspace) else { return };
+        if !self.serves(world, known.org) {
             return;
         }
-        let Some(matter) = self.matter(workspace, known) else { return };
+        let Some(matter) = matter(world, workspace, known) else { return };
         let (org, epoch) = (known.org, matter.epoch);
         let (here, asked_at) = (self.errands.machine.host, known.asked_at);
         match known.state.clone() {
-            Runtime::Waking { host: Some(host), .. } if host == here => self.wake(matter, org),
+            Runtime::Waking { host: Some(host), .. } if host == here => self.wake(world, matter, org),
             Runtime::Waking { host: None, .. } => {
                 let waited = self.errands.clock.now().since(asked_at);
-                match self.turn(org, workspace, waited) {
-                    Turn::Ours => self.wake(matter, org),
-                    Turn::Others => self.clear(matter, None),
+                match self.turn(world, org, workspace, waited) {
+                    Turn::Ours => self.wake(world, matter, org),
+                    Turn::Others => self.clear(world, matter, None),
                     Turn::NoRoom => {
                         let reason = "no host of the organization has room for this workspace".to_owned();
                         self.tell_failed(matter, reason);
@@ -247,27 +258,27 @@ impl RuntimeReactor {
                 self.tell(matter, report, "lost");
             }
             // Nothing of it may run anywhere.
-            Runtime::Asleep { .. } | Runtime::Failed { .. } => self.clear(matter, Some(epoch)),
+            Runtime::Asleep { .. } | Runtime::Failed { .. } => self.clear(world, matter, Some(epoch)),
             // It is another host's: what an earlier wake left here ends.
             Runtime::NeverWoken | Runtime::Waking { .. } | Runtime::Sleeping { .. } | Runtime::Ready(_) => {
-                self.clear(matter, None);
+                self.clear(world, matter, None);
             }
         }
     }
 
     /// Whether this machine may do anything for an organization: it belongs to that one or to none yet.
-    fn serves(&self, org: OrgId) -> bool {
+    fn serves(&self, world: &World, org: OrgId) -> bool {
         let machine = &self.errands.machine;
-        let of_host = self.world.placement().organization_of(machine.host);
-        let of_machine = self.world.holder_of(&machine.key);
-        [of_host, of_machine].into_iter().flatten().all(|holder| holder == org)
+        let of_host = world.placement().organization_of(machine.host);
+        let of_machine = world.holder_of(&machine.key);
+        [machine.org, of_host, of_machine].into_iter().flatten().all(|holder| holder == org)
     }
 
-    fn turn(&self, org: OrgId, workspace: WorkspaceId, waited: Millis) -> Turn {
+    fn turn(&self, world: &World, org: OrgId, workspace: WorkspaceId, waited: Millis) -> Turn {
         // An archived workspace needs no room: whoever comes first says that it cannot wake.
-        let Some(needs) = self.world.workspace(workspace).map(needs) else { return Turn::Ours };
+        let Some(needs) = world.workspace(workspace).map(needs) else { return Turn::Ours };
         let machine = &self.errands.machine;
-        let hosts = self.world.placement().hosts_of(org, workspace);
+        let hosts = world.placement().hosts_of(org, workspace);
         let fits_here = hosts.fits_on(machine.host, &needs);
         match hosts.plan(&needs) {
             Placement::On(host) if host == machine.host => Turn::Ours,
@@ -281,22 +292,11 @@ impl RuntimeReactor {
         }
     }
 
-    fn matter(&self, workspace: WorkspaceId, known: &KnownRuntime) -> Option<Matter> {
-        Some(Matter {
-            workspace,
-            epoch: known.state.epoch(),
-            resource: self.world.resource(workspace)?,
-            position: self.world.position(),
-            commit: known.commit,
-            correlation: known.correlation,
-        })
-    }
-
-    fn wake(&mut self, matter: Matter, org: OrgId) {
+    fn wake(&mut self, world: &World, matter: Matter, org: OrgId) {
         if self.is_busy(matter, Task::Waking) {
             return;
         }
-        match self.wake_order(matter.workspace, org, matter.epoch) {
+        match self.wake_order(world, matter.workspace, org, matter.epoch) {
             Ok((order, active)) => {
                 let errands = self.errands.clone();
                 self.start(matter, Task::Waking, async move {
@@ -310,11 +310,11 @@ impl RuntimeReactor {
 
     /// Ends what runs here up to a wake (all of it, where another host has the workspace), gives room back, and removes
     /// what is kept of an archived workspace.
-    fn clear(&mut self, matter: Matter, end: Option<Epoch>) {
+    fn clear(&mut self, world: &World, matter: Matter, end: Option<Epoch>) {
         let (workspace, host) = (matter.workspace, &self.errands.host);
         let up = host.epoch_up(workspace).map(Epoch);
-        let release = self.world.placement().is_placed(workspace, self.errands.machine.host);
-        let remove = end.is_some() && self.world.is_archived(workspace) && !self.removed.contains(&workspace);
+        let release = world.placement().is_placed(workspace, self.errands.machine.host);
+        let remove = end.is_some() && world.is_archived(workspace) && !self.removed.contains(&workspace);
         let waking = matches!(self.busy.get(&workspace), Some((_, Task::Waking)));
         let clearing = Clearing {
             // Also where nothing is up: what has failed may still be ending, and its room is not free before.
@@ -371,8 +371,11 @@ impl RuntimeReactor {
                 tracing::warn!(%workspace, %service, %status, "a service was restarted");
             }
             Report::RuntimeFailed { workspace, epoch, service, reason } => {
-                let known = self.world.runtime(workspace);
-                let Some(matter) = known.and_then(|known| self.matter(workspace, known)) else { return };
+                let shared = self.world.clone();
+                let world = shared.read();
+                // A host's word counts for its own organization alone.
+                let known = world.runtime(workspace).filter(|known| self.serves(&world, known.org));
+                let Some(matter) = known.and_then(|known| matter(&world, workspace, known)) else { return };
                 let report = RuntimeCommand::ReportFailed {
                     epoch: Epoch(epoch),
                     host: self.errands.machine.host,
@@ -388,13 +391,18 @@ impl RuntimeReactor {
 
     /// Tells the log that ready runtimes still are.
     fn renew_leases(&self) {
+        if !self.errands.host.is_heard() {
+            return;
+        }
         let (now, host) = (self.errands.clock.now(), self.errands.machine.host);
-        for (workspace, known) in self.world.runtimes() {
+        let world = self.world.read();
+        for workspace in world.runtimes_of(self.errands.machine.org) {
+            let Some(known) = world.runtime(workspace) else { continue };
             let Runtime::Ready(ready) = &known.state else { continue };
             if ready.host != Some(host) || !self.errands.host.is_up(workspace, ready.epoch.0) {
                 continue;
             }
-            let Some(matter) = self.matter(workspace, known) else { continue };
+            let Some(matter) = matter(&world, workspace, known) else { continue };
             let lease_until = now.plus(RUNTIME_LEASE);
             let report = RuntimeCommand::RenewLease { epoch: ready.epoch, host, lease_until };
             let errands = self.errands.clone();
@@ -412,30 +420,30 @@ impl RuntimeReactor {
     async fn put_to_sleep(&mut self) {
         let here = Some(self.errands.machine.host);
         let awake = |state: &Runtime| matches!(state, Runtime::Ready(_) | Runtime::Waking { .. });
-        let tasks = self
-            .world
-            .runtimes()
-            .filter(|(_, known)| awake(&known.state) && known.state.host() == here)
-            .filter_map(|(workspace, known)| self.matter(workspace, known))
-            .map(|matter| {
-                let errands = self.errands.clone();
-                async move { errands.sleep_at_shutdown(matter).await }
-            });
+        let matters: Vec<_> = {
+            let world = self.world.read();
+            let here = world.runtimes().filter(|(_, known)| awake(&known.state) && known.state.host() == here);
+            here.filter_map(|(workspace, known)| matter(&world, workspace, known)).collect()
+        };
+        let tasks = matters.into_iter().map(|matter| {
+            let errands = self.errands.clone();
+            async move { errands.sleep_at_shutdown(matter).await }
+        });
         futures_util::future::join_all(tasks).await;
-        self.errands.host.shutdown().await;
     }
 
     fn wake_order(
         &self,
+        world: &World,
         workspace: WorkspaceId,
         org: OrgId,
         epoch: Epoch,
     ) -> Result<(WakeOrder, ActiveWorkspace), String> {
-        let active = self.world.workspace(workspace).ok_or("the workspace is archived")?.clone();
-        let Some(Project::Active { repository, .. }) = self.world.project(active.project) else {
+        let active = world.workspace(workspace).ok_or("the workspace is archived")?.clone();
+        let Some(Project::Active { repository, .. }) = world.project(active.project) else {
             return Err("the project is unknown".to_owned());
         };
-        let (org_slug, _) = self.world.organization(org).ok_or("the organization is unknown")?;
+        let (org_slug, _) = world.organization(org).ok_or("the organization is unknown")?;
         let public_hosts: BTreeMap<_, _> = active
             .manifest
             .services
@@ -462,6 +470,17 @@ impl RuntimeReactor {
     }
 }
 
+fn matter(world: &World, workspace: WorkspaceId, known: &KnownRuntime) -> Option<Matter> {
+    Some(Matter {
+        workspace,
+        epoch: known.state.epoch(),
+        resource: world.resource(workspace)?,
+        position: world.position(),
+        commit: known.commit,
+        correlation: known.correlation,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -470,7 +489,9 @@ mod tests {
     use envforge_domain::host::Capacity;
     use envforge_domain::ids::HostId;
     use envforge_domain::time::{Clock, UnixMillis};
+    use envforge_eventlog::SharedLog;
     use envforge_eventlog::sqlite::{Config, SqliteLog};
+    use envforge_runtime::LocalHost;
     use uuid::Uuid;
 
     use super::*;
@@ -490,10 +511,10 @@ mod tests {
         let state = envforge_runtime::Config::new(directory.path().join("runtime"));
         let (host, _) = LocalHost::open(state).await.unwrap();
         let id = HostId::from_uuid(Uuid::from_u128(1));
-        let machine = LocalMachine { key: "local-1".to_owned(), host: id, capacity: Capacity::default() };
+        let machine = HostMachine { key: "local-1".to_owned(), host: id, capacity: Capacity::default(), org: None };
         let commands = Commands::new(Arc::clone(&log));
-        let mut reactor =
-            RuntimeReactor::new(log, commands, host, machine, Arc::new(Standing), "dev.localhost".to_owned());
+        let (world, clock, authority) = (SharedWorld::new(log), Arc::new(Standing), "dev.localhost".to_owned());
+        let mut reactor = RuntimeReactor::new(&world, commands, Host::Local(host), machine, clock, authority);
         let workspace = WorkspaceId::from_uuid(Uuid::from_u128(2));
         let finished = |epoch, task| Finished { workspace, epoch: Epoch(epoch), task, cleared: Cleared::default() };
         reactor.busy.insert(workspace, (Epoch(3), Task::Sleeping));

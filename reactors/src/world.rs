@@ -29,6 +29,9 @@ pub struct World {
     projects: HashMap<ProjectId, Project>,
     workspaces: HashMap<WorkspaceId, Workspace>,
     runtimes: HashMap<WorkspaceId, KnownRuntime>,
+    runtimes_by_org: HashMap<OrgId, BTreeSet<WorkspaceId>>,
+    /// Wakes that no host has taken.
+    untaken: BTreeSet<(OrgId, WorkspaceId)>,
     placement: PlacementView,
     /// Who holds a machine, by the machine's key.
     machines: HashMap<String, OrgId>,
@@ -103,11 +106,7 @@ impl World {
                     }
                 }
                 Event::Claim(event) => self.apply_claim(recorded.commit.stream.key(), event),
-                Event::Host(HostEvent::Registered { .. } | HostEvent::Retired)
-                | Event::User(_)
-                | Event::Denial(_)
-                | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                Event::Host(_) | Event::User(_) | Event::Denial(_) | Event::Decision(_) | Event::ServiceToken(_) => {}
                 Event::RootWindow(event) => {
                     if let Ok(window) = recorded.commit.stream.key().parse() {
                         self.apply_root_window(org, window, event);
@@ -154,6 +153,12 @@ impl World {
             correlation: recorded.commit.correlation,
         });
         known.state = Runtime::evolve(std::mem::take(&mut known.state), event);
+        self.runtimes_by_org.entry(known.org).or_default().insert(workspace);
+        if matches!(known.state, Runtime::Waking { host: None, .. }) {
+            self.untaken.insert((known.org, workspace));
+        } else {
+            self.untaken.remove(&(known.org, workspace));
+        }
         known.commit = recorded.commit.id;
         known.correlation = recorded.commit.correlation;
         match event {
@@ -249,6 +254,21 @@ impl World {
 
     pub fn runtimes(&self) -> impl Iterator<Item = (WorkspaceId, &KnownRuntime)> {
         self.runtimes.iter().map(|(workspace, known)| (*workspace, known))
+    }
+
+    /// The workspaces of one organization, or of all, that have a runtime.
+    pub(crate) fn runtimes_of(&self, org: Option<OrgId>) -> impl Iterator<Item = WorkspaceId> {
+        let (of_one, of_all) = match org {
+            Some(org) => (self.runtimes_by_org.get(&org), None),
+            None => (None, Some(self.runtimes.keys())),
+        };
+        of_one.into_iter().flatten().chain(of_all.into_iter().flatten()).copied()
+    }
+
+    /// Those whose wake no host has taken.
+    pub(crate) fn untaken_of(&self, org: Option<OrgId>) -> impl Iterator<Item = WorkspaceId> {
+        let wanted = move |of: &OrgId| org.is_none_or(|org| org == *of);
+        self.untaken.iter().filter(move |(of, _)| wanted(of)).map(|(_, workspace)| *workspace)
     }
 
     pub fn workspace(&self, workspace: WorkspaceId) -> Option<&ActiveWorkspace> {

@@ -2,6 +2,7 @@
 //!
 //! Not here: reading environment variables or files. Only the binary does that, and it hands values in.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// Output files of one service, the one that is written included.
     pub log_files_max: u32,
+    /// Where services listen and are reached, `HOST` of their environment: loopback, or the address at which the gateway reaches this
+    /// machine.
+    pub bind: IpAddr,
     /// Runtimes awake at the same time.
     pub runtimes_max: usize,
     /// Between SIGTERM and SIGKILL.
@@ -66,6 +70,7 @@ impl Config {
             git_environment: Vec::new(),
             log_bytes_max: 4 * 1024 * 1024,
             log_files_max: 4,
+            bind: Ipv4Addr::LOCALHOST.into(),
             runtimes_max: 256,
             stop_grace: limits::STOP_GRACE.to_duration(),
             checkout_duration_max: Duration::from_secs(120),
@@ -97,6 +102,12 @@ impl Config {
         )?;
         range((1..=100).contains(&self.log_files_max), "log_files_max", self.log_files_max.to_string(), "1 to 100")?;
         range((1..=10_000).contains(&self.runtimes_max), "runtimes_max", self.runtimes_max.to_string(), "1 to 10000")?;
+        range(
+            !self.bind.is_unspecified() && !self.bind.is_multicast(),
+            "bind",
+            self.bind.to_string(),
+            "one address of this machine, which the gateway reaches",
+        )?;
         range(self.restarts_max <= 100, "restarts_max", self.restarts_max.to_string(), "0 to 100")?;
         range(self.history_commits_max >= 1, "history_commits_max", "0".to_owned(), "at least 1")?;
         range(

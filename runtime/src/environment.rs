@@ -63,7 +63,7 @@ impl Surroundings<'_> {
     /// Later lines win: a manifest may set `LANG`, but never a reserved variable or the port.
     pub(crate) fn of_service(&self, service: &Service) -> Environment {
         let mut environment = self.base();
-        environment.set("HOST", "127.0.0.1");
+        environment.set("HOST", self.config.bind.to_string());
         for (name, value) in &service.environment {
             environment.set(name, value);
         }

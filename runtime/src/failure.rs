@@ -92,12 +92,18 @@ pub enum WakeFailure {
     NotReady { service: ServiceName, probe: String, waited: Millis, last: String },
     #[error("the workspace was not ready within {limit}")]
     DeadlinePassed { limit: Millis },
-    #[error("no free port on loopback: {reason}")]
+    #[error("no free port: {reason}")]
     NoPort { reason: String },
     #[error("the host's state could not be written: {reason}")]
     State { reason: String },
     #[error("{count} processes of an earlier epoch do not end, not even by SIGKILL")]
     Survivors { count: usize },
+    /// Of a host behind a connection, in its own words.
+    #[error("{text}")]
+    OnHost { text: String, may_pass_on_retry: bool },
+    /// What became of the wake is not known yet.
+    #[error("the host is out of reach")]
+    OutOfReach,
 }
 
 impl WakeFailure {
@@ -120,6 +126,8 @@ impl WakeFailure {
             Self::NoPort { .. } => "no_port",
             Self::State { .. } => "state",
             Self::Survivors { .. } => "survivors",
+            Self::OnHost { .. } => "on_host",
+            Self::OutOfReach => "out_of_reach",
         }
     }
 
@@ -133,7 +141,9 @@ impl WakeFailure {
             | Self::NoPort { .. }
             | Self::State { .. }
             | Self::Survivors { .. }
+            | Self::OutOfReach
             | Self::Checkout(CheckoutFailure::Unreachable { .. } | CheckoutFailure::TooSlow { .. }) => true,
+            Self::OnHost { may_pass_on_retry, .. } => *may_pass_on_retry,
             Self::Stale { .. }
             | Self::Cancelled
             | Self::Checkout(_)
@@ -156,6 +166,9 @@ pub enum SleepFailure {
     State { reason: String },
     #[error("the host is shutting down")]
     ShuttingDown,
+    /// What became of it is not known yet.
+    #[error("the host is out of reach")]
+    OutOfReach,
 }
 
 /// Why output could not be read.

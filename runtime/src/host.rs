@@ -111,7 +111,8 @@ impl LocalHost {
             records.remove(*workspace).map_err(state)?;
         }
         let host = Host {
-            ports: Ports::default(),
+            ports: Ports::on(config.bind),
+            changes: watch::channel(0).0,
             room: Arc::new(Semaphore::new(config.runtimes_max)),
             reports: Reports::new(config.reports_max),
             root: root_runs,
@@ -182,6 +183,23 @@ impl LocalHost {
     /// The epoch that is ready here, whatever anybody asked for.
     pub fn epoch_up(&self, workspace: WorkspaceId) -> Option<u64> {
         self.workspaces().actors.get(&workspace).and_then(|actor| *actor.up.borrow())
+    }
+
+    /// Everything that is ready here.
+    pub fn epochs_up(&self) -> Vec<(WorkspaceId, u64)> {
+        let workspaces = self.workspaces();
+        let up = workspaces.actors.iter().filter_map(|(workspace, actor)| Some((*workspace, (*actor.up.borrow())?)));
+        up.collect()
+    }
+
+    /// How often what is ready here changed: whoever reads this before `epochs_up` has a list that is at least as new.
+    pub fn changes(&self) -> u64 {
+        *self.0.host.changes.borrow()
+    }
+
+    /// Tells of each change.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.host.changes.subscribe()
     }
 
     /// The last lines of a service's output on this host, oldest first: at most `lines`, 10,000, and 1 MiB. For the

@@ -30,7 +30,7 @@ struct Queue {
 }
 
 impl Reports {
-    pub(crate) fn new(reports_max: usize) -> Self {
+    pub fn new(reports_max: usize) -> Self {
         Self(Arc::new(Queue { waiting: Mutex::new(VecDeque::new()), arrived: Notify::new(), reports_max }))
     }
 
@@ -57,7 +57,7 @@ impl Reports {
     }
 
     /// Never waits. Where the queue is full, the oldest restart goes first: a failure says more.
-    pub(crate) fn push(&self, report: Report) {
+    pub fn push(&self, report: Report) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= self.0.reports_max {
             let oldest_restart =

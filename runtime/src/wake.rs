@@ -42,6 +42,8 @@ pub(crate) struct Host {
     pub(crate) room: Arc<Semaphore>,
     pub(crate) reports: Reports,
     pub(crate) root: RootRuns,
+    /// Counts how often what is up here changed.
+    pub(crate) changes: watch::Sender<u64>,
     /// On the state directory, until the last actor has ended what it ran.
     pub(crate) _lock: File,
 }
@@ -297,7 +299,7 @@ impl Attempt<'_> {
     ) -> Prober {
         Prober {
             readiness: service.readiness.clone(),
-            port: surroundings.ports.get(&service.name).copied().map(port::loopback),
+            port: surroundings.ports.get(&service.name).map(|port| (self.config().bind, *port).into()),
             public_host: self.order.public_hosts.get(&service.name).cloned(),
             directory: directory.to_owned(),
             environment: environment.clone(),
@@ -352,7 +354,8 @@ impl Attempt<'_> {
         let Some(port) = ports.get(service) else { return false };
         // A child of the service itself may hold the port; that is not a loss.
         let family = running.record.family_of(service.as_str());
-        family.end(std::time::Duration::from_millis(200)).await.is_ok() && port::is_taken(*port)
+        family.end(std::time::Duration::from_millis(200)).await.is_ok()
+            && port::is_taken((self.config().bind, *port).into())
     }
 }
 

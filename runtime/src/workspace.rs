@@ -131,6 +131,12 @@ impl Workspace {
         }
     }
 
+    fn set_up(&self, epoch: Option<u64>) {
+        if self.up.send_replace(epoch) != epoch {
+            self.host.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
     fn epoch(&self) -> Option<u64> {
         match &self.phase {
             Phase::Asleep | Phase::Stuck(_) => None,
@@ -190,7 +196,7 @@ impl Workspace {
         let answer = match result {
             Ok((running, awake)) => {
                 self.phase = Phase::Up(Box::new(Up { epoch: waking.epoch, running, awake: awake.clone() }));
-                self.up.send_replace(Some(waking.epoch));
+                self.set_up(Some(waking.epoch));
                 Ok(awake)
             }
             Err(Failed { failure, stuck: Some(family) }) => {
@@ -213,7 +219,7 @@ impl Workspace {
 
     async fn fail(&mut self, given_up: GivenUp) {
         let Some(epoch) = self.epoch() else { return };
-        self.up.send_replace(None);
+        self.set_up(None);
         self.over = self.over.max(Some(epoch));
         self.host.reports.push(Report::RuntimeFailed {
             workspace: self.id,
@@ -272,13 +278,13 @@ impl Workspace {
 
     /// Ends whatever there is, with or without the hook. The number of processes that survive SIGKILL otherwise.
     async fn end(&mut self, with_hook: bool) -> Result<(), usize> {
-        self.up.send_replace(None);
+        self.set_up(None);
         if let Phase::Waking(waking) = &mut self.phase {
             waking.cancel.cancel();
             let ended = settle((&mut waking.task).await);
             self.finish_wake(ended).await;
             // It may have become ready in the same moment.
-            self.up.send_replace(None);
+            self.set_up(None);
         }
         let (family, ended) = match std::mem::replace(&mut self.phase, Phase::Asleep) {
             Phase::Asleep | Phase::Waking(_) => return Ok(()),

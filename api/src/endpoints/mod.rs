@@ -12,6 +12,7 @@ pub(crate) mod dry_run;
 pub(crate) mod events;
 pub(crate) mod handoff;
 pub(crate) mod health;
+pub(crate) mod hosts;
 pub(crate) mod invitations;
 pub(crate) mod links;
 pub(crate) mod me;

@@ -81,6 +81,8 @@ catalogue! {
         "link_too_many_sessions" "The link has too many open sessions", "`max` is the limit.";
         "wake_budget_spent" "The link has spent its wakes", "Somebody of the team can wake the workspace, or issue another link.";
         "host_cross_organization" "The host belongs to another organization", "One organization per machine.";
+        "enrolment_unknown" "The enrolment is not of this host", "Issue one for it.";
+        "enrolment_replaced" "Another enrolment of the host has replaced this one", "Only the newest one counts.";
     }
     NOT_FOUND {
         "not_found" "There is no such thing", "It does not exist, or you may not know that it does.";
@@ -130,6 +132,11 @@ catalogue! {
         "host_registered" "The host is registered already", "Nothing was changed.";
         "host_no_room" "The host has no room", "Choose another host, or smaller services.";
         "host_not_empty" "The host still holds workspaces", "Release them first.";
+        "host_draining" "The host is being drained", "Nothing more is placed on it.";
+        "host_without_agent" "The host has no agent", "It is the control plane's own machine.";
+        "host_other_machine" "The host is another machine", "Issue an enrolment for a host of its own.";
+        "enrolment_told" "The enrolment's token was told before", "It is told once. Send the request anew, with another key, for another token.";
+        "agents_not_set_up" "There is no authority for agents yet", "The operator runs `envforge setup` once more.";
         "root_window_exists" "The root window exists already", "Nothing was changed.";
         "root_not_approved" "Nobody has approved the root window yet", "An owner or admin who did not ask for it can.";
         "root_not_pending" "The root window is no request any more", "Nothing was changed.";
@@ -157,6 +164,9 @@ catalogue! {
         "root_window_over" "The root window is over", "Ask for another one.";
         "root_window_used" "The root window has had its one command", "Ask for another one.";
         "host_retired" "The host is retired", "Register another one.";
+        "host_revoked" "The host is revoked", "Enrol its machine as another one.";
+        "enrolment_used" "The enrolment was used already", "It works once. Issue another one.";
+        "enrolment_expired" "The enrolment has expired", "Issue another one.";
     }
     PAYLOAD_TOO_LARGE {
         "body_too_large" "The body is too large", "`max_bytes` is the limit.";
@@ -187,6 +197,7 @@ catalogue! {
         "root_window_length_out_of_range" "The root window would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
         "root_changes_too_many" "Too many changes are told of one command", "`max` is the limit.";
         "root_command_invalid" "The command cannot be run", "1 to `max_words` words, at most `max_chars` characters together.";
+        "enrolment_lifetime" "The enrolment would live too long or too short", "`min_ms` and `max_ms` are the limits.";
         "reason_invalid" "The reason is not valid", "1 to `max_chars` characters on one line.";
         "host_label_too_long" "The host label would be too long", "DNS allows `max` characters: shorten the service, workspace or organization slug.";
         "link_lifetime_out_of_range" "The link would live too long or too short", "`min_ms` and `max_ms` are the limits.";

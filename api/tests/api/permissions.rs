@@ -263,6 +263,7 @@ fn body_for(template: &str) -> Value {
         ("/authz/check", question.clone()),
         ("/authz/explain", question.clone()),
         ("/authz/check/batch", json!({ "checks": [question] })),
+        ("/hosts", json!({"name": "new"})),
         ("/service-tokens", json!({"slug": "new", "actions": ["usage.read"]})),
         ("/policy/dry-run", json!({"keep_awake_max_seconds": 60})),
         ("/roles/dry-run", json!({"user": "usr_00000000000000000000000000000007", "role": "viewer"})),

@@ -1,5 +1,6 @@
 //! The benchmarks, one file each; the first line of each file is what `cargo xtask bench` lists.
 
+mod agents;
 mod append;
 mod authz;
 mod gateway;
@@ -17,6 +18,7 @@ use anyhow::Result;
 /// Which benchmark, by its file's name.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Bench {
+    Agents(Extent),
     Append(Extent),
     Authz(Extent),
     Gateway(Extent),
@@ -44,6 +46,9 @@ pub(crate) struct Extent {
     /// Links that are revoked one after the other (`revoke`).
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) links: u32,
+    /// Agents that are connected (`agents`).
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) agents: u32,
 }
 
 impl Extent {
@@ -57,6 +62,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     print!("{}", machine::facts(&cores));
     let mut verdicts = Verdicts::default();
     match bench {
+        Bench::Agents(extent) => agents::run(&cores, extent, &mut verdicts),
         Bench::Append(extent) => append::run(&cores, extent, &mut verdicts),
         Bench::Authz(extent) => authz::run(&cores, extent, &mut verdicts),
         Bench::Gateway(extent) => gateway::run(&cores, extent, &mut verdicts),

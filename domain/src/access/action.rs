@@ -146,6 +146,12 @@ actions! {
     RuntimeReport "runtime.report", Workspace, [], [Agent on AGENT System on AGENT], NOWHERE;
     HostRegister "host.register", Organization, [], [Agent on AGENT System on AGENT], NOWHERE;
     HostPlace "host.place", Workspace, [], [System on AGENT], NOWHERE;
+    /// Lets an agent enrol as a host of the organization, once.
+    HostEnrol "host.enrol", Organization, [Owner Admin], [], PEOPLE;
+    /// Names and states: machines and addresses are for nobody.
+    HostRead "host.read", Organization, [Owner Admin], [], PEOPLE;
+    HostDrain "host.drain", Organization, [Owner Admin], [], PEOPLE;
+    HostRevoke "host.revoke", Organization, [Owner Admin], [], PEOPLE;
     LinkIssue "link.issue", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
     LinkRead "link.read", Workspace, [Owner Admin Developer Viewer Mod], [ServiceToken on SERVICES], PEOPLE;
     /// Shows the share URL again: whoever may do this could have issued the link.

@@ -13,6 +13,7 @@ mod credentials;
 mod doctor;
 pub(crate) mod failure;
 mod here;
+mod host;
 mod instant;
 mod invite;
 mod keyring;
@@ -96,6 +97,8 @@ pub(crate) enum ClientVerb {
     Project(project::ProjectArguments),
     /// Organization: policy, members, teams, roles
     Org(org::OrgArguments),
+    /// Hosts: machines of the organization that workspaces wake on
+    Host(host::HostArguments),
     /// Look for what keeps envforge from working here
     Doctor(doctor::DoctorArguments),
     /// Print a completion script for a shell
@@ -222,6 +225,9 @@ fn run_verb(
         }
         ClientVerb::Project(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| project::run(context, arguments).await)
+        }
+        ClientVerb::Host(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| host::run(context, arguments).await)
         }
         ClientVerb::Doctor(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| doctor::run(context, arguments).await)

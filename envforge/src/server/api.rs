@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use envforge_api::AgentsAt;
 use envforge_eventlog::gateways::Gateways;
 use envforge_identity::oidc::{Oidc, PublicUrl};
 use envforge_identity::share_token::SigningKey;
@@ -36,6 +37,8 @@ pub(crate) struct Parts {
     pub(crate) local_repositories: bool,
     /// The agent, where it runs in this process.
     pub(crate) host: Option<LocalHost>,
+    /// What whoever adds a host has to know, where there is an authority for agents.
+    pub(crate) agents: Option<AgentsAt>,
 }
 
 impl Parts {
@@ -44,6 +47,7 @@ impl Parts {
         config.trusted_proxies.clone_from(&self.trusted_proxies);
         config.local_repositories = self.local_repositories;
         config.public_url.clone_from(&self.public_url);
+        config.agents.clone_from(&self.agents);
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
         Ok(config)

@@ -25,6 +25,7 @@ use envforge_projections::sql::Database;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::access_tokens::AccessTokenArgs;
+use super::agents::Agents;
 use super::bootstrap::FirstOwner;
 use super::control_plane::ControlPlane;
 use super::data_dir::DataDir;
@@ -35,7 +36,7 @@ use super::provider::{self, ProviderArgs};
 use super::running::{self, Running};
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{api, demo_repository, open_files, roles, usable};
+use super::{agents, api, demo_repository, open_files, roles, usable};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -51,6 +52,12 @@ pub(crate) struct DevArgs {
     /// Where the gateway listens; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7080")]
     gateway_listen: SocketAddr,
+    /// Where agents of further hosts connect; port 0 takes a free one. Give a port for hosts that are to find it again.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    agents_listen: SocketAddr,
+    /// How long an agent's certificate lives. It renews it at half of that.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    agent_certificate_seconds: u64,
     /// The gateway's domain. Browsers resolve everything below `localhost` to this machine.
     #[arg(long, value_name = "DOMAIN", default_value = "dev.localhost")]
     gateway_domain: String,
@@ -82,6 +89,7 @@ pub(crate) struct DevArgs {
 struct Started {
     api: String,
     gateway: String,
+    agents: String,
     data_dir: PathBuf,
     runtime_dir: PathBuf,
     owner_email: String,
@@ -107,7 +115,7 @@ async fn start(
 ) -> anyhow::Result<()> {
     let org_slug = usable("--org", args.org.parse::<OrgSlug>())?;
     let email = usable("--owner-email", EmailAddress::parse(&args.owner_email))?;
-    if !(args.listen.ip().is_loopback() && args.gateway_listen.ip().is_loopback()) {
+    if ![args.listen, args.gateway_listen, args.agents_listen].iter().all(|address| address.ip().is_loopback()) {
         let what = "`dev` speaks plain http and listens on loopback addresses only";
         return Err(Failure::usage(what, "127.0.0.1 or [::1]; `envforge serve` is for networks").into());
     }
@@ -151,7 +159,13 @@ async fn start(
     let gateway_origin = gateway.origin().to_owned();
     running.gateway = Some(gateway);
     let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
-    let host = roles::start_reactors(running, &plane, &data.runtime(), public_authority).await?;
+    let world = roles::start_world(running, &plane);
+    let host = roles::start_reactors(running, &plane, &world, &data.runtime(), public_authority.clone()).await?;
+    let authority = agents::authority(&data.keys(), plane.clock.now())?;
+    let fingerprint = authority.fingerprint();
+    let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
+    let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority };
+    let agents = agents::start(running, &plane, &world, authority, listen).await?.to_string();
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
         database,
@@ -167,6 +181,7 @@ async fn start(
         // Everything runs on this machine, as whoever started it.
         local_repositories: true,
         host: Some(host),
+        agents: Some(envforge_api::AgentsAt { authority: fingerprint, address: Some(agents.clone()) }),
     };
     api::start(running, &plane, parts, listener)?;
     roles::report_activity(running, &plane, activity);
@@ -183,6 +198,7 @@ async fn start(
     let started = Started {
         api,
         gateway: gateway_origin,
+        agents,
         data_dir: data.path().to_path_buf(),
         runtime_dir: data.runtime(),
         owner_email: owner.email.as_str().to_owned(),
@@ -217,6 +233,7 @@ impl Started {
         let mut line = serde_json::json!({
             "api": self.api,
             "gateway": self.gateway,
+            "agents": self.agents,
             "data_dir": self.data_dir,
             "owner_email": self.owner_email,
         });

@@ -3,27 +3,28 @@
 //! Services listen on loopback addresses, which mean another machine's own services everywhere else: a gateway apart from
 //! the reactors would hand reviewers to whatever listens there. Not here: what a gateway forwards (gateway).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use envforge_domain::commit::{Recorded, StreamKind};
 use envforge_domain::event::Event;
+use envforge_domain::host::HostEvent;
 use envforge_domain::ids::HostId;
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
-use envforge_reactors::{LocalMachine, MACHINE_ID};
+use envforge_reactors::{HostMachine, MACHINE_ID};
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 
 use super::running::Running;
 use crate::cli::failure::Failure;
 
-/// Where `LocalMachine` keeps what makes this machine itself.
+/// Where `HostMachine` keeps what makes this machine itself.
 const MACHINE_KEY: &str = "machine-key";
 
 /// The machine whose services a gateway may reach.
 pub(crate) struct GatewayPlace {
-    machine: HostId,
+    machine: HostMachine,
 }
 
 impl GatewayPlace {
@@ -35,7 +36,7 @@ impl GatewayPlace {
                         name its folder with --runtime, or run both roles in one process";
             return Err(Failure::local(what, hint).into());
         }
-        Ok(Self { machine: LocalMachine::open(state_dir, Path::new(MACHINE_ID))?.host })
+        Ok(Self { machine: HostMachine::open(state_dir, Path::new(MACHINE_ID))? })
     }
 
     /// Looks through the log, and on: a process whose log sends the gateway to another machine's loopback does not start,
@@ -55,7 +56,7 @@ impl GatewayPlace {
 
     async fn follow(self, log: SharedLog, looked: oneshot::Sender<()>) -> anyhow::Result<()> {
         let mut looked = Some(looked);
-        let mut elsewhere = Elsewhere { machine: self.machine, ready: HashMap::new() };
+        let mut elsewhere = Elsewhere::than(self.machine);
         let mut checkpoint = Checkpoint::START;
         loop {
             let ended = elsewhere.follow(&log, &mut checkpoint, &mut looked).await?;
@@ -68,11 +69,17 @@ impl GatewayPlace {
 
 /// Ready runtimes of other machines that answer on a loopback address.
 struct Elsewhere {
-    machine: HostId,
+    /// Hosts on this machine: its own, and those whose agents run beside it.
+    here: HashSet<HostId>,
+    machine: String,
     ready: HashMap<String, HostId>,
 }
 
 impl Elsewhere {
+    fn than(machine: HostMachine) -> Self {
+        Self { here: HashSet::from([machine.host]), machine: machine.key, ready: HashMap::new() }
+    }
+
     async fn follow(
         &mut self,
         log: &SharedLog,
@@ -83,7 +90,7 @@ impl Elsewhere {
             error @ LogError::Unavailable(_) => Ok(error),
             error => Err(error.into()),
         };
-        let filter = Filter { org: None, kinds: vec![StreamKind::Runtime] };
+        let filter = Filter { org: None, kinds: vec![StreamKind::Runtime, StreamKind::Host] };
         let mut follow = match log.follow(checkpoint.clone(), filter).await {
             Ok(follow) => follow,
             Err(error) => return lost(error),
@@ -112,8 +119,12 @@ impl Elsewhere {
 
     fn apply(&mut self, recorded: &Recorded) {
         for event in &recorded.commit.events {
-            if let Event::Runtime(event) = event {
-                self.apply_one(recorded.commit.stream.key(), event);
+            match event {
+                Event::Runtime(event) => self.apply_one(recorded.commit.stream.key(), event),
+                Event::Host(HostEvent::Registered { host, machine, .. }) if *machine == self.machine => {
+                    self.here.insert(*host);
+                }
+                _ => {}
             }
         }
     }
@@ -122,7 +133,7 @@ impl Elsewhere {
         match event {
             RuntimeEvent::EndpointsBound { host, endpoints, .. } => {
                 let loopback = endpoints.iter().any(|(_, address)| address.ip().to_canonical().is_loopback());
-                if loopback && *host != self.machine {
+                if loopback && !self.here.contains(host) {
                     self.ready.insert(workspace.to_owned(), *host);
                 } else {
                     self.ready.remove(workspace);
@@ -152,7 +163,7 @@ impl Elsewhere {
             None => Ok(()),
             Some((workspace, host)) => Err(Failure::local(
                 format!("workspace {workspace} runs on another machine ({host}) and answers on its loopback alone"),
-                "run the gateway on the machine of the reactors; one machine serves an organization",
+                "run the gateway on the machine of the reactors; agents elsewhere name the address that it reaches with --bind-apps",
             )
             .into()),
         }
@@ -162,6 +173,7 @@ impl Elsewhere {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use envforge_domain::host::Capacity;
     use envforge_domain::runtime::Epoch;
     use uuid::Uuid;
 
@@ -178,7 +190,9 @@ mod tests {
 
     #[test]
     fn another_machines_loopback_is_no_place_to_send_reviewers_to() {
-        let mut elsewhere = Elsewhere { machine: host(1), ready: HashMap::new() };
+        let machine =
+            HostMachine { key: "local-1".to_owned(), host: host(1), capacity: Capacity::default(), org: None };
+        let mut elsewhere = Elsewhere::than(machine);
         elsewhere.apply_one("a", &bound(1, "127.0.0.1:3000"));
         elsewhere.apply_one("b", &bound(2, "10.0.3.4:3000"));
         assert!(elsewhere.judge().is_ok());
@@ -196,6 +210,6 @@ mod tests {
         let refused = GatewayPlace::beside_reactors(folder.path(), false).err().unwrap();
         assert!(refused.to_string().contains("no reactors have run on this machine"), "{refused}");
         let there = GatewayPlace::beside_reactors(folder.path(), true).unwrap();
-        assert_eq!(GatewayPlace::beside_reactors(folder.path(), false).unwrap().machine, there.machine);
+        assert_eq!(GatewayPlace::beside_reactors(folder.path(), false).unwrap().machine.host, there.machine.host);
     }
 }

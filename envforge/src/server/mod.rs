@@ -4,6 +4,8 @@
 
 pub(crate) mod access_tokens;
 mod activity;
+pub(crate) mod agent;
+mod agents;
 mod api;
 mod bootstrap;
 mod control_plane;

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use envforge_agent::Host;
 use envforge_eventlog::jetstream::{Enrolled, Registry};
 use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
-use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, Timers};
+use envforge_reactors::{HostMachine, MACHINE_ID, RootReactor, RuntimeReactor, SharedWorld, Timers};
 use envforge_runtime::LocalHost;
 
 use super::control_plane::ControlPlane;
@@ -76,14 +77,19 @@ pub(crate) fn start_projector(running: &mut Running, plane: &ControlPlane, datab
     });
 }
 
-/// The agent of this machine with its reactors, and the timers. Answers the agent. `public_authority` follows a host label in addresses.
-pub(crate) async fn start_reactors(
-    running: &mut Running,
-    plane: &ControlPlane,
-    state_dir: &Path,
-    public_authority: String,
-) -> anyhow::Result<LocalHost> {
-    let mut config = envforge_runtime::Config::new(state_dir);
+/// What reactors know of the log, for all of them in this process, and the timers, which fire in every process that has reactors.
+pub(crate) fn start_world(running: &mut Running, plane: &ControlPlane) -> SharedWorld {
+    let world = SharedWorld::new(Arc::clone(&plane.log));
+    let (following, stop) = (world.clone(), running.stop.clone());
+    running.essential.spawn("the reactors' world", async move { Ok(following.run(stop).await?) });
+    let timers = Timers::new(Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
+    let stop = running.stop.clone();
+    running.essential.spawn("the timers", async move { Ok(timers.run(stop).await?) });
+    world
+}
+
+/// Opens this machine as a host, with what of our environment its services and git may see.
+pub(crate) async fn open_host(mut config: envforge_runtime::Config) -> anyhow::Result<LocalHost> {
     // Developers' tools lie where their shell finds them. Nothing else of our environment reaches a service.
     if let Some(path) = environment("PATH") {
         config.path = path;
@@ -101,25 +107,35 @@ pub(crate) async fn start_reactors(
             "ended what an earlier process had left running"
         );
     }
-    let machine = LocalMachine::open(state_dir, Path::new(MACHINE_ID))?;
+    Ok(host)
+}
+
+/// The agent of this machine with its reactors. Answers the agent. `public_authority` follows a host label in addresses.
+pub(crate) async fn start_reactors(
+    running: &mut Running,
+    plane: &ControlPlane,
+    world: &SharedWorld,
+    state_dir: &Path,
+    public_authority: String,
+) -> anyhow::Result<LocalHost> {
+    let host = open_host(envforge_runtime::Config::new(state_dir)).await?;
+    let machine = HostMachine::open(state_dir, Path::new(MACHINE_ID))?;
     let reactor = RuntimeReactor::new(
-        Arc::clone(&plane.log),
+        world,
         plane.commands.clone(),
-        host.clone(),
+        Host::Local(host.clone()),
         machine,
         Arc::clone(&plane.clock),
         public_authority,
     );
-    let timers = Timers::new(Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
     let root = RootReactor::new(commands, hot, host.clone(), clock);
-    let (reactor_stop, timers_stop, root_stop) = (running.stop.clone(), running.stop.clone(), running.stop.clone());
+    let (reactor_stop, root_stop) = (running.stop.clone(), running.stop.clone());
     running.essential.spawn("the root reactor", async move {
         root.run(root_stop).await;
         Ok(())
     });
     running.essential.spawn("the runtime reactor", async move { Ok(reactor.run(reactor_stop).await?) });
-    running.essential.spawn("the timers", async move { Ok(timers.run(timers_stop).await?) });
     Ok(host)
 }
 

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use envforge_domain::secret::Secret;
+use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::slug::OrgSlug;
+use envforge_domain::time::Clock as _;
 use envforge_domain::user::EmailAddress;
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::jetstream::{Credentials as LogCredentials, JetStreamLog};
 use envforge_gateway::{Activity, HandoffKey, Scheme, TlsFiles};
+use envforge_identity::clock::SystemClock;
 use envforge_identity::credentials::Credentials;
 use envforge_identity::key_file;
 use envforge_identity::oidc;
@@ -26,6 +28,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::access_tokens::AccessTokenArgs;
+use super::agents::Agents;
 use super::bootstrap::FirstOwner;
 use super::control_plane::ControlPlane;
 use super::first_password::FirstPassword;
@@ -36,7 +39,7 @@ use super::provider::ProviderArgs;
 use super::running::{self, Running};
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{api, open_files, provider, roles, usable};
+use super::{agents, api, open_files, provider, roles, usable};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -51,6 +54,8 @@ pub(crate) enum RoleName {
     Projector,
     /// The agent of this machine, and the timers.
     Reactors,
+    /// Where agents of other machines connect, and the timers.
+    Agents,
 }
 
 impl RoleName {
@@ -59,6 +64,7 @@ impl RoleName {
         match self {
             Self::Gateway => Some(CheckpointFile::of(state, "gateway")),
             Self::Reactors => Some(CheckpointFile::of(state, "reactors")),
+            Self::Agents => Some(CheckpointFile::of(state, "agents")),
             Self::Api | Self::Projector => None,
         }
     }
@@ -130,6 +136,15 @@ pub(crate) struct ServeArgs {
     gateway_tls_certificate: Option<PathBuf>,
     #[arg(long, value_name = "FILE", requires = "gateway_tls_certificate")]
     gateway_tls_key: Option<PathBuf>,
+    /// Where agents connect, by TLS with certificates of the authority in the folder of the keys.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7090")]
+    agents_listen: SocketAddr,
+    /// Host and port at which agents reach that, for the API to tell whoever adds a host.
+    #[arg(long, value_name = "HOST:PORT", env = "ENVFORGE_AGENTS_ADDRESS")]
+    agents_address: Option<String>,
+    /// How long an agent's certificate lives. It renews it at half of that.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    agent_certificate_seconds: u64,
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
@@ -188,7 +203,17 @@ impl Keys<'_> {
         std::fs::write(self.share_public(), signing.verification_key().to_text()).with_context(folder)?;
         key_file::open_or_create(&self.access_token(), Randomness)?;
         key_file::open_or_create(&self.handoff(), Randomness)?;
+        agents::authority(self.0, SystemClock.now())?;
         Ok(())
+    }
+
+    /// What agents' enrolment tokens carry. `None` where the folder is of before there was an authority: `setup` makes it.
+    fn agents_authority(&self) -> anyhow::Result<Option<TokenDigest>> {
+        let certificate = self.0.join(agents::AUTHORITY_CERTIFICATE);
+        if !certificate.exists() {
+            return Ok(None);
+        }
+        Ok(Some(envforge_agent::authority_fingerprint(&certificate)?))
     }
 
     fn verifier(&self) -> anyhow::Result<ShareVerifier> {
@@ -356,7 +381,7 @@ async fn start(
         (said, called_back) => said.or_else(|| called_back.cloned()),
     };
     let place = match has(RoleName::Gateway) {
-        true => Some(GatewayPlace::beside_reactors(&args.runtime, has(RoleName::Reactors))?),
+        true => Some(GatewayPlace::beside_reactors(&args.runtime, has(RoleName::Reactors) || has(RoleName::Agents))?),
         false => None,
     };
     let listener = match has(RoleName::Api) {
@@ -411,9 +436,21 @@ async fn start(
         roles::report_activity(running, &plane, activity);
     }
     let mut host = None;
-    if has(RoleName::Reactors) {
+    let world = match has(RoleName::Reactors) || has(RoleName::Agents) {
+        true => Some(roles::start_world(running, &plane)),
+        false => None,
+    };
+    if let (Some(world), true) = (&world, has(RoleName::Agents)) {
+        let authority = agents::authority(&args.stores.keys, plane.clock.now())?;
+        let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
+        let public_authority = public.authority.clone();
+        let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority };
+        let address = agents::start(running, &plane, world, authority, listen).await?;
+        addresses.insert("agents".to_owned(), address.to_string().into());
+    }
+    if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
-        host = Some(roles::start_reactors(running, &plane, &args.runtime, public.authority.clone()).await?);
+        host = Some(roles::start_reactors(running, &plane, world, &args.runtime, public.authority.clone()).await?);
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
@@ -430,6 +467,9 @@ async fn start(
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
             host,
+            agents: keys
+                .agents_authority()?
+                .map(|authority| envforge_api::AgentsAt { authority, address: args.agents_address.clone() }),
         };
         api::start(running, &plane, parts, listener)?;
         addresses.insert("api".to_owned(), format!("http://{address}").into());

@@ -450,6 +450,12 @@ async fn give_programs_tokens(world: &mut World, wire: &Wire) {
         world.saw("what a program was answered", text);
     }
     world.cli(0, &["org", "token", "ls"], "");
+    world.cli_once(0, &["host", "enrol", "builder"], "");
+    world.cli_once(0, &["host", "enrol", "builder", "--json"], "");
+    world.cli(0, &["host", "ls"], "");
+    // Nobody has enrolled as it: there is nothing to drain.
+    world.cli(4, &["host", "drain", "builder"], "");
+    world.cli_once(0, &["host", "revoke", "builder"], "");
     world.cli_once(0, &["org", "token", "revoke", "spare"], "");
     let request = wire.client.get(format!("{}/v1/orgs/acme/members", wire.api)).bearer_auth(&rotated);
     let (status, _, text) = wire.send(world, request, &[]).await;

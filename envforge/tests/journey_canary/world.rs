@@ -249,6 +249,7 @@ impl World {
         let shown = match args {
             ["org", "invite", "create", ..] => self.without_invitation(&out),
             ["org", "token", "create" | "rotate", ..] => self.without_service_token(&out),
+            ["host", "enrol", ..] => self.without_enrolment(&out),
             _ if may_share(args) => self.without_share_urls(&out),
             _ => out.clone(),
         };
@@ -284,6 +285,15 @@ impl World {
         let secret = service_token_in(text);
         self.canaries.plant("the secret of a service token", &secret);
         text.replace(&secret, "")
+    }
+
+    /// `text` without the secret of an enrolment's token, which is looked for from now on. There must be one.
+    fn without_enrolment(&mut self, text: &str) -> String {
+        let (_, token) = text.split_once("envforge-enrol-1.").unwrap();
+        let ends = token.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_'))).unwrap_or(token.len());
+        let (_, secret) = token[..ends].rsplit_once('.').unwrap();
+        self.canaries.plant("the secret of an enrolment", secret);
+        text.replace(secret, "")
     }
 
     /// `text` without share URLs, whose tokens are looked for from now on. There must be one.
@@ -368,7 +378,7 @@ impl World {
 }
 
 /// What operators type, beside the commands of people.
-const OPERATORS: [&str; 7] = ["help", "dev", "serve", "setup", "projections", "recover-owner", "rotate-key"];
+const OPERATORS: [&str; 8] = ["help", "agent", "dev", "serve", "setup", "projections", "recover-owner", "rotate-key"];
 
 /// The token of an invitation in what was shown to whoever invited.
 pub(crate) fn invitation_in(text: &str) -> String {

@@ -2,6 +2,9 @@
 
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::secret::TokenDigest;
+use envforge_domain::slug::HostName;
+use envforge_domain::time::UnixMillis;
 
 use super::wire::{events, object};
 
@@ -17,6 +20,25 @@ events! {
         "host.placed.v1" => Placed { workspace: WorkspaceId = "workspace", needs: Capacity = "needs" },
         "host.released.v1" => Released { workspace: WorkspaceId = "workspace" },
         "host.retired.v1" => Retired,
+        "host.enrolment_issued.v1" => EnrolmentIssued {
+            host: HostId = "host",
+            org: OrgId = "org",
+            name: HostName = "name",
+            token: TokenDigest = "token",
+            expires_at: UnixMillis = "expires_at",
+        },
+        "host.enrolled.v1" => Enrolled {
+            enrolment: u32 = "enrolment",
+            certificate: TokenDigest = "certificate",
+            certificate_expires_at: UnixMillis = "certificate_expires_at",
+            agent_version: String = "agent_version",
+        },
+        "host.certificate_renewed.v1" => CertificateRenewed {
+            certificate: TokenDigest = "certificate",
+            certificate_expires_at: UnixMillis = "certificate_expires_at",
+        },
+        "host.draining.v1" => Draining,
+        "host.revoked.v1" => Revoked,
     }
 }
 

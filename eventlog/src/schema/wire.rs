@@ -16,7 +16,7 @@ use envforge_domain::ids::{
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
-use envforge_domain::slug::{OrgSlug, ProjectSlug, ServiceName, ServiceTokenSlug, TeamSlug, WorkspaceSlug};
+use envforge_domain::slug::{HostName, OrgSlug, ProjectSlug, ServiceName, ServiceTokenSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -139,6 +139,7 @@ displayed!(
     ServiceTokenId,
     RootWindowId,
     ServiceTokenSlug,
+    HostName,
     OrgSlug,
     ProjectSlug,
     WorkspaceSlug,

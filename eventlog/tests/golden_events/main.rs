@@ -300,6 +300,25 @@ fn samples() -> Vec<Event> {
         HostEvent::Placed { workspace, needs: capacity },
         HostEvent::Released { workspace },
         HostEvent::Retired,
+        HostEvent::EnrolmentIssued {
+            host,
+            org,
+            name: "builder-1".parse().unwrap(),
+            token: TokenDigest::of(b"an enrolment"),
+            expires_at: at(900),
+        },
+        HostEvent::Enrolled {
+            enrolment: 1,
+            certificate: TokenDigest::of(b"a certificate"),
+            certificate_expires_at: at(86_400),
+            agent_version: "0.1.0".to_owned(),
+        },
+        HostEvent::CertificateRenewed {
+            certificate: TokenDigest::of(b"another certificate"),
+            certificate_expires_at: at(129_600),
+        },
+        HostEvent::Draining,
+        HostEvent::Revoked,
     ];
     let request = CorrelationId::from_uuid(uuid(12));
     let requests = vec![RefusedRequest { request, at: at(9), position: Position::new(41) }];

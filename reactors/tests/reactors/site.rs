@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use envforge_agent::Host;
 use envforge_commands::{CommandError, Commands, Context, organizations, projects, runtimes, workspaces};
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
 use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Surface};
 use envforge_domain::event::Event;
-use envforge_domain::host::{Capacity, Host};
+use envforge_domain::host::{Capacity, Host as HostState};
 use envforge_domain::ids::{HostId, OrgId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::project::Repository;
@@ -19,7 +20,7 @@ use envforge_domain::runtime::{Runtime, RuntimeCommand, RuntimeEvent, SleepCause
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch};
 use envforge_eventlog::{Filter, LogError, SharedLog};
-use envforge_reactors::{LocalMachine, RuntimeReactor, Timers};
+use envforge_reactors::{HostMachine, RuntimeReactor, SharedWorld, Timers};
 use envforge_runtime::LocalHost;
 use envforge_testkit::eventually;
 use tokio_util::sync::CancellationToken;
@@ -221,17 +222,19 @@ impl Site {
         let (host, _leftovers) = LocalHost::open(envforge_runtime::Config::new(&state)).await.unwrap();
         let machine_id = state.join("machine-id");
         std::fs::write(&machine_id, agent.machine_id).unwrap();
-        let mut machine = LocalMachine::open(&state, &machine_id).unwrap();
+        let mut machine = HostMachine::open(&state, &machine_id).unwrap();
         machine.capacity = agent.capacity.unwrap_or(machine.capacity);
         let (id, stop) = (machine.host, CancellationToken::new());
+        let world = SharedWorld::new(agent.log.unwrap_or_else(|| Arc::clone(&self.log)));
         let reactor = RuntimeReactor::new(
-            agent.log.unwrap_or_else(|| Arc::clone(&self.log)),
+            &world,
             self.commands.clone(),
-            host.clone(),
+            Host::Local(host.clone()),
             machine,
             Arc::clone(&self.clock) as _,
             "dev.localhost:7080".to_owned(),
         );
+        tokio::spawn(world.run(stop.clone()));
         Running { host, id, state, reactor: tokio::spawn(reactor.run(stop.clone())), stop }
     }
 
@@ -321,10 +324,10 @@ impl Site {
     /// Until a host holds room for exactly these workspaces.
     pub(crate) async fn until_placed(&self, on: HostId, things: &[Thing]) {
         eventually("the host holds what it should", DEADLINE, async || {
-            let host = self.commands.load::<Host>(&StreamId::host(acme(), on)).await.unwrap().state;
+            let host = self.commands.load::<HostState>(&StreamId::host(acme(), on)).await.unwrap().state;
             let placed: Vec<_> = match host {
-                Host::Active(active) => active.placed.into_keys().collect(),
-                Host::Unknown | Host::Retired => Vec::new(),
+                HostState::Active(active) => active.placed.into_keys().collect(),
+                HostState::Unknown | HostState::Expected(_) | HostState::Retired | HostState::Revoked => Vec::new(),
             };
             let mut wanted: Vec<_> = things.iter().map(|thing| thing.id).collect();
             wanted.sort_unstable();

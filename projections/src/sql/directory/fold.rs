@@ -530,7 +530,12 @@ impl DirectoryModel {
             HostEvent::Released { workspace } => {
                 placed.remove(&workspace.to_string());
             }
-            HostEvent::Retired => row.retired_at = Some(at.time),
+            HostEvent::Retired | HostEvent::Revoked => row.retired_at = Some(at.time),
+            // Who may enrol, and with what, is not the directory's.
+            HostEvent::EnrolmentIssued { .. }
+            | HostEvent::Enrolled { .. }
+            | HostEvent::CertificateRenewed { .. }
+            | HostEvent::Draining => {}
         }
         row.placed = to_json(&placed);
     }

@@ -1,0 +1,33 @@
+//! The line between the control plane and the hosts that it does not run on.
+//!
+//! Owns the authority that certifies agents, the connection with its messages and byte streams, the agent's side of it
+//! ([`Agent`], around a [`envforge_runtime::LocalHost`]) and the control plane's ([`Listener`], [`RemoteHost`]), and [`Host`]: a host
+//! of either kind. Not here: whom to trust (the caller asks the log's views), what a host is told to do (reactors), how services run
+//! (runtime).
+//!
+//! An agent connects, out of its network; over that connection the control plane is the HTTP/2 client, and the agent answers
+//! (docs/adr/0015). What the control plane says is what is wanted, named by the wake's epoch, so that saying it again after a
+//! reconnect changes nothing.
+
+mod agent;
+mod authority;
+mod enrol;
+mod frame;
+mod host;
+mod identity;
+mod listener;
+mod pinned;
+mod remote;
+mod stream;
+mod wire;
+
+pub use agent::{Agent, AgentError, Config, StreamHandler, StreamProgram};
+pub use authority::{Authority, AuthorityError, HostCertificate, authority_fingerprint};
+pub use enrol::{EnrolError, enrol};
+pub use frame::FRAME_BYTES_MAX;
+pub use host::Host;
+pub use identity::{AgentIdentity, HostIdentity, IdentityError};
+pub use listener::{AgentConnection, Arrival, EnrolRequest, Enrolling, Incoming, ListenError, Listener};
+pub use remote::{Happened, RemoteHost, Session};
+pub use stream::ByteStream;
+pub use wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader};

@@ -1,0 +1,423 @@
+//! A host behind its agent's connection, as reactors use it.
+//!
+//! Lives as long as the connection. Whoever asks for something when that is gone is told so, and asks the next one: every order is named
+//! by its epoch, and the agent does once what it is told twice.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use envforge_domain::ids::WorkspaceId;
+use envforge_domain::slug::ServiceName;
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_runtime::{Awake, Report, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
+use h2::client::SendRequest;
+use http::Request;
+use serde::Serialize;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::HostCertificate;
+use crate::frame;
+use crate::identity::HostIdentity;
+use crate::stream::ByteStream;
+use crate::wire::{
+    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StageName, StreamAnswer, StreamHeader, Up,
+    WakeAnswer, WakeCall, shortened,
+};
+
+/// Until a call is under way.
+const CALL_WAIT: Duration = Duration::from_secs(10);
+/// Beside the interval between heartbeats: how old an agent's last word may be to renew a lease on it.
+const HEARD_GRACE: Duration = Duration::from_secs(2);
+const REPORTS_MAX: usize = 256;
+/// Runtimes of one host; an agent that names more is none.
+const FACTS_MAX: usize = 10_000;
+
+/// A connected host. Clones are one.
+#[derive(Clone)]
+pub struct RemoteHost(Arc<Inner>);
+
+struct Inner {
+    identity: HostIdentity,
+    /// Where it connected from: its services answer there and nowhere else.
+    address: IpAddr,
+    calls: SendRequest<Bytes>,
+    facts: Mutex<Facts>,
+    heard: Mutex<Instant>,
+    /// Something that was up is not, or the other way round, without having been asked for.
+    changed: Notify,
+    reports: Reports,
+    closed: CancellationToken,
+}
+
+/// What is up, and as of which of the agent's changes. An answer may overtake an older list.
+#[derive(Default)]
+struct Facts {
+    known: HashMap<WorkspaceId, (Option<u64>, u64)>,
+}
+
+impl Facts {
+    fn epoch_up(&self, workspace: WorkspaceId) -> Option<u64> {
+        self.known.get(&workspace).and_then(|(epoch, _)| *epoch)
+    }
+
+    fn told(&mut self, workspace: WorkspaceId, epoch: Option<u64>, as_of: u64) {
+        if self.known.get(&workspace).is_none_or(|(_, known)| *known <= as_of) {
+            self.known.insert(workspace, (epoch, as_of));
+        }
+    }
+
+    fn told_all(&mut self, up: &HashMap<WorkspaceId, u64>, as_of: u64) {
+        self.known.retain(|workspace, (_, known)| *known > as_of || up.contains_key(workspace));
+        for (workspace, epoch) in up {
+            self.told(*workspace, Some(*epoch), as_of);
+        }
+    }
+}
+
+/// The control plane's hold on a connection: what the agent asks for, and its end.
+pub struct Session {
+    happened: mpsc::Receiver<String>,
+    down: mpsc::Sender<Down>,
+    closed: CancellationToken,
+    valid_until: Instant,
+}
+
+/// What a session has to tell.
+pub enum Happened {
+    /// The agent wants a new key certified: a request (PEM).
+    Renew(String),
+    /// The connection is gone, or its certificate's time is over.
+    Closed,
+}
+
+impl Session {
+    /// What comes next. Safe to cancel.
+    pub async fn next(&mut self) -> Happened {
+        tokio::select! {
+            () = self.closed.cancelled() => Happened::Closed,
+            () = tokio::time::sleep_until(self.valid_until) => {
+                self.closed.cancel();
+                Happened::Closed
+            }
+            request = self.happened.recv() => request.map_or(Happened::Closed, Happened::Renew),
+        }
+    }
+
+    /// Gives the agent its certificate. The connection lives on with it.
+    pub async fn certify(&mut self, certificate: &HostCertificate, now: UnixMillis) {
+        self.valid_until = Instant::now() + certificate.expires_at.since(now).to_duration();
+        let expires_at_unix_ms = certificate.expires_at.get();
+        let down = Down::Certificate { chain: certificate.chain.clone(), expires_at_unix_ms };
+        // Where it is gone, `next` tells.
+        let _ = self.down.send(down).await;
+    }
+
+    pub async fn do_not_certify(&mut self, reason: String) {
+        let _ = self.down.send(Down::NotCertified { reason }).await;
+    }
+
+    /// Ends the connection, with all its streams, when it is cancelled; and is cancelled with it.
+    pub fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
+impl RemoteHost {
+    /// Begins the session: the agent's greeting, and what is up there. Answers the agent's version besides.
+    pub(crate) async fn begin(
+        identity: HostIdentity,
+        address: IpAddr,
+        calls: SendRequest<Bytes>,
+        closed: CancellationToken,
+        valid_for: Millis,
+    ) -> io::Result<(Self, Session, String)> {
+        let inner = Inner {
+            identity,
+            address,
+            calls,
+            facts: Mutex::default(),
+            heard: Mutex::new(Instant::now()),
+            changed: Notify::new(),
+            reports: Reports::new(REPORTS_MAX),
+            closed: closed.clone(),
+        };
+        let host = Self(Arc::new(inner));
+        let mut stream = host.call(&Call::Session).await?;
+        let Up::Hello { agent_version } = timed(frame::expect(&mut stream)).await? else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the agent did not greet"));
+        };
+        let facts @ Up::Facts { .. } = timed(frame::expect(&mut stream)).await? else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the agent did not say what is up"));
+        };
+        host.take_facts(facts)?;
+        let (reading, writing) = tokio::io::split(stream);
+        let (renewals, happened) = mpsc::channel(1);
+        let (down, downs) = mpsc::channel(8);
+        tokio::spawn({
+            let (host, closed, down) = (host.clone(), closed.clone(), down.clone());
+            async move {
+                let heard = closed.run_until_cancelled(host.listen(reading, renewals, down)).await;
+                if let Some(Err(error)) = heard {
+                    tracing::info!(host = %host.0.identity.host, %error, "an agent's session ended");
+                }
+                closed.cancel();
+            }
+        });
+        tokio::spawn(speak(writing, downs, closed.clone()));
+        let valid_until = Instant::now() + valid_for.to_duration();
+        Ok((host, Session { happened, down, closed, valid_until }, agent_version))
+    }
+
+    async fn listen(
+        &self,
+        mut from: ReadHalf<ByteStream>,
+        renewals: mpsc::Sender<String>,
+        down: mpsc::Sender<Down>,
+    ) -> io::Result<()> {
+        loop {
+            let next = timeout(SILENCE_MAX, frame::expect(&mut from)).await;
+            let message = next.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the agent fell silent"))??;
+            *self.0.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            match message {
+                Up::Hello { .. } => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "the agent greeted twice"));
+                }
+                // Answered, so that the agent knows that it is heard.
+                Up::Alive => drop(down.try_send(Down::Alive)),
+                facts @ Up::Facts { .. } => {
+                    self.take_facts(facts)?;
+                    drop(down.try_send(Down::Alive));
+                }
+                Up::Report(report) => self.0.reports.push(Report::from(report)),
+                // One at a time: an agent that asks again before it was answered is not heard.
+                Up::Renew { request } => drop(renewals.try_send(request)),
+            }
+        }
+    }
+
+    fn take_facts(&self, facts: Up) -> io::Result<()> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let Up::Facts { facts: as_of, up } = facts else { return Ok(()) };
+        if up.len() > FACTS_MAX {
+            return Err(invalid("an agent named more runtimes than a host has"));
+        }
+        let up: HashMap<_, _> = up
+            .into_iter()
+            .map(|(workspace, epoch)| Ok((workspace.parse().map_err(|_| invalid("no workspace's id"))?, epoch)))
+            .collect::<io::Result<_>>()?;
+        self.facts().told_all(&up, as_of);
+        self.0.changed.notify_one();
+        Ok(())
+    }
+
+    fn facts(&self) -> std::sync::MutexGuard<'_, Facts> {
+        self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn call(&self, call: &Call) -> io::Result<ByteStream> {
+        self.open(call).await.inspect_err(|error| {
+            tracing::debug!(host = %self.0.identity.host, %error, "a call did not reach an agent");
+        })
+    }
+
+    async fn open(&self, call: &impl Serialize) -> io::Result<ByteStream> {
+        let opening = async {
+            let mut calls = self.0.calls.clone().ready().await.map_err(io::Error::other)?;
+            let request = Request::post(format!("https://agent{PATH}")).body(()).map_err(io::Error::other)?;
+            let (response, send) = calls.send_request(request, false).map_err(io::Error::other)?;
+            let response = response.await.map_err(io::Error::other)?;
+            if !response.status().is_success() {
+                let why = format!("the agent answered {}", response.status());
+                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+            }
+            let mut stream = ByteStream::new(send, response.into_body());
+            frame::write(&mut stream, call).await?;
+            Ok(stream)
+        };
+        timeout(CALL_WAIT, opening).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// See `LocalHost::wake`.
+    ///
+    /// # Errors
+    /// `OutOfReach` where the connection is gone: what became of the wake is seen on the next one.
+    pub async fn wake(&self, order: WakeOrder, stages: watch::Sender<Stage>) -> Result<Awake, WakeFailure> {
+        let lost = |_| WakeFailure::OutOfReach;
+        let call = Call::Wake(Box::new(WakeCall::of(&order)));
+        let mut stream = self.call(&call).await.map_err(lost)?;
+        loop {
+            match frame::expect(&mut stream).await.map_err(lost)? {
+                WakeAnswer::Stage { stage, service } => {
+                    let service = service.and_then(|name| name.parse().ok());
+                    let reached = match (stage, service) {
+                        (StageName::Starting, Some(service)) => Stage::Starting { service },
+                        (StageName::Probing, Some(service)) => Stage::Probing { service },
+                        (StageName::Ready, _) => Stage::Ready,
+                        (StageName::CheckingOut | StageName::Starting | StageName::Probing, _) => Stage::CheckingOut,
+                    };
+                    stages.send_replace(reached);
+                }
+                WakeAnswer::Ready { facts, endpoints, commit } => {
+                    self.facts().told(order.workspace, Some(order.epoch), facts);
+                    stages.send_replace(Stage::Ready);
+                    let endpoints = self.own_endpoints(&order, endpoints)?;
+                    let commit = commit.chars().filter(char::is_ascii_hexdigit).take(64).collect();
+                    return Ok(Awake { endpoints, commit });
+                }
+                WakeAnswer::Overtaken => return Err(WakeFailure::Cancelled),
+                WakeAnswer::Failed { text, may_pass_on_retry } => {
+                    return Err(WakeFailure::OnHost { text: shortened(text), may_pass_on_retry });
+                }
+            }
+        }
+    }
+
+    /// INVARIANT: the gateway is sent to the agent's own address alone. An agent could name any other, and a reviewer would get there.
+    fn own_endpoints(
+        &self,
+        order: &WakeOrder,
+        named: Vec<(String, std::net::SocketAddr)>,
+    ) -> Result<Vec<(ServiceName, std::net::SocketAddr)>, WakeFailure> {
+        let listening = order.manifest.services.iter().filter(|service| service.port_variable.is_some());
+        let expected: Vec<_> = listening.map(|service| service.name.clone()).collect();
+        let own = |address: &std::net::SocketAddr| {
+            address.ip().to_canonical() == self.0.address.to_canonical() && address.port() != 0
+        };
+        let fits = named.len() == expected.len()
+            && named.iter().zip(&expected).all(|((name, address), wanted)| name == wanted.as_str() && own(address));
+        if !fits {
+            metrics::counter!("envforge_agent_endpoints_refused_total").increment(1);
+            let text =
+                "the host named addresses of services that are not its own; see --bind-apps of its agent".to_owned();
+            return Err(WakeFailure::OnHost { text, may_pass_on_retry: false });
+        }
+        Ok(expected.into_iter().zip(named.into_iter().map(|(_, address)| address)).collect())
+    }
+
+    /// See `LocalHost::sleep`.
+    pub async fn sleep(&self, workspace: WorkspaceId, epoch: u64) -> Result<(), SleepFailure> {
+        self.end(workspace, &Call::Sleep { org: self.0.identity.org, workspace, epoch }).await
+    }
+
+    /// See `LocalHost::remove`.
+    pub async fn remove(&self, workspace: WorkspaceId) -> Result<(), SleepFailure> {
+        self.end(workspace, &Call::Remove { org: self.0.identity.org, workspace }).await
+    }
+
+    async fn end(&self, workspace: WorkspaceId, call: &Call) -> Result<(), SleepFailure> {
+        let lost = |_| SleepFailure::OutOfReach;
+        let mut stream = self.call(call).await.map_err(lost)?;
+        match frame::expect(&mut stream).await.map_err(lost)? {
+            EndAnswer::Ended { facts } => {
+                self.facts().told(workspace, None, facts);
+                Ok(())
+            }
+            EndAnswer::Failed { text } => Err(SleepFailure::State { reason: shortened(text) }),
+        }
+    }
+
+    /// Opens a byte stream to one of the agent's programs.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` where the agent has no such program or does not let this one in.
+    pub async fn open_stream(&self, header: StreamHeader) -> io::Result<ByteStream> {
+        let mut stream = self.call(&Call::Stream(header)).await?;
+        match timed(frame::expect(&mut stream)).await? {
+            StreamAnswer::Open => Ok(stream),
+            StreamAnswer::Refused { reason } => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
+        }
+    }
+
+    pub fn reports(&self) -> Reports {
+        self.0.reports.clone()
+    }
+
+    /// As the agent said last.
+    pub fn is_up(&self, workspace: WorkspaceId, epoch: u64) -> bool {
+        self.epoch_up(workspace) == Some(epoch)
+    }
+
+    /// As the agent said last.
+    pub fn epoch_up(&self, workspace: WorkspaceId) -> Option<u64> {
+        self.facts().epoch_up(workspace)
+    }
+
+    /// Waits until the agent has told what is up. Safe to cancel.
+    pub async fn facts_changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Whether the agent's last word is young enough to renew a lease on it.
+    pub fn is_heard(&self) -> bool {
+        let heard = *self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.0.closed.is_cancelled() && heard.elapsed() <= HEARTBEAT_INTERVAL + HEARD_GRACE
+    }
+
+    /// Says why, as the last thing on this connection.
+    pub(crate) async fn refuse(calls: SendRequest<Bytes>, identity: HostIdentity, code: String, text: String) {
+        let inner = Inner {
+            identity,
+            address: IpAddr::from([0, 0, 0, 0]),
+            calls,
+            facts: Mutex::default(),
+            heard: Mutex::new(Instant::now()),
+            changed: Notify::new(),
+            reports: Reports::new(1),
+            closed: CancellationToken::new(),
+        };
+        let host = Self(Arc::new(inner));
+        // Until the agent has read it, or has gone.
+        if let Ok(mut stream) = host.call(&Call::Refused { code, text }).await {
+            let _ = timed(frame::read::<EndAnswer, _>(&mut stream)).await;
+        }
+    }
+}
+
+async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(CALL_WAIT, wait).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+async fn speak(mut to: WriteHalf<ByteStream>, mut downs: mpsc::Receiver<Down>, closed: CancellationToken) {
+    let speaking = async {
+        while let Some(down) = downs.recv().await {
+            if frame::write(&mut to, &down).await.is_err() {
+                break;
+            }
+        }
+    };
+    closed.run_until_cancelled(speaking).await;
+    closed.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn an_older_list_takes_back_no_newer_answer() {
+        let workspace = |number| WorkspaceId::from_uuid(Uuid::from_u128(number));
+        let mut facts = Facts::default();
+        facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10);
+        facts.told(workspace(1), None, 12);
+        facts.told(workspace(3), Some(7), 12);
+        facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 11);
+        assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None, Some(4), Some(7)]);
+        facts.told_all(&HashMap::new(), 13);
+        assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None; 3]);
+    }
+}

@@ -1,0 +1,316 @@
+//! Both ends of the line in one process, over real sockets: who is let in, what passes, and what a broken connection changes.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envforge_agent::{
+    Agent, AgentError, AgentIdentity, Arrival, Authority, ByteStream, Config, EnrolError, HostIdentity, Listener,
+    RemoteHost, Session, StreamHandler, StreamHeader, enrol,
+};
+use envforge_domain::enrolment::EnrolmentToken;
+use envforge_domain::host::Capacity;
+use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::manifest::Manifest;
+use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
+use envforge_runtime::{LocalHost, Stage, WakeFailure, WakeOrder};
+use envforge_testkit::eventually;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const A_DAY: Millis = Millis::from_hours(24);
+
+struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "certificates are verified by the machine's clock")]
+    fn now(&self) -> UnixMillis {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        UnixMillis::new(u64::try_from(since.as_millis()).unwrap())
+    }
+}
+
+fn clock() -> SharedClock {
+    Arc::new(SystemClock)
+}
+
+fn org(number: u128) -> OrgId {
+    OrgId::from_uuid(Uuid::from_u128(number))
+}
+
+fn host() -> HostId {
+    HostId::from_uuid(Uuid::from_u128(9))
+}
+
+fn workspace() -> WorkspaceId {
+    WorkspaceId::from_uuid(Uuid::from_u128(7))
+}
+
+struct Line {
+    dir: tempfile::TempDir,
+    authority: Arc<Authority>,
+    listener: Listener,
+}
+
+impl Line {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path());
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &authority, clock()).await.unwrap();
+        Self { dir, authority, listener }
+    }
+
+    fn at(&self) -> String {
+        self.listener.local_address().unwrap().to_string()
+    }
+
+    fn token(&self) -> EnrolmentToken {
+        EnrolmentToken::new(org(1), host(), self.authority.fingerprint(), &[5; 32])
+    }
+
+    fn folder(&self) -> PathBuf {
+        let folder = self.dir.path().join("agent");
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// Certifies whoever comes with a token.
+    async fn enrolled(&self, lifetime: Millis) -> AgentIdentity {
+        let (at, folder, token, clock) = (self.at(), self.folder(), self.token(), clock());
+        let capacity = Capacity { cpu_millicores: 4_000, memory_mib: 4_096 };
+        let granting = async {
+            let Arrival::Enrolling(enrolling) = self.listener.accept().await.unwrap().arrive().await.unwrap() else {
+                panic!("somebody else came");
+            };
+            let identity = HostIdentity { org: enrolling.request.token.org(), host: host(), enrolment: 1 };
+            let certificate = self.authority.certify(&enrolling.request.request, identity, clock.now(), lifetime);
+            enrolling.grant(&certificate.unwrap()).await.unwrap();
+        };
+        let enrolling = enrol(&at, &folder, &token, "local-1", capacity, "test", &clock);
+        let (identity, ()) = tokio::join!(enrolling, granting);
+        identity.unwrap()
+    }
+
+    async fn connected(&self) -> (RemoteHost, Session) {
+        let connecting = async {
+            loop {
+                if let Ok(Arrival::Agent(connection)) = self.listener.accept().await.unwrap().arrive().await {
+                    assert_eq!(connection.identity, HostIdentity { org: org(1), host: host(), enrolment: 1 });
+                    let (host, session, version) = connection.establish().await.unwrap();
+                    assert_eq!(version, "test");
+                    return (host, session);
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, connecting).await.unwrap()
+    }
+
+    async fn local_host(&self) -> LocalHost {
+        LocalHost::open(envforge_runtime::Config::new(self.folder().join("runtime"))).await.unwrap().0
+    }
+
+    fn agent(&self, host: &LocalHost, identity: AgentIdentity) -> Agent {
+        let config = Config { control_plane: self.at(), agent_version: "test".to_owned(), clock: clock() };
+        Agent::new(config, host.clone(), identity, programs())
+    }
+}
+
+fn authority(folder: &Path) -> Arc<Authority> {
+    let (key, certificate) = (folder.join("agents.key"), folder.join("agents.crt"));
+    Arc::new(Authority::load_or_create(&key, &certificate, SystemClock.now()).unwrap())
+}
+
+/// `echo` answers what it gets, `deaf` reads nothing.
+fn programs() -> StreamHandler {
+    Arc::new(|header, _| match header.purpose.as_str() {
+        "echo" => Some(Box::new(|stream: ByteStream| {
+            Box::pin(async move {
+                let (mut reading, mut writing) = tokio::io::split(stream);
+                let _ = tokio::io::copy(&mut reading, &mut writing).await;
+                let _ = writing.shutdown().await;
+            })
+        })),
+        "deaf" => Some(Box::new(|stream: ByteStream| {
+            Box::pin(async move {
+                let _held = stream;
+                std::future::pending().await
+            })
+        })),
+        _ => None,
+    })
+}
+
+fn header(of: u128, purpose: &str) -> StreamHeader {
+    let purpose = purpose.to_owned();
+    StreamHeader { org: org(of), workspace: workspace(), purpose, parameters: BTreeMap::new() }
+}
+
+fn order(of: u128, repository: &Path, epoch: u64) -> WakeOrder {
+    let manifest = "version: 1\nservices:\n  web:\n    command: exec python3 -m http.server $PORT --bind $HOST\n    \
+                    route: { web: {} }\n    readiness: { http: /, interval: 50ms, deadline: 20s }\n";
+    WakeOrder {
+        org: org(of),
+        workspace: workspace(),
+        epoch,
+        repository: repository.display().to_string(),
+        branch: "main".to_owned(),
+        manifest: Manifest::parse(manifest).unwrap(),
+        deadline: Millis::from_secs(30),
+        public_hosts: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+    }
+}
+
+fn repository(folder: &Path) -> PathBuf {
+    let root = folder.join("orders");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("index.html"), "orders").unwrap();
+    envforge_testkit::commit_all(&root);
+    root
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_awake_outlives_its_connection_and_a_repeated_order_changes_nothing() {
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let root = repository(line.dir.path());
+    let (remote, session) = line.connected().await;
+    let (stages, stage) = watch::channel(Stage::CheckingOut);
+    let awake = remote.wake(order(1, &root, 1), stages).await.unwrap();
+    assert!(remote.is_up(workspace(), 1) && remote.is_heard());
+    assert_eq!(*stage.borrow(), Stage::Ready);
+    // The connection breaks; what runs does not.
+    drop((remote, session));
+    let (remote, _session) = line.connected().await;
+    assert!(remote.is_up(workspace(), 1), "the next one begins with what is up");
+    let again = remote.wake(order(1, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap();
+    assert_eq!(again, awake);
+    remote.sleep(workspace(), 1).await.unwrap();
+    assert!(!remote.is_up(workspace(), 1) && local.epochs_up().is_empty());
+    let over = remote.wake(order(1, &root, 1), watch::channel(Stage::CheckingOut).0).await;
+    assert!(matches!(over, Err(WakeFailure::OnHost { .. })), "{over:?}");
+    // What ends there without having been asked for is told.
+    remote.wake(order(1, &root, 2), watch::channel(Stage::CheckingOut).0).await.unwrap();
+    local.sleep(workspace(), 2).await.unwrap();
+    eventually("the agent's word", DEADLINE, async || remote.epoch_up(workspace()).is_none().then_some(())).await;
+    remote.remove(workspace()).await.unwrap();
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_does_nothing_for_another_organization() {
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let root = repository(line.dir.path());
+    let (remote, _session) = line.connected().await;
+    let refused = remote.wake(order(2, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap_err();
+    assert!(refused.to_string().contains("another organization"), "{refused}");
+    assert!(local.epochs_up().is_empty());
+    assert_eq!(std::fs::read_dir(line.folder().join("runtime/workspaces")).unwrap().count(), 0, "nothing was made");
+    let refused = remote.open_stream(header(2, "echo")).await.err().unwrap();
+    assert!(refused.to_string().contains("another organization"), "{refused}");
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_other() {
+    const BYTES: usize = 100 * 1024 * 1024;
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (remote, session) = line.connected().await;
+    assert!(remote.open_stream(header(1, "unheard-of")).await.is_err());
+
+    let mut deaf = remote.open_stream(header(1, "deaf")).await.unwrap();
+    let chunk = vec![7; 64 * 1024];
+    let mut taken = 0;
+    // Until nobody takes any more.
+    while tokio::time::timeout(Duration::from_millis(300), deaf.write_all(&chunk)).await.is_ok() {
+        taken += chunk.len();
+        assert!(taken < 16 * 1024 * 1024, "a stream that nobody reads takes whatever it is given");
+    }
+
+    let echo = remote.open_stream(header(1, "echo")).await.unwrap();
+    let (mut reading, mut writing) = tokio::io::split(echo);
+    let began = tokio::time::Instant::now();
+    let sending = tokio::spawn(async move {
+        let mut sent = 0;
+        while sent < BYTES {
+            let chunk: Vec<u8> = (0..64 * 1024).map(|index| ((sent + index) % 251) as u8).collect();
+            writing.write_all(&chunk).await.unwrap();
+            sent += chunk.len();
+        }
+        writing.shutdown().await.unwrap();
+        sent
+    });
+    let (mut got, mut buffer) = (0, vec![0; 256 * 1024]);
+    loop {
+        match reading.read(&mut buffer).await.unwrap() {
+            0 => break,
+            read => {
+                assert!(buffer[..read].iter().enumerate().all(|(at, byte)| *byte == ((got + at) % 251) as u8));
+                got += read;
+            }
+        }
+    }
+    assert_eq!((sending.await.unwrap(), got), (BYTES, BYTES));
+    println!("100 MiB there and back within {:?}", began.elapsed());
+    // The end of the connection is the end of its streams.
+    let mut open = remote.open_stream(header(1, "echo")).await.unwrap();
+    session.closed().cancel();
+    assert!(matches!(open.read(&mut buffer).await, Err(_) | Ok(0)));
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_certificates_of_the_authority_are_let_in_and_only_in_time() {
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(Millis::from_secs(2)).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    // In time it is let in, and no longer than it lasts unless it is renewed.
+    let running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (_remote, mut session) = line.connected().await;
+    let ended = async { while !matches!(session.next().await, envforge_agent::Happened::Closed) {} };
+    tokio::time::timeout(DEADLINE, ended).await.expect("the connection ends with its certificate");
+    let ended = tokio::time::timeout(DEADLINE, running).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(AgentError::CertificateEnded)), "{ended:?}");
+
+    // An authority of somebody else's certifies nobody here, and the agent believes nobody else's either.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = authority(elsewhere.path());
+    let token = EnrolmentToken::new(org(1), host(), other.fingerprint(), &[5; 32]);
+    let folder = elsewhere.path().join("agent");
+    std::fs::create_dir(&folder).unwrap();
+    let (at, capacity, clock) = (line.at(), Capacity::default(), clock());
+    let arriving = async { line.listener.accept().await.unwrap().arrive().await };
+    let enrolling = enrol(&at, &folder, &token, "local-1", capacity, "test", &clock);
+    let (enrolled, arrived) = tokio::join!(enrolling, arriving);
+    assert!(matches!(enrolled, Err(EnrolError::Unreachable { .. })) && arrived.is_err());
+    assert!(AgentIdentity::load(&folder).unwrap().is_none());
+}
+
+#[test]
+fn an_authority_that_lost_a_half_is_refused_instead_of_replaced() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let first = authority(dir.path()).fingerprint();
+    assert!(authority(dir.path()).fingerprint() == first);
+    let (key, certificate) = (dir.path().join("agents.key"), dir.path().join("agents.crt"));
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(envforge_agent::authority_fingerprint(&certificate).unwrap() == first);
+    std::fs::remove_file(&certificate).unwrap();
+    assert!(Authority::load_or_create(&key, &certificate, SystemClock.now()).is_err());
+    assert!(!certificate.exists());
+}

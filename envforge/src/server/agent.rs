@@ -1,0 +1,127 @@
+//! `envforge agent`: this machine as a host of one organization, for a control plane elsewhere.
+//!
+//! Not here: what is done with what comes over the connection (agent, runtime).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use envforge_agent::{Agent, AgentIdentity, Config, EnrolError, StreamHandler};
+use envforge_domain::enrolment::EnrolmentToken;
+use envforge_domain::secret::Secret;
+use envforge_domain::time::SharedClock;
+use envforge_identity::clock::SystemClock;
+use envforge_reactors::{HostMachine, MACHINE_ID};
+use tokio_util::sync::CancellationToken;
+
+use super::running::{self, Running};
+use super::stop::StopRequests;
+use super::telemetry::{self, LogFormat};
+use super::{open_files, roles, usable};
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+
+/// For the last facts to reach the control plane when this stops.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Run this machine as a host: workspaces of one organization wake here.
+#[derive(Args, Debug)]
+pub(crate) struct AgentArgs {
+    /// Where the control plane listens for agents. The agent connects there and listens nowhere itself.
+    #[arg(long, value_name = "HOST:PORT", env = "ENVFORGE_CONTROL_PLANE")]
+    control_plane: String,
+    /// File with the enrolment token that `envforge host enrol` printed, for the first start. Readable by its owner alone.
+    #[arg(long, value_name = "FILE")]
+    enrolment_file: Option<PathBuf>,
+    /// Where the agent keeps its key and everything that runs here.
+    #[arg(long, value_name = "DIR", env = "ENVFORGE_AGENT_DATA")]
+    data: PathBuf,
+    /// The address at which services listen and the gateway reaches them: this machine's own in the network that both share.
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    bind_apps: IpAddr,
+    /// File that names the machine, for machines that do not have it where Linux has it.
+    #[arg(long, value_name = "FILE", default_value = MACHINE_ID)]
+    machine_id: PathBuf,
+    /// What to trace on standard error.
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "ENVFORGE_LOG")]
+    log: String,
+    #[arg(long, value_name = "FORMAT", default_value = "json")]
+    log_format: LogFormat,
+}
+
+/// Runs until it is asked to stop, or until connecting again cannot help.
+pub(crate) async fn run(args: AgentArgs, output: Output) -> anyhow::Result<()> {
+    let asked = StopRequests::listen()?;
+    telemetry::install(&args.log, args.log_format)?;
+    open_files::raise();
+    let start = async |running: &mut Running| start(args, running, &output).await;
+    running::until_asked_to_stop(asked, start, || {}).await
+}
+
+async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let folder = || format!("the agent's folder {}", args.data.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.data).with_context(folder)?;
+    let data = args.data.canonicalize().with_context(folder)?;
+    // First, so that a second agent of the same folder neither enrols nor ends anything.
+    let mut config = envforge_runtime::Config::new(data.join("runtime"));
+    config.bind = args.bind_apps;
+    let host = roles::open_host(config).await?;
+    let machine = HostMachine::open(&data.join("runtime"), &args.machine_id)?;
+    let clock: SharedClock = Arc::new(SystemClock);
+    let version = env!("CARGO_PKG_VERSION");
+    let identity = match &args.enrolment_file {
+        Some(file) => {
+            let token = enrolment_token(file)?;
+            let at = &args.control_plane;
+            let enrolled = envforge_agent::enrol(at, &data, &token, &machine.key, machine.capacity, version, &clock);
+            enrolled.await.map_err(|error| match error {
+                EnrolError::Unreachable { .. } => Failure::unreachable(
+                    error.to_string(),
+                    "see whether it runs, and whether this machine may reach it",
+                ),
+                EnrolError::Refused { .. } => {
+                    Failure::local(error.to_string(), "`envforge host enrol` issues another token")
+                }
+                EnrolError::Identity(_) => Failure::local(error.to_string(), ""),
+            })?
+        }
+        None => AgentIdentity::load(&data)?.ok_or_else(|| {
+            let hint = "give it the token of `envforge host enrol` with --enrolment-file, once";
+            Failure::usage("this machine has not enrolled yet", hint)
+        })?,
+    };
+    let (org, id) = identity.of();
+    let config = Config { control_plane: args.control_plane, agent_version: version.to_owned(), clock };
+    // No program of this version takes byte streams.
+    let streams: StreamHandler = Arc::new(|_, _| None);
+    let agent = Agent::new(config, host.clone(), identity, streams);
+    let stop = running.stop.clone();
+    running.essential.spawn("the agent", async move {
+        let connected = CancellationToken::new();
+        let mut working = tokio::spawn(agent.run(connected.clone()));
+        tokio::select! {
+            ended = &mut working => {
+                // Nobody says any more what may run here.
+                host.shutdown().await;
+                Ok(ended??)
+            }
+            () = stop.cancelled() => {
+                host.shutdown().await;
+                tokio::time::sleep(FAREWELL).await;
+                connected.cancel();
+                Ok(working.await??)
+            }
+        }
+    });
+    let line = serde_json::json!({ "org": org.to_string(), "host": id.to_string() });
+    Ok(output.event(&line)?)
+}
+
+fn enrolment_token(file: &std::path::Path) -> anyhow::Result<EnrolmentToken> {
+    let text = Secret::new(std::fs::read_to_string(file).with_context(|| file.display().to_string())?);
+    Ok(usable("--enrolment-file", EnrolmentToken::parse(text.expose()))?)
+}

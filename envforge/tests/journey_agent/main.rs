@@ -1,0 +1,168 @@
+//! The story of a host with an agent: it enrols once, workspaces wake on it, and neither the death of the control plane nor a cut network
+//! touches what runs there, while the meter stays exact.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
+
+mod proxy;
+mod site;
+
+use std::time::Duration;
+
+use envforge_testkit::{NatsServer, Postgres, eventually, wait_until};
+use nix::sys::signal::Signal;
+use proxy::Proxy;
+use site::{DEADLINE, Site, is_dead, names_no_machine};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_wakes_on_an_agents_host_and_outlives_the_control_plane() {
+    let (mut site, mut dev) = Site::new();
+    let token = site.enrolment("builder");
+    site.until_host("builder", "expected").await;
+    let mut agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    assert!(names_no_machine(&site.shown(&["host", "ls"])));
+
+    site.json(&["up"]);
+    let [started] = &*site.starts_on("builder") else { panic!("{:?}", site.starts_on("builder")) };
+    assert!(site.starts_on("data").is_empty(), "the control plane's own machine has nothing of it");
+    assert_eq!(site.app_through_the_gateway().await.trim(), started);
+
+    // Twice: killed, and stopped as an operator stops it.
+    for asked in [false, true] {
+        if asked {
+            assert!(dev.terminate(DEADLINE).success(), "{}", dev.stderr());
+        } else {
+            dev.kill9();
+        }
+        assert!(!is_dead(started) && agent.is_running());
+        dev = site.start().0;
+        assert_eq!(site.app_through_the_gateway().await.trim(), started, "the same process, started once");
+    }
+    site.json(&["workspace", "sleep", "main"]);
+    site.until_phase("asleep").await;
+    assert!(is_dead(started));
+    site.until_metered().await;
+    assert_eq!(site.starts_on("builder").len(), 1);
+
+    // It wakes again, and is drained and revoked: at once, with what runs there.
+    site.json(&["up"]);
+    let again = site.starts_on("builder").pop().unwrap();
+    site.json(&["host", "drain", "builder"]);
+    site.until_host("builder", "draining").await;
+    assert!(!is_dead(&again), "what is awake stays");
+    site.json(&["host", "revoke", "builder"]);
+    let ended = agent.wait(DEADLINE);
+    assert!(!ended.success());
+    assert!(agent.stderr().contains("host_revoked"), "{}", agent.stderr());
+    wait_until("the end of what ran there", DEADLINE, || is_dead(&again));
+    // Neither with its certificate nor with its token does it come back.
+    let mut back =
+        envforge_testkit::TestProcess::spawn("back", &site.agent_command("builder", &site.at(), None), site.dir.path());
+    assert!(!back.wait(DEADLINE).success());
+    assert!(back.stderr().contains("host_revoked"), "{}", back.stderr());
+    eventually("the refusals in the audit", DEADLINE, async || {
+        let log = site.json(&["audit", "log", "--outcome", "denied"]);
+        log.to_string().contains("host_revoked").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_network_ends_nothing_and_a_killed_agent_is_lost_at_its_last_word() {
+    let (site, _dev) = Site::new();
+    let proxy = Proxy::to(site.agents_port).await;
+    let token = site.enrolment("builder");
+    let mut agent = site.agent("builder", &proxy.address(), Some(&token));
+    site.until_host("builder", "active").await;
+    site.json(&["up"]);
+    let started = site.starts_on("builder").pop().unwrap();
+    proxy.cut();
+    assert_eq!(site.app_through_the_gateway().await.trim(), started, "the gateway needs no agent");
+    proxy.mend();
+    // What is asked for while nobody is there is done when somebody is.
+    proxy.cut();
+    site.json(&["workspace", "sleep", "main"]);
+    assert!(!is_dead(&started));
+    proxy.mend();
+    site.until_phase("asleep").await;
+    assert!(is_dead(&started));
+    site.until_metered().await;
+
+    site.json(&["up"]);
+    let killed = site.starts_on("builder").pop().unwrap();
+    agent.kill9();
+    let mut agent = site.agent("builder", &proxy.address(), None);
+    // It says itself that nothing of that runs any more.
+    site.until_phase("asleep").await;
+    wait_until("the end of what the killed agent ran", DEADLINE, || is_dead(&killed));
+    site.until_metered().await;
+    site.json(&["up"]);
+    assert_eq!(site.starts_on("builder").len(), 3);
+    assert!(agent.terminate(DEADLINE).success(), "{}", agent.stderr());
+    site.until_phase("asleep").await;
+    site.until_metered().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_serves_roles_over_nats_and_postgres_that_run_nothing_themselves() {
+    let (nats, database) = (NatsServer::start(), Postgres::shared());
+    let (site, _roles) = Site::over(&nats.url(), database.database_url());
+    let token = site.enrolment("builder");
+    let _agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    site.json(&["up"]);
+    let started = site.starts_on("builder").pop().unwrap();
+    assert_eq!(site.app_through_the_gateway().await.trim(), started);
+    site.json(&["workspace", "sleep", "main"]);
+    site.until_phase("asleep").await;
+    site.until_metered().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_works_once_and_a_certificate_for_as_long_as_it_says() {
+    let (site, _dev) = Site::with_certificates_of(4);
+    let token = site.enrolment("builder");
+    let mut agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    let identity = || std::fs::read_to_string(site.dir.join("builder/agent.json")).unwrap();
+    let first = identity();
+
+    // Somebody who copied the token comes too late; a changed token is no token.
+    for (name, text, refusal) in [
+        ("thief", std::fs::read_to_string(&token).unwrap(), "enrolment_used"),
+        ("forger", std::fs::read_to_string(&token).unwrap().replace("hst_", "hst_0"), "enrolment token"),
+    ] {
+        let copy = site.dir.join(format!("{name}-token"));
+        std::fs::write(&copy, text).unwrap();
+        let command = site.agent_command(name, &site.at(), Some(&copy));
+        let mut refused = envforge_testkit::TestProcess::spawn(name, &command, site.dir.path());
+        assert!(!refused.wait(DEADLINE).success());
+        assert!(format!("{}{}", refused.stdout(), refused.stderr()).contains(refusal), "{}", refused.stderr());
+        assert!(!site.dir.join(name).join("agent.json").exists());
+    }
+    eventually("the refusal in the audit", DEADLINE, async || {
+        let log = site.json(&["audit", "log", "--outcome", "denied"]);
+        log.to_string().contains("enrolment_used").then_some(())
+    })
+    .await;
+
+    // Renewed over and over, on one connection, while a workspace is awake.
+    site.json(&["up"]);
+    let started = site.starts_on("builder").pop().unwrap();
+    wait_until("a renewed certificate", DEADLINE, || identity() != first);
+    let second = identity();
+    wait_until("another one", DEADLINE, || identity() != second);
+    assert_eq!(site.app_through_the_gateway().await.trim(), started);
+    assert_eq!(agent.stderr().matches("out of reach").count(), 0, "{}", agent.stderr());
+
+    // Held up for longer than its certificate lives, it has no right to renew it.
+    agent.signal(Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_secs(6)).await; // pause: for longer than a certificate's life
+    agent.signal(Signal::SIGCONT);
+    assert!(!agent.wait(DEADLINE).success());
+    assert!(agent.stderr().contains("certificate"), "{}", agent.stderr());
+    // Another enrolment of the same name gives it a new one.
+    let token = site.enrolment("builder");
+    let _agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    site.json(&["up"]);
+}
