@@ -100,6 +100,17 @@ struct Stat {
     state: u8,
     parent: i32,
     group: i32,
+    environment: Place,
+}
+
+/// Whether there is an environment to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// For good: a kernel thread, or a program that was started with an empty one.
+    Nowhere,
+    Somewhere,
+    /// Another program is just being put into the process (execve): it has memory, and nothing stands in it.
+    NotYet,
 }
 
 impl Stat {
@@ -120,7 +131,14 @@ impl Stat {
         let group = fields.next()?.parse().ok()?;
         // Fields 6 to 21 lie between the group and the start time.
         let started_ticks = fields.nth(16)?.parse().ok()?;
-        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group })
+        // Field 23: kernel threads have no memory. Fields 50 and 51: from where to where the environment stands.
+        let memory = fields.next()?;
+        let environment = match (fields.nth(26)?, fields.next()?) {
+            ("0", "0") if memory != "0" => Place::NotYet,
+            (from, to) if from == to => Place::Nowhere,
+            _ => Place::Somewhere,
+        };
+        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group, environment })
     }
 
     fn is_dead(&self) -> bool {
@@ -174,18 +192,20 @@ impl Family {
         Ok(ours.iter().filter_map(|pid| processes.get(pid)).map(|stat| stat.identity).collect())
     }
 
+    /// # Errors
+    /// Where it cannot be told yet: a process that becomes another program shows no environment for a moment.
     fn marks(&self, proc: &Path, pid: i32) -> io::Result<bool> {
-        let mut environment = Vec::new();
-        let read = fs::File::open(proc.join(format!("{pid}/environ")))
-            .and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
-        let known = match read {
-            // Another user's, or more privileged than we are: what we start is neither, unless a program makes itself so,
-            // and then its group and its parent still tell.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
-            read => unless_gone(read)?,
-        };
-        if known.is_none() {
-            return Ok(false);
+        let Some(mut environment) = environment_of(proc, pid)? else { return Ok(false) };
+        if environment.is_empty() {
+            match Stat::read(proc, pid)?.map(|stat| stat.environment) {
+                None | Some(Place::Nowhere) => return Ok(false),
+                Some(Place::NotYet) => {
+                    let error = format!("process {pid} is becoming another program");
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, error));
+                }
+                // It has become one since.
+                Some(Place::Somewhere) => environment = environment_of(proc, pid)?.unwrap_or_default(),
+            }
         }
         let carries = |name: &str, value: &str| {
             environment.split(|byte| *byte == 0).any(|variable| {
@@ -236,6 +256,18 @@ impl Family {
             tokio::time::sleep_until(next).await;
             pause = (pause * 2).min(Duration::from_millis(100));
         }
+    }
+}
+
+/// `None` where the process is gone, or is not ours to read: another user's, or more privileged than we are. What we start is
+/// neither, unless a program makes itself so, and then its group and its parent still tell.
+fn environment_of(proc: &Path, pid: i32) -> io::Result<Option<Vec<u8>>> {
+    let mut environment = Vec::new();
+    let read = fs::File::open(proc.join(format!("{pid}/environ")))
+        .and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        read => Ok(unless_gone(read)?.map(|_| environment)),
     }
 }
 
@@ -356,9 +388,9 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
-        let line = b"4711 (a) R 1 (x)) S 17 23 23 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
-        let stat = Stat::parse(4711, line).unwrap();
-        assert_eq!((stat.state, stat.parent, stat.group, stat.identity.started_ticks), (b'S', 17, 23, 987_654));
+        let stat = Stat::parse(4711, sleeping(4711).replace("(app)", "(a) R 1 (x))").as_bytes()).unwrap();
+        assert_eq!((stat.state, stat.parent, stat.group, stat.identity.started_ticks), (b'S', 17, 4711, 77));
+        assert_eq!(stat.environment, Place::Somewhere);
     }
 
     #[test]
@@ -381,7 +413,49 @@ mod tests {
     }
 
     fn sleeping(pid: i32) -> String {
-        format!("{pid} (app) S 1 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77 1 2")
+        with_environment(pid, "4096", ("8000", "8020"))
+    }
+
+    fn with_environment(pid: i32, memory: &str, (from, to): (&str, &str)) -> String {
+        let zeros = "0 ".repeat(26);
+        format!("{pid} (app) S 17 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77 {memory} {zeros}{from} {to} 0")
+    }
+
+    #[test]
+    fn a_process_that_becomes_another_program_cannot_be_told_yet() {
+        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None };
+        let directory = tempfile::tempdir().unwrap();
+        let proc = directory.path();
+        for (memory, ends, tells) in [
+            ("4096", ("0", "0"), false),
+            ("0", ("0", "0"), true),
+            ("4096", ("8000", "8000"), true),
+            ("4096", ("8000", "8020"), true),
+        ] {
+            let process = shown(proc, 4_000_001, Some(&with_environment(4_000_001, memory, ends)));
+            fs::write(process.join("environ"), "").unwrap();
+            assert_eq!(family.members_in(proc).is_ok(), tells, "{memory} {ends:?}");
+            fs::remove_dir_all(process).unwrap();
+        }
+        // Another user's shows the same, and nothing that could be read.
+        shown(proc, 4_000_001, Some(&with_environment(4_000_001, "4096", ("0", "0"))));
+        assert_eq!(family.members_in(proc).unwrap(), []);
+    }
+
+    /// Whoever started a process knows it before the process is the program that it was started for.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_is_found_from_its_first_moment() {
+        for _ in 0..100 {
+            let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None };
+            let mut young = Command::new("setsid")
+                .args(["sleep", "1000"])
+                .env(MARKER_VARIABLE, family.marker.as_str())
+                .kill_on_drop(true)
+                .spawn()
+                .unwrap();
+            assert_eq!(family.end(Duration::ZERO).await, Ok(1));
+            assert!(young.try_wait().unwrap().is_some());
+        }
     }
 
     #[tokio::test]
