@@ -9,6 +9,7 @@ pub mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hesitation;
 pub mod key_file;
 pub mod key_ring;
 pub mod lockout;
