@@ -16,6 +16,7 @@ use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
 use envforge_domain::root_window::{RootWindow, RootWindowCommand, RootWindowEvent};
 use envforge_domain::runtime::{Runtime, RuntimeEvent};
+use envforge_domain::secrets::{SecretOwner, SecretView, Secrets};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::{ActiveWorkspace, Workspace};
@@ -35,6 +36,9 @@ pub struct World {
     /// Ends of live links, soonest first.
     link_ends: BTreeSet<(UnixMillis, LinkId)>,
     links: HashMap<LinkId, (Resource, UnixMillis)>,
+    /// By the id of the project or workspace whose they are.
+    secrets: HashMap<Box<str>, Secrets>,
+    no_secrets: Secrets,
     /// Those that are not over.
     root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
 }
@@ -108,6 +112,10 @@ impl World {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_) => {}
+                Event::Secrets(event) => {
+                    let known = self.secrets.entry(recorded.commit.stream.key().into()).or_default();
+                    *known = Secrets::evolve(std::mem::take(known), event);
+                }
                 Event::RootWindow(event) => {
                     if let Ok(window) = recorded.commit.stream.key().parse() {
                         self.apply_root_window(org, window, event);
@@ -170,6 +178,8 @@ impl World {
             RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::LeaseRenewed { .. }
             | RuntimeEvent::KeepAwakeShortened { .. }
@@ -256,6 +266,19 @@ impl World {
             Workspace::Active(active) => Some(active),
             Workspace::Unknown | Workspace::Archived { .. } => None,
         }
+    }
+
+    /// What is known of an owner's secrets.
+    pub fn secrets_of(&self, owner: SecretOwner) -> &Secrets {
+        self.secrets.get(owner.to_string().as_str()).unwrap_or(&self.no_secrets)
+    }
+
+    /// The secrets that a workspace may be given; `None` for one that is archived or unknown.
+    pub fn secret_view(&self, workspace: WorkspaceId) -> Option<SecretView<'_>> {
+        let project = self.workspace(workspace)?.project;
+        let of_project = self.secrets_of(SecretOwner::Project(project));
+        let of_workspace = self.secrets_of(SecretOwner::Workspace { project, workspace });
+        Some(SecretView { project, workspace, of_project, of_workspace })
     }
 
     pub fn is_archived(&self, workspace: WorkspaceId) -> bool {

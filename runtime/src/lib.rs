@@ -26,6 +26,7 @@ mod root;
 mod root_diff;
 mod root_guard;
 mod running;
+pub mod secret_store;
 mod service;
 mod wake;
 mod workspace;
