@@ -348,7 +348,7 @@ impl Refusal for RuntimeRefusal {
             Self::OtherEpoch { .. } => "runtime_other_epoch",
             Self::OtherHost => "runtime_other_host",
             Self::KeptAwake { .. } => "runtime_kept_awake",
-            Self::TooManySecrets { .. } => "too_many_secrets",
+            Self::TooManySecrets { .. } => "runtime_too_many_secrets",
             Self::KeepAwakeTooLong { .. } => "keep_awake_too_long",
             Self::KeepAwakeInThePast => "keep_awake_in_the_past",
             Self::Reason { .. } => "reason_invalid",

@@ -16,7 +16,7 @@ use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
 use envforge_domain::root_window::{RootWindow, RootWindowCommand, RootWindowEvent};
 use envforge_domain::runtime::{Runtime, RuntimeEvent};
-use envforge_domain::secrets::{SecretOwner, SecretView, Secrets};
+use envforge_domain::secrets::{SecretOwner, SecretView, Secrets, SecretsEvent};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::{ActiveWorkspace, Workspace};
@@ -37,7 +37,7 @@ pub struct World {
     link_ends: BTreeSet<(UnixMillis, LinkId)>,
     links: HashMap<LinkId, (Resource, UnixMillis)>,
     /// By the id of the project or workspace whose they are.
-    secrets: HashMap<Box<str>, Secrets>,
+    secrets: HashMap<Box<str>, (OrgId, Option<SecretOwner>, Secrets)>,
     no_secrets: Secrets,
     /// Those that are not over.
     root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
@@ -113,8 +113,12 @@ impl World {
                 | Event::Decision(_)
                 | Event::ServiceToken(_) => {}
                 Event::Secrets(event) => {
-                    let known = self.secrets.entry(recorded.commit.stream.key().into()).or_default();
-                    *known = Secrets::evolve(std::mem::take(known), event);
+                    let key = recorded.commit.stream.key();
+                    let known = self.secrets.entry(key.into()).or_insert_with(|| (org, None, Secrets::default()));
+                    if let SecretsEvent::Set { owner, .. } = event {
+                        known.1 = Some(*owner);
+                    }
+                    known.2 = Secrets::evolve(std::mem::take(&mut known.2), event);
                 }
                 Event::RootWindow(event) => {
                     if let Ok(window) = recorded.commit.stream.key().parse() {
@@ -268,9 +272,14 @@ impl World {
         }
     }
 
+    /// All owners of secrets.
+    pub fn secrets(&self) -> impl Iterator<Item = (OrgId, SecretOwner, &Secrets)> {
+        self.secrets.values().filter_map(|(org, owner, known)| Some((*org, (*owner)?, known)))
+    }
+
     /// What is known of an owner's secrets.
     pub fn secrets_of(&self, owner: SecretOwner) -> &Secrets {
-        self.secrets.get(owner.to_string().as_str()).unwrap_or(&self.no_secrets)
+        self.secrets.get(owner.to_string().as_str()).map_or(&self.no_secrets, |(_, _, known)| known)
     }
 
     /// The secrets that a workspace may be given; `None` for one that is archived or unknown.
