@@ -110,7 +110,8 @@ pub fn router(parts: Parts) -> Router {
     let outputs = config.root_outputs.clone();
     let windows = root_windows::RootWindows { access: a, commands: c, reads: r, outputs };
     let (a, c, r) = with_commands(&access);
-    let secret_routes = secrets::Secrets { access: access.clone(), commands: commands.clone(), store: config.secrets.clone() };
+    let secret_routes =
+        secrets::Secrets { access: access.clone(), commands: commands.clone(), store: config.secrets.clone() };
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r, revocations: revocations.clone() };

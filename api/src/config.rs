@@ -55,8 +55,12 @@ type Putting = Pin<Box<dyn Future<Output = Result<u64, NotPut>> + Send>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotPut {
     /// It is empty, too long, or holds what no environment carries.
-    Value { max_bytes: usize },
-    Unavailable { detail: String },
+    Value {
+        max_bytes: usize,
+    },
+    Unavailable {
+        detail: String,
+    },
 }
 
 impl SecretPuts {

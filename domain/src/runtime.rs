@@ -106,7 +106,7 @@ pub enum RuntimeEvent {
         epoch: Epoch,
         consumed: Vec<ConsumedSecret>,
     },
-    /// Follows `Failed`, where secrets were the reason: at most `limits::SECRETS_OF_EVENT_MAX` of them.
+    /// Before `Failed`, where secrets are the reason: at most `limits::SECRETS_OF_EVENT_MAX` of them.
     SecretsRefused {
         epoch: Epoch,
         refused: Vec<RefusedSecret>,
@@ -535,7 +535,7 @@ impl Aggregate for Runtime {
                     Self::decide(state, &RuntimeCommand::ReportFailed { epoch: *epoch, host: *host, reason })?;
                 if !events.is_empty() {
                     let refused = refused.iter().take(SECRETS_OF_EVENT_MAX).cloned().collect();
-                    events.push(RuntimeEvent::SecretsRefused { epoch: *epoch, refused });
+                    events.insert(0, RuntimeEvent::SecretsRefused { epoch: *epoch, refused });
                 }
                 Ok(events)
             }
@@ -755,20 +755,23 @@ impl Aggregate for Runtime {
                 secrets.extend(consumed.iter().cloned());
                 Self::Waking { epoch, workspace, project, cause, stage, host, secrets }
             }
-            (Self::Failed { epoch, .. }, RuntimeEvent::SecretsRefused { refused, .. }) => {
+            (Self::Waking { epoch, .. }, RuntimeEvent::SecretsRefused { refused, .. }) => {
                 Self::Failed { epoch, workspace, project, refused: refused.clone() }
             }
-            (Self::Waking { secrets, .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => Self::Ready(ReadyRuntime {
-                epoch: *epoch,
-                workspace,
-                project,
-                host,
-                lease_until: *lease_until,
-                keep_awake_until: None,
-                last_activity: None,
-                postponed: None,
-                secrets,
-            }),
+            (failed @ Self::Failed { .. }, RuntimeEvent::Failed { .. }) => failed,
+            (Self::Waking { secrets, .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => {
+                Self::Ready(ReadyRuntime {
+                    epoch: *epoch,
+                    workspace,
+                    project,
+                    host,
+                    lease_until: *lease_until,
+                    keep_awake_until: None,
+                    last_activity: None,
+                    postponed: None,
+                    secrets,
+                })
+            }
             // Wakes of former times named their host here for the first time.
             (Self::Ready(ready), RuntimeEvent::EndpointsBound { host, .. }) => {
                 Self::Ready(ReadyRuntime { host: Some(*host), ..ready })

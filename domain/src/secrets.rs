@@ -145,10 +145,27 @@ impl SecretRules {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretsEvent {
     /// There is another version; the store has its value already.
-    Set { owner: SecretOwner, name: SecretName, generation: u32, version: u64, by: UserId, at: UnixMillis },
-    RulesChanged { name: SecretName, rules: SecretRules, by: UserId, at: UnixMillis },
+    Set {
+        owner: SecretOwner,
+        name: SecretName,
+        generation: u32,
+        version: u64,
+        by: UserId,
+        at: UnixMillis,
+    },
+    RulesChanged {
+        name: SecretName,
+        rules: SecretRules,
+        by: UserId,
+        at: UnixMillis,
+    },
     /// No wake gets it any more; the store is cleared after this.
-    Removed { name: SecretName, generation: u32, by: UserId, at: UnixMillis },
+    Removed {
+        name: SecretName,
+        generation: u32,
+        by: UserId,
+        at: UnixMillis,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

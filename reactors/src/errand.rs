@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use envforge_commands::{CommandError, Commands, Context, hosts, runtimes};
 use envforge_domain::access::{Action, Resource};
+use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Component, Position, StreamId};
 use envforge_domain::host::Host;
 use envforge_domain::ids::{CommitId, CorrelationId, WorkspaceId};
 use envforge_domain::limits::{RUNTIME_LEASE, SECRETS_CONSUMED_MAX};
-use envforge_domain::aggregate::Aggregate;
 use envforge_domain::runtime::{Epoch, ReadyService, Runtime, RuntimeCommand, RuntimeRefusal, SleepCause, WakeStage};
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::ConsumedSecret;
@@ -274,8 +274,7 @@ impl Errands {
         report: &RuntimeCommand,
     ) -> Result<(), CommandError> {
         let action = Runtime::action_of(report);
-        let permit =
-            system_permit(Component::RuntimeReactor, action, matter.resource, matter.position, context.now);
+        let permit = system_permit(Component::RuntimeReactor, action, matter.resource, matter.position, context.now);
         let permit = match permit {
             Ok(permit) => permit,
             Err(denial) => {

@@ -451,7 +451,8 @@ mod tests {
 
     #[tokio::test]
     async fn processes_that_cannot_be_looked_for_count_as_survivors() {
-        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
+        let family =
+            Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path();
         assert!(family.members_in(&proc.join("not-mounted")).is_err());
@@ -491,7 +492,8 @@ mod tests {
         let real = Identity::of(pid).unwrap();
         let reused = Identity { pid: real.pid, started_ticks: real.started_ticks + 1 };
         signal(reused, Signal::KILL);
-        let family = Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None, users: None };
+        let family =
+            Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None, users: None };
         assert_eq!(family.end(Duration::ZERO).await, Ok(0));
         assert_eq!(bystander.try_wait().unwrap(), None, "the bystander still runs");
         bystander.kill().await.unwrap();

@@ -15,8 +15,8 @@ use crate::output::{self, RotatingFile};
 use crate::port::ReservedPort;
 use crate::process::{self, Ended, Family, Leader, Survivors};
 use crate::record::RunningRecord;
-use crate::unix_user::UnixUser;
 use crate::service::{GivenUp, Stop, Supervised};
+use crate::unix_user::UnixUser;
 
 /// For supervisors to notice that their processes are gone.
 const SUPERVISOR_WAIT: Duration = Duration::from_secs(3);

@@ -28,8 +28,8 @@ use crate::record::{Records, RunningRecord, blocking};
 use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
-use crate::unix_user::{self, UnixUser, UnixUsers, UserBlock};
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
+use crate::unix_user::{self, UnixUser, UnixUsers, UserBlock};
 
 /// Starts of all services with other ports, where some program took one before its service did.
 const PORT_ATTEMPTS_MAX: usize = 3;
@@ -113,9 +113,8 @@ pub(crate) async fn wake(
         }
     };
     let (records, boot) = (host.records.clone(), host.boot.clone());
-    let record = RunningRecord::begin(records, order.workspace, order.epoch, boot, block.clone())
-        .await
-        .map_err(state)?;
+    let record =
+        RunningRecord::begin(records, order.workspace, order.epoch, boot, block.clone()).await.map_err(state)?;
     let (given_up_sender, given_up) = mpsc::channel(order.manifest.services.len().max(1));
     let place = host.place(order.workspace);
     let mut running = Running {

@@ -350,7 +350,8 @@ impl Secrets {
         self.access.permit(caller, Action::SecretList, resource).await?;
         let name = parse_name(name)?;
         let known = secrets::load(&self.commands, resource.org(), owner).await?.state;
-        let known = known.known(&name).ok_or_else(|| Problem::from(&SecretsRefusal::Unknown { name } as &dyn Refusal))?;
+        let known =
+            known.known(&name).ok_or_else(|| Problem::from(&SecretsRefusal::Unknown { name } as &dyn Refusal))?;
         let items = known.changes.iter().rev().map(|change| {
             let (deed, version) = match change.deed {
                 SecretDeed::Set { version } => ("set", Some(version)),
@@ -392,9 +393,10 @@ impl Secrets {
         let mut found = BTreeSet::new();
         for name in names.iter().take(envforge_domain::limits::SECRET_WORKSPACES_MAX + 1) {
             let unknown = || Problem::value("workspaces", "this project has no workspace of that name or id");
-            let workspace = self.access.workspace(resource.org(), name).await.map_err(|problem| {
-                if problem.code() == Problem::not_found().code() { unknown() } else { problem }
-            })?;
+            let workspace =
+                self.access.workspace(resource.org(), name).await.map_err(|problem| {
+                    if problem.code() == Problem::not_found().code() { unknown() } else { problem }
+                })?;
             if workspace.project() != resource.project() {
                 return Err(unknown());
             }
@@ -423,12 +425,12 @@ impl Secrets {
             Runtime::Failed { ref refused, .. } => refused.iter().map(SecretRefused::of).collect(),
             _ => Vec::new(),
         };
-        let names: BTreeSet<&SecretName> =
-            of_project.held().chain(of_workspace.held()).map(|(name, _)| name).collect();
+        let names: BTreeSet<&SecretName> = of_project.held().chain(of_workspace.held()).map(|(name, _)| name).collect();
         let item = |name: &SecretName| {
             let found = view.get(name)?;
             let declares = |declared: &&String| declared.as_str() == name.as_str();
-            let declaring = active.manifest.services.iter().filter(|service| service.secrets.iter().any(|s| declares(&s)));
+            let declaring =
+                active.manifest.services.iter().filter(|service| service.secrets.iter().any(|s| declares(&s)));
             let of = given.iter().filter(|given| given.name == *name).map(|given| Given {
                 service: given.service.to_string(),
                 version: given.version,
@@ -471,11 +473,7 @@ impl SecretShown {
 
 impl SecretRefused {
     fn of(refused: &RefusedSecret) -> Self {
-        Self {
-            service: refused.service.to_string(),
-            name: refused.name.to_string(),
-            problem: refused.problem.token(),
-        }
+        Self { service: refused.service.to_string(), name: refused.name.to_string(), problem: refused.problem.token() }
     }
 }
 

@@ -106,8 +106,7 @@ fn there_is_a_limit_and_rules_are_bounded() {
         now: at(5),
     };
     given::<Secrets>([]).when(own).then_refused("secret_rules_invalid");
-    let change =
-        |rules| SecretsCommand::ChangeRules { name: name("A"), rules, by: user(1), now: at(7) };
+    let change = |rules| SecretsCommand::ChangeRules { name: name("A"), rules, by: user(1), now: at(7) };
     given::<Secrets>([]).when(change(SecretRules::default())).then_refused("secret_unknown");
     given::<Secrets>([was_set("A", 0, 1)]).when(change(SecretRules::default())).then_nothing();
 }
@@ -135,11 +134,13 @@ fn view<'a>(of_project: &'a Secrets, of_workspace: &'a Secrets) -> SecretView<'a
 
 #[test]
 fn a_workspaces_own_goes_before_its_projects_and_all_that_is_missing_or_forbidden_is_named() {
-    let of_project = given::<Secrets>([]).and(set("A", 0, 3)).and(with_rules("B", 1, 1, Some(only("web", Rotation::MarkStale))));
+    let of_project =
+        given::<Secrets>([]).and(set("A", 0, 3)).and(with_rules("B", 1, 1, Some(only("web", Rotation::MarkStale))));
     let of_workspace = given::<Secrets>([]).and(set("A", 0, 7)).and(set("LEFT", 1, 1));
     let view = view(of_project.state(), of_workspace.state());
     let consumed = view.resolve(&manifest("A, B", "A")).unwrap();
-    let told: Vec<_> = consumed.iter().map(|one| (one.service.as_str(), one.name.as_str(), one.owner, one.version)).collect();
+    let told: Vec<_> =
+        consumed.iter().map(|one| (one.service.as_str(), one.name.as_str(), one.owner, one.version)).collect();
     assert_eq!(
         told,
         [("web", "A", OF_WORKSPACE(), 7), ("web", "B", OF_PROJECT(), 1), ("worker", "A", OF_WORKSPACE(), 7)]
@@ -155,7 +156,10 @@ fn a_workspaces_own_goes_before_its_projects_and_all_that_is_missing_or_forbidde
         ]
     );
     let sentence = RefusedSecret::told(&refused);
-    assert!(sentence.contains("C (service `web`) has no value") && sentence.contains("B may not be used by service `worker`"));
+    assert!(
+        sentence.contains("C (service `web`) has no value")
+            && sentence.contains("B may not be used by service `worker`")
+    );
     assert_eq!(view.undeclared(&manifest("A", "B")), [&name("LEFT")]);
 }
 
@@ -174,7 +178,8 @@ fn what_runs_with_something_else_than_the_next_wake_would_get_is_stale() {
     // Nothing is restarted into a wake that fails.
     let gone = given::<Secrets>([was_set("A", 0, 1), removed("A", 0)]);
     assert_eq!(stale(gone.state(), &nothing), Some(Rotation::MarkStale));
-    let closed = given::<Secrets>([was_set("A", 0, 1)]).and(with_rules("A", 0, 2, Some(only("other", Rotation::Restart))));
+    let closed =
+        given::<Secrets>([was_set("A", 0, 1)]).and(with_rules("A", 0, 2, Some(only("other", Rotation::Restart))));
     assert_eq!(stale(closed.state(), &nothing), Some(Rotation::MarkStale));
     let own = given::<Secrets>([]).and(set("A", 0, 1));
     assert_eq!(stale(of_project.state(), own.state()), Some(Rotation::MarkStale), "the workspace got its own");
@@ -241,7 +246,7 @@ fn a_wake_that_secrets_stop_fails_with_their_names_beside_a_sentence() {
         .collect();
     let report = RuntimeCommand::ReportSecretsRefused { epoch: Epoch(1), host: host(1), refused: refused.clone() };
     let events = given::<Runtime>([requested()]).when(report.clone()).events();
-    let [RuntimeEvent::Failed { reason, .. }, RuntimeEvent::SecretsRefused { refused: named, .. }] = events.as_slice()
+    let [RuntimeEvent::SecretsRefused { refused: named, .. }, RuntimeEvent::Failed { reason, .. }] = events.as_slice()
     else {
         panic!("{events:?}")
     };
@@ -257,7 +262,8 @@ fn a_wake_that_secrets_stop_fails_with_their_names_beside_a_sentence() {
 
 fn any_command() -> impl Strategy<Value = SecretsCommand> {
     let names = || prop_oneof![Just("A"), Just("B"), Just("C")];
-    let rules = || prop_oneof![Just(None), Just(Some(only("web", Rotation::Restart))), Just(Some(SecretRules::default()))];
+    let rules =
+        || prop_oneof![Just(None), Just(Some(only("web", Rotation::Restart))), Just(Some(SecretRules::default()))];
     prop_oneof![
         4 => (names(), 0..6_u32, 1..6_u64, rules()).prop_map(|(name, generation, version, rules)| with_rules(name, generation, version, rules)),
         2 => names().prop_map(remove),

@@ -167,8 +167,7 @@ async fn start(
     };
     let secret_store = StoreName::File(data.secrets()).open()?;
     let host =
-        roles::start_reactors(running, &plane, &runtime, public_authority, Some(Arc::clone(&secret_store)))
-            .await?;
+        roles::start_reactors(running, &plane, &runtime, public_authority, Some(Arc::clone(&secret_store))).await?;
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
         database,
@@ -283,9 +282,7 @@ impl Started {
                  data above included."
             }
         });
-        text.push_str(
-            "\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.",
-        );
+        text.push_str("\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.");
         text
     }
 }

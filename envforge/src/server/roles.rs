@@ -9,8 +9,8 @@ use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
 use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, Timers};
-use envforge_runtime::{LocalHost, UnixUsers};
 use envforge_runtime::secret_store::SecretStore;
+use envforge_runtime::{LocalHost, UnixUsers};
 
 use super::control_plane::ControlPlane;
 use super::running::Running;

@@ -32,13 +32,8 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, by: UserId) ->
 
 pub(crate) fn of_runtimes(epoch: Epoch, project: ProjectId, workspace: WorkspaceId) -> Vec<RuntimeEvent> {
     let owners = [SecretOwner::Project(project), SecretOwner::Workspace { project, workspace }];
-    let consumed = owners.map(|owner| ConsumedSecret {
-        service: parsed("api"),
-        name: name(),
-        owner,
-        generation: 1,
-        version: 3,
-    });
+    let consumed =
+        owners.map(|owner| ConsumedSecret { service: parsed("api"), name: name(), owner, generation: 1, version: 3 });
     let problems = [SecretProblem::Missing, SecretProblem::Forbidden, SecretProblem::Damaged];
     let refused = problems.map(|problem| RefusedSecret { service: parsed("api"), name: name(), problem });
     vec![

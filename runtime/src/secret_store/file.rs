@@ -228,9 +228,10 @@ impl Inner {
             }
         }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
-                modified.elapsed().is_ok_and(|age| age > HALF_WRITE_AGE)
-            });
+            let old = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > HALF_WRITE_AGE));
             if old && entry.path().extension().is_some_and(|extension| extension == "new") {
                 let _ = fs::remove_file(entry.path());
             }
@@ -396,7 +397,11 @@ mod tests {
         reopened.delete(&key).await.unwrap();
         reopened.delete(&key).await.unwrap();
         assert_eq!(reopened.describe(&key).await, Ok(None));
-        assert_eq!(fs::read_dir(directory.path().join("values")).unwrap().count(), 1, "only the organization's is left");
+        assert_eq!(
+            fs::read_dir(directory.path().join("values")).unwrap().count(),
+            1,
+            "only the organization's is left"
+        );
     }
 
     #[tokio::test]

@@ -127,7 +127,8 @@ async fn all_of_a_workspace_write_its_checkout_and_the_next_wake_makes_it_the_br
 async fn what_hides_from_everything_else_is_found_by_its_user() {
     let Some((host, _)) = host().await else { return };
     let repository = Repository::with(&[]);
-    let hide = "(setsid env -i /bin/sh -c \"echo \\$\\$ > '$ENVFORGE_DATA_DIR/hidden'; exec sleep 1000\" &) ; exec sleep 1000";
+    let hide =
+        "(setsid env -i /bin/sh -c \"echo \\$\\$ > '$ENVFORGE_DATA_DIR/hidden'; exec sleep 1000\" &) ; exec sleep 1000";
     host.wake(order(&repository, [service("app", hide)])).await.unwrap();
     let pid = host.pid(workspace(1), "hidden").await;
     assert!(is_alive(pid));

@@ -11,8 +11,8 @@ use envforge_domain::revocation::Receipt;
 use envforge_domain::root_window::{
     RootChanges, RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
 };
-use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretsEvent};
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretsEvent};
 use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::{SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
