@@ -412,6 +412,15 @@ fn covers(permit: &Permit, stream: &StreamId) -> bool {
             | Resource::Link { .. }
             | Resource::Host { .. } => false,
         },
+        StreamKind::Secrets => match resource {
+            Resource::Project { project, .. } => is(&project),
+            Resource::Workspace { workspace, .. } => is(&workspace),
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Link { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
+        },
         StreamKind::Host => match resource {
             Resource::Host { host, .. } => is(&host),
             // Placing is an action on the workspace that is placed.

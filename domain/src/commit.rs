@@ -56,10 +56,12 @@ pub enum StreamKind {
     ServiceTokens,
     /// One exception from "no root"; key: the window's id.
     RootWindow,
+    /// What is known of the secrets of one project or workspace, never a value; key: its id.
+    Secrets,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -72,6 +74,7 @@ impl StreamKind {
         Self::Decision,
         Self::ServiceTokens,
         Self::RootWindow,
+        Self::Secrets,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -88,6 +91,7 @@ impl StreamKind {
             Self::Decision => "decision",
             Self::ServiceTokens => "service_tokens",
             Self::RootWindow => "root_window",
+            Self::Secrets => "secrets",
         }
     }
 
@@ -165,6 +169,10 @@ impl StreamId {
 
     pub fn root_window(org: OrgId, window: crate::ids::RootWindowId) -> Self {
         Self::of(org, StreamKind::RootWindow, window)
+    }
+
+    pub fn secrets(org: OrgId, owner: crate::secrets::SecretOwner) -> Self {
+        Self::of(org, StreamKind::Secrets, owner)
     }
 
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.

@@ -12,6 +12,7 @@ use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
 use crate::runtime::RuntimeEvent;
+use crate::secrets::SecretsEvent;
 use crate::service_token::ServiceTokenEvent;
 use crate::user::UserEvent;
 use crate::workspace::WorkspaceEvent;
@@ -31,6 +32,7 @@ pub enum Event {
     Decision(DecisionEvent),
     ServiceToken(ServiceTokenEvent),
     RootWindow(RootWindowEvent),
+    Secrets(SecretsEvent),
 }
 
 /// Who may read an event through the event API.
@@ -58,6 +60,7 @@ impl Event {
             Self::Decision(_) => StreamKind::Decision,
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
             Self::RootWindow(_) => StreamKind::RootWindow,
+            Self::Secrets(_) => StreamKind::Secrets,
         }
     }
 
@@ -119,7 +122,8 @@ impl Event {
             | Self::Host(_)
             | Self::Claim(_)
             | Self::Denial(_)
-            | Self::Decision(_) => false,
+            | Self::Decision(_)
+            | Self::Secrets(_) => false,
         }
     }
 
@@ -138,7 +142,8 @@ impl Event {
             | Self::Denial(_)
             | Self::Decision(_)
             | Self::ServiceToken(_)
-            | Self::RootWindow(_) => Visibility::Organization,
+            | Self::RootWindow(_)
+            | Self::Secrets(_) => Visibility::Organization,
         }
     }
 }

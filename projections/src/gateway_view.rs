@@ -343,7 +343,8 @@ impl GatewayView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_) => {}
             }
         }
         for right in rights {

@@ -154,7 +154,8 @@ impl PlacementView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_) => {}
             }
         }
     }

@@ -91,7 +91,8 @@ impl ResourceView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_) => {}
             }
         }
     }

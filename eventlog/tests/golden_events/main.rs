@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
 mod root_windows;
+mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -426,6 +427,8 @@ fn samples() -> Vec<Event> {
     let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
     all.extend(tokens.map(Event::ServiceToken));
     all.extend(root_windows::samples(project, workspace, user).into_iter().map(Event::RootWindow));
+    all.extend(secrets::samples(project, workspace, user).into_iter().map(Event::Secrets));
+    all.extend(secrets::of_runtimes(epoch, project, workspace).into_iter().map(Event::Runtime));
     all
 }
 

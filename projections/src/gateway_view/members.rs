@@ -109,7 +109,8 @@ impl Members {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_) => {}
             }
         }
     }

@@ -237,6 +237,8 @@ impl AuditModel {
                 },
                 RuntimeEvent::HostChosen { .. }
                 | RuntimeEvent::StageReached { .. }
+                | RuntimeEvent::SecretsResolved { .. }
+                | RuntimeEvent::SecretsRefused { .. }
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }
@@ -291,7 +293,8 @@ impl AuditModel {
             | Event::Project(_)
             | Event::Host(_)
             | Event::Claim(_)
-            | Event::Decision(_) => {}
+            | Event::Decision(_)
+            | Event::Secrets(_) => {}
         }
     }
 
@@ -363,7 +366,8 @@ impl AuditModel {
             | Event::Denial(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
-            | Event::RootWindow(_) => return,
+            | Event::RootWindow(_)
+            | Event::Secrets(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
         let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
@@ -450,7 +454,8 @@ impl AuditModel {
             | Event::Claim(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
-            | Event::RootWindow(_) => None,
+            | Event::RootWindow(_)
+            | Event::Secrets(_) => None,
         }
     }
 }
