@@ -7,6 +7,8 @@ use std::time::Duration;
 use envforge_domain::ids::RootWindowId;
 use envforge_identity::oidc::PublicUrl;
 
+use crate::shell_host::ShellHost;
+
 /// Limits and names of the API.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -38,6 +40,30 @@ pub struct Config {
     pub local_repositories: bool,
     /// What commands in root windows have written, where the host is this very process.
     pub root_outputs: Option<RootOutputs>,
+    /// What opens shells, where the host is this very process.
+    pub shells: Option<Shells>,
+    /// Shells open at the same time.
+    pub shells_max: usize,
+}
+
+/// What opens shells.
+#[derive(Clone)]
+pub struct Shells(Arc<dyn ShellHost>);
+
+impl Shells {
+    pub fn new(host: impl ShellHost + 'static) -> Self {
+        Self(Arc::new(host))
+    }
+
+    pub(crate) fn host(&self) -> &dyn ShellHost {
+        &*self.0
+    }
+}
+
+impl std::fmt::Debug for Shells {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Shells")
+    }
 }
 
 /// Asks this process's host what the command of a root window has written: the last of it, and how many bytes came before.
@@ -77,6 +103,8 @@ impl Config {
             trusted_proxies: Vec::new(),
             local_repositories: false,
             root_outputs: None,
+            shells: None,
+            shells_max: 512,
         }
     }
 }

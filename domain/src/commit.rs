@@ -56,10 +56,14 @@ pub enum StreamKind {
     ServiceTokens,
     /// One exception from "no root"; key: the window's id.
     RootWindow,
+    /// One connection to a workspace's shell; key: the shell's id.
+    Shell,
+    /// One run of a job; key: the run's id.
+    JobRun,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -72,6 +76,8 @@ impl StreamKind {
         Self::Decision,
         Self::ServiceTokens,
         Self::RootWindow,
+        Self::Shell,
+        Self::JobRun,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -88,6 +94,8 @@ impl StreamKind {
             Self::Decision => "decision",
             Self::ServiceTokens => "service_tokens",
             Self::RootWindow => "root_window",
+            Self::Shell => "shell",
+            Self::JobRun => "job",
         }
     }
 
@@ -165,6 +173,14 @@ impl StreamId {
 
     pub fn root_window(org: OrgId, window: crate::ids::RootWindowId) -> Self {
         Self::of(org, StreamKind::RootWindow, window)
+    }
+
+    pub fn shell(org: OrgId, shell: crate::ids::ShellId) -> Self {
+        Self::of(org, StreamKind::Shell, shell)
+    }
+
+    pub fn job_run(org: OrgId, run: crate::ids::JobRunId) -> Self {
+        Self::of(org, StreamKind::JobRun, run)
     }
 
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.

@@ -8,11 +8,13 @@ use crate::decision::DecisionEvent;
 use crate::denial::DenialEvent;
 use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
+use crate::job_run::JobRunEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
 use crate::runtime::RuntimeEvent;
 use crate::service_token::ServiceTokenEvent;
+use crate::shell::ShellEvent;
 use crate::user::UserEvent;
 use crate::workspace::WorkspaceEvent;
 
@@ -31,6 +33,8 @@ pub enum Event {
     Decision(DecisionEvent),
     ServiceToken(ServiceTokenEvent),
     RootWindow(RootWindowEvent),
+    Shell(ShellEvent),
+    JobRun(JobRunEvent),
 }
 
 /// Who may read an event through the event API.
@@ -58,6 +62,8 @@ impl Event {
             Self::Decision(_) => StreamKind::Decision,
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
             Self::RootWindow(_) => StreamKind::RootWindow,
+            Self::Shell(_) => StreamKind::Shell,
+            Self::JobRun(_) => StreamKind::JobRun,
         }
     }
 
@@ -111,9 +117,11 @@ impl Event {
                 | DevLinkEvent::AttemptsBlocked { .. }
                 | DevLinkEvent::RevocationRecorded { .. } => false,
             },
-            // No gateway takes service tokens or knows of root, and none lets anybody in by what the others say.
+            // No gateway takes service tokens or knows of root and shells, and none lets anybody in by what the others say.
             Self::ServiceToken(_)
             | Self::RootWindow(_)
+            | Self::Shell(_)
+            | Self::JobRun(_)
             | Self::Project(_)
             | Self::Runtime(_)
             | Self::Host(_)
@@ -138,7 +146,9 @@ impl Event {
             | Self::Denial(_)
             | Self::Decision(_)
             | Self::ServiceToken(_)
-            | Self::RootWindow(_) => Visibility::Organization,
+            | Self::RootWindow(_)
+            | Self::Shell(_)
+            | Self::JobRun(_) => Visibility::Organization,
         }
     }
 }

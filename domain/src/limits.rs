@@ -82,6 +82,19 @@ pub const ROOT_CHANGE_CHARS_MAX: usize = 120;
 /// How long the host that runs a command may take to say how it ended, once the window is over.
 pub const ROOT_CLOSEOUT_PATIENCE: Millis = Millis::from_secs(15);
 
+/// Words and characters of one command in a shell.
+pub const SHELL_WORDS_MAX: usize = 1_024;
+pub const SHELL_CHARS_MAX: usize = 128 * 1024;
+/// Input of one shell that is on its way.
+pub const SHELL_WINDOW_BYTES: usize = 256 * 1024;
+/// Shells open at the same time: in one workspace, and of one person.
+pub const SHELLS_OF_WORKSPACE_MAX: usize = 64;
+pub const SHELLS_OF_PERSON_MAX: usize = 32;
+/// How long one connection to a shell may be open; one that lasts is attached to again.
+pub const SHELL_OPEN_MAX: Millis = Millis::from_hours(24);
+/// How long a job may run.
+pub const JOB_RUN_MAX: Millis = Millis::from_hours(6);
+
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;
 /// A link's lifetime where the organization sets none (2 h as the product documents show).

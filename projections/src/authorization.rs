@@ -197,7 +197,9 @@ impl AuthorizationView {
             | StreamKind::Claim
             | StreamKind::Denial
             | StreamKind::Decision
-            | StreamKind::ServiceTokens => Vec::new(),
+            | StreamKind::ServiceTokens
+            | StreamKind::Shell
+            | StreamKind::JobRun => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -251,7 +253,9 @@ impl AuthorizationView {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
             }
         }
         rights

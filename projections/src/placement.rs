@@ -154,7 +154,9 @@ impl PlacementView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
             }
         }
     }

@@ -91,7 +91,9 @@ impl ResourceView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
             }
         }
     }

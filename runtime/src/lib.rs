@@ -27,6 +27,9 @@ mod root_diff;
 mod root_guard;
 mod running;
 mod service;
+mod shell;
+mod shell_process;
+mod terminal;
 mod wake;
 mod workspace;
 
@@ -37,3 +40,5 @@ pub use order::{Awake, Stage, WakeOrder};
 pub use report::{Report, Reports};
 pub use root::{RanRoot, RootOrder, TakenRoot};
 pub use root_guard::guard_main;
+pub use shell::{OpenShell, ShellPlace};
+pub use terminal::shell_main;

@@ -28,6 +28,7 @@ use crate::record::{Records, RunningRecord, blocking};
 use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
+use crate::shell::Shells;
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
 
 /// Starts of all services with other ports, where some program took one before its service did.
@@ -42,6 +43,7 @@ pub(crate) struct Host {
     pub(crate) room: Arc<Semaphore>,
     pub(crate) reports: Reports,
     pub(crate) root: RootRuns,
+    pub(crate) shells: Shells,
     /// On the state directory, until the last actor has ended what it ran.
     pub(crate) _lock: File,
 }
@@ -116,6 +118,7 @@ pub(crate) async fn wake(
         ready: watch::channel(false).0,
         given_up,
         hook: None,
+        jobs: None,
         _room: room,
     };
     let limit = order.deadline.to_duration().min(limits::WAKE_DEADLINE.to_duration());
@@ -197,6 +200,7 @@ impl Attempt<'_> {
                 data: &data,
                 ports: &ports,
             };
+            running.jobs = Some((tree.clone(), surroundings.of_runtime()));
             running.hook = self.order.manifest.on_sleep.as_ref().map(|hook| SleepHook {
                 hook: hook.clone(),
                 directory: tree.clone(),

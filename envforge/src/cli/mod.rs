@@ -18,6 +18,7 @@ mod invite;
 mod keyring;
 mod lines;
 mod link;
+mod logs;
 mod manifest_file;
 mod org;
 pub(crate) mod output;
@@ -32,6 +33,8 @@ mod root;
 mod service_token;
 mod session;
 mod settings;
+mod shell;
+mod shell_connection;
 mod sign_in;
 mod team;
 mod up;
@@ -86,6 +89,13 @@ pub(crate) enum ClientVerb {
     Link(link::LinkArguments),
     /// Root windows: ask for root in a workspace, answer, use once, review
     Root(root::RootArguments),
+    /// A terminal in a workspace, asleep or awake, or one command there
+    #[command(after_help = shell::EXAMPLES)]
+    Shell(shell::ShellArguments),
+    /// Run a job that envforge.yml declares, where the runtime is awake
+    Run(shell::RunArguments),
+    /// What a workspace's services write
+    Logs(logs::LogsArguments),
     /// Who did what: rows, replay of the events, live tail
     Audit(audit::AuditArguments),
     /// What somebody may do and why, or why a request was allowed
@@ -211,6 +221,15 @@ fn run_verb(
         ClientVerb::Root(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| root::run(context, arguments).await)
         }
+        ClientVerb::Shell(arguments) => {
+            attached(output, Settings::resolve(global)?, async move |context| shell::run(context, arguments).await)
+        }
+        ClientVerb::Run(arguments) => {
+            attached(output, Settings::resolve(global)?, async move |context| shell::run_job(context, arguments).await)
+        }
+        ClientVerb::Logs(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| logs::run(context, arguments).await)
+        }
         ClientVerb::Audit(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| audit::run(context, arguments).await)
         }
@@ -235,18 +254,32 @@ fn work(
     settings: Settings,
     command: impl AsyncFnOnce(&Context) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
-    let client = Client::new(&settings, output.instants.clone())?.asking(!output.json);
-    let context = Context { output: output.clone(), settings, client };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let outcome = tokio::select! {
-            outcome = command(&context) => outcome,
+    attached(output, settings, async move |context| {
+        tokio::select! {
+            outcome = command(context) => outcome,
             signal = tokio::signal::ctrl_c() => {
                 signal?;
                 Err(Failure::Interrupted)
             }
-        };
+        }
+    })
+}
+
+/// Runs a command to its end, which sees to Ctrl-C itself.
+fn attached(
+    output: &Output,
+    settings: Settings,
+    command: impl AsyncFnOnce(&Context) -> Result<Exit, Failure>,
+) -> Result<Exit, Failure> {
+    let client = Client::new(&settings, output.instants.clone())?.asking(!output.json);
+    let context = Context { output: output.clone(), settings, client };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let outcome = command(&context).await;
         context.client.settle().await;
         outcome
-    })
+    });
+    // A read of standard input that nobody waits for any more ends with the process.
+    runtime.shutdown_background();
+    outcome
 }

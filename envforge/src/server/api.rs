@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
+use super::shells::LocalShells;
 use super::sweeping;
 use crate::cli::failure::Failure;
 
@@ -46,6 +47,7 @@ impl Parts {
         config.public_url.clone_from(&self.public_url);
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
+        config.shells = self.host.clone().map(|host| envforge_api::Shells::new(LocalShells(host)));
         Ok(config)
     }
 }

@@ -6,12 +6,12 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    DecodeError, claim, decision, denial, dev_link, host, organization, project, root_window, runtime, service_token,
+    DecodeError, claim, decision, denial, dev_link, host, job_run, organization, project, root_window, runtime, service_token, shell,
     upcast, user, workspace,
 };
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 12] = [
+pub(super) const TYPES: [&[&str]; 14] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -24,6 +24,8 @@ pub(super) const TYPES: [&[&str]; 12] = [
     decision::TYPES,
     service_token::TYPES,
     root_window::TYPES,
+    shell::TYPES,
+    job_run::TYPES,
 ];
 
 /// The type under which an event is stored and shown to auditors, with its version: `dev_link.issued.v1`.
@@ -41,6 +43,8 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::Decision(event) => decision::event_type(event),
         Event::ServiceToken(event) => service_token::event_type(event),
         Event::RootWindow(event) => root_window::event_type(event),
+        Event::Shell(event) => shell::event_type(event),
+        Event::JobRun(event) => job_run::event_type(event),
     }
 }
 
@@ -66,6 +70,8 @@ impl Serialize for Data<'_> {
             Event::Decision(event) => decision::serialize(event, serializer),
             Event::ServiceToken(event) => service_token::serialize(event, serializer),
             Event::RootWindow(event) => root_window::serialize(event, serializer),
+            Event::Shell(event) => shell::serialize(event, serializer),
+            Event::JobRun(event) => job_run::serialize(event, serializer),
         }
     }
 }
@@ -103,6 +109,8 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "decision" => decision::decode(event_type, data)?.map(Event::Decision),
         "service_token" => service_token::decode(event_type, data)?.map(Event::ServiceToken),
         "root_window" => root_window::decode(event_type, data)?.map(Event::RootWindow),
+        "shell" => shell::decode(event_type, data)?.map(Event::Shell),
+        "job" => job_run::decode(event_type, data)?.map(Event::JobRun),
         _ => return None,
     })
 }

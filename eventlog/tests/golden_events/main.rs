@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
 mod root_windows;
+mod shells;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -426,6 +427,7 @@ fn samples() -> Vec<Event> {
     let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
     all.extend(tokens.map(Event::ServiceToken));
     all.extend(root_windows::samples(project, workspace, user).into_iter().map(Event::RootWindow));
+    all.extend(shells::samples(project, workspace, user, session));
     all
 }
 

@@ -109,7 +109,9 @@ impl Members {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
             }
         }
     }

@@ -96,7 +96,9 @@ impl ReadModel for DirectoryModel {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
             }
         }
     }
@@ -124,7 +126,9 @@ impl ReadModel for DirectoryModel {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
             }
         }
     }
