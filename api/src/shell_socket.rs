@@ -226,14 +226,17 @@ impl Client {
                                 if before + data.len() > SHELL_WINDOW_BYTES {
                                     break ShellEnd::Violation;
                                 }
-                                // The host takes whatever comes; one that has ended takes nothing, and says so.
-                                let _ = input.send(ShellInput::Data(data.to_vec())).await;
+                                if !hand_over(&input, ShellInput::Data(data.to_vec())).await {
+                                    break ShellEnd::Lost;
+                                }
                             }
                             _ => break ShellEnd::Violation,
                         },
                         Some(Ok(Message::Text(text))) => match serde_json::from_str::<Said>(&text) {
                             Ok(said) => {
-                                let _ = input.send(said.into()).await;
+                                if !hand_over(&input, said.into()).await {
+                                    break ShellEnd::Lost;
+                                }
                             }
                             Err(_) => break ShellEnd::Violation,
                         },
@@ -257,6 +260,11 @@ impl Client {
         }
         (end, None)
     }
+}
+
+/// The host takes whatever comes at once; one that does not is none any more: `false`. One that has ended takes nothing, and says so.
+async fn hand_over(input: &mpsc::Sender<ShellInput>, what: ShellInput) -> bool {
+    tokio::time::timeout(RIGHTS_CHECK, input.send(what)).await.is_ok()
 }
 
 /// Sends what the host says until it is over, or until the client is gone. What is `said` goes first.

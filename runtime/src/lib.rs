@@ -29,6 +29,7 @@ mod running;
 mod service;
 mod shell;
 mod shell_process;
+mod shell_ssh;
 mod terminal;
 mod wake;
 mod workspace;

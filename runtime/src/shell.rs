@@ -20,6 +20,8 @@ use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
 use envforge_domain::shell::{
     ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
 };
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,7 @@ use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
 use crate::shell_process::{CHUNKS_MAX, Plan, Started};
+use crate::shell_ssh;
 use crate::wake::Host;
 use crate::workspace::JobPlace;
 
@@ -107,7 +110,7 @@ pub struct ShellPlace {
     pub workspace: WorkspaceId,
 }
 
-/// One tmux server.
+/// What somebody leaves running in a workspace: a tmux server, and what was started over SSH.
 struct Lasting {
     marker: Marker,
     key: ShellId,
@@ -431,7 +434,7 @@ impl Opening {
         input: mpsc::Receiver<ShellInput>,
         output: mpsc::Sender<ShellOutput>,
         stop: CancellationToken,
-    ) -> Result<(ShellFacts, futures_util::future::BoxFuture<'static, ()>), ShellFailure> {
+    ) -> Result<(ShellFacts, BoxFuture<'static, ()>), ShellFailure> {
         let mut facts = ShellFacts::default();
         let (words, terminal, term) = match &self.order.what {
             ShellWhat::Command { words } => (words.clone(), None, None),
@@ -454,7 +457,12 @@ impl Opening {
                 };
                 (words, Some(*size), Some(term.as_str()))
             }
-            ShellWhat::Ssh { .. } => return Err(not_started(&"SSH is not served yet")),
+            ShellWhat::Ssh { client_key } => {
+                let server = shell_ssh::Server::new(&self, client_key).await?;
+                facts.lasting = true;
+                facts.host_key = Some(server.host_key());
+                return Ok((facts, server.serve(self, input, output, stop).boxed()));
+            }
         };
         let environment = self.environment(&record.marker, term);
         let started = self.start(&words, terminal, &environment).map_err(|error| not_started(&error))?;
@@ -466,7 +474,7 @@ impl Opening {
         }
         let ShellRecord { marker, groups, .. } = record;
         let family = Family { marker, groups, service: None, children_of: None };
-        Ok((facts, Box::pin(started.carry(family, input, output, stop))))
+        Ok((facts, started.carry(family, input, output, stop).boxed()))
     }
 
     pub(crate) fn start(
@@ -497,6 +505,25 @@ impl Opening {
         environment
     }
 
+    /// The marker of what the person leaves running here.
+    pub(crate) async fn lasting(&self) -> io::Result<Marker> {
+        let mut all = self.host.shells.lasting.lock().await;
+        self.lasting_in(&mut all).await
+    }
+
+    /// INVARIANT: it is on disk before the first process that carries it starts.
+    async fn lasting_in(&self, all: &mut HashMap<(WorkspaceId, UserId), Lasting>) -> io::Result<Marker> {
+        let whose = (self.order.workspace, self.order.user);
+        if let Some(known) = all.get(&whose) {
+            return Ok(known.marker.clone());
+        }
+        let (marker, key) = (Marker::random(), ShellId::from_uuid(uuid::Uuid::now_v7()));
+        let boot = self.host.boot.clone();
+        self.write(key, &ShellRecord { marker: marker.clone(), boot, groups: Vec::new(), opened: None }).await?;
+        all.insert(whose, Lasting { marker: marker.clone(), key });
+        Ok(marker)
+    }
+
     /// Words that attach to the person's tmux session here, which is begun where there is none. What prevents it otherwise.
     async fn lasting_session(&self, size: TerminalSize) -> Result<Vec<String>, String> {
         let key = (self.order.workspace, self.order.user);
@@ -504,32 +531,17 @@ impl Opening {
         let socket = socket.to_string_lossy().into_owned();
         let tmux = |words: &[&str]| ["tmux", "-S", &socket].iter().chain(words).map(|word| (*word).to_owned()).collect();
         let attach: Vec<String> = tmux(&["new-session", "-A", "-s", SESSION]);
-        let mut lasting = self.host.shells.lasting.lock().await;
-        if let Some(known) = lasting.get(&key) {
-            let environment = self.environment(&known.marker, Some("screen"));
-            if self.run(&tmux(&["has-session"]), &environment).await == Ok(()) {
-                return Ok(attach);
-            }
-        }
-        if let Some(over) = lasting.remove(&key) {
-            self.host.shells.end_lasting(over).await;
-        }
-        let (marker, server) = (Marker::random(), ShellId::from_uuid(uuid::Uuid::now_v7()));
-        let record = ShellRecord { marker: marker.clone(), boot: self.host.boot.clone(), groups: Vec::new(), opened: None };
-        self.write(server, &record).await.map_err(|error| format!("what lasts could not be written down ({error})"))?;
-        let (columns, rows) = (size.columns.to_string(), size.rows.to_string());
-        let begin = tmux(&["new-session", "-d", "-s", SESSION, "-x", &columns, "-y", &rows]);
+        // Held, so that two who come at once begin one session.
+        let mut all = self.host.shells.lasting.lock().await;
+        let marker = self.lasting_in(&mut all).await;
+        let marker = marker.map_err(|error| format!("what lasts could not be written down ({error})"))?;
         let environment = self.environment(&marker, Some("screen"));
-        match self.run(&begin, &environment).await {
-            Ok(()) => {
-                lasting.insert(key, Lasting { marker, key: server });
-                Ok(attach)
-            }
-            Err(reason) => {
-                self.host.shells.end_lasting(Lasting { marker, key: server }).await;
-                Err(reason)
-            }
+        if self.run(&tmux(&["has-session", "-t", SESSION]), &environment).await.is_ok() {
+            return Ok(attach);
         }
+        let (columns, rows) = (size.columns.to_string(), size.rows.to_string());
+        self.run(&tmux(&["new-session", "-d", "-s", SESSION, "-x", &columns, "-y", &rows]), &environment).await?;
+        Ok(attach)
     }
 
     /// Runs tmux for a moment, without a terminal.
@@ -557,7 +569,7 @@ fn name_of((workspace, user): (WorkspaceId, UserId)) -> String {
 }
 
 /// The shell that this system has, as a login shell would be started.
-fn login_shell() -> Vec<String> {
+pub(crate) fn login_shell() -> Vec<String> {
     let bash = Path::new("/bin/bash");
     vec![if bash.exists() { "/bin/bash" } else { "/bin/sh" }.to_owned()]
 }

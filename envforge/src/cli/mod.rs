@@ -36,6 +36,7 @@ mod settings;
 mod shell;
 mod shell_connection;
 mod sign_in;
+mod ssh;
 mod team;
 mod up;
 mod usage;
@@ -92,6 +93,11 @@ pub(crate) enum ClientVerb {
     /// A terminal in a workspace, asleep or awake, or one command there
     #[command(after_help = shell::EXAMPLES)]
     Shell(shell::ShellArguments),
+    /// Print what OpenSSH has to know, so that ssh, scp, rsync and editors work in workspaces
+    SshConfig(ssh::SshConfigArguments),
+    /// What OpenSSH runs to come to a workspace; `ssh-config` says so to it
+    #[command(hide = true)]
+    SshProxy(ssh::SshProxyArguments),
     /// Run a job that envforge.yml declares, where the runtime is awake
     Run(shell::RunArguments),
     /// What a workspace's services write
@@ -223,6 +229,12 @@ fn run_verb(
         }
         ClientVerb::Shell(arguments) => {
             attached(output, Settings::resolve(global)?, async move |context| shell::run(context, arguments).await)
+        }
+        ClientVerb::SshConfig(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| ssh::config(context, arguments).await)
+        }
+        ClientVerb::SshProxy(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| ssh::proxy(context, arguments).await)
         }
         ClientVerb::Run(arguments) => {
             attached(output, Settings::resolve(global)?, async move |context| shell::run_job(context, arguments).await)

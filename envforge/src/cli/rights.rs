@@ -56,6 +56,8 @@ const VERBS: &[(&str, &[&str])] = &[
     ("root review", &["root.review"]),
     ("root run", &["root.run", "root.read"]),
     ("shell", &["shell.open"]),
+    ("ssh-config", &[]),
+    ("ssh-proxy", &["shell.open"]),
     ("run", &["job.run", "runtime.wake"]),
     ("logs", &["logs.read", "workspace.read"]),
     ("audit log", &["audit.read"]),
