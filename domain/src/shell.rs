@@ -138,7 +138,10 @@ pub enum ShellOutput {
     Error(Vec<u8>),
     /// So many bytes of input were taken by what runs there.
     Taken(usize),
-    Over { end: ShellEnd, code: Option<u32> },
+    Over {
+        end: ShellEnd,
+        code: Option<u32>,
+    },
 }
 
 /// What a host is asked for. The caller has seen that whoever asks may.
@@ -215,7 +218,9 @@ pub struct LogPlace {
 /// Why a host opened no shell. Nothing runs then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShellFailure {
-    #[error("the host of this workspace is another process than this API's; shells there come with the agent's channel")]
+    #[error(
+        "the host of this workspace is another process than this API's; shells there come with the agent's channel"
+    )]
     HostElsewhere,
     #[error("too many shells are open {place}: at most {max}", place = if *.of_workspace { "in this workspace" } else { "on this host" })]
     TooMany { max: usize, of_workspace: bool },
@@ -312,7 +317,9 @@ impl Aggregate for Shell {
 
     fn decide(state: &Self, command: &ShellCommand) -> Result<Vec<ShellEvent>, ShellRefusal> {
         match (state, command) {
-            (Self::Unknown, ShellCommand::Connect { terms }) => Ok(vec![ShellEvent::Connected { terms: terms.clone() }]),
+            (Self::Unknown, ShellCommand::Connect { terms }) => {
+                Ok(vec![ShellEvent::Connected { terms: terms.clone() }])
+            }
             (Self::Open(_) | Self::Over, ShellCommand::Connect { .. }) => Err(ShellRefusal::Exists),
             (Self::Unknown, ShellCommand::Disconnect { .. }) => Err(ShellRefusal::Unknown),
             (Self::Open(terms), ShellCommand::Disconnect { end, code, now }) => Ok(vec![ShellEvent::Disconnected {

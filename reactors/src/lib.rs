@@ -10,11 +10,13 @@ mod host_machine;
 mod permit;
 pub mod root_reactor;
 mod runtime_reactor;
+mod shell_leftovers;
 pub mod timers;
 mod world;
 
 pub use host_machine::{LocalMachine, MACHINE_ID, MachineError};
 pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
+pub use shell_leftovers::tell_shell_leftovers;
 pub use timers::Timers;
 pub use world::World;

@@ -89,7 +89,9 @@ impl Checkout<'_> {
             let (from, to) = (half_done.clone(), self.tree.clone());
             blocking(move || std::fs::rename(from, to)).await.map_err(broken)
         };
-        timeout_at(Instant::now() + limit, work).await.unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
+        timeout_at(Instant::now() + limit, work)
+            .await
+            .unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
     }
 
     async fn attempt(&self, address: &Repository, branch: &Branch) -> Result<String, CheckoutFailure> {

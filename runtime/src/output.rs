@@ -171,7 +171,8 @@ pub(crate) fn since(directory: &Path, name: &str, from: LogPlace, files_max: u32
     }
     files.dedup_by_key(|(number, _)| *number);
     let known = files.iter().position(|(number, _)| *number == from.file);
-    let (mut chunk, mut room) = (LogChunk { next: from, gap: known.is_none() && from.file != 0, ..LogChunk::default() }, TAIL_BYTES_MAX);
+    let (mut chunk, mut room) =
+        (LogChunk { next: from, gap: known.is_none() && from.file != 0, ..LogChunk::default() }, TAIL_BYTES_MAX);
     for (number, mut file) in files.into_iter().skip(known.unwrap_or(0)) {
         let length = file.metadata()?.len();
         let mut offset = if number == from.file { from.offset } else { 0 };
@@ -296,6 +297,33 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("web.log.1"), "older\n").unwrap();
         assert_eq!(tail(directory.path(), "web", 5, 3).unwrap(), Some(vec!["older".to_owned()]));
+    }
+
+    #[test]
+    fn whoever_follows_reads_each_byte_once_over_rotations_and_learns_of_what_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = RotatingFile::open(directory.path(), "web", &config(100, 3)).unwrap();
+        let (mut followed, mut place, mut written) = (Vec::new(), LogPlace::default(), Vec::new());
+        for number in 0..200 {
+            let line = format!("line {number:04}\n");
+            file.write(line.as_bytes()).unwrap();
+            written.extend_from_slice(line.as_bytes());
+            // Up to two files behind, which is all that there is.
+            if number % 17 == 0 {
+                let chunk = since(directory.path(), "web", place, 3).unwrap();
+                assert!(!chunk.gap);
+                followed.extend(chunk.bytes);
+                place = chunk.next;
+            }
+        }
+        followed.extend(since(directory.path(), "web", place, 3).unwrap().bytes);
+        assert_eq!(followed, written);
+        let late = since(directory.path(), "web", LogPlace { file: 1, offset: 5 }, 3).unwrap();
+        assert!(late.gap && written.ends_with(&late.bytes) && !late.bytes.is_empty());
+        let (tail, next) = tail_from(directory.path(), "web", 2, 3).unwrap().unwrap();
+        assert_eq!(tail, b"line 0198\nline 0199\n");
+        assert_eq!(since(directory.path(), "web", next, 3).unwrap().bytes, b"");
+        assert_eq!(tail_from(directory.path(), "web", 0, 3).unwrap().unwrap().0, b"");
     }
 
     #[test]

@@ -17,9 +17,7 @@ use std::time::Duration;
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, ShellId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
-use envforge_domain::shell::{
-    ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
-};
+use envforge_domain::shell::{ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -338,7 +336,8 @@ pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
     let words = ["/bin/sh", "-c", &command].map(str::to_owned);
-    let plan = Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None };
+    let plan =
+        Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None };
     let started = match plan.start() {
         Ok(started) => started,
         Err(error) => {
@@ -529,7 +528,8 @@ impl Opening {
         let key = (self.order.workspace, self.order.user);
         let socket = self.host.shells.sockets.join(name_of(key));
         let socket = socket.to_string_lossy().into_owned();
-        let tmux = |words: &[&str]| ["tmux", "-S", &socket].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let tmux =
+            |words: &[&str]| ["tmux", "-S", &socket].iter().chain(words).map(|word| (*word).to_owned()).collect();
         let attach: Vec<String> = tmux(&["new-session", "-A", "-s", SESSION]);
         // Held, so that two who come at once begin one session.
         let mut all = self.host.shells.lasting.lock().await;

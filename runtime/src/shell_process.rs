@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, TerminalSize};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -47,7 +47,11 @@ pub(crate) struct Started {
 
 enum Streams {
     Terminal(Arc<Terminal>),
-    Pipes { input: Option<ChildStdin>, output: Option<tokio::process::ChildStdout>, error: Option<tokio::process::ChildStderr> },
+    Pipes {
+        input: Option<ChildStdin>,
+        output: Option<tokio::process::ChildStdout>,
+        error: Option<tokio::process::ChildStderr>,
+    },
 }
 
 impl Plan<'_> {
@@ -67,7 +71,9 @@ impl Plan<'_> {
         let mut child = command.spawn()?;
         let streams = match opened {
             Some((terminal, _)) => Streams::Terminal(Arc::new(terminal)),
-            None => Streams::Pipes { input: child.stdin.take(), output: child.stdout.take(), error: child.stderr.take() },
+            None => {
+                Streams::Pipes { input: child.stdin.take(), output: child.stdout.take(), error: child.stderr.take() }
+            }
         };
         Ok(Started { leader: Leader::new(child), streams })
     }
@@ -156,12 +162,21 @@ impl Started {
         nothing_runs.cancel();
         if matches!(over.0, ShellEnd::Exited | ShellEnd::Signalled) {
             // Whoever is slow gets all of it all the same, for as long as they take something.
-            while readers.join_next().await.is_some() {}
+            let all = async { while readers.join_next().await.is_some() {} };
+            stop.run_until_cancelled(all).await;
         }
         readers.abort_all();
         leader.reap().await;
         let (end, code) = over;
-        let _ = output.send(ShellOutput::Over { end, code }).await;
+        let telling = async {
+            let _ = output.send(ShellOutput::Over { end, code }).await;
+        };
+        // A stop waits for nobody who takes nothing.
+        tokio::select! {
+            biased;
+            () = telling => {}
+            () = async { stop.cancelled().await; tokio::time::sleep(SILENCE).await } => {}
+        }
     }
 }
 
@@ -228,9 +243,10 @@ fn send(group: Option<Pid>, signal: ShellSignal) {
         ShellSignal::Hangup => Signal::HUP,
         ShellSignal::Kill => Signal::KILL,
     };
-    if let Some(group) = group {
-        // Gone already is as good.
-        let _ = kill_process_group(group, signal);
+    let Some(group) = group else { return };
+    // Until it has a session of its own there is no such group. Gone already is as good.
+    if kill_process_group(group, signal).is_err() {
+        let _ = kill_process(group, signal);
     }
 }
 

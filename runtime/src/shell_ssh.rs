@@ -157,7 +157,11 @@ fn host_key(path: &Path) -> io::Result<PrivateKey> {
 }
 
 /// Carries the connection's bytes, and takes whatever comes: its sender bounds it.
-async fn carry(pipe: DuplexStream, mut input: mpsc::Receiver<ShellInput>, output: &mpsc::Sender<ShellOutput>) -> ShellEnd {
+async fn carry(
+    pipe: DuplexStream,
+    mut input: mpsc::Receiver<ShellInput>,
+    output: &mpsc::Sender<ShellOutput>,
+) -> ShellEnd {
     let (mut read, mut write) = tokio::io::split(pipe);
     let (taken, mut pending) = (AtomicUsize::new(0), BytesMut::new());
     let wrote = Notify::new();
@@ -343,7 +347,9 @@ async fn run_session(place: Arc<Place>, channel: Channel<Msg>, handle: russh::se
                 }
             }
             ChannelMsg::Close => return,
-            ChannelMsg::RequestSubsystem { .. } | ChannelMsg::RequestX11 { .. } | ChannelMsg::AgentForward { .. } => false,
+            ChannelMsg::RequestSubsystem { .. } | ChannelMsg::RequestX11 { .. } | ChannelMsg::AgentForward { .. } => {
+                false
+            }
             _ => continue,
         };
         let _ = if understood { handle.channel_success(id).await } else { handle.channel_failure(id).await };
@@ -391,8 +397,12 @@ impl Place {
 }
 
 fn size(columns: u32, rows: u32) -> TerminalSize {
-    let within = |length: u32| u16::try_from(length.clamp(1, 4_000)).unwrap_or(80);
-    TerminalSize { columns: within(columns), rows: within(rows) }
+    // A client without a terminal of its own has none to tell.
+    let within = |length: u32, usual: u16| match length {
+        0 => usual,
+        length => u16::try_from(length.min(4_000)).unwrap_or(usual),
+    };
+    TerminalSize { columns: within(columns, 80), rows: within(rows, 24) }
 }
 
 /// Input of a channel that its process has not taken.

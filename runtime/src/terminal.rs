@@ -37,7 +37,10 @@ impl Terminal {
         let path = ptsname(&ours, Vec::new())?;
         let path = PathBuf::from(OsString::from(path.to_str().map_err(io::Error::other)?));
         fcntl_setfl(&ours, fcntl_getfl(&ours)? | OFlags::NONBLOCK)?;
-        #[allow(deprecated, reason = "its successor needs `unsafe`; an OwnedFd is what it says, which is all that is asked for")]
+        #[allow(
+            deprecated,
+            reason = "its successor needs `unsafe`; an OwnedFd is what it says, which is all that is asked for"
+        )]
         let terminal = Self(AsyncFd::new(ours)?);
         terminal.resize(size)?;
         Ok((terminal, path))

@@ -28,8 +28,8 @@ use crate::record::{Records, RunningRecord, blocking};
 use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
-use crate::shell::Shells;
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
+use crate::shell::Shells;
 
 /// Starts of all services with other ports, where some program took one before its service did.
 const PORT_ATTEMPTS_MAX: usize = 3;

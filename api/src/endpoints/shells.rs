@@ -109,7 +109,12 @@ impl TryFrom<Order> for ShellWhat {
                     return Err(Problem::value("columns", format!("1 to {SIZE_MAX} columns and rows")));
                 }
                 let words = if words.is_empty() { words } else { command(words)? };
-                Self::Terminal { size: TerminalSize { columns, rows }, term, lasting: lasting && words.is_empty(), words }
+                Self::Terminal {
+                    size: TerminalSize { columns, rows },
+                    term,
+                    lasting: lasting && words.is_empty(),
+                    words,
+                }
             }
             Order::Command { words } => Self::Command { words: command(words)? },
             Order::Ssh { client_key } => Self::Ssh { client_key },
@@ -123,9 +128,12 @@ fn command(words: Vec<String>) -> Result<Vec<String>, Problem> {
     if fits && !words[0].is_empty() && !words.iter().any(|word| word.contains('\0')) {
         return Ok(words);
     }
-    Err(Problem::new("shell_command_invalid", format!("1 to {SHELL_WORDS_MAX} words, the first of which names a program."))
-        .with("max_words", SHELL_WORDS_MAX)
-        .with("max_chars", SHELL_CHARS_MAX))
+    Err(Problem::new(
+        "shell_command_invalid",
+        format!("1 to {SHELL_WORDS_MAX} words, the first of which names a program."),
+    )
+    .with("max_words", SHELL_WORDS_MAX)
+    .with("max_chars", SHELL_CHARS_MAX))
 }
 
 impl From<ShellFailure> for Problem {
@@ -176,10 +184,10 @@ async fn run(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let ground = state.ground(&caller, &org, &workspace, Action::JobRun).await?;
+    let (upgrade, open) = state.admit(&caller, &headers, upgrade)?;
     let permit = state.access.permit(&caller, Action::JobRun, ground.resource).await?;
     let id = workspace_of(&ground)?;
     let (project, job) = job_runs::declared(&state.commands, &permit, id, &job).await?;
-    let (upgrade, open) = state.admit(&caller, &headers, upgrade)?;
     Ok(upgraded(upgrade, move |socket| async move {
         let order = JobOrder {
             // Named by the log, once it has been started.

@@ -23,6 +23,7 @@ mod root_windows;
 mod runtimes;
 mod service_tokens;
 mod sessions;
+mod shells;
 mod signing_in;
 mod teams;
 mod writes;

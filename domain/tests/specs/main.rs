@@ -11,6 +11,7 @@ mod project;
 mod root_window;
 mod runtime;
 mod service_token;
+mod shells;
 mod teams;
 mod user;
 mod workspace;

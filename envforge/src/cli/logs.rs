@@ -58,8 +58,10 @@ pub(super) async fn run(context: &Context, arguments: LogsArguments) -> Result<E
         }
     };
     let width = services.iter().map(String::len).max().unwrap_or(0);
-    let pieces: BTreeMap<_, _> =
-        services.iter().map(|name| (name.as_str(), if one { None } else { Some(format!("{name:width$} | ")) })).collect();
+    let pieces: BTreeMap<_, _> = services
+        .iter()
+        .map(|name| (name.as_str(), if one { None } else { Some(format!("{name:width$} | ")) }))
+        .collect();
     let (org, workspace) = (&org, &workspace);
     let shown = try_join_all(pieces.iter().map(async |(service, prefix)| {
         let segments = ["v1", "orgs", org, "workspaces", workspace, "services", service, "logs"];

@@ -226,7 +226,10 @@ fn refused(problem: &Value) -> Failure {
 }
 
 fn gone() -> Failure {
-    Failure::unreachable("the connection to the API broke off", "what lasts goes on: repeat the command to come back to it")
+    Failure::unreachable(
+        "the connection to the API broke off",
+        "what lasts goes on: repeat the command to come back to it",
+    )
 }
 
 fn broke_off(error: &Error) -> Failure {

@@ -70,9 +70,8 @@ pub(super) async fn proxy(context: &Context, arguments: SshProxyArguments) -> Re
     let workspace = workspace_of(&host, &org)?;
     let folder = absolute(&context.settings.config_dir)?;
     let public = folder.join(KEY).with_extension("pub");
-    let client_key = std::fs::read_to_string(&public).map_err(|error| {
-        Failure::local(format!("{}: {error}", public.display()), "`envforge ssh-config` makes it")
-    })?;
+    let client_key = std::fs::read_to_string(&public)
+        .map_err(|error| Failure::local(format!("{}: {error}", public.display()), "`envforge ssh-config` makes it"))?;
     let client_key: Vec<_> = client_key.split_whitespace().take(2).collect();
     let segments = ["v1", "orgs", &org, "workspaces", workspace, "shell"];
     let mut connection = Connection::open(&context.client, &segments).await?;
@@ -81,7 +80,10 @@ pub(super) async fn proxy(context: &Context, arguments: SshProxyArguments) -> Re
         return Err(Failure::failed("it ended before it began", "`envforge audit log` says more"));
     };
     let Some(key) = opened.host_key.as_deref().filter(|key| !key.chars().any(char::is_control)) else {
-        return Err(Failure::local("the API named no host key", "it is of another version; `envforge doctor` shows both"));
+        return Err(Failure::local(
+            "the API named no host key",
+            "it is of another version; `envforge doctor` shows both",
+        ));
     };
     // Before OpenSSH sees a byte: it looks there once it has the server's key.
     remember(&folder.join(KNOWN_HOSTS), &host, key)?;
@@ -122,7 +124,8 @@ fn make_key(path: &Path) -> Result<(), Failure> {
     }
     std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700)
         .create(path.parent().unwrap_or(Path::new(".")))?;
-    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "envforge", "-f"]).arg(path).output();
+    let made =
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "envforge", "-f"]).arg(path).output();
     let hint = "OpenSSH's client makes the key: install it";
     let made = made.map_err(|error| Failure::local(format!("ssh-keygen could not be run: {error}"), hint))?;
     if made.status.success() {
@@ -161,7 +164,14 @@ mod tests {
     #[test]
     fn a_host_names_one_workspace_of_the_organization() {
         assert_eq!(workspace_of("signed-links.acme.envforge", "acme").unwrap(), "signed-links");
-        for wrong in ["signed-links", "a.b.acme.envforge", ".acme.envforge", "x.other.envforge", "x.acme.envforge.org", "a/b.acme.envforge"] {
+        for wrong in [
+            "signed-links",
+            "a.b.acme.envforge",
+            ".acme.envforge",
+            "x.other.envforge",
+            "x.acme.envforge.org",
+            "a/b.acme.envforge",
+        ] {
             assert!(workspace_of(wrong, "acme").is_err(), "{wrong}");
         }
     }
@@ -177,7 +187,9 @@ mod tests {
     fn a_new_key_takes_the_place_of_the_hosts_earlier_one_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(KNOWN_HOSTS);
-        for (host, key) in [("a", "ssh-ed25519 1"), ("b", "ssh-ed25519 2"), ("a", "ssh-ed25519 3"), ("b", "ssh-ed25519 2")] {
+        for (host, key) in
+            [("a", "ssh-ed25519 1"), ("b", "ssh-ed25519 2"), ("a", "ssh-ed25519 3"), ("b", "ssh-ed25519 2")]
+        {
             remember(&path, host, key).unwrap();
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "b ssh-ed25519 2\na ssh-ed25519 3\n");

@@ -20,8 +20,7 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, 
     let connected = ShellKind::ALL.map(|kind| ShellEvent::Connected {
         terms: ShellTerms { shell, project, workspace, user, session, kind, at: at(0) },
     });
-    let disconnected =
-        ShellEnd::ALL.map(|end| ShellEvent::Disconnected { user, workspace, ended: ended(end) });
+    let disconnected = ShellEnd::ALL.map(|end| ShellEvent::Disconnected { user, workspace, ended: ended(end) });
     let started = [JobKind::Test, JobKind::Agent].map(|kind| JobRunEvent::Started {
         terms: JobRunTerms {
             run: JobRunId::from_uuid(uuid(23)),
@@ -35,7 +34,8 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, 
             at: at(0),
         },
     });
-    let finished = JobRunEvent::Finished { by: user, workspace, name: "unit".to_owned(), ended: ended(ShellEnd::Exited) };
+    let finished =
+        JobRunEvent::Finished { by: user, workspace, name: "unit".to_owned(), ended: ended(ShellEnd::Exited) };
     let shells = connected.into_iter().chain(disconnected).map(Event::Shell);
     shells.chain(started.into_iter().chain([finished]).map(Event::JobRun)).collect()
 }
