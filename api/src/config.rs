@@ -10,6 +10,8 @@ use envforge_domain::secret::Secret;
 use envforge_domain::secrets::SecretKey;
 use envforge_identity::oidc::PublicUrl;
 
+use crate::shell_host::ShellHost;
+
 /// Limits and names of the API.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -43,6 +45,10 @@ pub struct Config {
     pub root_outputs: Option<RootOutputs>,
     /// Where values of secrets go. Without it none can be set here.
     pub secrets: Option<SecretPuts>,
+    /// What opens shells, where the host is this very process.
+    pub shells: Option<Shells>,
+    /// Shells open at the same time.
+    pub shells_max: usize,
 }
 
 /// Puts a value into the secret store, and can do nothing else there. Answers its version.
@@ -76,6 +82,26 @@ impl SecretPuts {
 impl std::fmt::Debug for SecretPuts {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("SecretPuts")
+    }
+}
+
+/// What opens shells.
+#[derive(Clone)]
+pub struct Shells(Arc<dyn ShellHost>);
+
+impl Shells {
+    pub fn new(host: impl ShellHost + 'static) -> Self {
+        Self(Arc::new(host))
+    }
+
+    pub(crate) fn host(&self) -> &dyn ShellHost {
+        &*self.0
+    }
+}
+
+impl std::fmt::Debug for Shells {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Shells")
     }
 }
 
@@ -117,6 +143,8 @@ impl Config {
             local_repositories: false,
             root_outputs: None,
             secrets: None,
+            shells: None,
+            shells_max: 512,
         }
     }
 }

@@ -421,6 +421,8 @@ fn covers(permit: &Permit, stream: &StreamId) -> bool {
             | Resource::Host { .. }
             | Resource::RootWindow { .. } => false,
         },
+        // Opening a shell and running a job are actions on the workspace.
+        StreamKind::Shell | StreamKind::JobRun => matches!(resource, Resource::Workspace { .. }),
         StreamKind::Host => match resource {
             Resource::Host { host, .. } => is(&host),
             // Placing is an action on the workspace that is placed.

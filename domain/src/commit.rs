@@ -58,10 +58,14 @@ pub enum StreamKind {
     RootWindow,
     /// What is known of the secrets of one project or workspace, never a value; key: its id.
     Secrets,
+    /// One connection to a workspace's shell; key: the shell's id.
+    Shell,
+    /// One run of a job; key: the run's id.
+    JobRun,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -75,6 +79,8 @@ impl StreamKind {
         Self::ServiceTokens,
         Self::RootWindow,
         Self::Secrets,
+        Self::Shell,
+        Self::JobRun,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -92,6 +98,8 @@ impl StreamKind {
             Self::ServiceTokens => "service_tokens",
             Self::RootWindow => "root_window",
             Self::Secrets => "secrets",
+            Self::Shell => "shell",
+            Self::JobRun => "job",
         }
     }
 
@@ -173,6 +181,14 @@ impl StreamId {
 
     pub fn secrets(org: OrgId, owner: crate::secrets::SecretOwner) -> Self {
         Self::of(org, StreamKind::Secrets, owner)
+    }
+
+    pub fn shell(org: OrgId, shell: crate::ids::ShellId) -> Self {
+        Self::of(org, StreamKind::Shell, shell)
+    }
+
+    pub fn job_run(org: OrgId, run: crate::ids::JobRunId) -> Self {
+        Self::of(org, StreamKind::JobRun, run)
     }
 
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.

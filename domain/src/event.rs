@@ -8,12 +8,14 @@ use crate::decision::DecisionEvent;
 use crate::denial::DenialEvent;
 use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
+use crate::job_run::JobRunEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
 use crate::runtime::RuntimeEvent;
 use crate::secrets::SecretsEvent;
 use crate::service_token::ServiceTokenEvent;
+use crate::shell::ShellEvent;
 use crate::user::UserEvent;
 use crate::workspace::WorkspaceEvent;
 
@@ -33,6 +35,8 @@ pub enum Event {
     ServiceToken(ServiceTokenEvent),
     RootWindow(RootWindowEvent),
     Secrets(SecretsEvent),
+    Shell(ShellEvent),
+    JobRun(JobRunEvent),
 }
 
 /// Who may read an event through the event API.
@@ -61,6 +65,8 @@ impl Event {
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
             Self::RootWindow(_) => StreamKind::RootWindow,
             Self::Secrets(_) => StreamKind::Secrets,
+            Self::Shell(_) => StreamKind::Shell,
+            Self::JobRun(_) => StreamKind::JobRun,
         }
     }
 
@@ -114,9 +120,11 @@ impl Event {
                 | DevLinkEvent::AttemptsBlocked { .. }
                 | DevLinkEvent::RevocationRecorded { .. } => false,
             },
-            // No gateway takes service tokens or knows of root, and none lets anybody in by what the others say.
+            // No gateway takes service tokens or knows of root and shells, and none lets anybody in by what the others say.
             Self::ServiceToken(_)
             | Self::RootWindow(_)
+            | Self::Shell(_)
+            | Self::JobRun(_)
             | Self::Project(_)
             | Self::Runtime(_)
             | Self::Host(_)
@@ -143,6 +151,8 @@ impl Event {
             | Self::Decision(_)
             | Self::ServiceToken(_)
             | Self::RootWindow(_)
+            | Self::Shell(_)
+            | Self::JobRun(_)
             | Self::Secrets(_) => Visibility::Organization,
         }
     }

@@ -101,6 +101,18 @@ pub const SECRETS_CONSUMED_MAX: usize = 1_000;
 pub const SECRETS_OF_EVENT_MAX: usize = 100;
 /// How long a wake tries to get its secrets from a store that is out of reach.
 pub const SECRETS_DEADLINE: Millis = Millis::from_secs(60);
+/// Words and characters of one command in a shell.
+pub const SHELL_WORDS_MAX: usize = 1_024;
+pub const SHELL_CHARS_MAX: usize = 128 * 1024;
+/// Input of one shell that is on its way.
+pub const SHELL_WINDOW_BYTES: usize = 256 * 1024;
+/// Shells open at the same time: in one workspace, and of one person.
+pub const SHELLS_OF_WORKSPACE_MAX: usize = 64;
+pub const SHELLS_OF_PERSON_MAX: usize = 32;
+/// How long one connection to a shell may be open; one that lasts is attached to again.
+pub const SHELL_OPEN_MAX: Millis = Millis::from_hours(24);
+/// How long a job may run.
+pub const JOB_RUN_MAX: Millis = Millis::from_hours(6);
 
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;

@@ -198,6 +198,8 @@ impl AuthorizationView {
             | StreamKind::Denial
             | StreamKind::Decision
             | StreamKind::ServiceTokens
+            | StreamKind::Shell
+            | StreamKind::JobRun
             | StreamKind::Secrets => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
@@ -253,6 +255,8 @@ impl AuthorizationView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
                 | Event::Secrets(_) => {}
             }
         }

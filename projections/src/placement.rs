@@ -155,6 +155,8 @@ impl PlacementView {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
                 | Event::Secrets(_) => {}
             }
         }

@@ -92,6 +92,8 @@ impl ResourceView {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
                 | Event::Secrets(_) => {}
             }
         }

@@ -12,6 +12,7 @@ pub mod root_reactor;
 mod runtime_reactor;
 mod secret_resolver;
 mod secret_sweep;
+mod shell_leftovers;
 pub mod timers;
 mod world;
 
@@ -19,5 +20,6 @@ pub use host_machine::{LocalMachine, MACHINE_ID, MachineError};
 pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
 pub use secret_resolver::SecretResolver;
+pub use shell_leftovers::tell_shell_leftovers;
 pub use timers::Timers;
 pub use world::World;

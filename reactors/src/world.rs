@@ -111,7 +111,9 @@ impl World {
                 | Event::User(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::Shell(_)
+                | Event::JobRun(_) => {}
                 Event::Secrets(event) => {
                     let key = recorded.commit.stream.key();
                     let known = self.secrets.entry(key.into()).or_insert_with(|| (org, None, Secrets::default()));

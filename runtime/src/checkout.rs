@@ -71,6 +71,35 @@ impl Checkout<'_> {
         timeout_at(deadline, work).await.unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
     }
 
+    /// Clones the branch, with its history, into `tree`, which must not be there. No credential is left in it: its address holds
+    /// none, and git gets none but by its environment.
+    pub(crate) async fn clone_anew(&self, address: &str, branch: &str) -> Result<(), CheckoutFailure> {
+        let (address, branch) = (Repository::parse(address)?, Branch::parse(branch)?);
+        let limit = self.config.checkout_duration_max;
+        let half_done = self.tree.with_extension("new");
+        let work = async {
+            let place = half_done.clone();
+            blocking(move || match std::fs::remove_dir_all(place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            })
+            .await
+            .map_err(broken)?;
+            let mut git = self.program();
+            git.args(["clone", "--quiet", "--no-hardlinks", "--no-recurse-submodules", "--template=", "--branch"]);
+            git.arg(branch.as_str()).arg("--").arg(address.as_str()).arg(&half_done);
+            let answer = self.run(git).await?;
+            if !answer.success {
+                return Err(self.not_fetched(&answer.errors, &address, &branch).await?);
+            }
+            let (from, to) = (half_done.clone(), self.tree.clone());
+            blocking(move || std::fs::rename(from, to)).await.map_err(broken)
+        };
+        timeout_at(Instant::now() + limit, work)
+            .await
+            .unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
+    }
+
     async fn attempt(&self, address: &Repository, branch: &Branch) -> Result<String, CheckoutFailure> {
         self.prepare().await?;
         self.fetch(address, branch).await?;
@@ -166,25 +195,37 @@ impl Checkout<'_> {
         if answer.success {
             return Ok(());
         }
-        if answer.errors.contains("couldn't find remote ref") {
+        Err(self.not_fetched(&answer.errors, address, branch).await?)
+    }
+
+    /// Why git could not take a branch, from what it said.
+    async fn not_fetched(
+        &self,
+        errors: &str,
+        address: &Repository,
+        branch: &Branch,
+    ) -> Result<CheckoutFailure, CheckoutFailure> {
+        if errors.contains("couldn't find remote ref") || errors.contains("not found in upstream") {
             let near = self.branches(address).await?;
-            return Err(CheckoutFailure::NoSuchBranch {
+            return Ok(CheckoutFailure::NoSuchBranch {
                 branch: branch.as_str().to_owned(),
                 near: branch.nearest(near.iter().map(String::as_str)),
             });
         }
-        let detail = detail(&answer.errors);
+        let detail = detail(errors);
         // The remote answered and our side could not take it.
         let ours = ["unable to write", "bad object", "shallow file", "index file", "object file", "loose object"];
-        if ours.iter().any(|sign| answer.errors.contains(sign)) {
-            Err(CheckoutFailure::Broken { detail })
+        Ok(if ours.iter().any(|sign| errors.contains(sign)) {
+            CheckoutFailure::Broken { detail }
         } else {
-            Err(CheckoutFailure::Unreachable { detail })
-        }
+            CheckoutFailure::Unreachable { detail }
+        })
     }
 
     async fn branches(&self, address: &Repository) -> Result<Vec<String>, CheckoutFailure> {
-        let answer = self.run(self.git(["ls-remote", "--heads", "--", address.as_str()])).await?;
+        let mut git = self.program();
+        git.args(["ls-remote", "--heads", "--", address.as_str()]);
+        let answer = self.run(git).await?;
         Ok(answer
             .output
             .lines()
@@ -216,7 +257,18 @@ impl Checkout<'_> {
         git
     }
 
-    fn plain(&self, mut git: Command) -> Command {
+    fn plain(&self, git: Command) -> Command {
+        let mut git = self.prepared(git);
+        git.arg("--git-dir").arg(&self.repository);
+        git
+    }
+
+    /// Without a repository.
+    fn program(&self) -> Command {
+        self.prepared(Command::new("git"))
+    }
+
+    fn prepared(&self, mut git: Command) -> Command {
         let mut environment = Environment::default();
         environment.set("HOME", "/nonexistent");
         environment.set("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
@@ -249,8 +301,7 @@ impl Checkout<'_> {
         ] {
             git.arg("-c").arg(setting);
         }
-        git.arg("--git-dir").arg(&self.repository);
-        git.current_dir(self.repository.parent().unwrap_or(Path::new("/")));
+        git.current_dir(self.tree.parent().unwrap_or(Path::new("/")));
         git
     }
 

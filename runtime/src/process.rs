@@ -488,7 +488,8 @@ mod tests {
 
     #[test]
     fn a_process_that_becomes_another_program_cannot_be_told_yet() {
-        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
+        let family =
+            Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path();
         for (memory, ends, tells) in [
@@ -511,7 +512,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_process_is_found_from_its_first_moment() {
         for _ in 0..100 {
-            let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
+            let family =
+                Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
             let mut young = Command::new("setsid")
                 .args(["sleep", "1000"])
                 .env(MARKER_VARIABLE, family.marker.as_str())

@@ -42,6 +42,8 @@ pub(crate) struct Running {
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) given_up: mpsc::Receiver<GivenUp>,
     pub(crate) hook: Option<SleepHook>,
+    /// Where jobs run, and in which environment.
+    pub(crate) jobs: Option<(PathBuf, Environment)>,
     pub(crate) _room: OwnedSemaphorePermit,
 }
 

@@ -29,6 +29,7 @@ use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
+use crate::shell::Shells;
 use crate::unix_user::{self, UnixUser, UnixUsers, UserBlock};
 
 /// Starts of all services with other ports, where some program took one before its service did.
@@ -45,6 +46,7 @@ pub(crate) struct Host {
     pub(crate) root: RootRuns,
     /// Where each service has a user of its own.
     pub(crate) users: Option<UnixUsers>,
+    pub(crate) shells: Shells,
     /// On the state directory, until the last actor has ended what it ran.
     pub(crate) _lock: File,
 }
@@ -127,6 +129,7 @@ pub(crate) async fn wake(
         ready: watch::channel(false).0,
         given_up,
         hook: None,
+        jobs: None,
         _room: room,
     };
     let limit = order.deadline.to_duration().min(limits::WAKE_DEADLINE.to_duration());
@@ -228,6 +231,7 @@ impl Attempt<'_> {
                 data: &data,
                 ports: &ports,
             };
+            running.jobs = Some((tree.clone(), surroundings.of_runtime()));
             running.hook = self.order.manifest.on_sleep.as_ref().map(|hook| SleepHook {
                 hook: hook.clone(),
                 directory: tree.clone(),

@@ -2,6 +2,7 @@
 //!
 //! Not here: other workspaces (`host` has one actor for each), what a wake does (`wake`), what an end does (`running`).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use envforge_domain::ids::WorkspaceId;
@@ -10,10 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::environment::Environment;
 use crate::failure::{SleepFailure, WakeFailure};
 use crate::order::{Awake, Stage, WakeOrder};
 use crate::process::{self, Family};
-use crate::record::{Record, blocking};
+use crate::record::{Record, RunningRecord, blocking};
 use crate::report::Report;
 use crate::running::Running;
 use crate::service::GivenUp;
@@ -36,6 +38,10 @@ pub(crate) enum Message {
         epoch: u64,
         reply: oneshot::Sender<Result<(), SleepFailure>>,
     },
+    /// What a job needs, where the runtime is up.
+    Job {
+        reply: oneshot::Sender<Option<JobPlace>>,
+    },
     /// Ends and forgets everything of the workspace on this host, its data too.
     Remove {
         reply: oneshot::Sender<Result<(), SleepFailure>>,
@@ -46,6 +52,13 @@ pub(crate) enum Message {
     },
 }
 
+/// Where a job runs, with whose record.
+pub(crate) struct JobPlace {
+    pub(crate) directory: PathBuf,
+    pub(crate) environment: Environment,
+    pub(crate) record: RunningRecord,
+}
+
 pub(crate) struct Workspace {
     host: Arc<Host>,
     id: WorkspaceId,
@@ -53,6 +66,8 @@ pub(crate) struct Workspace {
     /// The last epoch that must not wake again.
     over: Option<u64>,
     up: watch::Sender<Option<u64>>,
+    /// Of the newest wake that got ready.
+    commit: watch::Sender<Option<String>>,
 }
 
 enum Phase {
@@ -89,11 +104,12 @@ impl Workspace {
         host: Arc<Host>,
         id: WorkspaceId,
         over: Option<u64>,
-    ) -> (mpsc::Sender<Message>, watch::Receiver<Option<u64>>) {
+    ) -> (mpsc::Sender<Message>, watch::Receiver<Option<u64>>, watch::Receiver<Option<String>>) {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let (up, seen) = watch::channel(None);
-        tokio::spawn(Self { host, id, phase: Phase::Asleep, over, up }.run(messages));
-        (sender, seen)
+        let (commit, checked_out) = watch::channel(None);
+        tokio::spawn(Self { host, id, phase: Phase::Asleep, over, up, commit }.run(messages));
+        (sender, seen, checked_out)
     }
 
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
@@ -117,6 +133,9 @@ impl Workspace {
                     // A caller that went away still gets its sleep.
                     let _ = reply.send(self.sleep(epoch).await);
                 }
+                Event::Message(Some(Message::Job { reply })) => {
+                    let _ = reply.send(self.job_place());
+                }
                 Event::Message(Some(Message::Remove { reply })) => {
                     let _ = reply.send(self.remove().await);
                 }
@@ -129,6 +148,12 @@ impl Workspace {
                 Event::Message(None) => return self.shut_down().await,
             }
         }
+    }
+
+    fn job_place(&self) -> Option<JobPlace> {
+        let Phase::Up(up) = &self.phase else { return None };
+        let (directory, environment) = up.running.jobs.clone()?;
+        Some(JobPlace { directory, environment, record: up.running.record.clone() })
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -190,6 +215,7 @@ impl Workspace {
         let answer = match result {
             Ok((running, awake)) => {
                 self.phase = Phase::Up(Box::new(Up { epoch: waking.epoch, running, awake: awake.clone() }));
+                self.commit.send_replace(Some(awake.commit.clone()));
                 self.up.send_replace(Some(waking.epoch));
                 Ok(awake)
             }

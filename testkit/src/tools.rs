@@ -25,6 +25,14 @@ pub enum Tool {
     DbusDaemon,
     /// The executable of gnome-keyring-daemon.
     GnomeKeyring,
+    /// The executable of tmux.
+    Tmux,
+    /// The executable of OpenSSH's client, beside which `scp`, `sftp` and `ssh-keygen` lie.
+    Ssh,
+    /// The executable of OpenSSH's sftp-server.
+    SftpServer,
+    /// The executable of rsync.
+    Rsync,
     /// The executable of nginx (benchmarks only).
     Nginx,
     /// The executable of wrk (benchmarks only).
@@ -47,6 +55,10 @@ impl Tool {
             Tool::SchemathesisDir => "ENVFORGE_TEST_SCHEMATHESIS_DIR",
             Tool::DbusDaemon => "ENVFORGE_TEST_DBUS_DAEMON",
             Tool::GnomeKeyring => "ENVFORGE_TEST_GNOME_KEYRING",
+            Tool::Tmux => "ENVFORGE_TEST_TMUX",
+            Tool::Ssh => "ENVFORGE_TEST_SSH",
+            Tool::SftpServer => "ENVFORGE_TEST_SFTP_SERVER",
+            Tool::Rsync => "ENVFORGE_TEST_RSYNC",
             Tool::Nginx => "ENVFORGE_BENCH_NGINX",
             Tool::Wrk => "ENVFORGE_BENCH_WRK",
         }
@@ -64,6 +76,10 @@ impl Tool {
             Tool::SchemathesisDir => "schemathesis",
             Tool::DbusDaemon => "dbus-daemon",
             Tool::GnomeKeyring => "gnome-keyring-daemon",
+            Tool::Tmux => "tmux",
+            Tool::Ssh => "OpenSSH (ssh, scp, sftp, ssh-keygen)",
+            Tool::SftpServer => "OpenSSH's sftp-server",
+            Tool::Rsync => "rsync",
             Tool::Nginx => "nginx",
             Tool::Wrk => "wrk",
         }
@@ -114,6 +130,14 @@ impl Tool {
             }
             Tool::DbusDaemon => on_path("dbus-daemon").filter(|path| path.with_file_name("dbus-send").is_file()),
             Tool::GnomeKeyring => on_path("gnome-keyring-daemon"),
+            Tool::Tmux => on_path("tmux"),
+            Tool::Ssh => on_path("ssh").filter(|path| {
+                ["scp", "sftp", "ssh-keygen"].iter().all(|program| path.with_file_name(program).is_file())
+            }),
+            Tool::SftpServer => {
+                existing("/usr/lib/openssh/sftp-server").or_else(|| existing("/usr/libexec/openssh/sftp-server"))
+            }
+            Tool::Rsync => on_path("rsync"),
             Tool::Nginx => on_path("nginx").or_else(|| existing("/usr/sbin/nginx")),
             Tool::Wrk => on_path("wrk"),
         })
@@ -179,6 +203,10 @@ mod tests {
             Tool::SchemathesisDir,
             Tool::DbusDaemon,
             Tool::GnomeKeyring,
+            Tool::Tmux,
+            Tool::Ssh,
+            Tool::SftpServer,
+            Tool::Rsync,
             Tool::Nginx,
             Tool::Wrk,
         ];

@@ -29,6 +29,7 @@ pub(crate) mod runtime;
 pub(crate) mod secrets;
 pub(crate) mod service_tokens;
 pub(crate) mod sessions;
+pub(crate) mod shells;
 pub(crate) mod sign_in_page;
 pub(crate) mod teams;
 pub(crate) mod usage;

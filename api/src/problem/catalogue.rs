@@ -33,6 +33,7 @@ catalogue! {
         "cursor_invalid" "The cursor cannot be read", "`after` must be the `next` of an earlier answer of the same list.";
         "sign_in_unknown" "This sign-in was not begun here", "It was begun in another browser, was finished before, or took longer than ten minutes. Begin again.";
         "logout_token_invalid" "The logout token was not accepted", "`reason` names why.";
+        "websocket_required" "This is a WebSocket", "Ask for it with an upgrade (RFC 6455) and the subprotocol `envforge.shell.v1`.";
         "idempotency_key_invalid" "The idempotency key cannot be used", "`Idempotency-Key` must be 1 to 200 visible ASCII characters, given once.";
     }
     UNAUTHORIZED {
@@ -63,6 +64,7 @@ catalogue! {
         "service_tokens_not_allowed" "The organization allows no service tokens", "Its policy has `service_token_lifetime_max_seconds` at 0.";
         "service_token_above_yourself" "You may not do that there yourself", "Leave the action out: a token may no more than its creator.";
         "too_many_service_tokens" "The organization has too many service tokens", "`max` is the limit. Revoke what is not needed.";
+        "shell_not_for_browsers" "Shells take no browser's session", "Send `Authorization: Bearer` and neither `Cookie` nor `Origin`.";
         "root_people_only" "Only people come to root", "Programs and links never do.";
         "root_not_allowed" "The organization does not allow this way to root", "`detail` names its root policy.";
         "root_own_request" "Somebody else decides on your request", "An owner or admin who did not ask for the window.";
@@ -97,6 +99,9 @@ catalogue! {
         "secret_unknown" "There is no such secret", "Check the name, and whether it is the project's or the workspace's.";
         "team_unknown" "There is no such team", "Check the slug or id.";
         "root_window_unknown" "There is no such root window", "Check the id.";
+        "shell_unknown" "There is no such shell", "Check the id.";
+        "job_unknown" "envforge.yml declares no such job", "`detail` names those that it declares.";
+        "job_run_unknown" "There is no such run of a job", "Check the id.";
         "host_unknown" "There is no such host", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
@@ -142,6 +147,10 @@ catalogue! {
         "root_nothing_to_review" "The root window needs no review", "Only break-glass windows are reviewed.";
         "root_reviewed_already" "The root window has been reviewed", "Nothing was changed.";
         "root_review_pending" "A break-glass window was not reviewed yet", "`detail` names it. Somebody else, an owner or admin, reviews it first.";
+        "shell_exists" "The shell was opened already", "Nothing was changed.";
+        "job_run_exists" "The run was started already", "Nothing was changed.";
+        "host_elsewhere" "The workspace's host is elsewhere", "It is another process than this API's, and shells there come with the agent's channel.";
+        "checkout_failed" "The repository could not be cloned", "`detail` says why.";
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
     GONE {
@@ -192,6 +201,7 @@ catalogue! {
         "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";
         "root_window_length_out_of_range" "The root window would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
         "root_changes_too_many" "Too many changes are told of one command", "`max` is the limit.";
+        "shell_command_invalid" "The command cannot be run", "1 to `max_words` words without NUL, at most `max_chars` characters together.";
         "root_command_invalid" "The command cannot be run", "1 to `max_words` words, at most `max_chars` characters together.";
         "reason_invalid" "The reason is not valid", "1 to `max_chars` characters on one line.";
         "host_label_too_long" "The host label would be too long", "DNS allows `max` characters: shorten the service, workspace or organization slug.";
@@ -211,6 +221,7 @@ catalogue! {
         "too_many_sign_ins" "Too many sign-ins from this address", "Try again after `Retry-After`.";
         "too_many_requests" "Too many requests from this address", "Try again after `Retry-After`.";
         "sign_in_busy" "Too many people are signing in right now", "Try again after `Retry-After`.";
+        "too_many_shells" "Too many shells are open", "Close one.";
         "too_many_streams" "Too many event streams are open", "Close one, or read without `follow`.";
     }
     INTERNAL_SERVER_ERROR {
@@ -218,6 +229,7 @@ catalogue! {
     }
     SERVICE_UNAVAILABLE {
         "provider_unavailable" "The identity provider cannot be asked right now", "Nothing was changed. Try again.";
+        "shell_not_started" "The shell could not be started", "`detail` says why.";
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
         "outcome_unknown" "The event log did not answer in time", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";

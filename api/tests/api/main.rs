@@ -24,6 +24,7 @@ mod runtimes;
 mod secrets;
 mod service_tokens;
 mod sessions;
+mod shells;
 mod signing_in;
 mod teams;
 mod writes;

@@ -12,6 +12,7 @@ mod root_window;
 mod runtime;
 mod secrets;
 mod service_token;
+mod shells;
 mod teams;
 mod user;
 mod workspace;

@@ -113,7 +113,7 @@ pub(super) struct Meant {
 }
 
 impl Meant {
-    async fn find(&self, context: &Context, org: &str) -> Result<String, Failure> {
+    pub(super) async fn find(&self, context: &Context, org: &str) -> Result<String, Failure> {
         here::meant(context, org, self.workspace.as_deref(), Path::new(".")).await
     }
 }

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
+use super::shells::LocalShells;
 use super::{secret_store, sweeping};
 use crate::cli::failure::Failure;
 
@@ -50,6 +51,7 @@ impl Parts {
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
         config.secrets = self.secret_store.clone().map(secret_store::puts);
+        config.shells = self.host.clone().map(|host| envforge_api::Shells::new(LocalShells(host)));
         Ok(config)
     }
 }

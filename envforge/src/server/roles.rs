@@ -8,7 +8,9 @@ use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
-use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, Timers};
+use envforge_reactors::{
+    LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, Timers, tell_shell_leftovers,
+};
 use envforge_runtime::secret_store::SecretStore;
 use envforge_runtime::{LocalHost, UnixUsers};
 
@@ -127,6 +129,14 @@ pub(crate) async fn start_reactors(
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
     let root = RootReactor::new(commands, hot, host.clone(), clock);
     let (reactor_stop, timers_stop, root_stop) = (running.stop.clone(), running.stop.clone(), running.stop.clone());
+    let telling = tell_shell_leftovers(plane.commands.clone(), host.clone(), Arc::clone(&plane.clock));
+    let (shells_stop, stopped) = (running.stop.clone(), running.stop.clone());
+    running.essential.spawn("ends of former shells", async move {
+        shells_stop.run_until_cancelled(telling).await;
+        // There is nothing more to do, and no reason to end.
+        stopped.cancelled().await;
+        Ok(())
+    });
     running.essential.spawn("the root reactor", async move {
         root.run(root_stop).await;
         Ok(())

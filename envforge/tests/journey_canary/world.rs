@@ -94,6 +94,14 @@ pub(crate) fn dev(place: &Path, more: impl FnOnce(&mut Command)) -> (TestProcess
     (process, started)
 }
 
+/// The output of a command that reads `input`.
+pub(crate) fn with_input(mut command: Command, input: &str) -> Vec<u8> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().stdout
+}
+
 impl World {
     pub(crate) fn start() -> Self {
         let planted = Planted {

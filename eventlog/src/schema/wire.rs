@@ -11,8 +11,8 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    CorrelationId, GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId,
-    TeamId, UserId, WorkspaceId,
+    CorrelationId, GatewayId, HandoffId, HostId, JobRunId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId,
+    SessionId, ShellId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
@@ -139,6 +139,8 @@ displayed!(
     CorrelationId,
     ServiceTokenId,
     RootWindowId,
+    ShellId,
+    JobRunId,
     ServiceTokenSlug,
     OrgSlug,
     ProjectSlug,

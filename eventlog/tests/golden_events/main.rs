@@ -8,6 +8,7 @@
 
 mod root_windows;
 mod secrets;
+mod shells;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -429,6 +430,7 @@ fn samples() -> Vec<Event> {
     all.extend(root_windows::samples(project, workspace, user).into_iter().map(Event::RootWindow));
     all.extend(secrets::samples(project, workspace, user).into_iter().map(Event::Secrets));
     all.extend(secrets::of_runtimes(epoch, project, workspace).into_iter().map(Event::Runtime));
+    all.extend(shells::samples(project, workspace, user, session));
     all
 }
 

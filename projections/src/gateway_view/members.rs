@@ -110,6 +110,8 @@ impl Members {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
                 | Event::Secrets(_) => {}
             }
         }

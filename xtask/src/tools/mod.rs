@@ -25,6 +25,10 @@ pub(crate) const FOR_TESTS: &[Tool] = &[
     Tool::OidcDir,
     Tool::DbusDaemon,
     Tool::GnomeKeyring,
+    Tool::Tmux,
+    Tool::Ssh,
+    Tool::SftpServer,
+    Tool::Rsync,
 ];
 /// What benchmarks start besides.
 pub(crate) const FOR_BENCHES: &[Tool] = &[Tool::Nginx, Tool::Wrk];
@@ -56,6 +60,10 @@ fn source(tool: Tool) -> Source {
         Tool::Chromium => Source::Apt(&["chromium"]),
         Tool::DbusDaemon => Source::Apt(&["dbus"]),
         Tool::GnomeKeyring => Source::Apt(&["gnome-keyring"]),
+        Tool::Tmux => Source::Apt(&["tmux"]),
+        Tool::Ssh => Source::Apt(&["openssh-client"]),
+        Tool::SftpServer => Source::Apt(&["openssh-sftp-server"]),
+        Tool::Rsync => Source::Apt(&["rsync"]),
         Tool::Nginx => Source::Apt(&["nginx-light"]),
         Tool::Wrk => Source::Apt(&["wrk"]),
         Tool::BrowserDir => Source::Npm(npm::BROWSER),
@@ -76,6 +84,10 @@ fn why(tool: Tool) -> &'static str {
         Tool::SchemathesisDir => "it makes requests of the API's document and holds the answers against it",
         Tool::DbusDaemon => "it carries what programs say to a keyring",
         Tool::GnomeKeyring => "the command line keeps its tokens in a real keyring",
+        Tool::Tmux => "terminals in workspaces survive a disconnect by it",
+        Tool::Ssh => "it comes to workspaces unmodified, and so do scp and sftp",
+        Tool::SftpServer => "sftp and scp in workspaces are served by it",
+        Tool::Rsync => "it comes to workspaces over SSH",
         Tool::Nginx => "the gateway is measured against it",
         Tool::Wrk => "it makes the load of benchmarks",
     }

@@ -7,11 +7,13 @@ use envforge_domain::commit::{Actor, Component, Recorded};
 use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
+use envforge_domain::job_run::{JobRunEvent, JobRunTerms};
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::root_window::RootWindowEvent;
 use envforge_domain::runtime::{ActivitySource, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::service_token::ServiceTokenEvent;
+use envforge_domain::shell::{ShellEvent, ShellTerms};
 use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::schema::event_type;
@@ -287,6 +289,20 @@ impl AuditModel {
                 | RootWindowEvent::CommandEnded { .. }
                 | RootWindowEvent::Reviewed { .. } => {}
             },
+            Event::Shell(event) => match event {
+                ShellEvent::Connected { terms } => self.subjects.want(&terms.workspace.to_string()),
+                ShellEvent::Disconnected { user, workspace, .. } => {
+                    self.subjects.want(&user.to_string());
+                    self.subjects.want(&workspace.to_string());
+                }
+            },
+            Event::JobRun(event) => match event {
+                JobRunEvent::Started { terms } => self.subjects.want(&terms.workspace.to_string()),
+                JobRunEvent::Finished { by, workspace, .. } => {
+                    self.subjects.want(&by.to_string());
+                    self.subjects.want(&workspace.to_string());
+                }
+            },
             Event::Workspace(_)
             | Event::DevLink(_)
             | Event::User(_)
@@ -350,6 +366,13 @@ impl AuditModel {
                 NameRow { id: token.to_string(), project: None, workspace: None, name: slug.to_string() }
             }
             // A window goes by its id, in its workspace's place.
+            Event::Shell(ShellEvent::Connected { terms: ShellTerms { project, workspace, .. } })
+            | Event::JobRun(JobRunEvent::Started { terms: JobRunTerms { project, workspace, .. } }) => NameRow {
+                id: key.to_owned(),
+                project: Some(project.to_string()),
+                workspace: Some(workspace.to_string()),
+                name: key.to_owned(),
+            },
             Event::RootWindow(RootWindowEvent::Requested { terms, .. }) => NameRow {
                 id: key.to_owned(),
                 project: Some(terms.project.to_string()),
@@ -367,6 +390,8 @@ impl AuditModel {
             | Event::Decision(_)
             | Event::ServiceToken(_)
             | Event::RootWindow(_)
+            | Event::Shell(_)
+            | Event::JobRun(_)
             | Event::Secrets(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
@@ -455,6 +480,8 @@ impl AuditModel {
             | Event::Decision(_)
             | Event::ServiceToken(_)
             | Event::RootWindow(_)
+            | Event::Shell(_)
+            | Event::JobRun(_)
             | Event::Secrets(_) => None,
         }
     }

@@ -5,6 +5,8 @@ use envforge_domain::claim::ClaimEvent;
 use envforge_domain::denial::DeniedAttempts;
 use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent};
 use envforge_domain::event::Event;
+use envforge_domain::job_run::JobRunEvent;
+use envforge_domain::manifest::JobKind;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::revocation::Receipt;
@@ -14,6 +16,7 @@ use envforge_domain::root_window::{
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretsEvent};
 use envforge_domain::service_token::ServiceTokenEvent;
+use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind};
 use envforge_domain::user::{SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 
@@ -36,6 +39,8 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         Event::ServiceToken(event) => service_token(event, names),
         Event::RootWindow(event) => root_window(event, names),
         Event::Secrets(event) => secrets(event, &names.of(key)),
+        Event::Shell(event) => shell(event, names),
+        Event::JobRun(event) => job_run(event, names),
     }
 }
 
@@ -213,6 +218,58 @@ fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
             let found = if *justified { "justified" } else { "not justified" };
             format!("Reviewed the break-glass: {found}: {note}")
         }
+    }
+}
+
+fn shell(event: &ShellEvent, names: &Names<'_>) -> String {
+    match event {
+        ShellEvent::Connected { terms } => {
+            let what = match terms.kind {
+                ShellKind::Terminal => "a terminal",
+                ShellKind::Command => "a shell for one command",
+                ShellKind::Ssh => "SSH",
+            };
+            format!("Opened {what} in workspace {}", names.of(terms.workspace))
+        }
+        ShellEvent::Disconnected { user, workspace, ended } => {
+            format!(
+                "The shell of {} in workspace {} is over after {}: {}",
+                names.of(user),
+                names.of(workspace),
+                ended.duration,
+                shell_end(ended)
+            )
+        }
+    }
+}
+
+fn job_run(event: &JobRunEvent, names: &Names<'_>) -> String {
+    match event {
+        JobRunEvent::Started { terms } => {
+            let kind = match terms.kind {
+                JobKind::Test => "test",
+                JobKind::Agent => "agent job",
+            };
+            format!("Ran the {kind} {} in workspace {}: {}", terms.name, names.of(terms.workspace), terms.command)
+        }
+        JobRunEvent::Finished { by, workspace, name, ended } => {
+            format!(
+                "The job {name} of {} in workspace {} is over after {}: {}",
+                names.of(by),
+                names.of(workspace),
+                ended.duration,
+                shell_end(ended)
+            )
+        }
+    }
+}
+
+fn shell_end(ended: &ShellEnded) -> String {
+    match (ended.end, ended.code) {
+        (ShellEnd::Exited, Some(code)) => format!("exit status {code}"),
+        (ShellEnd::Signalled, Some(code)) => format!("signal {code}"),
+        (ShellEnd::Closed, _) => "its client went away".to_owned(),
+        (end, _) => end.token().replace('_', " "),
     }
 }
 

@@ -97,6 +97,8 @@ impl ReadModel for DirectoryModel {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
                 | Event::Secrets(_) => {}
             }
         }
@@ -126,6 +128,8 @@ impl ReadModel for DirectoryModel {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
                 | Event::Secrets(_) => {}
             }
         }
