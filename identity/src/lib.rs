@@ -25,3 +25,4 @@ pub mod sign_in;
 pub mod submitted;
 pub mod tokens;
 pub mod workspace_handoff;
+mod yielding_bcrypt;
