@@ -10,6 +10,7 @@ mod error;
 mod fence;
 pub mod hosts;
 pub mod links;
+pub mod machines;
 pub mod organizations;
 pub mod projects;
 pub mod root_windows;

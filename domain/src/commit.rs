@@ -56,10 +56,12 @@ pub enum StreamKind {
     ServiceTokens,
     /// One exception from "no root"; key: the window's id.
     RootWindow,
+    /// A virtual machine of a provider; key: the id of the host that lives on it. A strange one's: the provider's key.
+    Machine,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -72,6 +74,7 @@ impl StreamKind {
         Self::Decision,
         Self::ServiceTokens,
         Self::RootWindow,
+        Self::Machine,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -88,6 +91,7 @@ impl StreamKind {
             Self::Decision => "decision",
             Self::ServiceTokens => "service_tokens",
             Self::RootWindow => "root_window",
+            Self::Machine => "machine",
         }
     }
 
@@ -152,6 +156,18 @@ impl StreamId {
 
     pub fn host(org: OrgId, host: HostId) -> Self {
         Self::of(org, StreamKind::Host, host)
+    }
+
+    pub fn machine(org: OrgId, host: HostId) -> Self {
+        Self::of(org, StreamKind::Machine, host)
+    }
+
+    /// An instance that nobody asked for, in no organization: what its tags say of one is not believed.
+    ///
+    /// # Errors
+    /// Where the provider's key cannot be a stream's.
+    pub fn strange_machine(instance: &str) -> Result<Self, InvalidStreamKey> {
+        Self::new(OrgId::SYSTEM, StreamKind::Machine, instance)
     }
 
     pub fn dev_link(org: OrgId, link: LinkId) -> Self {
@@ -236,6 +252,8 @@ pub enum Component {
     /// Fires deadlines: expiry, idle sleep, lost leases.
     Timer,
     Identity,
+    /// Brings providers' machines to the state that the log asks for.
+    Fleet,
 }
 
 /// Where an action was asked for. Every row of the access policy names one.

@@ -8,6 +8,7 @@ use crate::decision::DecisionEvent;
 use crate::denial::DenialEvent;
 use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
+use crate::machine::MachineEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
@@ -31,6 +32,7 @@ pub enum Event {
     Decision(DecisionEvent),
     ServiceToken(ServiceTokenEvent),
     RootWindow(RootWindowEvent),
+    Machine(MachineEvent),
 }
 
 /// Who may read an event through the event API.
@@ -58,6 +60,7 @@ impl Event {
             Self::Decision(_) => StreamKind::Decision,
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
             Self::RootWindow(_) => StreamKind::RootWindow,
+            Self::Machine(_) => StreamKind::Machine,
         }
     }
 
@@ -117,6 +120,7 @@ impl Event {
             | Self::Project(_)
             | Self::Runtime(_)
             | Self::Host(_)
+            | Self::Machine(_)
             | Self::Claim(_)
             | Self::Denial(_)
             | Self::Decision(_) => false,
@@ -125,9 +129,9 @@ impl Event {
 
     pub const fn visibility(&self) -> Visibility {
         match self {
-            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. }) | Self::Host(_) => {
-                Visibility::Operator
-            }
+            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. })
+            | Self::Host(_)
+            | Self::Machine(_) => Visibility::Operator,
             Self::Runtime(_)
             | Self::Organization(_)
             | Self::User(_)

@@ -18,6 +18,7 @@ pub mod host;
 pub mod ids;
 pub mod invitation;
 pub mod limits;
+pub mod machine;
 pub mod manifest;
 pub mod meter;
 pub mod network;

@@ -197,7 +197,8 @@ impl AuthorizationView {
             | StreamKind::Claim
             | StreamKind::Denial
             | StreamKind::Decision
-            | StreamKind::ServiceTokens => Vec::new(),
+            | StreamKind::ServiceTokens
+            | StreamKind::Machine => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -251,7 +252,8 @@ impl AuthorizationView {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::Machine(_) => {}
             }
         }
         rights

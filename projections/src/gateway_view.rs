@@ -343,6 +343,7 @@ impl GatewayView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Machine(_)
                 | Event::RootWindow(_) => {}
             }
         }

@@ -91,6 +91,7 @@ impl ResourceView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Machine(_)
                 | Event::RootWindow(_) => {}
             }
         }

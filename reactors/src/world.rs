@@ -107,7 +107,9 @@ impl World {
                 | Event::User(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                // Those of providers are the fleet's.
+                | Event::Machine(_) => {}
                 Event::RootWindow(event) => {
                     if let Ok(window) = recorded.commit.stream.key().parse() {
                         self.apply_root_window(org, window, event);

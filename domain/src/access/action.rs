@@ -207,6 +207,10 @@ actions! {
     RootExpire "root.expire", Workspace, [], [System on AGENT], NOWHERE;
     /// What a host says of a command that runs as root.
     RootReport "root.report", Workspace, [], [System on AGENT], NOWHERE;
+    /// Asks a provider for a machine of the organization, and for its start, stop, drain and end.
+    MachineManage "machine.manage", Organization, [], [System on AGENT], NOWHERE;
+    /// What a provider says of machines.
+    MachineReport "machine.report", Organization, [], [System on AGENT], NOWHERE;
 }
 
 impl Action {

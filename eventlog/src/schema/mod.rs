@@ -13,6 +13,7 @@ mod denial;
 mod dev_link;
 mod event;
 mod host;
+mod machine;
 mod manifest;
 mod organization;
 mod project;

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
+mod machines;
 mod root_windows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -359,6 +360,7 @@ fn samples() -> Vec<Event> {
         Actor::System(Component::RuntimeReactor),
         Actor::System(Component::Timer),
         Actor::System(Component::Identity),
+        Actor::System(Component::Fleet),
         Actor::Anonymous,
         Actor::ServiceToken(ServiceTokenId::from_uuid(uuid(9))),
     ]
@@ -426,6 +428,7 @@ fn samples() -> Vec<Event> {
     let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
     all.extend(tokens.map(Event::ServiceToken));
     all.extend(root_windows::samples(project, workspace, user).into_iter().map(Event::RootWindow));
+    all.extend(machines::samples(host, org, capacity).into_iter().map(Event::Machine));
     all
 }
 

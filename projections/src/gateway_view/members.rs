@@ -109,6 +109,7 @@ impl Members {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Machine(_)
                 | Event::RootWindow(_) => {}
             }
         }

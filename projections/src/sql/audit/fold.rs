@@ -140,6 +140,7 @@ const fn component(component: Component) -> &'static str {
         Component::RuntimeReactor => "runtime_reactor",
         Component::Timer => "timer",
         Component::Identity => "identity",
+        Component::Fleet => "fleet",
     }
 }
 
@@ -290,6 +291,7 @@ impl AuditModel {
             | Event::User(_)
             | Event::Project(_)
             | Event::Host(_)
+            | Event::Machine(_)
             | Event::Claim(_)
             | Event::Decision(_) => {}
         }
@@ -363,6 +365,7 @@ impl AuditModel {
             | Event::Denial(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
+            | Event::Machine(_)
             | Event::RootWindow(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
@@ -450,6 +453,7 @@ impl AuditModel {
             | Event::Claim(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
+            | Event::Machine(_)
             | Event::RootWindow(_) => None,
         }
     }

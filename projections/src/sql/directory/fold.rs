@@ -96,6 +96,7 @@ impl ReadModel for DirectoryModel {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Machine(_)
                 | Event::RootWindow(_) => {}
             }
         }
@@ -124,6 +125,7 @@ impl ReadModel for DirectoryModel {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Machine(_)
                 | Event::RootWindow(_) => {}
             }
         }
