@@ -1,10 +1,13 @@
 //! What the operator may choose about this API. Only the binary reads environment and files.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_domain::ids::RootWindowId;
+use envforge_domain::secret::Secret;
+use envforge_domain::secrets::SecretKey;
 use envforge_identity::oidc::PublicUrl;
 
 /// Limits and names of the API.
@@ -38,6 +41,42 @@ pub struct Config {
     pub local_repositories: bool,
     /// What commands in root windows have written, where the host is this very process.
     pub root_outputs: Option<RootOutputs>,
+    /// Where values of secrets go. Without it none can be set here.
+    pub secrets: Option<SecretPuts>,
+}
+
+/// Puts a value into the secret store, and can do nothing else there. Answers its version.
+#[derive(Clone)]
+pub struct SecretPuts(Arc<dyn Fn(SecretKey, Secret) -> Putting + Send + Sync>);
+
+type Putting = Pin<Box<dyn Future<Output = Result<u64, NotPut>> + Send>>;
+
+/// Why a value was not put. Holds nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotPut {
+    /// It is empty, too long, or holds what no environment carries.
+    Value {
+        max_bytes: usize,
+    },
+    Unavailable {
+        detail: String,
+    },
+}
+
+impl SecretPuts {
+    pub fn new(put: impl Fn(SecretKey, Secret) -> Putting + Send + Sync + 'static) -> Self {
+        Self(Arc::new(put))
+    }
+
+    pub(crate) async fn put(&self, key: SecretKey, value: Secret) -> Result<u64, NotPut> {
+        (self.0)(key, value).await
+    }
+}
+
+impl std::fmt::Debug for SecretPuts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("SecretPuts")
+    }
 }
 
 /// Asks this process's host what the command of a root window has written: the last of it, and how many bytes came before.
@@ -77,6 +116,7 @@ impl Config {
             trusted_proxies: Vec::new(),
             local_repositories: false,
             root_outputs: None,
+            secrets: None,
         }
     }
 }

@@ -35,7 +35,7 @@ mod write;
 
 pub use access::SURFACE_HEADER;
 pub use api::{Parts, document, metrics_router, render, router};
-pub use config::{Config, GatewayUrl, InvalidGatewayUrl, RootOutputs};
+pub use config::{Config, GatewayUrl, InvalidGatewayUrl, NotPut, RootOutputs, SecretPuts};
 pub use edge::REQUEST_HEADER;
 pub use listener::serve;
 pub use openapi::{ACTION_EXTENSION, action_of};

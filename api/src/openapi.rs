@@ -116,6 +116,7 @@ fn path_parameter(name: &str) -> &'static str {
         "session" => "Id of the session.",
         "invitation" => "Id of the invitation: of the user who is to be.",
         "team" => "Slug or id of the team.",
+        "secret" => "Name of the secret: A-Z, 0-9 and `_`.",
         "code" => "A problem's code.",
         _ => "",
     }

@@ -412,6 +412,15 @@ fn covers(permit: &Permit, stream: &StreamId) -> bool {
             | Resource::Link { .. }
             | Resource::Host { .. } => false,
         },
+        StreamKind::Secrets => match resource {
+            Resource::Project { project, .. } => is(&project),
+            Resource::Workspace { workspace, .. } => is(&workspace),
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Link { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
+        },
         StreamKind::Machine => match resource {
             Resource::Host { host, .. } => is(&host),
             // A strange machine's stream is in no organization, and its key is the provider's.

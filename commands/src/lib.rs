@@ -15,6 +15,7 @@ pub mod organizations;
 pub mod projects;
 pub mod root_windows;
 pub mod runtimes;
+pub mod secrets;
 pub mod service_tokens;
 mod stream_cache;
 mod transaction;

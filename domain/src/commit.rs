@@ -56,12 +56,14 @@ pub enum StreamKind {
     ServiceTokens,
     /// One exception from "no root"; key: the window's id.
     RootWindow,
+    /// What is known of the secrets of one project or workspace, never a value; key: its id.
+    Secrets,
     /// A virtual machine of a provider; key: the id of the host that lives on it. A strange one's: the provider's key.
     Machine,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -74,6 +76,7 @@ impl StreamKind {
         Self::Decision,
         Self::ServiceTokens,
         Self::RootWindow,
+        Self::Secrets,
         Self::Machine,
     ];
 
@@ -91,6 +94,7 @@ impl StreamKind {
             Self::Decision => "decision",
             Self::ServiceTokens => "service_tokens",
             Self::RootWindow => "root_window",
+            Self::Secrets => "secrets",
             Self::Machine => "machine",
         }
     }
@@ -181,6 +185,10 @@ impl StreamId {
 
     pub fn root_window(org: OrgId, window: crate::ids::RootWindowId) -> Self {
         Self::of(org, StreamKind::RootWindow, window)
+    }
+
+    pub fn secrets(org: OrgId, owner: crate::secrets::SecretOwner) -> Self {
+        Self::of(org, StreamKind::Secrets, owner)
     }
 
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.

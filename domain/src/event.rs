@@ -13,6 +13,7 @@ use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
 use crate::runtime::RuntimeEvent;
+use crate::secrets::SecretsEvent;
 use crate::service_token::ServiceTokenEvent;
 use crate::user::UserEvent;
 use crate::workspace::WorkspaceEvent;
@@ -32,6 +33,7 @@ pub enum Event {
     Decision(DecisionEvent),
     ServiceToken(ServiceTokenEvent),
     RootWindow(RootWindowEvent),
+    Secrets(SecretsEvent),
     Machine(MachineEvent),
 }
 
@@ -60,6 +62,7 @@ impl Event {
             Self::Decision(_) => StreamKind::Decision,
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
             Self::RootWindow(_) => StreamKind::RootWindow,
+            Self::Secrets(_) => StreamKind::Secrets,
             Self::Machine(_) => StreamKind::Machine,
         }
     }
@@ -123,7 +126,8 @@ impl Event {
             | Self::Machine(_)
             | Self::Claim(_)
             | Self::Denial(_)
-            | Self::Decision(_) => false,
+            | Self::Decision(_)
+            | Self::Secrets(_) => false,
         }
     }
 
@@ -142,7 +146,8 @@ impl Event {
             | Self::Denial(_)
             | Self::Decision(_)
             | Self::ServiceToken(_)
-            | Self::RootWindow(_) => Visibility::Organization,
+            | Self::RootWindow(_)
+            | Self::Secrets(_) => Visibility::Organization,
         }
     }
 }

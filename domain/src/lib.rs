@@ -29,6 +29,7 @@ pub mod root_window;
 pub mod routing;
 pub mod runtime;
 pub mod secret;
+pub mod secrets;
 pub mod service_token;
 pub mod session;
 pub mod slug;

@@ -198,6 +198,7 @@ impl AuthorizationView {
             | StreamKind::Denial
             | StreamKind::Decision
             | StreamKind::ServiceTokens
+            | StreamKind::Secrets
             | StreamKind::Machine => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
@@ -253,6 +254,7 @@ impl AuthorizationView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
+                | Event::Secrets(_)
                 | Event::Machine(_) => {}
             }
         }

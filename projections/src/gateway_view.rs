@@ -343,8 +343,9 @@ impl GatewayView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::Machine(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
         for right in rights {

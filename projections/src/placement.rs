@@ -159,8 +159,9 @@ impl PlacementView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::Machine(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

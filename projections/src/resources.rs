@@ -91,8 +91,9 @@ impl ResourceView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::Machine(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

@@ -109,6 +109,8 @@ fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<R
         RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch),
         RuntimeEvent::HostChosen { .. }
         | RuntimeEvent::StageReached { .. }
+        | RuntimeEvent::SecretsResolved { .. }
+        | RuntimeEvent::SecretsRefused { .. }
         | RuntimeEvent::WakeQueued { .. }
         | RuntimeEvent::Ready { .. }
         | RuntimeEvent::LeaseRenewed { .. }

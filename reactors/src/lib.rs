@@ -11,11 +11,14 @@ mod host_machine;
 mod permit;
 pub mod root_reactor;
 mod runtime_reactor;
+mod secret_resolver;
+mod secret_sweep;
 pub mod timers;
 mod world;
 
 pub use host_machine::{LocalMachine, MACHINE_ID, MachineError};
 pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
+pub use secret_resolver::SecretResolver;
 pub use timers::Timers;
 pub use world::World;

@@ -6,18 +6,21 @@
 //! Not here: what an errand does (`errand`), deadlines (`timers`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_commands::{Commands, Context};
-use envforge_domain::commit::{Position, StreamKind};
+use envforge_domain::commit::{Position, Recorded, StreamKind};
+use envforge_domain::event::Event;
 use envforge_domain::ids::{OrgId, WorkspaceId};
 use envforge_domain::limits::{LEASE_RENEWAL_INTERVAL, RUNTIME_LEASE, WAKE_DEADLINE};
 use envforge_domain::manifest::Route;
 use envforge_domain::project::Project;
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand};
+use envforge_domain::secrets::{ConsumedSecret, Rotation, SecretDeed, SecretOwner, Secrets};
 use envforge_domain::slug::HostLabel;
 use envforge_domain::time::{Millis, SharedClock};
-use envforge_domain::workspace::ActiveWorkspace;
+use envforge_domain::workspace::{ActiveWorkspace, WorkspaceEvent};
 use envforge_eventlog::{Follow, LogError, SharedLog};
 use envforge_projections::placement::Placement;
 use envforge_runtime::{LocalHost, Report, WakeOrder};
@@ -27,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 use crate::errand::{Cleared, Clearing, Errands, Matter};
 use crate::following::Following;
 use crate::host_machine::LocalMachine;
+use crate::secret_resolver::SecretResolver;
+use crate::secret_sweep::Sweep;
 use crate::world::{KnownRuntime, World, needs};
 
 /// How long the planned host may leave a wake alone before another one with room takes it: as long as a host's word is
@@ -92,7 +97,7 @@ impl RuntimeReactor {
         let (finishing, finished) = mpsc::channel(1_024);
         Self {
             log,
-            errands: Errands { commands, host, machine, clock },
+            errands: Errands { commands, host, machine, clock, secrets: None },
             public_authority,
             world: World::default(),
             busy: HashMap::new(),
@@ -101,6 +106,13 @@ impl RuntimeReactor {
             finished,
             finishing,
         }
+    }
+
+    /// Has wakes take their services' secrets from a store, and keeps that clear of what was removed.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: SecretResolver) -> Self {
+        self.errands.secrets = Some(secrets);
+        self
     }
 
     /// Follows the log until `stop`; then puts what runs here to sleep and ends. A log that is out of reach is waited for.
@@ -133,12 +145,14 @@ impl RuntimeReactor {
                             if recorded.commit.stream.kind() == StreamKind::Host {
                                 self.compare_untaken();
                             }
+                            self.follow_secrets(&recorded);
                         }
                     }
                     Ok(Follow::Caught { .. }) => {
                         if !caught_up {
                             caught_up = true;
                             self.compare_all();
+                            self.sweep_all();
                         }
                     }
                 },
@@ -159,6 +173,45 @@ impl RuntimeReactor {
         }
         self.put_to_sleep().await;
         Ok(())
+    }
+
+    /// What runs with another version may have to be restarted, and what was removed is cleared.
+    fn follow_secrets(&mut self, recorded: &Recorded) {
+        let archived = recorded.commit.events.contains(&Event::Workspace(WorkspaceEvent::Archived));
+        if recorded.commit.stream.kind() == StreamKind::Secrets {
+            let ready = |known: &KnownRuntime| matches!(known.state, Runtime::Ready(_));
+            let ready: Vec<_> =
+                self.world.runtimes().filter(|(_, known)| ready(known)).map(|(workspace, _)| workspace).collect();
+            ready.into_iter().for_each(|workspace| self.compare(workspace));
+        } else if !archived {
+            return;
+        }
+        let key = recorded.commit.stream.key();
+        let sweeps = self.sweeps().into_iter().filter(|sweep| sweep.owner.to_string() == key).collect();
+        self.sweep(sweeps);
+    }
+
+    /// Every owner of secrets that this host may clear up for.
+    fn sweeps(&self) -> Vec<Sweep> {
+        let served = |(org, owner, known): (OrgId, SecretOwner, &Secrets)| {
+            let archived = owner.workspace().is_some_and(|workspace| self.world.is_archived(workspace));
+            self.serves(org).then(|| Sweep { org, owner, known: known.clone(), archived })
+        };
+        self.world.secrets().filter_map(served).collect()
+    }
+
+    fn sweep_all(&self) {
+        self.sweep(self.sweeps());
+    }
+
+    fn sweep(&self, sweeps: Vec<Sweep>) {
+        let Some(secrets) = &self.errands.secrets else { return };
+        let store = Arc::clone(secrets.store());
+        tokio::spawn(async move {
+            for sweep in sweeps {
+                sweep.run(Arc::clone(&store)).await;
+            }
+        });
     }
 
     fn finish(&mut self, finished: &Finished) {
@@ -240,7 +293,7 @@ impl RuntimeReactor {
             Runtime::Ready(ready) if ready.host == Some(here) => {
                 // Ready in the log, not here: an earlier process was killed and its leftovers were ended at the start.
                 if self.errands.host.is_up(workspace, ready.epoch.0) {
-                    return;
+                    return self.restart_where_rotated(matter, &ready.secrets);
                 }
                 let now = self.errands.clock.now();
                 let report = RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(here), now };
@@ -253,6 +306,17 @@ impl RuntimeReactor {
                 self.clear(matter, None);
             }
         }
+    }
+
+    /// Restarts a runtime that runs with an older version of a secret whose rules say so.
+    fn restart_where_rotated(&mut self, matter: Matter, given: &[ConsumedSecret]) {
+        let Some(view) = self.world.secret_view(matter.workspace) else { return };
+        let Some(rotated) = given.iter().find(|given| view.stale(given) == Some(Rotation::Restart)) else { return };
+        let changes = view.get(&rotated.name).map(|now| &now.known.changes);
+        let set = changes.into_iter().flatten().rev().find(|change| matches!(change.deed, SecretDeed::Set { .. }));
+        let Some(by) = set.map(|change| change.by) else { return };
+        let report = RuntimeCommand::Restart { epoch: matter.epoch, name: rotated.name.clone(), by };
+        self.tell(matter, report, "rotated");
     }
 
     /// Whether this machine may do anything for an organization: it belongs to that one or to none yet.
@@ -298,9 +362,18 @@ impl RuntimeReactor {
         }
         match self.wake_order(matter.workspace, org, matter.epoch) {
             Ok((order, active)) => {
+                let view = self.world.secret_view(matter.workspace);
+                let consumed = match view.map_or(Ok(Vec::new()), |view| view.resolve(&active.manifest)) {
+                    Ok(consumed) => consumed,
+                    Err(refused) => {
+                        let (epoch, host) = (matter.epoch, self.errands.machine.host);
+                        let report = RuntimeCommand::ReportSecretsRefused { epoch, host, refused };
+                        return self.tell(matter, report, "failed");
+                    }
+                };
                 let errands = self.errands.clone();
                 self.start(matter, Task::Waking, async move {
-                    errands.wake(matter, order, active).await;
+                    errands.wake(matter, order, active, consumed).await;
                     Cleared::default()
                 });
             }
@@ -455,7 +528,7 @@ impl RuntimeReactor {
             manifest: active.manifest.clone(),
             deadline: WAKE_DEADLINE,
             public_hosts,
-            // Secret stores come with their own issue; a service that declares one fails the wake, by name.
+            // Taken from the store once the wake is this host's.
             secrets: BTreeMap::new(),
         };
         Ok((order, active))
@@ -465,8 +538,6 @@ impl RuntimeReactor {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
-
     use envforge_domain::host::Capacity;
     use envforge_domain::ids::HostId;
     use envforge_domain::time::{Clock, UnixMillis};

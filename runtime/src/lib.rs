@@ -27,7 +27,9 @@ mod root;
 mod root_diff;
 mod root_guard;
 mod running;
+pub mod secret_store;
 mod service;
+mod unix_user;
 mod wake;
 mod workspace;
 
@@ -39,3 +41,4 @@ pub use order::{Awake, Stage, WakeOrder};
 pub use report::{Report, Reports};
 pub use root::{RanRoot, RootOrder, TakenRoot};
 pub use root_guard::guard_main;
+pub use unix_user::{NoUsers, UnixUser, UnixUsers, UserBlock};

@@ -87,6 +87,17 @@ impl<K: Display + FromStr, R: Serialize + DeserializeOwned> Records<K, R> {
         Ok(records)
     }
 
+    /// One record; `None` where there is none.
+    pub(crate) fn read(&self, key: &K) -> io::Result<Option<R>> {
+        let file = match File::open(self.path(key)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut text = Vec::new();
+        file.take(RECORD_BYTES_MAX).read_to_end(&mut text)?;
+        Ok(Some(serde_json::from_slice(&text)?))
+    }
+
     pub(crate) fn write(&self, key: K, record: &R) -> io::Result<()> {
         let path = self.path(&key);
         let replacement = path.with_extension("new");

@@ -26,6 +26,7 @@ mod refusals;
 pub(crate) mod roles;
 pub(crate) mod root_windows;
 pub(crate) mod runtime;
+pub(crate) mod secrets;
 pub(crate) mod service_tokens;
 pub(crate) mod sessions;
 pub(crate) mod sign_in_page;

@@ -73,6 +73,7 @@ catalogue! {
         "link_ended" "The link is no longer open", "Ask for a new link.";
         "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
         "link_issuer_not_allowed" "The organization does not let your roles give links", "`detail` names the roles that the organization's policy lets give links.";
+        "too_many_secrets" "There are too many secrets", "`max` is the limit of one project or workspace. Remove what is not needed.";
         "too_many_teams" "The organization has too many teams", "`max` is the limit. Delete what is not needed.";
         "team_full" "The team has too many members", "`max` is the limit.";
         "member_of_too_many_teams" "The member is in too many teams", "`max` is the limit. Take them out of one first.";
@@ -93,6 +94,7 @@ catalogue! {
         "invitation_unknown" "There is no such invitation", "The token is unknown, was used, or the invitation was revoked or has expired.";
         "user_unknown" "There is no such user", "Check the id.";
         "service_token_unknown" "There is no such service token", "Check the name or id.";
+        "secret_unknown" "There is no such secret", "Check the name, and whether it is the project's or the workspace's.";
         "team_unknown" "There is no such team", "Check the slug or id.";
         "root_window_unknown" "There is no such root window", "Check the id.";
         "host_unknown" "There is no such host", "Check the id.";
@@ -122,6 +124,7 @@ catalogue! {
         "team_name_taken" "Another team has this slug", "Choose another slug.";
         "policy_locks_you_out" "The policy would lock you out yourself", "Name the identity provider by which you are signed in too.";
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
+        "secret_overtaken" "Somebody else changed the secret at the same time", "Look at it, and set it again.";
         "runtime_not_awake" "The runtime is not awake", "Wake it first.";
         "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
         "runtime_other_host" "The wake belongs to another host", "Only the host that was chosen for it may start it and report about it.";
@@ -169,6 +172,9 @@ catalogue! {
         "value_invalid" "A value breaks a rule", "`field` names it; `detail` says what would be right.";
         "manifest_invalid" "envforge.yml is not valid", "`errors` lists each mistake with line and column.";
         "idempotency_key_reused" "The idempotency key was used for another request", "Use a new key for a new request.";
+        "secret_value_invalid" "The value is none that a secret can have", "1 to `max_bytes` bytes of UTF-8 without NUL.";
+        "secret_rules_invalid" "The secret's rules cannot be", "`detail` says what would be right.";
+        "runtime_too_many_secrets" "The workspace's services are given too many secrets", "`max` is the limit.";
         "name_invalid" "The name is not valid", "1 to `max_chars` characters.";
         "member_unknown" "The user is not a member", "Add them first.";
         "invitation_lifetime_out_of_range" "The invitation would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
@@ -218,6 +224,7 @@ catalogue! {
         "log_unavailable" "The event log is out of reach", "Part of a change may have happened. Repeat it with the same `Idempotency-Key`.";
         "rights_stale" "Rights cannot be checked right now", "Without fresh rights nothing is allowed. Try again.";
         "request_keys_unavailable" "Idempotency keys cannot be checked right now", "Nothing was changed. Repeat it with the same `Idempotency-Key`.";
+        "secret_store_unavailable" "The secret store is out of reach", "Nothing was set. Try again.";
         "read_models_unavailable" "The read models are out of reach", "Try again.";
     }
     GATEWAY_TIMEOUT {

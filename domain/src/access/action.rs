@@ -207,6 +207,13 @@ actions! {
     RootExpire "root.expire", Workspace, [], [System on AGENT], NOWHERE;
     /// What a host says of a command that runs as root.
     RootReport "root.report", Workspace, [], [System on AGENT], NOWHERE;
+    /// Puts a value into the store, and says who may use it. Nobody reads one back; no link, agent or service token sets one.
+    SecretSet "secret.set", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    /// Names, versions and who set them; never a value.
+    SecretList "secret.list", Workspace, [Owner Admin Developer Viewer Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    SecretRemove "secret.remove", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    /// Takes from the store what the services of one waking workspace declare and may use. No person has a row for it.
+    SecretResolve "secret.resolve", Workspace, [], [System on AGENT], NOWHERE;
     /// Asks a provider for a machine of the organization, and for its start, stop, drain and end.
     MachineManage "machine.manage", Organization, [], [System on AGENT], NOWHERE;
     /// What a provider says of machines.

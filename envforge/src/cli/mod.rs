@@ -29,6 +29,7 @@ mod reauthentication;
 #[cfg(test)]
 mod rights;
 mod root;
+mod secret;
 mod service_token;
 mod session;
 mod settings;
@@ -86,6 +87,8 @@ pub(crate) enum ClientVerb {
     Link(link::LinkArguments),
     /// Root windows: ask for root in a workspace, answer, use once, review
     Root(root::RootArguments),
+    /// Secrets of projects and workspaces: set, list, remove, history; never a value
+    Secret(secret::SecretArguments),
     /// Who did what: rows, replay of the events, live tail
     Audit(audit::AuditArguments),
     /// What somebody may do and why, or why a request was allowed
@@ -210,6 +213,11 @@ fn run_verb(
         }
         ClientVerb::Root(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| root::run(context, arguments).await)
+        }
+        ClientVerb::Secret(arguments) => {
+            let settings = Settings::resolve(global)?;
+            let asked = arguments.ask(output)?;
+            work(output, settings, async move |context| secret::run(context, asked).await)
         }
         ClientVerb::Audit(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| audit::run(context, arguments).await)

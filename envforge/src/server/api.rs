@@ -9,12 +9,13 @@ use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
 use envforge_runtime::LocalHost;
+use envforge_runtime::secret_store::SecretStore;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
-use super::sweeping;
+use super::{secret_store, sweeping};
 use crate::cli::failure::Failure;
 
 /// What the API needs beside the control plane.
@@ -36,6 +37,8 @@ pub(crate) struct Parts {
     pub(crate) local_repositories: bool,
     /// The agent, where it runs in this process.
     pub(crate) host: Option<LocalHost>,
+    /// Where values of secrets go.
+    pub(crate) secret_store: Option<Arc<dyn SecretStore>>,
 }
 
 impl Parts {
@@ -46,6 +49,7 @@ impl Parts {
         config.public_url.clone_from(&self.public_url);
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
+        config.secrets = self.secret_store.clone().map(secret_store::puts);
         Ok(config)
     }
 }

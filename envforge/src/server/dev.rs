@@ -33,6 +33,7 @@ use super::first_password::FirstPassword;
 use super::known_log::{KnownLog, Memory};
 use super::provider::{self, ProviderArgs};
 use super::running::{self, Running};
+use super::secret_store::StoreName;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{api, demo_repository, open_files, roles, usable};
@@ -151,7 +152,10 @@ async fn start(
     let gateway_origin = gateway.origin().to_owned();
     running.gateway = Some(gateway);
     let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
-    let host = roles::start_reactors(running, &plane, &data.runtime(), public_authority).await?;
+    let secret_store = StoreName::File(data.secrets()).open()?;
+    let host =
+        roles::start_reactors(running, &plane, &data.runtime(), public_authority, Some(Arc::clone(&secret_store)))
+            .await?;
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
         database,
@@ -167,6 +171,7 @@ async fn start(
         // Everything runs on this machine, as whoever started it.
         local_repositories: true,
         host: Some(host),
+        secret_store: Some(secret_store),
     };
     api::start(running, &plane, parts, listener)?;
     roles::report_activity(running, &plane, activity);

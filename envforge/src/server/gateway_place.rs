@@ -137,6 +137,8 @@ impl Elsewhere {
             }
             RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
             | RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::Ready { .. }
             | RuntimeEvent::LeaseRenewed { .. }

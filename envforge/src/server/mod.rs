@@ -22,6 +22,7 @@ mod provider;
 pub(crate) mod recovery;
 mod roles;
 mod running;
+mod secret_store;
 pub(crate) mod serve;
 mod stop;
 mod sweeping;

@@ -8,8 +8,9 @@ use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
-use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, Timers};
+use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, Timers};
 use envforge_runtime::LocalHost;
+use envforge_runtime::secret_store::SecretStore;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
@@ -82,6 +83,7 @@ pub(crate) async fn start_reactors(
     plane: &ControlPlane,
     state_dir: &Path,
     public_authority: String,
+    secret_store: Option<Arc<dyn SecretStore>>,
 ) -> anyhow::Result<LocalHost> {
     let mut config = envforge_runtime::Config::new(state_dir);
     // Developers' tools lie where their shell finds them. Nothing else of our environment reaches a service.
@@ -110,6 +112,10 @@ pub(crate) async fn start_reactors(
         Arc::clone(&plane.clock),
         public_authority,
     );
+    let reactor = match secret_store {
+        Some(store) => reactor.with_secrets(SecretResolver::new(store)),
+        None => reactor,
+    };
     let timers = Timers::new(Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
     let root = RootReactor::new(commands, hot, host.clone(), clock);

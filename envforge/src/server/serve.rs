@@ -34,6 +34,7 @@ use super::gateway_place::GatewayPlace;
 use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
 use super::provider::ProviderArgs;
 use super::running::{self, Running};
+use super::secret_store::StoreName;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{api, open_files, provider, roles, usable};
@@ -137,6 +138,9 @@ pub(crate) struct ServeArgs {
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
+    /// Where values of secrets lie: `file:DIR`. The API puts them, the reactors read them: both need the same one.
+    #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
+    secret_store: Option<StoreName>,
     /// Where gateway and reactors keep how far they have followed the log. Default: `state` in the folder of the keys.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_STATE")]
     state: Option<PathBuf>,
@@ -410,10 +414,15 @@ async fn start(
         running.gateway = Some(started);
         roles::report_activity(running, &plane, activity);
     }
+    let secret_store = match &args.secret_store {
+        Some(name) if has(RoleName::Api) || has(RoleName::Reactors) => Some(name.open()?),
+        Some(_) | None => None,
+    };
     let mut host = None;
     if has(RoleName::Reactors) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
-        host = Some(roles::start_reactors(running, &plane, &args.runtime, public.authority.clone()).await?);
+        let (authority, store) = (public.authority.clone(), secret_store.clone());
+        host = Some(roles::start_reactors(running, &plane, &args.runtime, authority, store).await?);
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
@@ -430,6 +439,7 @@ async fn start(
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
             host,
+            secret_store,
         };
         api::start(running, &plane, parts, listener)?;
         addresses.insert("api".to_owned(), format!("http://{address}").into());

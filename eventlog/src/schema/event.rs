@@ -7,11 +7,11 @@ use serde_json::Value;
 
 use super::{
     DecodeError, claim, decision, denial, dev_link, host, machine, organization, project, root_window, runtime,
-    service_token, upcast, user, workspace,
+    secrets, service_token, upcast, user, workspace,
 };
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 13] = [
+pub(super) const TYPES: [&[&str]; 14] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -24,6 +24,7 @@ pub(super) const TYPES: [&[&str]; 13] = [
     decision::TYPES,
     service_token::TYPES,
     root_window::TYPES,
+    secrets::TYPES,
     machine::TYPES,
 ];
 
@@ -42,6 +43,7 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::Decision(event) => decision::event_type(event),
         Event::ServiceToken(event) => service_token::event_type(event),
         Event::RootWindow(event) => root_window::event_type(event),
+        Event::Secrets(event) => secrets::event_type(event),
         Event::Machine(event) => machine::event_type(event),
     }
 }
@@ -68,6 +70,7 @@ impl Serialize for Data<'_> {
             Event::Decision(event) => decision::serialize(event, serializer),
             Event::ServiceToken(event) => service_token::serialize(event, serializer),
             Event::RootWindow(event) => root_window::serialize(event, serializer),
+            Event::Secrets(event) => secrets::serialize(event, serializer),
             Event::Machine(event) => machine::serialize(event, serializer),
         }
     }
@@ -106,6 +109,7 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "decision" => decision::decode(event_type, data)?.map(Event::Decision),
         "service_token" => service_token::decode(event_type, data)?.map(Event::ServiceToken),
         "root_window" => root_window::decode(event_type, data)?.map(Event::RootWindow),
+        "secrets" => secrets::decode(event_type, data)?.map(Event::Secrets),
         "machine" => machine::decode(event_type, data)?.map(Event::Machine),
         _ => return None,
     })

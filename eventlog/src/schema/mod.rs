@@ -20,6 +20,7 @@ mod project;
 mod revocation;
 mod root_window;
 mod runtime;
+mod secrets;
 mod service_token;
 mod upcast;
 mod user;

@@ -16,6 +16,7 @@ use envforge_domain::ids::{
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
+use envforge_domain::secrets::SecretName;
 use envforge_domain::slug::{OrgSlug, ProjectSlug, ServiceName, ServiceTokenSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::de::{Error as _, Visitor};
@@ -107,7 +108,7 @@ macro_rules! plain {
     )*};
 }
 
-plain!(String, u32, bool);
+plain!(String, u32, u64, bool);
 
 /// Values that stand as what they display as.
 macro_rules! displayed {
@@ -144,6 +145,7 @@ displayed!(
     WorkspaceSlug,
     TeamSlug,
     ServiceName,
+    SecretName,
     IpAddr,
     SocketAddr,
     Role

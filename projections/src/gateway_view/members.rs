@@ -109,8 +109,9 @@ impl Members {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::Machine(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

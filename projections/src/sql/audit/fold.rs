@@ -238,6 +238,8 @@ impl AuditModel {
                 },
                 RuntimeEvent::HostChosen { .. }
                 | RuntimeEvent::StageReached { .. }
+                | RuntimeEvent::SecretsResolved { .. }
+                | RuntimeEvent::SecretsRefused { .. }
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }
@@ -293,7 +295,8 @@ impl AuditModel {
             | Event::Host(_)
             | Event::Machine(_)
             | Event::Claim(_)
-            | Event::Decision(_) => {}
+            | Event::Decision(_)
+            | Event::Secrets(_) => {}
         }
     }
 
@@ -365,8 +368,9 @@ impl AuditModel {
             | Event::Denial(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
-            | Event::Machine(_)
-            | Event::RootWindow(_) => return,
+            | Event::RootWindow(_)
+            | Event::Secrets(_)
+            | Event::Machine(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
         let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
@@ -453,8 +457,9 @@ impl AuditModel {
             | Event::Claim(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
-            | Event::Machine(_)
-            | Event::RootWindow(_) => None,
+            | Event::RootWindow(_)
+            | Event::Secrets(_)
+            | Event::Machine(_) => None,
         }
     }
 }

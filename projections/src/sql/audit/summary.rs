@@ -12,6 +12,7 @@ use envforge_domain::root_window::{
     RootChanges, RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretsEvent};
 use envforge_domain::service_token::ServiceTokenEvent;
 use envforge_domain::user::{SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
@@ -34,6 +35,7 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         Event::Decision(_) => "Decided on rights".to_owned(),
         Event::ServiceToken(event) => service_token(event, names),
         Event::RootWindow(event) => root_window(event, names),
+        Event::Secrets(event) => secrets(event, &names.of(key)),
     }
 }
 
@@ -283,6 +285,12 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             let services = services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
             format!("{name} is ready: {services}")
         }
+        RuntimeEvent::SecretsResolved { consumed, .. } => {
+            let one = |secret: &ConsumedSecret| format!("{} {} of {}", secret.service, secret.name, secret.version);
+            let given = consumed.iter().map(one).collect::<Vec<_>>().join(", ");
+            format!("{name} is given secrets (service, name, version): {given}")
+        }
+        RuntimeEvent::SecretsRefused { refused, .. } => format!("{name}: {}", RefusedSecret::told(refused)),
         // These two are never shown: their visibility is the operator's.
         RuntimeEvent::HostChosen { .. } => format!("Chose a host for {name}"),
         RuntimeEvent::EndpointsBound { .. } => format!("Bound the endpoints of {name}"),
@@ -305,6 +313,9 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             SleepCause::WorkspaceArchived => format!("{name} goes to sleep: its workspace was archived"),
             SleepCause::Shutdown => format!("{name} goes to sleep: EnvForge stops"),
             SleepCause::UsageCap => format!("{name} goes to sleep: the usage cap is reached"),
+            SleepCause::SecretRotated { name: secret } => {
+                format!("{name} is restarted: the secret {secret} has another version")
+            }
         },
         RuntimeEvent::Slept { .. } => format!("{name} is asleep"),
         RuntimeEvent::Failed { stage: Some(at), reason, .. } => {
@@ -334,6 +345,14 @@ fn link(event: &DevLinkEvent, name: &str, names: &Names<'_>) -> String {
         DevLinkEvent::RevocationRecorded { receipt } => {
             format!("Of the link “{name}” were closed: {}", closed(receipt))
         }
+    }
+}
+
+fn secrets(event: &SecretsEvent, owner: &str) -> String {
+    match event {
+        SecretsEvent::Set { name, version, .. } => format!("Set the secret {name} of {owner}, version {version}"),
+        SecretsEvent::RulesChanged { name, .. } => format!("Changed who may use the secret {name} of {owner}"),
+        SecretsEvent::Removed { name, .. } => format!("Removed the secret {name} of {owner}"),
     }
 }
 
