@@ -1,10 +1,11 @@
 //! What a new instance is told at its first boot, by cloud-init.
 //!
 //! INVARIANT: nothing of it is secret: whatever runs on the instance may read it, and so may whoever describes instances.
-//! The enrolment token is named here, by the parameter that will hold it ([ADR 0015]).
+//! The enrolment token is named here, by the parameter that will hold it ([ADR 0016]).
 //!
-//! [ADR 0015]: ../../docs/adr/0015-a-machine-reads-its-enrolment-token-from-a-parameter.md
+//! [ADR 0016]: ../../docs/adr/0016-a-machine-reads-its-enrolment-token-from-a-parameter.md
 
+use base64::Engine as _;
 use envforge_domain::ids::{HostId, OrgId};
 
 use crate::names::Deployment;
@@ -45,6 +46,11 @@ impl std::str::FromStr for ControlPlane {
 }
 
 impl UserData {
+    /// As RunInstances takes it.
+    pub fn encoded(&self) -> String {
+        base64::engine::general_purpose::STANDARD.encode(self.text())
+    }
+
     /// The text, not yet encoded.
     pub fn text(&self) -> String {
         let Self { deployment, org, host, control_plane, region } = self;

@@ -26,7 +26,7 @@ pub async fn execute(
 /// Records the instance that a launch gave, and claims it for the permit's organization: one VM, one organization.
 ///
 /// # Errors
-/// As for [`Commands::execute`]; `claim_taken` where another organization holds the instance.
+/// As for [`Commands::execute`]; `name_taken` where another organization holds the instance.
 pub async fn launched(
     commands: &Commands,
     permit: &Permit,
