@@ -24,6 +24,7 @@ use crate::output::private_directory;
 use crate::process::{self, Marker};
 use crate::record::blocking;
 use crate::repository::{Branch, Repository};
+use crate::unix_user::{self, Handing, UserBlock};
 
 const OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
@@ -37,6 +38,11 @@ pub(crate) struct Checkout<'a> {
     /// Bare except for its index.
     pub(crate) repository: PathBuf,
     pub(crate) tree: PathBuf,
+    /// Where its index lies, where the workspace has users of its own.
+    pub(crate) index: PathBuf,
+    /// Whose the tree is. Then what writes into it is git as the workspace's own user: with its processes about, root must
+    /// not follow a path there. What comes from outside is fetched by EnvForge itself, with its own credentials.
+    pub(crate) block: Option<&'a UserBlock>,
 }
 
 struct Answer {
@@ -70,9 +76,31 @@ impl Checkout<'_> {
         self.fetch(address, branch).await?;
         let commit = self.expect(self.git(["rev-parse", "--verify", "--end-of-options", TIP])).await?;
         let commit = commit.trim().to_owned();
-        self.expect(self.in_tree(["checkout", "--quiet", "--force", "--detach", &commit])).await?;
+        match self.block {
+            None => self.expect(self.in_tree(["checkout", "--quiet", "--force", "--detach", &commit])).await?,
+            Some(block) => {
+                self.hand_over(block).await?;
+                self.expect(self.in_tree(["read-tree", "--reset", "-u", &commit])).await?
+            }
+        };
         self.expect(self.in_tree(["clean", "--quiet", "-ffd"])).await?;
         Ok(commit)
+    }
+
+    async fn hand_over(&self, block: &UserBlock) -> Result<(), CheckoutFailure> {
+        let (repository, tree, block) = (self.repository.clone(), self.tree.clone(), block.clone());
+        let index = self.index.join("index.lock");
+        blocking(move || {
+            unix_user::hand_over(&repository, &block, Handing::Readable)?;
+            unix_user::directory_of(&tree, block.shell(), 0o2770)?;
+            unix_user::hand_over(&tree, &block, Handing::Checkout)?;
+            match std::fs::remove_file(index) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .await
+        .map_err(broken)
     }
 
     async fn prepare(&self) -> Result<(), CheckoutFailure> {
@@ -103,9 +131,11 @@ impl Checkout<'_> {
 
     async fn clear(&self) -> Result<(), CheckoutFailure> {
         let places = [self.repository.clone(), self.tree.clone()];
+        let index = self.index.join("index");
         blocking(move || {
-            for place in places {
-                match std::fs::remove_dir_all(place) {
+            let removed = places.into_iter().map(std::fs::remove_dir_all).chain([std::fs::remove_file(index)]);
+            for outcome in removed {
+                match outcome {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}
                 }
@@ -164,18 +194,29 @@ impl Checkout<'_> {
     }
 
     fn in_tree<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut git = self.plain();
+        let mut git = match self.block {
+            None => self.plain(Command::new("git")),
+            Some(block) => {
+                // Everybody of the workspace's group may write what it makes.
+                let mut shell = Command::new("/bin/sh");
+                shell.arg("-c").arg("umask 0002; exec git \"$@\"").arg("git");
+                block.shell().apply(&mut shell);
+                let mut git = self.plain(shell);
+                git.env("GIT_INDEX_FILE", self.index.join("index"));
+                git
+            }
+        };
         git.arg("-c").arg("core.bare=false").arg("--work-tree").arg(&self.tree).args(arguments).current_dir(&self.tree);
         git
     }
 
     fn git<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut git = self.plain();
+        let mut git = self.plain(Command::new("git"));
         git.args(arguments);
         git
     }
 
-    fn plain(&self) -> Command {
+    fn plain(&self, mut git: Command) -> Command {
         let mut environment = Environment::default();
         environment.set("HOME", "/nonexistent");
         environment.set("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
@@ -196,7 +237,6 @@ impl Checkout<'_> {
         ] {
             environment.set(name, value);
         }
-        let mut git = Command::new("git");
         process::contain(&mut git, &environment);
         for setting in [
             "core.hooksPath=/dev/null",

@@ -27,6 +27,7 @@ use crate::process::{self, Family, KILL_PATIENCE};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
 use crate::root::{self, RootRuns, TakenRoot};
+use crate::unix_user::UnixUsers;
 use crate::wake::Host;
 use crate::workspace::{Message, Workspace};
 
@@ -84,6 +85,10 @@ impl LocalHost {
         let lock = hold(root.join("lock"))?;
         let boot = record::boot().map_err(state)?;
         let records = Records::in_directory(runtimes);
+        let users = match (&config.unix_users, UnixUsers::supported(&root)) {
+            (Some(registry), Ok(())) => Some(UnixUsers::open(&root, registry)?),
+            (None, _) | (Some(_), Err(_)) => None,
+        };
         let root_runs = RootRuns::open(&root, &boot).await?;
         let mut over = HashMap::new();
         let mut leftovers = Vec::new();
@@ -95,7 +100,8 @@ impl LocalHost {
                 Record::Running { epoch, marker, boot: of_boot, groups } => {
                     // After a reboot no process is left, and start times would count from another instant.
                     let groups = if of_boot == boot { groups } else { Vec::new() };
-                    let family = Family { marker, groups, service: None, children_of: None };
+                    let known = users.as_ref().map(|users| users.known(workspace)).transpose().map_err(state)?;
+                    let family = Family { marker, groups, service: None, children_of: None, users: known.flatten() };
                     let processes = family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
                         count: survivors.count,
                         waited: Millis::new(u64::try_from(KILL_PATIENCE.as_millis()).unwrap_or(u64::MAX)),
@@ -115,6 +121,7 @@ impl LocalHost {
             room: Arc::new(Semaphore::new(config.runtimes_max)),
             reports: Reports::new(config.reports_max),
             root: root_runs,
+            users,
             records,
             boot,
             config: Arc::new(config),
@@ -206,6 +213,11 @@ impl LocalHost {
     /// Why this host runs nothing as root: EnvForge is not root itself, or has no guard for it. `None` where it does.
     pub fn root_refusal(&self) -> Option<RootOutcome> {
         root::refusal(&self.0.host)
+    }
+
+    /// The users of this host's workspaces, where each service has one of its own.
+    pub fn unix_users(&self) -> Option<&UnixUsers> {
+        self.0.host.users.as_ref()
     }
 
     /// Takes a root window's command for this host: from here on it is found again after a kill -9.

@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal as signal_stream};
 use tokio::time::Instant;
 
 use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
+use crate::unix_user::{UnixUser, UserBlock};
 
 /// How long a process may take to vanish after SIGKILL. Only one that hangs in the kernel takes longer.
 pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -87,6 +88,8 @@ pub(crate) struct Family {
     pub(crate) service: Option<String>,
     /// And whatever has this process for its parent: it takes in what its children let go of.
     pub(crate) children_of: Option<i32>,
+    /// And whatever runs as one of its services' users, where they have their own: nothing hides from that.
+    pub(crate) users: Option<UserBlock>,
 }
 
 /// Processes that do not end.
@@ -155,7 +158,8 @@ impl Family {
         let mut ours: HashSet<i32> = HashSet::new();
         for stat in processes.values().filter(|stat| !stat.is_dead()) {
             let taken_in = self.children_of == Some(stat.parent);
-            if taken_in || groups.contains(&stat.group) || self.marks(proc, stat.identity.pid)? {
+            let pid = stat.identity.pid;
+            if taken_in || groups.contains(&stat.group) || self.is_user_of(proc, pid)? || self.marks(proc, pid)? {
                 ours.insert(stat.identity.pid);
             }
         }
@@ -172,6 +176,16 @@ impl Family {
             ours.extend(children);
         }
         Ok(ours.iter().filter_map(|pid| processes.get(pid)).map(|stat| stat.identity).collect())
+    }
+
+    fn is_user_of(&self, proc: &Path, pid: i32) -> io::Result<bool> {
+        let Some(users) = &self.users else { return Ok(false) };
+        let Some(uid) = real_user(proc, pid)? else { return Ok(false) };
+        Ok(match &self.service {
+            Some(service) => users.service_named(service).is_some_and(|user| user.uid == uid),
+            // The shell's user stays: a shell outlives its workspace's runtime.
+            None => users.holds(uid) && uid != users.shell().uid,
+        })
     }
 
     fn marks(&self, proc: &Path, pid: i32) -> io::Result<bool> {
@@ -237,6 +251,49 @@ impl Family {
             pause = (pause * 2).min(Duration::from_millis(100));
         }
     }
+}
+
+/// `None` where the process is gone.
+fn real_user(proc: &Path, pid: i32) -> io::Result<Option<u32>> {
+    let Some(status) = unless_gone(fs::read_to_string(proc.join(format!("{pid}/status"))))? else { return Ok(None) };
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let uid = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+    uid.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/status")))
+}
+
+/// Ends every process of a workspace's users, its shell's too. The number of those that survive SIGKILL otherwise.
+pub(crate) async fn end_users(block: &UserBlock) -> Result<(), Survivors> {
+    let late = Instant::now() + KILL_PATIENCE;
+    loop {
+        let found = {
+            let block = block.clone();
+            tokio::task::spawn_blocking(move || run_by(Path::new(PROC), &block))
+                .await
+                .expect("reading /proc does not panic and is not cancelled")
+        };
+        match found {
+            Ok(living) if living.is_empty() => return Ok(()),
+            Ok(living) if Instant::now() > late => return Err(Survivors { count: living.len() }),
+            Err(_) if Instant::now() > late => return Err(Survivors { count: 1 }),
+            Ok(living) => living.into_iter().for_each(|member| signal(member, Signal::KILL)),
+            Err(error) => tracing::warn!(%error, "processes could not be looked for; trying again"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn run_by(proc: &Path, block: &UserBlock) -> io::Result<Vec<Identity>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc)? {
+        if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+            && real_user(proc, pid)?.is_some_and(|uid| block.holds(uid))
+            && let Some(stat) = Stat::read(proc, pid)?
+            && !stat.is_dead()
+        {
+            found.push(stat.identity);
+        }
+    }
+    Ok(found)
 }
 
 /// INVARIANT: only the very process that was found is signalled. The pidfd is taken first and the start time compared
@@ -316,10 +373,18 @@ impl Leader {
     }
 }
 
-/// `sh -c` in a process group of its own, with exactly this environment, reading nothing.
-pub(crate) fn shell(command: &str, directory: &Path, environment: &Environment) -> Command {
+/// `sh -c` in a process group of its own, with exactly this environment, reading nothing; as somebody else where there is a
+/// user, whose files the workspace's group may write.
+pub(crate) fn shell(command: &str, directory: &Path, environment: &Environment, user: Option<UnixUser>) -> Command {
     let mut process = Command::new("/bin/sh");
-    process.arg("-c").arg(command).current_dir(directory);
+    process.arg("-c").current_dir(directory);
+    match user {
+        None => process.arg(command),
+        Some(user) => {
+            user.apply(&mut process);
+            process.arg(format!("umask 0002\n{command}"))
+        }
+    };
     contain(&mut process, environment);
     process
 }
@@ -386,7 +451,8 @@ mod tests {
 
     #[tokio::test]
     async fn processes_that_cannot_be_looked_for_count_as_survivors() {
-        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None };
+        let family =
+            Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path();
         assert!(family.members_in(&proc.join("not-mounted")).is_err());
@@ -426,7 +492,8 @@ mod tests {
         let real = Identity::of(pid).unwrap();
         let reused = Identity { pid: real.pid, started_ticks: real.started_ticks + 1 };
         signal(reused, Signal::KILL);
-        let family = Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None };
+        let family =
+            Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None, users: None };
         assert_eq!(family.end(Duration::ZERO).await, Ok(0));
         assert_eq!(bystander.try_wait().unwrap(), None, "the bystander still runs");
         bystander.kill().await.unwrap();

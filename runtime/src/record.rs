@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::OpenError;
 use crate::process::{Family, Identity, Marker};
+use crate::unix_user::UserBlock;
 
 const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 /// Groups of one runtime that are remembered: the newest ones.
@@ -137,13 +138,20 @@ struct Inner {
     marker: Marker,
     boot: String,
     groups: Mutex<Vec<Identity>>,
+    users: Option<UserBlock>,
 }
 
 impl RunningRecord {
     /// INVARIANT: the marker is on disk before the first process that carries it starts.
-    pub(crate) async fn begin(records: Records, workspace: WorkspaceId, epoch: u64, boot: String) -> io::Result<Self> {
-        let marker = Marker::random();
-        let record = Self(Arc::new(Inner { records, workspace, epoch, marker, boot, groups: Mutex::default() }));
+    pub(crate) async fn begin(
+        records: Records,
+        workspace: WorkspaceId,
+        epoch: u64,
+        boot: String,
+        users: Option<UserBlock>,
+    ) -> io::Result<Self> {
+        let (marker, groups) = (Marker::random(), Mutex::default());
+        let record = Self(Arc::new(Inner { records, workspace, epoch, marker, boot, groups, users }));
         record.write().await?;
         Ok(record)
     }
@@ -154,7 +162,13 @@ impl RunningRecord {
 
     /// All processes of the runtime.
     pub(crate) fn family(&self) -> Family {
-        Family { marker: self.0.marker.clone(), groups: self.groups().clone(), service: None, children_of: None }
+        Family {
+            marker: self.0.marker.clone(),
+            groups: self.groups().clone(),
+            service: None,
+            children_of: None,
+            users: self.0.users.clone(),
+        }
     }
 
     /// The processes of one service.
@@ -164,6 +178,7 @@ impl RunningRecord {
             groups: Vec::new(),
             service: Some(service.to_owned()),
             children_of: None,
+            users: self.0.users.clone(),
         }
     }
 

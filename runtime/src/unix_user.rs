@@ -50,6 +50,11 @@ impl UnixUser {
         // std clears the supplementary groups with it.
         command.uid(self.uid).gid(self.gid);
     }
+
+    /// Gives it a file, pipe or directory that is open here.
+    pub(crate) fn own(self, file: &impl AsFd) -> io::Result<()> {
+        Ok(rustix::fs::fchown(file, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?)
+    }
 }
 
 /// The ids of one workspace.
@@ -73,7 +78,11 @@ impl UserBlock {
 
     /// `None` where no service of that name was ever started.
     pub fn service(&self, name: &ServiceName) -> Option<UnixUser> {
-        let index = *self.services.get(name.as_str())?;
+        self.service_named(name.as_str())
+    }
+
+    pub(crate) fn service_named(&self, name: &str) -> Option<UnixUser> {
+        let index = *self.services.get(name)?;
         Some(UnixUser { uid: self.first() + index, gid: self.first() })
     }
 
@@ -265,8 +274,30 @@ impl UnixUsers {
 pub(crate) fn directory_of(path: &Path, user: UnixUser, mode: u32) -> io::Result<()> {
     private_directory(path)?;
     let directory = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::fchown(&directory, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    user.own(&directory)?;
     rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?;
+    Ok(())
+}
+
+/// Makes what a workspace's users need below its place: a home for each service, and what they share. The place itself stays
+/// EnvForge's own, and so does the output.
+pub(crate) fn make_place(block: &UserBlock, place: &Path, output: &Path) -> io::Result<()> {
+    let shell = block.shell();
+    let entered = UnixUser { uid: 0, gid: shell.gid };
+    directory_of(place, entered, 0o710)?;
+    private_directory(output)?;
+    directory_of(&place.join("home"), shell, 0o700)?;
+    directory_of(&place.join("index"), shell, 0o700)?;
+    directory_of(&place.join("data"), shell, 0o2770)?;
+    // What was made while services ran as EnvForge itself, or by a command as root.
+    hand_over(&place.join("data"), block, Handing::Checkout)?;
+    let homes = place.join("homes");
+    directory_of(&homes, entered, 0o710)?;
+    for name in block.services.keys() {
+        if let Some(user) = block.service_named(name) {
+            directory_of(&homes.join(name), user, 0o700)?;
+        }
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::{SleepFailure, WakeFailure};
 use crate::order::{Awake, Stage, WakeOrder};
-use crate::process::Family;
+use crate::process::{self, Family};
 use crate::record::{Record, blocking};
 use crate::report::Report;
 use crate::running::Running;
@@ -246,10 +246,20 @@ impl Workspace {
 
     async fn remove(&mut self) -> Result<(), SleepFailure> {
         self.end(true).await.map_err(|count| SleepFailure::Survivors { count })?;
-        let place = self.host.place(self.id);
-        blocking(move || match std::fs::remove_dir_all(place) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let (place, id, users) = (self.host.place(self.id), self.id, self.host.users.clone());
+        let known = users.as_ref().map(|users| users.known(id)).transpose();
+        let known = known.map_err(|error| SleepFailure::State { reason: error.to_string() })?.flatten();
+        if let Some(block) = known {
+            // Its shell's too: its ids may be somebody else's soon.
+            let ended = process::end_users(&block).await;
+            ended.map_err(|survivors| SleepFailure::Survivors { count: survivors.count })?;
+        }
+        blocking(move || {
+            match std::fs::remove_dir_all(place) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            users.map_or(Ok(()), |users| users.release(id))
         })
         .await
         .map_err(|error| SleepFailure::State { reason: error.to_string() })?;

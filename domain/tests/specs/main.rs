@@ -11,6 +11,7 @@ mod organization;
 mod project;
 mod root_window;
 mod runtime;
+mod secrets;
 mod service_token;
 mod teams;
 mod user;

@@ -46,6 +46,10 @@ pub(crate) struct DevArgs {
     /// Where everything is kept. Default: this user's data directory.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_DATA")]
     data: Option<PathBuf>,
+    /// Where workspaces run. As root, and where others can enter its parents, each service has a user of its own
+    /// [default: `runtime` in the data directory, which nobody else enters].
+    #[arg(long, value_name = "DIR")]
+    runtime: Option<PathBuf>,
     /// Where the API listens; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
@@ -85,6 +89,8 @@ struct Started {
     gateway: String,
     data_dir: PathBuf,
     runtime_dir: PathBuf,
+    /// Whether each service has a user of its own.
+    own_users: bool,
     owner_email: String,
     owner_password: Option<Secret>,
     demo: Option<Demo>,
@@ -152,10 +158,16 @@ async fn start(
     let gateway_origin = gateway.origin().to_owned();
     running.gateway = Some(gateway);
     let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
+    let runtime = match &args.runtime {
+        Some(directory) => {
+            std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+            directory.canonicalize().with_context(|| directory.display().to_string())?
+        }
+        None => data.runtime(),
+    };
     let secret_store = StoreName::File(data.secrets()).open()?;
     let host =
-        roles::start_reactors(running, &plane, &data.runtime(), public_authority, Some(Arc::clone(&secret_store)))
-            .await?;
+        roles::start_reactors(running, &plane, &runtime, public_authority, Some(Arc::clone(&secret_store))).await?;
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
         database,
@@ -170,7 +182,7 @@ async fn start(
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.
         local_repositories: true,
-        host: Some(host),
+        host: Some(host.clone()),
         secret_store: Some(secret_store),
     };
     api::start(running, &plane, parts, listener)?;
@@ -189,7 +201,8 @@ async fn start(
         api,
         gateway: gateway_origin,
         data_dir: data.path().to_path_buf(),
-        runtime_dir: data.runtime(),
+        own_users: host.unix_users().is_some(),
+        runtime_dir: runtime,
         owner_email: owner.email.as_str().to_owned(),
         owner_password,
         demo,
@@ -262,10 +275,14 @@ impl Started {
                 text.push_str(&format!("\nNext, in a Git repository with an envforge.yml:\n\n{login}  envforge up\n"))
             }
         }
-        text.push_str(
-            "\nOne organization, this one machine. Services run as you do: the code of a branch can read your files, the \
-             data above included.\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.",
-        );
+        text.push_str(match self.own_users {
+            true => "\nOne organization, this one machine. Each service runs as a user of its own.",
+            false => {
+                "\nOne organization, this one machine. Services run as you do: the code of a branch can read your files, the \
+                 data above included."
+            }
+        });
+        text.push_str("\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.");
         text
     }
 }

@@ -9,12 +9,15 @@ use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
 use envforge_reactors::{LocalMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, Timers};
-use envforge_runtime::LocalHost;
 use envforge_runtime::secret_store::SecretStore;
+use envforge_runtime::{LocalHost, UnixUsers};
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
 use super::{activity, denials};
+
+/// Where this machine keeps whose user ids are whose, over all state directories.
+const UNIX_USERS: &str = "/var/lib/envforge-users";
 
 /// The data plane.
 pub(crate) async fn start_gateway(
@@ -95,6 +98,10 @@ pub(crate) async fn start_reactors(
     }
     // This very program, whatever became of its file since.
     config.root_guard = Some("/proc/self/exe".into());
+    config.unix_users = Some(UNIX_USERS.into());
+    if let Err(why) = UnixUsers::supported(state_dir) {
+        tracing::warn!(%why, "services run as EnvForge's own user: one can read another's secrets (docs/secrets.md)");
+    }
     let (host, leftovers) = LocalHost::open(config).await?;
     for leftover in leftovers {
         tracing::warn!(

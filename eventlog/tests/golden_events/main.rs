@@ -8,6 +8,7 @@
 
 mod machines;
 mod root_windows;
+mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -428,6 +429,8 @@ fn samples() -> Vec<Event> {
     let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
     all.extend(tokens.map(Event::ServiceToken));
     all.extend(root_windows::samples(project, workspace, user).into_iter().map(Event::RootWindow));
+    all.extend(secrets::samples(project, workspace, user).into_iter().map(Event::Secrets));
+    all.extend(secrets::of_runtimes(epoch, project, workspace).into_iter().map(Event::Runtime));
     all.extend(machines::samples(host, org, capacity).into_iter().map(Event::Machine));
     all
 }
