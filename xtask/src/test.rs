@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the tools, then the tests and the documentation's examples.
 //!
-//! What needs AWS's SDKs runs apart, behind the feature `aws` of `envforge-aws`: they are built once, in the dev profile, and
+//! What needs AWS's SDKs runs apart, behind the feature `aws`: they are built once, in the dev profile, and
 //! nobody who changes anything else builds them. It does not know which test needs which server: `.config/nextest.toml` and the names of tests say that.
 
 use crate::tools::{self, Toolbox};
@@ -73,7 +73,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.arguments.is_empty() && !options.fast {
         let mut aws = workspace.cargo();
         aws.args(if nextest { ["nextest", "run"].as_slice() } else { ["test", "--no-fail-fast"].as_slice() });
-        aws.args(["--locked", "--workspace", "--features", "envforge-aws/aws", "--test", "moto"]);
+        aws.args(["--locked", "--workspace", "--features", "envforge/aws", "--test", "moto", "--bin", "envforge"]);
         println!(
             "tests with feature aws: AWS's SDKs are built, about four CPU minutes and 7 GB of memory the first time"
         );

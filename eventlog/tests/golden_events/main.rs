@@ -361,7 +361,6 @@ fn samples() -> Vec<Event> {
         Actor::System(Component::RuntimeReactor),
         Actor::System(Component::Timer),
         Actor::System(Component::Identity),
-        Actor::System(Component::Fleet),
         Actor::Anonymous,
         Actor::ServiceToken(ServiceTokenId::from_uuid(uuid(9))),
     ]
