@@ -6,10 +6,12 @@
 //! INVARIANT: a wake belongs to one host. It is chosen on the runtime's own stream, where two hosts that want the same
 //! wake conflict, before anything is started; only that host's word about the wake counts.
 
+mod refusal;
+
 use std::net::SocketAddr;
 
 use crate::access::Action;
-use crate::aggregate::{Aggregate, Refusal, RefusalKind};
+use crate::aggregate::Aggregate;
 use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{HostId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
@@ -17,6 +19,8 @@ use crate::limits::{SECRETS_CONSUMED_MAX, SECRETS_OF_EVENT_MAX};
 use crate::secrets::{ConsumedSecret, RefusedSecret, SecretName};
 use crate::slug::ServiceName;
 use crate::time::{Millis, UnixMillis};
+
+pub use refusal::RuntimeRefusal;
 
 /// Counts the wakes of one runtime, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -106,7 +110,7 @@ pub enum RuntimeEvent {
         epoch: Epoch,
         consumed: Vec<ConsumedSecret>,
     },
-    /// Follows `Failed`, where secrets were the reason: at most `limits::SECRETS_OF_EVENT_MAX` of them.
+    /// Before `Failed`, where secrets are the reason: at most `limits::SECRETS_OF_EVENT_MAX` of them.
     SecretsRefused {
         epoch: Epoch,
         refused: Vec<RefusedSecret>,
@@ -316,73 +320,6 @@ pub struct ReadyRuntime {
     pub secrets: Vec<ConsumedSecret>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RuntimeRefusal {
-    #[error("the workspace is archived; its runtime cannot be woken")]
-    WorkspaceArchived,
-    #[error("the runtime is not awake")]
-    NotAwake,
-    #[error("this report is about wake {reported}, the runtime is at wake {current}")]
-    OtherEpoch { reported: u64, current: u64 },
-    #[error("only the host that was chosen for this wake may start it and report about it")]
-    OtherHost,
-    #[error("the runtime is kept awake until {} (Unix milliseconds)", .until.get())]
-    KeptAwake { until: UnixMillis },
-    #[error("the services of one workspace are given at most {max} secrets together")]
-    TooManySecrets { max: usize },
-    #[error("a runtime may be kept awake for at most {max}")]
-    KeepAwakeTooLong { max: Millis },
-    #[error("the end of keeping awake must lie in the future")]
-    KeepAwakeInThePast,
-    #[error("a reason must have 1 to {max} characters")]
-    Reason { max: usize },
-    #[error("the host's lease holds until {} (Unix milliseconds)", .until.get())]
-    LeaseHolds { until: UnixMillis },
-}
-
-impl Refusal for RuntimeRefusal {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::WorkspaceArchived => "workspace_archived",
-            Self::NotAwake => "runtime_not_awake",
-            Self::OtherEpoch { .. } => "runtime_other_epoch",
-            Self::OtherHost => "runtime_other_host",
-            Self::KeptAwake { .. } => "runtime_kept_awake",
-            Self::TooManySecrets { .. } => "runtime_too_many_secrets",
-            Self::KeepAwakeTooLong { .. } => "keep_awake_too_long",
-            Self::KeepAwakeInThePast => "keep_awake_in_the_past",
-            Self::Reason { .. } => "reason_invalid",
-            Self::LeaseHolds { .. } => "lease_holds",
-        }
-    }
-
-    fn kind(&self) -> RefusalKind {
-        match self {
-            Self::WorkspaceArchived => RefusalKind::Gone,
-            Self::NotAwake
-            | Self::OtherEpoch { .. }
-            | Self::OtherHost
-            | Self::KeptAwake { .. }
-            | Self::LeaseHolds { .. } => RefusalKind::Conflict,
-            Self::KeepAwakeTooLong { .. }
-            | Self::KeepAwakeInThePast
-            | Self::Reason { .. }
-            | Self::TooManySecrets { .. } => RefusalKind::Invalid,
-        }
-    }
-
-    fn bounds(&self) -> Vec<(&'static str, u64)> {
-        match self {
-            Self::KeepAwakeTooLong { max } => vec![("max_ms", max.get())],
-            Self::Reason { max } => vec![("max_chars", *max as u64)],
-            Self::TooManySecrets { max } => vec![("max", *max as u64)],
-            Self::KeptAwake { until } | Self::LeaseHolds { until } => vec![("until_unix_ms", until.get())],
-            Self::OtherEpoch { current, .. } => vec![("current_epoch", *current)],
-            Self::WorkspaceArchived | Self::NotAwake | Self::OtherHost | Self::KeepAwakeInThePast => vec![],
-        }
-    }
-}
-
 /// 1 to `REASON_CHARS_MAX` characters on one line.
 pub fn reason_is_valid(reason: &str) -> bool {
     !reason.trim().is_empty()
@@ -535,7 +472,7 @@ impl Aggregate for Runtime {
                     Self::decide(state, &RuntimeCommand::ReportFailed { epoch: *epoch, host: *host, reason })?;
                 if !events.is_empty() {
                     let refused = refused.iter().take(SECRETS_OF_EVENT_MAX).cloned().collect();
-                    events.push(RuntimeEvent::SecretsRefused { epoch: *epoch, refused });
+                    events.insert(0, RuntimeEvent::SecretsRefused { epoch: *epoch, refused });
                 }
                 Ok(events)
             }
@@ -755,9 +692,10 @@ impl Aggregate for Runtime {
                 secrets.extend(consumed.iter().cloned());
                 Self::Waking { epoch, workspace, project, cause, stage, host, secrets }
             }
-            (Self::Failed { epoch, .. }, RuntimeEvent::SecretsRefused { refused, .. }) => {
+            (Self::Waking { epoch, .. }, RuntimeEvent::SecretsRefused { refused, .. }) => {
                 Self::Failed { epoch, workspace, project, refused: refused.clone() }
             }
+            (failed @ Self::Failed { .. }, RuntimeEvent::Failed { .. }) => failed,
             (Self::Waking { secrets, .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => {
                 Self::Ready(ReadyRuntime {
                     epoch: *epoch,

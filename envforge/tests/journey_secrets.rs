@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -34,7 +35,7 @@ impl Place {
     fn start(&self) -> (TestProcess, Value) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
         command.args(["dev", "--json", "--listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--data"]);
-        command.arg(self.dir.join("data"));
+        command.arg(self.dir.join("data")).arg("--runtime").arg(self.dir.join("runtime"));
         let mut dev = TestProcess::spawn("dev", &command, self.dir.path());
         let started = dev.wait_ready("the first line", DEADLINE, |process| {
             let out = process.stdout();
@@ -79,11 +80,15 @@ impl Place {
         }
     }
 
-    /// What a service found in its environment when it started.
-    fn environment(&self, service: &str) -> String {
-        let workspaces = self.dir.join("data/runtime/workspaces");
+    /// Where a service writes what it found in its environment when it started.
+    fn file_of(&self, service: &str) -> PathBuf {
+        let workspaces = self.dir.join("runtime/workspaces");
         let place: PathBuf = std::fs::read_dir(workspaces).unwrap().next().unwrap().unwrap().path();
-        std::fs::read_to_string(place.join(format!("data/{service}.env"))).unwrap()
+        place.join(format!("data/{service}.env"))
+    }
+
+    fn environment(&self, service: &str) -> String {
+        std::fs::read_to_string(self.file_of(service)).unwrap()
     }
 
     fn stale(&self) -> Vec<(String, u64)> {
@@ -112,7 +117,7 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     for name in ["API_KEY", "PEM", "QUEUE_URL", "`web`", "`worker`"] {
         assert!(told.contains(name), "`{name}` is not in: {told}");
     }
-    assert!(!place.dir.join("data/runtime/workspaces").read_dir().is_ok_and(|mut places| places.next().is_some()));
+    assert!(!place.dir.join("runtime/workspaces").read_dir().is_ok_and(|mut places| places.next().is_some()));
     let seen = place.json(&["secret", "ls"], "");
     assert_eq!(seen["stopped"].as_array().unwrap().len(), 3, "{seen}");
     assert_eq!(seen["refused"], seen["stopped"]);
@@ -127,6 +132,10 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     assert!(web.contains("API_KEY=value of the project\n") && web.contains("PEM=one\ntwo\n"), "{web}");
     assert!(!web.contains("QUEUE_URL") && !web.contains("LEFT_OVER") && !worker.contains("LEFT_OVER"));
     assert!(worker.contains("QUEUE_URL=amqp://workspace\n") && !worker.contains("API_KEY"), "{worker}");
+    // As root each of them is somebody else, and its file the workspace's.
+    let owners = ["web", "worker"].map(|service| std::fs::metadata(place.file_of(service)).unwrap());
+    let (uids, gids) = (owners.each_ref().map(|owner| owner.uid()), owners.each_ref().map(|owner| owner.gid()));
+    assert_eq!((uids[0] != uids[1], gids[0] == gids[1]), (rustix::process::geteuid().is_root(), true));
     let seen = place.json(&["secret", "ls"], "");
     let named = |name: &str| seen["items"].as_array().unwrap().iter().find(|item| item["name"] == name).unwrap();
     assert_eq!(named("API_KEY")["given"][0]["version"], 1);

@@ -177,18 +177,23 @@ impl RuntimeReactor {
 
     /// What runs with another version may have to be restarted, and what was removed is cleared.
     fn follow_secrets(&mut self, recorded: &Recorded) {
+        let (org, key) = (recorded.commit.stream.org(), recorded.commit.stream.key());
         let archived = recorded.commit.events.contains(&Event::Workspace(WorkspaceEvent::Archived));
         if recorded.commit.stream.kind() == StreamKind::Secrets {
             let ready = |known: &KnownRuntime| matches!(known.state, Runtime::Ready(_));
             let ready: Vec<_> =
                 self.world.runtimes().filter(|(_, known)| ready(known)).map(|(workspace, _)| workspace).collect();
             ready.into_iter().for_each(|workspace| self.compare(workspace));
-        } else if !archived {
-            return;
+            return self.sweep(self.sweeps().into_iter().filter(|sweep| sweep.owner.to_string() == key).collect());
         }
-        let key = recorded.commit.stream.key();
-        let sweeps = self.sweeps().into_iter().filter(|sweep| sweep.owner.to_string() == key).collect();
-        self.sweep(sweeps);
+        // Also one of which the log knows no secret: a value may have been put of which it was never told.
+        if archived
+            && self.serves(org)
+            && let Some(owner) = key.parse().ok().and_then(|workspace| self.world.secrets_owner(workspace))
+        {
+            let known = self.world.secrets_of(owner).clone();
+            self.sweep(vec![Sweep { org, owner, known, archived }]);
+        }
     }
 
     /// Every owner of secrets that this host may clear up for.

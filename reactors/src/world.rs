@@ -284,6 +284,16 @@ impl World {
         self.secrets.get(owner.to_string().as_str()).map_or(&self.no_secrets, |(_, _, known)| known)
     }
 
+    /// A workspace as the owner of its own secrets; also an archived one.
+    pub fn secrets_owner(&self, workspace: WorkspaceId) -> Option<SecretOwner> {
+        match self.workspaces.get(&workspace)? {
+            Workspace::Active(ActiveWorkspace { project, .. }) | Workspace::Archived { project, .. } => {
+                Some(SecretOwner::Workspace { project: *project, workspace })
+            }
+            Workspace::Unknown => None,
+        }
+    }
+
     /// The secrets that a workspace may be given; `None` for one that is archived or unknown.
     pub fn secret_view(&self, workspace: WorkspaceId) -> Option<SecretView<'_>> {
         let project = self.workspace(workspace)?.project;

@@ -129,8 +129,6 @@ pub enum NoUsers {
     NotRoot,
     #[error("other users cannot enter `{directory}` (mode {mode:o}), below which the state directory lies")]
     Unreachable { directory: PathBuf, mode: u32 },
-    #[error("it was configured so")]
-    Configured,
 }
 
 /// The users of one state directory's workspaces. Cheap to clone.

@@ -21,6 +21,7 @@ mod refusals;
 mod rights;
 mod root_windows;
 mod runtimes;
+mod secrets;
 mod service_tokens;
 mod sessions;
 mod signing_in;

@@ -246,7 +246,7 @@ fn a_wake_that_secrets_stop_fails_with_their_names_beside_a_sentence() {
         .collect();
     let report = RuntimeCommand::ReportSecretsRefused { epoch: Epoch(1), host: host(1), refused: refused.clone() };
     let events = given::<Runtime>([requested()]).when(report.clone()).events();
-    let [RuntimeEvent::Failed { reason, .. }, RuntimeEvent::SecretsRefused { refused: named, .. }] = events.as_slice()
+    let [RuntimeEvent::SecretsRefused { refused: named, .. }, RuntimeEvent::Failed { reason, .. }] = events.as_slice()
     else {
         panic!("{events:?}")
     };

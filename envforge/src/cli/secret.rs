@@ -54,6 +54,9 @@ Examples:
         /// Change who may use it, and leave its value as it is
         #[arg(long)]
         keep_value: bool,
+        /// A value that was given where it must not stand. Taken to be refused in words that do not repeat it.
+        #[arg(hide = true, value_name = "VALUE")]
+        mistaken: Vec<String>,
     },
     /// The secrets of a project, or what a workspace sees of its own and its project's; never a value
     Ls {
@@ -89,15 +92,19 @@ struct Owner {
 #[derive(Args, Clone, Debug)]
 struct Which {
     /// A-Z, 0-9 and `_`: the variable that carries it, as envforge.yml declares it
-    #[arg(value_name = "NAME", value_parser = name)]
-    name: SecretName,
+    #[arg(value_name = "NAME")]
+    name: String,
     #[command(flatten)]
     owner: Owner,
 }
 
-/// The text is not repeated: whoever mistook the value for the name has it in their shell's history, and not in logs too.
-fn name(text: &str) -> Result<SecretName, String> {
-    text.parse::<SecretName>().map_err(|error| error.to_string())
+impl Which {
+    /// Not read by the parser of the command line, which repeats what it refuses: whoever mistook the value for the name has it
+    /// in their shell's history, and not on the screen and in a build's log too.
+    fn name(&self) -> Result<SecretName, Failure> {
+        let hint = "a value comes from standard input: `envforge secret set NAME < FILE`";
+        self.name.parse::<SecretName>().map_err(|error| Failure::usage(error.to_string(), hint))
+    }
 }
 
 /// A verb with the value that had to be asked for.
@@ -110,7 +117,13 @@ impl SecretArguments {
     /// Reads the value, or asks for it.
     pub(super) fn ask(self, output: &Output) -> Result<Asked, Failure> {
         let value = match &self.verb {
-            SecretVerb::Set { which, keep_value: false, .. } => Some(value(output, &which.name)?),
+            SecretVerb::Set { mistaken, .. } if !mistaken.is_empty() => {
+                return Err(Failure::usage(
+                    "a value never stands on the command line, where other processes and the shell's history see it",
+                    "write it to standard input; and set another one, if this one was real",
+                ));
+            }
+            SecretVerb::Set { which, keep_value: false, .. } => Some(value(output, &which.name()?)?),
             _ => None,
         };
         Ok(Asked { verb: self.verb, value })
@@ -168,7 +181,17 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
     let Context { output, client, .. } = context;
     let org = &*context.org().await?;
     match asked.verb {
-        SecretVerb::Set { which, services, all_services, workspaces, all_workspaces, on_rotation, keep_value } => {
+        SecretVerb::Set {
+            which,
+            services,
+            all_services,
+            workspaces,
+            all_workspaces,
+            on_rotation,
+            keep_value,
+            mistaken: _,
+        } => {
+            let name = &which.name()?;
             let (kind, owner) = which.owner.find(context, org).await?;
             let mut body = json!({});
             if let Some(value) = &asked.value {
@@ -183,10 +206,10 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             if let Some(what) = on_rotation {
                 body["rotation"] = what.replace('-', "_").into();
             }
-            let path = ["v1", "orgs", org, kind, &owner, "secrets", which.name.as_str()];
+            let path = ["v1", "orgs", org, kind, &owner, "secrets", name.as_str()];
             let written = client.write(Method::PUT, &path, body).await?.body;
             output.result(&written, || {
-                let (name, version) = (&which.name, &written["version"]);
+                let version = &written["version"];
                 if keep_value {
                     format!("Changed who may use {name}; it stays at version {version}.")
                 } else {
@@ -200,9 +223,9 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             output.result(&page, || table(output, &page))?;
         }
         SecretVerb::Rm { which, yes } => {
+            let name = &which.name()?;
             let (kind, owner) = which.owner.find(context, org).await?;
             if !yes {
-                let name = &which.name;
                 return Err(Failure::usage(
                     format!(
                         "removing {name} makes wakes of services that declare it fail, and its value is gone for good"
@@ -210,13 +233,14 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
                     "if that is what you want, add --yes",
                 ));
             }
-            client.delete(&["v1", "orgs", org, kind, &owner, "secrets", which.name.as_str()], &[]).await?;
-            let gone = json!({ "name": which.name.as_str(), "removed": true });
-            output.result(&gone, || format!("Removed {}; no wake gets it from now on.", which.name))?;
+            client.delete(&["v1", "orgs", org, kind, &owner, "secrets", name.as_str()], &[]).await?;
+            let gone = json!({ "name": name.as_str(), "removed": true });
+            output.result(&gone, || format!("Removed {name}; no wake gets it from now on."))?;
         }
         SecretVerb::History { which } => {
+            let name = &which.name()?;
             let (kind, owner) = which.owner.find(context, org).await?;
-            let path = ["v1", "orgs", org, kind, &owner, "secrets", which.name.as_str(), "history"];
+            let path = ["v1", "orgs", org, kind, &owner, "secrets", name.as_str(), "history"];
             let page = client.get(&path, &[]).await?.body;
             output.result(&page, || history(output, &page))?;
         }
@@ -331,7 +355,8 @@ mod tests {
 
     #[test]
     fn what_was_mistaken_for_a_name_is_not_repeated() {
-        let refused = name("sk_live_mistake").unwrap_err();
+        let owner = Owner { project: None, workspace: None };
+        let refused = Which { name: "sk_live_mistake".to_owned(), owner }.name().unwrap_err().to_string();
         assert!(!refused.contains("sk_live"), "{refused}");
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
 mod canary;
+mod secrets;
 mod world;
 
 use envforge_testkit::{TestDir, TestProcess, eventually, wait_until};
@@ -290,6 +291,9 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     let user = come_and_go(&mut world, &wire).await;
     refuse_what_holds_secrets(&mut world, &wire, &owner).await;
     let (workspace, link) = review(&mut world, &wire).await;
+    let planted = secrets::Planted::new(&mut world.canaries);
+    planted.set(&mut world, &wire, &owner).await;
+    planted.reach_their_services(&mut world);
     let window = come_to_root(&mut world);
     fail_to_wake(&mut world);
     world.saw_files(&world.data().join("runtime").join("runtimes"), |name| name.ends_with(".json"));
@@ -309,6 +313,7 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
         ("user", &user),
         ("team", TEAM),
         ("window", &window),
+        ("secret", secrets::SHARED),
     ];
     wire.read_everything(&mut world, &owner.access, &ids).await;
     // What an archived workspace wrote goes with it.
@@ -327,6 +332,7 @@ async fn no_secret_comes_out_anywhere_it_was_not_meant_to() {
     world.saw_stores();
     assert!(world.dev.terminate(DEADLINE).success(), "{}", world.dev.stderr());
     world.saw_stores();
+    planted.are_in_no_file_of(&world.dir.join("dev"));
     let (out, err) = (world.dev.stdout(), world.dev.stderr());
     assert!(err.contains("\"level\":\"DEBUG\""), "nothing was traced");
     world.saw("dev's standard output", out);
@@ -485,7 +491,7 @@ async fn refuse_what_holds_secrets(world: &mut World, wire: &Wire, owner: &Signe
     world.cli(2, &[&create[..], &["pasted", "--directory", "pasted"]].concat(), "");
     world.cli_once(0, &[&create[..], &["main"]].concat(), "");
     world.cli_once(0, &[&create[..], &["ending", "--directory", "ending", "--json"]].concat(), "");
-    for name in ["probed", "asked"] {
+    for name in ["probed", "asked", "kept"] {
         world.cli_once(0, &[&create[..], &[name, "--directory", name]].concat(), "");
     }
     let request = wire.client.put(format!("{}/v1/orgs/acme/workspaces/main/manifest", wire.api));
