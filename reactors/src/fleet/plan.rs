@@ -192,6 +192,11 @@ impl MachineView {
     fn is_on(&self) -> bool {
         self.power() == Some(Power::On)
     }
+
+    /// Up, with an agent that takes wakes.
+    fn is_ready(&self) -> bool {
+        self.is_on() && self.registered
+    }
 }
 
 /// Room on a machine, or on one that this plan asks for.
@@ -329,7 +334,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Where it is placed already, else where it was before, else up before off, else the tightest, of equal ones the oldest.
+    /// Where it is placed already, else where it was before, else where an agent is ready, else up before off, else the
+    /// tightest, of equal ones the oldest.
     fn best(&self, demand: &Demand) -> Option<usize> {
         let own = |slot: &Slot<'_>| {
             let placed = slot.machine.and_then(|machine| machine.placed.get(&demand.workspace));
@@ -339,7 +345,8 @@ impl<'a> Planner<'a> {
             let room = own(slot).map_or(slot.room, |own| slot.room.plus(&own));
             let left = room.minus(&demand.needs);
             let before = demand.before == Some(slot.host);
-            (own(slot).is_none(), !before, slot.off, left.memory_mib, left.cpu_millicores, slot.host)
+            let ready = slot.machine.is_some_and(MachineView::is_ready);
+            (own(slot).is_none(), !before, !ready, slot.off, left.memory_mib, left.cpu_millicores, slot.host)
         };
         let fits = |(_, slot): &(usize, &Slot<'_>)| {
             demand.needs.fits_into(&own(slot).map_or(slot.room, |own| slot.room.plus(&own)))
@@ -357,7 +364,7 @@ impl<'a> Planner<'a> {
         if wake {
             self.step(Step::Start { host, cause: MachineCause::Demand });
         }
-        let ready = machine.is_some_and(|machine| machine.is_on() && machine.registered);
+        let ready = machine.is_some_and(MachineView::is_ready);
         if ready && own != Some(demand.needs) {
             self.step(Step::Place { workspace: demand.workspace, host, needs: demand.needs });
         }
