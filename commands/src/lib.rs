@@ -11,6 +11,7 @@ mod fence;
 pub mod hosts;
 pub mod job_runs;
 pub mod links;
+pub mod machines;
 pub mod organizations;
 pub mod projects;
 pub mod root_windows;

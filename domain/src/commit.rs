@@ -62,10 +62,12 @@ pub enum StreamKind {
     Shell,
     /// One run of a job; key: the run's id.
     JobRun,
+    /// A virtual machine of a provider; key: the id of the host that lives on it. A strange one's: the provider's key.
+    Machine,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -81,6 +83,7 @@ impl StreamKind {
         Self::Secrets,
         Self::Shell,
         Self::JobRun,
+        Self::Machine,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -100,6 +103,7 @@ impl StreamKind {
             Self::Secrets => "secrets",
             Self::Shell => "shell",
             Self::JobRun => "job",
+            Self::Machine => "machine",
         }
     }
 
@@ -164,6 +168,18 @@ impl StreamId {
 
     pub fn host(org: OrgId, host: HostId) -> Self {
         Self::of(org, StreamKind::Host, host)
+    }
+
+    pub fn machine(org: OrgId, host: HostId) -> Self {
+        Self::of(org, StreamKind::Machine, host)
+    }
+
+    /// An instance that nobody asked for, in no organization: what its tags say of one is not believed.
+    ///
+    /// # Errors
+    /// Where the provider's key cannot be a stream's.
+    pub fn strange_machine(instance: &str) -> Result<Self, InvalidStreamKey> {
+        Self::new(OrgId::SYSTEM, StreamKind::Machine, instance)
     }
 
     pub fn dev_link(org: OrgId, link: LinkId) -> Self {
@@ -260,6 +276,8 @@ pub enum Component {
     /// Fires deadlines: expiry, idle sleep, lost leases.
     Timer,
     Identity,
+    /// Brings providers' machines to the state that the log asks for.
+    Fleet,
 }
 
 /// Where an action was asked for. Every row of the access policy names one.

@@ -9,6 +9,7 @@ use crate::denial::DenialEvent;
 use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
 use crate::job_run::JobRunEvent;
+use crate::machine::MachineEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
@@ -37,6 +38,7 @@ pub enum Event {
     Secrets(SecretsEvent),
     Shell(ShellEvent),
     JobRun(JobRunEvent),
+    Machine(MachineEvent),
 }
 
 /// Who may read an event through the event API.
@@ -67,6 +69,7 @@ impl Event {
             Self::Secrets(_) => StreamKind::Secrets,
             Self::Shell(_) => StreamKind::Shell,
             Self::JobRun(_) => StreamKind::JobRun,
+            Self::Machine(_) => StreamKind::Machine,
         }
     }
 
@@ -128,6 +131,7 @@ impl Event {
             | Self::Project(_)
             | Self::Runtime(_)
             | Self::Host(_)
+            | Self::Machine(_)
             | Self::Claim(_)
             | Self::Denial(_)
             | Self::Decision(_)
@@ -137,9 +141,9 @@ impl Event {
 
     pub const fn visibility(&self) -> Visibility {
         match self {
-            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. }) | Self::Host(_) => {
-                Visibility::Operator
-            }
+            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. })
+            | Self::Host(_)
+            | Self::Machine(_) => Visibility::Operator,
             Self::Runtime(_)
             | Self::Organization(_)
             | Self::User(_)

@@ -19,6 +19,7 @@ pub mod ids;
 pub mod invitation;
 pub mod job_run;
 pub mod limits;
+pub mod machine;
 pub mod manifest;
 pub mod meter;
 pub mod network;

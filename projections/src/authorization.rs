@@ -200,7 +200,8 @@ impl AuthorizationView {
             | StreamKind::ServiceTokens
             | StreamKind::Shell
             | StreamKind::JobRun
-            | StreamKind::Secrets => Vec::new(),
+            | StreamKind::Secrets
+            | StreamKind::Machine => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -257,7 +258,8 @@ impl AuthorizationView {
                 | Event::ServiceToken(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_) => {}
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
         rights

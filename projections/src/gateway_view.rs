@@ -351,7 +351,8 @@ impl GatewayView {
                 | Event::RootWindow(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_) => {}
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
         for right in rights {

@@ -94,7 +94,8 @@ impl ResourceView {
                 | Event::RootWindow(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_) => {}
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

@@ -1,10 +1,11 @@
 //! Process managers: carry what the log asks for to the outside world and bring the result back as commands.
 //!
-//! Owns the runtime reactor (wakes, sleeps, leases on one host), the root reactor (commands of root windows there) and the timers (expiry, idle sleep, lapsed leases). Each
+//! Owns the runtime reactor (wakes, sleeps, leases on one host), the root reactor (commands of root windows there), the fleet (machines of a provider) and the timers (expiry, idle sleep, lapsed leases). Each
 //! is at least once and idempotent: what it does is decided by the log's state, never by having seen an event. Not here:
-//! how services run (runtime), what may happen (domain).
+//! how services run (runtime), what may happen (domain), how a provider is talked to (`envforge-aws`).
 
 mod errand;
+pub mod fleet;
 mod following;
 mod host_machine;
 mod permit;

@@ -113,7 +113,9 @@ impl World {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::Shell(_)
-                | Event::JobRun(_) => {}
+                | Event::JobRun(_)
+                // Those of providers are the fleet's.
+                | Event::Machine(_) => {}
                 Event::Secrets(event) => {
                     let key = recorded.commit.stream.key();
                     let known = self.secrets.entry(key.into()).or_insert_with(|| (org, None, Secrets::default()));

@@ -21,6 +21,8 @@ pub enum Tool {
     OidcDir,
     /// The folder of Python packages that holds schemathesis; started by `python3` with that folder as `PYTHONPATH`.
     SchemathesisDir,
+    /// The folder of Python packages that holds moto; `python3` gets it as `PYTHONPATH`.
+    MotoDir,
     /// The executable of dbus-daemon, beside which `dbus-send` lies.
     DbusDaemon,
     /// The executable of gnome-keyring-daemon.
@@ -53,6 +55,7 @@ impl Tool {
             Tool::Node => "ENVFORGE_TEST_NODE",
             Tool::OidcDir => "ENVFORGE_TEST_OIDC_DIR",
             Tool::SchemathesisDir => "ENVFORGE_TEST_SCHEMATHESIS_DIR",
+            Tool::MotoDir => "ENVFORGE_TEST_MOTO_DIR",
             Tool::DbusDaemon => "ENVFORGE_TEST_DBUS_DAEMON",
             Tool::GnomeKeyring => "ENVFORGE_TEST_GNOME_KEYRING",
             Tool::Tmux => "ENVFORGE_TEST_TMUX",
@@ -74,6 +77,7 @@ impl Tool {
             Tool::Node => "Node.js 20",
             Tool::OidcDir => "oidc-provider",
             Tool::SchemathesisDir => "schemathesis",
+            Tool::MotoDir => "moto 5.2.5 (a stand-in for AWS)",
             Tool::DbusDaemon => "dbus-daemon",
             Tool::GnomeKeyring => "gnome-keyring-daemon",
             Tool::Tmux => "tmux",
@@ -127,6 +131,10 @@ impl Tool {
             Tool::SchemathesisDir => {
                 let folder = tools.join("schemathesis");
                 folder.join("bin/schemathesis").is_file().then_some(folder)
+            }
+            Tool::MotoDir => {
+                let folder = tools.join("moto");
+                folder.join("moto/server.py").is_file().then_some(folder)
             }
             Tool::DbusDaemon => on_path("dbus-daemon").filter(|path| path.with_file_name("dbus-send").is_file()),
             Tool::GnomeKeyring => on_path("gnome-keyring-daemon"),
@@ -201,6 +209,7 @@ mod tests {
             Tool::Node,
             Tool::OidcDir,
             Tool::SchemathesisDir,
+            Tool::MotoDir,
             Tool::DbusDaemon,
             Tool::GnomeKeyring,
             Tool::Tmux,

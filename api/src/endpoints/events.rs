@@ -461,6 +461,7 @@ fn actor(actor: Actor) -> String {
                 Component::RuntimeReactor => "runtime_reactor",
                 Component::Timer => "timer",
                 Component::Identity => "identity",
+                Component::Fleet => "fleet",
             }
         ),
         Actor::Anonymous => "anonymous".to_owned(),

@@ -225,6 +225,10 @@ actions! {
     /// Runs a job that envforge.yml declares. It wakes the runtime.
     JobRun "job.run", Workspace, [Owner Admin Developer Create Mod], [ServiceToken on SERVICES], PEOPLE;
     JobReport "job.report", Workspace, [], [System on PEOPLE_AND_AGENT], NOWHERE;
+    /// Asks a provider for a machine of the organization, and for its start, stop, drain and end.
+    MachineManage "machine.manage", Organization, [], [System on AGENT], NOWHERE;
+    /// What a provider says of machines.
+    MachineReport "machine.report", Organization, [], [System on AGENT], NOWHERE;
 }
 
 impl Action {

@@ -5,6 +5,7 @@ mod access;
 mod dev_link;
 mod given;
 mod host;
+mod machine;
 mod meter;
 mod organization;
 mod project;

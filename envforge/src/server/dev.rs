@@ -165,7 +165,7 @@ async fn start(
         }
         None => data.runtime(),
     };
-    let secret_store = StoreName::File(data.secrets()).open()?;
+    let secret_store = StoreName::File(data.secrets()).open().await?;
     let host =
         roles::start_reactors(running, &plane, &runtime, public_authority, Some(Arc::clone(&secret_store))).await?;
     roles::start_projector(running, &plane, &database);

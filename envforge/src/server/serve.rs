@@ -138,7 +138,7 @@ pub(crate) struct ServeArgs {
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
-    /// Where values of secrets lie: `file:DIR`. The API puts them, the reactors read them: both need the same one.
+    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS. The API puts them, the reactors read them: both need the same one.
     #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
     secret_store: Option<StoreName>,
     /// Where gateway and reactors keep how far they have followed the log. Default: `state` in the folder of the keys.
@@ -415,7 +415,7 @@ async fn start(
         roles::report_activity(running, &plane, activity);
     }
     let secret_store = match &args.secret_store {
-        Some(name) if has(RoleName::Api) || has(RoleName::Reactors) => Some(name.open()?),
+        Some(name) if has(RoleName::Api) || has(RoleName::Reactors) => Some(name.open().await?),
         Some(_) | None => None,
     };
     let mut host = None;

@@ -6,12 +6,11 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    DecodeError, claim, decision, denial, dev_link, host, job_run, organization, project, root_window, runtime,
-    secrets, service_token, shell, upcast, user, workspace,
+    DecodeError, claim, decision, denial, dev_link, host, job_run, machine, organization, project, root_window, runtime, secrets, service_token, shell, upcast, user, workspace,
 };
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 15] = [
+pub(super) const TYPES: [&[&str]; 16] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -27,6 +26,7 @@ pub(super) const TYPES: [&[&str]; 15] = [
     secrets::TYPES,
     shell::TYPES,
     job_run::TYPES,
+    machine::TYPES,
 ];
 
 /// The type under which an event is stored and shown to auditors, with its version: `dev_link.issued.v1`.
@@ -47,6 +47,7 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::Secrets(event) => secrets::event_type(event),
         Event::Shell(event) => shell::event_type(event),
         Event::JobRun(event) => job_run::event_type(event),
+        Event::Machine(event) => machine::event_type(event),
     }
 }
 
@@ -75,6 +76,7 @@ impl Serialize for Data<'_> {
             Event::Secrets(event) => secrets::serialize(event, serializer),
             Event::Shell(event) => shell::serialize(event, serializer),
             Event::JobRun(event) => job_run::serialize(event, serializer),
+            Event::Machine(event) => machine::serialize(event, serializer),
         }
     }
 }
@@ -115,6 +117,7 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "secrets" => secrets::decode(event_type, data)?.map(Event::Secrets),
         "shell" => shell::decode(event_type, data)?.map(Event::Shell),
         "job" => job_run::decode(event_type, data)?.map(Event::JobRun),
+        "machine" => machine::decode(event_type, data)?.map(Event::Machine),
         _ => return None,
     })
 }

@@ -14,6 +14,7 @@ mod dev_link;
 mod event;
 mod host;
 mod job_run;
+mod machine;
 mod manifest;
 mod organization;
 mod project;

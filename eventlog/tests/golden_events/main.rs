@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
+mod machines;
 mod root_windows;
 mod secrets;
 mod shells;
@@ -431,6 +432,7 @@ fn samples() -> Vec<Event> {
     all.extend(secrets::samples(project, workspace, user).into_iter().map(Event::Secrets));
     all.extend(secrets::of_runtimes(epoch, project, workspace).into_iter().map(Event::Runtime));
     all.extend(shells::samples(project, workspace, user, session));
+    all.extend(machines::samples(host, org, capacity).into_iter().map(Event::Machine));
     all
 }
 

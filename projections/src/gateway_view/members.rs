@@ -112,7 +112,8 @@ impl Members {
                 | Event::RootWindow(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_) => {}
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

@@ -142,6 +142,7 @@ const fn component(component: Component) -> &'static str {
         Component::RuntimeReactor => "runtime_reactor",
         Component::Timer => "timer",
         Component::Identity => "identity",
+        Component::Fleet => "fleet",
     }
 }
 
@@ -308,6 +309,7 @@ impl AuditModel {
             | Event::User(_)
             | Event::Project(_)
             | Event::Host(_)
+            | Event::Machine(_)
             | Event::Claim(_)
             | Event::Decision(_)
             | Event::Secrets(_) => {}
@@ -392,7 +394,8 @@ impl AuditModel {
             | Event::RootWindow(_)
             | Event::Shell(_)
             | Event::JobRun(_)
-            | Event::Secrets(_) => return,
+            | Event::Secrets(_)
+            | Event::Machine(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
         let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
@@ -482,7 +485,8 @@ impl AuditModel {
             | Event::RootWindow(_)
             | Event::Shell(_)
             | Event::JobRun(_)
-            | Event::Secrets(_) => None,
+            | Event::Secrets(_)
+            | Event::Machine(_) => None,
         }
     }
 }

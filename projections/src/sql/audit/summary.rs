@@ -32,7 +32,7 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         Event::DevLink(event) => link(event, &names.of(key), names),
         Event::Claim(event) => claim(event, key),
         // Never shown: its visibility is the operator's.
-        Event::Host(_) => "Changed a machine".to_owned(),
+        Event::Host(_) | Event::Machine(_) => "Changed a machine".to_owned(),
         Event::Denial(_) => "Refused attempts".to_owned(),
         // Never a row of its own: it says why the event beside it was allowed.
         Event::Decision(_) => "Decided on rights".to_owned(),

@@ -99,7 +99,8 @@ impl ReadModel for DirectoryModel {
                 | Event::RootWindow(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_) => {}
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }
@@ -130,7 +131,8 @@ impl ReadModel for DirectoryModel {
                 | Event::RootWindow(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_) => {}
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }
