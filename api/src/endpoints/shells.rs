@@ -62,9 +62,12 @@ pub(crate) struct ShellEndpoints {
     clock: SharedClock,
     host: Option<Shells>,
     open: Arc<Streams>,
-    lasting: Arc<Mutex<HashMap<(WorkspaceId, UserId), Vec<Ground>>>>,
+    lasting: Arc<Mutex<Lasting>>,
     stop: CancellationToken,
 }
+
+/// On which sign-ins stands what somebody left running in a workspace.
+type Lasting = HashMap<(WorkspaceId, UserId), Vec<Ground>>;
 
 has_access!(ShellEndpoints);
 

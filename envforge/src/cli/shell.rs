@@ -73,7 +73,7 @@ pub(super) async fn run(context: &Context, arguments: ShellArguments) -> Result<
     connection.say(&order).await?;
     let opened = match connection.begun(|| {}).await? {
         Ok(opened) => opened,
-        Err(over) => return ended(context, over),
+        Err(over) => return ended(over),
     };
     if let Some(notice) = &opened.notice {
         context.output.warn(notice);
@@ -98,7 +98,7 @@ pub(super) async fn run(context: &Context, arguments: ShellArguments) -> Result<
             outcome = pass_interrupts(&say) => return outcome,
         }
     };
-    ended(context, over)
+    ended(over)
 }
 
 pub(super) async fn run_job(context: &Context, arguments: RunArguments) -> Result<Exit, Failure> {
@@ -116,7 +116,7 @@ pub(super) async fn run_job(context: &Context, arguments: RunArguments) -> Resul
         }
     };
     if let Err(over) = begun {
-        return ended(context, over);
+        return ended(over);
     }
     let nothing = None::<tokio::io::Empty>;
     let carrying = connection.carry(nothing, tokio::io::stdout(), tokio::io::stderr(), controls);
@@ -124,11 +124,11 @@ pub(super) async fn run_job(context: &Context, arguments: RunArguments) -> Resul
         outcome = carrying => outcome?,
         outcome = pass_interrupts(&say) => return outcome,
     };
-    ended(context, over)
+    ended(over)
 }
 
 /// What ran there decides the exit code; whatever else ended it is an error.
-fn ended(context: &Context, over: Over) -> Result<Exit, Failure> {
+fn ended(over: Over) -> Result<Exit, Failure> {
     let code = |code: Option<u32>| code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255);
     let what = match over.end.as_str() {
         "exited" => return Ok(Exit::Passed(code(over.code))),
@@ -142,7 +142,6 @@ fn ended(context: &Context, over: Over) -> Result<Exit, Failure> {
         "time_over" => "the longest time for it is over",
         other => &format!("it ended: {}", other.replace('_', " ")),
     };
-    let _ = context;
     Err(Failure::failed(format!("it is over: {what}"), "`envforge audit log` says more"))
 }
 
