@@ -92,8 +92,15 @@ impl Checkout<'_> {
             if !answer.success {
                 return Err(self.not_fetched(&answer.errors, &address, &branch).await?);
             }
-            let (from, to) = (half_done.clone(), self.tree.clone());
-            blocking(move || std::fs::rename(from, to)).await.map_err(broken)
+            let (from, to, block) = (half_done.clone(), self.tree.clone(), self.block.cloned());
+            blocking(move || {
+                if let Some(block) = block {
+                    unix_user::hand_over(&from, &block, Handing::Checkout)?;
+                }
+                std::fs::rename(from, to)
+            })
+            .await
+            .map_err(broken)
         };
         timeout_at(Instant::now() + limit, work)
             .await

@@ -94,7 +94,7 @@ impl LocalHost {
             (None, _) | (Some(_), Err(_)) => None,
         };
         let root_runs = RootRuns::open(&root, &boot).await?;
-        let shells = Shells::open_in(&root, &boot).await?;
+        let shells = Shells::open_in(&root, &boot, users.is_some()).await?;
         let mut over = HashMap::new();
         let mut leftovers = Vec::new();
         for (workspace, record) in records.read_all()? {

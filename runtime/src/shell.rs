@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,6 +34,7 @@ use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
 use crate::shell_process::{CHUNKS_MAX, Plan, Started};
 use crate::shell_ssh;
+use crate::unix_user::{self, Handing, UnixUser, UserBlock};
 use crate::wake::Host;
 use crate::workspace::JobPlace;
 
@@ -150,7 +152,7 @@ impl Drop for Place {
 
 impl Shells {
     /// Ends what an earlier process left behind.
-    pub(crate) async fn open_in(state_dir: &Path, boot: &str) -> Result<Self, OpenError> {
+    pub(crate) async fn open_in(state_dir: &Path, boot: &str, users: bool) -> Result<Self, OpenError> {
         let directory = state_dir.join("shells");
         let state = |source| OpenError::State { path: directory.clone(), source };
         private_directory(&directory).map_err(state)?;
@@ -181,7 +183,7 @@ impl Shells {
             open: Mutex::default(),
             lasting: tokio::sync::Mutex::default(),
             clones: Mutex::default(),
-            sockets: sockets(state_dir).map_err(state)?,
+            sockets: sockets(state_dir, users).map_err(state)?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             jobs,
@@ -249,8 +251,8 @@ impl Lasting {
     }
 }
 
-/// Where tmux listens: below the state directory, or where paths are short.
-fn sockets(state_dir: &Path) -> io::Result<PathBuf> {
+/// Where tmux listens: below the state directory, or where paths are short. Other users enter it where workspaces have their own.
+fn sockets(state_dir: &Path, users: bool) -> io::Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt as _;
     let own = state_dir.join("sockets");
     let path = if own.as_os_str().as_bytes().len() + ShellId::PREFIX.len() + 40 < SOCKET_PATH_BYTES_MAX {
@@ -267,7 +269,7 @@ fn sockets(state_dir: &Path) -> io::Result<PathBuf> {
     }
     // Made anew: nobody else's directory of that name is taken.
     use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().mode(0o700).create(&path)?;
+    fs::DirBuilder::new().mode(if users { 0o711 } else { 0o700 }).create(&path)?;
     Ok(path)
 }
 
@@ -275,8 +277,7 @@ fn sockets(state_dir: &Path) -> io::Result<PathBuf> {
 pub(crate) async fn open(host: Arc<Host>, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
     let place = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
-    let directories = Directories::of(&host, order.workspace);
-    directories.make().await.map_err(|error| not_started(&error))?;
+    let directories = Directories::of(&host, order.workspace).await.map_err(|error| not_started(&error))?;
     clone(&host, &order, &directories).await?;
     let opening = Opening { host: Arc::clone(&host), order, helper, directories };
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
@@ -336,8 +337,10 @@ pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
     let words = ["/bin/sh", "-c", &command].map(str::to_owned);
+    let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
+    let user = block.as_ref().map(UserBlock::shell);
     let plan =
-        Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None };
+        Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None, user };
     let started = match plan.start() {
         Ok(started) => started,
         Err(error) => {
@@ -370,17 +373,41 @@ pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -
 pub(crate) struct Directories {
     pub(crate) home: PathBuf,
     pub(crate) work: PathBuf,
+    /// Whose they are, and who works there.
+    block: Option<UserBlock>,
 }
 
 impl Directories {
-    fn of(host: &Host, workspace: WorkspaceId) -> Self {
-        let root = host.place(workspace).join("shell");
-        Self { home: root.join("home"), work: root.join("work") }
+    /// Made where they are not there.
+    async fn of(host: &Host, workspace: WorkspaceId) -> io::Result<Self> {
+        let place = host.place(workspace);
+        let root = place.join("shell");
+        let block = block_of(host, workspace).await?;
+        let directories = Self { home: root.join("home"), work: root.join("work"), block };
+        let made = directories.clone();
+        blocking(move || match &made.block {
+            None => private_directory(&made.home),
+            Some(block) => {
+                let entered = UnixUser { uid: 0, gid: block.shell().gid };
+                unix_user::directory_of(&place, entered, 0o710)?;
+                unix_user::directory_of(&root, entered, 0o710)?;
+                unix_user::directory_of(&made.home, block.shell(), 0o700)
+            }
+        })
+        .await?;
+        Ok(directories)
     }
 
-    async fn make(&self) -> io::Result<()> {
-        let home = self.home.clone();
-        blocking(move || private_directory(&home)).await
+    fn user(&self) -> Option<UnixUser> {
+        self.block.as_ref().map(UserBlock::shell)
+    }
+}
+
+/// The ids of a workspace, where it has users of its own.
+async fn block_of(host: &Host, workspace: WorkspaceId) -> io::Result<Option<UserBlock>> {
+    match host.users.clone() {
+        None => Ok(None),
+        Some(users) => blocking(move || users.of(workspace, &[]).map(Some)).await,
     }
 }
 
@@ -391,7 +418,13 @@ async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) 
         Arc::clone(clones.entry(order.workspace).or_default())
     };
     let _one = lock.lock().await;
-    if directories.work.is_dir() {
+    if let Ok(found) = fs::metadata(&directories.work) {
+        // Made while shells ran as EnvForge itself.
+        if let Some(block) = directories.block.clone().filter(|block| !block.holds(found.uid())) {
+            let work = directories.work.clone();
+            let handed = blocking(move || unix_user::hand_over(&work, &block, Handing::Checkout)).await;
+            handed.map_err(|error| not_started(&error))?;
+        }
         return Ok(());
     }
     let marker = Marker::random();
@@ -401,7 +434,7 @@ async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) 
         repository: directories.work.join(".git"),
         tree: directories.work.clone(),
         index: PathBuf::new(),
-        block: None,
+        block: directories.block.as_ref(),
     };
     let cloned = checkout.clone_anew(order.repository.as_str(), order.branch.as_str()).await;
     cloned.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })
@@ -484,7 +517,8 @@ impl Opening {
         terminal: Option<TerminalSize>,
         environment: &Environment,
     ) -> io::Result<Started> {
-        Plan { helper: &self.helper, words, directory: &self.directories.work, environment, terminal }.start()
+        let (directory, user) = (&self.directories.work, self.directories.user());
+        Plan { helper: &self.helper, words, directory, environment, terminal, user }.start()
     }
 
     /// Built from nothing: no secret, and nothing of EnvForge's own.
@@ -527,9 +561,7 @@ impl Opening {
 
     /// Words that attach to the person's tmux session here, which is begun where there is none. What prevents it otherwise.
     async fn lasting_session(&self, size: TerminalSize) -> Result<Vec<String>, String> {
-        let key = (self.order.workspace, self.order.user);
-        let socket = self.host.shells.sockets.join(name_of(key));
-        let socket = socket.to_string_lossy().into_owned();
+        let socket = self.socket().await.map_err(|error| format!("tmux has no place for its socket ({error})"))?;
         let tmux =
             |words: &[&str]| ["tmux", "-S", &socket].iter().chain(words).map(|word| (*word).to_owned()).collect();
         let attach: Vec<String> = tmux(&["new-session", "-A", "-s", SESSION]);
@@ -546,11 +578,23 @@ impl Opening {
         Ok(attach)
     }
 
+    /// Where the person's tmux of this workspace listens: in a directory of the workspace's user, where it has one.
+    async fn socket(&self) -> io::Result<String> {
+        let socket = self.host.shells.sockets.join(name_of((self.order.workspace, self.order.user)));
+        let Some(user) = self.directories.user() else { return Ok(socket.to_string_lossy().into_owned()) };
+        let directory = socket.clone();
+        blocking(move || unix_user::directory_of(&directory, user, 0o700)).await?;
+        Ok(socket.join("s").to_string_lossy().into_owned())
+    }
+
     /// Runs tmux for a moment, without a terminal.
     async fn run(&self, words: &[String], environment: &Environment) -> Result<(), String> {
         let mut command = tokio::process::Command::new(&words[0]);
         command.args(&words[1..]);
         crate::process::contain(&mut command, environment);
+        if let Some(user) = self.directories.user() {
+            user.apply(&mut command);
+        }
         command.current_dir(&self.directories.work);
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => "this host has no tmux".to_owned(),

@@ -12,18 +12,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use envforge_domain::shell::TerminalSize;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::process::setsid;
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::{setsid, umask};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
+use crate::unix_user::UnixUser;
+
 /// First argument of the binary by which it becomes what a shell runs. No verb: people never type it.
 const EXEC: &str = "shell-exec";
 /// In the place of a terminal: none.
 const NO_TERMINAL: &str = "-";
+/// In the place of a user: whoever runs this.
+const NOBODY_ELSE: &str = "-";
 
 /// This side's end. Closing it hangs up.
 pub(crate) struct Terminal(AsyncFd<OwnedFd>);
@@ -73,10 +77,17 @@ impl Terminal {
     }
 }
 
-/// Runs words in a session of their own, on a terminal where one is named, by way of `helper`.
-pub(crate) fn in_own_session(helper: &Path, terminal: Option<&Path>, words: &[String]) -> Command {
+/// Runs words in a session of their own, on a terminal where one is named, by way of `helper`; as somebody else where there is
+/// a user. The helper becomes that user last: it need not be able to enter where the helper lies.
+pub(crate) fn in_own_session(
+    helper: &Path,
+    terminal: Option<&Path>,
+    user: Option<UnixUser>,
+    words: &[String],
+) -> Command {
+    let user = user.map_or_else(|| NOBODY_ELSE.to_owned(), |user| format!("{}:{}", user.uid, user.gid));
     let mut command = Command::new(helper);
-    command.arg(EXEC).arg(terminal.unwrap_or(Path::new(NO_TERMINAL))).args(words);
+    command.arg(EXEC).arg(terminal.unwrap_or(Path::new(NO_TERMINAL))).arg(user).args(words);
     command
 }
 
@@ -86,21 +97,38 @@ pub fn shell_main(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitC
     if arguments.next()?.to_str()? != EXEC {
         return None;
     }
-    let (terminal, program) = (arguments.next()?, arguments.next()?);
-    if let Err(error) = take(&terminal) {
+    let (terminal, user, program) = (arguments.next()?, arguments.next()?, arguments.next()?);
+    let mut becoming = std::process::Command::new(&program);
+    becoming.args(arguments);
+    if let Err(error) = take(&terminal, read_user(&user), &mut becoming) {
         eprintln!("envforge: no session or terminal of its own: {error}");
         return Some(ExitCode::from(126));
     }
-    let error = std::process::Command::new(&program).args(arguments).exec();
+    let error = becoming.exec();
     eprintln!("envforge: {}: {error}", Path::new(&program).display());
     Some(ExitCode::from(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }))
 }
 
-fn take(terminal: &OsString) -> io::Result<()> {
+/// `None` where what runs stays who it is.
+fn read_user(text: &OsString) -> Option<UnixUser> {
+    let (uid, gid) = text.to_str()?.split_once(':')?;
+    Some(UnixUser { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
+}
+
+fn take(terminal: &OsString, user: Option<UnixUser>, becoming: &mut std::process::Command) -> io::Result<()> {
     setsid()?;
+    if let Some(UnixUser { uid, gid }) = user {
+        // std clears the supplementary groups with it.
+        becoming.uid(uid).gid(gid);
+        // Everybody of the workspace's group may write what it makes.
+        umask(Mode::from_raw_mode(0o002));
+    }
     if terminal != NO_TERMINAL {
         // Opened by the leader of a session that has none, it becomes its controlling terminal.
         let terminal = OpenOptions::new().read(true).write(true).open(terminal)?;
+        if let Some(user) = user {
+            user.own(&terminal)?;
+        }
         dup2_stdin(&terminal)?;
         dup2_stdout(&terminal)?;
         dup2_stderr(&terminal)?;

@@ -6,7 +6,8 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    DecodeError, claim, decision, denial, dev_link, host, job_run, machine, organization, project, root_window, runtime, secrets, service_token, shell, upcast, user, workspace,
+    DecodeError, claim, decision, denial, dev_link, host, job_run, machine, organization, project, root_window,
+    runtime, secrets, service_token, shell, upcast, user, workspace,
 };
 
 /// The current types, aggregate by aggregate.
