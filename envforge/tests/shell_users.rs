@@ -8,7 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use envforge_domain::ids::{OrgId, ProjectId, ShellId, UserId, WorkspaceId};
+use envforge_domain::project::Repository;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
+use envforge_domain::workspace::Branch;
 use envforge_runtime::{Config, LocalHost, NoUsers, OpenShell, UnixUsers, UserBlock};
 use envforge_testkit::TestDir;
 use uuid::Uuid;
@@ -76,8 +78,8 @@ impl Machine {
             project: ProjectId::from_uuid(Uuid::from_u128(3)),
             workspace: workspace(),
             user: UserId::from_uuid(Uuid::from_u128(4)),
-            repository: self.repository().to_str().unwrap().parse().unwrap(),
-            branch: "main".parse().unwrap(),
+            repository: Repository::parse(self.repository().to_str().unwrap()).unwrap(),
+            branch: Branch::parse("main").unwrap(),
             what,
         };
         self.host.open_shell(order).await.unwrap()
