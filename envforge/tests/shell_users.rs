@@ -158,8 +158,10 @@ async fn a_terminal_belongs_to_the_workspaces_user_and_what_lasts_runs_as_them()
     let written = until_written(&told).await;
     assert_eq!(written.trim(), uid);
     machine.host.shutdown().await;
-    let left = Command::new("pgrep").args(["-u", &uid]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "nothing of theirs runs any more");
+    let left = Command::new("ps").args(["-o", "stat=,args=", "-u", &uid]).output().unwrap();
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    // What has ended and was not waited for yet does not run.
+    assert_eq!(left.lines().find(|line| !line.starts_with('Z')), None, "nothing of theirs runs any more");
 }
 
 async fn until_written(path: &Path) -> String {

@@ -84,6 +84,7 @@ catalogue! {
         "link_too_many_sessions" "The link has too many open sessions", "`max` is the limit.";
         "wake_budget_spent" "The link has spent its wakes", "Somebody of the team can wake the workspace, or issue another link.";
         "host_cross_organization" "The host belongs to another organization", "One organization per machine.";
+        "machine_cross_organization" "The machine belongs to another organization", "One organization per machine.";
     }
     NOT_FOUND {
         "not_found" "There is no such thing", "It does not exist, or you may not know that it does.";
@@ -103,6 +104,7 @@ catalogue! {
         "job_unknown" "envforge.yml declares no such job", "`detail` names those that it declares.";
         "job_run_unknown" "There is no such run of a job", "Check the id.";
         "host_unknown" "There is no such host", "Check the id.";
+        "machine_unknown" "There is no such machine", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
     METHOD_NOT_ALLOWED {
@@ -138,6 +140,12 @@ catalogue! {
         "host_registered" "The host is registered already", "Nothing was changed.";
         "host_no_room" "The host has no room", "Choose another host, or smaller services.";
         "host_not_empty" "The host still holds workspaces", "Release them first.";
+        "machine_requested" "The machine was requested already", "On other terms; nothing was changed.";
+        "machine_not_launched" "No instance was launched for the machine yet", "Try again once it is.";
+        "machine_other_instance" "Another instance was launched for the machine already", "The one that is not recorded is terminated.";
+        "machine_leaving" "The machine is on its way out", "It is not started again; another one takes its place.";
+        "machine_not_draining" "Only a draining machine is terminated", "Drain it first.";
+        "machine_not_empty" "The machine still holds workspaces", "Release them first.";
         "root_window_exists" "The root window exists already", "Nothing was changed.";
         "root_not_approved" "Nobody has approved the root window yet", "An owner or admin who did not ask for it can.";
         "root_not_pending" "The root window is no request any more", "Nothing was changed.";
@@ -169,6 +177,7 @@ catalogue! {
         "root_window_over" "The root window is over", "Ask for another one.";
         "root_window_used" "The root window has had its one command", "Ask for another one.";
         "host_retired" "The host is retired", "Register another one.";
+        "machine_over" "The machine is gone", "Ask for another one.";
     }
     PAYLOAD_TOO_LARGE {
         "body_too_large" "The body is too large", "`max_bytes` is the limit.";
