@@ -185,7 +185,7 @@ impl Agent {
 
     /// One call, to its end. What ends the connection, where something does.
     async fn call(self: Arc<Self>, mut stream: ByteStream, heard: watch::Sender<()>) -> Option<Ended> {
-        let call = match timeout(CALL_WAIT, frame::expect(&mut stream)).await {
+        let call = match timeout(CALL_WAIT, frame::expect_call(&mut stream)).await {
             Ok(Ok(call)) => call,
             // It is reset where it is dropped.
             Ok(Err(_)) | Err(_) => return None,

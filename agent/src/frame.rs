@@ -7,16 +7,28 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
-/// One message. A wake order is the longest: a manifest of at most 48 KiB, and values of secrets.
+/// One message, but for a call of the control plane.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// One call of the control plane. A wake order is the longest: a manifest of at most 48 KiB and the values of its secrets,
+/// 4 KiB each of a project's 200 and its workspace's 200, each byte of which may take six in JSON.
+const CALL_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Writes one message. Not safe to cancel.
 pub(crate) async fn write<W: AsyncWrite + Unpin>(to: &mut W, message: &impl Serialize) -> io::Result<()> {
+    write_up_to(FRAME_BYTES_MAX, to, message).await
+}
+
+/// Writes one call. Not safe to cancel.
+pub(crate) async fn write_call<W: AsyncWrite + Unpin>(to: &mut W, call: &impl Serialize) -> io::Result<()> {
+    write_up_to(CALL_BYTES_MAX, to, call).await
+}
+
+async fn write_up_to<W: AsyncWrite + Unpin>(bytes_max: usize, to: &mut W, message: &impl Serialize) -> io::Result<()> {
     let mut frame = Zeroizing::new(vec![0; 4]);
     serde_json::to_writer(&mut *frame, message)?;
     let length = frame.len() - 4;
-    if length > FRAME_BYTES_MAX {
-        let why = format!("a message of {length} bytes; {FRAME_BYTES_MAX} are allowed");
+    if length > bytes_max {
+        let why = format!("a message of {length} bytes; {bytes_max} are allowed");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     let prefix = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
@@ -27,14 +39,21 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(to: &mut W, message: &impl Seri
 
 /// The next message, or `None` where the stream ended between two. Not safe to cancel.
 pub(crate) async fn read<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<Option<T>> {
+    read_up_to(FRAME_BYTES_MAX, from).await
+}
+
+async fn read_up_to<T: DeserializeOwned, R: AsyncRead + Unpin>(
+    bytes_max: usize,
+    from: &mut R,
+) -> io::Result<Option<T>> {
     let mut prefix = [0; 4];
     match from.read(&mut prefix[..1]).await? {
         0 => return Ok(None),
         _ => from.read_exact(&mut prefix[1..]).await?,
     };
     let length = u32::from_be_bytes(prefix) as usize;
-    if length > FRAME_BYTES_MAX {
-        let why = format!("a message of {length} bytes was announced; {FRAME_BYTES_MAX} are allowed");
+    if length > bytes_max {
+        let why = format!("a message of {length} bytes was announced; {bytes_max} are allowed");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     let mut frame = Zeroizing::new(Vec::new());
@@ -55,6 +74,11 @@ pub(crate) async fn expect<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut
     read(from).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
+/// The next call, which must come.
+pub(crate) async fn expect_call<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<T> {
+    read_up_to(CALL_BYTES_MAX, from).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -69,6 +93,17 @@ mod tests {
         assert_eq!(read::<String, _>(&mut from).await.unwrap().unwrap(), "one");
         assert_eq!(read::<Vec<String>, _>(&mut from).await.unwrap().unwrap(), ["two"]);
         assert!(read::<String, _>(&mut from).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_call_may_be_longer_than_any_other_message() {
+        let order = vec!["\u{1}".repeat(4 * 1024); 400];
+        assert_eq!(write(&mut Vec::new(), &order).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let mut written = Vec::new();
+        write_call(&mut written, &order).await.unwrap();
+        assert_eq!(expect_call::<Vec<String>, _>(&mut written.as_slice()).await.unwrap(), order);
+        let mut long = written.as_slice();
+        assert_eq!(read::<Vec<String>, _>(&mut long).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[tokio::test]

@@ -244,7 +244,7 @@ impl RemoteHost {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, why));
             }
             let mut stream = ByteStream::new(send, response.into_body());
-            frame::write(&mut stream, call).await?;
+            frame::write_call(&mut stream, call).await?;
             Ok(stream)
         };
         timeout(CALL_WAIT, opening).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

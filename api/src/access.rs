@@ -333,6 +333,19 @@ impl Access {
         self.authorizer.permit(actor, None, action, resource, surface, now).await.map_err(denied)
     }
 
+    /// A permit of one of EnvForge's components, on rights as this process has them.
+    pub(crate) fn component_permit(
+        &self,
+        component: Component,
+        action: Action,
+        resource: Resource,
+        surface: Surface,
+        now: UnixMillis,
+    ) -> Result<Permit, Problem> {
+        let actor = Actor::System(component);
+        self.authorizer.permit_from_memory(actor, None, action, resource, surface, now).map_err(denied)
+    }
+
     /// A permit of the identity component, which has seen the token of an invitation.
     pub(crate) async fn acceptance_permit(
         &self,

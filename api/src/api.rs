@@ -28,8 +28,8 @@ use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
     access_then, audit, auth, authz, decisions, events, handoff, health, hosts, invitations, links, me, members, oidc,
-    oidc_events, organizations, problems, projects, roles, root_windows, runtime, service_tokens,
-    sessions as session_endpoints, sign_in_page, teams, usage, workspaces,
+    oidc_events, organizations, problems, projects, roles, root_windows, runtime, secrets, service_tokens,
+    sessions as session_endpoints, shells, sign_in_page, teams, usage, workspaces,
 };
 use crate::openapi;
 use crate::reads::Reads;
@@ -109,7 +109,10 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let outputs = config.root_outputs.clone();
     let windows = root_windows::RootWindows { access: a, commands: c, reads: r, outputs };
+    let shells = shells::ShellEndpoints::new(&access, &commands, &clock, &config, &stop);
     let (a, c, r) = with_commands(&access);
+    let secret_routes =
+        secrets::Secrets { access: access.clone(), commands: commands.clone(), store: config.secrets.clone() };
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r, revocations: revocations.clone() };
@@ -170,6 +173,8 @@ pub fn router(parts: Parts) -> Router {
         .merge(runtime::routes().with_state(runtimes))
         .merge(links::routes().with_state(links))
         .merge(root_windows::routes().with_state(windows))
+        .merge(secrets::routes().with_state(secret_routes))
+        .merge(shells::routes().with_state(shells))
         .merge(handoff::routes().with_state(handoff))
         .merge(events::routes().with_state(events))
         .merge(audit::routes().with_state(audits))
@@ -233,6 +238,8 @@ pub fn document() -> OpenApi {
         runtime::routes().into_openapi(),
         links::routes().into_openapi(),
         root_windows::routes().into_openapi(),
+        secrets::routes().into_openapi(),
+        shells::routes().into_openapi(),
         handoff::routes().into_openapi(),
         events::routes().into_openapi(),
         audit::routes().into_openapi(),

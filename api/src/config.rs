@@ -1,12 +1,16 @@
 //! What the operator may choose about this API. Only the binary reads environment and files.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_domain::ids::RootWindowId;
-use envforge_domain::secret::TokenDigest;
+use envforge_domain::secret::{Secret, TokenDigest};
+use envforge_domain::secrets::SecretKey;
 use envforge_identity::oidc::PublicUrl;
+
+use crate::shell_host::ShellHost;
 
 /// Limits and names of the API.
 #[derive(Clone, Debug)]
@@ -41,6 +45,12 @@ pub struct Config {
     pub root_outputs: Option<RootOutputs>,
     /// Where agents of hosts enrol; without it no host can be added.
     pub agents: Option<AgentsAt>,
+    /// Where values of secrets go. Without it none can be set here.
+    pub secrets: Option<SecretPuts>,
+    /// What opens shells, where the host is this very process.
+    pub shells: Option<Shells>,
+    /// Shells open at the same time.
+    pub shells_max: usize,
 }
 
 /// What an agent must know to enrol.
@@ -50,6 +60,60 @@ pub struct AgentsAt {
     pub authority: TokenDigest,
     /// Host and port of the listener for agents, where the operator said so.
     pub address: Option<String>,
+}
+
+/// Puts a value into the secret store, and can do nothing else there. Answers its version.
+#[derive(Clone)]
+pub struct SecretPuts(Arc<dyn Fn(SecretKey, Secret) -> Putting + Send + Sync>);
+
+type Putting = Pin<Box<dyn Future<Output = Result<u64, NotPut>> + Send>>;
+
+/// Why a value was not put. Holds nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotPut {
+    /// It is empty, too long, or holds what no environment carries.
+    Value {
+        max_bytes: usize,
+    },
+    Unavailable {
+        detail: String,
+    },
+}
+
+impl SecretPuts {
+    pub fn new(put: impl Fn(SecretKey, Secret) -> Putting + Send + Sync + 'static) -> Self {
+        Self(Arc::new(put))
+    }
+
+    pub(crate) async fn put(&self, key: SecretKey, value: Secret) -> Result<u64, NotPut> {
+        (self.0)(key, value).await
+    }
+}
+
+impl std::fmt::Debug for SecretPuts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("SecretPuts")
+    }
+}
+
+/// What opens shells.
+#[derive(Clone)]
+pub struct Shells(Arc<dyn ShellHost>);
+
+impl Shells {
+    pub fn new(host: impl ShellHost + 'static) -> Self {
+        Self(Arc::new(host))
+    }
+
+    pub(crate) fn host(&self) -> &dyn ShellHost {
+        &*self.0
+    }
+}
+
+impl std::fmt::Debug for Shells {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Shells")
+    }
 }
 
 /// Asks this process's host what the command of a root window has written: the last of it, and how many bytes came before.
@@ -90,6 +154,9 @@ impl Config {
             local_repositories: false,
             root_outputs: None,
             agents: None,
+            secrets: None,
+            shells: None,
+            shells_max: 512,
         }
     }
 }

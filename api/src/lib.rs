@@ -31,13 +31,16 @@ mod request_body;
 mod revocation;
 mod sessions;
 mod share;
+mod shell_host;
+mod shell_socket;
 mod write;
 
 pub use access::SURFACE_HEADER;
 pub use api::{Parts, document, metrics_router, render, router};
-pub use config::{AgentsAt, Config, GatewayUrl, InvalidGatewayUrl, RootOutputs};
+pub use config::{AgentsAt, Config, GatewayUrl, InvalidGatewayUrl, NotPut, RootOutputs, SecretPuts, Shells};
 pub use edge::REQUEST_HEADER;
 pub use listener::serve;
 pub use openapi::{ACTION_EXTENSION, action_of};
 pub use reads::MIN_POSITION_HEADER;
+pub use shell_host::{OpenShell, ShellHost};
 pub use write::{IDEMPOTENCY_HEADER, POSITION_HEADER};

@@ -81,7 +81,9 @@ pub async fn serve(
             tracing::debug!(%error, "a connection keeps Nagle's algorithm");
         }
         let service = WithPeer { router: router.clone(), peer: Peer(peer) };
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        let connection = builder
+            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
+            .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -116,6 +116,9 @@ fn path_parameter(name: &str) -> &'static str {
         "session" => "Id of the session.",
         "invitation" => "Id of the invitation: of the user who is to be.",
         "team" => "Slug or id of the team.",
+        "secret" => "Name of the secret: A-Z, 0-9 and `_`.",
+        "job" => "Name of the job in envforge.yml.",
+        "service" => "Name of the service in envforge.yml.",
         "code" => "A problem's code.",
         _ => "",
     }

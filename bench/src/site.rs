@@ -300,6 +300,19 @@ impl Site {
         Ok(socket)
     }
 
+    /// Opens the WebSocket of a shell in the workspace.
+    pub(crate) async fn shell(&self) -> Result<crate::load::Socket> {
+        use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+        let mut request = format!("ws://{}/v1/orgs/acme/workspaces/main/shell", self.api).into_client_request()?;
+        let headers = request.headers_mut();
+        headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", self.token))?);
+        headers.insert("sec-websocket-protocol", HeaderValue::from_static("envforge.shell.v1"));
+        let stream = tokio::net::TcpStream::connect(self.api).await?;
+        stream.set_nodelay(true)?;
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.map_err(refused)?;
+        Ok(socket)
+    }
+
     pub(crate) async fn revoke(&self, over: &mut Connection, visit: &Visit) -> Result<()> {
         let path = format!("/v1/orgs/acme/links/{}/revoke", visit.link);
         self.call_over(over, "POST", &path, Some(&json!({ "reason": "measured" }))).await.map(drop)

@@ -9,7 +9,7 @@ use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Actor, Commit, Position, StreamId, StreamKind};
 use envforge_domain::event::Event;
-use envforge_domain::ids::CommitId;
+use envforge_domain::ids::{CommitId, OrgId};
 use envforge_domain::limits::BATCH_COMMITS_MAX;
 use envforge_eventlog::{AppendError, LogError, SharedLog};
 use uuid::Uuid;
@@ -411,6 +411,27 @@ fn covers(permit: &Permit, stream: &StreamId) -> bool {
             | Resource::Project { .. }
             | Resource::Link { .. }
             | Resource::Host { .. } => false,
+        },
+        StreamKind::Secrets => match resource {
+            Resource::Project { project, .. } => is(&project),
+            Resource::Workspace { workspace, .. } => is(&workspace),
+            Resource::Organization(_)
+            | Resource::User { .. }
+            | Resource::Link { .. }
+            | Resource::Host { .. }
+            | Resource::RootWindow { .. } => false,
+        },
+        // Opening a shell and running a job are actions on the workspace.
+        StreamKind::Shell | StreamKind::JobRun => matches!(resource, Resource::Workspace { .. }),
+        StreamKind::Machine => match resource {
+            Resource::Host { host, .. } => is(&host),
+            // A strange machine's stream is in no organization, and its key is the provider's.
+            Resource::Organization(org) => org == OrgId::SYSTEM,
+            Resource::User { .. }
+            | Resource::Project { .. }
+            | Resource::Workspace { .. }
+            | Resource::Link { .. }
+            | Resource::RootWindow { .. } => false,
         },
         StreamKind::Host => match resource {
             Resource::Host { host, .. } => is(&host),

@@ -57,6 +57,10 @@ impl MachineKey {
     pub fn parse(key: &str) -> Result<Self, InvalidStreamKey> {
         Ok(Self { key: key.to_owned(), claim: ClaimKey::Machine(key.to_owned()).stream()? })
     }
+
+    pub(crate) fn into_claim(self) -> StreamId {
+        self.claim
+    }
 }
 
 /// Places a workspace of the permit's organization.
@@ -131,6 +135,19 @@ pub async fn record_renewal(
 ) -> Result<Done, CommandError> {
     let command = HostCommand::RecordRenewal { enrolment, certificate, certificate_expires_at, now: context.now };
     commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &command).await
+}
+
+/// Retires a host that holds nothing any more.
+///
+/// # Errors
+/// As for [`Commands::execute`].
+pub async fn retire(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    host: HostId,
+) -> Result<Done, CommandError> {
+    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &HostCommand::Retire).await
 }
 
 /// Has nothing more placed on a host.

@@ -56,10 +56,18 @@ pub enum StreamKind {
     ServiceTokens,
     /// One exception from "no root"; key: the window's id.
     RootWindow,
+    /// What is known of the secrets of one project or workspace, never a value; key: its id.
+    Secrets,
+    /// One connection to a workspace's shell; key: the shell's id.
+    Shell,
+    /// One run of a job; key: the run's id.
+    JobRun,
+    /// A virtual machine of a provider; key: the id of the host that lives on it. A strange one's: the provider's key.
+    Machine,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Organization,
         Self::User,
         Self::Project,
@@ -72,6 +80,10 @@ impl StreamKind {
         Self::Decision,
         Self::ServiceTokens,
         Self::RootWindow,
+        Self::Secrets,
+        Self::Shell,
+        Self::JobRun,
+        Self::Machine,
     ];
 
     pub const fn token(self) -> &'static str {
@@ -88,6 +100,10 @@ impl StreamKind {
             Self::Decision => "decision",
             Self::ServiceTokens => "service_tokens",
             Self::RootWindow => "root_window",
+            Self::Secrets => "secrets",
+            Self::Shell => "shell",
+            Self::JobRun => "job",
+            Self::Machine => "machine",
         }
     }
 
@@ -154,6 +170,18 @@ impl StreamId {
         Self::of(org, StreamKind::Host, host)
     }
 
+    pub fn machine(org: OrgId, host: HostId) -> Self {
+        Self::of(org, StreamKind::Machine, host)
+    }
+
+    /// An instance that nobody asked for, in no organization: what its tags say of one is not believed.
+    ///
+    /// # Errors
+    /// Where the provider's key cannot be a stream's.
+    pub fn strange_machine(instance: &str) -> Result<Self, InvalidStreamKey> {
+        Self::new(OrgId::SYSTEM, StreamKind::Machine, instance)
+    }
+
     pub fn dev_link(org: OrgId, link: LinkId) -> Self {
         Self::of(org, StreamKind::DevLink, link)
     }
@@ -165,6 +193,18 @@ impl StreamId {
 
     pub fn root_window(org: OrgId, window: crate::ids::RootWindowId) -> Self {
         Self::of(org, StreamKind::RootWindow, window)
+    }
+
+    pub fn secrets(org: OrgId, owner: crate::secrets::SecretOwner) -> Self {
+        Self::of(org, StreamKind::Secrets, owner)
+    }
+
+    pub fn shell(org: OrgId, shell: crate::ids::ShellId) -> Self {
+        Self::of(org, StreamKind::Shell, shell)
+    }
+
+    pub fn job_run(org: OrgId, run: crate::ids::JobRunId) -> Self {
+        Self::of(org, StreamKind::JobRun, run)
     }
 
     /// The decisions that rested on an access stream: of a person on their own, of an organization on its roles.
@@ -236,6 +276,8 @@ pub enum Component {
     /// Fires deadlines: expiry, idle sleep, lost leases.
     Timer,
     Identity,
+    /// Brings providers' machines to the state that the log asks for.
+    Fleet,
 }
 
 /// Where an action was asked for. Every row of the access policy names one.

@@ -8,11 +8,15 @@ use crate::decision::DecisionEvent;
 use crate::denial::DenialEvent;
 use crate::dev_link::DevLinkEvent;
 use crate::host::HostEvent;
+use crate::job_run::JobRunEvent;
+use crate::machine::MachineEvent;
 use crate::organization::OrganizationEvent;
 use crate::project::ProjectEvent;
 use crate::root_window::RootWindowEvent;
 use crate::runtime::RuntimeEvent;
+use crate::secrets::SecretsEvent;
 use crate::service_token::ServiceTokenEvent;
+use crate::shell::ShellEvent;
 use crate::user::UserEvent;
 use crate::workspace::WorkspaceEvent;
 
@@ -31,6 +35,10 @@ pub enum Event {
     Decision(DecisionEvent),
     ServiceToken(ServiceTokenEvent),
     RootWindow(RootWindowEvent),
+    Secrets(SecretsEvent),
+    Shell(ShellEvent),
+    JobRun(JobRunEvent),
+    Machine(MachineEvent),
 }
 
 /// Who may read an event through the event API.
@@ -58,6 +66,10 @@ impl Event {
             Self::Decision(_) => StreamKind::Decision,
             Self::ServiceToken(_) => StreamKind::ServiceTokens,
             Self::RootWindow(_) => StreamKind::RootWindow,
+            Self::Secrets(_) => StreamKind::Secrets,
+            Self::Shell(_) => StreamKind::Shell,
+            Self::JobRun(_) => StreamKind::JobRun,
+            Self::Machine(_) => StreamKind::Machine,
         }
     }
 
@@ -111,23 +123,27 @@ impl Event {
                 | DevLinkEvent::AttemptsBlocked { .. }
                 | DevLinkEvent::RevocationRecorded { .. } => false,
             },
-            // No gateway takes service tokens or knows of root, and none lets anybody in by what the others say.
+            // No gateway takes service tokens or knows of root and shells, and none lets anybody in by what the others say.
             Self::ServiceToken(_)
             | Self::RootWindow(_)
+            | Self::Shell(_)
+            | Self::JobRun(_)
             | Self::Project(_)
             | Self::Runtime(_)
             | Self::Host(_)
+            | Self::Machine(_)
             | Self::Claim(_)
             | Self::Denial(_)
-            | Self::Decision(_) => false,
+            | Self::Decision(_)
+            | Self::Secrets(_) => false,
         }
     }
 
     pub const fn visibility(&self) -> Visibility {
         match self {
-            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. }) | Self::Host(_) => {
-                Visibility::Operator
-            }
+            Self::Runtime(RuntimeEvent::EndpointsBound { .. } | RuntimeEvent::HostChosen { .. })
+            | Self::Host(_)
+            | Self::Machine(_) => Visibility::Operator,
             Self::Runtime(_)
             | Self::Organization(_)
             | Self::User(_)
@@ -138,7 +154,10 @@ impl Event {
             | Self::Denial(_)
             | Self::Decision(_)
             | Self::ServiceToken(_)
-            | Self::RootWindow(_) => Visibility::Organization,
+            | Self::RootWindow(_)
+            | Self::Shell(_)
+            | Self::JobRun(_)
+            | Self::Secrets(_) => Visibility::Organization,
         }
     }
 }

@@ -109,6 +109,14 @@ id!(
     RootWindowId, "rtw"
 );
 id!(
+    /// Somebody's connection to a workspace's shell.
+    ShellId, "shl"
+);
+id!(
+    /// One run of a job.
+    JobRunId, "job"
+);
+id!(
     /// A session: a reviewer's on one link, or a person's on API, CLI or console.
     SessionId, "ses"
 );

@@ -82,6 +82,38 @@ pub const ROOT_CHANGE_CHARS_MAX: usize = 120;
 /// How long the host that runs a command may take to say how it ended, once the window is over.
 pub const ROOT_CLOSEOUT_PATIENCE: Millis = Millis::from_secs(15);
 
+/// One secret's value: what the smallest store takes.
+pub const SECRET_BYTES_MAX: usize = 4 * 1024;
+/// Secrets of one project, or of one workspace.
+pub const SECRETS_MAX: usize = 200;
+/// And those that are remembered with removed ones.
+pub const SECRETS_REMEMBERED_MAX: usize = 400;
+/// Versions of one secret that a store keeps: a wake that was pinned before a rotation still reads its own.
+pub const SECRET_VERSIONS_MAX: usize = 20;
+/// Changes of one secret that are told.
+pub const SECRET_CHANGES_MAX: usize = 50;
+/// Workspaces that one secret's rules may name.
+pub const SECRET_WORKSPACES_MAX: usize = 64;
+/// Secrets that are read from a store at once.
+pub const SECRET_READ_MAX: usize = 10;
+/// Secrets that all services of one workspace are given together, and those that one event tells of.
+pub const SECRETS_CONSUMED_MAX: usize = 1_000;
+pub const SECRETS_OF_EVENT_MAX: usize = 100;
+/// How long a wake tries to get its secrets from a store that is out of reach.
+pub const SECRETS_DEADLINE: Millis = Millis::from_secs(60);
+/// Words and characters of one command in a shell.
+pub const SHELL_WORDS_MAX: usize = 1_024;
+pub const SHELL_CHARS_MAX: usize = 128 * 1024;
+/// Input of one shell that is on its way.
+pub const SHELL_WINDOW_BYTES: usize = 256 * 1024;
+/// Shells open at the same time: in one workspace, and of one person.
+pub const SHELLS_OF_WORKSPACE_MAX: usize = 64;
+pub const SHELLS_OF_PERSON_MAX: usize = 32;
+/// How long one connection to a shell may be open; one that lasts is attached to again.
+pub const SHELL_OPEN_MAX: Millis = Millis::from_hours(24);
+/// How long a job may run.
+pub const JOB_RUN_MAX: Millis = Millis::from_hours(6);
+
 /// Live sessions of one link; the next one is refused.
 pub const LINK_SESSIONS_MAX: usize = 1_000;
 /// A link's lifetime where the organization sets none (2 h as the product documents show).

@@ -101,6 +101,8 @@ impl RuntimeMeter {
             RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }
             | RuntimeEvent::KeptAwake { .. }

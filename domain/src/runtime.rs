@@ -6,15 +6,21 @@
 //! INVARIANT: a wake belongs to one host. It is chosen on the runtime's own stream, where two hosts that want the same
 //! wake conflict, before anything is started; only that host's word about the wake counts.
 
+mod refusal;
+
 use std::net::SocketAddr;
 
 use crate::access::Action;
-use crate::aggregate::{Aggregate, Refusal, RefusalKind};
+use crate::aggregate::Aggregate;
 use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{HostId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
+use crate::limits::{SECRETS_CONSUMED_MAX, SECRETS_OF_EVENT_MAX};
+use crate::secrets::{ConsumedSecret, RefusedSecret, SecretName};
 use crate::slug::ServiceName;
 use crate::time::{Millis, UnixMillis};
+
+pub use refusal::RuntimeRefusal;
 
 /// Counts the wakes of one runtime, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -40,6 +46,10 @@ pub enum SleepCause {
     /// EnvForge itself stops; the host cannot go on alone.
     Shutdown,
     UsageCap,
+    /// A secret that it runs with has another version, and its rules say that this restarts.
+    SecretRotated {
+        name: SecretName,
+    },
 }
 
 /// Why a sleep did not happen when it was due.
@@ -93,6 +103,17 @@ pub enum RuntimeEvent {
     StageReached {
         epoch: Epoch,
         stage: WakeStage,
+    },
+    /// Which version of which secret each service is given in this wake. At most `limits::SECRETS_OF_EVENT_MAX`; more of
+    /// them follow.
+    SecretsResolved {
+        epoch: Epoch,
+        consumed: Vec<ConsumedSecret>,
+    },
+    /// Before `Failed`, where secrets are the reason: at most `limits::SECRETS_OF_EVENT_MAX` of them.
+    SecretsRefused {
+        epoch: Epoch,
+        refused: Vec<RefusedSecret>,
     },
     /// Declared routes answer. `lease_until` bounds what the meter counts without another word from the host.
     Ready {
@@ -167,6 +188,24 @@ pub enum RuntimeCommand {
     ReportStage {
         epoch: Epoch,
         stage: WakeStage,
+    },
+    /// What the services are given; before anything is started.
+    ReportSecrets {
+        epoch: Epoch,
+        host: HostId,
+        consumed: Vec<ConsumedSecret>,
+    },
+    /// Secrets that services declare and cannot be given: nothing was started.
+    ReportSecretsRefused {
+        epoch: Epoch,
+        host: HostId,
+        refused: Vec<RefusedSecret>,
+    },
+    /// Puts it to sleep and wakes it again, in the name of whoever set the new version.
+    Restart {
+        epoch: Epoch,
+        name: SecretName,
+        by: UserId,
     },
     ReportReady {
         epoch: Epoch,
@@ -243,6 +282,8 @@ pub enum Runtime {
         cause: WakeCause,
         stage: Option<WakeStage>,
         host: Option<HostId>,
+        /// What its services are given.
+        secrets: Vec<ConsumedSecret>,
     },
     Ready(ReadyRuntime),
     Sleeping {
@@ -257,6 +298,8 @@ pub enum Runtime {
         epoch: Epoch,
         workspace: WorkspaceId,
         project: ProjectId,
+        /// The secrets that it failed for.
+        refused: Vec<RefusedSecret>,
     },
 }
 
@@ -273,66 +316,8 @@ pub struct ReadyRuntime {
     pub last_activity: Option<UnixMillis>,
     /// The last reason recorded for not sleeping; the same one is not recorded twice.
     pub postponed: Option<PostponeCause>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RuntimeRefusal {
-    #[error("the workspace is archived; its runtime cannot be woken")]
-    WorkspaceArchived,
-    #[error("the runtime is not awake")]
-    NotAwake,
-    #[error("this report is about wake {reported}, the runtime is at wake {current}")]
-    OtherEpoch { reported: u64, current: u64 },
-    #[error("only the host that was chosen for this wake may start it and report about it")]
-    OtherHost,
-    #[error("the runtime is kept awake until {} (Unix milliseconds)", .until.get())]
-    KeptAwake { until: UnixMillis },
-    #[error("a runtime may be kept awake for at most {max}")]
-    KeepAwakeTooLong { max: Millis },
-    #[error("the end of keeping awake must lie in the future")]
-    KeepAwakeInThePast,
-    #[error("a reason must have 1 to {max} characters")]
-    Reason { max: usize },
-    #[error("the host's lease holds until {} (Unix milliseconds)", .until.get())]
-    LeaseHolds { until: UnixMillis },
-}
-
-impl Refusal for RuntimeRefusal {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::WorkspaceArchived => "workspace_archived",
-            Self::NotAwake => "runtime_not_awake",
-            Self::OtherEpoch { .. } => "runtime_other_epoch",
-            Self::OtherHost => "runtime_other_host",
-            Self::KeptAwake { .. } => "runtime_kept_awake",
-            Self::KeepAwakeTooLong { .. } => "keep_awake_too_long",
-            Self::KeepAwakeInThePast => "keep_awake_in_the_past",
-            Self::Reason { .. } => "reason_invalid",
-            Self::LeaseHolds { .. } => "lease_holds",
-        }
-    }
-
-    fn kind(&self) -> RefusalKind {
-        match self {
-            Self::WorkspaceArchived => RefusalKind::Gone,
-            Self::NotAwake
-            | Self::OtherEpoch { .. }
-            | Self::OtherHost
-            | Self::KeptAwake { .. }
-            | Self::LeaseHolds { .. } => RefusalKind::Conflict,
-            Self::KeepAwakeTooLong { .. } | Self::KeepAwakeInThePast | Self::Reason { .. } => RefusalKind::Invalid,
-        }
-    }
-
-    fn bounds(&self) -> Vec<(&'static str, u64)> {
-        match self {
-            Self::KeepAwakeTooLong { max } => vec![("max_ms", max.get())],
-            Self::Reason { max } => vec![("max_chars", *max as u64)],
-            Self::KeptAwake { until } | Self::LeaseHolds { until } => vec![("until_unix_ms", until.get())],
-            Self::OtherEpoch { current, .. } => vec![("current_epoch", *current)],
-            Self::WorkspaceArchived | Self::NotAwake | Self::OtherHost | Self::KeepAwakeInThePast => vec![],
-        }
-    }
+    /// What its services were given.
+    pub secrets: Vec<ConsumedSecret>,
 }
 
 /// 1 to `REASON_CHARS_MAX` characters on one line.
@@ -461,6 +446,53 @@ impl Aggregate for Runtime {
                     | Self::Failed { .. } => Ok(vec![]),
                 }
             }
+            RuntimeCommand::ReportSecrets { epoch, host, consumed } => {
+                state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
+                if consumed.len() > SECRETS_CONSUMED_MAX {
+                    return Err(RuntimeRefusal::TooManySecrets { max: SECRETS_CONSUMED_MAX });
+                }
+                match state {
+                    Self::Waking { host: None, .. } => Err(RuntimeRefusal::OtherHost),
+                    Self::Waking { host: Some(_), secrets, .. } if secrets == consumed => Ok(vec![]),
+                    Self::Waking { host: Some(_), .. } => Ok(consumed
+                        .chunks(SECRETS_OF_EVENT_MAX)
+                        .map(|chunk| RuntimeEvent::SecretsResolved { epoch: *epoch, consumed: chunk.to_vec() })
+                        .collect()),
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Ready(_)
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
+                }
+            }
+            RuntimeCommand::ReportSecretsRefused { epoch, host, refused } => {
+                let reason = RefusedSecret::told(refused);
+                let mut events =
+                    Self::decide(state, &RuntimeCommand::ReportFailed { epoch: *epoch, host: *host, reason })?;
+                if !events.is_empty() {
+                    let refused = refused.iter().take(SECRETS_OF_EVENT_MAX).cloned().collect();
+                    events.insert(0, RuntimeEvent::SecretsRefused { epoch: *epoch, refused });
+                }
+                Ok(events)
+            }
+            RuntimeCommand::Restart { epoch, name, by } => {
+                state.same_epoch(*epoch)?;
+                match state {
+                    Self::Ready(ready) => Ok(vec![
+                        RuntimeEvent::SleepRequested {
+                            epoch: ready.epoch,
+                            cause: SleepCause::SecretRotated { name: name.clone() },
+                        },
+                        RuntimeEvent::WakeQueued { cause: WakeCause::Person(*by) },
+                    ]),
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { .. }
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
             RuntimeCommand::ReportReady { epoch, commit, host, services, endpoints, lease_until } => {
                 state.same_epoch(*epoch)?;
                 state.no_other_host(*host)?;
@@ -572,7 +604,8 @@ impl Aggregate for Runtime {
                         | SleepCause::Person(_)
                         | SleepCause::WorkspaceArchived
                         | SleepCause::Shutdown
-                        | SleepCause::UsageCap,
+                        | SleepCause::UsageCap
+                        | SleepCause::SecretRotated { .. },
                         _,
                     ) => Ok(vec![RuntimeEvent::SleepRequested { epoch: ready.epoch, cause: cause.clone() }]),
                 },
@@ -637,6 +670,7 @@ impl Aggregate for Runtime {
                 cause: cause.clone(),
                 stage: None,
                 host: None,
+                secrets: Vec::new(),
             };
         }
         let host = state.host();
@@ -645,22 +679,36 @@ impl Aggregate for Runtime {
             (Self::Sleeping { epoch, .. }, RuntimeEvent::WakeQueued { cause }) => {
                 Self::Sleeping { epoch, workspace, project, host, queued: Some(cause.clone()) }
             }
-            (Self::Waking { epoch, cause, stage, .. }, RuntimeEvent::HostChosen { host, .. }) => {
-                Self::Waking { epoch, workspace, project, cause, stage, host: Some(*host) }
+            (Self::Waking { epoch, cause, stage, secrets, .. }, RuntimeEvent::HostChosen { host, .. }) => {
+                Self::Waking { epoch, workspace, project, cause, stage, host: Some(*host), secrets }
             }
-            (Self::Waking { epoch, cause, .. }, RuntimeEvent::StageReached { stage, .. }) => {
-                Self::Waking { epoch, workspace, project, cause, stage: Some(stage.clone()), host }
+            (Self::Waking { epoch, cause, secrets, .. }, RuntimeEvent::StageReached { stage, .. }) => {
+                Self::Waking { epoch, workspace, project, cause, stage: Some(stage.clone()), host, secrets }
             }
-            (Self::Waking { .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => Self::Ready(ReadyRuntime {
-                epoch: *epoch,
-                workspace,
-                project,
-                host,
-                lease_until: *lease_until,
-                keep_awake_until: None,
-                last_activity: None,
-                postponed: None,
-            }),
+            (Self::Waking { epoch, cause, stage, mut secrets, .. }, RuntimeEvent::SecretsResolved { consumed, .. }) => {
+                // Resolved anew, after a restart of the host's process in the midst of the wake: the last word counts.
+                let again = |old: &ConsumedSecret| consumed.iter().any(|new| old.is_for_the_same(new));
+                secrets.retain(|old| !again(old));
+                secrets.extend(consumed.iter().cloned());
+                Self::Waking { epoch, workspace, project, cause, stage, host, secrets }
+            }
+            (Self::Waking { epoch, .. }, RuntimeEvent::SecretsRefused { refused, .. }) => {
+                Self::Failed { epoch, workspace, project, refused: refused.clone() }
+            }
+            (failed @ Self::Failed { .. }, RuntimeEvent::Failed { .. }) => failed,
+            (Self::Waking { secrets, .. }, RuntimeEvent::Ready { epoch, lease_until, .. }) => {
+                Self::Ready(ReadyRuntime {
+                    epoch: *epoch,
+                    workspace,
+                    project,
+                    host,
+                    lease_until: *lease_until,
+                    keep_awake_until: None,
+                    last_activity: None,
+                    postponed: None,
+                    secrets,
+                })
+            }
             // Wakes of former times named their host here for the first time.
             (Self::Ready(ready), RuntimeEvent::EndpointsBound { host, .. }) => {
                 Self::Ready(ReadyRuntime { host: Some(*host), ..ready })
@@ -685,13 +733,17 @@ impl Aggregate for Runtime {
             (_, RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. }) => {
                 Self::Asleep { epoch: *epoch, workspace, project }
             }
-            (_, RuntimeEvent::Failed { epoch, .. }) => Self::Failed { epoch: *epoch, workspace, project },
+            (_, RuntimeEvent::Failed { epoch, .. }) => {
+                Self::Failed { epoch: *epoch, workspace, project, refused: Vec::new() }
+            }
             (
                 state,
                 RuntimeEvent::WakeRequested { .. }
                 | RuntimeEvent::WakeQueued { .. }
                 | RuntimeEvent::HostChosen { .. }
                 | RuntimeEvent::StageReached { .. }
+                | RuntimeEvent::SecretsResolved { .. }
+                | RuntimeEvent::SecretsRefused { .. }
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }
@@ -712,11 +764,14 @@ impl Aggregate for Runtime {
             RuntimeCommand::RequestWake { .. } => Action::RuntimeWake,
             RuntimeCommand::RequestSleep { .. }
             | RuntimeCommand::PostponeSleep { .. }
+            | RuntimeCommand::Restart { .. }
             | RuntimeCommand::ShortenKeepAwake { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ChooseHost { .. }
             | RuntimeCommand::ReportStage { .. }
+            | RuntimeCommand::ReportSecrets { .. }
+            | RuntimeCommand::ReportSecretsRefused { .. }
             | RuntimeCommand::ReportReady { .. }
             | RuntimeCommand::RenewLease { .. }
             | RuntimeCommand::ReportSlept { .. }

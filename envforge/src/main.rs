@@ -37,6 +37,9 @@ fn main() -> ExitCode {
     if let Some(ended) = envforge_runtime::guard_main(std::env::args_os()) {
         return ended;
     }
+    if let Some(ended) = envforge_runtime::shell_main(std::env::args_os()) {
+        return ended;
+    }
     let Envforge { global, verb } = match Envforge::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => return misused(error),

@@ -77,6 +77,7 @@ impl Cluster {
         // The demo's repository is a path of this machine.
         command.arg("--allow-local-repositories");
         command.arg("--runtime").arg(self.place.path().join("runtime"));
+        command.arg("--secret-store").arg(format!("file:{}", self.place.path().join("secrets").display()));
         let logs = self.place.path().join(format!("logs-{}-{role}", self.starts));
         std::fs::create_dir_all(&logs).unwrap();
         let mut process = TestProcess::spawn(role, &command, &logs);
@@ -160,7 +161,7 @@ impl Owner<'_> {
     }
 }
 
-/// The demo app as a Git repository of its own, with a web service that waits for `gate`.
+/// The demo app as a Git repository of its own, with a web service that waits for `gate` and needs a secret.
 fn repository(below: &Path, gate: &Path) -> PathBuf {
     let root = below.join("orders");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/orders");
@@ -168,8 +169,10 @@ fn repository(below: &Path, gate: &Path) -> PathBuf {
     assert!(copied.success());
     let manifest = root.join("envforge.yml");
     let text = std::fs::read_to_string(&manifest).unwrap();
-    let waits = format!("until [ -e {} ]; do sleep 0.05; done; exec python3 web/server.py", gate.display());
-    let changed = text.replace("command: python3 web/server.py", &format!("command: \"{waits}\""));
+    let given = "[ $CLUSTER_SECRET = by-reference ]";
+    let waits = format!("until [ -e {} ] && {given}; do sleep 0.05; done; exec python3 web/server.py", gate.display());
+    let declared = "secrets: [CLUSTER_SECRET]";
+    let changed = text.replace("command: python3 web/server.py", &format!("command: \"{waits}\"\n    {declared}"));
     assert_ne!(changed, text);
     std::fs::write(&manifest, changed).unwrap();
     envforge_testkit::commit_all(&root);
@@ -191,6 +194,9 @@ async fn prepare(cluster: &Cluster, client: &Client, password: &str) -> (String,
     };
     let root = repository(cluster.place.path(), &cluster.gate());
     post("/v1/orgs/acme/projects", json!({ "slug": "orders", "name": "Orders", "repository": root })).await;
+    let secret = cluster.api("/v1/orgs/acme/projects/orders/secrets/CLUSTER_SECRET");
+    let set = client.put(secret).bearer_auth(&token).json(&json!({ "secret": "by-reference" })).send().await.unwrap();
+    assert_eq!(set.status(), StatusCode::OK, "the API puts what the reactors read");
     let manifest = std::fs::read_to_string(root.join("envforge.yml")).unwrap();
     let workspace = json!({ "project": "orders", "slug": "main", "branch": "main", "manifest": manifest });
     post("/v1/orgs/acme/workspaces", workspace).await;

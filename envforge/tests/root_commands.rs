@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
 use envforge_domain::root_window::RootOutcome;
 use envforge_runtime::{Config, LocalHost, RootOrder};
-use envforge_testkit::{TestDir, wait_until};
+use envforge_testkit::{TestDir, eventually, wait_until};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -226,7 +226,9 @@ async fn what_is_left_where_agent_and_guard_were_killed_at_once_is_ended_by_the_
     drop((taken, host));
     let mut config = Config::new(dir.path());
     config.root_guard = Some(env!("CARGO_BIN_EXE_envforge").into());
-    let (host, _) = LocalHost::open(config).await.unwrap();
+    // A process that was just started holds what this one had open for a moment, the directory's lock with it.
+    let opened = eventually("the directory's lock", PATIENCE, async || LocalHost::open(config.clone()).await.ok());
+    let (host, _) = opened.await;
     assert_eq!(host.root_leftovers(), [window]);
     assert!(left.try_wait().unwrap().is_some_and(|status| !status.success()), "it was killed");
     // Until its end stands in the log, it is found again.

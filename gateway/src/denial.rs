@@ -186,6 +186,8 @@ pub enum Denial {
     /// Too many requests are already waiting for a wake.
     TooManyHeld,
     WakeFailed,
+    /// A secret that the app declares is missing or may not be used. Which one is for the team alone.
+    SecretsRefused,
     UpstreamUnreachable,
     UpstreamTimeout,
     /// The app's answer was not valid HTTP, or a wrong websocket handshake.
@@ -291,6 +293,8 @@ denials! {
         "Still starting", "Many people are waiting for this app. Please try again in a moment.";
     Self::WakeFailed => BAD_GATEWAY, "wake_failed",
         "The app did not start", "Something in the app keeps it from starting. The team can see why; please let them know.";
+    Self::SecretsRefused => BAD_GATEWAY, "secrets_refused",
+        "The app did not start", "It needs a secret that is not set, or that it may not use. The team can see which one; please let them know.";
     Self::UpstreamUnreachable => BAD_GATEWAY, "app_unreachable",
         "The app does not answer", "It is running but did not accept the connection. Please try again in a moment.";
     Self::UpstreamTimeout => GATEWAY_TIMEOUT, "app_timeout",

@@ -143,7 +143,7 @@ impl Waker {
                 return address;
             }
             if seen.phase == RuntimePhase::Failed && seen.epoch > before {
-                return Err(Denial::WakeFailed);
+                return Err(why_failed(&seen));
             }
             let mut asked = (seen.phase != RuntimePhase::Waking).then(|| self.ask(permit, &seen)).transpose()?;
             if let Some(asked) = &asked
@@ -180,7 +180,7 @@ impl Waker {
                 Asked::Pending => true,
                 Asked::Accepted if runtime.phase == RuntimePhase::Failed && runtime.epoch > ask.epoch => {
                     if age < FAILED_AGAIN_AFTER {
-                        return Err(Denial::WakeFailed);
+                        return Err(why_failed(runtime));
                     }
                     false
                 }
@@ -251,6 +251,11 @@ async fn wake_patiently(decisions: &dyn Decisions, permit: &Permit, ask: AskWake
         pause *= 3;
     }
     decisions.wake(permit, ask).await
+}
+
+/// What a visitor is told of a wake that failed: never a name.
+pub(crate) const fn why_failed(runtime: &RuntimeView) -> Denial {
+    if runtime.secrets_refused { Denial::SecretsRefused } else { Denial::WakeFailed }
 }
 
 /// Where the permit's service answers; `None` while the runtime is not ready.

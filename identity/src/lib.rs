@@ -9,6 +9,7 @@ pub mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hesitation;
 pub mod key_file;
 pub mod key_ring;
 pub mod lockout;
@@ -24,3 +25,4 @@ pub mod sign_in;
 pub mod submitted;
 pub mod tokens;
 pub mod workspace_handoff;
+mod yielding_bcrypt;

@@ -9,6 +9,8 @@ use envforge_domain::secret::Secret;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::common_passwords;
+use crate::randomness::Randomness;
+use crate::yielding_bcrypt;
 
 /// Fewest characters of a new password.
 pub const PASSWORD_CHARS_MIN: usize = 12;
@@ -148,7 +150,9 @@ impl HashingPlace {
     /// Hashes an accepted password.
     pub async fn hash(self, password: Secret) -> Result<String, HashError> {
         let cost = self.hasher.cost;
-        self.run(move || bcrypt::hash(password.expose(), cost)).await
+        let mut salt = [0; 16];
+        Randomness.fill(&mut salt).map_err(|error| HashError::Failed(error.to_string()))?;
+        self.run(move || yielding_bcrypt::hash(password.expose(), cost, salt)).await
     }
 
     /// Compares; with `None` for the stored hash it takes as long and says no.
@@ -160,7 +164,7 @@ impl HashingPlace {
                 // A longer password is never cut: bcrypt would accept whatever follows its 72nd byte.
                 let fits = password.expose().len() <= PASSWORD_BYTES_MAX;
                 let text = if fits { password.expose() } else { "" };
-                bcrypt::verify(text, &hash).map(|matches| matches && fits)
+                yielding_bcrypt::verify(text, &hash).map(|matches| matches && fits)
             })
             .await?;
         Ok(matches && known)
@@ -190,8 +194,8 @@ impl HashingPlace {
     }
 }
 
-/// Lets everything else of this machine go first: whoever signs in waits for a quarter of a second anyway, and requests that are
-/// answered in one millisecond would wait for the processor for three. On Linux it is the thread's alone.
+/// Lets everything else of this machine go first: whoever signs in waits for a quarter of a second anyway. On Linux it is the
+/// thread's alone. It decides who goes next, and `yielding_bcrypt` how soon.
 fn step_back() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, HASHING_NICENESS) {

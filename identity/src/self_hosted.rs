@@ -12,6 +12,7 @@ use envforge_domain::time::UnixMillis;
 use envforge_domain::user::EmailAddress;
 
 use crate::credentials::{Account, Credentials, InvitationKey, Stored, StoredAccount};
+use crate::hesitation::Hesitation;
 use crate::lockout::{LockedOut, Lockout, LockoutRule};
 use crate::password::{self, HashError, PasswordHasher, WeakPassword};
 use crate::randomness::Randomness;
@@ -98,6 +99,7 @@ pub struct SelfHosted {
     credentials: Credentials,
     hasher: PasswordHasher,
     lockout: Lockout,
+    hesitation: Hesitation,
     randomness: Randomness,
 }
 
@@ -126,6 +128,7 @@ impl SelfHosted {
             hasher: hasher.map_err(|error| IdentityError::Hash(error.to_string()))?,
             lockout: Lockout::new(credentials.clone(), LockoutRule::ACCOUNT, LockoutRule::ADDRESS),
             credentials,
+            hesitation: Hesitation::new(randomness),
             randomness,
         })
     }
@@ -138,7 +141,7 @@ impl SelfHosted {
         &self.credentials
     }
 
-    /// Proves an e-mail address and a password.
+    /// Proves an e-mail address and a password. Whoever is refused before anything was compared waits for it a moment.
     pub async fn login(&self, attempt: LoginAttempt, now: UnixMillis) -> Result<Account, LoginError> {
         let result = self.try_login(attempt, now).await;
         let outcome = match &result {
@@ -149,6 +152,9 @@ impl SelfHosted {
             Err(LoginError::Identity(_)) => "error",
         };
         metrics::counter!("envforge_logins_total", "outcome" => outcome).increment(1);
+        if let Err(LoginError::LockedOut(_) | LoginError::Busy) = &result {
+            self.hesitation.wait().await;
+        }
         result
     }
 

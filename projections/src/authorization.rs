@@ -197,7 +197,11 @@ impl AuthorizationView {
             | StreamKind::Claim
             | StreamKind::Denial
             | StreamKind::Decision
-            | StreamKind::ServiceTokens => Vec::new(),
+            | StreamKind::ServiceTokens
+            | StreamKind::Shell
+            | StreamKind::JobRun
+            | StreamKind::Secrets
+            | StreamKind::Machine => Vec::new(),
         };
         self.position.store(recorded.position.get(), Ordering::Release);
         rights
@@ -258,7 +262,11 @@ impl AuthorizationView {
                 | Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
-                | Event::ServiceToken(_) => {}
+                | Event::ServiceToken(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
         rights

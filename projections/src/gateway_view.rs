@@ -224,6 +224,11 @@ impl GatewayView {
         self.fold.lock().workspaces.get(&workspace).map(|known| known.slug.to_string())
     }
 
+    /// Whether a workspace was archived.
+    pub fn is_archived(&self, workspace: WorkspaceId) -> bool {
+        self.fold.lock().workspaces.get(&workspace).is_some_and(|known| known.archived)
+    }
+
     /// What is over with these commits, which are folded; nothing where they are too old to know.
     pub fn over_with(&self, commits: &[Position]) -> Over {
         self.closings.over_with(commits)
@@ -343,7 +348,11 @@ impl GatewayView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
         for right in rights {

@@ -154,6 +154,11 @@ impl PlacementView {
         self.inner.read().placed_on.get(&workspace).copied()
     }
 
+    /// The host that carried out its last wake.
+    pub fn last_host_of(&self, workspace: WorkspaceId) -> Option<HostId> {
+        self.inner.read().last_on.get(&workspace).copied()
+    }
+
     /// Whose host it is; `None` unless it is active.
     pub fn organization_of(&self, host: HostId) -> Option<OrgId> {
         self.inner.read().hosts.get(&host).map(|(host, _)| host.org)
@@ -213,7 +218,11 @@ impl PlacementView {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

@@ -31,6 +31,8 @@ pub struct RuntimeView {
     pub since: UnixMillis,
     /// Only while ready.
     pub endpoints: Vec<(ServiceName, SocketAddr)>,
+    /// Whether its last wake failed for secrets. Which ones is for the team alone.
+    pub secrets_refused: bool,
 }
 
 impl Default for RuntimeView {
@@ -42,6 +44,7 @@ impl Default for RuntimeView {
             stage: None,
             since: UnixMillis::EPOCH,
             endpoints: Vec::new(),
+            secrets_refused: false,
         }
     }
 }
@@ -89,8 +92,9 @@ fn tell(sender: &watch::Sender<RuntimeView>, event: &RuntimeEvent, at: UnixMilli
 
 /// The view after an event; `None` where nobody who waits would see a difference.
 fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<RuntimeView> {
-    let phase =
-        |phase, epoch: &Epoch| Some(RuntimeView { phase, epoch: *epoch, stage: None, since, endpoints: Vec::new() });
+    let phase = |phase, epoch: &Epoch| {
+        Some(RuntimeView { phase, epoch: *epoch, stage: None, since, endpoints: Vec::new(), secrets_refused: false })
+    };
     match event {
         RuntimeEvent::WakeRequested { epoch, .. } => phase(RuntimePhase::Waking, epoch),
         RuntimeEvent::StageReached { stage, .. } if view.phase == RuntimePhase::Waking => {
@@ -103,12 +107,17 @@ fn next(view: &RuntimeView, event: &RuntimeEvent, since: UnixMillis) -> Option<R
             stage: None,
             since,
             endpoints: endpoints.clone(),
+            secrets_refused: false,
         }),
         RuntimeEvent::SleepRequested { epoch, .. } => phase(RuntimePhase::Sleeping, epoch),
         RuntimeEvent::Slept { epoch } | RuntimeEvent::Lost { epoch, .. } => phase(RuntimePhase::Asleep, epoch),
-        RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch),
+        // Both stand in one commit: who waits sees the reason with the failure.
+        RuntimeEvent::SecretsRefused { .. } => Some(RuntimeView { secrets_refused: true, ..view.clone() }),
+        RuntimeEvent::Failed { epoch, .. } => phase(RuntimePhase::Failed, epoch)
+            .map(|failed| RuntimeView { secrets_refused: view.secrets_refused, ..failed }),
         RuntimeEvent::HostChosen { .. }
         | RuntimeEvent::StageReached { .. }
+        | RuntimeEvent::SecretsResolved { .. }
         | RuntimeEvent::WakeQueued { .. }
         | RuntimeEvent::Ready { .. }
         | RuntimeEvent::LeaseRenewed { .. }

@@ -3,16 +3,20 @@
 //! Each errand may be run again at any time and does what is still missing. Not here: which one is due
 //! (`runtime_reactor`).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use envforge_agent::Host as Runner;
 use envforge_commands::{CommandError, Commands, Context, hosts, runtimes};
 use envforge_domain::access::{Action, Resource};
+use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Component, Position, StreamId};
 use envforge_domain::host::Host;
 use envforge_domain::ids::{CommitId, CorrelationId, WorkspaceId};
-use envforge_domain::limits::RUNTIME_LEASE;
-use envforge_domain::runtime::{Epoch, ReadyService, RuntimeCommand, SleepCause, WakeStage};
+use envforge_domain::limits::{RUNTIME_LEASE, SECRETS_CONSUMED_MAX};
+use envforge_domain::runtime::{Epoch, ReadyService, Runtime, RuntimeCommand, RuntimeRefusal, SleepCause, WakeStage};
+use envforge_domain::secret::Secret;
+use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::time::SharedClock;
 use envforge_domain::workspace::ActiveWorkspace;
 use envforge_runtime::{SleepFailure, Stage, WakeFailure, WakeOrder};
@@ -20,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::host_machine::HostMachine;
 use crate::permit::system_permit;
+use crate::secret_resolver::{SecretResolver, Unresolved};
 use crate::world::needs;
 
 /// Reports that wait for the log; each is retried until it is answered.
@@ -34,6 +39,8 @@ pub(crate) struct Errands {
     pub(crate) host: Runner,
     pub(crate) machine: HostMachine,
     pub(crate) clock: SharedClock,
+    /// Where this host has a secret store.
+    pub(crate) secrets: Option<SecretResolver>,
 }
 
 /// What an errand is about, and on which grounds it is run.
@@ -81,13 +88,27 @@ enum NotTaken {
 
 impl Errands {
     /// Takes the wake for this host and carries it out.
-    pub(crate) async fn wake(&self, matter: Matter, order: WakeOrder, active: ActiveWorkspace) {
+    pub(crate) async fn wake(
+        &self,
+        matter: Matter,
+        mut order: WakeOrder,
+        active: ActiveWorkspace,
+        consumed: Vec<ConsumedSecret>,
+    ) {
         if let Err(reason) = self.take(matter, &active).await {
             tracing::info!(workspace = %matter.workspace, %reason, "this host did not take a wake");
             tokio::time::sleep(NOT_TAKEN_PAUSE).await;
             return;
         }
         self.stage(matter, WakeStage::Placed).await;
+        match self.secrets_of(matter, consumed).await {
+            Ok(secrets) => order.secrets = secrets,
+            Err(None) => return,
+            Err(Some(failure)) => {
+                self.report(matter, &failure, "woken").await;
+                return;
+            }
+        }
         let (stages, mut stage) = watch::channel(Stage::CheckingOut);
         let tell_stages = async {
             // Stages are for people who watch; one that is not recorded in time is overtaken by the next.
@@ -130,6 +151,47 @@ impl Errands {
             // The log refused it (put to sleep or given up meanwhile): the next comparison ends what runs.
             tracing::info!(workspace = %matter.workspace, epoch = epoch.0, "a finished wake was no longer wanted");
         }
+    }
+
+    /// The values that the services are given; what is told instead where there are none. `None`: the wake is not wanted any more.
+    ///
+    /// INVARIANT: which versions are given stands in the log before any of them is read.
+    async fn secrets_of(
+        &self,
+        matter: Matter,
+        consumed: Vec<ConsumedSecret>,
+    ) -> Result<BTreeMap<String, Secret>, Option<RuntimeCommand>> {
+        let (epoch, host) = (matter.epoch, self.machine.host);
+        if consumed.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let failed = |reason: String| Some(RuntimeCommand::ReportFailed { epoch, host, reason });
+        if consumed.len() > SECRETS_CONSUMED_MAX {
+            return Err(failed(RuntimeRefusal::TooManySecrets { max: SECRETS_CONSUMED_MAX }.to_string()));
+        }
+        let Some(resolver) = &self.secrets else {
+            return Err(failed("services declare secrets, and this host has no secret store".to_owned()));
+        };
+        let report = RuntimeCommand::ReportSecrets { epoch, host, consumed: consumed.clone() };
+        if !self.report(matter, &report, "secrets").await {
+            return Err(None);
+        }
+        let permit = system_permit(
+            Component::RuntimeReactor,
+            Action::SecretResolve,
+            matter.resource,
+            matter.position,
+            self.clock.now(),
+        )
+        .map_err(|denial| failed(denial.to_string()))?;
+        resolver.resolve(&permit, &consumed).await.map_err(|unresolved| match unresolved {
+            Unresolved::Refused(refused) => Some(RuntimeCommand::ReportSecretsRefused { epoch, host, refused }),
+            Unresolved::Store(error) => {
+                tracing::warn!(workspace = %matter.workspace, %error, "secrets of a wake could not be had");
+                failed(format!("secrets could not be had, and nothing was started: the store is {}", error.kind()))
+            }
+            Unresolved::Permit => failed("the policy does not allow to resolve secrets".to_owned()),
+        })
     }
 
     pub(crate) async fn sleep(&self, matter: Matter) {
@@ -214,13 +276,8 @@ impl Errands {
         context: &Context,
         report: &RuntimeCommand,
     ) -> Result<(), CommandError> {
-        let permit = system_permit(
-            Component::RuntimeReactor,
-            Action::RuntimeReport,
-            matter.resource,
-            matter.position,
-            context.now,
-        );
+        let action = Runtime::action_of(report);
+        let permit = system_permit(Component::RuntimeReactor, action, matter.resource, matter.position, context.now);
         let permit = match permit {
             Ok(permit) => permit,
             Err(denial) => {

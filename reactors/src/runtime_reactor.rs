@@ -6,6 +6,7 @@
 //! Not here: what an errand does (`errand`), deadlines (`timers`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_agent::Host;
@@ -16,6 +17,7 @@ use envforge_domain::limits::{LEASE_RENEWAL_INTERVAL, RUNTIME_LEASE, WAKE_DEADLI
 use envforge_domain::manifest::Route;
 use envforge_domain::project::Project;
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand};
+use envforge_domain::secrets::{ConsumedSecret, Rotation, SecretDeed, SecretOwner, Secrets};
 use envforge_domain::slug::HostLabel;
 use envforge_domain::time::{Millis, SharedClock};
 use envforge_domain::workspace::ActiveWorkspace;
@@ -27,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::errand::{Cleared, Clearing, Errands, Matter};
 use crate::host_machine::HostMachine;
+use crate::secret_resolver::SecretResolver;
+use crate::secret_sweep::Sweep;
 use crate::shared_world::{Listening, News, SharedWorld};
 use crate::world::{KnownRuntime, World, needs};
 
@@ -94,7 +98,7 @@ impl RuntimeReactor {
         Self {
             world: world.clone(),
             listening: world.listen(machine.org),
-            errands: Errands { commands, host, machine, clock },
+            errands: Errands { commands, host, machine, clock, secrets: None },
             public_authority,
             busy: HashMap::new(),
             ahead: HashMap::new(),
@@ -102,6 +106,13 @@ impl RuntimeReactor {
             finished,
             finishing,
         }
+    }
+
+    /// Has wakes take their services' secrets from a store, and keeps that clear of what was removed.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: SecretResolver) -> Self {
+        self.errands.secrets = Some(secrets);
+        self
     }
 
     /// Works until `stop`. Then what runs on this machine is put to sleep, for nothing may run here without EnvForge; on an agent's
@@ -159,13 +170,70 @@ impl RuntimeReactor {
 
     fn hear(&mut self, news: News) {
         if news.caught_up {
-            return self.compare_all();
+            self.compare_all();
+            self.sweep_where(|_| true);
+        } else {
+            news.touched.into_iter().for_each(|workspace| self.compare(workspace));
+            self.compare_shown();
+            if news.hosts_changed {
+                self.compare_untaken();
+            }
+            self.follow_secrets(&news.secrets_changed);
         }
-        news.touched.into_iter().for_each(|workspace| self.compare(workspace));
-        self.compare_shown();
-        if news.hosts_changed {
-            self.compare_untaken();
+        self.sweep_archived(&news.archived);
+    }
+
+    /// What runs with another version may have to be restarted, and what was removed is cleared. `changed`: ids of owners.
+    fn follow_secrets(&mut self, changed: &HashSet<String>) {
+        if changed.is_empty() {
+            return;
         }
+        let ready: Vec<_> = {
+            let world = self.world.read();
+            let ready = |workspace: &WorkspaceId| {
+                world.runtime(*workspace).is_some_and(|known| matches!(known.state, Runtime::Ready(_)))
+            };
+            world.runtimes_of(self.errands.machine.org).filter(ready).collect()
+        };
+        ready.into_iter().for_each(|workspace| self.compare(workspace));
+        self.sweep_where(|owner| changed.contains(&owner.to_string()));
+    }
+
+    /// Also those of which the log knows no secret: a value may have been put of which it was never told.
+    fn sweep_archived(&self, archived: &HashSet<(OrgId, WorkspaceId)>) {
+        if archived.is_empty() || self.errands.secrets.is_none() {
+            return;
+        }
+        let world = self.world.read();
+        let sweep = |(org, workspace): &(OrgId, WorkspaceId)| {
+            let owner = world.secrets_owner(*workspace).filter(|_| self.serves(&world, *org))?;
+            Some(Sweep { org: *org, owner, known: world.secrets_of(owner).clone(), archived: true })
+        };
+        self.sweep(archived.iter().filter_map(sweep).collect());
+    }
+
+    /// Clears up for the owners of secrets that are meant and that this host may clear up for.
+    fn sweep_where(&self, meant: impl Fn(SecretOwner) -> bool) {
+        if self.errands.secrets.is_none() {
+            return;
+        }
+        let world = self.world.read();
+        let served = |(org, owner, known): (OrgId, SecretOwner, &Secrets)| {
+            let archived = owner.workspace().is_some_and(|workspace| world.is_archived(workspace));
+            let wanted = meant(owner) && self.serves(&world, org);
+            wanted.then(|| Sweep { org, owner, known: known.clone(), archived })
+        };
+        self.sweep(world.secrets().filter_map(served).collect());
+    }
+
+    fn sweep(&self, sweeps: Vec<Sweep>) {
+        let Some(secrets) = &self.errands.secrets else { return };
+        let store = Arc::clone(secrets.store());
+        tokio::spawn(async move {
+            for sweep in sweeps {
+                sweep.run(Arc::clone(&store)).await;
+            }
+        });
     }
 
     fn finish(&mut self, finished: &Finished) {
@@ -251,7 +319,7 @@ impl RuntimeReactor {
             Runtime::Ready(ready) if ready.host == Some(here) => {
                 // Ready in the log, not here: an earlier process was killed and its leftovers were ended at the start.
                 if self.errands.host.is_up(workspace, ready.epoch.0) {
-                    return;
+                    return self.restart_where_rotated(world, matter, &ready.secrets);
                 }
                 let now = self.errands.clock.now();
                 let report = RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(here), now };
@@ -264,6 +332,17 @@ impl RuntimeReactor {
                 self.clear(world, matter, None);
             }
         }
+    }
+
+    /// Restarts a runtime that runs with an older version of a secret whose rules say so.
+    fn restart_where_rotated(&mut self, world: &World, matter: Matter, given: &[ConsumedSecret]) {
+        let Some(view) = world.secret_view(matter.workspace) else { return };
+        let Some(rotated) = given.iter().find(|given| view.stale(given) == Some(Rotation::Restart)) else { return };
+        let changes = view.get(&rotated.name).map(|now| &now.known.changes);
+        let set = changes.into_iter().flatten().rev().find(|change| matches!(change.deed, SecretDeed::Set { .. }));
+        let Some(by) = set.map(|change| change.by) else { return };
+        let report = RuntimeCommand::Restart { epoch: matter.epoch, name: rotated.name.clone(), by };
+        self.tell(matter, report, "rotated");
     }
 
     /// Whether this machine may do anything for an organization: it belongs to that one or to none yet.
@@ -298,9 +377,18 @@ impl RuntimeReactor {
         }
         match self.wake_order(world, matter.workspace, org, matter.epoch) {
             Ok((order, active)) => {
+                let view = world.secret_view(matter.workspace);
+                let consumed = match view.map_or(Ok(Vec::new()), |view| view.resolve(&active.manifest)) {
+                    Ok(consumed) => consumed,
+                    Err(refused) => {
+                        let (epoch, host) = (matter.epoch, self.errands.machine.host);
+                        let report = RuntimeCommand::ReportSecretsRefused { epoch, host, refused };
+                        return self.tell(matter, report, "failed");
+                    }
+                };
                 let errands = self.errands.clone();
                 self.start(matter, Task::Waking, async move {
-                    errands.wake(matter, order, active).await;
+                    errands.wake(matter, order, active, consumed).await;
                     Cleared::default()
                 });
             }
@@ -463,7 +551,7 @@ impl RuntimeReactor {
             manifest: active.manifest.clone(),
             deadline: WAKE_DEADLINE,
             public_hosts,
-            // Secret stores come with their own issue; a service that declares one fails the wake, by name.
+            // Taken from the store once the wake is this host's.
             secrets: BTreeMap::new(),
         };
         Ok((order, active))
@@ -484,8 +572,6 @@ fn matter(world: &World, workspace: WorkspaceId, known: &KnownRuntime) -> Option
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
-
     use envforge_domain::host::Capacity;
     use envforge_domain::ids::HostId;
     use envforge_domain::time::{Clock, UnixMillis};

@@ -6,7 +6,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use envforge_domain::commit::StreamKind;
+use envforge_domain::event::Event;
 use envforge_domain::ids::{OrgId, WorkspaceId};
+use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::{Follow, LogError, SharedLog};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,9 @@ pub(crate) struct News {
     pub(crate) touched: HashSet<WorkspaceId>,
     /// There may be room where there was none.
     pub(crate) hosts_changed: bool,
+    /// Owners of secrets, by their id: one was set, removed or ruled otherwise.
+    pub(crate) secrets_changed: HashSet<String>,
+    pub(crate) archived: HashSet<(OrgId, WorkspaceId)>,
     pub(crate) ended: Option<LogError>,
     any: bool,
 }
@@ -102,12 +107,18 @@ impl SharedWorld {
                 }
                 Ok(Follow::Commit { recorded, .. }) => {
                     let touched = self.0.world.write().unwrap_or_else(PoisonError::into_inner).apply(&recorded);
-                    let hosts_changed = recorded.commit.stream.kind() == StreamKind::Host;
+                    let stream = &recorded.commit.stream;
+                    let archived = recorded.commit.events.contains(&Event::Workspace(WorkspaceEvent::Archived));
+                    let archived = touched.filter(|_| archived).map(|workspace| (stream.org(), workspace));
                     let mut listeners = self.listeners();
                     if listeners.caught_up {
-                        listeners.each(Some(recorded.commit.stream.org()), |news| {
+                        listeners.each(Some(stream.org()), |news| {
                             news.touched.extend(touched);
-                            news.hosts_changed |= hosts_changed;
+                            news.hosts_changed |= stream.kind() == StreamKind::Host;
+                            if stream.kind() == StreamKind::Secrets {
+                                news.secrets_changed.insert(stream.key().to_owned());
+                            }
+                            news.archived.extend(archived);
                         });
                     }
                 }

@@ -16,6 +16,7 @@ use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
 use envforge_domain::root_window::{RootWindow, RootWindowCommand, RootWindowEvent};
 use envforge_domain::runtime::{Runtime, RuntimeEvent};
+use envforge_domain::secrets::{SecretOwner, SecretView, Secrets, SecretsEvent};
 use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::{ActiveWorkspace, Workspace};
@@ -38,6 +39,9 @@ pub struct World {
     /// Ends of live links, soonest first.
     link_ends: BTreeSet<(UnixMillis, LinkId)>,
     links: HashMap<LinkId, (Resource, UnixMillis)>,
+    /// By the id of the project or workspace whose they are.
+    secrets: HashMap<Box<str>, (OrgId, Option<SecretOwner>, Secrets)>,
+    no_secrets: Secrets,
     /// Those that are not over.
     root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
 }
@@ -106,7 +110,23 @@ impl World {
                     }
                 }
                 Event::Claim(event) => self.apply_claim(recorded.commit.stream.key(), event),
-                Event::Host(_) | Event::User(_) | Event::Denial(_) | Event::Decision(_) | Event::ServiceToken(_) => {}
+                Event::Host(_)
+                | Event::User(_)
+                | Event::Denial(_)
+                | Event::Decision(_)
+                | Event::ServiceToken(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                // Those of providers are the fleet's.
+                | Event::Machine(_) => {}
+                Event::Secrets(event) => {
+                    let key = recorded.commit.stream.key();
+                    let known = self.secrets.entry(key.into()).or_insert_with(|| (org, None, Secrets::default()));
+                    if let SecretsEvent::Set { owner, .. } = event {
+                        known.1 = Some(*owner);
+                    }
+                    known.2 = Secrets::evolve(std::mem::take(&mut known.2), event);
+                }
                 Event::RootWindow(event) => {
                     if let Ok(window) = recorded.commit.stream.key().parse() {
                         self.apply_root_window(org, window, event);
@@ -175,6 +195,8 @@ impl World {
             RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::LeaseRenewed { .. }
             | RuntimeEvent::KeepAwakeShortened { .. }
@@ -276,6 +298,34 @@ impl World {
             Workspace::Active(active) => Some(active),
             Workspace::Unknown | Workspace::Archived { .. } => None,
         }
+    }
+
+    /// All owners of secrets.
+    pub fn secrets(&self) -> impl Iterator<Item = (OrgId, SecretOwner, &Secrets)> {
+        self.secrets.values().filter_map(|(org, owner, known)| Some((*org, (*owner)?, known)))
+    }
+
+    /// What is known of an owner's secrets.
+    pub fn secrets_of(&self, owner: SecretOwner) -> &Secrets {
+        self.secrets.get(owner.to_string().as_str()).map_or(&self.no_secrets, |(_, _, known)| known)
+    }
+
+    /// A workspace as the owner of its own secrets; also an archived one.
+    pub fn secrets_owner(&self, workspace: WorkspaceId) -> Option<SecretOwner> {
+        match self.workspaces.get(&workspace)? {
+            Workspace::Active(ActiveWorkspace { project, .. }) | Workspace::Archived { project, .. } => {
+                Some(SecretOwner::Workspace { project: *project, workspace })
+            }
+            Workspace::Unknown => None,
+        }
+    }
+
+    /// The secrets that a workspace may be given; `None` for one that is archived or unknown.
+    pub fn secret_view(&self, workspace: WorkspaceId) -> Option<SecretView<'_>> {
+        let project = self.workspace(workspace)?.project;
+        let of_project = self.secrets_of(SecretOwner::Project(project));
+        let of_workspace = self.secrets_of(SecretOwner::Workspace { project, workspace });
+        Some(SecretView { project, workspace, of_project, of_workspace })
     }
 
     pub fn is_archived(&self, workspace: WorkspaceId) -> bool {

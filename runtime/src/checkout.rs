@@ -24,6 +24,7 @@ use crate::output::private_directory;
 use crate::process::{self, Marker};
 use crate::record::blocking;
 use crate::repository::{Branch, Repository};
+use crate::unix_user::{self, Handing, UserBlock};
 
 const OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
@@ -37,6 +38,11 @@ pub(crate) struct Checkout<'a> {
     /// Bare except for its index.
     pub(crate) repository: PathBuf,
     pub(crate) tree: PathBuf,
+    /// Where its index lies, where the workspace has users of its own.
+    pub(crate) index: PathBuf,
+    /// Whose the tree is. Then what writes into it is git as the workspace's own user: with its processes about, root must
+    /// not follow a path there. What comes from outside is fetched by EnvForge itself, with its own credentials.
+    pub(crate) block: Option<&'a UserBlock>,
 }
 
 struct Answer {
@@ -65,14 +71,72 @@ impl Checkout<'_> {
         timeout_at(deadline, work).await.unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
     }
 
+    /// Clones the branch, with its history, into `tree`, which must not be there. No credential is left in it: its address holds
+    /// none, and git gets none but by its environment.
+    pub(crate) async fn clone_anew(&self, address: &str, branch: &str) -> Result<(), CheckoutFailure> {
+        let (address, branch) = (Repository::parse(address)?, Branch::parse(branch)?);
+        let limit = self.config.checkout_duration_max;
+        let half_done = self.tree.with_extension("new");
+        let work = async {
+            let place = half_done.clone();
+            blocking(move || match std::fs::remove_dir_all(place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            })
+            .await
+            .map_err(broken)?;
+            let mut git = self.program();
+            git.args(["clone", "--quiet", "--no-hardlinks", "--no-recurse-submodules", "--template=", "--branch"]);
+            git.arg(branch.as_str()).arg("--").arg(address.as_str()).arg(&half_done);
+            let answer = self.run(git).await?;
+            if !answer.success {
+                return Err(self.not_fetched(&answer.errors, &address, &branch).await?);
+            }
+            let (from, to, block) = (half_done.clone(), self.tree.clone(), self.block.cloned());
+            blocking(move || {
+                if let Some(block) = block {
+                    unix_user::hand_over(&from, &block, Handing::Checkout)?;
+                }
+                std::fs::rename(from, to)
+            })
+            .await
+            .map_err(broken)
+        };
+        timeout_at(Instant::now() + limit, work)
+            .await
+            .unwrap_or_else(|_| Err(CheckoutFailure::TooSlow { limit: millis(limit) }))
+    }
+
     async fn attempt(&self, address: &Repository, branch: &Branch) -> Result<String, CheckoutFailure> {
         self.prepare().await?;
         self.fetch(address, branch).await?;
         let commit = self.expect(self.git(["rev-parse", "--verify", "--end-of-options", TIP])).await?;
         let commit = commit.trim().to_owned();
-        self.expect(self.in_tree(["checkout", "--quiet", "--force", "--detach", &commit])).await?;
+        match self.block {
+            None => self.expect(self.in_tree(["checkout", "--quiet", "--force", "--detach", &commit])).await?,
+            Some(block) => {
+                self.hand_over(block).await?;
+                self.expect(self.in_tree(["read-tree", "--reset", "-u", &commit])).await?
+            }
+        };
         self.expect(self.in_tree(["clean", "--quiet", "-ffd"])).await?;
         Ok(commit)
+    }
+
+    async fn hand_over(&self, block: &UserBlock) -> Result<(), CheckoutFailure> {
+        let (repository, tree, block) = (self.repository.clone(), self.tree.clone(), block.clone());
+        let index = self.index.join("index.lock");
+        blocking(move || {
+            unix_user::hand_over(&repository, &block, Handing::Readable)?;
+            unix_user::directory_of(&tree, block.shell(), 0o2770)?;
+            unix_user::hand_over(&tree, &block, Handing::Checkout)?;
+            match std::fs::remove_file(index) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .await
+        .map_err(broken)
     }
 
     async fn prepare(&self) -> Result<(), CheckoutFailure> {
@@ -103,9 +167,11 @@ impl Checkout<'_> {
 
     async fn clear(&self) -> Result<(), CheckoutFailure> {
         let places = [self.repository.clone(), self.tree.clone()];
+        let index = self.index.join("index");
         blocking(move || {
-            for place in places {
-                match std::fs::remove_dir_all(place) {
+            let removed = places.into_iter().map(std::fs::remove_dir_all).chain([std::fs::remove_file(index)]);
+            for outcome in removed {
+                match outcome {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}
                 }
@@ -136,25 +202,37 @@ impl Checkout<'_> {
         if answer.success {
             return Ok(());
         }
-        if answer.errors.contains("couldn't find remote ref") {
+        Err(self.not_fetched(&answer.errors, address, branch).await?)
+    }
+
+    /// Why git could not take a branch, from what it said.
+    async fn not_fetched(
+        &self,
+        errors: &str,
+        address: &Repository,
+        branch: &Branch,
+    ) -> Result<CheckoutFailure, CheckoutFailure> {
+        if errors.contains("couldn't find remote ref") || errors.contains("not found in upstream") {
             let near = self.branches(address).await?;
-            return Err(CheckoutFailure::NoSuchBranch {
+            return Ok(CheckoutFailure::NoSuchBranch {
                 branch: branch.as_str().to_owned(),
                 near: branch.nearest(near.iter().map(String::as_str)),
             });
         }
-        let detail = detail(&answer.errors);
+        let detail = detail(errors);
         // The remote answered and our side could not take it.
         let ours = ["unable to write", "bad object", "shallow file", "index file", "object file", "loose object"];
-        if ours.iter().any(|sign| answer.errors.contains(sign)) {
-            Err(CheckoutFailure::Broken { detail })
+        Ok(if ours.iter().any(|sign| errors.contains(sign)) {
+            CheckoutFailure::Broken { detail }
         } else {
-            Err(CheckoutFailure::Unreachable { detail })
-        }
+            CheckoutFailure::Unreachable { detail }
+        })
     }
 
     async fn branches(&self, address: &Repository) -> Result<Vec<String>, CheckoutFailure> {
-        let answer = self.run(self.git(["ls-remote", "--heads", "--", address.as_str()])).await?;
+        let mut git = self.program();
+        git.args(["ls-remote", "--heads", "--", address.as_str()]);
+        let answer = self.run(git).await?;
         Ok(answer
             .output
             .lines()
@@ -164,18 +242,40 @@ impl Checkout<'_> {
     }
 
     fn in_tree<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut git = self.plain();
+        let mut git = match self.block {
+            None => self.plain(Command::new("git")),
+            Some(block) => {
+                // Everybody of the workspace's group may write what it makes.
+                let mut shell = Command::new("/bin/sh");
+                shell.arg("-c").arg("umask 0002; exec git \"$@\"").arg("git");
+                block.shell().apply(&mut shell);
+                let mut git = self.plain(shell);
+                git.env("GIT_INDEX_FILE", self.index.join("index"));
+                git
+            }
+        };
         git.arg("-c").arg("core.bare=false").arg("--work-tree").arg(&self.tree).args(arguments).current_dir(&self.tree);
         git
     }
 
     fn git<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut git = self.plain();
+        let mut git = self.plain(Command::new("git"));
         git.args(arguments);
         git
     }
 
-    fn plain(&self) -> Command {
+    fn plain(&self, git: Command) -> Command {
+        let mut git = self.prepared(git);
+        git.arg("--git-dir").arg(&self.repository);
+        git
+    }
+
+    /// Without a repository.
+    fn program(&self) -> Command {
+        self.prepared(Command::new("git"))
+    }
+
+    fn prepared(&self, mut git: Command) -> Command {
         let mut environment = Environment::default();
         environment.set("HOME", "/nonexistent");
         environment.set("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
@@ -196,7 +296,6 @@ impl Checkout<'_> {
         ] {
             environment.set(name, value);
         }
-        let mut git = Command::new("git");
         process::contain(&mut git, &environment);
         for setting in [
             "core.hooksPath=/dev/null",
@@ -209,8 +308,7 @@ impl Checkout<'_> {
         ] {
             git.arg("-c").arg(setting);
         }
-        git.arg("--git-dir").arg(&self.repository);
-        git.current_dir(self.repository.parent().unwrap_or(Path::new("/")));
+        git.current_dir(self.tree.parent().unwrap_or(Path::new("/")));
         git
     }
 

@@ -47,6 +47,9 @@ pub struct Config {
     pub reports_max: usize,
     /// The program that becomes the guard of a command as root (`guard_main`). Without one nothing runs as root.
     pub root_guard: Option<PathBuf>,
+    /// Has each service run as a user of its own, where EnvForge runs as root and others can enter the state directory's
+    /// parents: where the machine keeps whose ids are whose. `None`: services run as EnvForge's own user.
+    pub unix_users: Option<PathBuf>,
 }
 
 /// A setting that cannot work.
@@ -81,6 +84,7 @@ impl Config {
             restart_delay_max: Duration::from_secs(30),
             reports_max: 1024,
             root_guard: None,
+            unix_users: None,
         }
     }
 

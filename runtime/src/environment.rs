@@ -47,6 +47,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) marker: &'a Marker,
     /// Private to the workspace; kept over sleep.
     pub(crate) home: &'a Path,
+    /// Where each service has a home of its own, below this.
+    pub(crate) homes: Option<&'a Path>,
     /// For what a service wants to keep over sleep; outside the checkout.
     pub(crate) data: &'a Path,
     pub(crate) ports: &'a BTreeMap<ServiceName, u16>,
@@ -63,6 +65,9 @@ impl Surroundings<'_> {
     /// Later lines win: a manifest may set `LANG`, but never a reserved variable or the port.
     pub(crate) fn of_service(&self, service: &Service) -> Environment {
         let mut environment = self.base();
+        if let Some(homes) = self.homes {
+            environment.set("HOME", homes.join(service.name.as_str()).to_string_lossy());
+        }
         environment.set("HOST", self.config.bind.to_string());
         for (name, value) in &service.environment {
             environment.set(name, value);

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envforge_domain::ids::{RootWindowId, WorkspaceId};
+use envforge_domain::ids::{JobRunId, RootWindowId, ShellId, UserId, WorkspaceId};
+use envforge_domain::job_run::JobOrder;
 use envforge_domain::root_window::RootOutcome;
+use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 use futures_util::future::join_all;
@@ -27,6 +29,8 @@ use crate::process::{self, Family, KILL_PATIENCE};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
 use crate::root::{self, RootRuns, TakenRoot};
+use crate::shell::{self, OpenShell, ShellPlace, Shells};
+use crate::unix_user::UnixUsers;
 use crate::wake::Host;
 use crate::workspace::{Message, Workspace};
 
@@ -53,6 +57,7 @@ struct Workspaces {
 struct Actor {
     messages: mpsc::Sender<Message>,
     up: watch::Receiver<Option<u64>>,
+    commit: watch::Receiver<Option<String>>,
 }
 
 /// A runtime of an earlier process that was found and ended.
@@ -84,7 +89,12 @@ impl LocalHost {
         let lock = hold(root.join("lock"))?;
         let boot = record::boot().map_err(state)?;
         let records = Records::in_directory(runtimes);
+        let users = match (&config.unix_users, UnixUsers::supported(&root)) {
+            (Some(registry), Ok(())) => Some(UnixUsers::open(&root, registry)?),
+            (None, _) | (Some(_), Err(_)) => None,
+        };
         let root_runs = RootRuns::open(&root, &boot).await?;
+        let shells = Shells::open_in(&root, &boot, users.is_some()).await?;
         let mut over = HashMap::new();
         let mut leftovers = Vec::new();
         for (workspace, record) in records.read_all()? {
@@ -95,7 +105,8 @@ impl LocalHost {
                 Record::Running { epoch, marker, boot: of_boot, groups } => {
                     // After a reboot no process is left, and start times would count from another instant.
                     let groups = if of_boot == boot { groups } else { Vec::new() };
-                    let family = Family { marker, groups, service: None, children_of: None };
+                    let known = users.as_ref().map(|users| users.known(workspace)).transpose().map_err(state)?;
+                    let family = Family { marker, groups, service: None, children_of: None, users: known.flatten() };
                     let processes = family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
                         count: survivors.count,
                         waited: Millis::new(u64::try_from(KILL_PATIENCE.as_millis()).unwrap_or(u64::MAX)),
@@ -116,6 +127,8 @@ impl LocalHost {
             room: Arc::new(Semaphore::new(config.runtimes_max)),
             reports: Reports::new(config.reports_max),
             root: root_runs,
+            users,
+            shells,
             records,
             boot,
             config: Arc::new(config),
@@ -213,17 +226,67 @@ impl LocalHost {
         service: &ServiceName,
         lines: usize,
     ) -> Result<Vec<String>, OutputError> {
-        let directory = self.0.host.place(workspace).join("output");
-        let (name, files_max) = (service.as_str().to_owned(), self.0.host.config.log_files_max);
+        let (directory, name, files_max) = self.output_of(workspace, service);
         record::blocking(move || output::tail(&directory, &name, lines, files_max))
             .await
             .map_err(OutputError::Read)?
             .ok_or_else(|| OutputError::None { service: service.clone() })
     }
 
+    /// What a service has written, as [`LocalHost::tail_output`] but byte by byte, and where it goes on. `None` where it never
+    /// wrote here.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn tail_log(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        lines: usize,
+    ) -> io::Result<Option<LogChunk>> {
+        let (directory, name, files_max) = self.output_of(workspace, service);
+        record::blocking(move || {
+            let tail = output::tail_from(&directory, &name, lines, files_max)?;
+            Ok(tail.map(|(bytes, next)| LogChunk { bytes, next, gap: false }))
+        })
+        .await
+    }
+
+    /// What it has written since.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn log_since(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        from: LogPlace,
+    ) -> io::Result<LogChunk> {
+        let (directory, name, files_max) = self.output_of(workspace, service);
+        record::blocking(move || output::since(&directory, &name, from, files_max)).await
+    }
+
+    fn output_of(&self, workspace: WorkspaceId, service: &ServiceName) -> (PathBuf, String, u32) {
+        let directory = self.0.host.place(workspace).join("output");
+        (directory, service.as_str().to_owned(), self.0.host.config.log_files_max)
+    }
+
+    /// The commit that is checked out where the runtime is up here.
+    pub fn commit_up(&self, workspace: WorkspaceId) -> Option<String> {
+        let workspaces = self.workspaces();
+        let actor = workspaces.actors.get(&workspace)?;
+        actor.up.borrow().as_ref()?;
+        actor.commit.borrow().clone()
+    }
+
     /// Why this host runs nothing as root: EnvForge is not root itself, or has no guard for it. `None` where it does.
     pub fn root_refusal(&self) -> Option<RootOutcome> {
         root::refusal(&self.0.host)
+    }
+
+    /// The users of this host's workspaces, where each service has one of its own.
+    pub fn unix_users(&self) -> Option<&UnixUsers> {
+        self.0.host.users.as_ref()
     }
 
     /// Takes a root window's command for this host: from here on it is found again after a kill -9.
@@ -253,6 +316,57 @@ impl LocalHost {
         self.0.host.root.forget(window).await
     }
 
+    /// Opens a shell in a workspace, whatever its runtime does. The workspace's clone is made where there is none.
+    ///
+    /// # Errors
+    /// See [`ShellFailure`]; nothing runs then.
+    pub async fn open_shell(&self, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
+        shell::open(Arc::clone(&self.0.host), order).await
+    }
+
+    /// Ends what lasts of somebody's shells in a workspace beyond their connections.
+    pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) {
+        self.0.host.shells.end_of(workspace, user).await;
+    }
+
+    /// Shells that an earlier process of this host had opened, and which were ended when this one was opened.
+    pub fn shell_leftovers(&self) -> &[(ShellId, ShellPlace)] {
+        self.0.host.shells.leftovers()
+    }
+
+    /// Runs a job where the runtime is up.
+    ///
+    /// # Errors
+    /// See [`ShellFailure`]; nothing runs then.
+    pub async fn run_job(&self, order: JobOrder) -> Result<OpenShell, ShellFailure> {
+        let actor = self.actor(order.workspace).ok_or(ShellFailure::ShuttingDown)?;
+        let (reply, answer) = oneshot::channel();
+        actor.messages.send(Message::Job { reply }).await.map_err(|_| ShellFailure::ShuttingDown)?;
+        let place = answer.await.ok().flatten().ok_or(ShellFailure::NotAwake)?;
+        shell::run_job(Arc::clone(&self.0.host), order, place).await
+    }
+
+    /// Jobs that an earlier process of this host ran, and which are no more.
+    pub fn job_leftovers(&self) -> &[(JobRunId, ShellPlace)] {
+        self.0.host.shells.job_leftovers()
+    }
+
+    /// The end of a job stands in the log: nothing of it has to be told again.
+    ///
+    /// # Errors
+    /// Where the record cannot be removed; the next start then tells it again, which changes nothing.
+    pub async fn forget_job(&self, run: JobRunId) -> io::Result<()> {
+        self.0.host.shells.forget_job(run).await
+    }
+
+    /// The end of a shell stands in the log: nothing of it has to be found again.
+    ///
+    /// # Errors
+    /// Where the record cannot be removed; the next start then looks for what is no more.
+    pub async fn forget_shell(&self, shell: ShellId) -> io::Result<()> {
+        self.0.host.shells.forget(shell).await
+    }
+
     /// Ends everything that this host started, `on_sleep` included, and refuses what comes after.
     pub async fn shutdown(&self) {
         let actors: Vec<Actor> = {
@@ -260,6 +374,7 @@ impl LocalHost {
             workspaces.closed = true;
             workspaces.actors.drain().map(|(_, actor)| actor).collect()
         };
+        self.0.host.shells.shut_down().await;
         join_all(actors.into_iter().map(|actor| async move {
             let (reply, ended) = oneshot::channel();
             if actor.messages.send(Message::Shutdown { reply }).await.is_ok() {
@@ -280,8 +395,8 @@ impl LocalHost {
             return Some(actor.clone());
         }
         let over = workspaces.over.remove(&id);
-        let (messages, up) = Workspace::start(Arc::clone(&self.0.host), id, over);
-        let actor = Actor { messages, up };
+        let (messages, up, commit) = Workspace::start(Arc::clone(&self.0.host), id, over);
+        let actor = Actor { messages, up, commit };
         workspaces.actors.insert(id, actor.clone());
         Some(actor)
     }

@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use envforge_domain::shell::{LogChunk, LogPlace};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
@@ -122,6 +123,19 @@ pub(crate) async fn copy(mut source: Receiver, file: RotatingFile) {
 ///
 /// The copier may rotate at any moment, also between two reads: then the reading starts over, a few times at most.
 pub(crate) fn tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> io::Result<Option<Vec<String>>> {
+    Ok(tail_from(directory, name, lines_max, files_max)?.map(|(joined, _)| {
+        let text = String::from_utf8_lossy(&joined);
+        text.lines().map(str::to_owned).collect()
+    }))
+}
+
+/// The same as it was written, and where it goes on.
+pub(crate) fn tail_from(
+    directory: &Path,
+    name: &str,
+    lines_max: usize,
+    files_max: u32,
+) -> io::Result<Option<(Vec<u8>, LogPlace)>> {
     let newest = path(directory, name, 0);
     let mut attempt = 1;
     loop {
@@ -144,10 +158,46 @@ fn inode(path: &Path) -> io::Result<Option<u64>> {
     }
 }
 
-fn read_tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> io::Result<Option<Vec<String>>> {
+/// What was written since `from`, at most 1 MiB of it. Blocking.
+pub(crate) fn since(directory: &Path, name: &str, from: LogPlace, files_max: u32) -> io::Result<LogChunk> {
+    // Oldest first: what is renamed meanwhile is met again under its new name, by its number.
+    let mut files = Vec::new();
+    for index in (0..files_max).rev() {
+        match File::open(path(directory, name, index)) {
+            Ok(file) => files.push((file.metadata()?.ino(), file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    files.dedup_by_key(|(number, _)| *number);
+    let known = files.iter().position(|(number, _)| *number == from.file);
+    let (mut chunk, mut room) =
+        (LogChunk { next: from, gap: known.is_none() && from.file != 0, ..LogChunk::default() }, TAIL_BYTES_MAX);
+    for (number, mut file) in files.into_iter().skip(known.unwrap_or(0)) {
+        let length = file.metadata()?.len();
+        let mut offset = if number == from.file { from.offset } else { 0 };
+        if offset > length {
+            // The only file there is begins anew where it is full.
+            (offset, chunk.gap) = (0, true);
+        }
+        file.seek(SeekFrom::Start(offset))?;
+        let read = file.take(room).read_to_end(&mut chunk.bytes)? as u64;
+        room -= read;
+        chunk.next = LogPlace { file: number, offset: offset + read };
+        if room == 0 {
+            break;
+        }
+    }
+    Ok(chunk)
+}
+
+type Tail = (Vec<u8>, LogPlace);
+
+fn read_tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> io::Result<Option<Tail>> {
     let lines_max = lines_max.min(TAIL_LINES_MAX);
     let mut newest_first: Vec<Vec<u8>> = Vec::new();
     let (mut room, mut newlines) = (TAIL_BYTES_MAX, 0);
+    let mut next = LogPlace::default();
     for index in 0..files_max {
         let mut file = match File::open(path(directory, name, index)) {
             Ok(file) => file,
@@ -156,10 +206,14 @@ fn read_tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> 
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
-        let length = file.metadata()?.len();
+        let metadata = file.metadata()?;
+        let (length, number) = (metadata.len(), metadata.ino());
         file.seek(SeekFrom::Start(length.saturating_sub(room)))?;
         let mut bytes = Vec::new();
         file.take(room).read_to_end(&mut bytes)?;
+        if newest_first.is_empty() {
+            next = LogPlace { file: number, offset: length.saturating_sub(room) + bytes.len() as u64 };
+        }
         room = room.saturating_sub(bytes.len() as u64);
         newlines += bytes.iter().filter(|byte| **byte == b'\n').count();
         newest_first.push(bytes);
@@ -172,10 +226,22 @@ fn read_tail(directory: &Path, name: &str, lines_max: usize, files_max: u32) -> 
         return Ok(None);
     }
     newest_first.reverse();
-    let joined = newest_first.concat();
-    let text = String::from_utf8_lossy(&joined);
-    let lines: Vec<&str> = text.lines().collect();
-    Ok(Some(lines[lines.len().saturating_sub(lines_max)..].iter().map(|line| (*line).to_owned()).collect()))
+    let mut joined = newest_first.concat();
+    let mut begins: Vec<usize> = std::iter::once(0).chain(line_begins(&joined)).collect();
+    if begins.last() == Some(&joined.len()) {
+        begins.pop();
+    }
+    match begins.len().checked_sub(lines_max) {
+        Some(first) if first < begins.len() => drop(joined.drain(..begins[first])),
+        Some(_) => joined.clear(),
+        None => {}
+    }
+    Ok(Some((joined, next)))
+}
+
+/// Where lines begin, but the first.
+fn line_begins(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(index, _)| index + 1)
 }
 
 #[cfg(test)]
@@ -231,6 +297,33 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("web.log.1"), "older\n").unwrap();
         assert_eq!(tail(directory.path(), "web", 5, 3).unwrap(), Some(vec!["older".to_owned()]));
+    }
+
+    #[test]
+    fn whoever_follows_reads_each_byte_once_over_rotations_and_learns_of_what_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = RotatingFile::open(directory.path(), "web", &config(100, 3)).unwrap();
+        let (mut followed, mut place, mut written) = (Vec::new(), LogPlace::default(), Vec::new());
+        for number in 0..200 {
+            let line = format!("line {number:04}\n");
+            file.write(line.as_bytes()).unwrap();
+            written.extend_from_slice(line.as_bytes());
+            // Up to two files behind, which is all that there is.
+            if number % 17 == 0 {
+                let chunk = since(directory.path(), "web", place, 3).unwrap();
+                assert!(!chunk.gap);
+                followed.extend(chunk.bytes);
+                place = chunk.next;
+            }
+        }
+        followed.extend(since(directory.path(), "web", place, 3).unwrap().bytes);
+        assert_eq!(followed, written);
+        let late = since(directory.path(), "web", LogPlace { file: 1, offset: 5 }, 3).unwrap();
+        assert!(late.gap && written.ends_with(&late.bytes) && !late.bytes.is_empty());
+        let (tail, next) = tail_from(directory.path(), "web", 2, 3).unwrap().unwrap();
+        assert_eq!(tail, b"line 0198\nline 0199\n");
+        assert_eq!(since(directory.path(), "web", next, 3).unwrap().bytes, b"");
+        assert_eq!(tail_from(directory.path(), "web", 0, 3).unwrap().unwrap().0, b"");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal as signal_stream};
 use tokio::time::Instant;
 
 use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
+use crate::unix_user::{UnixUser, UserBlock};
 
 /// How long a process may take to vanish after SIGKILL. Only one that hangs in the kernel takes longer.
 pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -87,6 +88,8 @@ pub(crate) struct Family {
     pub(crate) service: Option<String>,
     /// And whatever has this process for its parent: it takes in what its children let go of.
     pub(crate) children_of: Option<i32>,
+    /// And whatever runs as one of its services' users, where they have their own: nothing hides from that.
+    pub(crate) users: Option<UserBlock>,
 }
 
 /// Processes that do not end.
@@ -100,6 +103,17 @@ struct Stat {
     state: u8,
     parent: i32,
     group: i32,
+    environment: Place,
+}
+
+/// Whether there is an environment to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// For good: a kernel thread, or a program that was started with an empty one.
+    Nowhere,
+    Somewhere,
+    /// Another program is just being put into the process (execve): it has memory, and nothing stands in it.
+    NotYet,
 }
 
 impl Stat {
@@ -120,7 +134,14 @@ impl Stat {
         let group = fields.next()?.parse().ok()?;
         // Fields 6 to 21 lie between the group and the start time.
         let started_ticks = fields.nth(16)?.parse().ok()?;
-        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group })
+        // Field 23: kernel threads have no memory. Fields 50 and 51: from where to where the environment stands.
+        let memory = fields.next()?;
+        let environment = match (fields.nth(26)?, fields.next()?) {
+            ("0", "0") if memory != "0" => Place::NotYet,
+            (from, to) if from == to => Place::Nowhere,
+            _ => Place::Somewhere,
+        };
+        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group, environment })
     }
 
     fn is_dead(&self) -> bool {
@@ -155,7 +176,8 @@ impl Family {
         let mut ours: HashSet<i32> = HashSet::new();
         for stat in processes.values().filter(|stat| !stat.is_dead()) {
             let taken_in = self.children_of == Some(stat.parent);
-            if taken_in || groups.contains(&stat.group) || self.marks(proc, stat.identity.pid)? {
+            let pid = stat.identity.pid;
+            if taken_in || groups.contains(&stat.group) || self.is_user_of(proc, pid)? || self.marks(proc, pid)? {
                 ours.insert(stat.identity.pid);
             }
         }
@@ -174,18 +196,30 @@ impl Family {
         Ok(ours.iter().filter_map(|pid| processes.get(pid)).map(|stat| stat.identity).collect())
     }
 
+    fn is_user_of(&self, proc: &Path, pid: i32) -> io::Result<bool> {
+        let Some(users) = &self.users else { return Ok(false) };
+        let Some(uid) = real_user(proc, pid)? else { return Ok(false) };
+        Ok(match &self.service {
+            Some(service) => users.service_named(service).is_some_and(|user| user.uid == uid),
+            // The shell's user stays: a shell outlives its workspace's runtime.
+            None => users.holds(uid) && uid != users.shell().uid,
+        })
+    }
+
+    /// # Errors
+    /// Where it cannot be told yet: a process that becomes another program shows no environment for a moment.
     fn marks(&self, proc: &Path, pid: i32) -> io::Result<bool> {
-        let mut environment = Vec::new();
-        let read = fs::File::open(proc.join(format!("{pid}/environ")))
-            .and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
-        let known = match read {
-            // Another user's, or more privileged than we are: what we start is neither, unless a program makes itself so,
-            // and then its group and its parent still tell.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
-            read => unless_gone(read)?,
-        };
-        if known.is_none() {
-            return Ok(false);
+        let Some(mut environment) = environment_of(proc, pid)? else { return Ok(false) };
+        if environment.is_empty() {
+            match Stat::read(proc, pid)?.map(|stat| stat.environment) {
+                None | Some(Place::Nowhere) => return Ok(false),
+                Some(Place::NotYet) => {
+                    let error = format!("process {pid} is becoming another program");
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, error));
+                }
+                // It has become one since.
+                Some(Place::Somewhere) => environment = environment_of(proc, pid)?.unwrap_or_default(),
+            }
         }
         let carries = |name: &str, value: &str| {
             environment.split(|byte| *byte == 0).any(|variable| {
@@ -237,6 +271,61 @@ impl Family {
             pause = (pause * 2).min(Duration::from_millis(100));
         }
     }
+}
+
+/// `None` where the process is gone, or is not ours to read: another user's, or more privileged than we are. What we start is
+/// neither, unless a program makes itself so, and then its group and its parent still tell.
+fn environment_of(proc: &Path, pid: i32) -> io::Result<Option<Vec<u8>>> {
+    let mut environment = Vec::new();
+    let read = fs::File::open(proc.join(format!("{pid}/environ")))
+        .and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        read => Ok(unless_gone(read)?.map(|_| environment)),
+    }
+}
+
+/// `None` where the process is gone.
+fn real_user(proc: &Path, pid: i32) -> io::Result<Option<u32>> {
+    let Some(status) = unless_gone(fs::read_to_string(proc.join(format!("{pid}/status"))))? else { return Ok(None) };
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let uid = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+    uid.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/status")))
+}
+
+/// Ends every process of a workspace's users, its shell's too. The number of those that survive SIGKILL otherwise.
+pub(crate) async fn end_users(block: &UserBlock) -> Result<(), Survivors> {
+    let late = Instant::now() + KILL_PATIENCE;
+    loop {
+        let found = {
+            let block = block.clone();
+            tokio::task::spawn_blocking(move || run_by(Path::new(PROC), &block))
+                .await
+                .expect("reading /proc does not panic and is not cancelled")
+        };
+        match found {
+            Ok(living) if living.is_empty() => return Ok(()),
+            Ok(living) if Instant::now() > late => return Err(Survivors { count: living.len() }),
+            Err(_) if Instant::now() > late => return Err(Survivors { count: 1 }),
+            Ok(living) => living.into_iter().for_each(|member| signal(member, Signal::KILL)),
+            Err(error) => tracing::warn!(%error, "processes could not be looked for; trying again"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn run_by(proc: &Path, block: &UserBlock) -> io::Result<Vec<Identity>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc)? {
+        if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+            && real_user(proc, pid)?.is_some_and(|uid| block.holds(uid))
+            && let Some(stat) = Stat::read(proc, pid)?
+            && !stat.is_dead()
+        {
+            found.push(stat.identity);
+        }
+    }
+    Ok(found)
 }
 
 /// INVARIANT: only the very process that was found is signalled. The pidfd is taken first and the start time compared
@@ -316,10 +405,18 @@ impl Leader {
     }
 }
 
-/// `sh -c` in a process group of its own, with exactly this environment, reading nothing.
-pub(crate) fn shell(command: &str, directory: &Path, environment: &Environment) -> Command {
+/// `sh -c` in a process group of its own, with exactly this environment, reading nothing; as somebody else where there is a
+/// user, whose files the workspace's group may write.
+pub(crate) fn shell(command: &str, directory: &Path, environment: &Environment, user: Option<UnixUser>) -> Command {
     let mut process = Command::new("/bin/sh");
-    process.arg("-c").arg(command).current_dir(directory);
+    process.arg("-c").current_dir(directory);
+    match user {
+        None => process.arg(command),
+        Some(user) => {
+            user.apply(&mut process);
+            process.arg(format!("umask 0002\n{command}"))
+        }
+    };
     contain(&mut process, environment);
     process
 }
@@ -356,9 +453,9 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
-        let line = b"4711 (a) R 1 (x)) S 17 23 23 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
-        let stat = Stat::parse(4711, line).unwrap();
-        assert_eq!((stat.state, stat.parent, stat.group, stat.identity.started_ticks), (b'S', 17, 23, 987_654));
+        let stat = Stat::parse(4711, sleeping(4711).replace("(app)", "(a) R 1 (x))").as_bytes()).unwrap();
+        assert_eq!((stat.state, stat.parent, stat.group, stat.identity.started_ticks), (b'S', 17, 4711, 77));
+        assert_eq!(stat.environment, Place::Somewhere);
     }
 
     #[test]
@@ -381,12 +478,57 @@ mod tests {
     }
 
     fn sleeping(pid: i32) -> String {
-        format!("{pid} (app) S 1 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77 1 2")
+        with_environment(pid, "4096", ("8000", "8020"))
+    }
+
+    fn with_environment(pid: i32, memory: &str, (from, to): (&str, &str)) -> String {
+        let zeros = "0 ".repeat(26);
+        format!("{pid} (app) S 17 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77 {memory} {zeros}{from} {to} 0")
+    }
+
+    #[test]
+    fn a_process_that_becomes_another_program_cannot_be_told_yet() {
+        let family =
+            Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
+        let directory = tempfile::tempdir().unwrap();
+        let proc = directory.path();
+        for (memory, ends, tells) in [
+            ("4096", ("0", "0"), false),
+            ("0", ("0", "0"), true),
+            ("4096", ("8000", "8000"), true),
+            ("4096", ("8000", "8020"), true),
+        ] {
+            let process = shown(proc, 4_000_001, Some(&with_environment(4_000_001, memory, ends)));
+            fs::write(process.join("environ"), "").unwrap();
+            assert_eq!(family.members_in(proc).is_ok(), tells, "{memory} {ends:?}");
+            fs::remove_dir_all(process).unwrap();
+        }
+        // Another user's shows the same, and nothing that could be read.
+        shown(proc, 4_000_001, Some(&with_environment(4_000_001, "4096", ("0", "0"))));
+        assert_eq!(family.members_in(proc).unwrap(), []);
+    }
+
+    /// Whoever started a process knows it before the process is the program that it was started for.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_is_found_from_its_first_moment() {
+        for _ in 0..100 {
+            let family =
+                Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
+            let mut young = Command::new("setsid")
+                .args(["sleep", "1000"])
+                .env(MARKER_VARIABLE, family.marker.as_str())
+                .kill_on_drop(true)
+                .spawn()
+                .unwrap();
+            assert_eq!(family.end(Duration::ZERO).await, Ok(1));
+            assert!(young.try_wait().unwrap().is_some());
+        }
     }
 
     #[tokio::test]
     async fn processes_that_cannot_be_looked_for_count_as_survivors() {
-        let family = Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None };
+        let family =
+            Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path();
         assert!(family.members_in(&proc.join("not-mounted")).is_err());
@@ -426,7 +568,8 @@ mod tests {
         let real = Identity::of(pid).unwrap();
         let reused = Identity { pid: real.pid, started_ticks: real.started_ticks + 1 };
         signal(reused, Signal::KILL);
-        let family = Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None };
+        let family =
+            Family { marker: Marker::random(), groups: vec![reused], service: None, children_of: None, users: None };
         assert_eq!(family.end(Duration::ZERO).await, Ok(0));
         assert_eq!(bystander.try_wait().unwrap(), None, "the bystander still runs");
         bystander.kill().await.unwrap();

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::environment::Environment;
 use crate::process::{self, Ended};
+use crate::unix_user::UnixUser;
 
 /// One probe may take this long.
 const PROBE_DURATION_MAX: Duration = Duration::from_secs(5);
@@ -31,6 +32,8 @@ pub(crate) struct Prober {
     pub(crate) public_host: Option<String>,
     pub(crate) directory: PathBuf,
     pub(crate) environment: Environment,
+    /// The service's.
+    pub(crate) user: Option<UnixUser>,
 }
 
 /// The deadline passed without a probe that held.
@@ -77,7 +80,7 @@ impl Prober {
     }
 
     async fn command(&self, command: &str) -> Result<(), String> {
-        let mut process = process::shell(command, &self.directory, &self.environment);
+        let mut process = process::shell(command, &self.directory, &self.environment, self.user);
         let status = process.status().await.map_err(|error| format!("could not be run: {error}"))?;
         if status.success() { Ok(()) } else { Err(Ended(status).to_string()) }
     }

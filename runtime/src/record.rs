@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::OpenError;
 use crate::process::{Family, Identity, Marker};
+use crate::unix_user::UserBlock;
 
 const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 /// Groups of one runtime that are remembered: the newest ones.
@@ -87,6 +88,17 @@ impl<K: Display + FromStr, R: Serialize + DeserializeOwned> Records<K, R> {
         Ok(records)
     }
 
+    /// One record; `None` where there is none.
+    pub(crate) fn read(&self, key: &K) -> io::Result<Option<R>> {
+        let file = match File::open(self.path(key)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut text = Vec::new();
+        file.take(RECORD_BYTES_MAX).read_to_end(&mut text)?;
+        Ok(Some(serde_json::from_slice(&text)?))
+    }
+
     pub(crate) fn write(&self, key: K, record: &R) -> io::Result<()> {
         let path = self.path(&key);
         let replacement = path.with_extension("new");
@@ -126,13 +138,20 @@ struct Inner {
     marker: Marker,
     boot: String,
     groups: Mutex<Vec<Identity>>,
+    users: Option<UserBlock>,
 }
 
 impl RunningRecord {
     /// INVARIANT: the marker is on disk before the first process that carries it starts.
-    pub(crate) async fn begin(records: Records, workspace: WorkspaceId, epoch: u64, boot: String) -> io::Result<Self> {
-        let marker = Marker::random();
-        let record = Self(Arc::new(Inner { records, workspace, epoch, marker, boot, groups: Mutex::default() }));
+    pub(crate) async fn begin(
+        records: Records,
+        workspace: WorkspaceId,
+        epoch: u64,
+        boot: String,
+        users: Option<UserBlock>,
+    ) -> io::Result<Self> {
+        let (marker, groups) = (Marker::random(), Mutex::default());
+        let record = Self(Arc::new(Inner { records, workspace, epoch, marker, boot, groups, users }));
         record.write().await?;
         Ok(record)
     }
@@ -143,7 +162,13 @@ impl RunningRecord {
 
     /// All processes of the runtime.
     pub(crate) fn family(&self) -> Family {
-        Family { marker: self.0.marker.clone(), groups: self.groups().clone(), service: None, children_of: None }
+        Family {
+            marker: self.0.marker.clone(),
+            groups: self.groups().clone(),
+            service: None,
+            children_of: None,
+            users: self.0.users.clone(),
+        }
     }
 
     /// The processes of one service.
@@ -153,6 +178,7 @@ impl RunningRecord {
             groups: Vec::new(),
             service: Some(service.to_owned()),
             children_of: None,
+            users: self.0.users.clone(),
         }
     }
 

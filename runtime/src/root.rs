@@ -100,7 +100,7 @@ impl RootRuns {
         let mut leftovers = Vec::new();
         for (window, record) in records.read_all()? {
             let groups = if record.boot == boot { record.groups } else { Vec::new() };
-            let family = Family { marker: record.marker, groups, service: None, children_of: None };
+            let family = Family { marker: record.marker, groups, service: None, children_of: None, users: None };
             let survivors = end_all(&family, record.cgroup.as_deref()).await;
             if survivors > 0 {
                 let waited = envforge_domain::time::Millis::from_secs(KILL_PATIENCE.as_secs());
@@ -304,7 +304,7 @@ impl TakenRoot {
 
     fn family(&self) -> Family {
         let (marker, groups) = (self.record.marker.clone(), self.record.groups.clone());
-        Family { marker, groups, service: None, children_of: None }
+        Family { marker, groups, service: None, children_of: None, users: None }
     }
 
     /// The marker finds all but what hides; the groups are for that.

@@ -113,7 +113,13 @@ async fn keep(order: GuardOrder, end: Duration, mut told: oneshot::Receiver<()>)
         return say(GuardReport::NotStarted);
     };
     say(GuardReport::Started { guard, leader: identity })?;
-    let family = Family { marker: order.marker.clone(), groups: vec![identity], service: None, children_of: Some(own) };
+    let family = Family {
+        marker: order.marker.clone(),
+        groups: vec![identity],
+        service: None,
+        children_of: Some(own),
+        users: None,
+    };
     let (how, code) = {
         let ended = leader.ended();
         tokio::pin!(ended);

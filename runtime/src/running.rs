@@ -16,6 +16,7 @@ use crate::port::ReservedPort;
 use crate::process::{self, Ended, Family, Leader, Survivors};
 use crate::record::RunningRecord;
 use crate::service::{GivenUp, Stop, Supervised};
+use crate::unix_user::UnixUser;
 
 /// For supervisors to notice that their processes are gone.
 const SUPERVISOR_WAIT: Duration = Duration::from_secs(3);
@@ -27,6 +28,8 @@ pub(crate) struct SleepHook {
     pub(crate) hook: Hook,
     pub(crate) directory: PathBuf,
     pub(crate) environment: Environment,
+    /// The shell's, where services have their own.
+    pub(crate) user: Option<UnixUser>,
 }
 
 pub(crate) struct Running {
@@ -39,6 +42,8 @@ pub(crate) struct Running {
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) given_up: mpsc::Receiver<GivenUp>,
     pub(crate) hook: Option<SleepHook>,
+    /// Where jobs run, and in which environment.
+    pub(crate) jobs: Option<(PathBuf, Environment)>,
     pub(crate) _room: OwnedSemaphorePermit,
 }
 
@@ -81,13 +86,18 @@ impl Running {
     /// `started` holds the hook's group together until its members have been ended.
     async fn run_hook(&self, hook: &SleepHook, started: &mut Option<Leader>) -> &'static str {
         let limit = hook.hook.deadline.to_duration().min(limits::ON_SLEEP_MAX.to_duration());
-        let mut command = process::shell(&hook.hook.command, &hook.directory, &hook.environment);
+        let mut command = process::shell(&hook.hook.command, &hook.directory, &hook.environment, hook.user);
         let mut copier = None;
         let file = RotatingFile::open(&self.output, HOOK_OUTPUT, &self.config);
         if let (Ok(file), Ok((reader, writer))) = (file, std::io::pipe())
             && let (Ok(source), Ok(errors)) =
                 (tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()), writer.try_clone())
         {
+            if let Some(user) = hook.user
+                && let Err(error) = user.own(&writer)
+            {
+                tracing::warn!(%error, "on_sleep cannot open its output by name");
+            }
             command.stdout(writer).stderr(errors);
             copier = Some(AbortOnDropHandle::new(tokio::spawn(output::copy(source, file))));
         }

@@ -22,6 +22,7 @@ use crate::output::{self, RotatingFile};
 use crate::process::{self, Ended, Leader};
 use crate::record::RunningRecord;
 use crate::report::{Report, Reports};
+use crate::unix_user::UnixUser;
 
 /// For what is left of a crashed service before it is started again.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
@@ -34,6 +35,8 @@ pub(crate) struct ServicePlan {
     pub(crate) command: String,
     pub(crate) directory: PathBuf,
     pub(crate) environment: Environment,
+    /// Its own, where services have their own.
+    pub(crate) user: Option<UnixUser>,
 }
 
 /// What the services of one runtime share.
@@ -205,7 +208,11 @@ impl ServicePlan {
     fn spawn(&self, supervision: &Supervision) -> io::Result<(Leader, AbortOnDropHandle<()>)> {
         let file = RotatingFile::open(&supervision.output, self.name.as_str(), &supervision.config)?;
         let (reader, writer) = io::pipe()?;
-        let mut command = process::shell(&self.command, &self.directory, &self.environment);
+        if let Some(user) = self.user {
+            // So that it can open its output by name, as `/dev/stderr`.
+            user.own(&writer)?;
+        }
+        let mut command = process::shell(&self.command, &self.directory, &self.environment, self.user);
         command.stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
         let source = Receiver::from_owned_fd(reader.into())?;
         let child = supervision.stop.unless_asked(|| command.spawn())?;
@@ -231,6 +238,7 @@ mod tests {
             command: "echo started > started; exec sleep 1000".to_owned(),
             directory: directory.path().to_owned(),
             environment: Environment::default(),
+            user: None,
         };
         let stop = Stop::default();
         stop.ask();
@@ -238,7 +246,7 @@ mod tests {
             config: Arc::new(Config::new(directory.path())),
             workspace,
             epoch: 1,
-            record: RunningRecord::begin(records, workspace, 1, "boot".to_owned()).await.unwrap(),
+            record: RunningRecord::begin(records, workspace, 1, "boot".to_owned(), None).await.unwrap(),
             output: directory.path().to_owned(),
             reports: Reports::new(8),
             stop: stop.clone(),

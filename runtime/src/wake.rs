@@ -29,6 +29,8 @@ use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
+use crate::shell::Shells;
+use crate::unix_user::{self, UnixUser, UnixUsers, UserBlock};
 
 /// Starts of all services with other ports, where some program took one before its service did.
 const PORT_ATTEMPTS_MAX: usize = 3;
@@ -44,6 +46,9 @@ pub(crate) struct Host {
     pub(crate) root: RootRuns,
     /// Counts how often what is up here changed.
     pub(crate) changes: watch::Sender<u64>,
+    /// Where each service has a user of its own.
+    pub(crate) users: Option<UnixUsers>,
+    pub(crate) shells: Shells,
     /// On the state directory, until the last actor has ended what it ran.
     pub(crate) _lock: File,
 }
@@ -103,9 +108,17 @@ pub(crate) async fn wake(
     let room = Arc::clone(&host.room)
         .try_acquire_owned()
         .map_err(|_| WakeFailure::HostFull { max: host.config.runtimes_max })?;
-    let record = RunningRecord::begin(host.records.clone(), order.workspace, order.epoch, host.boot.clone())
-        .await
-        .map_err(state)?;
+    let block = match host.users.clone() {
+        None => None,
+        Some(users) => {
+            let names: Vec<_> = order.manifest.services.iter().map(|service| service.name.clone()).collect();
+            let workspace = order.workspace;
+            Some(blocking(move || users.of(workspace, &names)).await.map_err(state)?)
+        }
+    };
+    let (records, boot) = (host.records.clone(), host.boot.clone());
+    let record =
+        RunningRecord::begin(records, order.workspace, order.epoch, boot, block.clone()).await.map_err(state)?;
     let (given_up_sender, given_up) = mpsc::channel(order.manifest.services.len().max(1));
     let place = host.place(order.workspace);
     let mut running = Running {
@@ -118,11 +131,19 @@ pub(crate) async fn wake(
         ready: watch::channel(false).0,
         given_up,
         hook: None,
+        jobs: None,
         _room: room,
     };
     let limit = order.deadline.to_duration().min(limits::WAKE_DEADLINE.to_duration());
     let result = {
-        let attempt = Attempt { host: &host, order: &order, stages: &stages, place: &place, given_up: given_up_sender };
+        let attempt = Attempt {
+            host: &host,
+            order: &order,
+            stages: &stages,
+            place: &place,
+            block: block.as_ref(),
+            given_up: given_up_sender,
+        };
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(WakeFailure::Cancelled),
@@ -164,6 +185,8 @@ struct Attempt<'a> {
     order: &'a WakeOrder,
     stages: &'a Stages,
     place: &'a Path,
+    /// Where each service has a user of its own.
+    block: Option<&'a UserBlock>,
     given_up: mpsc::Sender<crate::service::GivenUp>,
 }
 
@@ -173,18 +196,28 @@ impl Attempt<'_> {
     }
 
     async fn run(&self, running: &mut Running) -> Result<Awake, WakeFailure> {
-        let (home, data) = (self.place.join("home"), self.place.join("data"));
+        let (home, data, homes) = (self.place.join("home"), self.place.join("data"), self.place.join("homes"));
         let tree = self.place.join("checkout");
-        let directories = [home.clone(), data.clone(), running.output.clone()];
-        blocking(move || directories.iter().try_for_each(|directory| private_directory(directory)))
-            .await
-            .map_err(state)?;
+        match self.block {
+            None => {
+                let directories = [home.clone(), data.clone(), running.output.clone()];
+                blocking(move || directories.iter().try_for_each(|directory| private_directory(directory)))
+                    .await
+                    .map_err(state)?;
+            }
+            Some(block) => {
+                let (block, place, output) = (block.clone(), self.place.to_owned(), running.output.clone());
+                blocking(move || unix_user::make_place(&block, &place, &output)).await.map_err(state)?;
+            }
+        }
         let marker = running.record.marker().clone();
         let checkout = Checkout {
             config: self.config(),
             marker: &marker,
             repository: self.place.join("repository.git"),
             tree: tree.clone(),
+            index: self.place.join("index"),
+            block: self.block,
         };
         let commit = checkout.update(&self.order.repository, &self.order.branch).await?;
         let directories = self.directories(tree.clone()).await?;
@@ -196,13 +229,16 @@ impl Attempt<'_> {
                 order: self.order,
                 marker: &marker,
                 home: &home,
+                homes: self.block.map(|_| homes.as_path()),
                 data: &data,
                 ports: &ports,
             };
+            running.jobs = Some((tree.clone(), surroundings.of_runtime()));
             running.hook = self.order.manifest.on_sleep.as_ref().map(|hook| SleepHook {
                 hook: hook.clone(),
                 directory: tree.clone(),
                 environment: surroundings.of_runtime(),
+                user: self.block.map(UserBlock::shell),
             });
             let probers = self.start(running, &surroundings, &directories);
             match self.become_ready(running, &probers).await {
@@ -273,8 +309,13 @@ impl Attempt<'_> {
             let environment = surroundings.of_service(service);
             let directory = directories.get(&service.name).expect("every service's directory was resolved").clone();
             probers.push(self.prober(service, surroundings, &directory, &environment));
-            let plan =
-                ServicePlan { name: service.name.clone(), command: service.command.clone(), directory, environment };
+            let plan = ServicePlan {
+                name: service.name.clone(),
+                command: service.command.clone(),
+                directory,
+                environment,
+                user: self.user_of(service),
+            };
             running.services.push(plan.start(Supervision {
                 config: Arc::clone(&self.host.config),
                 workspace: self.order.workspace,
@@ -303,7 +344,12 @@ impl Attempt<'_> {
             public_host: self.order.public_hosts.get(&service.name).cloned(),
             directory: directory.to_owned(),
             environment: environment.clone(),
+            user: self.user_of(service),
         }
+    }
+
+    fn user_of(&self, service: &Service) -> Option<UnixUser> {
+        self.block.and_then(|block| block.service(&service.name))
     }
 
     /// Until every service is ready, or the first that is not.

@@ -2,6 +2,7 @@
 //!
 //! Not here: other workspaces (`host` has one actor for each), what a wake does (`wake`), what an end does (`running`).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use envforge_domain::ids::WorkspaceId;
@@ -10,10 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::environment::Environment;
 use crate::failure::{SleepFailure, WakeFailure};
 use crate::order::{Awake, Stage, WakeOrder};
-use crate::process::Family;
-use crate::record::{Record, blocking};
+use crate::process::{self, Family};
+use crate::record::{Record, RunningRecord, blocking};
 use crate::report::Report;
 use crate::running::Running;
 use crate::service::GivenUp;
@@ -36,6 +38,10 @@ pub(crate) enum Message {
         epoch: u64,
         reply: oneshot::Sender<Result<(), SleepFailure>>,
     },
+    /// What a job needs, where the runtime is up.
+    Job {
+        reply: oneshot::Sender<Option<JobPlace>>,
+    },
     /// Ends and forgets everything of the workspace on this host, its data too.
     Remove {
         reply: oneshot::Sender<Result<(), SleepFailure>>,
@@ -46,6 +52,13 @@ pub(crate) enum Message {
     },
 }
 
+/// Where a job runs, with whose record.
+pub(crate) struct JobPlace {
+    pub(crate) directory: PathBuf,
+    pub(crate) environment: Environment,
+    pub(crate) record: RunningRecord,
+}
+
 pub(crate) struct Workspace {
     host: Arc<Host>,
     id: WorkspaceId,
@@ -53,6 +66,8 @@ pub(crate) struct Workspace {
     /// The last epoch that must not wake again.
     over: Option<u64>,
     up: watch::Sender<Option<u64>>,
+    /// Of the newest wake that got ready.
+    commit: watch::Sender<Option<String>>,
 }
 
 enum Phase {
@@ -89,11 +104,12 @@ impl Workspace {
         host: Arc<Host>,
         id: WorkspaceId,
         over: Option<u64>,
-    ) -> (mpsc::Sender<Message>, watch::Receiver<Option<u64>>) {
+    ) -> (mpsc::Sender<Message>, watch::Receiver<Option<u64>>, watch::Receiver<Option<String>>) {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let (up, seen) = watch::channel(None);
-        tokio::spawn(Self { host, id, phase: Phase::Asleep, over, up }.run(messages));
-        (sender, seen)
+        let (commit, checked_out) = watch::channel(None);
+        tokio::spawn(Self { host, id, phase: Phase::Asleep, over, up, commit }.run(messages));
+        (sender, seen, checked_out)
     }
 
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
@@ -117,6 +133,9 @@ impl Workspace {
                     // A caller that went away still gets its sleep.
                     let _ = reply.send(self.sleep(epoch).await);
                 }
+                Event::Message(Some(Message::Job { reply })) => {
+                    let _ = reply.send(self.job_place());
+                }
                 Event::Message(Some(Message::Remove { reply })) => {
                     let _ = reply.send(self.remove().await);
                 }
@@ -135,6 +154,12 @@ impl Workspace {
         if self.up.send_replace(epoch) != epoch {
             self.host.changes.send_modify(|changes| *changes += 1);
         }
+    }
+
+    fn job_place(&self) -> Option<JobPlace> {
+        let Phase::Up(up) = &self.phase else { return None };
+        let (directory, environment) = up.running.jobs.clone()?;
+        Some(JobPlace { directory, environment, record: up.running.record.clone() })
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -196,6 +221,7 @@ impl Workspace {
         let answer = match result {
             Ok((running, awake)) => {
                 self.phase = Phase::Up(Box::new(Up { epoch: waking.epoch, running, awake: awake.clone() }));
+                self.commit.send_replace(Some(awake.commit.clone()));
                 self.set_up(Some(waking.epoch));
                 Ok(awake)
             }
@@ -252,10 +278,20 @@ impl Workspace {
 
     async fn remove(&mut self) -> Result<(), SleepFailure> {
         self.end(true).await.map_err(|count| SleepFailure::Survivors { count })?;
-        let place = self.host.place(self.id);
-        blocking(move || match std::fs::remove_dir_all(place) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let (place, id, users) = (self.host.place(self.id), self.id, self.host.users.clone());
+        let known = users.as_ref().map(|users| users.known(id)).transpose();
+        let known = known.map_err(|error| SleepFailure::State { reason: error.to_string() })?.flatten();
+        if let Some(block) = known {
+            // Its shell's too: its ids may be somebody else's soon.
+            let ended = process::end_users(&block).await;
+            ended.map_err(|survivors| SleepFailure::Survivors { count: survivors.count })?;
+        }
+        blocking(move || {
+            match std::fs::remove_dir_all(place) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            users.map_or(Ok(()), |users| users.release(id))
         })
         .await
         .map_err(|error| SleepFailure::State { reason: error.to_string() })?;

@@ -1,4 +1,4 @@
-//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, a keyring, other processes, free ports, folders, conditions with a deadline.
+//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, a stand-in for AWS, a keyring, other processes, free ports, folders, conditions with a deadline.
 //!
 //! It owns no test and knows no crate of the product, so that any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
 //! test` does, and hands the paths over in `ENVFORGE_TEST_*` variables.
@@ -6,7 +6,7 @@
 //! Everything started here ends with the test: on drop, on panic, and, where Linux's `setpriv` is at hand, also when the test itself is
 //! killed with SIGKILL.
 //!
-//! A test that starts a server or a browser carries `nats`, `jetstream`, `postgres`, `browser`, `journey` or `cluster` in the name of its
+//! A test that starts a server or a browser carries `nats`, `jetstream`, `postgres`, `browser`, `journey`, `cluster` or `moto` in the name of its
 //! binary, module or function: `.config/nextest.toml` runs those two at a time, and `cargo xtask test --fast` leaves them out.
 #![allow(
     clippy::disallowed_methods,
@@ -17,6 +17,8 @@
 mod dir;
 mod fuzz_inputs;
 mod keyring;
+mod local_http;
+mod moto;
 mod nats;
 mod oidc;
 mod port;
@@ -29,6 +31,7 @@ mod wait;
 pub use dir::TestDir;
 pub use fuzz_inputs::feed_fuzz_inputs;
 pub use keyring::SessionBus;
+pub use moto::Moto;
 pub use nats::{NatsOptions, NatsServer};
 pub use oidc::{OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider};
 pub use port::free_port;

@@ -4,8 +4,8 @@
 
 use crate::process::TestProcess;
 use crate::{TestDir, free_port, tools::Tool};
-use std::fmt::Write;
-use std::io::{BufRead, BufReader};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
@@ -42,6 +42,7 @@ impl Default for NatsOptions {
 pub struct NatsServer {
     process: TestProcess,
     port: u16,
+    monitor_port: u16,
     dir: TestDir,
 }
 
@@ -59,11 +60,22 @@ impl NatsServer {
     /// # Panics
     /// When nats-server is not installed (says what to run) or does not start.
     pub fn start_with(options: &NatsOptions) -> Self {
-        let (dir, port) = (TestDir::new(), free_port());
-        let configuration = configuration(options, port, &dir);
+        let (dir, port, monitor_port) = (TestDir::new(), free_port(), free_port());
+        let configuration = configuration(options, port, monitor_port, &dir);
         let path = dir.join("nats.conf");
         std::fs::write(&path, configuration).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
-        Self { process: spawn(&dir, port), port, dir }
+        Self { process: spawn(&dir, port), port, monitor_port, dir }
+    }
+
+    /// Whether the server says that it is healthy: of a cluster's, that it has all that its streams have (`/healthz`, what
+    /// NATS names for going on with the next server of a rolling restart).
+    pub fn is_healthy(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.monitor_port)) else { return false };
+        let mut status = String::new();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+            && stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").is_ok()
+            && BufReader::new(stream).read_line(&mut status).is_ok()
+            && status.contains(" 200 ")
     }
 
     /// Where clients connect, e.g. `nats://127.0.0.1:20123`.
@@ -113,13 +125,14 @@ impl NatsServer {
     }
 }
 
-fn configuration(options: &NatsOptions, port: u16, dir: &TestDir) -> String {
+fn configuration(options: &NatsOptions, port: u16, monitor_port: u16, dir: &TestDir) -> String {
     let sync = match options.sync_interval {
         None => "always".to_owned(),
         Some(interval) => format!("\"{}ms\"", interval.as_millis()),
     };
     let mut text = String::new();
     let _ = writeln!(text, "listen: \"127.0.0.1:{port}\"");
+    let _ = writeln!(text, "http: \"127.0.0.1:{monitor_port}\"");
     let _ = writeln!(text, "server_name: \"test-{port}\"");
     let _ = writeln!(text, "jetstream {{");
     let _ = writeln!(text, "  store_dir: \"{}\"", dir.join("store").display());

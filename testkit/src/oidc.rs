@@ -3,17 +3,14 @@
 //! It knows no rule of EnvForge. Levers (who signs in, rotation of keys, delays, outages) are pulled over HTTP with JSON as text, so that
 //! nothing but the standard library is needed.
 
+use crate::local_http::post;
 use crate::process::TestProcess;
 use crate::{TestDir, free_port, tools::Tool};
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-const LEVER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The Web App client's secret.
 pub const OIDC_WEB_SECRET: &str = "the-web-client-of-tests-has-this-secret";
@@ -160,20 +157,4 @@ fn spawn(dir: &TestDir, port: u16, setup: &str) -> TestProcess {
     let answers = || matches!(post(port, "/test/counts", "{}"), Ok((200, _)));
     process.wait_ready("the provider", START_DEADLINE, |_| answers().then_some(()));
     process
-}
-
-/// One request, one connection.
-fn post(port: u16, path: &str, json: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), CONNECT_DEADLINE)?;
-    stream.set_read_timeout(Some(LEVER_DEADLINE))?;
-    write!(
-        stream,
-        "POST {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{json}",
-        json.len()
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
-    Ok((status, body))
 }

@@ -21,10 +21,20 @@ pub enum Tool {
     OidcDir,
     /// The folder of Python packages that holds schemathesis; started by `python3` with that folder as `PYTHONPATH`.
     SchemathesisDir,
+    /// The folder of Python packages that holds moto; `python3` gets it as `PYTHONPATH`.
+    MotoDir,
     /// The executable of dbus-daemon, beside which `dbus-send` lies.
     DbusDaemon,
     /// The executable of gnome-keyring-daemon.
     GnomeKeyring,
+    /// The executable of tmux.
+    Tmux,
+    /// The executable of OpenSSH's client, beside which `scp`, `sftp` and `ssh-keygen` lie.
+    Ssh,
+    /// The executable of OpenSSH's sftp-server.
+    SftpServer,
+    /// The executable of rsync.
+    Rsync,
     /// The executable of nginx (benchmarks only).
     Nginx,
     /// The executable of wrk (benchmarks only).
@@ -45,8 +55,13 @@ impl Tool {
             Tool::Node => "ENVFORGE_TEST_NODE",
             Tool::OidcDir => "ENVFORGE_TEST_OIDC_DIR",
             Tool::SchemathesisDir => "ENVFORGE_TEST_SCHEMATHESIS_DIR",
+            Tool::MotoDir => "ENVFORGE_TEST_MOTO_DIR",
             Tool::DbusDaemon => "ENVFORGE_TEST_DBUS_DAEMON",
             Tool::GnomeKeyring => "ENVFORGE_TEST_GNOME_KEYRING",
+            Tool::Tmux => "ENVFORGE_TEST_TMUX",
+            Tool::Ssh => "ENVFORGE_TEST_SSH",
+            Tool::SftpServer => "ENVFORGE_TEST_SFTP_SERVER",
+            Tool::Rsync => "ENVFORGE_TEST_RSYNC",
             Tool::Nginx => "ENVFORGE_BENCH_NGINX",
             Tool::Wrk => "ENVFORGE_BENCH_WRK",
         }
@@ -62,8 +77,13 @@ impl Tool {
             Tool::Node => "Node.js 20",
             Tool::OidcDir => "oidc-provider",
             Tool::SchemathesisDir => "schemathesis",
+            Tool::MotoDir => "moto 5.2.5 (a stand-in for AWS)",
             Tool::DbusDaemon => "dbus-daemon",
             Tool::GnomeKeyring => "gnome-keyring-daemon",
+            Tool::Tmux => "tmux",
+            Tool::Ssh => "OpenSSH (ssh, scp, sftp, ssh-keygen)",
+            Tool::SftpServer => "OpenSSH's sftp-server",
+            Tool::Rsync => "rsync",
             Tool::Nginx => "nginx",
             Tool::Wrk => "wrk",
         }
@@ -112,8 +132,20 @@ impl Tool {
                 let folder = tools.join("schemathesis");
                 folder.join("bin/schemathesis").is_file().then_some(folder)
             }
+            Tool::MotoDir => {
+                let folder = tools.join("moto");
+                folder.join("moto/server.py").is_file().then_some(folder)
+            }
             Tool::DbusDaemon => on_path("dbus-daemon").filter(|path| path.with_file_name("dbus-send").is_file()),
             Tool::GnomeKeyring => on_path("gnome-keyring-daemon"),
+            Tool::Tmux => on_path("tmux"),
+            Tool::Ssh => on_path("ssh").filter(|path| {
+                ["scp", "sftp", "ssh-keygen"].iter().all(|program| path.with_file_name(program).is_file())
+            }),
+            Tool::SftpServer => {
+                existing("/usr/lib/openssh/sftp-server").or_else(|| existing("/usr/libexec/openssh/sftp-server"))
+            }
+            Tool::Rsync => on_path("rsync"),
             Tool::Nginx => on_path("nginx").or_else(|| existing("/usr/sbin/nginx")),
             Tool::Wrk => on_path("wrk"),
         })
@@ -177,8 +209,13 @@ mod tests {
             Tool::Node,
             Tool::OidcDir,
             Tool::SchemathesisDir,
+            Tool::MotoDir,
             Tool::DbusDaemon,
             Tool::GnomeKeyring,
+            Tool::Tmux,
+            Tool::Ssh,
+            Tool::SftpServer,
+            Tool::Rsync,
             Tool::Nginx,
             Tool::Wrk,
         ];

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the tools, then the tests and the documentation's examples.
 //!
-//! It does not know which test needs which server: `.config/nextest.toml` and the names of tests say that.
+//! What needs AWS's SDKs runs apart, behind the feature `aws`: they are built once, in the dev profile, and
+//! nobody who changes anything else builds them. It does not know which test needs which server: `.config/nextest.toml` and the names of tests say that.
 
 use crate::tools::{self, Toolbox};
 use crate::workspace::{Workspace, on_path};
@@ -12,7 +13,7 @@ use std::process::{Command, Stdio};
 #[derive(Args)]
 pub(crate) struct Options {
     /// Leave out what starts a server or a browser (binaries, modules and tests with `nats`, `jetstream`, `postgres`, `browser`,
-    /// `journey` or `cluster` in their name); installs nothing.
+    /// `journey`, `cluster` or `moto` in their name); installs nothing.
     #[arg(long)]
     fast: bool,
     /// Passed on to `cargo nextest run`, e.g. `-p envforge-domain` or part of a test's name. With any, documentation examples do not run.
@@ -21,7 +22,7 @@ pub(crate) struct Options {
 }
 
 /// What `--fast` leaves out. The same words stand in `.config/nextest.toml`, and `tests/tests/architecture.rs` holds the two together.
-const SERVERS: &str = "nats|jetstream|postgres|browser|journey|cluster";
+const SERVERS: &str = "nats|jetstream|postgres|browser|journey|cluster|moto";
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let nextest = on_path("cargo-nextest").is_some();
@@ -68,6 +69,18 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let status = with_tools(&mut tests, toolbox.as_ref()).status();
     if !status.with_context(|| format!("cannot start `{}`", crate::workspace::shown(&tests)))?.success() {
         failed.push("tests");
+    }
+    if options.arguments.is_empty() && !options.fast {
+        let mut aws = workspace.cargo();
+        aws.args(if nextest { ["nextest", "run"].as_slice() } else { ["test", "--no-fail-fast"].as_slice() });
+        aws.args(["--locked", "--workspace", "--features", "envforge/aws", "--test", "moto", "--bin", "envforge"]);
+        println!(
+            "tests with feature aws: AWS's SDKs are built, about four CPU minutes and 7 GB of memory the first time"
+        );
+        let status = with_tools(&mut aws, toolbox.as_ref()).status();
+        if !status.with_context(|| format!("cannot start `{}`", crate::workspace::shown(&aws)))?.success() {
+            failed.push("tests with feature aws");
+        }
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));

@@ -67,21 +67,24 @@ pub(crate) struct Streams {
     all_max: usize,
     of_user: Mutex<HashMap<UserId, usize>>,
     per_user_max: usize,
+    /// The problem of one too many, and what they are.
+    too_many: (&'static str, &'static str),
 }
 
 impl Streams {
     pub(crate) fn new(config: &Config) -> Arc<Self> {
-        Arc::new(Self {
-            all: Arc::new(Semaphore::new(config.streams_max)),
-            all_max: config.streams_max,
-            of_user: Mutex::default(),
-            per_user_max: config.streams_per_user_max,
-        })
+        Self::of(config.streams_max, config.streams_per_user_max, ("too_many_streams", "event streams"))
     }
 
-    fn open(self: &Arc<Self>, user: UserId) -> Result<OpenStream, Problem> {
+    pub(crate) fn of(all_max: usize, per_user_max: usize, too_many: (&'static str, &'static str)) -> Arc<Self> {
+        let (all, of_user) = (Arc::new(Semaphore::new(all_max)), Mutex::default());
+        Arc::new(Self { all, all_max, of_user, per_user_max, too_many })
+    }
+
+    pub(crate) fn open(self: &Arc<Self>, user: UserId) -> Result<OpenStream, Problem> {
         let full = |whose: &str, max: usize| {
-            Problem::new("too_many_streams", format!("{whose} event streams are open; the limit is {max}."))
+            let (code, what) = self.too_many;
+            Problem::new(code, format!("{whose} {what} are open; the limit is {max}."))
                 .with("max", max)
                 .retry_after_s(5)
         };
@@ -97,7 +100,7 @@ impl Streams {
 }
 
 /// One open stream; makes room when it is dropped.
-struct OpenStream {
+pub(crate) struct OpenStream {
     streams: Arc<Streams>,
     user: UserId,
     _place: OwnedSemaphorePermit,
@@ -458,6 +461,7 @@ fn actor(actor: Actor) -> String {
                 Component::RuntimeReactor => "runtime_reactor",
                 Component::Timer => "timer",
                 Component::Identity => "identity",
+                Component::Fleet => "fleet",
             }
         ),
         Actor::Anonymous => "anonymous".to_owned(),

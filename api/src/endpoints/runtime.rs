@@ -54,7 +54,7 @@ struct Runtime {
     cause: Option<Cause>,
     /// While it is ready: `kept_awake`, `open_streams` or `activity`.
     awake_because: Option<String>,
-    /// Why it sleeps: `idle`, `person`, `workspace_archived`, `shutdown`, `usage_cap`, or `host_lost` where its host died.
+    /// Why it sleeps: `idle`, `person`, `workspace_archived`, `shutdown`, `usage_cap`, `secret_rotated`, or `host_lost` where its host died.
     asleep_because: Option<String>,
     /// When it goes to sleep unless something happens; `null` while it is not ready or a stream is open.
     sleeps_at: Option<Instant>,

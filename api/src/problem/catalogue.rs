@@ -33,6 +33,7 @@ catalogue! {
         "cursor_invalid" "The cursor cannot be read", "`after` must be the `next` of an earlier answer of the same list.";
         "sign_in_unknown" "This sign-in was not begun here", "It was begun in another browser, was finished before, or took longer than ten minutes. Begin again.";
         "logout_token_invalid" "The logout token was not accepted", "`reason` names why.";
+        "websocket_required" "This is a WebSocket", "Ask for it with an upgrade (RFC 6455) and the subprotocol `envforge.shell.v1`.";
         "idempotency_key_invalid" "The idempotency key cannot be used", "`Idempotency-Key` must be 1 to 200 visible ASCII characters, given once.";
     }
     UNAUTHORIZED {
@@ -63,6 +64,7 @@ catalogue! {
         "service_tokens_not_allowed" "The organization allows no service tokens", "Its policy has `service_token_lifetime_max_seconds` at 0.";
         "service_token_above_yourself" "You may not do that there yourself", "Leave the action out: a token may no more than its creator.";
         "too_many_service_tokens" "The organization has too many service tokens", "`max` is the limit. Revoke what is not needed.";
+        "shell_not_for_browsers" "Shells take no browser's session", "Send `Authorization: Bearer` and neither `Cookie` nor `Origin`.";
         "root_people_only" "Only people come to root", "Programs and links never do.";
         "root_not_allowed" "The organization does not allow this way to root", "`detail` names its root policy.";
         "root_own_request" "Somebody else decides on your request", "An owner or admin who did not ask for the window.";
@@ -73,6 +75,7 @@ catalogue! {
         "link_ended" "The link is no longer open", "Ask for a new link.";
         "grant_above_yourself" "This role is above your own", "You can give and take only the roles that your own roles reach.";
         "link_issuer_not_allowed" "The organization does not let your roles give links", "`detail` names the roles that the organization's policy lets give links.";
+        "too_many_secrets" "There are too many secrets", "`max` is the limit of one project or workspace. Remove what is not needed.";
         "too_many_teams" "The organization has too many teams", "`max` is the limit. Delete what is not needed.";
         "team_full" "The team has too many members", "`max` is the limit.";
         "member_of_too_many_teams" "The member is in too many teams", "`max` is the limit. Take them out of one first.";
@@ -83,6 +86,7 @@ catalogue! {
         "host_cross_organization" "The host belongs to another organization", "One organization per machine.";
         "enrolment_unknown" "The enrolment is not of this host", "Issue one for it.";
         "enrolment_replaced" "Another enrolment of the host has replaced this one", "Only the newest one counts.";
+        "machine_cross_organization" "The machine belongs to another organization", "One organization per machine.";
     }
     NOT_FOUND {
         "not_found" "There is no such thing", "It does not exist, or you may not know that it does.";
@@ -95,9 +99,14 @@ catalogue! {
         "invitation_unknown" "There is no such invitation", "The token is unknown, was used, or the invitation was revoked or has expired.";
         "user_unknown" "There is no such user", "Check the id.";
         "service_token_unknown" "There is no such service token", "Check the name or id.";
+        "secret_unknown" "There is no such secret", "Check the name, and whether it is the project's or the workspace's.";
         "team_unknown" "There is no such team", "Check the slug or id.";
         "root_window_unknown" "There is no such root window", "Check the id.";
+        "shell_unknown" "There is no such shell", "Check the id.";
+        "job_unknown" "envforge.yml declares no such job", "`detail` names those that it declares.";
+        "job_run_unknown" "There is no such run of a job", "Check the id.";
         "host_unknown" "There is no such host", "Check the id.";
+        "machine_unknown" "There is no such machine", "Check the id.";
         "role_not_assigned" "This role is not assigned there", "Nothing was changed.";
     }
     METHOD_NOT_ALLOWED {
@@ -124,6 +133,7 @@ catalogue! {
         "team_name_taken" "Another team has this slug", "Choose another slug.";
         "policy_locks_you_out" "The policy would lock you out yourself", "Name the identity provider by which you are signed in too.";
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
+        "secret_overtaken" "Somebody else changed the secret at the same time", "Look at it, and set it again.";
         "runtime_not_awake" "The runtime is not awake", "Wake it first.";
         "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
         "runtime_other_host" "The wake belongs to another host", "Only the host that was chosen for it may start it and report about it.";
@@ -137,6 +147,12 @@ catalogue! {
         "host_other_machine" "The host is another machine", "Issue an enrolment for a host of its own.";
         "enrolment_told" "The enrolment's token was told before", "It is told once. Send the request anew, with another key, for another token.";
         "agents_not_set_up" "There is no authority for agents yet", "The operator runs `envforge setup` once more.";
+        "machine_requested" "The machine was requested already", "On other terms; nothing was changed.";
+        "machine_not_launched" "No instance was launched for the machine yet", "Try again once it is.";
+        "machine_other_instance" "Another instance was launched for the machine already", "The one that is not recorded is terminated.";
+        "machine_leaving" "The machine is on its way out", "It is not started again; another one takes its place.";
+        "machine_not_draining" "Only a draining machine is terminated", "Drain it first.";
+        "machine_not_empty" "The machine still holds workspaces", "Release them first.";
         "root_window_exists" "The root window exists already", "Nothing was changed.";
         "root_not_approved" "Nobody has approved the root window yet", "An owner or admin who did not ask for it can.";
         "root_not_pending" "The root window is no request any more", "Nothing was changed.";
@@ -146,6 +162,10 @@ catalogue! {
         "root_nothing_to_review" "The root window needs no review", "Only break-glass windows are reviewed.";
         "root_reviewed_already" "The root window has been reviewed", "Nothing was changed.";
         "root_review_pending" "A break-glass window was not reviewed yet", "`detail` names it. Somebody else, an owner or admin, reviews it first.";
+        "shell_exists" "The shell was opened already", "Nothing was changed.";
+        "job_run_exists" "The run was started already", "Nothing was changed.";
+        "host_elsewhere" "The workspace's host is elsewhere", "It is another process than this API's, and shells there come with the agent's channel.";
+        "checkout_failed" "The repository could not be cloned", "`detail` says why.";
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
     GONE {
@@ -167,6 +187,7 @@ catalogue! {
         "host_revoked" "The host is revoked", "Enrol its machine as another one.";
         "enrolment_used" "The enrolment was used already", "It works once. Issue another one.";
         "enrolment_expired" "The enrolment has expired", "Issue another one.";
+        "machine_over" "The machine is gone", "Ask for another one.";
     }
     PAYLOAD_TOO_LARGE {
         "body_too_large" "The body is too large", "`max_bytes` is the limit.";
@@ -179,6 +200,9 @@ catalogue! {
         "value_invalid" "A value breaks a rule", "`field` names it; `detail` says what would be right.";
         "manifest_invalid" "envforge.yml is not valid", "`errors` lists each mistake with line and column.";
         "idempotency_key_reused" "The idempotency key was used for another request", "Use a new key for a new request.";
+        "secret_value_invalid" "The value is none that a secret can have", "1 to `max_bytes` bytes of UTF-8 without NUL.";
+        "secret_rules_invalid" "The secret's rules cannot be", "`detail` says what would be right.";
+        "runtime_too_many_secrets" "The workspace's services are given too many secrets", "`max` is the limit.";
         "name_invalid" "The name is not valid", "1 to `max_chars` characters.";
         "member_unknown" "The user is not a member", "Add them first.";
         "invitation_lifetime_out_of_range" "The invitation would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
@@ -196,6 +220,7 @@ catalogue! {
         "keep_awake_in_the_past" "The end lies in the past", "Choose a longer time.";
         "root_window_length_out_of_range" "The root window would be open too long or too short", "`min_ms` and `max_ms` are the limits.";
         "root_changes_too_many" "Too many changes are told of one command", "`max` is the limit.";
+        "shell_command_invalid" "The command cannot be run", "1 to `max_words` words without NUL, at most `max_chars` characters together.";
         "root_command_invalid" "The command cannot be run", "1 to `max_words` words, at most `max_chars` characters together.";
         "enrolment_lifetime" "The enrolment would live too long or too short", "`min_ms` and `max_ms` are the limits.";
         "reason_invalid" "The reason is not valid", "1 to `max_chars` characters on one line.";
@@ -216,6 +241,7 @@ catalogue! {
         "too_many_sign_ins" "Too many sign-ins from this address", "Try again after `Retry-After`.";
         "too_many_requests" "Too many requests from this address", "Try again after `Retry-After`.";
         "sign_in_busy" "Too many people are signing in right now", "Try again after `Retry-After`.";
+        "too_many_shells" "Too many shells are open", "Close one.";
         "too_many_streams" "Too many event streams are open", "Close one, or read without `follow`.";
     }
     INTERNAL_SERVER_ERROR {
@@ -223,12 +249,14 @@ catalogue! {
     }
     SERVICE_UNAVAILABLE {
         "provider_unavailable" "The identity provider cannot be asked right now", "Nothing was changed. Try again.";
+        "shell_not_started" "The shell could not be started", "`detail` says why.";
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
         "outcome_unknown" "The event log did not answer in time", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";
         "log_unavailable" "The event log is out of reach", "Part of a change may have happened. Repeat it with the same `Idempotency-Key`.";
         "rights_stale" "Rights cannot be checked right now", "Without fresh rights nothing is allowed. Try again.";
         "request_keys_unavailable" "Idempotency keys cannot be checked right now", "Nothing was changed. Repeat it with the same `Idempotency-Key`.";
+        "secret_store_unavailable" "The secret store is out of reach", "Nothing was set. Try again.";
         "read_models_unavailable" "The read models are out of reach", "Try again.";
     }
     GATEWAY_TIMEOUT {

@@ -7,6 +7,7 @@ mod gateway;
 mod login;
 mod replay;
 mod revoke;
+mod shell;
 mod wake;
 
 use envforge_projections::sql::ModelName;
@@ -25,6 +26,7 @@ pub(crate) enum Bench {
     Login(Extent),
     Replay(Extent),
     Revoke(Extent),
+    Shell(Extent),
     Wake(Extent),
 }
 
@@ -69,6 +71,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Login(extent) => login::run(&cores, extent, &mut verdicts),
         Bench::Replay(extent) => replay::run(&cores, extent, &mut verdicts),
         Bench::Revoke(extent) => revoke::run(&cores, extent, &mut verdicts),
+        Bench::Shell(extent) => shell::run(&cores, extent, &mut verdicts),
         Bench::Wake(extent) => wake::run(&cores, extent, &mut verdicts),
     }?;
     verdicts.conclude();

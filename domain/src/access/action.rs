@@ -76,6 +76,8 @@ const PEOPLE: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console];
 const SETUP: &[Surface] = &[Surface::Cli];
 /// Those, and workspaces' own hosts with the sign-in that opens them.
 const PEOPLE_AND_GATEWAY: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console, Surface::Gateway];
+/// Those where people act, and hosts.
+const PEOPLE_AND_AGENT: &[Surface] = &[Surface::Api, Surface::Cli, Surface::Console, Surface::Agent];
 const GATEWAY: &[Surface] = &[Surface::Gateway];
 /// A host's agent, and EnvForge's own components that run beside it.
 const AGENT: &[Surface] = &[Surface::Agent];
@@ -213,6 +215,26 @@ actions! {
     RootExpire "root.expire", Workspace, [], [System on AGENT], NOWHERE;
     /// What a host says of a command that runs as root.
     RootReport "root.report", Workspace, [], [System on AGENT], NOWHERE;
+    /// Puts a value into the store, and says who may use it. Nobody reads one back; no link, agent or service token sets one.
+    SecretSet "secret.set", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    /// Names, versions and who set them; never a value.
+    SecretList "secret.list", Workspace, [Owner Admin Developer Viewer Explore Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    SecretRemove "secret.remove", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    /// Takes from the store what the services of one waking workspace declare and may use. No person has a row for it.
+    SecretResolve "secret.resolve", Workspace, [], [System on AGENT], NOWHERE;
+    /// A terminal, a command or SSH in the workspace, asleep or awake; each frame of it. No link, agent or service token has a row for it.
+    ShellOpen "shell.open", Workspace, [Owner Admin Developer Mod], [], PEOPLE;
+    /// The end of a shell, as whoever carried it saw it, or as the host finds after its own death.
+    ShellReport "shell.report", Workspace, [], [System on PEOPLE_AND_AGENT], NOWHERE;
+    /// What services write, which may hold anything.
+    LogsRead "logs.read", Workspace, [Owner Admin Developer Create Mod], [], PEOPLE;
+    /// Runs a job that envforge.yml declares. It wakes the runtime.
+    JobRun "job.run", Workspace, [Owner Admin Developer Create Mod], [ServiceToken on SERVICES], PEOPLE;
+    JobReport "job.report", Workspace, [], [System on PEOPLE_AND_AGENT], NOWHERE;
+    /// Asks a provider for a machine of the organization, and for its start, stop, drain and end.
+    MachineManage "machine.manage", Organization, [], [System on AGENT], NOWHERE;
+    /// What a provider says of machines.
+    MachineReport "machine.report", Organization, [], [System on AGENT], NOWHERE;
 }
 
 impl Action {

@@ -188,6 +188,11 @@ pub struct Hook {
     pub deadline: Millis,
 }
 
+/// Whether `envforge.yml` could name a variable, or a secret, so.
+pub(crate) fn variable_is_valid(name: &str) -> bool {
+    scalar::variable(name).is_ok()
+}
+
 impl Manifest {
     /// Reads the text of an `envforge.yml`, or a stored canonical text.
     ///

@@ -373,7 +373,9 @@ fn people_act_on_their_own_surfaces_and_components_on_theirs() {
     let of_providers = [Action::MemberAdd, Action::RoleAssign, Action::UserCreate, Action::UserDeactivate];
     let of_signing_in =
         [Action::UserRecordSession, Action::RevocationRecord, Action::DenialRecord, Action::InvitationAccept];
-    assert_eq!(for_people, [of_providers.as_slice(), &of_signing_in].concat());
+    // Their ends are told where they were opened.
+    let of_shells = [Action::ShellReport, Action::JobReport];
+    assert_eq!(for_people, [of_providers.as_slice(), &of_signing_in, &of_shells].concat());
     // Of that, on the way to a workspace: that somebody signs in, and who they are at first sight.
     let on_the_way = for_people.into_iter().filter(|action| {
         let (actor, resource) = (Actor::System(Component::Identity), resource_for(*action));

@@ -123,7 +123,8 @@ macro_rules! ids {
 }
 
 ids!(org -> OrgId, user -> UserId, project -> ProjectId, workspace -> WorkspaceId, host -> HostId, link -> LinkId,
-    session -> SessionId, handoff -> HandoffId, team -> TeamId, token -> ServiceTokenId, window -> RootWindowId);
+    session -> SessionId, handoff -> HandoffId, team -> TeamId, token -> ServiceTokenId, window -> RootWindowId,
+    shell -> ShellId, run -> JobRunId);
 
 pub(crate) fn at(milliseconds: u64) -> UnixMillis {
     UnixMillis::new(milliseconds)

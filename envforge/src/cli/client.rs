@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use envforge_domain::secret::Secret;
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE,
+};
+use reqwest::{Method, Response, StatusCode, Upgraded};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::credentials::{Account, Credentials};
 use super::failure::Failure;
@@ -96,6 +100,8 @@ struct Call {
     idempotency_key: Option<String>,
     signed: bool,
     accept: &'static str,
+    /// Of a WebSocket: its subprotocol and its key.
+    upgrade: Option<(&'static str, String)>,
     /// `None` for streams that stay open.
     answer_within: Option<Duration>,
 }
@@ -221,6 +227,35 @@ impl Client {
         Ok(Lines::of(response))
     }
 
+    /// An answer whose bytes are taken as they come.
+    pub(crate) async fn stream(&self, segments: &[&str], query: &Query<'_>) -> Result<Response, Failure> {
+        let mut call = self.call(Method::GET, segments, query, None);
+        call.accept = "text/plain, application/problem+json;q=0.8";
+        call.answer_within = None;
+        self.send(call).await
+    }
+
+    /// A WebSocket's connection, from which its first frame comes.
+    pub(crate) async fn upgrade(&self, segments: &[&str], protocol: &'static str) -> Result<Upgraded, Failure> {
+        let mut call = self.call(Method::GET, segments, &[], None);
+        let key = generate_key();
+        let expected = derive_accept_key(key.as_bytes());
+        call.upgrade = Some((protocol, key));
+        call.answer_within = None;
+        let sent = tokio::time::timeout(ANSWER_WAIT_MAX, self.send(call)).await;
+        let response = sent.map_err(|_| {
+            let hint = "repeating the command is safe; `envforge doctor` looks at the connection";
+            Failure::timed_out(format!("the API at {} did not answer in time", self.api.key()), hint)
+        })??;
+        let accepted = response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && response.headers().get("sec-websocket-accept").is_some_and(|accept| accept == expected.as_str());
+        if !accepted {
+            let hint = "something between here and the API takes no WebSockets, or the API is of another version";
+            return Err(Failure::local(format!("{} opened no WebSocket", self.api.base()), hint));
+        }
+        response.upgrade().await.map_err(|error| self.unreachable(&error))
+    }
+
     /// Exchanges e-mail address and password for tokens and stores them.
     pub(crate) async fn login(&self, email: &str, password: &Secret) -> Result<(Account, Value), Failure> {
         self.credentials.can_keep().await?;
@@ -329,6 +364,7 @@ impl Client {
             idempotency_key,
             signed: true,
             accept: "application/json, application/problem+json",
+            upgrade: None,
             answer_within: Some(ANSWER_WAIT_MAX),
         }
     }
@@ -359,7 +395,9 @@ impl Client {
             let token = if call.signed { Some(self.access_token().await?) } else { None };
             let outcome = self.send_once(&call, token.as_ref()).await;
             let (failure, asked_pause) = match outcome {
-                Ok(response) if response.status().is_success() => {
+                Ok(response)
+                    if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS =>
+                {
                     self.reached.set(true);
                     if call.method != Method::GET {
                         self.remember_position(&response);
@@ -418,6 +456,11 @@ impl Client {
         let mut request = self.http.request(call.method.clone(), call.url.clone()).header(ACCEPT, call.accept);
         if let Some(token) = token.and_then(bearer) {
             request = request.header(AUTHORIZATION, token);
+        }
+        if let Some((protocol, key)) = &call.upgrade {
+            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, "websocket");
+            request = request.header("sec-websocket-version", "13").header("sec-websocket-key", key);
+            request = request.header("sec-websocket-protocol", *protocol);
         }
         if let Some(key) = &call.idempotency_key {
             request = request.header("idempotency-key", key);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use envforge_domain::slug::{HostLabel, OrgSlug, WorkspaceSlug};
+use envforge_runtime::UnixUsers;
 use reqwest::Url;
 use serde_json::{Value, json};
 
@@ -45,6 +46,9 @@ impl Verdict {
         }
     }
 }
+
+/// Where `serve` keeps the state of workspaces, unless it is told otherwise.
+const RUNTIME: &str = "/var/lib/envforge/runtime";
 
 /// What was looked at, and what to do where it is not right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,12 +102,30 @@ pub(super) async fn run(context: &Context, arguments: DoctorArguments) -> Result
     }
     checks.push(gateway(context, reachable).await);
     checks.push(python());
+    if context.client.api().is_loopback() {
+        checks.push(users());
+    }
 
     let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
     let all: Vec<_> = checks.iter().map(Check::to_json).collect();
     let value = json!({ "ok": failed == 0, "version": env!("CARGO_PKG_VERSION"), "checks": all });
     output.result(&value, || render(output, &checks))?;
     Ok(if failed == 0 { Exit::Ok } else { Exit::Refused })
+}
+
+/// As whom services run where this user starts EnvForge on this machine.
+fn users() -> Check {
+    match UnixUsers::supported(Path::new(RUNTIME)) {
+        Ok(()) => Check::ok(
+            "services",
+            format!("run as unix users of their own below {RUNTIME}, where EnvForge runs as root"),
+        ),
+        Err(why) => Check::warn(
+            "services",
+            format!("run as the user who starts EnvForge: one can read another's secrets ({why})"),
+            "fine for your own code; as root and with `dev --runtime DIR` below a directory that others enter, each has a user of its own",
+        ),
+    }
 }
 
 fn render(output: &Output, checks: &[Check]) -> String {

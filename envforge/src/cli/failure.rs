@@ -11,22 +11,40 @@ use super::problem::Problem;
 
 /// What the process ends with. Scripts rely on the numbers: they never change their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(crate) enum Exit {
-    Ok = 0,
-    Refused = 1,
-    Usage = 2,
-    NotPermitted = 3,
-    NotFound = 4,
-    Conflict = 5,
-    Unreachable = 6,
+    Ok,
+    Refused,
+    Usage,
+    NotPermitted,
+    NotFound,
+    Conflict,
+    Unreachable,
     /// 128 + SIGINT, as shells have it.
-    Interrupted = 130,
+    Interrupted,
+    /// Of the command that a shell or a job ran, whatever it is.
+    Passed(u8),
+}
+
+impl Exit {
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Refused => 1,
+            Self::Usage => 2,
+            Self::NotPermitted => 3,
+            Self::NotFound => 4,
+            Self::Conflict => 5,
+            Self::Unreachable => 6,
+            Self::Interrupted => 130,
+            Self::Passed(code) => code,
+        }
+    }
 }
 
 /// `envforge help exit-codes`.
 pub(crate) const EXIT_CODES_HELP: &str = "\
-Every command of envforge ends with one of these codes; they are stable, so scripts may rely on them.
+Every command of envforge ends with one of these codes; they are stable, so scripts may rely on them. `shell` and `run` end
+with the exit status of what they ran instead, or with 128 and the number of the signal that ended it.
 
     0    done
     1    the server refused the request, a wake or a check of `envforge doctor` failed, a local file could not be read
@@ -46,7 +64,7 @@ With --json an error is one line of JSON on standard error:
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 
@@ -191,7 +209,7 @@ impl Failure {
             "hint": self.hint(),
             "request_id": problem.and_then(|problem| problem.request_id.as_deref()),
             "status": problem.map(|problem| problem.status),
-            "exit_code": self.exit() as u8,
+            "exit_code": self.exit().code(),
         }})
     }
 
@@ -254,7 +272,7 @@ mod tests {
     #[test]
     fn every_failure_has_the_exit_code_that_the_help_promises() {
         for (failure, code) in failures() {
-            assert_eq!(failure.exit() as u8, code, "{failure:?}");
+            assert_eq!(failure.exit().code(), code, "{failure:?}");
             assert_eq!(failure.to_json()["error"]["exit_code"], code);
             let documented = EXIT_CODES_HELP.lines().any(|line| line.trim().starts_with(&format!("{code} ")));
             assert!(documented, "{code} is not in `envforge help exit-codes`");

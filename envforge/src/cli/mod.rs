@@ -19,6 +19,7 @@ mod invite;
 mod keyring;
 mod lines;
 mod link;
+mod logs;
 mod manifest_file;
 mod org;
 pub(crate) mod output;
@@ -30,10 +31,14 @@ mod reauthentication;
 #[cfg(test)]
 mod rights;
 mod root;
+mod secret;
 mod service_token;
 mod session;
 mod settings;
+mod shell;
+mod shell_connection;
 mod sign_in;
+mod ssh;
 mod team;
 mod up;
 mod usage;
@@ -87,6 +92,20 @@ pub(crate) enum ClientVerb {
     Link(link::LinkArguments),
     /// Root windows: ask for root in a workspace, answer, use once, review
     Root(root::RootArguments),
+    /// Secrets of projects and workspaces: set, list, remove, history; never a value
+    Secret(secret::SecretArguments),
+    /// A terminal in a workspace, asleep or awake, or one command there
+    #[command(after_help = shell::EXAMPLES)]
+    Shell(shell::ShellArguments),
+    /// Print what OpenSSH has to know, so that ssh, scp, rsync and editors work in workspaces
+    SshConfig(ssh::SshConfigArguments),
+    /// What OpenSSH runs to come to a workspace; `ssh-config` says so to it
+    #[command(hide = true)]
+    SshProxy(ssh::SshProxyArguments),
+    /// Run a job that envforge.yml declares, where the runtime is awake
+    Run(shell::RunArguments),
+    /// What a workspace's services write
+    Logs(logs::LogsArguments),
     /// Who did what: rows, replay of the events, live tail
     Audit(audit::AuditArguments),
     /// What somebody may do and why, or why a request was allowed
@@ -214,6 +233,26 @@ fn run_verb(
         ClientVerb::Root(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| root::run(context, arguments).await)
         }
+        ClientVerb::Secret(arguments) => {
+            let settings = Settings::resolve(global)?;
+            let asked = arguments.ask(output)?;
+            work(output, settings, async move |context| secret::run(context, asked).await)
+        }
+        ClientVerb::Shell(arguments) => {
+            attached(output, Settings::resolve(global)?, async move |context| shell::run(context, arguments).await)
+        }
+        ClientVerb::SshConfig(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| ssh::config(context, arguments).await)
+        }
+        ClientVerb::SshProxy(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| ssh::proxy(context, arguments).await)
+        }
+        ClientVerb::Run(arguments) => {
+            attached(output, Settings::resolve(global)?, async move |context| shell::run_job(context, arguments).await)
+        }
+        ClientVerb::Logs(arguments) => {
+            work(output, Settings::resolve(global)?, async move |context| logs::run(context, arguments).await)
+        }
         ClientVerb::Audit(arguments) => {
             work(output, Settings::resolve(global)?, async move |context| audit::run(context, arguments).await)
         }
@@ -241,18 +280,32 @@ fn work(
     settings: Settings,
     command: impl AsyncFnOnce(&Context) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
-    let client = Client::new(&settings, output.instants.clone())?.asking(!output.json);
-    let context = Context { output: output.clone(), settings, client };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let outcome = tokio::select! {
-            outcome = command(&context) => outcome,
+    attached(output, settings, async move |context| {
+        tokio::select! {
+            outcome = command(context) => outcome,
             signal = tokio::signal::ctrl_c() => {
                 signal?;
                 Err(Failure::Interrupted)
             }
-        };
+        }
+    })
+}
+
+/// Runs a command to its end, which sees to Ctrl-C itself.
+fn attached(
+    output: &Output,
+    settings: Settings,
+    command: impl AsyncFnOnce(&Context) -> Result<Exit, Failure>,
+) -> Result<Exit, Failure> {
+    let client = Client::new(&settings, output.instants.clone())?.asking(!output.json);
+    let context = Context { output: output.clone(), settings, client };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let outcome = command(&context).await;
         context.client.settle().await;
         outcome
-    })
+    });
+    // A read of standard input that nobody waits for any more ends with the process.
+    runtime.shutdown_background();
+    outcome
 }

@@ -166,6 +166,7 @@ fn sight(runtime: &Runtime, epoch: u64) -> Sight {
                 Some("idle") => "nobody used it, and it went to sleep",
                 Some("workspace_archived") => "the workspace was archived",
                 Some("usage_cap") => "the organization's cap on usage is reached",
+                Some("secret_rotated") => "a secret has another version, and it is started again",
                 Some("person") => "somebody put it to sleep",
                 Some(_) | None => "it was put to sleep",
             }

@@ -16,6 +16,7 @@ use super::here;
 use super::instant::parse_length;
 use super::manifest_file::ManifestFile;
 use super::output::{Output, cell};
+use super::secret;
 use super::session::shown;
 use super::wake;
 
@@ -112,7 +113,7 @@ pub(super) struct Meant {
 }
 
 impl Meant {
-    async fn find(&self, context: &Context, org: &str) -> Result<String, Failure> {
+    pub(super) async fn find(&self, context: &Context, org: &str) -> Result<String, Failure> {
         here::meant(context, org, self.workspace.as_deref(), Path::new(".")).await
     }
 }
@@ -130,8 +131,14 @@ pub(super) async fn run(context: &Context, arguments: WorkspaceArguments) -> Res
             let name = meant.find(context, org).await?;
             let workspace = client.get(&["v1", "orgs", org, "workspaces", &name], &[]).await?.body;
             let runtime = client.get(&["v1", "orgs", org, "workspaces", &name, "runtime"], &[]).await?.body;
-            let both = json!({ "workspace": workspace, "runtime": runtime });
-            let card = card(output, &workspace, &runtime)?;
+            let mut both = json!({ "workspace": workspace, "runtime": runtime });
+            let mut card = card(output, &workspace, &runtime)?;
+            if workspace["archived_at"].is_null() {
+                let secrets = client.get(&["v1", "orgs", org, "workspaces", &name, "secrets"], &[]).await?.body;
+                card.push_str(&secret::stale(output, &secrets));
+                card.push_str(&secret::refused(output, &secrets));
+                both["secrets"] = secrets;
+            }
             output.result(&both, || card)?;
         }
         WorkspaceVerb::Access { meant, at } => {

@@ -22,13 +22,14 @@ use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
 use envforge_reactors::{HostMachine, RuntimeReactor, SharedWorld};
+use envforge_runtime::secret_store::SecretStore;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
-use super::usable;
+use super::{roles, usable};
 
 /// Handshakes at the same time: certificates cost a signature each.
 const HANDSHAKES_MAX: usize = 256;
@@ -48,6 +49,8 @@ pub(crate) struct Agents {
     pub(crate) certificate_lifetime: Millis,
     /// What follows a host label in a public address.
     pub(crate) public_authority: String,
+    /// Where values of secrets are read, which a wake's order then carries to its host.
+    pub(crate) secret_store: Option<Arc<dyn SecretStore>>,
 }
 
 /// How long agents' certificates live, from the command line.
@@ -71,6 +74,7 @@ struct Desk {
     world: SharedWorld,
     certificate_lifetime: Millis,
     public_authority: String,
+    secret_store: Option<Arc<dyn SecretStore>>,
     connected: Arc<Connected>,
 }
 
@@ -133,6 +137,7 @@ pub(crate) async fn start(
         world: world.clone(),
         certificate_lifetime: agents.certificate_lifetime,
         public_authority: agents.public_authority,
+        secret_store: agents.secret_store,
         connected: Arc::default(),
     };
     let (watching, stop) = (desk.clone(), running.stop.clone());
@@ -340,6 +345,7 @@ impl Desk {
             Arc::clone(&self.plane.clock),
             self.public_authority.clone(),
         );
+        let reactor = roles::with_secrets(reactor, self.secret_store.clone());
         let ending = closed.clone();
         let reacting = async {
             // The world says itself why it ended, and the process with it.

@@ -10,12 +10,14 @@ use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
 use envforge_runtime::LocalHost;
+use envforge_runtime::secret_store::SecretStore;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
-use super::sweeping;
+use super::shells::LocalShells;
+use super::{secret_store, sweeping};
 use crate::cli::failure::Failure;
 
 /// What the API needs beside the control plane.
@@ -39,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) host: Option<LocalHost>,
     /// What whoever adds a host has to know, where there is an authority for agents.
     pub(crate) agents: Option<AgentsAt>,
+    /// Where values of secrets go.
+    pub(crate) secret_store: Option<Arc<dyn SecretStore>>,
 }
 
 impl Parts {
@@ -50,6 +54,8 @@ impl Parts {
         config.agents.clone_from(&self.agents);
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
+        config.secrets = self.secret_store.clone().map(secret_store::puts);
+        config.shells = self.host.clone().map(|host| envforge_api::Shells::new(LocalShells(host)));
         Ok(config)
     }
 }

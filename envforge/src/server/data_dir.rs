@@ -76,6 +76,10 @@ impl DataDir {
         self.0.join("runtime")
     }
 
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.0.join("secrets")
+    }
+
     pub(crate) fn demo(&self) -> PathBuf {
         self.0.join("demo")
     }

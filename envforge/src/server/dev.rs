@@ -34,6 +34,7 @@ use super::first_password::FirstPassword;
 use super::known_log::{KnownLog, Memory};
 use super::provider::{self, ProviderArgs};
 use super::running::{self, Running};
+use super::secret_store::StoreName;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, demo_repository, open_files, roles, usable};
@@ -46,6 +47,10 @@ pub(crate) struct DevArgs {
     /// Where everything is kept. Default: this user's data directory.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_DATA")]
     data: Option<PathBuf>,
+    /// Where workspaces run. As root, and where others can enter its parents, each service has a user of its own
+    /// [default: `runtime` in the data directory, which nobody else enters].
+    #[arg(long, value_name = "DIR")]
+    runtime: Option<PathBuf>,
     /// Where the API listens; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
@@ -92,6 +97,8 @@ struct Started {
     agents: String,
     data_dir: PathBuf,
     runtime_dir: PathBuf,
+    /// Whether each service has a user of its own.
+    own_users: bool,
     owner_email: String,
     owner_password: Option<Secret>,
     demo: Option<Demo>,
@@ -160,11 +167,21 @@ async fn start(
     running.gateway = Some(gateway);
     let public_authority = gateway_origin.trim_start_matches("http://").to_owned();
     let world = roles::start_world(running, &plane);
-    let host = roles::start_reactors(running, &plane, &world, &data.runtime(), public_authority.clone()).await?;
+    let runtime = match &args.runtime {
+        Some(directory) => {
+            std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+            directory.canonicalize().with_context(|| directory.display().to_string())?
+        }
+        None => data.runtime(),
+    };
+    let secret_store = StoreName::File(data.secrets()).open().await?;
+    let store = Some(Arc::clone(&secret_store));
+    let host =
+        roles::start_reactors(running, &plane, &world, &runtime, public_authority.clone(), store.clone()).await?;
     let authority = agents::authority(&data.keys(), plane.clock.now())?;
     let fingerprint = authority.fingerprint();
     let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
-    let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority };
+    let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store: store };
     let agents = agents::start(running, &plane, &world, authority, listen).await?.to_string();
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
@@ -180,8 +197,9 @@ async fn start(
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.
         local_repositories: true,
-        host: Some(host),
         agents: Some(envforge_api::AgentsAt { authority: fingerprint, address: Some(agents.clone()) }),
+        host: Some(host.clone()),
+        secret_store: Some(secret_store),
     };
     api::start(running, &plane, parts, listener)?;
     roles::report_activity(running, &plane, activity);
@@ -200,7 +218,8 @@ async fn start(
         gateway: gateway_origin,
         agents,
         data_dir: data.path().to_path_buf(),
-        runtime_dir: data.runtime(),
+        own_users: host.unix_users().is_some(),
+        runtime_dir: runtime,
         owner_email: owner.email.as_str().to_owned(),
         owner_password,
         demo,
@@ -274,10 +293,14 @@ impl Started {
                 text.push_str(&format!("\nNext, in a Git repository with an envforge.yml:\n\n{login}  envforge up\n"))
             }
         }
-        text.push_str(
-            "\nOne organization, this one machine. Services run as you do: the code of a branch can read your files, the \
-             data above included.\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.",
-        );
+        text.push_str(match self.own_users {
+            true => "\nOne organization, this one machine. Each service runs as a user of its own.",
+            false => {
+                "\nOne organization, this one machine. Services run as you do: the code of a branch can read your files, the \
+                 data above included."
+            }
+        });
+        text.push_str("\nPlain http on localhost; sessions use a cookie without Secure. Ctrl-C stops everything.");
         text
     }
 }

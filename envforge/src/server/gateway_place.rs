@@ -148,6 +148,8 @@ impl Elsewhere {
             }
             RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
             | RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::Ready { .. }
             | RuntimeEvent::LeaseRenewed { .. }

@@ -24,7 +24,9 @@ mod provider;
 pub(crate) mod recovery;
 mod roles;
 mod running;
+mod secret_store;
 pub(crate) mod serve;
+mod shells;
 mod stop;
 mod sweeping;
 mod telemetry;
@@ -63,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_role_fails_with_the_exit_codes_of_every_other_command() {
-        let exit = |error: anyhow::Error| failure(error).exit() as u8;
+        let exit = |error: anyhow::Error| failure(error).exit().code();
         let unavailable = anyhow::Error::from(LogError::Unavailable("refused".to_owned()));
         assert_eq!(exit(unavailable.context("the timers")), 6);
         assert_eq!(exit(anyhow::Error::from(Failure::usage("x", "")).context("while starting")), 2);

@@ -9,12 +9,18 @@ use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
-use envforge_reactors::{HostMachine, MACHINE_ID, RootReactor, RuntimeReactor, SharedWorld, Timers};
-use envforge_runtime::LocalHost;
+use envforge_reactors::{
+    HostMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, SharedWorld, Timers, tell_shell_leftovers,
+};
+use envforge_runtime::secret_store::SecretStore;
+use envforge_runtime::{LocalHost, UnixUsers};
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
 use super::{activity, denials};
+
+/// Where this machine keeps whose user ids are whose, over all state directories.
+const UNIX_USERS: &str = "/var/lib/envforge-users";
 
 /// The data plane.
 pub(crate) async fn start_gateway(
@@ -99,6 +105,10 @@ pub(crate) async fn open_host(mut config: envforge_runtime::Config) -> anyhow::R
     }
     // This very program, whatever became of its file since.
     config.root_guard = Some("/proc/self/exe".into());
+    config.unix_users = Some(UNIX_USERS.into());
+    if let Err(why) = UnixUsers::supported(&config.state_dir) {
+        tracing::warn!(%why, "services run as EnvForge's own user: one can read another's secrets (docs/secrets.md)");
+    }
     let (host, leftovers) = LocalHost::open(config).await?;
     for leftover in leftovers {
         tracing::warn!(
@@ -117,6 +127,7 @@ pub(crate) async fn start_reactors(
     world: &SharedWorld,
     state_dir: &Path,
     public_authority: String,
+    secret_store: Option<Arc<dyn SecretStore>>,
 ) -> anyhow::Result<LocalHost> {
     let host = open_host(envforge_runtime::Config::new(state_dir)).await?;
     let machine = HostMachine::open(state_dir, Path::new(MACHINE_ID))?;
@@ -128,15 +139,32 @@ pub(crate) async fn start_reactors(
         Arc::clone(&plane.clock),
         public_authority,
     );
+    let reactor = with_secrets(reactor, secret_store);
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
     let root = RootReactor::new(commands, hot, host.clone(), clock);
     let (reactor_stop, root_stop) = (running.stop.clone(), running.stop.clone());
+    let telling = tell_shell_leftovers(plane.commands.clone(), host.clone(), Arc::clone(&plane.clock));
+    let (shells_stop, stopped) = (running.stop.clone(), running.stop.clone());
+    running.essential.spawn("ends of former shells", async move {
+        shells_stop.run_until_cancelled(telling).await;
+        // There is nothing more to do, and no reason to end.
+        stopped.cancelled().await;
+        Ok(())
+    });
     running.essential.spawn("the root reactor", async move {
         root.run(root_stop).await;
         Ok(())
     });
     running.essential.spawn("the runtime reactor", async move { Ok(reactor.run(reactor_stop).await?) });
     Ok(host)
+}
+
+/// Gives a reactor the process's secret store, where it has one.
+pub(crate) fn with_secrets(reactor: RuntimeReactor, store: Option<Arc<dyn SecretStore>>) -> RuntimeReactor {
+    match store {
+        Some(store) => reactor.with_secrets(SecretResolver::new(store)),
+        None => reactor,
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the binary hands a few of its own variables to what it starts")]

@@ -37,6 +37,7 @@ use super::gateway_place::GatewayPlace;
 use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
 use super::provider::ProviderArgs;
 use super::running::{self, Running};
+use super::secret_store::StoreName;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, open_files, provider, roles, usable};
@@ -152,6 +153,9 @@ pub(crate) struct ServeArgs {
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
+    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS. The API puts them, reactors and agents read them: all need the same one.
+    #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
+    secret_store: Option<StoreName>,
     /// Where gateway and reactors keep how far they have followed the log. Default: `state` in the folder of the keys.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_STATE")]
     state: Option<PathBuf>,
@@ -435,6 +439,12 @@ async fn start(
         running.gateway = Some(started);
         roles::report_activity(running, &plane, activity);
     }
+    let secret_store = match &args.secret_store {
+        Some(name) if has(RoleName::Api) || has(RoleName::Reactors) || has(RoleName::Agents) => {
+            Some(name.open().await?)
+        }
+        Some(_) | None => None,
+    };
     let mut host = None;
     let world = match has(RoleName::Reactors) || has(RoleName::Agents) {
         true => Some(roles::start_world(running, &plane)),
@@ -443,14 +453,15 @@ async fn start(
     if let (Some(world), true) = (&world, has(RoleName::Agents)) {
         let authority = agents::authority(&args.stores.keys, plane.clock.now())?;
         let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
-        let public_authority = public.authority.clone();
-        let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority };
+        let (public_authority, secret_store) = (public.authority.clone(), secret_store.clone());
+        let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store };
         let address = agents::start(running, &plane, world, authority, listen).await?;
         addresses.insert("agents".to_owned(), address.to_string().into());
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
-        host = Some(roles::start_reactors(running, &plane, world, &args.runtime, public.authority.clone()).await?);
+        let (authority, store) = (public.authority.clone(), secret_store.clone());
+        host = Some(roles::start_reactors(running, &plane, world, &args.runtime, authority, store).await?);
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
@@ -470,6 +481,7 @@ async fn start(
             agents: keys
                 .agents_authority()?
                 .map(|authority| envforge_api::AgentsAt { authority, address: args.agents_address.clone() }),
+            secret_store,
         };
         api::start(running, &plane, parts, listener)?;
         addresses.insert("api".to_owned(), format!("http://{address}").into());

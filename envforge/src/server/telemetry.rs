@@ -20,12 +20,20 @@ pub(crate) enum LogFormat {
 /// Between two foldings of what was measured. Without them every single measurement is kept until somebody asks.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Libraries whose finer traces hold the content of shells: never shown, whatever the filter says.
+const CONTENT_CARRIERS: [&str; 3] = ["tungstenite", "tokio_tungstenite", "russh"];
+
 /// Installs the process's tracing subscriber and metrics recorder, and keeps the latter small. Once per process, within
 /// its runtime.
 pub(crate) fn install(filter: &str, format: LogFormat) -> anyhow::Result<PrometheusHandle> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Failure::usage(format!("`{filter}` is not a log filter: {error}"), "for example `info,envforge_gateway=debug`")
     })?;
+    // What these carry is what people type and see. They would tell it word by word.
+    let filter = CONTENT_CARRIERS.iter().fold(filter, |filter, target| {
+        let no_content = format!("{target}=info").parse().expect("the directive is a literal");
+        filter.add_directive(no_content)
+    });
     // Standard error may be a terminal that was closed; then nothing is left to say anything to.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);

@@ -66,6 +66,60 @@ async fn a_workspace_wakes_on_an_agents_host_and_outlives_the_control_plane() {
     .await;
 }
 
+/// Each service writes what it found in its environment when it started.
+const WITH_SECRETS: &str = "\
+version: 1
+services:
+  web:
+    command: env > \"$ENVFORGE_DATA_DIR/web.env\"; exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
+    route: { web: {} }
+    readiness: { http: /, interval: 100ms, deadline: 60s }
+    secrets: [API_KEY]
+  worker:
+    command: env > \"$ENVFORGE_DATA_DIR/worker.env\"; exec sleep 100000
+    readiness: { none: true }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_reach_services_on_an_agents_host_and_a_new_version_restarts_them() {
+    let (site, dev) = Site::new();
+    let token = site.enrolment("builder");
+    let agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    site.commit(WITH_SECRETS);
+    let told = site.refused(&["up"]);
+    assert!(told.contains("API_KEY"), "{told}");
+    assert!(!site.dir.join("builder/runtime/workspaces").read_dir().is_ok_and(|mut places| places.next().is_some()));
+    site.set_secret("API_KEY", "first-value-of-the-key", &["--on-rotation", "restart"]);
+    site.json(&["up"]);
+    let environment = |service: &str| {
+        let place = std::fs::read_dir(site.dir.join("builder/runtime/workspaces")).unwrap().next().unwrap().unwrap();
+        std::fs::read_to_string(place.path().join(format!("data/{service}.env"))).unwrap()
+    };
+    assert!(environment("web").contains("API_KEY=first-value-of-the-key\n"), "{}", environment("web"));
+    assert!(!environment("worker").contains("API_KEY"), "{}", environment("worker"));
+
+    site.set_secret("API_KEY", "second-value-of-the-key", &["--on-rotation", "restart"]);
+    wait_until("the start with the new version", DEADLINE, || {
+        environment("web").contains("API_KEY=second-value-of-the-key\n")
+    });
+    site.until_phase("ready").await;
+    assert!(!environment("worker").contains("API_KEY"), "{}", environment("worker"));
+    for told in [agent.stdout(), agent.stderr(), dev.stdout(), dev.stderr(), site.shown(&["audit", "replay", "--json"])]
+    {
+        assert!(!told.contains("value-of-the-key"), "{told}");
+    }
+    for file in ["web", "worker"].map(|service| format!("{service}.env")) {
+        let place = std::fs::read_dir(site.dir.join("builder/runtime/workspaces")).unwrap().next().unwrap().unwrap();
+        std::fs::remove_file(place.path().join("data").join(file)).unwrap();
+    }
+    // Neither the agent nor what it keeps of a runtime writes a value down.
+    let grep =
+        std::process::Command::new("grep").args(["-rl", "value-of-the-key"]).arg(site.dir.join("builder")).output();
+    let found = grep.unwrap().stdout;
+    assert!(found.is_empty(), "{}", String::from_utf8_lossy(&found));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_network_ends_nothing_and_a_killed_agent_is_lost_at_its_last_word() {
     let (site, _dev) = Site::new();
@@ -164,5 +218,7 @@ async fn a_token_works_once_and_a_certificate_for_as_long_as_it_says() {
     let token = site.enrolment("builder");
     let _agent = site.agent("builder", &site.at(), Some(&token));
     site.until_host("builder", "active").await;
+    // It says itself that nothing of that runs any more.
+    site.until_phase("asleep").await;
     site.json(&["up"]);
 }

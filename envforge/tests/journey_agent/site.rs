@@ -96,13 +96,28 @@ impl Site {
     }
 
     fn repository(&self) {
-        let root = self.dir.join("orders");
-        std::fs::create_dir_all(&root).unwrap();
-        std::fs::write(root.join("envforge.yml"), MANIFEST).unwrap();
+        std::fs::create_dir_all(self.dir.join("orders")).unwrap();
+        self.git(&["init", "-q", "-b", "main"]);
+        self.commit(MANIFEST);
+    }
+
+    /// Commits a manifest.
+    pub(crate) fn commit(&self, manifest: &str) {
+        std::fs::write(self.dir.join("orders/envforge.yml"), manifest).unwrap();
+        self.git(&["add", "."]);
+        self.git(&["commit", "-q", "-m", "one"]);
+    }
+
+    fn git(&self, args: &[&str]) {
         let author = ["-c", "user.name=Dana", "-c", "user.email=dana@acme.example", "-c", "commit.gpgsign=false"];
-        for args in [&["init", "-q", "-b", "main"][..], &["add", "."], &["commit", "-q", "-m", "one"]] {
-            assert!(Command::new("git").args(author).args(args).current_dir(&root).status().unwrap().success());
-        }
+        let mut git = Command::new("git");
+        assert!(git.args(author).args(args).current_dir(self.dir.join("orders")).status().unwrap().success());
+    }
+
+    /// Sets a secret of the project.
+    pub(crate) fn set_secret(&self, name: &str, value: &str, more: &[&str]) {
+        let output = self.client(&[&["secret", "set", name, "--project", "orders"], more].concat(), value);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     fn login(&self) {
@@ -135,6 +150,13 @@ impl Site {
         let output = self.client(args, "");
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
+        let output = self.client(args, "");
+        assert_ne!(output.status.code(), Some(0), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// Issues an enrolment for a host; the file with its token.

@@ -12,6 +12,7 @@ use envforge_testkit::{TestDir, TestProcess};
 use serde_json::Value;
 
 use crate::canary::{Canaries, plain, rich};
+use crate::secrets;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const OWNER: &str = "owner@envforge.localhost";
@@ -91,6 +92,14 @@ pub(crate) fn dev(place: &Path, more: impl FnOnce(&mut Command)) -> (TestProcess
         out.contains('\n').then(|| serde_json::from_str(out.lines().next().unwrap()).unwrap())
     });
     (process, started)
+}
+
+/// The output of a command that reads `input`.
+pub(crate) fn with_input(mut command: Command, input: &str) -> Vec<u8> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().stdout
 }
 
 impl World {
@@ -175,9 +184,13 @@ impl World {
         self.saw_files(&data, |name| name.starts_with("credentials.sqlite"));
     }
 
-    /// Everything that a service's processes were started with.
-    pub(crate) fn saw_processes(&mut self) {
-        let own = self.dev.id();
+    /// What runs below EnvForge, each with its environment.
+    pub(crate) fn processes(&self) -> Vec<(u32, Vec<u8>)> {
+        let read = |pid: u32| (pid, std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default());
+        self.below(self.dev.id()).into_iter().map(read).collect()
+    }
+
+    fn below(&self, own: u32) -> Vec<u32> {
         let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
             .unwrap()
             .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
@@ -194,8 +207,15 @@ impl World {
             below.extend(parents.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
             next += 1;
         }
+        below.remove(0);
+        below
+    }
+
+    /// Everything that a service's processes were started with.
+    pub(crate) fn saw_processes(&mut self) {
+        let own = self.dev.id();
         let mut services = 0;
-        for pid in below.into_iter().skip(1) {
+        for pid in self.below(own) {
             for file in ["cmdline", "environ"] {
                 let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
                 services += usize::from(bytes.windows(17).any(|word| word == b"ENVFORGE_RUNTIME="));
@@ -351,6 +371,7 @@ impl World {
             ("probed", manifest("exec python3 serve.py", "command: sh probe.sh, interval: 100ms, deadline: 1s", "")),
             ("asked", manifest("exec python3 serve.py", "http: /unready, interval: 100ms, deadline: 8s", "")),
             ("pasted", manifest("exec true", "http: /", &format!("    secrets: [{secret}]\n"))),
+            ("kept", manifest("exec python3 serve.py", "http: /, deadline: 30s", &with_secrets())),
         ] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
             std::fs::write(root.join(folder).join("envforge.yml"), manifest).unwrap();
@@ -399,6 +420,12 @@ fn secret_in(prefix: &str, text: &str) -> String {
 /// Who asks to share a link gets its URL.
 fn may_share(args: &[&str]) -> bool {
     matches!(args, ["link", "create" | "rotate" | "handoff", ..])
+}
+
+/// The rest of a manifest whose two services declare secrets.
+fn with_secrets() -> String {
+    let [web, worker] = secrets::SERVICES.map(secrets::declared);
+    format!("{web}  worker:\n    command: exec sleep 100000\n    readiness: {{ none: true }}\n{worker}")
 }
 
 fn manifest(command: &str, readiness: &str, more: &str) -> String {

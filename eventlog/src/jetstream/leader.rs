@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{ContextBuilder, RequestErrorKind};
+use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{self, Info, LastRawMessageErrorKind, RawMessageError, State, Stream};
 use bytes::Bytes;
 use envforge_domain::commit::{Position, Recorded, StreamId};
 use envforge_domain::time::UnixMillis;
+use futures_util::StreamExt as _;
 use tokio::sync::{Mutex, watch};
 
 use super::config::{self, Config};
@@ -101,7 +102,7 @@ impl Leader {
             .map_err(|error| LogError::Open(format!("stream `{}`: {error}", config.stream)))?;
         let wanted = definition::wanted(&config.stream, &config.subject_prefix, config.replicas);
         let connection = connection(&client);
-        let info = found_or_made(&context, config, &wanted).await?;
+        let info = found_or_made(&client, &context, config, &wanted).await?;
         let drift = definition::unsafe_drift(&info.config, &wanted);
         if !drift.is_empty() {
             return Err(LogError::Open(format!(
@@ -202,14 +203,18 @@ impl Leader {
 
     async fn ask(&self) -> Result<Word, LogError> {
         let (asked, connection) = (Instant::now(), connection(&self.client));
-        let info = request_info(&self.context, &self.name).await?.ok_or_else(|| self.gone())?;
+        let info = request_info(&self.client, info_subject(&self.name), self.request_timeout);
+        let info = info.await?.ok_or_else(|| self.gone())?;
         let found = identity(&info);
         if found != self.identity {
             let expected = self.identity.clone();
             return Err(self.replaced(NotTheSameLog::Identity { expected, found }));
         }
         if unsettled(&info.state) {
-            return Err(LogError::Unavailable("the server's count of the stream is not settled yet".to_owned()));
+            let State { messages, last_sequence, .. } = info.state;
+            return Err(LogError::Unavailable(format!(
+                "the server's count of the stream is not settled: {messages} commits up to position {last_sequence}"
+            )));
         }
         match missing(&info.state) {
             Some(missing) => Err(LogError::NotTheSameLog(missing)),
@@ -260,10 +265,15 @@ fn connection(client: &async_nats::Client) -> u64 {
 }
 
 /// The stream as it stands, made where there was none. A cluster that just started may need a moment to elect leaders.
-async fn found_or_made(context: &Context, config: &Config, wanted: &stream::Config) -> Result<Info, LogError> {
+async fn found_or_made(
+    client: &async_nats::Client,
+    context: &Context,
+    config: &Config,
+    wanted: &stream::Config,
+) -> Result<Info, LogError> {
     let deadline = Instant::now() + config.open_timeout;
     loop {
-        let trouble = match request_info(context, &config.stream).await {
+        let trouble = match request_info(client, info_subject(&config.stream), config.request_timeout).await {
             Ok(Some(info)) => return Ok(info),
             // Another process may make it in the same moment: what stands there afterwards decides.
             Ok(None) => match context.create_stream(wanted).await {
@@ -280,16 +290,57 @@ async fn found_or_made(context: &Context, config: &Config, wanted: &stream::Conf
     }
 }
 
-/// `None` where there is no such stream.
-async fn request_info(context: &Context, name: &str) -> Result<Option<Info>, LogError> {
-    match context.request(format!("STREAM.INFO.{name}"), &serde_json::json!({})).await {
-        Ok(Response::Ok(info)) => Ok(Some(info)),
-        Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-        Ok(Response::Err { error }) => Err(LogError::Unavailable(error.to_string())),
-        Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(LogError::Unavailable(
-            "JetStream does not answer: is it enabled, and has the cluster a leader?".to_owned(),
-        )),
-        Err(error) => Err(LogError::Unavailable(with_source(&error))),
+fn info_subject(stream: &str) -> String {
+    format!("$JS.API.STREAM.INFO.{stream}")
+}
+
+/// Asks for a stream's state until `timeout`. `None` where there is no such stream.
+///
+/// INVARIANT: what is believed comes from the stream's leader. A server whose copy knows of no leader answers as well, with
+/// what it has, and often before the leader that there is (seen with 2.15.1 after a kill -9).
+async fn request_info(
+    client: &async_nats::Client,
+    subject: String,
+    timeout: Duration,
+) -> Result<Option<Info>, LogError> {
+    let request = async_nats::Request::new().timeout(Some(timeout));
+    let first = client.send_request(subject.clone(), request).await.map_err(|error| match error.kind() {
+        async_nats::RequestErrorKind::NoResponders => {
+            LogError::Unavailable("JetStream does not answer: is it enabled, and has the cluster a leader?".to_owned())
+        }
+        _ => LogError::Unavailable(with_source(&error)),
+    })?;
+    if let Some(word) = leaders_word(&first.payload) {
+        return word;
+    }
+    let unavailable = |error: &dyn std::error::Error| LogError::Unavailable(with_source(error));
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(&error))?;
+    client.publish_with_reply(subject, inbox, Bytes::new()).await.map_err(|error| unavailable(&error))?;
+    let answered = tokio::time::timeout(timeout, async {
+        while let Some(answer) = answers.next().await {
+            if let Some(word) = leaders_word(&answer.payload) {
+                return word;
+            }
+        }
+        Err(LogError::Unavailable("the connection was closed".to_owned()))
+    });
+    answered.await.unwrap_or_else(|_| Err(LogError::Unavailable("the stream has no leader at the moment".to_owned())))
+}
+
+/// `None` for an answer that does not come from a leader.
+fn leaders_word(answer: &[u8]) -> Option<Result<Option<Info>, LogError>> {
+    match serde_json::from_slice::<Response<Info>>(answer) {
+        Ok(Response::Ok(info)) => {
+            let leaderless = info.cluster.as_ref().is_some_and(|cluster| cluster.leader.is_none());
+            (!leaderless).then_some(Ok(Some(info)))
+        }
+        Ok(Response::Err { error }) => match error.error_code() {
+            ErrorCode::STREAM_NOT_FOUND => Some(Ok(None)),
+            ErrorCode::CLUSTER_NOT_AVAILABLE => None,
+            _ => Some(Err(LogError::Unavailable(error.to_string()))),
+        },
+        Err(error) => Some(Err(LogError::Unavailable(format!("the server's word of the stream: {error}")))),
     }
 }
 
@@ -331,13 +382,66 @@ pub(super) fn with_source(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    fn state(first: u64, last: u64, messages: u64) -> State {
+    /// A server's word, from a copy of the stream that ends there.
+    fn word(leader: Option<&str>, last: u64) -> Bytes {
+        let config = serde_json::json!({
+            "name": "LOG", "subjects": ["log.>"], "retention": "limits", "max_consumers": -1, "max_msgs": -1,
+            "max_bytes": -1, "discard": "new", "max_age": 0, "max_msgs_per_subject": -1, "max_msg_size": -1,
+            "storage": "file", "num_replicas": 3, "duplicate_window": 120_000_000_000_u64, "allow_direct": true,
+        });
         let at = "2026-11-24T00:00:00Z";
-        serde_json::from_value(serde_json::json!({
+        let mut cluster = serde_json::json!({ "name": "test", "replicas": [] });
+        if let Some(leader) = leader {
+            cluster["leader"] = leader.into();
+        }
+        let word = serde_json::json!({
+            "type": "io.nats.jetstream.api.v1.stream_info_response", "created": at, "ts": at, "config": config,
+            "state": counted(1, last, last), "cluster": cluster,
+        });
+        word.to_string().into()
+    }
+
+    /// Two servers of a cluster in one process: the real ones do this for a moment that nobody can wait for.
+    async fn answered_by(words: Vec<Bytes>) -> Result<Option<Info>, LogError> {
+        let server = envforge_testkit::NatsServer::start();
+        let client = async_nats::connect(server.url()).await.expect("the server listens");
+        let mut asked = client.subscribe("word").await.expect("it is connected");
+        let answering = client.clone();
+        tokio::spawn(async move {
+            while let Some(question) = asked.next().await {
+                let to = question.reply.expect("whoever asks names where to");
+                for word in &words {
+                    answering.publish(to.clone(), word.clone()).await.expect("it is connected");
+                }
+            }
+        });
+        client.flush().await.expect("it is connected");
+        request_info(&client, "word".to_owned(), Duration::from_millis(500)).await
+    }
+
+    #[tokio::test]
+    async fn the_word_of_a_server_that_knows_of_no_leader_is_not_taken_for_the_leaders() {
+        let not_available: Bytes =
+            r#"{"type":"error","error":{"code":503,"err_code":10008,"description":"no leader"}}"#.into();
+        let (stale, fresh) = (word(None, 4), word(Some("b"), 9));
+        for words in [vec![stale.clone(), fresh.clone()], vec![not_available, fresh.clone()], vec![fresh]] {
+            let info = answered_by(words).await.expect("the leader has answered").expect("there is a stream");
+            assert_eq!(info.state.last_sequence, 9);
+        }
+        let nobody = answered_by(vec![stale]).await;
+        assert!(matches!(&nobody, Err(LogError::Unavailable(reason)) if reason.contains("no leader")), "{nobody:?}");
+    }
+
+    fn state(first: u64, last: u64, messages: u64) -> State {
+        serde_json::from_value(counted(first, last, messages)).expect("the fields that a server sends")
+    }
+
+    fn counted(first: u64, last: u64, messages: u64) -> serde_json::Value {
+        let at = "2026-11-24T00:00:00Z";
+        serde_json::json!({
             "messages": messages, "bytes": 0, "first_seq": first, "first_ts": at, "last_seq": last, "last_ts": at,
             "consumer_count": 0,
-        }))
-        .expect("the fields that a server sends")
+        })
     }
 
     #[test]

@@ -222,8 +222,14 @@ pub(super) fn parse_actor(text: &str) -> Result<Actor, DecodeError> {
     if parts.next().is_some() { Err(unknown()) } else { Ok(actor) }
 }
 
-const COMPONENTS: [Component; 5] =
-    [Component::Setup, Component::Gateway, Component::RuntimeReactor, Component::Timer, Component::Identity];
+const COMPONENTS: [Component; 6] = [
+    Component::Setup,
+    Component::Gateway,
+    Component::RuntimeReactor,
+    Component::Timer,
+    Component::Identity,
+    Component::Fleet,
+];
 
 const fn component_token(component: Component) -> &'static str {
     match component {
@@ -232,5 +238,6 @@ const fn component_token(component: Component) -> &'static str {
         Component::RuntimeReactor => "runtime_reactor",
         Component::Timer => "timer",
         Component::Identity => "identity",
+        Component::Fleet => "fleet",
     }
 }

@@ -6,12 +6,12 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    DecodeError, claim, decision, denial, dev_link, host, organization, project, root_window, runtime, service_token,
-    upcast, user, workspace,
+    DecodeError, claim, decision, denial, dev_link, host, job_run, machine, organization, project, root_window,
+    runtime, secrets, service_token, shell, upcast, user, workspace,
 };
 
 /// The current types, aggregate by aggregate.
-pub(super) const TYPES: [&[&str]; 12] = [
+pub(super) const TYPES: [&[&str]; 16] = [
     organization::TYPES,
     user::TYPES,
     project::TYPES,
@@ -24,6 +24,10 @@ pub(super) const TYPES: [&[&str]; 12] = [
     decision::TYPES,
     service_token::TYPES,
     root_window::TYPES,
+    secrets::TYPES,
+    shell::TYPES,
+    job_run::TYPES,
+    machine::TYPES,
 ];
 
 /// The type under which an event is stored and shown to auditors, with its version: `dev_link.issued.v1`.
@@ -41,6 +45,10 @@ pub fn event_type(event: &Event) -> &'static str {
         Event::Decision(event) => decision::event_type(event),
         Event::ServiceToken(event) => service_token::event_type(event),
         Event::RootWindow(event) => root_window::event_type(event),
+        Event::Secrets(event) => secrets::event_type(event),
+        Event::Shell(event) => shell::event_type(event),
+        Event::JobRun(event) => job_run::event_type(event),
+        Event::Machine(event) => machine::event_type(event),
     }
 }
 
@@ -66,6 +74,10 @@ impl Serialize for Data<'_> {
             Event::Decision(event) => decision::serialize(event, serializer),
             Event::ServiceToken(event) => service_token::serialize(event, serializer),
             Event::RootWindow(event) => root_window::serialize(event, serializer),
+            Event::Secrets(event) => secrets::serialize(event, serializer),
+            Event::Shell(event) => shell::serialize(event, serializer),
+            Event::JobRun(event) => job_run::serialize(event, serializer),
+            Event::Machine(event) => machine::serialize(event, serializer),
         }
     }
 }
@@ -103,6 +115,10 @@ fn decode_current(event_type: &str, data: &str) -> Option<Result<Event, serde_js
         "decision" => decision::decode(event_type, data)?.map(Event::Decision),
         "service_token" => service_token::decode(event_type, data)?.map(Event::ServiceToken),
         "root_window" => root_window::decode(event_type, data)?.map(Event::RootWindow),
+        "secrets" => secrets::decode(event_type, data)?.map(Event::Secrets),
+        "shell" => shell::decode(event_type, data)?.map(Event::Shell),
+        "job" => job_run::decode(event_type, data)?.map(Event::JobRun),
+        "machine" => machine::decode(event_type, data)?.map(Event::Machine),
         _ => return None,
     })
 }

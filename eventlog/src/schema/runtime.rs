@@ -6,6 +6,7 @@ use envforge_domain::ids::{HostId, LinkId, ProjectId, SessionId, UserId, Workspa
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
 };
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretName, SecretOwner, SecretProblem};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -23,6 +24,14 @@ events! {
         "runtime.wake_queued.v1" => WakeQueued { cause: WakeCause = "cause" },
         "runtime.host_chosen.v1" => HostChosen { epoch: Epoch = "epoch", host: HostId = "host" },
         "runtime.stage_reached.v1" => StageReached { epoch: Epoch = "epoch", stage: WakeStage = "stage" },
+        "runtime.secrets_resolved.v1" => SecretsResolved {
+            epoch: Epoch = "epoch",
+            consumed: Vec<ConsumedSecret> = "consumed",
+        },
+        "runtime.secrets_refused.v1" => SecretsRefused {
+            epoch: Epoch = "epoch",
+            refused: Vec<RefusedSecret> = "refused",
+        },
         "runtime.ready.v1" => Ready {
             epoch: Epoch = "epoch",
             commit: String = "commit",
@@ -82,6 +91,7 @@ kinds! {
         "workspace_archived" => WorkspaceArchived,
         "shutdown" => Shutdown,
         "usage_cap" => UsageCap,
+        "secret_rotated" => SecretRotated { name: SecretName = "name" },
     }
 }
 
@@ -98,6 +108,32 @@ tokens! {
         "checking_out" => CheckingOut,
         "starting" => Starting,
         "probing" => Probing,
+    }
+}
+
+object! {
+    ConsumedSecret {
+        service: ServiceName = "service",
+        name: SecretName = "name",
+        owner: SecretOwner = "owner",
+        generation: u32 = "generation",
+        version: u64 = "version",
+    }
+}
+
+object! {
+    RefusedSecret {
+        service: ServiceName = "service",
+        name: SecretName = "name",
+        problem: SecretProblem = "problem",
+    }
+}
+
+tokens! {
+    SecretProblem {
+        "missing" => Missing,
+        "forbidden" => Forbidden,
+        "damaged" => Damaged,
     }
 }
 

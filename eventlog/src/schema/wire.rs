@@ -11,11 +11,12 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    CorrelationId, GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId,
-    TeamId, UserId, WorkspaceId,
+    CorrelationId, GatewayId, HandoffId, HostId, JobRunId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId,
+    SessionId, ShellId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
+use envforge_domain::secrets::SecretName;
 use envforge_domain::slug::{HostName, OrgSlug, ProjectSlug, ServiceName, ServiceTokenSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::de::{Error as _, Visitor};
@@ -107,7 +108,7 @@ macro_rules! plain {
     )*};
 }
 
-plain!(String, u32, bool);
+plain!(String, u32, u64, bool);
 
 /// Values that stand as what they display as.
 macro_rules! displayed {
@@ -138,6 +139,8 @@ displayed!(
     CorrelationId,
     ServiceTokenId,
     RootWindowId,
+    ShellId,
+    JobRunId,
     ServiceTokenSlug,
     HostName,
     OrgSlug,
@@ -145,6 +148,7 @@ displayed!(
     WorkspaceSlug,
     TeamSlug,
     ServiceName,
+    SecretName,
     IpAddr,
     SocketAddr,
     Role

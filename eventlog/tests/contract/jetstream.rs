@@ -22,13 +22,13 @@ async fn context(site: &Site) -> async_nats::jetstream::Context {
 }
 
 /// Kills servers in the middle of appends, while a follower reads all along; `kill` does one round.
-async fn survives(site: Site, rounds: usize, kill: fn(&Site, usize)) {
+async fn survives(site: Site, writers_count: usize, rounds: usize, kill: fn(&Site, usize)) {
     let log = site.open().await;
     let site = Arc::new(site);
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
     let left = Arc::new(AtomicU64::new(u64::MAX));
     let mut writers = JoinSet::new();
-    for writer in 0..6 {
+    for writer in 0..writers_count {
         let (log, left, acknowledged) = (log.clone(), Arc::clone(&left), Arc::clone(&acknowledged));
         writers.spawn(async move {
             write(&log, writer, &left, |append| acknowledged.lock().unwrap().push(append)).await;
@@ -70,12 +70,20 @@ async fn survives(site: Site, rounds: usize, kill: fn(&Site, usize)) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_commit_survives_kill_9_of_the_server() {
-    survives(Site::jetstream(), 6, |site, _| site.servers()[0].restart()).await;
+    survives(Site::jetstream(), 6, 6, |site, _| site.servers()[0].restart()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_commit_survives_kill_9_of_one_server_of_a_cluster_after_the_other() {
-    survives(Site::jetstream_cluster(), 4, |site, round| site.servers()[round % 3].restart()).await;
+    // Few enough that a server that comes back can catch up with them.
+    survives(Site::jetstream_cluster(), 2, 4, |site, round| {
+        site.servers()[round % 3].restart();
+        // A server that is still catching up when the next one dies makes two failures at once: seen with 2.15.1, the
+        // servers then disagree about what the stream holds, and followers end, saying so.
+        let healthy = || site.servers().iter().all(NatsServer::is_healthy);
+        envforge_testkit::wait_until("every server has the whole stream again", DEADLINE, healthy);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

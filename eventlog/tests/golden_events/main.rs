@@ -6,7 +6,10 @@
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "missing golden files are written on request")]
 
+mod machines;
 mod root_windows;
+mod secrets;
+mod shells;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -445,6 +448,10 @@ fn samples() -> Vec<Event> {
     let tokens = created.into_iter().chain([rotated, ServiceTokenEvent::Revoked { token }]);
     all.extend(tokens.map(Event::ServiceToken));
     all.extend(root_windows::samples(project, workspace, user).into_iter().map(Event::RootWindow));
+    all.extend(secrets::samples(project, workspace, user).into_iter().map(Event::Secrets));
+    all.extend(secrets::of_runtimes(epoch, project, workspace).into_iter().map(Event::Runtime));
+    all.extend(shells::samples(project, workspace, user, session));
+    all.extend(machines::samples(host, org, capacity).into_iter().map(Event::Machine));
     all
 }
 

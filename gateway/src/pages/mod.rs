@@ -19,6 +19,7 @@ use crate::config::Scheme;
 use crate::cookie;
 use crate::denial::Denial;
 use crate::host::WorkspaceHost;
+use crate::wake::why_failed;
 pub(crate) use envforge_pages::protect;
 use envforge_projections::gateway_view::{LinkView, RuntimePhase, RuntimeView};
 
@@ -138,7 +139,7 @@ struct Problem {
 
 impl WakeNews {
     pub(crate) fn new(runtime: &RuntimeView, refusal: Option<Denial>) -> Self {
-        let denial = refusal.or((runtime.phase == RuntimePhase::Failed).then_some(Denial::WakeFailed));
+        let denial = refusal.or((runtime.phase == RuntimePhase::Failed).then(|| why_failed(runtime)));
         let problem = denial.map(|denial| {
             let words = denial.words();
             Problem { code: denial.code(), title: words.title, detail: words.detail }

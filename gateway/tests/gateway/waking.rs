@@ -226,6 +226,22 @@ async fn a_wake_that_fails_or_takes_too_long_ends_the_wait() {
 }
 
 #[tokio::test]
+async fn who_waits_is_told_that_secrets_stopped_a_wake_and_not_which() {
+    let world = World::start().await;
+    let (answer, ()) = tokio::join!(world.fetch("/x"), async {
+        world.woken().await;
+        world.fail_for_a_secret("PRIVATE_NAME").await;
+    });
+    assert_eq!((answer.status, answer.code().as_str()), (502, "secrets_refused"));
+    let news = world.fetch("/.envforge/wake?seen=").await;
+    assert!(news.body.contains("needs a secret"), "{}", news.body);
+    let page = world.visit("/y").await;
+    for told in [&answer.body, &news.body, &page.body] {
+        assert!(!told.contains("PRIVATE_NAME"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_revoked_link_lets_go_of_who_waits() {
     let world = World::start().await;
     let (answer, ()) = tokio::join!(world.fetch("/x"), async {

@@ -16,6 +16,7 @@ use envforge_domain::manifest::{Manifest, PathPrefix, Probe, Readiness, Route, S
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeStage};
 use envforge_domain::secret::{Secret, TokenDigest};
+use envforge_domain::secrets::{RefusedSecret, SecretProblem};
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::user::{EmailAddress, UserEvent};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
@@ -343,6 +344,15 @@ impl World {
             reason: "the private reason".to_owned(),
         };
         self.runtime_event(vec![failed]).await;
+    }
+
+    pub(crate) async fn fail_for_a_secret(&self, name: &str) {
+        let problem = SecretProblem::Missing;
+        let refused = vec![RefusedSecret { service: "web".parse().unwrap(), name: name.parse().unwrap(), problem }];
+        let reason = RefusedSecret::told(&refused);
+        let stage = Some(WakeStage::Placed);
+        let failed = RuntimeEvent::Failed { epoch: Epoch(1), stage, reason };
+        self.runtime_event(vec![RuntimeEvent::SecretsRefused { epoch: Epoch(1), refused }, failed]).await;
     }
 
     pub(crate) async fn go_to_sleep(&self) {

@@ -109,7 +109,11 @@ impl Members {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }

@@ -259,7 +259,14 @@ fn a_runtime_is_ready_only_with_its_endpoints() {
     story.on_runtime(vec![ready, bound]);
     assert_eq!(
         *seen.borrow(),
-        RuntimeView { phase: RuntimePhase::Ready, epoch, stage: None, since: story.now, endpoints }
+        RuntimeView {
+            phase: RuntimePhase::Ready,
+            epoch,
+            stage: None,
+            since: story.now,
+            endpoints,
+            secrets_refused: false
+        }
     );
     let cause = SleepCause::Shutdown;
     story.on_runtime(vec![RuntimeEvent::SleepRequested { epoch, cause }]);

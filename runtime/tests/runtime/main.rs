@@ -10,4 +10,5 @@ mod output;
 mod readiness;
 mod sleep;
 mod supervision;
+mod users;
 mod wake;

@@ -7,11 +7,13 @@ use envforge_domain::commit::{Actor, Component, Recorded};
 use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::{Event, Visibility};
+use envforge_domain::job_run::{JobRunEvent, JobRunTerms};
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::root_window::RootWindowEvent;
 use envforge_domain::runtime::{ActivitySource, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::service_token::ServiceTokenEvent;
+use envforge_domain::shell::{ShellEvent, ShellTerms};
 use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::schema::event_type;
@@ -140,6 +142,7 @@ const fn component(component: Component) -> &'static str {
         Component::RuntimeReactor => "runtime_reactor",
         Component::Timer => "timer",
         Component::Identity => "identity",
+        Component::Fleet => "fleet",
     }
 }
 
@@ -237,6 +240,8 @@ impl AuditModel {
                 },
                 RuntimeEvent::HostChosen { .. }
                 | RuntimeEvent::StageReached { .. }
+                | RuntimeEvent::SecretsResolved { .. }
+                | RuntimeEvent::SecretsRefused { .. }
                 | RuntimeEvent::Ready { .. }
                 | RuntimeEvent::EndpointsBound { .. }
                 | RuntimeEvent::LeaseRenewed { .. }
@@ -285,13 +290,29 @@ impl AuditModel {
                 | RootWindowEvent::CommandEnded { .. }
                 | RootWindowEvent::Reviewed { .. } => {}
             },
+            Event::Shell(event) => match event {
+                ShellEvent::Connected { terms } => self.subjects.want(&terms.workspace.to_string()),
+                ShellEvent::Disconnected { user, workspace, .. } => {
+                    self.subjects.want(&user.to_string());
+                    self.subjects.want(&workspace.to_string());
+                }
+            },
+            Event::JobRun(event) => match event {
+                JobRunEvent::Started { terms } => self.subjects.want(&terms.workspace.to_string()),
+                JobRunEvent::Finished { by, workspace, .. } => {
+                    self.subjects.want(&by.to_string());
+                    self.subjects.want(&workspace.to_string());
+                }
+            },
             Event::Workspace(_)
             | Event::DevLink(_)
             | Event::User(_)
             | Event::Project(_)
             | Event::Host(_)
+            | Event::Machine(_)
             | Event::Claim(_)
-            | Event::Decision(_) => {}
+            | Event::Decision(_)
+            | Event::Secrets(_) => {}
         }
     }
 
@@ -347,6 +368,13 @@ impl AuditModel {
                 NameRow { id: token.to_string(), project: None, workspace: None, name: slug.to_string() }
             }
             // A window goes by its id, in its workspace's place.
+            Event::Shell(ShellEvent::Connected { terms: ShellTerms { project, workspace, .. } })
+            | Event::JobRun(JobRunEvent::Started { terms: JobRunTerms { project, workspace, .. } }) => NameRow {
+                id: key.to_owned(),
+                project: Some(project.to_string()),
+                workspace: Some(workspace.to_string()),
+                name: key.to_owned(),
+            },
             Event::RootWindow(RootWindowEvent::Requested { terms, .. }) => NameRow {
                 id: key.to_owned(),
                 project: Some(terms.project.to_string()),
@@ -363,7 +391,11 @@ impl AuditModel {
             | Event::Denial(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
-            | Event::RootWindow(_) => return,
+            | Event::RootWindow(_)
+            | Event::Shell(_)
+            | Event::JobRun(_)
+            | Event::Secrets(_)
+            | Event::Machine(_) => return,
         };
         // As it will be read back: a summary must not depend on whether the row is still in hand.
         let subject = NameRow { name: storable(&subject.name).into_owned(), ..subject };
@@ -450,7 +482,11 @@ impl AuditModel {
             | Event::Claim(_)
             | Event::Decision(_)
             | Event::ServiceToken(_)
-            | Event::RootWindow(_) => None,
+            | Event::RootWindow(_)
+            | Event::Shell(_)
+            | Event::JobRun(_)
+            | Event::Secrets(_)
+            | Event::Machine(_) => None,
         }
     }
 }

@@ -5,6 +5,8 @@ use envforge_domain::claim::ClaimEvent;
 use envforge_domain::denial::DeniedAttempts;
 use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent};
 use envforge_domain::event::Event;
+use envforge_domain::job_run::JobRunEvent;
+use envforge_domain::manifest::JobKind;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::revocation::Receipt;
@@ -12,7 +14,9 @@ use envforge_domain::root_window::{
     RootChanges, RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretsEvent};
 use envforge_domain::service_token::ServiceTokenEvent;
+use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind};
 use envforge_domain::user::{SessionEnd, UserEvent};
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 
@@ -28,12 +32,15 @@ pub(super) fn of(event: &Event, key: &str, names: &Names<'_>) -> String {
         Event::DevLink(event) => link(event, &names.of(key), names),
         Event::Claim(event) => claim(event, key),
         // Never shown: its visibility is the operator's.
-        Event::Host(_) => "Changed a machine".to_owned(),
+        Event::Host(_) | Event::Machine(_) => "Changed a machine".to_owned(),
         Event::Denial(_) => "Refused attempts".to_owned(),
         // Never a row of its own: it says why the event beside it was allowed.
         Event::Decision(_) => "Decided on rights".to_owned(),
         Event::ServiceToken(event) => service_token(event, names),
         Event::RootWindow(event) => root_window(event, names),
+        Event::Secrets(event) => secrets(event, &names.of(key)),
+        Event::Shell(event) => shell(event, names),
+        Event::JobRun(event) => job_run(event, names),
     }
 }
 
@@ -214,6 +221,58 @@ fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
     }
 }
 
+fn shell(event: &ShellEvent, names: &Names<'_>) -> String {
+    match event {
+        ShellEvent::Connected { terms } => {
+            let what = match terms.kind {
+                ShellKind::Terminal => "a terminal",
+                ShellKind::Command => "a shell for one command",
+                ShellKind::Ssh => "SSH",
+            };
+            format!("Opened {what} in workspace {}", names.of(terms.workspace))
+        }
+        ShellEvent::Disconnected { user, workspace, ended } => {
+            format!(
+                "The shell of {} in workspace {} is over after {}: {}",
+                names.of(user),
+                names.of(workspace),
+                ended.duration,
+                shell_end(ended)
+            )
+        }
+    }
+}
+
+fn job_run(event: &JobRunEvent, names: &Names<'_>) -> String {
+    match event {
+        JobRunEvent::Started { terms } => {
+            let kind = match terms.kind {
+                JobKind::Test => "test",
+                JobKind::Agent => "agent job",
+            };
+            format!("Ran the {kind} {} in workspace {}: {}", terms.name, names.of(terms.workspace), terms.command)
+        }
+        JobRunEvent::Finished { by, workspace, name, ended } => {
+            format!(
+                "The job {name} of {} in workspace {} is over after {}: {}",
+                names.of(by),
+                names.of(workspace),
+                ended.duration,
+                shell_end(ended)
+            )
+        }
+    }
+}
+
+fn shell_end(ended: &ShellEnded) -> String {
+    match (ended.end, ended.code) {
+        (ShellEnd::Exited, Some(code)) => format!("exit status {code}"),
+        (ShellEnd::Signalled, Some(code)) => format!("signal {code}"),
+        (ShellEnd::Closed, _) => "its client went away".to_owned(),
+        (end, _) => end.token().replace('_', " "),
+    }
+}
+
 fn root_end(ended: &RootEnded) -> String {
     let how = match (ended.outcome, ended.code) {
         (RootOutcome::Exited, Some(code)) => format!("exit status {code}"),
@@ -283,6 +342,12 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             let services = services.iter().map(|service| service.name.as_str()).collect::<Vec<_>>().join(", ");
             format!("{name} is ready: {services}")
         }
+        RuntimeEvent::SecretsResolved { consumed, .. } => {
+            let one = |secret: &ConsumedSecret| format!("{} {} of {}", secret.service, secret.name, secret.version);
+            let given = consumed.iter().map(one).collect::<Vec<_>>().join(", ");
+            format!("{name} is given secrets (service, name, version): {given}")
+        }
+        RuntimeEvent::SecretsRefused { refused, .. } => format!("{name}: {}", RefusedSecret::told(refused)),
         // These two are never shown: their visibility is the operator's.
         RuntimeEvent::HostChosen { .. } => format!("Chose a host for {name}"),
         RuntimeEvent::EndpointsBound { .. } => format!("Bound the endpoints of {name}"),
@@ -305,6 +370,9 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             SleepCause::WorkspaceArchived => format!("{name} goes to sleep: its workspace was archived"),
             SleepCause::Shutdown => format!("{name} goes to sleep: EnvForge stops"),
             SleepCause::UsageCap => format!("{name} goes to sleep: the usage cap is reached"),
+            SleepCause::SecretRotated { name: secret } => {
+                format!("{name} is restarted: the secret {secret} has another version")
+            }
         },
         RuntimeEvent::Slept { .. } => format!("{name} is asleep"),
         RuntimeEvent::Failed { stage: Some(at), reason, .. } => {
@@ -334,6 +402,14 @@ fn link(event: &DevLinkEvent, name: &str, names: &Names<'_>) -> String {
         DevLinkEvent::RevocationRecorded { receipt } => {
             format!("Of the link “{name}” were closed: {}", closed(receipt))
         }
+    }
+}
+
+fn secrets(event: &SecretsEvent, owner: &str) -> String {
+    match event {
+        SecretsEvent::Set { name, version, .. } => format!("Set the secret {name} of {owner}, version {version}"),
+        SecretsEvent::RulesChanged { name, .. } => format!("Changed who may use the secret {name} of {owner}"),
+        SecretsEvent::Removed { name, .. } => format!("Removed the secret {name} of {owner}"),
     }
 }
 

@@ -96,7 +96,11 @@ impl ReadModel for DirectoryModel {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }
@@ -118,13 +122,17 @@ impl ReadModel for DirectoryModel {
                 Event::Runtime(event) => self.runtime(&at, event),
                 Event::DevLink(event) => self.link(&at, event),
                 Event::Host(event) => self.host(&at, event),
-                // A claim repeats what its holder's own event says; denials are the audit's; tokens are listed from their stream, and root
-                // windows from memory.
+                // A claim repeats what its holder's own event says; denials are the audit's; tokens and secrets are listed from their
+                // streams, and root windows from memory.
                 Event::Claim(_)
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::RootWindow(_) => {}
+                | Event::RootWindow(_)
+                | Event::Shell(_)
+                | Event::JobRun(_)
+                | Event::Secrets(_)
+                | Event::Machine(_) => {}
             }
         }
     }
@@ -394,6 +402,8 @@ impl DirectoryModel {
             }
             // Hosts and addresses are for operators and the gateway's view alone.
             RuntimeEvent::HostChosen { .. } | RuntimeEvent::EndpointsBound { .. } => {}
+            // Told from the runtime's own stream, held against that of the secrets.
+            RuntimeEvent::SecretsResolved { .. } | RuntimeEvent::SecretsRefused { .. } => {}
             RuntimeEvent::LeaseRenewed { lease_until, .. } => row.lease_until = Some(int(lease_until.get())),
             RuntimeEvent::ActivitySeen { at: seen, open_streams, .. } => {
                 row.active_at = Some(int(seen.get()));
@@ -581,5 +591,6 @@ fn sleep_cause(cause: &SleepCause) -> StoredSleepCause {
         SleepCause::WorkspaceArchived => StoredSleepCause::WorkspaceArchived,
         SleepCause::Shutdown => StoredSleepCause::Shutdown,
         SleepCause::UsageCap => StoredSleepCause::UsageCap,
+        SleepCause::SecretRotated { name } => StoredSleepCause::SecretRotated { name: name.to_string() },
     }
 }

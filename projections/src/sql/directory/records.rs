@@ -55,6 +55,7 @@ pub(super) enum StoredSleepCause {
     WorkspaceArchived,
     Shutdown,
     UsageCap,
+    SecretRotated { name: String },
     HostLost,
 }
 

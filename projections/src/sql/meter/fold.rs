@@ -144,6 +144,8 @@ impl MeterModel {
             RuntimeEvent::WakeQueued { .. }
             | RuntimeEvent::HostChosen { .. }
             | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
             | RuntimeEvent::EndpointsBound { .. }
             | RuntimeEvent::ActivitySeen { .. }
             | RuntimeEvent::KeptAwake { .. }

@@ -1,0 +1,321 @@
+//! One WebSocket that carries a shell: frames, flow, signs of life, and the right to it, looked at again and again.
+//!
+//! Binary messages are data: one byte says which stream (0 input, 1 output, 2 errors), the rest is its bytes. Text messages are
+//! small JSON objects with a `type`. A client sends no more input than it was granted (`window`); output is held up by a client
+//! that does not read. Not here: who may open what (`endpoints::shells`), and what runs at the other end (`shell_host`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::limits::SHELL_WINDOW_BYTES;
+use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, TerminalSize};
+use envforge_domain::time::SharedClock;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::{Access, Caller};
+use crate::edge::Arrival;
+use crate::problem::Problem;
+use crate::shell_host::OpenShell;
+
+/// The name of these frames (RFC 6455 1.9).
+pub(crate) const PROTOCOL: &str = "envforge.shell.v1";
+/// One message of a client: 64 KiB of data, or one order with its words.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 192 * 1024;
+/// What a client asks for must come within this time.
+const ORDER_WAIT: Duration = Duration::from_secs(10);
+/// How often the right is looked at again.
+const RIGHTS_CHECK: Duration = Duration::from_millis(200);
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// A client that answers nothing for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// How long a client is given to hear why a shell is over.
+const FAREWELL: Duration = Duration::from_millis(250);
+
+const INPUT: u8 = 0;
+const OUTPUT: u8 = 1;
+const ERROR: u8 = 2;
+
+/// What a client says after its first message.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Said {
+    Resize { columns: u16, rows: u16 },
+    Signal { signal: Named },
+    InputEnd,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+enum Named {
+    #[serde(rename = "INT")]
+    Int,
+    #[serde(rename = "QUIT")]
+    Quit,
+    #[serde(rename = "TERM")]
+    Term,
+    #[serde(rename = "HUP")]
+    Hup,
+    #[serde(rename = "KILL")]
+    Kill,
+}
+
+impl From<Said> for ShellInput {
+    fn from(said: Said) -> Self {
+        match said {
+            Said::Resize { columns, rows } => Self::Resize(TerminalSize { columns, rows }),
+            Said::InputEnd => Self::End,
+            Said::Signal { signal } => Self::Signal(match signal {
+                Named::Int => ShellSignal::Interrupt,
+                Named::Quit => ShellSignal::Quit,
+                Named::Term => ShellSignal::Terminate,
+                Named::Hup => ShellSignal::Hangup,
+                Named::Kill => ShellSignal::Kill,
+            }),
+        }
+    }
+}
+
+/// Somebody's right to what is open, as it is now.
+#[derive(Clone)]
+pub(crate) struct Ground {
+    pub(crate) access: Access,
+    pub(crate) clock: SharedClock,
+    pub(crate) caller: Caller,
+    pub(crate) action: Action,
+    pub(crate) resource: Resource,
+}
+
+impl Ground {
+    /// Why it is over, where it is.
+    pub(crate) fn lost(&self) -> Option<ShellEnd> {
+        let workspace = self.resource.workspace();
+        if workspace.is_some_and(|workspace| self.access.hot().gateway.is_archived(workspace)) {
+            return Some(ShellEnd::WorkspaceArchived);
+        }
+        let still = self.access.permit_still(&self.caller, self.action, self.resource, self.clock.now());
+        still.err().map(|problem| match problem.code() {
+            "session_ended" => ShellEnd::SessionEnded,
+            "rights_stale" => ShellEnd::RightsUnknown,
+            _ => ShellEnd::RightLost,
+        })
+    }
+
+    /// The caller as of now.
+    pub(crate) fn caller_now(&self) -> Caller {
+        let arrival = Arrival { now: self.clock.now(), ..self.caller.arrival };
+        Caller { arrival, ..self.caller }
+    }
+}
+
+/// A client's end of a shell that is about to be opened.
+pub(crate) struct Client {
+    sink: SplitSink<WebSocket, Message>,
+    stream: SplitStream<WebSocket>,
+}
+
+impl Client {
+    pub(crate) fn new(socket: WebSocket) -> Self {
+        let (sink, stream) = socket.split();
+        Self { sink, stream }
+    }
+
+    /// What the client asks for: its first message. `None` where it says nothing that can be read, and is told so.
+    pub(crate) async fn order<T: for<'de> Deserialize<'de>>(&mut self) -> Option<T> {
+        let first = tokio::time::timeout(ORDER_WAIT, self.stream.next()).await;
+        let read = match &first {
+            Ok(Some(Ok(Message::Text(text)))) => serde_json::from_str(text).map_err(|error| error.to_string()),
+            Ok(Some(Ok(Message::Binary(_)))) => Err("the first message must be the order, as text".to_owned()),
+            Ok(_) => return None,
+            Err(_) => Err(format!("no order came within {} s", ORDER_WAIT.as_secs())),
+        };
+        match read {
+            Ok(order) => Some(order),
+            Err(reason) => {
+                self.refuse(&Problem::new("body_invalid", reason)).await;
+                None
+            }
+        }
+    }
+
+    pub(crate) async fn say(&mut self, message: &Value) {
+        let sending = self.sink.send(Message::Text(message.to_string().into()));
+        let _ = tokio::time::timeout(SILENCE_MAX, sending).await;
+    }
+
+    /// Says why there is no shell, and closes.
+    pub(crate) async fn refuse(&mut self, problem: &Problem) {
+        if let Some(reason) = problem.internal_reason() {
+            tracing::error!(code = problem.code(), reason, "a shell failed on our side");
+        }
+        let body: Value = serde_json::from_slice(&problem.body("about:blank")).unwrap_or_default();
+        self.say(&json!({ "type": "error", "problem": body })).await;
+        let _ = tokio::time::timeout(FAREWELL, self.sink.send(closing(1000, problem.code()))).await;
+    }
+
+    /// Says that it is over before it began.
+    pub(crate) async fn over(&mut self, end: ShellEnd) {
+        self.say(&over(end, None)).await;
+        let _ = tokio::time::timeout(FAREWELL, self.sink.send(closing(1000, end.token()))).await;
+    }
+
+    /// Whether the client is still there, for as long as this is awaited.
+    pub(crate) async fn gone(&mut self) {
+        while let Some(Ok(message)) = self.stream.next().await {
+            if matches!(message, Message::Close(_)) {
+                return;
+            }
+        }
+    }
+
+    /// Carries a shell until it is over: why, and with which exit status.
+    pub(crate) async fn carry(
+        self,
+        open: OpenShell,
+        ground: &Ground,
+        longest: Duration,
+        stop: &CancellationToken,
+    ) -> (ShellEnd, Option<u32>) {
+        let Self { sink, mut stream } = self;
+        let OpenShell { input, output, .. } = open;
+        let on_their_way = Arc::new(AtomicUsize::new(0));
+        // Room for pings and the last word; a writer that a slow client holds up takes none of it.
+        let (say, said) = mpsc::channel(4);
+        let mut writing = tokio::spawn(write(sink, output, said, Arc::clone(&on_their_way)));
+        let mut check = tokio::time::interval(RIGHTS_CHECK);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let begun = Instant::now();
+        let (mut heard, mut pinged) = (begun, begun);
+        let end = loop {
+            tokio::select! {
+                biased;
+                written = &mut writing => return match written {
+                    Ok(Some(over)) => over,
+                    Ok(None) | Err(_) => (ShellEnd::Closed, None),
+                },
+                () = stop.cancelled() => break ShellEnd::HostStopped,
+                _ = check.tick() => {
+                    if let Some(end) = ground.lost() {
+                        break end;
+                    }
+                    if begun.elapsed() > longest {
+                        break ShellEnd::TimeOver;
+                    }
+                    if heard.elapsed() > SILENCE_MAX {
+                        break ShellEnd::Silent;
+                    }
+                    if pinged.elapsed() > PING_INTERVAL {
+                        pinged = Instant::now();
+                        // Full: the client reads nothing, and its silence will tell.
+                        let _ = say.try_send(Message::Ping(Bytes::new()));
+                    }
+                }
+                next = stream.next() => {
+                    heard = Instant::now();
+                    match next {
+                        Some(Ok(Message::Binary(bytes))) => match bytes.split_first() {
+                            Some((&INPUT, data)) => {
+                                let before = on_their_way.fetch_add(data.len(), Ordering::AcqRel);
+                                if before + data.len() > SHELL_WINDOW_BYTES {
+                                    break ShellEnd::Violation;
+                                }
+                                if !hand_over(&input, ShellInput::Data(data.to_vec())).await {
+                                    break ShellEnd::Lost;
+                                }
+                            }
+                            _ => break ShellEnd::Violation,
+                        },
+                        Some(Ok(Message::Text(text))) => match serde_json::from_str::<Said>(&text) {
+                            Ok(said) => {
+                                if !hand_over(&input, said.into()).await {
+                                    break ShellEnd::Lost;
+                                }
+                            }
+                            Err(_) => break ShellEnd::Violation,
+                        },
+                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                        // A message that is too large is an error of the stream, too.
+                        Some(Ok(Message::Close(_))) | Some(Err(_)) | None => break ShellEnd::Closed,
+                    }
+                }
+            }
+        };
+        // What runs there ends now, whatever becomes of the client.
+        drop(input);
+        if end != ShellEnd::Closed {
+            let _ = say.try_send(Message::Text(over(end, None).to_string().into()));
+            let code = if end == ShellEnd::Violation { 1002 } else { 1000 };
+            let _ = say.try_send(closing(code, end.token()));
+        }
+        drop(say);
+        if tokio::time::timeout(FAREWELL, &mut writing).await.is_err() {
+            writing.abort();
+        }
+        (end, None)
+    }
+}
+
+/// The host takes whatever comes at once; one that does not is none any more: `false`. One that has ended takes nothing, and says so.
+async fn hand_over(input: &mpsc::Sender<ShellInput>, what: ShellInput) -> bool {
+    tokio::time::timeout(RIGHTS_CHECK, input.send(what)).await.is_ok()
+}
+
+/// Sends what the host says until it is over, or until the client is gone. What is `said` goes first.
+async fn write(
+    mut sink: SplitSink<WebSocket, Message>,
+    mut output: mpsc::Receiver<ShellOutput>,
+    mut said: mpsc::Receiver<Message>,
+    on_their_way: Arc<AtomicUsize>,
+) -> Option<(ShellEnd, Option<u32>)> {
+    let mut over_before = false;
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = said.recv() => match message {
+                Some(message) => {
+                    over_before |= matches!(message, Message::Text(_));
+                    message
+                }
+                // Whoever carries the shell has said all: the rest is nobody's any more.
+                None => return None,
+            },
+            next = output.recv(), if !over_before => match next {
+                Some(ShellOutput::Out(bytes)) => data(OUTPUT, &bytes),
+                Some(ShellOutput::Error(bytes)) => data(ERROR, &bytes),
+                Some(ShellOutput::Taken(bytes)) => {
+                    on_their_way.fetch_sub(bytes, Ordering::AcqRel);
+                    Message::Text(json!({ "type": "window", "bytes": bytes }).to_string().into())
+                }
+                Some(ShellOutput::Over { end, code }) => {
+                    let _ = sink.send(Message::Text(over(end, code).to_string().into())).await;
+                    let _ = tokio::time::timeout(FAREWELL, sink.send(closing(1000, end.token()))).await;
+                    return Some((end, code));
+                }
+                None => return Some((ShellEnd::Lost, None)),
+            },
+        };
+        sink.send(message).await.ok()?;
+    }
+}
+
+fn data(stream: u8, bytes: &[u8]) -> Message {
+    let mut message = BytesMut::with_capacity(bytes.len() + 1);
+    message.put_u8(stream);
+    message.extend_from_slice(bytes);
+    Message::Binary(message.freeze())
+}
+
+fn over(end: ShellEnd, code: Option<u32>) -> Value {
+    json!({ "type": "over", "end": end.token(), "code": code })
+}
+
+fn closing(code: u16, reason: &str) -> Message {
+    Message::Close(Some(CloseFrame { code, reason: reason.to_owned().into() }))
+}

@@ -1,0 +1,265 @@
+//! SSM as the store of secrets: SecureStrings under a customer-managed key of KMS.
+//!
+//! One parameter for each key and generation, one of its versions for each version, at
+//! `/envforge/<deployment>/<organization>/secrets/<owner>/<NAME>/<generation>`. A key that AWS manages (`alias/aws/ssm`) is
+//! refused by what KMS says of its manager, under whatever name it comes: everybody in the account may decrypt by it.
+//!
+//! SSM itself keeps the newest 100 versions, and removes none of them by itself. Not here: which versions a wake may have
+//! (domain), the retries of a whole wake (reactors).
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use aws_sdk_kms::types::{KeyManagerType, KeySpec, KeyState};
+use aws_sdk_ssm::Client;
+use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ssm::types::{ParameterStringFilter, ParameterTier, ParameterType};
+use envforge_domain::ids::OrgId;
+use envforge_domain::limits::SECRET_READ_MAX;
+use envforge_domain::secret::Secret;
+use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
+use envforge_runtime::secret_store::{Kept, SecretStore, StoreError, check_value};
+
+use crate::client::{Attempts, AwsConfig};
+use crate::names::Deployment;
+use crate::policy::{InvalidArn, KeyArn};
+
+/// A page of a parameter's history, as many as AWS gives.
+const HISTORY_PAGE: i32 = 50;
+
+/// Where secrets lie.
+#[derive(Clone)]
+pub struct SsmConfig {
+    pub aws: AwsConfig,
+    pub deployment: Deployment,
+    /// The key of organizations without one of their own: an id, an ARN or an alias. Without it they have no secrets.
+    pub key: Option<String>,
+    pub key_of: BTreeMap<OrgId, String>,
+}
+
+/// Why the store is not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SsmStoreError {
+    #[error("`{key}` is managed by AWS: every principal of the account can decrypt by it; name a customer-managed key")]
+    AwsManaged { key: String },
+    #[error("`{key}` cannot encrypt secrets: it is {state}, or no symmetric key")]
+    Unusable { key: String, state: String },
+    #[error("KMS does not tell about `{key}`: {reason}")]
+    Unknown { key: String, reason: String },
+    #[error(transparent)]
+    Arn(#[from] InvalidArn),
+}
+
+/// The store.
+pub struct SsmStore {
+    client: Client,
+    deployment: Deployment,
+    attempts: Attempts,
+    key: Option<KeyArn>,
+    key_of: BTreeMap<OrgId, KeyArn>,
+}
+
+impl SsmStore {
+    /// Looks each key up at KMS, and keeps what it says: an alias that is moved later moves nothing here.
+    ///
+    /// # Errors
+    /// See [`SsmStoreError`].
+    pub async fn open(config: SsmConfig) -> Result<Self, SsmStoreError> {
+        let sdk = config.aws.sdk().await;
+        let kms = aws_sdk_kms::Client::new(&sdk);
+        let attempts = config.aws.attempts;
+        let key = match &config.key {
+            Some(key) => Some(usable(&kms, attempts, key).await?),
+            None => None,
+        };
+        let mut key_of = BTreeMap::new();
+        for (org, key) in &config.key_of {
+            key_of.insert(*org, usable(&kms, attempts, key).await?);
+        }
+        Ok(Self { client: Client::new(&sdk), deployment: config.deployment, attempts, key, key_of })
+    }
+
+    fn key(&self, org: OrgId) -> Result<&KeyArn, StoreError> {
+        let key = self.key_of.get(&org).or(self.key.as_ref());
+        key.ok_or_else(|| StoreError::Forbidden { detail: "no KMS key is configured for the organization".to_owned() })
+    }
+
+    fn name(&self, key: &SecretKey) -> String {
+        format!("{}/{}/{}", self.deployment.secrets_path(key.org, &key.owner), key.name, key.generation)
+    }
+
+    async fn ask<T, E, F>(&self, request: impl FnMut() -> F) -> Result<T, SdkError<E>>
+    where
+        F: Future<Output = Result<T, SdkError<E>>>,
+        E: ProvideErrorMetadata,
+    {
+        self.attempts.ask(|error: &SdkError<E>| store_error(error).is_retryable(), request).await
+    }
+}
+
+/// The key's ARN, where it is the customer's own and can encrypt.
+async fn usable(kms: &aws_sdk_kms::Client, attempts: Attempts, key: &str) -> Result<KeyArn, SsmStoreError> {
+    let ask = || async { kms.describe_key().key_id(key).send().await };
+    let told = attempts.ask(|error| store_error(error).is_retryable(), ask).await;
+    let unknown = |reason: String| SsmStoreError::Unknown { key: key.to_owned(), reason };
+    let told = told.map_err(|error| unknown(store_error(&error).to_string()))?;
+    let metadata = told.key_metadata().ok_or_else(|| unknown("an empty answer".to_owned()))?;
+    if metadata.key_manager() != Some(&KeyManagerType::Customer) {
+        return Err(SsmStoreError::AwsManaged { key: key.to_owned() });
+    }
+    if metadata.key_state() != Some(&KeyState::Enabled) || metadata.key_spec() != Some(&KeySpec::SymmetricDefault) {
+        let state = metadata.key_state().map_or("in an unknown state", KeyState::as_str);
+        return Err(SsmStoreError::Unusable { key: key.to_owned(), state: state.to_owned() });
+    }
+    Ok(metadata.arn().unwrap_or_default().parse()?)
+}
+
+/// What an answer means. Nothing of its text is repeated: it may quote the request.
+fn store_error<E: ProvideErrorMetadata>(error: &SdkError<E>) -> StoreError {
+    let SdkError::ServiceError(answer) = error else {
+        return StoreError::Unavailable { detail: "no answer of AWS".to_owned() };
+    };
+    let code = answer.err().code().unwrap_or_default();
+    let status = answer.raw().status().as_u16();
+    let detail = || format!("AWS says {code}");
+    match code {
+        "ThrottlingException"
+        | "Throttling"
+        | "TooManyRequestsException"
+        | "RequestLimitExceeded"
+        | "TooManyUpdates" => StoreError::Throttled,
+        "InternalServerError"
+        | "InternalFailure"
+        | "ServiceUnavailable"
+        | "DependencyTimeoutException"
+        | "KMSInternalException" => StoreError::Unavailable { detail: detail() },
+        "AccessDeniedException"
+        | "UnrecognizedClientException"
+        | "InvalidSignatureException"
+        | "ExpiredTokenException"
+        | "MissingAuthenticationTokenException" => StoreError::Forbidden { detail: detail() },
+        _ if status >= 500 => StoreError::Unavailable { detail: detail() },
+        // A key that is disabled, gone or not ours among them: no retry helps, an operator does.
+        _ => StoreError::Damaged { detail: detail(), pinned: None },
+    }
+}
+
+fn is_not_found<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("ParameterNotFound")
+}
+
+#[async_trait]
+impl SecretStore for SsmStore {
+    async fn put(&self, key: &SecretKey, value: &Secret) -> Result<u64, StoreError> {
+        check_value(value)?;
+        let kms = self.key(key.org)?.to_string();
+        let put = || async {
+            self.client
+                .put_parameter()
+                .name(self.name(key))
+                .value(value.expose())
+                .r#type(ParameterType::SecureString)
+                .key_id(&kms)
+                .tier(ParameterTier::Standard)
+                .overwrite(true)
+                .send()
+                .await
+        };
+        let put = self.ask(put).await.map_err(|error| store_error(&error))?;
+        u64::try_from(put.version())
+            .ok()
+            .filter(|version| *version > 0)
+            .ok_or_else(|| StoreError::Unavailable { detail: "AWS did not number the version".to_owned() })
+    }
+
+    async fn read(&self, pinned: &[PinnedSecret]) -> Result<Vec<Secret>, StoreError> {
+        if pinned.len() > SECRET_READ_MAX {
+            return Err(StoreError::TooMany { max: SECRET_READ_MAX });
+        }
+        if pinned.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names: Vec<String> = pinned.iter().map(|one| format!("{}:{}", self.name(&one.key), one.version)).collect();
+        let get =
+            || async { self.client.get_parameters().set_names(Some(names.clone())).with_decryption(true).send().await };
+        let got = self.ask(get).await.map_err(|error| store_error(&error))?;
+        let found = |one: &PinnedSecret| {
+            let (name, version) = (self.name(&one.key), i64::try_from(one.version).ok());
+            let same = got
+                .parameters()
+                .iter()
+                .find(|parameter| parameter.name() == Some(name.as_str()) && Some(parameter.version()) == version);
+            same.cloned()
+        };
+        let (mut values, mut missing) = (Vec::with_capacity(pinned.len()), Vec::new());
+        for one in pinned {
+            match found(one) {
+                Some(parameter) if parameter.r#type() != Some(&ParameterType::SecureString) => {
+                    let detail = format!("version {} of {} is no SecureString", one.version, one.key.name);
+                    return Err(StoreError::Damaged { detail, pinned: Some(one.clone()) });
+                }
+                Some(parameter) => match parameter.value {
+                    Some(value) => values.push(Secret::new(value)),
+                    None => missing.push(one.clone()),
+                },
+                None => missing.push(one.clone()),
+            }
+        }
+        if missing.is_empty() { Ok(values) } else { Err(StoreError::Missing { pinned: missing }) }
+    }
+
+    async fn delete(&self, key: &SecretKey) -> Result<(), StoreError> {
+        let delete = || async { self.client.delete_parameter().name(self.name(key)).send().await };
+        match self.ask(delete).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(store_error(&error)),
+        }
+    }
+
+    async fn describe(&self, key: &SecretKey) -> Result<Option<Kept>, StoreError> {
+        let (mut versions, mut token) = (Vec::new(), None);
+        loop {
+            let page = || async {
+                let request = self.client.get_parameter_history().name(self.name(key)).max_results(HISTORY_PAGE);
+                request.set_next_token(token.clone()).with_decryption(false).send().await
+            };
+            let page = match self.ask(page).await {
+                Ok(page) => page,
+                Err(error) if is_not_found(&error) => return Ok(None),
+                Err(error) => return Err(store_error(&error)),
+            };
+            versions.extend(page.parameters().iter().filter_map(|version| u64::try_from(version.version()).ok()));
+            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if token.is_none() {
+                break;
+            }
+        }
+        let (oldest, newest) = (versions.iter().min(), versions.iter().max());
+        Ok(oldest.zip(newest).map(|(oldest, newest)| Kept { oldest_version: *oldest, newest_version: *newest }))
+    }
+
+    async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {
+        let path = self.deployment.secrets_path(org, &owner);
+        let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(&path).build();
+        let below = below.map_err(|_| StoreError::Unavailable { detail: "a path without a key".to_owned() })?;
+        let (mut keys, mut token) = (Vec::new(), None);
+        loop {
+            let page = || async {
+                let request = self.client.describe_parameters().parameter_filters(below.clone());
+                request.set_next_token(token.clone()).send().await
+            };
+            let page = self.ask(page).await.map_err(|error| store_error(&error))?;
+            let names = page.parameters().iter().filter_map(|parameter| parameter.name());
+            keys.extend(names.filter_map(|name| {
+                let (name, generation) = name.strip_prefix(&path)?.strip_prefix('/')?.split_once('/')?;
+                let (name, generation) = (name.parse().ok()?, generation.parse().ok()?);
+                Some(SecretKey { org, owner, name, generation })
+            }));
+            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if token.is_none() {
+                return Ok(keys);
+            }
+        }
+    }
+}

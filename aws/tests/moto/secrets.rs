@@ -1,0 +1,167 @@
+//! SSM as the store of secrets.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use envforge_aws::{SsmConfig, SsmStore, SsmStoreError};
+use envforge_domain::ids::ProjectId;
+use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
+use envforge_runtime::secret_store::{Kept, SecretStore, StoreError};
+
+use super::*;
+
+const VALUE: &str = "a value that nobody may see";
+
+fn owner() -> SecretOwner {
+    SecretOwner::Project(ProjectId::from_uuid(Uuid::from_u128(5)))
+}
+
+fn key(name: &str) -> SecretKey {
+    SecretKey { org: org(1), owner: owner(), name: name.parse().unwrap(), generation: 1 }
+}
+
+fn pinned(name: &str, version: u64) -> PinnedSecret {
+    PinnedSecret { key: key(name), version }
+}
+
+fn secret(text: &str) -> Secret {
+    Secret::new(text.to_owned())
+}
+
+fn texts(values: &[Secret]) -> Vec<&str> {
+    values.iter().map(Secret::expose).collect()
+}
+
+async fn new_key(moto: &Moto) -> String {
+    let kms = aws_sdk_kms::Client::new(&aws(moto).sdk().await);
+    kms.create_key().send().await.unwrap().key_metadata().unwrap().arn().unwrap().to_owned()
+}
+
+fn config(moto: &Moto, key: Option<String>) -> SsmConfig {
+    SsmConfig { aws: aws(moto), deployment: deployment(), key, key_of: BTreeMap::new() }
+}
+
+async fn store(moto: &Moto) -> SsmStore {
+    SsmStore::open(config(moto, Some(new_key(moto).await))).await.unwrap()
+}
+
+/// What opening a store says no with.
+async fn refused(config: SsmConfig) -> SsmStoreError {
+    match SsmStore::open(config).await {
+        Ok(_) => panic!("the store was opened"),
+        Err(error) => error,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_are_counted_pinned_and_read_as_they_were_put() {
+    let moto = moto();
+    let store = store(&moto).await;
+    assert_eq!(store.put(&key("TOKEN"), &secret("first")).await, Ok(1));
+    assert_eq!(store.put(&key("TOKEN"), &secret("second")).await, Ok(2));
+    assert_eq!(store.put(&key("OTHER"), &secret("x\ny")).await, Ok(1));
+    let read = store.read(&[pinned("TOKEN", 2), pinned("OTHER", 1), pinned("TOKEN", 1)]).await.unwrap_or_default();
+    assert_eq!(texts(&read), ["second", "x\ny", "first"]);
+    let kept = Kept { oldest_version: 1, newest_version: 2 };
+    assert_eq!(store.describe(&key("TOKEN")).await, Ok(Some(kept)));
+    assert_eq!(store.describe(&key("NONE")).await, Ok(None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_or_nothing_is_read_in_one_request_and_what_is_missing_is_named() {
+    let moto = moto();
+    let store = store(&moto).await;
+    let ten: Vec<_> = (0..10).map(|number| format!("SECRET_{number}")).collect();
+    for name in &ten {
+        store.put(&key(name), &secret(name)).await.unwrap();
+    }
+    let wanted: Vec<_> = ten.iter().map(|name| pinned(name, 1)).collect();
+    assert_eq!(texts(&store.read(&wanted).await.unwrap_or_default()), ten);
+    assert_eq!(moto.count("GetParameters"), 1);
+    let eleven: Vec<_> = wanted.iter().cloned().chain([pinned("ONE_MORE", 1)]).collect();
+    assert!(matches!(store.read(&eleven).await, Err(StoreError::TooMany { max: 10 })));
+    let some = [pinned("SECRET_1", 1), pinned("GONE", 1), pinned("SECRET_2", 9)];
+    let Err(StoreError::Missing { pinned: missing }) = store.read(&some).await else { panic!("nothing was missing") };
+    assert_eq!(missing, [pinned("GONE", 1), pinned("SECRET_2", 9)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_gone_and_keys_are_those_of_one_owner() {
+    let moto = moto();
+    let store = store(&moto).await;
+    for name in ["A_KEY", "B_KEY"] {
+        store.put(&key(name), &secret("v")).await.unwrap();
+    }
+    let second = SecretKey { generation: 2, ..key("A_KEY") };
+    store.put(&second, &secret("v")).await.unwrap();
+    let elsewhere = SecretKey { org: org(2), ..key("A_KEY") };
+    store.put(&elsewhere, &secret("v")).await.unwrap();
+    let mut keys = store.keys(org(1), owner()).await.unwrap();
+    keys.sort();
+    assert_eq!(keys, [key("A_KEY"), second, key("B_KEY")]);
+    store.delete(&key("A_KEY")).await.unwrap();
+    store.delete(&key("A_KEY")).await.unwrap();
+    assert_eq!(store.describe(&key("A_KEY")).await, Ok(None));
+    assert_eq!(store.keys(org(2), owner()).await.unwrap(), [elsewhere]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_is_waited_out_within_the_deadline_and_told_beyond_it() {
+    let moto = moto();
+    let mut settings = config(&moto, Some(new_key(&moto).await));
+    settings.aws.attempts.attempts_max = 1_000;
+    settings.aws.attempts.deadline = Duration::from_secs(2);
+    let store = SsmStore::open(settings).await.unwrap();
+    store.put(&key("TOKEN"), &secret("v")).await.unwrap();
+    moto.fault("GetParameters", "ThrottlingException", 400, 5);
+    assert_eq!(texts(&store.read(&[pinned("TOKEN", 1)]).await.unwrap_or_default()), ["v"]);
+    moto.fault("GetParameters", "ThrottlingException", 400, 1_000_000);
+    let since = Instant::now();
+    assert!(matches!(store.read(&[pinned("TOKEN", 1)]).await, Err(StoreError::Throttled)));
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_aws_manages_is_refused_under_every_name() {
+    let moto = moto();
+    let of_aws = |key: &str| SsmStoreError::AwsManaged { key: key.to_owned() };
+    assert_eq!(refused(config(&moto, Some("alias/aws/ssm".to_owned()))).await, of_aws("alias/aws/ssm"));
+    let kms = aws_sdk_kms::Client::new(&aws(&moto).sdk().await);
+    let told = kms.describe_key().key_id("alias/aws/ssm").send().await.unwrap();
+    let arn = told.key_metadata().unwrap().arn().unwrap().to_owned();
+    assert_eq!(refused(config(&moto, Some(arn.clone()))).await, of_aws(&arn));
+    let of_one = SsmConfig {
+        key_of: BTreeMap::from([(org(1), "alias/aws/ssm".to_owned())]),
+        ..config(&moto, Some(new_key(&moto).await))
+    };
+    assert_eq!(refused(of_one).await, of_aws("alias/aws/ssm"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_or_unknown_key_is_refused_and_an_organization_without_a_key_has_no_secrets() {
+    let moto = moto();
+    let kms = aws_sdk_kms::Client::new(&aws(&moto).sdk().await);
+    let disabled = new_key(&moto).await;
+    // moto takes the id alone here.
+    kms.disable_key().key_id(disabled.rsplit('/').next().unwrap()).send().await.unwrap();
+    assert!(matches!(refused(config(&moto, Some(disabled))).await, SsmStoreError::Unusable { .. }));
+    let nobodys = "alias/nobodys".to_owned();
+    assert!(matches!(refused(config(&moto, Some(nobodys))).await, SsmStoreError::Unknown { .. }));
+    let of_one = SsmConfig { key_of: BTreeMap::from([(org(1), new_key(&moto).await)]), ..config(&moto, None) };
+    let store = SsmStore::open(of_one).await.unwrap();
+    store.put(&key("TOKEN"), &secret("v")).await.unwrap();
+    let elsewhere = SecretKey { org: org(2), ..key("TOKEN") };
+    assert!(matches!(store.put(&elsewhere, &secret("v")).await, Err(StoreError::Forbidden { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_error_holds_a_value() {
+    let moto = moto();
+    let store = store(&moto).await;
+    for (code, status) in [("ValidationException", 400), ("AccessDeniedException", 400), ("InternalServerError", 500)] {
+        moto.fault("PutParameter", code, status, 5);
+        let error = store.put(&key("TOKEN"), &secret(VALUE)).await.unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(VALUE));
+        while store.put(&key("TOKEN"), &secret(VALUE)).await.is_err() {}
+    }
+}

@@ -1,0 +1,121 @@
+//! Shells: how long a typed key takes to come back from a terminal, and how fast 100 MB come out of a command and over SSH's way
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::Extent;
+use crate::load::Socket;
+use crate::machine::{self, Cores};
+use crate::site::Site;
+use crate::verdict::{Goal, Latencies, Series, Verdicts};
+
+/// Keys of one round.
+const KEYS: u32 = 500;
+const BYTES: usize = 100_000_000;
+
+pub(crate) fn run(cores: &Cores, extent: &Extent, verdicts: &mut Verdicts) -> Result<()> {
+    println!(
+        "shell: {KEYS} keys typed into a terminal one after the other, and 100 MB out of a command, over one WebSocket of `dev`"
+    );
+    println!(
+        "(without a runtime; the terminal with tmux and without; output by a pipe and by a terminal; all share all cores)"
+    );
+    cores.use_all()?;
+    let runtime = machine::runtime()?;
+    runtime.block_on(async {
+        let site = Site::dev().await?;
+        let mut figures = Vec::new();
+        for (name, lasting) in [("a key's echo, plain terminal, p99", false), ("a key's echo, tmux, p99", true)] {
+            let mut series = Series::new(name, "ms");
+            for _ in 0..extent.rounds {
+                series.push(echoes(&site, lasting).await?);
+            }
+            println!("{series}");
+            figures.push(series.median());
+        }
+        let mut piped = Series::new("output of a command", "MB/s");
+        let mut terminal = Series::new("output of a terminal", "MB/s");
+        for _ in 0..extent.rounds {
+            let words = ["head", "-c", &BYTES.to_string(), "/dev/zero"].map(str::to_owned);
+            piped.push(output(&site, json!({ "open": "command", "words": words })).await?);
+            let order = json!({ "open": "terminal", "columns": 80, "rows": 24, "term": "xterm", "words": words });
+            terminal.push(output(&site, order).await?);
+        }
+        println!("{piped}\n{terminal}");
+        verdicts.judge("a key's echo, plain terminal, p99, median round", figures[0], "ms", Goal::AtMost(5.0));
+        verdicts.judge("a key's echo, tmux, p99, median round", figures[1], "ms", Goal::AtMost(5.0));
+        verdicts.judge("100 MB of output of a command, median round", piped.median(), "MB/s", Goal::AtLeast(100.0));
+        verdicts.judge("100 MB of output of a terminal, median round", terminal.median(), "MB/s", Goal::AtLeast(100.0));
+        Ok(())
+    })
+}
+
+/// Opens a shell, and comes back once it is open.
+async fn open(site: &Site, order: &Value) -> Result<Socket> {
+    let mut socket = site.shell().await?;
+    socket.send(Message::Text(order.to_string().into())).await?;
+    loop {
+        match socket.next().await.context("the shell closed before it was open")?? {
+            Message::Text(text) if text.contains("\"opened\"") => return Ok(socket),
+            Message::Text(text) if text.contains("\"error\"") => bail!("{text}"),
+            _ => {}
+        }
+    }
+}
+
+/// The next output; `None` once it is over.
+async fn next(socket: &mut Socket) -> Result<Option<usize>> {
+    loop {
+        match socket.next().await.context("the shell broke off")?? {
+            Message::Binary(bytes) => return Ok(Some(bytes.len() - 1)),
+            Message::Text(text) if text.contains("\"over\"") => return Ok(None),
+            Message::Close(_) => bail!("the shell was closed"),
+            _ => {}
+        }
+    }
+}
+
+/// Milliseconds, the 99th of 100 keys: of what the terminal itself echoes.
+async fn echoes(site: &Site, lasting: bool) -> Result<f64> {
+    let order = json!({ "open": "terminal", "columns": 80, "rows": 24, "term": "xterm", "lasting": lasting });
+    let mut socket = open(site, &order).await?;
+    settle(&mut socket, 500).await;
+    socket.send(Message::Binary(b"\0cat\r".to_vec().into())).await?;
+    settle(&mut socket, 500).await;
+    let mut latencies = Vec::new();
+    for key in 0..KEYS {
+        let begun = Instant::now();
+        // Short lines: a terminal takes no more than 4,096 characters of one.
+        let typed = if key % 50 == 49 { b"\0\r" } else { b"\0a" };
+        socket.send(Message::Binary(typed.to_vec().into())).await?;
+        ensure!(next(&mut socket).await?.is_some(), "the terminal ended");
+        latencies.push(begun.elapsed());
+        if key % 50 == 49 {
+            // `cat` says the line once more.
+            settle(&mut socket, 50).await;
+        }
+    }
+    Ok(Latencies::new(latencies).percentile_ms(99.0))
+}
+
+/// Until nothing has come for so long.
+async fn settle(socket: &mut Socket, quiet_ms: u64) {
+    while tokio::time::timeout(Duration::from_millis(quiet_ms), next(socket)).await.is_ok() {}
+}
+
+/// MB a second.
+async fn output(site: &Site, order: Value) -> Result<f64> {
+    let mut socket = open(site, &order).await?;
+    let begun = Instant::now();
+    let mut bytes = 0;
+    while let Some(more) = next(&mut socket).await? {
+        bytes += more;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(bytes == BYTES, "{bytes} bytes came");
+    Ok(bytes as f64 / 1e6 / seconds)
+}

@@ -1,0 +1,70 @@
+//! Runs of jobs that a workspace's manifest declares.
+
+use envforge_domain::access::Permit;
+use envforge_domain::commit::StreamId;
+use envforge_domain::ids::{JobRunId, ProjectId, UserId, WorkspaceId};
+use envforge_domain::job_run::{JobRun, JobRunCommand, JobRunRefusal, JobRunTerms};
+use envforge_domain::manifest::Job;
+use envforge_domain::shell::ShellEnd;
+
+use crate::links::active_workspace;
+use crate::{CommandError, Commands, Context, Done};
+
+/// A job as the manifest declares it now.
+///
+/// # Errors
+/// `NoSuchJob`, with those that there are.
+pub async fn declared(
+    commands: &Commands,
+    permit: &Permit,
+    workspace: WorkspaceId,
+    name: &str,
+) -> Result<(ProjectId, Job), CommandError> {
+    let active = active_workspace(commands, permit, workspace).await?;
+    match active.manifest.jobs.iter().find(|job| job.name == name) {
+        Some(job) => Ok((active.project, job.clone())),
+        None => {
+            let known = active.manifest.jobs.into_iter().map(|job| job.name).collect();
+            Err(CommandError::refused(JobRunRefusal::NoSuchJob { name: name.chars().take(80).collect(), known }))
+        }
+    }
+}
+
+/// Who runs what, on which commit.
+#[derive(Clone, Debug)]
+pub struct NewJobRun {
+    pub workspace: WorkspaceId,
+    pub project: ProjectId,
+    pub job: Job,
+    pub by: UserId,
+    pub commit: String,
+}
+
+/// Writes down that a job runs; the run's id follows from the request.
+pub async fn start(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    new: NewJobRun,
+) -> Result<(JobRunId, Done), CommandError> {
+    let NewJobRun { workspace, project, job, by, commit } = new;
+    let run = JobRunId::from_uuid(context.new_id());
+    let Job { name, command, kind } = job;
+    let terms = JobRunTerms { run, project, workspace, name, command, kind, by, commit, at: context.now };
+    let stream = StreamId::job_run(permit.org(), run);
+    let done = commands.execute::<JobRun>(permit, context, &stream, &JobRunCommand::Start { terms }).await?;
+    Ok((run, done))
+}
+
+/// Writes down how a run ended. One that is over stays as it is.
+pub async fn finish(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    run: JobRunId,
+    end: ShellEnd,
+    code: Option<u32>,
+) -> Result<Done, CommandError> {
+    let command = JobRunCommand::Finish { end, code, now: context.now };
+    commands.execute::<JobRun>(permit, context, &StreamId::job_run(permit.org(), run), &command).await
+}

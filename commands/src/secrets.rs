@@ -1,0 +1,106 @@
+//! Secrets of projects and workspaces: what the log is told once the store has the value.
+//!
+//! The value comes first: under the key that `prepare` names, and in the version that the store answers. A crash in between
+//! leaves a version that no event names, which nobody ever reads; the next one that is set, or the removal, clears it up.
+
+use envforge_domain::access::{Action, Permit};
+use envforge_domain::aggregate::Aggregate;
+use envforge_domain::commit::StreamId;
+use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::secrets::{SecretKey, SecretName, SecretOwner, SecretRules, Secrets, SecretsCommand};
+
+use crate::{CommandError, Commands, Context, Done, Loaded};
+
+/// What is asked for about one secret.
+#[derive(Clone, Debug)]
+pub struct SecretChange {
+    pub owner: SecretOwner,
+    pub name: SecretName,
+    /// `None`: as they are.
+    pub rules: Option<SecretRules>,
+    pub by: UserId,
+}
+
+/// What to do about a value that is to be set.
+#[derive(Clone, Debug)]
+pub enum Prepared {
+    /// The request was carried out before: nothing is put.
+    Answered(Done),
+    /// Put it under this key.
+    Put(SecretKey),
+}
+
+/// Whether a value may be set, and where it goes. Nothing is put that the log would refuse.
+pub async fn prepare(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    change: &SecretChange,
+) -> Result<Prepared, CommandError> {
+    let stream = StreamId::secrets(permit.org(), change.owner);
+    if let Some(done) = commands.answered::<Secrets>(permit, context, &stream, Action::SecretSet).await? {
+        return Ok(Prepared::Answered(done));
+    }
+    let state = commands.load::<Secrets>(&stream).await?.state;
+    let generation = state.generation_of(&change.name);
+    let next = state.known(&change.name).and_then(|known| known.version).map_or(1, |version| version + 1);
+    Secrets::decide(&state, &set_command(change, generation, next, context)).map_err(CommandError::refused)?;
+    Ok(Prepared::Put(SecretKey { org: permit.org(), owner: change.owner, name: change.name.clone(), generation }))
+}
+
+/// Tells the log of a version that the store keeps.
+pub async fn set(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    change: &SecretChange,
+    key: &SecretKey,
+    version: u64,
+) -> Result<Done, CommandError> {
+    let command = set_command(change, key.generation, version, context);
+    execute(commands, permit, context, change.owner, &command).await
+}
+
+/// Changes who may use a secret and what a new version does; its value stays.
+pub async fn change_rules(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    change: &SecretChange,
+    rules: &SecretRules,
+) -> Result<Done, CommandError> {
+    let SecretChange { name, by, .. } = change.clone();
+    let command = SecretsCommand::ChangeRules { name, rules: rules.clone(), by, now: context.now };
+    execute(commands, permit, context, change.owner, &command).await
+}
+
+/// No wake gets it from then on. Its value is cleared by a reactor.
+pub async fn remove(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    change: &SecretChange,
+) -> Result<Done, CommandError> {
+    let command = SecretsCommand::Remove { name: change.name.clone(), by: change.by, now: context.now };
+    execute(commands, permit, context, change.owner, &command).await
+}
+
+/// What is known of an owner's secrets, as the log's leader has it.
+pub async fn load(commands: &Commands, org: OrgId, owner: SecretOwner) -> Result<Loaded<Secrets>, CommandError> {
+    Ok(commands.load::<Secrets>(&StreamId::secrets(org, owner)).await?)
+}
+
+fn set_command(change: &SecretChange, generation: u32, version: u64, context: &Context) -> SecretsCommand {
+    let SecretChange { owner, name, rules, by } = change.clone();
+    SecretsCommand::Set { owner, name, generation, version, rules, by, now: context.now }
+}
+
+async fn execute(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    owner: SecretOwner,
+    command: &SecretsCommand,
+) -> Result<Done, CommandError> {
+    commands.execute::<Secrets>(permit, context, &StreamId::secrets(permit.org(), owner), command).await
+}

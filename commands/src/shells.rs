@@ -1,0 +1,70 @@
+//! Shells: opening one in an active workspace, and how it ended.
+
+use envforge_domain::access::Permit;
+use envforge_domain::commit::StreamId;
+use envforge_domain::ids::{SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::project::{Project, ProjectRefusal, Repository};
+use envforge_domain::shell::{Shell, ShellCommand, ShellEnd, ShellKind, ShellTerms};
+use envforge_domain::workspace::Branch;
+
+use crate::links::active_workspace;
+use crate::{CommandError, Commands, Context, Done};
+
+/// Who connects to what.
+#[derive(Clone, Copy, Debug)]
+pub struct NewShell {
+    pub workspace: WorkspaceId,
+    pub user: UserId,
+    pub session: SessionId,
+    pub kind: ShellKind,
+}
+
+/// A shell that the log knows of, with where its code comes from.
+#[derive(Clone, Debug)]
+pub struct Connected {
+    pub shell: ShellId,
+    pub repository: Repository,
+    pub branch: Branch,
+    pub done: Done,
+}
+
+/// Writes down that somebody connects; the shell's id follows from the request.
+pub async fn connect(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    new: NewShell,
+) -> Result<Connected, CommandError> {
+    let NewShell { workspace, user, session, kind } = new;
+    let active = active_workspace(commands, permit, workspace).await?;
+    let repository = repository(commands, permit, active.project).await?;
+    let shell = ShellId::from_uuid(context.new_id());
+    let terms = ShellTerms { shell, project: active.project, workspace, user, session, kind, at: context.now };
+    let stream = StreamId::shell(permit.org(), shell);
+    let done = commands.execute::<Shell>(permit, context, &stream, &ShellCommand::Connect { terms }).await?;
+    Ok(Connected { shell, repository, branch: active.branch, done })
+}
+
+/// Writes down how a shell ended. One that is over stays as it is.
+pub async fn disconnect(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    shell: ShellId,
+    end: ShellEnd,
+    code: Option<u32>,
+) -> Result<Done, CommandError> {
+    let command = ShellCommand::Disconnect { end, code, now: context.now };
+    commands.execute::<Shell>(permit, context, &StreamId::shell(permit.org(), shell), &command).await
+}
+
+async fn repository(
+    commands: &Commands,
+    permit: &Permit,
+    project: envforge_domain::ids::ProjectId,
+) -> Result<Repository, CommandError> {
+    match commands.load::<Project>(&StreamId::project(permit.org(), project)).await?.state {
+        Project::Active { repository, .. } => Ok(repository),
+        Project::Unknown => Err(CommandError::refused(ProjectRefusal::Unknown)),
+    }
+}

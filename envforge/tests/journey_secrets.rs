@@ -1,0 +1,191 @@
+//! The story of secrets, with the command line against `envforge dev`: set once, given to the service that declares them and to
+//! nobody else, rotated, forbidden, removed.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
+
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use envforge_testkit::{TestDir, TestProcess, wait_until};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const OWNER: &str = "owner@envforge.localhost";
+const MANIFEST: &str = "\
+version: 1
+services:
+  web:
+    command: env > \"$ENVFORGE_DATA_DIR/web.env\"; exec python3 -m http.server \"$PORT\" --bind 127.0.0.1
+    route: { web: {} }
+    readiness: { http: /, interval: 100ms, deadline: 60s }
+    secrets: [API_KEY, PEM]
+  worker:
+    command: env > \"$ENVFORGE_DATA_DIR/worker.env\"; exec sleep 100000
+    readiness: { none: true }
+    secrets: [QUEUE_URL]
+";
+
+struct Place {
+    dir: TestDir,
+}
+
+impl Place {
+    fn start(&self) -> (TestProcess, Value) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+        command.args(["dev", "--json", "--listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--data"]);
+        command.arg(self.dir.join("data")).arg("--runtime").arg(self.dir.join("runtime"));
+        let mut dev = TestProcess::spawn("dev", &command, self.dir.path());
+        let started = dev.wait_ready("the first line", DEADLINE, |process| {
+            let out = process.stdout();
+            out.contains('\n').then(|| serde_json::from_str(out.lines().next().unwrap()).unwrap())
+        });
+        (dev, started)
+    }
+
+    fn client(&self, args: &[&str], stdin: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+        command.args(args).env("ENVFORGE_CONFIG_DIR", self.dir.join("owner")).env("ENVFORGE_CREDENTIALS", "file");
+        command.env_remove("ENVFORGE_API").env_remove("ENVFORGE_ORG").current_dir(self.dir.join("orders"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A command that asks for nothing may be gone already.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str], stdin: &str) -> Value {
+        let output = self.client(&[&["--json"], args].concat(), stdin);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str(text.lines().last().unwrap_or("null")).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.client(args, stdin);
+        assert_ne!(output.status.code(), Some(0), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn repository(&self) {
+        let root = self.dir.join("orders");
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(root.join("envforge.yml"), MANIFEST).unwrap();
+        let author = ["-c", "user.name=Dana", "-c", "user.email=dana@acme.example", "-c", "commit.gpgsign=false"];
+        for args in [&["init", "-q", "-b", "main"][..], &["add", "."], &["commit", "-q", "-m", "one"]] {
+            assert!(Command::new("git").args(author).args(args).current_dir(&root).status().unwrap().success());
+        }
+    }
+
+    /// Where a service writes what it found in its environment when it started.
+    fn file_of(&self, service: &str) -> PathBuf {
+        let workspaces = self.dir.join("runtime/workspaces");
+        let place: PathBuf = std::fs::read_dir(workspaces).unwrap().next().unwrap().unwrap().path();
+        place.join(format!("data/{service}.env"))
+    }
+
+    fn environment(&self, service: &str) -> String {
+        std::fs::read_to_string(self.file_of(service)).unwrap()
+    }
+
+    fn stale(&self) -> Vec<(String, u64)> {
+        let seen = self.json(&["secret", "ls"], "");
+        let mut stale = Vec::new();
+        for item in seen["items"].as_array().unwrap() {
+            for given in item["given"].as_array().unwrap().iter().filter(|given| given["stale"] == true) {
+                stale.push((item["name"].as_str().unwrap().to_owned(), given["version"].as_u64().unwrap()));
+            }
+        }
+        stale
+    }
+}
+
+#[test]
+fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
+    let place = Place { dir: TestDir::new() };
+    place.repository();
+    let (_dev, started) = place.start();
+    let (api, password) = (started["api"].as_str().unwrap(), started["owner_password"].as_str().unwrap());
+    let login = ["login", "--api", api, "--email", OWNER, "--password-stdin"];
+    assert_eq!(place.client(&login, &format!("{password}\n")).status.code(), Some(0));
+
+    // Nothing is set: everything that is missing is named with its service, and nothing started.
+    let told = place.refused(&["up"], "");
+    for name in ["API_KEY", "PEM", "QUEUE_URL", "`web`", "`worker`"] {
+        assert!(told.contains(name), "`{name}` is not in: {told}");
+    }
+    assert!(!place.dir.join("runtime/workspaces").read_dir().is_ok_and(|mut places| places.next().is_some()));
+    let seen = place.json(&["secret", "ls"], "");
+    assert_eq!(seen["stopped"].as_array().unwrap().len(), 3, "{seen}");
+    assert_eq!(seen["refused"], seen["stopped"]);
+
+    let set = place.json(&["secret", "set", "API_KEY", "--project", "orders"], "value of the project\n");
+    assert_eq!((set["version"].as_u64(), set["owner"].as_str()), (Some(1), Some("project")));
+    place.json(&["secret", "set", "PEM", "--project", "orders", "--service", "web"], "one\ntwo\n");
+    place.json(&["secret", "set", "QUEUE_URL"], "amqp://workspace");
+    place.json(&["secret", "set", "LEFT_OVER"], "nobody declares it");
+    place.json(&["up"], "");
+    let (web, worker) = (place.environment("web"), place.environment("worker"));
+    assert!(web.contains("API_KEY=value of the project\n") && web.contains("PEM=one\ntwo\n"), "{web}");
+    assert!(!web.contains("QUEUE_URL") && !web.contains("LEFT_OVER") && !worker.contains("LEFT_OVER"));
+    assert!(worker.contains("QUEUE_URL=amqp://workspace\n") && !worker.contains("API_KEY"), "{worker}");
+    // As root each of them is somebody else, and its file the workspace's.
+    let owners = ["web", "worker"].map(|service| std::fs::metadata(place.file_of(service)).unwrap());
+    let (uids, gids) = (owners.each_ref().map(|owner| owner.uid()), owners.each_ref().map(|owner| owner.gid()));
+    assert_eq!((uids[0] != uids[1], gids[0] == gids[1]), (rustix::process::geteuid().is_root(), true));
+    let seen = place.json(&["secret", "ls"], "");
+    let named = |name: &str| seen["items"].as_array().unwrap().iter().find(|item| item["name"] == name).unwrap();
+    assert_eq!(named("API_KEY")["given"][0]["version"], 1);
+    assert_eq!(named("LEFT_OVER")["declared_by"], serde_json::json!([]));
+    assert_eq!((&seen["stale"], &seen["refused"]), (&Value::Bool(false), &serde_json::json!([])));
+
+    // A workspace's own goes before its project's. Until its rules say otherwise, what runs goes on, and is shown as stale.
+    place.json(&["secret", "set", "API_KEY"], "value of the workspace");
+    assert_eq!(place.stale(), [("API_KEY".to_owned(), 1)]);
+    let shown = place.client(&["workspace", "show"], "");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("service web runs with API_KEY version 1"), "{shown}");
+    assert!(place.environment("web").contains("value of the project"));
+
+    // From then on another version restarts.
+    place.json(&["secret", "set", "API_KEY", "--keep-value", "--on-rotation", "restart"], "");
+    wait_until("the restart", DEADLINE, || place.environment("web").contains("value of the workspace"));
+    wait_until("the runtime", DEADLINE, || place.json(&["workspace", "show"], "")["runtime"]["phase"] == "ready");
+    assert_eq!(place.stale(), []);
+    place.json(&["secret", "set", "API_KEY"], "third value");
+    wait_until("the restart", DEADLINE, || place.environment("web").contains("third value"));
+    wait_until("the runtime", DEADLINE, || place.json(&["workspace", "show"], "")["runtime"]["phase"] == "ready");
+    let history = place.json(&["secret", "history", "API_KEY"], "");
+    let deeds: Vec<_> = history["items"].as_array().unwrap().iter().map(|item| item["deed"].clone()).collect();
+    assert_eq!(deeds, ["set", "rules_changed", "set"]);
+
+    // A service that its rules do not name is refused at the next wake, by name.
+    place.json(&["secret", "set", "PEM", "--project", "orders", "--keep-value", "--service", "worker"], "");
+    place.json(&["workspace", "sleep"], "");
+    let told = place.refused(&["workspace", "wake"], "");
+    assert!(told.contains("PEM may not be used by service `web` here"), "{told}");
+
+    // One that was removed is gone from the store, and another one of its name has nothing of it.
+    place.json(&["secret", "set", "PEM", "--project", "orders", "--keep-value", "--all-services"], "");
+    place.json(&["secret", "rm", "PEM", "--project", "orders", "--yes"], "");
+    let told = place.refused(&["workspace", "wake"], "");
+    assert!(told.contains("PEM (service `web`) has no value"), "{told}");
+    let kept = || {
+        let found = Command::new("find").arg(place.dir.join("data/secrets/values")).args(["-name", "PEM"]).output();
+        !found.unwrap().stdout.is_empty()
+    };
+    wait_until("the store without it", DEADLINE, || !kept());
+    place.json(&["secret", "set", "PEM", "--project", "orders"], "another");
+    place.json(&["workspace", "wake"], "");
+    assert!(place.environment("web").contains("PEM=another\n"));
+    // The owner's history knows all of it.
+    let history = place.json(&["secret", "history", "PEM", "--project", "orders"], "");
+    assert!(history["items"].as_array().unwrap().iter().any(|item| item["deed"] == "removed"), "{history}");
+    let told = place.refused(&["secret", "set", "API_KEY"], "");
+    assert!(told.contains("empty"), "{told}");
+    let told = place.refused(&["secret", "set", "API_KEY"], &"x".repeat(4097));
+    assert!(told.contains("4096"), "{told}");
+}

@@ -1,0 +1,177 @@
+//! Shells as the workspace's own user, as root with real processes: who they are, what they may touch, and that terminals
+//! and what lasts work all the same. Where the tests are not root there are no such users, and they say so.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and read what processes wrote")]
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use envforge_domain::ids::{OrgId, ProjectId, ShellId, UserId, WorkspaceId};
+use envforge_domain::project::Repository;
+use envforge_domain::shell::{ShellEnd, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
+use envforge_domain::workspace::Branch;
+use envforge_runtime::{Config, LocalHost, NoUsers, OpenShell, UnixUsers, UserBlock};
+use envforge_testkit::TestDir;
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Machine {
+    dir: TestDir,
+    host: LocalHost,
+}
+
+fn workspace() -> WorkspaceId {
+    WorkspaceId::from_uuid(Uuid::from_u128(1))
+}
+
+fn words(script: &str) -> Vec<String> {
+    ["/bin/sh", "-c", script].map(str::to_owned).to_vec()
+}
+
+impl Machine {
+    /// `None` where these tests are not root.
+    async fn open() -> Option<Self> {
+        let dir = TestDir::new();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let state = dir.join("state");
+        match UnixUsers::supported(&state) {
+            Ok(()) => {}
+            Err(NoUsers::NotRoot) => {
+                eprintln!("not root: shells have no users of their own here, and nothing was tested");
+                return None;
+            }
+            Err(NoUsers::Unreachable { directory, mode }) => {
+                // Folders of tests are private on some machines.
+                let public = std::fs::Permissions::from_mode(mode | 0o711);
+                std::fs::set_permissions(directory, public).unwrap();
+                UnixUsers::supported(&state).unwrap();
+            }
+        }
+        let mut config = Config::new(&state);
+        config.root_guard = Some(env!("CARGO_BIN_EXE_envforge").into());
+        config.unix_users = Some(dir.join("registry"));
+        let (host, _) = LocalHost::open(config).await.unwrap();
+        let machine = Self { dir, host };
+        machine.git(&["init", "--quiet", "--initial-branch=main", "."]);
+        std::fs::write(machine.repository().join("app.txt"), "one\n").unwrap();
+        machine.git(&["add", "."]);
+        machine.git(&["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "one"]);
+        Some(machine)
+    }
+
+    fn repository(&self) -> std::path::PathBuf {
+        self.dir.join("repository")
+    }
+
+    fn git(&self, arguments: &[&str]) {
+        std::fs::create_dir_all(self.repository()).unwrap();
+        let done = Command::new("git").args(arguments).current_dir(self.repository()).status().unwrap();
+        assert!(done.success(), "{arguments:?}");
+    }
+
+    async fn shell(&self, what: ShellWhat) -> OpenShell {
+        let order = ShellOrder {
+            shell: ShellId::from_uuid(Uuid::now_v7()),
+            org: OrgId::from_uuid(Uuid::from_u128(2)),
+            project: ProjectId::from_uuid(Uuid::from_u128(3)),
+            workspace: workspace(),
+            user: UserId::from_uuid(Uuid::from_u128(4)),
+            repository: Repository::parse(self.repository().to_str().unwrap()).unwrap(),
+            branch: Branch::parse("main").unwrap(),
+            what,
+        };
+        self.host.open_shell(order).await.unwrap()
+    }
+
+    fn block(&self) -> UserBlock {
+        self.host.unix_users().unwrap().known(workspace()).unwrap().unwrap()
+    }
+
+    fn work(&self) -> std::path::PathBuf {
+        self.dir.join("state").join("workspaces").join(workspace().to_string()).join("shell/work")
+    }
+}
+
+/// All that it writes until it ends, and its exit status.
+async fn all_of(mut open: OpenShell) -> (String, Option<u32>) {
+    let mut text = Vec::new();
+    loop {
+        match tokio::time::timeout(PATIENCE, open.output.recv()).await.unwrap().unwrap() {
+            ShellOutput::Out(bytes) | ShellOutput::Error(bytes) => text.extend(bytes),
+            ShellOutput::Taken(_) => {}
+            ShellOutput::Over { end, code } => {
+                assert_eq!(end, ShellEnd::Exited);
+                return (String::from_utf8_lossy(&text).replace('\r', ""), code);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_the_workspaces_user_and_works_in_a_clone_of_its_own() {
+    let Some(machine) = Machine::open().await else { return };
+    let script = "id -u; id -g; id -G; umask; cat app.txt; git status --short --branch; echo two > app.txt; git diff --stat | tail -1; \
+                  touch \"$HOME/mine\" && echo home; cat /etc/shadow 2>/dev/null || echo no; exit 7";
+    let (text, code) = all_of(machine.shell(ShellWhat::Command { words: words(script) }).await).await;
+    let shell = machine.block().shell();
+    let (uid, gid) = (shell.uid.to_string(), shell.gid.to_string());
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[..5], [&uid, &gid, &gid, "0002", "one"], "{text}");
+    assert!(lines[5].starts_with("## main"), "{text}");
+    assert!(lines[6].contains("1 insertion"), "{text}");
+    assert_eq!((&lines[7..], code), (&["home", "no"][..], Some(7)));
+    assert_eq!(std::fs::metadata(machine.work().join("app.txt")).unwrap().uid(), shell.uid);
+    machine.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_reads_nothing_of_the_hosts() {
+    let Some(machine) = Machine::open().await else { return };
+    let state = machine.dir.join("state");
+    let read = format!("exec 2>&1; ls {} || ls {}/shells || echo nothing", state.display(), state.display());
+    let (text, _) = all_of(machine.shell(ShellWhat::Command { words: words(&read) }).await).await;
+    assert_eq!(text.lines().last(), Some("nothing"), "{text}");
+    // What its own parent was given is not its to read either: that runs as EnvForge.
+    let parent = "cat /proc/$PPID/environ > /dev/null 2>&1 || echo refused";
+    let (text, _) = all_of(machine.shell(ShellWhat::Command { words: words(parent) }).await).await;
+    assert_eq!(text, "refused\n");
+    machine.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_belongs_to_the_workspaces_user_and_what_lasts_runs_as_them() {
+    let Some(machine) = Machine::open().await else { return };
+    let size = TerminalSize { columns: 100, rows: 30 };
+    let terminal = |lasting, words| ShellWhat::Terminal { size, term: "xterm".to_owned(), lasting, words };
+    let script = "stat -c %u \"$(tty)\"; stty size; echo x > \"$(tty)\" && echo wrote";
+    let (text, code) = all_of(machine.shell(terminal(false, words(script))).await).await;
+    let uid = machine.block().shell().uid.to_string();
+    assert_eq!((text.lines().collect::<Vec<_>>(), code), (vec![&*uid, "30 100", "x", "wrote"], Some(0)));
+
+    let open = machine.shell(terminal(true, Vec::new())).await;
+    assert!(open.facts.lasting, "{:?}", open.facts.notice);
+    let told = machine.work().join("who");
+    let command = format!("id -u > {}\n", told.display());
+    open.input.send(ShellInput::Data(command.into_bytes())).await.unwrap();
+    let written = until_written(&told).await;
+    assert_eq!(written.trim(), uid);
+    machine.host.shutdown().await;
+    let left = Command::new("ps").args(["-o", "stat=,args=", "-u", &uid]).output().unwrap();
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    // What has ended and was not waited for yet does not run.
+    assert_eq!(left.lines().find(|line| !line.starts_with('Z')), None, "nothing of theirs runs any more");
+}
+
+async fn until_written(path: &Path) -> String {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || {
+        envforge_testkit::wait_until("the terminal wrote", PATIENCE, || {
+            std::fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n'))
+        });
+        std::fs::read_to_string(&path).unwrap()
+    })
+    .await
+    .unwrap()
+}

@@ -1,0 +1,66 @@
+//! Stored events of shells. Nothing of what was typed or shown stands here.
+
+use envforge_domain::ids::{ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind, ShellTerms};
+use envforge_domain::time::{Millis, UnixMillis};
+
+use super::wire::{events, object, tokens};
+
+events! {
+    ShellEvent {
+        "shell.connected.v1" => Connected { terms: ShellTerms = "terms" },
+        "shell.disconnected.v1" => Disconnected {
+            user: UserId = "user",
+            workspace: WorkspaceId = "workspace",
+            ended: ShellEnded = "ended",
+        },
+    }
+}
+
+object! {
+    ShellTerms {
+        shell: ShellId = "shell",
+        project: ProjectId = "project",
+        workspace: WorkspaceId = "workspace",
+        user: UserId = "user",
+        session: SessionId = "session",
+        kind: ShellKind = "kind",
+        at: UnixMillis = "at",
+    }
+}
+
+object! {
+    ShellEnded {
+        end: ShellEnd = "end",
+        code: Option<u32> = "code",
+        at: UnixMillis = "at",
+        duration: Millis = "duration_ms",
+    }
+}
+
+tokens! {
+    ShellKind {
+        "terminal" => Terminal,
+        "command" => Command,
+        "ssh" => Ssh,
+    }
+}
+
+tokens! {
+    ShellEnd {
+        "exited" => Exited,
+        "signalled" => Signalled,
+        "closed" => Closed,
+        "silent" => Silent,
+        "violation" => Violation,
+        "time_over" => TimeOver,
+        "session_ended" => SessionEnded,
+        "right_lost" => RightLost,
+        "workspace_archived" => WorkspaceArchived,
+        "rights_unknown" => RightsUnknown,
+        "runtime_gone" => RuntimeGone,
+        "host_stopped" => HostStopped,
+        "not_started" => NotStarted,
+        "lost" => Lost,
+    }
+}

@@ -1,0 +1,338 @@
+//! The fleet: machines of a provider, brought to the state that the log asks for, and asked for as workspaces need them.
+//!
+//! Each look lists the provider's instances, reports what the log does not know, asks the provider for what is missing, and
+//! then plans for each organization. Everything is decided by the log's state and the provider's, never by having seen an
+//! event; a second fleet on the same log asks for the same machines and launches with the same tokens. Not here: what runs
+//! on a machine (its agent), how a provider is talked to (`envforge-aws`).
+
+mod compare;
+mod executor;
+mod known;
+mod plan;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envforge_commands::{Commands, Context, hosts};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::{Component, Position};
+use envforge_domain::ids::{HostId, OrgId};
+use envforge_domain::machine::{MachineCommand, MachineEnd};
+use envforge_domain::time::SharedClock;
+use envforge_eventlog::{Follow, LogError, SharedLog};
+use envforge_runtime::{Instance, MachineProvider};
+use futures_util::StreamExt;
+use futures_util::stream;
+use tokio_util::sync::CancellationToken;
+
+pub use compare::{Act, Compared, Finding, compare};
+pub use executor::{ActError, Executor, Grounds, launch_token, machine_key};
+pub use known::{Known, KnownMachine};
+pub use plan::{Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Step, plan};
+
+use crate::following::Following;
+use crate::permit::system_permit;
+
+/// How many looks in a row must agree before an instance counts as gone, or as failing.
+const LOOKS_BEFORE_BELIEVED: u32 = 3;
+/// Acts carried to the provider at one time.
+const ACTS_AT_ONCE: usize = 8;
+
+/// What organizations get.
+#[derive(Clone, Debug)]
+pub struct FleetPolicies {
+    pub default: FleetPolicy,
+    pub of: HashMap<OrgId, FleetPolicy>,
+}
+
+impl FleetPolicies {
+    fn get(&self, org: OrgId) -> &FleetPolicy {
+        self.of.get(&org).unwrap_or(&self.default)
+    }
+}
+
+/// The process manager of machines. One per log and provider; a second one is harmless.
+pub struct Fleet {
+    log: SharedLog,
+    executor: Executor,
+    commands: Commands,
+    clock: SharedClock,
+    policies: FleetPolicies,
+    look_interval: Duration,
+    known: Known,
+    /// What was written must be read before it is planned again.
+    ahead: Position,
+    missed: HashMap<HostId, u32>,
+    impaired: HashMap<HostId, u32>,
+}
+
+impl Fleet {
+    pub fn new(
+        log: SharedLog,
+        commands: Commands,
+        provider: Arc<dyn MachineProvider>,
+        clock: SharedClock,
+        policies: FleetPolicies,
+        look_interval: Duration,
+    ) -> Self {
+        let executor = Executor::new(provider, commands.clone(), SharedClock::clone(&clock));
+        Self {
+            log,
+            executor,
+            commands,
+            clock,
+            policies,
+            look_interval,
+            known: Known::default(),
+            ahead: Position::START,
+            missed: HashMap::new(),
+            impaired: HashMap::new(),
+        }
+    }
+
+    /// Follows the log and looks at the provider until `stop`. Machines stay as they are then.
+    ///
+    /// # Errors
+    /// When the log cannot be followed any more.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), LogError> {
+        let mut following = Following::new(SharedLog::clone(&self.log), "fleet");
+        let mut look = tokio::time::interval(self.look_interval);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut caught_up = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                next = following.next() => match next? {
+                    Follow::Commit { recorded, .. } => self.known.apply(&recorded),
+                    Follow::Caught { .. } => caught_up = true,
+                },
+                _ = look.tick(), if caught_up && self.known.position() >= self.ahead => {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = self.look() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One look at the provider, and what follows from it.
+    async fn look(&mut self) {
+        let instances = match self.executor.provider().list().await {
+            Ok(instances) => instances,
+            Err(error) => {
+                metrics::counter!("envforge_fleet_looks_failed_total").increment(1);
+                tracing::warn!(%error, "the provider's instances could not be listed; looking again");
+                return;
+            }
+        };
+        let compared = compare(self.executor.provider().name(), self.known.machines(), &instances);
+        self.believe(&compared);
+        for finding in &compared.findings {
+            if let Err(error) = self.report(finding).await {
+                tracing::warn!(?finding, %error, "what the provider shows was not recorded");
+            }
+        }
+        self.carry_out(&compared.acts).await;
+        if self.known.position() >= self.ahead {
+            let organizations = self.known.organizations();
+            for org in organizations {
+                self.plan(org).await;
+            }
+        }
+    }
+
+    /// Counts how often in a row something was missing or failing.
+    fn believe(&mut self, compared: &Compared) {
+        let (mut missing, mut failing) = (BTreeSet::new(), BTreeSet::new());
+        for finding in &compared.findings {
+            match finding {
+                Finding::Missing { host, .. } => missing.insert(*host),
+                Finding::Impaired { host, .. } => failing.insert(*host),
+                Finding::Launched { .. }
+                | Finding::Started { .. }
+                | Finding::Stopped { .. }
+                | Finding::Ended { .. }
+                | Finding::Strange { .. } => false,
+            };
+        }
+        for (counts, now) in [(&mut self.missed, missing), (&mut self.impaired, failing)] {
+            counts.retain(|host, _| now.contains(host));
+            for host in now {
+                *counts.entry(host).or_default() += 1;
+            }
+        }
+    }
+
+    async fn report(&mut self, finding: &Finding) -> Result<(), ActError> {
+        let host = match finding {
+            Finding::Launched { host, instance } => return self.launched(*host, instance).await,
+            Finding::Strange { instance, reason } => {
+                if !self.known.is_reported_strange(instance) {
+                    tracing::warn!(%instance, %reason, "an instance that nobody asked for");
+                    let position = self.executor.strange(instance, reason, self.known.position()).await?;
+                    self.ahead = self.ahead.max(position);
+                }
+                return Ok(());
+            }
+            Finding::Started { host }
+            | Finding::Stopped { host }
+            | Finding::Ended { host, .. }
+            | Finding::Missing { host, .. }
+            | Finding::Impaired { host, .. } => *host,
+        };
+        let (command, purpose) = match finding {
+            Finding::Started { .. } => (MachineCommand::ReportStarted, "started"),
+            Finding::Stopped { .. } => (MachineCommand::ReportStopped, "stopped"),
+            Finding::Ended { end, .. } => (MachineCommand::ReportTerminated { end: *end }, "terminated"),
+            Finding::Impaired { reason, .. } if self.is_believed(&self.impaired, host) => {
+                (MachineCommand::ReportUnhealthy { reason: reason.clone() }, "unhealthy")
+            }
+            Finding::Missing { instance, .. } if self.is_believed(&self.missed, host) => {
+                if self.executor.provider().find(instance).await?.is_some() {
+                    return Ok(());
+                }
+                (MachineCommand::ReportTerminated { end: MachineEnd::Vanished }, "vanished")
+            }
+            _ => return Ok(()),
+        };
+        self.command(host, purpose, &command).await
+    }
+
+    fn is_believed(&self, counts: &HashMap<HostId, u32>, host: HostId) -> bool {
+        counts.get(&host).is_some_and(|count| *count >= LOOKS_BEFORE_BELIEVED)
+    }
+
+    async fn launched(&mut self, host: HostId, instance: &Instance) -> Result<(), ActError> {
+        let Some(known) = self.known.machines().get(&host) else { return Ok(()) };
+        let Some(terms) = known.state.terms().cloned() else { return Ok(()) };
+        let grounds = self.grounds(known);
+        let position = self.executor.launched(host, &terms, instance, grounds).await?;
+        self.ahead = self.ahead.max(position);
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, acts: &[Act]) {
+        let with_grounds = acts.iter().filter_map(|act| {
+            let host = match act {
+                Act::Launch { host, .. } => *host,
+                Act::Start { terms, .. } | Act::Stop { terms, .. } | Act::Terminate { terms, .. } => terms.host,
+            };
+            self.known.machines().get(&host).map(|known| (act.clone(), self.grounds(known)))
+        });
+        let with_grounds: Vec<_> = with_grounds.collect();
+        let executor = &self.executor;
+        let done: Vec<_> = stream::iter(with_grounds)
+            .map(|(act, grounds)| async move { (executor.act(&act, grounds).await, act) })
+            .buffer_unordered(ACTS_AT_ONCE)
+            .collect()
+            .await;
+        for (result, act) in done {
+            match result {
+                Ok(position) => self.ahead = self.ahead.max(position.unwrap_or_default()),
+                Err(ActError::CrossOrganization { instance }) => {
+                    metrics::counter!("envforge_fleet_cross_organization_refused_total").increment(1);
+                    tracing::error!(?act, "an instance of another organization was not touched");
+                    let reason = "its tags are not those of the machine that was to touch it";
+                    if let Err(error) = self.executor.strange(&instance, reason, self.known.position()).await {
+                        tracing::warn!(%error, "a strange instance was not recorded yet");
+                    }
+                }
+                Err(error) => tracing::warn!(?act, %error, "the provider did not do it yet"),
+            }
+        }
+    }
+
+    async fn plan(&mut self, org: OrgId) {
+        let now = self.clock.now();
+        let fleet = self.known.fleet_of(org);
+        let planned = plan(&fleet, self.policies.get(org), now);
+        for refusal in &planned.refusals {
+            match refusal {
+                PlanRefusal::CrossOrganization { .. } => {
+                    metrics::counter!("envforge_fleet_cross_organization_refused_total").increment(1);
+                    tracing::error!(%org, ?refusal, "the plan leaves out what is another organization's");
+                }
+                PlanRefusal::TooLarge { .. } | PlanRefusal::MachinesMax { .. } | PlanRefusal::Pausing { .. } => {
+                    tracing::info!(%org, ?refusal, "a machine was not asked for");
+                }
+            }
+        }
+        for step in &planned.steps {
+            if let Err(error) = self.step(org, step).await {
+                tracing::warn!(%org, ?step, %error, "a step of the plan was not taken; planning again");
+            }
+        }
+    }
+
+    async fn step(&mut self, org: OrgId, step: &Step) -> Result<(), ActError> {
+        let placing = |step: &Step| match step {
+            Step::Place { workspace, host, needs } => Some((*workspace, *host, Some(*needs))),
+            Step::Release { workspace, host } => Some((*workspace, *host, None)),
+            _ => None,
+        };
+        if let Some((workspace, host, needs)) = placing(step) {
+            let now = self.clock.now();
+            let Some(resource) = self.known.world.resource(workspace) else { return Ok(()) };
+            let permit = system_permit(Component::Fleet, Action::HostPlace, resource, self.known.position(), now)?;
+            let context = Context::new(now);
+            let done = match needs {
+                Some(needs) => hosts::place(&self.commands, &permit, &context, host, workspace, needs).await?,
+                None => hosts::release(&self.commands, &permit, &context, host, workspace).await?,
+            };
+            self.ahead = self.ahead.max(done.position);
+            return Ok(());
+        }
+        let (host, command, purpose) = match step {
+            Step::Request { terms, cause } => {
+                (terms.host, MachineCommand::Request { terms: terms.clone(), cause: *cause }, "request")
+            }
+            Step::Start { host, cause } => (*host, MachineCommand::Start { cause: *cause }, "start"),
+            Step::Stop { host, mode, cause } => (*host, MachineCommand::Stop { mode: *mode, cause: *cause }, "stop"),
+            Step::Drain { host, cause } => (*host, MachineCommand::Drain { cause: *cause }, "drain"),
+            Step::Terminate { host, cause } => {
+                let placed = self.known.world.placement().placed(*host).map_or(0, |placed| placed.len());
+                (*host, MachineCommand::Terminate { cause: *cause, placed }, "terminate")
+            }
+            Step::Retire { host } => {
+                let now = self.clock.now();
+                let resource = Resource::Host { org, host: *host };
+                let permit =
+                    system_permit(Component::Fleet, Action::HostRegister, resource, self.known.position(), now)?;
+                let done = hosts::retire(&self.commands, &permit, &Context::new(now), *host).await?;
+                self.ahead = self.ahead.max(done.position);
+                return Ok(());
+            }
+            Step::Place { .. } | Step::Release { .. } => return Ok(()),
+        };
+        if let Step::Request { terms, .. } = step {
+            // Nothing caused it but the log as it stands.
+            let (context, position) = (Context::new(self.clock.now()), self.known.position());
+            let position = self.executor.command(terms.org, host, position, &context, &command).await?;
+            self.ahead = self.ahead.max(position);
+            return Ok(());
+        }
+        self.command(host, purpose, &command).await
+    }
+
+    async fn command(&mut self, host: HostId, purpose: &str, command: &MachineCommand) -> Result<(), ActError> {
+        let Some(known) = self.known.machines().get(&host) else { return Ok(()) };
+        let Some(terms) = known.state.terms() else { return Ok(()) };
+        let (org, grounds) = (terms.org, self.grounds(known));
+        let context = self.executor.caused(grounds, purpose);
+        let position = self.executor.command(org, host, grounds.position, &context, command).await?;
+        self.ahead = self.ahead.max(position);
+        Ok(())
+    }
+
+    fn grounds(&self, known: &KnownMachine) -> Grounds {
+        Grounds {
+            requested: known.requested,
+            commit: known.commit,
+            correlation: known.correlation,
+            position: self.known.position(),
+        }
+    }
+}

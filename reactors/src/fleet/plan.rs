@@ -1,0 +1,460 @@
+//! Which machines an organization needs, and what goes where: a pure plan of values, which the reactor then carries out.
+//!
+//! Packs the workspaces of ONE organization by CPU and memory. The same fleet, policy and instant give the same plan anywhere.
+//!
+//! INVARIANT: no step of a plan names a machine or a workspace of another organization than the plan's, whatever the
+//! planner is told (SPEC, rule 1). Held here, again by the executor on the instance's own tags, and by the agent.
+//! Not here: what the provider says (`compare`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envforge_commands::context::derived_uuid;
+use envforge_domain::host::Capacity;
+use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachinePurpose, MachineTerms, Power, StopMode};
+use envforge_domain::time::{Millis, UnixMillis};
+
+/// After a launch that failed; doubled for each one that follows, up to `LAUNCH_PAUSE_MAX`.
+const LAUNCH_PAUSE_MIN: Millis = Millis::from_secs(15);
+const LAUNCH_PAUSE_MAX: Millis = Millis::from_minutes(15);
+
+/// What an operator allows and pays for, for one organization.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetPolicy {
+    pub provider: String,
+    /// For runtimes, the preferred one first; the next one is tried after a launch that failed.
+    pub shapes: Vec<Shape>,
+    /// For shells.
+    pub shell_shape: Shape,
+    /// How long a machine stays up without an awake runtime.
+    pub grace: Millis,
+    /// Machines that are kept up without a runtime, so that a wake need not wait for one.
+    pub warm: usize,
+    /// Hibernate instead of stopping, where the shape can.
+    pub hibernate: bool,
+    /// At one time, of both purposes.
+    pub machines_max: usize,
+}
+
+/// A size of machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The provider's name of it: `m7g.large`.
+    pub name: String,
+    /// What workspaces may take of it.
+    pub capacity: Capacity,
+    pub hibernates: bool,
+}
+
+/// One organization's machines and what waits for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrganizationFleet {
+    pub org: OrgId,
+    pub machines: Vec<MachineView>,
+    pub demands: Vec<Demand>,
+    /// Active ones.
+    pub workspaces: usize,
+    /// How many machines were ever requested: the number of the next one.
+    pub requested_ever: usize,
+    pub failures: Failures,
+}
+
+/// A machine as the planner sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineView {
+    pub host: HostId,
+    pub org: OrgId,
+    pub purpose: MachinePurpose,
+    pub capacity: Capacity,
+    pub state: Machine,
+    /// An agent has registered a host on it.
+    pub registered: bool,
+    pub placed: BTreeMap<WorkspaceId, Capacity>,
+    /// Of those, the ones of which nothing may run there any more.
+    pub stale: BTreeSet<WorkspaceId>,
+    pub used_at: UnixMillis,
+}
+
+/// A wake that no host has taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    pub workspace: WorkspaceId,
+    pub org: OrgId,
+    pub needs: Capacity,
+    /// Where it ran the last time, and where its checkout lies.
+    pub before: Option<HostId>,
+}
+
+/// Launches that failed one after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    count: u32,
+    last_at: UnixMillis,
+}
+
+/// One thing to do, each a command on the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Request {
+        terms: MachineTerms,
+        cause: MachineCause,
+    },
+    Start {
+        host: HostId,
+        cause: MachineCause,
+    },
+    Stop {
+        host: HostId,
+        mode: StopMode,
+        cause: MachineCause,
+    },
+    Drain {
+        host: HostId,
+        cause: MachineCause,
+    },
+    Terminate {
+        host: HostId,
+        cause: MachineCause,
+    },
+    Place {
+        workspace: WorkspaceId,
+        host: HostId,
+        needs: Capacity,
+    },
+    Release {
+        workspace: WorkspaceId,
+        host: HostId,
+    },
+    /// Of the host on a machine that is gone.
+    Retire {
+        host: HostId,
+    },
+}
+
+/// What the planner does not do, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanRefusal {
+    /// A workspace or a machine of another organization was among them.
+    CrossOrganization { workspace: Option<WorkspaceId>, host: Option<HostId> },
+    /// No shape is large enough.
+    TooLarge { workspace: WorkspaceId },
+    /// The organization has as many machines as it may.
+    MachinesMax { max: usize },
+    /// The last launches failed.
+    Pausing { until: UnixMillis },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub refusals: Vec<PlanRefusal>,
+}
+
+impl Failures {
+    pub fn add(&mut self, at: UnixMillis) {
+        self.count = self.count.saturating_add(1);
+        self.last_at = at;
+    }
+
+    fn until(&self) -> UnixMillis {
+        match self.count {
+            0 => UnixMillis::EPOCH,
+            count => {
+                let doubled = LAUNCH_PAUSE_MIN.get().saturating_mul(1_u64 << (count - 1).min(20));
+                self.last_at.plus(Millis::new(doubled.min(LAUNCH_PAUSE_MAX.get())))
+            }
+        }
+    }
+}
+
+impl MachineView {
+    fn live(&self) -> Option<&LiveMachine> {
+        if let Machine::Live(live) = &self.state { Some(live) } else { None }
+    }
+
+    fn power(&self) -> Option<Power> {
+        self.live().map(|live| live.power)
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.live().is_some_and(|live| live.draining || live.unhealthy || live.power == Power::Ending)
+    }
+
+    /// May take workspaces, now or once it is up.
+    fn takes(&self) -> bool {
+        matches!(self.state, Machine::Requested { .. } | Machine::Live(_)) && !self.is_leaving()
+    }
+
+    fn is_off(&self) -> bool {
+        matches!(self.power(), Some(Power::Off(_) | Power::Stopping(_)))
+    }
+
+    fn is_on(&self) -> bool {
+        self.power() == Some(Power::On)
+    }
+
+    /// Up, with an agent that takes wakes.
+    fn is_ready(&self) -> bool {
+        self.is_on() && self.registered
+    }
+}
+
+/// Room on a machine, or on one that this plan asks for.
+struct Slot<'a> {
+    host: HostId,
+    machine: Option<&'a MachineView>,
+    room: Capacity,
+    /// Something is placed there, or comes there by this plan.
+    taken: bool,
+    off: bool,
+}
+
+/// Plans for one organization.
+pub fn plan(fleet: &OrganizationFleet, policy: &FleetPolicy, now: UnixMillis) -> Plan {
+    Planner::new(fleet, policy, now).run()
+}
+
+struct Planner<'a> {
+    fleet: &'a OrganizationFleet,
+    policy: &'a FleetPolicy,
+    now: UnixMillis,
+    ours: Vec<&'a MachineView>,
+    slots: Vec<Slot<'a>>,
+    requested: usize,
+    plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    fn new(fleet: &'a OrganizationFleet, policy: &'a FleetPolicy, now: UnixMillis) -> Self {
+        let mut plan = Plan::default();
+        let mut ours = Vec::with_capacity(fleet.machines.len());
+        for machine in &fleet.machines {
+            if machine.org == fleet.org && machine.state.terms().is_some_and(|terms| terms.org == fleet.org) {
+                ours.push(machine);
+            } else {
+                plan.refusals.push(PlanRefusal::CrossOrganization { workspace: None, host: Some(machine.host) });
+            }
+        }
+        ours.sort_by_key(|machine| machine.host);
+        let slots = ours
+            .iter()
+            .filter(|machine| machine.purpose == MachinePurpose::Runtime && machine.takes())
+            .map(|machine| Slot {
+                host: machine.host,
+                machine: Some(machine),
+                room: machine.placed.values().fold(machine.capacity, |room, taken| room.minus(taken)),
+                taken: !machine.placed.is_empty(),
+                off: machine.is_off(),
+            })
+            .collect();
+        Self { fleet, policy, now, ours, slots, requested: 0, plan }
+    }
+
+    fn run(mut self) -> Plan {
+        self.leave();
+        self.shell();
+        self.serve();
+        self.warm();
+        self.plan
+    }
+
+    fn step(&mut self, step: Step) {
+        self.plan.steps.push(step);
+    }
+
+    /// Machines that fail or are not needed any more, on their way out.
+    fn leave(&mut self) {
+        for machine in self.ours.clone() {
+            let host = machine.host;
+            let gone = matches!(machine.state, Machine::Over { .. });
+            // INVARIANT: room is given back only once nothing can run in it.
+            if gone || matches!(machine.power(), Some(Power::Off(_) | Power::Ending)) {
+                for workspace in &machine.stale {
+                    self.step(Step::Release { workspace: *workspace, host });
+                }
+            }
+            if gone {
+                if machine.registered && machine.placed.is_empty() {
+                    self.step(Step::Retire { host });
+                }
+                continue;
+            }
+            let Some(live) = machine.live() else { continue };
+            let cause = if live.unhealthy { MachineCause::Unhealthy } else { MachineCause::Unused };
+            let unused = self.fleet.workspaces == 0 && machine.placed.is_empty();
+            if !live.draining {
+                if live.unhealthy || unused {
+                    self.step(Step::Drain { host, cause });
+                }
+                continue;
+            }
+            if machine.placed.is_empty() {
+                if live.power != Power::Ending {
+                    self.step(Step::Terminate { host, cause });
+                }
+            } else if live.unhealthy && machine.stale.len() == machine.placed.len() && machine.is_on() {
+                // Its agent gives nothing back any more: off, nothing can run there.
+                self.step(Step::Stop { host, mode: StopMode::Stop, cause });
+            }
+        }
+    }
+
+    /// One machine for shells for as long as there are workspaces.
+    fn shell(&mut self) {
+        if self.fleet.workspaces == 0 {
+            return;
+        }
+        let shells = || self.ours.iter().filter(|machine| machine.purpose == MachinePurpose::Shell && machine.takes());
+        match (shells().find(|machine| !machine.is_off()), shells().next().map(|machine| machine.host)) {
+            (Some(_), _) => {}
+            (None, Some(host)) => self.step(Step::Start { host, cause: MachineCause::Demand }),
+            (None, None) => {
+                let shape = self.policy.shell_shape.clone();
+                self.request(MachinePurpose::Shell, &shape, MachineCause::Demand);
+            }
+        }
+    }
+
+    /// Finds room for each wake that waits, largest first.
+    fn serve(&mut self) {
+        let mut demands: Vec<&Demand> = self.fleet.demands.iter().collect();
+        demands.sort_by_key(|demand| {
+            (std::cmp::Reverse((demand.needs.memory_mib, demand.needs.cpu_millicores)), demand.workspace)
+        });
+        for demand in demands {
+            if demand.org != self.fleet.org {
+                let refusal = PlanRefusal::CrossOrganization { workspace: Some(demand.workspace), host: None };
+                self.plan.refusals.push(refusal);
+                continue;
+            }
+            match self.best(demand) {
+                Some(index) => self.use_slot(index, demand),
+                None => self.request_for(demand),
+            }
+        }
+    }
+
+    /// Where it is placed already, else where it was before, else where an agent is ready, else up before off, else the
+    /// tightest, of equal ones the oldest.
+    fn best(&self, demand: &Demand) -> Option<usize> {
+        let own = |slot: &Slot<'_>| {
+            let placed = slot.machine.and_then(|machine| machine.placed.get(&demand.workspace));
+            placed.copied()
+        };
+        let rank = |(_, slot): &(usize, &Slot<'_>)| {
+            let room = own(slot).map_or(slot.room, |own| slot.room.plus(&own));
+            let left = room.minus(&demand.needs);
+            let before = demand.before == Some(slot.host);
+            let ready = slot.machine.is_some_and(MachineView::is_ready);
+            (own(slot).is_none(), !before, !ready, slot.off, left.memory_mib, left.cpu_millicores, slot.host)
+        };
+        let fits = |(_, slot): &(usize, &Slot<'_>)| {
+            demand.needs.fits_into(&own(slot).map_or(slot.room, |own| slot.room.plus(&own)))
+        };
+        self.slots.iter().enumerate().filter(fits).min_by_key(rank).map(|(index, _)| index)
+    }
+
+    fn use_slot(&mut self, index: usize, demand: &Demand) {
+        let slot = &mut self.slots[index];
+        let machine = slot.machine;
+        let own = machine.and_then(|machine| machine.placed.get(&demand.workspace)).copied();
+        slot.room = own.map_or(slot.room, |own| slot.room.plus(&own)).minus(&demand.needs);
+        slot.taken = true;
+        let (host, wake) = (slot.host, std::mem::take(&mut slot.off));
+        if wake {
+            self.step(Step::Start { host, cause: MachineCause::Demand });
+        }
+        let ready = machine.is_some_and(MachineView::is_ready);
+        if ready && own != Some(demand.needs) {
+            self.step(Step::Place { workspace: demand.workspace, host, needs: demand.needs });
+        }
+    }
+
+    fn request_for(&mut self, demand: &Demand) {
+        let count = self.policy.shapes.len().max(1);
+        let first = self.fleet.failures.count as usize % count;
+        let order = self.policy.shapes.iter().cycle().skip(first).take(count);
+        let Some(shape) = order.into_iter().find(|shape| demand.needs.fits_into(&shape.capacity)).cloned() else {
+            self.plan.refusals.push(PlanRefusal::TooLarge { workspace: demand.workspace });
+            return;
+        };
+        if let Some(host) = self.request(MachinePurpose::Runtime, &shape, MachineCause::Demand) {
+            let room = shape.capacity.minus(&demand.needs);
+            self.slots.push(Slot { host, machine: None, room, taken: true, off: false });
+        }
+    }
+
+    /// Keeps as many machines without a workspace up as the policy wants, and puts those beyond aside after the grace.
+    fn warm(&mut self) {
+        let wanted = if self.fleet.workspaces == 0 { 0 } else { self.policy.warm };
+        let idle = |slot: &&Slot<'_>| !slot.taken;
+        let up: Vec<HostId> = self.slots.iter().filter(idle).filter(|slot| !slot.off).map(|slot| slot.host).collect();
+        let off: Vec<HostId> = self.slots.iter().filter(idle).filter(|slot| slot.off).map(|slot| slot.host).collect();
+        let missing = wanted.saturating_sub(up.len());
+        for host in off.iter().take(missing) {
+            self.step(Step::Start { host: *host, cause: MachineCause::WarmPool });
+        }
+        for _ in off.len()..missing {
+            let count = self.policy.shapes.len().max(1);
+            let Some(shape) = self.policy.shapes.get(self.fleet.failures.count as usize % count).cloned() else {
+                break;
+            };
+            if self.request(MachinePurpose::Runtime, &shape, MachineCause::WarmPool).is_none() {
+                break;
+            }
+        }
+        for host in up.iter().skip(wanted) {
+            let machine = self.ours.iter().find(|machine| machine.host == *host);
+            let Some(machine) = machine.filter(|machine| machine.is_on()) else { continue };
+            if self.now.since(machine.used_at) >= self.policy.grace {
+                let mode = self.stop_mode(machine);
+                self.step(Step::Stop { host: *host, mode, cause: MachineCause::Idle });
+            }
+        }
+    }
+
+    fn stop_mode(&self, machine: &MachineView) -> StopMode {
+        let name = machine.state.terms().map(|terms| terms.shape.as_str());
+        let shape = self.policy.shapes.iter().find(|shape| Some(shape.name.as_str()) == name);
+        if self.policy.hibernate && shape.is_some_and(|shape| shape.hibernates) {
+            StopMode::Hibernate
+        } else {
+            StopMode::Stop
+        }
+    }
+
+    /// Asks for a machine. Its host's id follows from the organization and the machine's number: two planners that know the
+    /// same ask for the same one.
+    fn request(&mut self, purpose: MachinePurpose, shape: &Shape, cause: MachineCause) -> Option<HostId> {
+        let until = self.fleet.failures.until();
+        if self.now < until {
+            self.refuse_once(PlanRefusal::Pausing { until });
+            return None;
+        }
+        let living = self.ours.iter().filter(|machine| !matches!(machine.state, Machine::Over { .. })).count();
+        if living + self.requested >= self.policy.machines_max {
+            self.refuse_once(PlanRefusal::MachinesMax { max: self.policy.machines_max });
+            return None;
+        }
+        let number = self.fleet.requested_ever + self.requested;
+        self.requested += 1;
+        let seed = self.fleet.org.as_uuid().as_bytes();
+        let host = HostId::from_uuid(derived_uuid(seed, &format!("machine {number}")));
+        let terms = MachineTerms {
+            host,
+            org: self.fleet.org,
+            purpose,
+            provider: self.policy.provider.clone(),
+            shape: shape.name.clone(),
+            capacity: shape.capacity,
+        };
+        self.step(Step::Request { terms, cause });
+        Some(host)
+    }
+
+    fn refuse_once(&mut self, refusal: PlanRefusal) {
+        if !self.plan.refusals.contains(&refusal) {
+            self.plan.refusals.push(refusal);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What the planner says of one organization's fleet.
+
+use envforge_domain::machine::{Machine, MachineCause, MachinePurpose, Power, StopMode};
+use envforge_domain::time::{Millis, UnixMillis};
+use envforge_reactors::fleet::{Demand, FleetPolicy, OrganizationFleet, PlanRefusal, Step, plan};
+
+use super::*;
+
+const NEEDS: Capacity = Capacity { cpu_millicores: 1_000, memory_mib: 3_000 };
+
+fn demand(number: u128, of: u128, needs: Capacity) -> Demand {
+    Demand { workspace: workspace(number), org: org(of), needs, before: None }
+}
+
+fn on(number: u128, of: u128) -> Machine {
+    Machine::Live(live(number, of, Power::On))
+}
+
+fn off(number: u128, of: u128) -> Machine {
+    Machine::Live(live(number, of, Power::Off(STOP)))
+}
+
+fn wanting(machines: Vec<MachineView>, demands: Vec<Demand>) -> OrganizationFleet {
+    OrganizationFleet { demands, ..fleet(1, machines) }
+}
+
+fn steps(fleet: &OrganizationFleet) -> Vec<Step> {
+    plan(fleet, &policy(), NOON).steps
+}
+
+#[test]
+fn workspaces_are_packed_and_no_more_machines_asked_for_than_needed() {
+    let demands = (1..=4).map(|number| demand(number, 1, NEEDS)).collect();
+    let planned = steps(&wanting(vec![], demands));
+    // Two of 3,000 MiB fit on 8,192.
+    let requested: Vec<_> = planned.iter().filter(|step| matches!(step, Step::Request { .. })).collect();
+    assert_eq!((planned.len(), requested.len()), (2, 2), "{planned:?}");
+}
+
+#[test]
+fn a_wake_goes_where_it_fits_tightest_on_a_machine_that_is_up() {
+    let machines = vec![
+        view(off(1, 1), &[], NOON),
+        view(on(2, 1), &[], NOON),
+        view(on(3, 1), &[(9, NEEDS)], NOON),
+        view(on(4, 1), &[(8, capacity(1_000, 6_000))], NOON),
+    ];
+    let planned = steps(&wanting(machines, vec![demand(1, 1, NEEDS)]));
+    assert_eq!(planned, [Step::Place { workspace: workspace(1), host: host(3), needs: NEEDS }]);
+}
+
+#[test]
+fn a_machine_whose_agent_has_not_enrolled_keeps_no_wake_from_one_whose_has() {
+    let silent = MachineView { registered: false, ..view(on(1, 1), &[], NOON) };
+    let planned = steps(&wanting(vec![silent, view(on(2, 1), &[], NOON)], vec![demand(1, 1, NEEDS)]));
+    assert_eq!(planned, [Step::Place { workspace: workspace(1), host: host(2), needs: NEEDS }]);
+}
+
+#[test]
+fn a_stopped_machine_is_started_before_another_one_is_asked_for() {
+    let planned = steps(&wanting(vec![view(off(1, 1), &[], NOON)], vec![demand(1, 1, NEEDS)]));
+    assert_eq!(planned, [Step::Start { host: host(1), cause: MachineCause::Demand }]);
+}
+
+#[test]
+fn a_workspace_goes_back_to_where_its_checkout_lies() {
+    let machines = vec![view(on(1, 1), &[(9, NEEDS)], NOON), view(off(2, 1), &[], NOON)];
+    let again = Demand { before: Some(host(2)), ..demand(1, 1, NEEDS) };
+    assert_eq!(steps(&wanting(machines, vec![again])), [Step::Start { host: host(2), cause: MachineCause::Demand }]);
+}
+
+#[test]
+fn another_organizations_machine_or_workspace_is_refused_whatever_the_planner_is_told() {
+    let machines = vec![view(on(1, 2), &[], NOON)];
+    let fleet = wanting(machines, vec![demand(1, 1, NEEDS), demand(2, 2, NEEDS)]);
+    let planned = plan(&fleet, &policy(), NOON);
+    assert_eq!(
+        planned.refusals,
+        [
+            PlanRefusal::CrossOrganization { workspace: None, host: Some(host(1)) },
+            PlanRefusal::CrossOrganization { workspace: Some(workspace(2)), host: None },
+        ]
+    );
+    let [Step::Request { terms, .. }] = planned.steps.as_slice() else { panic!("{:?}", planned.steps) };
+    assert_eq!(terms.org, org(1));
+    assert_ne!(terms.host, host(1));
+}
+
+#[test]
+fn a_view_that_calls_another_organizations_machine_ours_is_not_believed() {
+    let theirs = MachineView { org: org(1), ..view(on(1, 2), &[], NOON) };
+    let planned = plan(&wanting(vec![theirs], vec![demand(1, 1, NEEDS)]), &policy(), NOON);
+    assert_eq!(planned.refusals, [PlanRefusal::CrossOrganization { workspace: None, host: Some(host(1)) }]);
+    assert!(matches!(planned.steps.as_slice(), [Step::Request { .. }]), "{:?}", planned.steps);
+}
+
+#[test]
+fn a_machine_without_an_awake_runtime_stops_after_the_grace_and_not_before() {
+    let since = |length: Millis| fleet(1, vec![view(on(1, 1), &[], NOON.minus(length))]);
+    assert_eq!(steps(&since(Millis::from_minutes(9))), []);
+    let stop = Step::Stop { host: host(1), mode: StopMode::Stop, cause: MachineCause::Idle };
+    assert_eq!(steps(&since(GRACE)), [stop]);
+    let busy = fleet(1, vec![view(on(1, 1), &[(1, NEEDS)], UnixMillis::EPOCH)]);
+    assert_eq!(steps(&busy), []);
+    let hibernating = FleetPolicy { hibernate: true, ..policy() };
+    let planned = plan(&since(GRACE), &hibernating, NOON).steps;
+    assert_eq!(planned, [Step::Stop { host: host(1), mode: StopMode::Hibernate, cause: MachineCause::Idle }]);
+}
+
+#[test]
+fn the_warm_pool_is_filled_from_stopped_machines_first_and_kept_from_stopping() {
+    let warm = |warm| FleetPolicy { warm, ..policy() };
+    let machines = vec![view(on(1, 1), &[], UnixMillis::EPOCH), view(off(2, 1), &[], NOON)];
+    let fleet = fleet(1, machines);
+    assert_eq!(plan(&fleet, &warm(1), NOON).steps, []);
+    let two = plan(&fleet, &warm(2), NOON).steps;
+    assert_eq!(two, [Step::Start { host: host(2), cause: MachineCause::WarmPool }]);
+    let three = plan(&fleet, &warm(3), NOON).steps;
+    assert!(
+        matches!(three.as_slice(), [Step::Start { .. }, Step::Request { cause: MachineCause::WarmPool, .. }]),
+        "{three:?}"
+    );
+}
+
+#[test]
+fn a_failing_machine_is_drained_emptied_and_ended_and_takes_nothing() {
+    let mut failing = live(1, 1, Power::On);
+    failing.unhealthy = true;
+    let planned = steps(&wanting(vec![view(Machine::Live(failing.clone()), &[], NOON)], vec![demand(1, 1, NEEDS)]));
+    assert!(
+        matches!(planned.as_slice(), [Step::Drain { cause: MachineCause::Unhealthy, .. }, Step::Request { .. }]),
+        "{planned:?}"
+    );
+    failing.draining = true;
+    let mut held = view(Machine::Live(failing.clone()), &[(1, NEEDS)], NOON);
+    assert_eq!(steps(&fleet(1, vec![held.clone()])), [], "a runtime that may be awake there is waited for");
+    held.stale.insert(workspace(1));
+    let stop = Step::Stop { host: host(1), mode: StopMode::Stop, cause: MachineCause::Unhealthy };
+    assert_eq!(steps(&fleet(1, vec![held.clone()])), [stop]);
+    failing.power = Power::Off(STOP);
+    held.state = Machine::Live(failing.clone());
+    assert_eq!(steps(&fleet(1, vec![held])), [Step::Release { workspace: workspace(1), host: host(1) }]);
+    let empty = fleet(1, vec![view(Machine::Live(failing), &[], NOON)]);
+    assert_eq!(steps(&empty), [Step::Terminate { host: host(1), cause: MachineCause::Unhealthy }]);
+}
+
+#[test]
+fn a_machine_that_is_gone_gives_back_its_room_and_its_host_is_retired() {
+    let over = Machine::Over { terms: terms(1, 1), instance: Some("i-1".to_owned()) };
+    let mut held = view(over.clone(), &[(1, NEEDS)], NOON);
+    held.stale.insert(workspace(1));
+    assert_eq!(steps(&fleet(1, vec![held])), [Step::Release { workspace: workspace(1), host: host(1) }]);
+    assert_eq!(steps(&fleet(1, vec![view(over, &[], NOON)])), [Step::Retire { host: host(1) }]);
+}
+
+#[test]
+fn after_a_failed_launch_the_next_one_waits_and_tries_another_shape() {
+    let mut fleet = wanting(vec![], vec![demand(1, 1, NEEDS)]);
+    fleet.failures.add(NOON);
+    let planned = plan(&fleet, &policy(), NOON.plus(Millis::from_secs(14)));
+    let until = NOON.plus(Millis::from_secs(15));
+    assert_eq!((planned.steps, planned.refusals), (vec![], vec![PlanRefusal::Pausing { until }]));
+    let planned = plan(&fleet, &policy(), until).steps;
+    let [Step::Request { terms, .. }] = planned.as_slice() else { panic!("{planned:?}") };
+    assert_eq!(terms.shape, "m7g.xlarge");
+}
+
+#[test]
+fn what_is_too_large_and_what_is_beyond_the_limit_is_refused() {
+    let huge = wanting(vec![], vec![demand(1, 1, capacity(1, 1_000_000))]);
+    let planned = plan(&huge, &policy(), NOON);
+    assert_eq!(planned.refusals, [PlanRefusal::TooLarge { workspace: workspace(1) }]);
+    let limited = FleetPolicy { machines_max: 1, ..policy() };
+    let planned = plan(&wanting(vec![], vec![demand(1, 1, NEEDS)]), &limited, NOON);
+    assert_eq!((planned.steps, planned.refusals), (vec![], vec![PlanRefusal::MachinesMax { max: 1 }]));
+}
+
+#[test]
+fn shells_have_a_machine_as_long_as_there_are_workspaces() {
+    let mut fleet = fleet(1, vec![]);
+    fleet.machines.clear();
+    let planned = steps(&fleet);
+    let [Step::Request { terms, .. }] = planned.as_slice() else { panic!("{planned:?}") };
+    assert_eq!((terms.purpose, terms.shape.as_str()), (MachinePurpose::Shell, "t4g.small"));
+    let unused = OrganizationFleet { workspaces: 0, ..super::fleet(1, vec![view(off(1, 1), &[], NOON)]) };
+    let planned = steps(&unused);
+    assert_eq!(planned.len(), 2, "{planned:?}");
+    assert!(planned.iter().all(|step| matches!(step, Step::Drain { cause: MachineCause::Unused, .. })));
+}
+
+#[test]
+fn two_planners_that_know_the_same_ask_for_the_same_machine() {
+    let fleet = wanting(vec![], vec![demand(1, 1, NEEDS)]);
+    assert_eq!(steps(&fleet), steps(&fleet));
+}

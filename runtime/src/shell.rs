@@ -1,0 +1,621 @@
+//! Shells on this host: a terminal, a command or SSH in a workspace, whether its runtime is awake or not.
+//!
+//! Layout, beside what the runtime has: `workspaces/<workspace>/shell/{home,work}`, a home and a clone of the repository that are
+//! the team's own and that no wake touches, and `shells/<shell>.json`, what to find again after a kill -9. Each shell is a family
+//! of processes of its own, with an environment that holds no secret. Lasting terminals are tmux sessions, one server a person
+//! and workspace; they end with whoever may no more, and with this process.
+//!
+//! Not here: whether somebody may (the caller has asked), and carrying bytes (`shell_process`).
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use envforge_domain::ids::{JobRunId, OrgId, ProjectId, ShellId, UserId, WorkspaceId};
+use envforge_domain::job_run::JobOrder;
+use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
+use envforge_domain::shell::{ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::checkout::Checkout;
+use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
+use crate::failure::OpenError;
+use crate::output::private_directory;
+use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
+use crate::record::{Records, blocking};
+use crate::shell_process::{CHUNKS_MAX, Plan, Started};
+use crate::shell_ssh;
+use crate::unix_user::{self, Handing, UnixUser, UserBlock};
+use crate::wake::Host;
+use crate::workspace::JobPlace;
+
+/// Shells of all workspaces together.
+const SHELLS_MAX: usize = 512;
+/// For what an earlier process left behind.
+const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
+/// A tmux that does not answer by then is none.
+const TMUX_PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of a path at which sockets may lie, the shortest of common systems.
+const SOCKET_PATH_BYTES_MAX: usize = 100;
+const SESSION: &str = "main";
+
+/// What a host keeps of its shells.
+pub(crate) struct Shells {
+    records: Records<ShellId, ShellRecord>,
+    open: Mutex<HashMap<WorkspaceId, usize>>,
+    lasting: tokio::sync::Mutex<HashMap<(WorkspaceId, UserId), Lasting>>,
+    /// One clone of a workspace at a time.
+    clones: Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Private, with a path short enough for sockets below it.
+    sockets: PathBuf,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    jobs: Records<JobRunId, JobRecord>,
+    /// Shells that an earlier process of this host had opened, and jobs that it ran.
+    leftovers: Vec<(ShellId, ShellPlace)>,
+    job_leftovers: Vec<(JobRunId, ShellPlace)>,
+}
+
+/// What must be found again.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ShellRecord {
+    marker: Marker,
+    boot: String,
+    groups: Vec<Identity>,
+    /// Of a shell that somebody opened; none of what lasts beyond it.
+    opened: Option<RecordedPlace>,
+}
+
+/// Whose end is to be told, and where.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordedPlace {
+    org: String,
+    project: String,
+    workspace: String,
+}
+
+impl RecordedPlace {
+    fn read(&self) -> Option<ShellPlace> {
+        Some(ShellPlace {
+            org: self.org.parse().ok()?,
+            project: self.project.parse().ok()?,
+            workspace: self.workspace.parse().ok()?,
+        })
+    }
+}
+
+impl From<ShellPlace> for RecordedPlace {
+    fn from(place: ShellPlace) -> Self {
+        let ShellPlace { org, project, workspace } = place;
+        Self { org: org.to_string(), project: project.to_string(), workspace: workspace.to_string() }
+    }
+}
+
+/// Where a shell, or a job, was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShellPlace {
+    pub org: OrgId,
+    pub project: ProjectId,
+    pub workspace: WorkspaceId,
+}
+
+/// What somebody leaves running in a workspace: a tmux server, and what was started over SSH.
+struct Lasting {
+    marker: Marker,
+    key: ShellId,
+}
+
+/// A job that ran when this host was killed has no process of its own to be found: the runtime's marker finds it. This says of
+/// which run to tell.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JobRecord {
+    place: RecordedPlace,
+}
+
+/// A shell that is open. Dropping `input` ends it, and all that it started.
+pub struct OpenShell {
+    pub facts: ShellFacts,
+    pub input: mpsc::Sender<ShellInput>,
+    /// Ends with `Over`.
+    pub output: mpsc::Receiver<ShellOutput>,
+}
+
+/// One more open shell of a workspace, until it is dropped.
+struct Place {
+    host: Arc<Host>,
+    workspace: WorkspaceId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.host.shells.open();
+        if let Some(count) = open.get_mut(&self.workspace) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.workspace);
+            }
+        }
+    }
+}
+
+impl Shells {
+    /// Ends what an earlier process left behind.
+    pub(crate) async fn open_in(state_dir: &Path, boot: &str, users: bool) -> Result<Self, OpenError> {
+        let directory = state_dir.join("shells");
+        let state = |source| OpenError::State { path: directory.clone(), source };
+        private_directory(&directory).map_err(state)?;
+        let records: Records<ShellId, ShellRecord> = Records::in_directory(directory.clone());
+        let mut leftovers = Vec::new();
+        for (shell, record) in records.read_all()? {
+            let groups = if record.boot == boot { record.groups } else { Vec::new() };
+            let family = Family { marker: record.marker, groups, service: None, children_of: None, users: None };
+            family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
+                count: survivors.count,
+                waited: envforge_domain::time::Millis::from_secs(KILL_PATIENCE.as_secs()),
+            })?;
+            match record.opened.as_ref().and_then(RecordedPlace::read) {
+                Some(place) => {
+                    tracing::warn!(%shell, "a shell that an earlier process left behind was ended");
+                    leftovers.push((shell, place));
+                }
+                None => records.remove(shell).map_err(state)?,
+            }
+        }
+        let directory = state_dir.join("jobs");
+        private_directory(&directory).map_err(state)?;
+        let jobs: Records<JobRunId, JobRecord> = Records::in_directory(directory.clone());
+        let read = jobs.read_all()?.into_iter();
+        let job_leftovers = read.filter_map(|(run, record)| Some((run, record.place.read()?))).collect();
+        Ok(Self {
+            records,
+            open: Mutex::default(),
+            lasting: tokio::sync::Mutex::default(),
+            clones: Mutex::default(),
+            sockets: sockets(state_dir, users).map_err(state)?,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            jobs,
+            leftovers,
+            job_leftovers,
+        })
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn leftovers(&self) -> &[(ShellId, ShellPlace)] {
+        &self.leftovers
+    }
+
+    pub(crate) fn job_leftovers(&self) -> &[(JobRunId, ShellPlace)] {
+        &self.job_leftovers
+    }
+
+    /// Nothing of it has to be told any more.
+    pub(crate) async fn forget_job(&self, run: JobRunId) -> io::Result<()> {
+        let jobs = self.jobs.clone();
+        blocking(move || jobs.remove(run)).await
+    }
+
+    /// Nothing of it has to be found again.
+    pub(crate) async fn forget(&self, shell: ShellId) -> io::Result<()> {
+        let records = self.records.clone();
+        blocking(move || records.remove(shell)).await
+    }
+
+    /// Ends all shells, those that last included, and opens no more.
+    pub(crate) async fn shut_down(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let lasting: Vec<Lasting> = self.lasting.lock().await.drain().map(|(_, lasting)| lasting).collect();
+        for one in lasting {
+            self.end_lasting(one).await;
+        }
+        let _ = fs::remove_dir_all(&self.sockets);
+    }
+
+    async fn end_lasting(&self, lasting: Lasting) {
+        if lasting.family().end(LEFTOVER_GRACE).await.is_err() {
+            tracing::error!("processes of a lasting shell do not end, not even by SIGKILL");
+        } else if let Err(error) = self.forget(lasting.key).await {
+            tracing::warn!(%error, "the record of a lasting shell was not removed");
+        }
+    }
+
+    /// Ends what lasts of somebody in a workspace.
+    pub(crate) async fn end_of(&self, workspace: WorkspaceId, user: UserId) {
+        let lasting = self.lasting.lock().await.remove(&(workspace, user));
+        if let Some(lasting) = lasting {
+            self.end_lasting(lasting).await;
+        }
+    }
+}
+
+impl Lasting {
+    fn family(&self) -> Family {
+        Family { marker: self.marker.clone(), groups: Vec::new(), service: None, children_of: None, users: None }
+    }
+}
+
+/// Where tmux listens: below the state directory, or where paths are short. Other users enter it where workspaces have their own.
+fn sockets(state_dir: &Path, users: bool) -> io::Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let own = state_dir.join("sockets");
+    let path = if own.as_os_str().as_bytes().len() + ShellId::PREFIX.len() + 40 < SOCKET_PATH_BYTES_MAX {
+        own
+    } else {
+        use sha2::Digest as _;
+        let name: [u8; 32] = sha2::Sha256::digest(state_dir.as_os_str().as_bytes()).into();
+        let name: String = name.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        std::env::temp_dir().join(format!("envforge-{}-{name}", rustix::process::geteuid().as_raw()))
+    };
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Made anew: nobody else's directory of that name is taken.
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().mode(if users { 0o711 } else { 0o700 }).create(&path)?;
+    Ok(path)
+}
+
+/// Opens a shell. INVARIANT: its marker is on disk before the first process that carries it starts.
+pub(crate) async fn open(host: Arc<Host>, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
+    let place = take_place(&host, order.workspace)?;
+    let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
+    let directories = Directories::of(&host, order.workspace).await.map_err(|error| not_started(&error))?;
+    clone(&host, &order, &directories).await?;
+    let opening = Opening { host: Arc::clone(&host), order, helper, directories };
+    let (input, fed) = mpsc::channel(CHUNKS_MAX);
+    let (said, output) = mpsc::channel(CHUNKS_MAX);
+    let stop = host.shells.stop.child_token();
+    let record = opening.record().await.map_err(|error| not_started(&error))?;
+    let shell = opening.order.shell;
+    let begun = opening.begin(&record, fed, said, stop).await;
+    match begun {
+        Ok((facts, carrying)) => {
+            host.shells.tasks.clone().spawn(async move {
+                carrying.await;
+                drop(place);
+                if let Err(error) = host.shells.forget(shell).await {
+                    tracing::warn!(%shell, %error, "the record of a shell was not removed");
+                }
+            });
+            Ok(OpenShell { facts, input, output })
+        }
+        Err(failure) => {
+            let _ = host.shells.forget(shell).await;
+            Err(failure)
+        }
+    }
+}
+
+fn take_place(host: &Arc<Host>, workspace: WorkspaceId) -> Result<Place, ShellFailure> {
+    if host.shells.stop.is_cancelled() {
+        return Err(ShellFailure::ShuttingDown);
+    }
+    let mut open = host.shells.open();
+    if open.values().sum::<usize>() >= SHELLS_MAX {
+        return Err(ShellFailure::TooMany { max: SHELLS_MAX, of_workspace: false });
+    }
+    let count = open.entry(workspace).or_default();
+    if *count >= SHELLS_OF_WORKSPACE_MAX {
+        return Err(ShellFailure::TooMany { max: SHELLS_OF_WORKSPACE_MAX, of_workspace: true });
+    }
+    *count += 1;
+    drop(open);
+    Ok(Place { host: Arc::clone(host), workspace })
+}
+
+pub(crate) fn not_started(reason: &dyn std::fmt::Display) -> ShellFailure {
+    ShellFailure::NotStarted { reason: reason.to_string() }
+}
+
+/// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
+pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -> Result<OpenShell, ShellFailure> {
+    let counted = take_place(&host, order.workspace)?;
+    let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
+    let JobOrder { run, org, project, workspace, command } = order;
+    let JobPlace { directory, mut environment, record } = place;
+    // No service's name holds a colon.
+    let name = format!("job:{run}");
+    environment.set(SERVICE_VARIABLE, name.as_str());
+    let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
+    blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
+    let words = ["/bin/sh", "-c", &command].map(str::to_owned);
+    let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
+    let user = block.as_ref().map(UserBlock::shell);
+    let plan =
+        Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None, user };
+    let started = match plan.start() {
+        Ok(started) => started,
+        Err(error) => {
+            let _ = host.shells.forget_job(run).await;
+            return Err(not_started(&error));
+        }
+    };
+    let mut family = record.family_of(&name);
+    if let Some(leader) = started.leader() {
+        family.groups.push(leader);
+        if let Err(error) = record.add_group(leader).await {
+            tracing::warn!(%error, "a process group could not be recorded");
+        }
+    }
+    let (input, fed) = mpsc::channel(CHUNKS_MAX);
+    let (said, output) = mpsc::channel(CHUNKS_MAX);
+    let carrying = started.carry(family, fed, said, host.shells.stop.child_token());
+    host.shells.tasks.clone().spawn(async move {
+        carrying.await;
+        drop(counted);
+        if let Err(error) = host.shells.forget_job(run).await {
+            tracing::warn!(%run, %error, "the record of a job was not removed");
+        }
+    });
+    Ok(OpenShell { facts: ShellFacts::default(), input, output })
+}
+
+/// What a workspace's shells have in common.
+#[derive(Clone)]
+pub(crate) struct Directories {
+    pub(crate) home: PathBuf,
+    pub(crate) work: PathBuf,
+    /// Whose they are, and who works there.
+    block: Option<UserBlock>,
+}
+
+impl Directories {
+    /// Made where they are not there.
+    async fn of(host: &Host, workspace: WorkspaceId) -> io::Result<Self> {
+        let place = host.place(workspace);
+        let root = place.join("shell");
+        let block = block_of(host, workspace).await?;
+        let directories = Self { home: root.join("home"), work: root.join("work"), block };
+        let made = directories.clone();
+        blocking(move || match &made.block {
+            None => private_directory(&made.home),
+            Some(block) => {
+                let entered = UnixUser { uid: 0, gid: block.shell().gid };
+                unix_user::directory_of(&place, entered, 0o710)?;
+                unix_user::directory_of(&root, entered, 0o710)?;
+                unix_user::directory_of(&made.home, block.shell(), 0o700)
+            }
+        })
+        .await?;
+        Ok(directories)
+    }
+
+    fn user(&self) -> Option<UnixUser> {
+        self.block.as_ref().map(UserBlock::shell)
+    }
+}
+
+/// The ids of a workspace, where it has users of its own.
+async fn block_of(host: &Host, workspace: WorkspaceId) -> io::Result<Option<UserBlock>> {
+    match host.users.clone() {
+        None => Ok(None),
+        Some(users) => blocking(move || users.of(workspace, &[]).map(Some)).await,
+    }
+}
+
+/// Makes the team's own clone where there is none. It is never touched again: what is in it is theirs.
+async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) -> Result<(), ShellFailure> {
+    let lock = {
+        let mut clones = host.shells.clones.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(clones.entry(order.workspace).or_default())
+    };
+    let _one = lock.lock().await;
+    if let Ok(found) = fs::metadata(&directories.work) {
+        // Made while shells ran as EnvForge itself.
+        if let Some(block) = directories.block.clone().filter(|block| !block.holds(found.uid())) {
+            let work = directories.work.clone();
+            let handed = blocking(move || unix_user::hand_over(&work, &block, Handing::Checkout)).await;
+            handed.map_err(|error| not_started(&error))?;
+        }
+        return Ok(());
+    }
+    let marker = Marker::random();
+    let checkout = Checkout {
+        config: &host.config,
+        marker: &marker,
+        repository: directories.work.join(".git"),
+        tree: directories.work.clone(),
+        index: PathBuf::new(),
+        block: directories.block.as_ref(),
+    };
+    let cloned = checkout.clone_anew(order.repository.as_str(), order.branch.as_str()).await;
+    cloned.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })
+}
+
+/// A shell on its way to be open.
+pub(crate) struct Opening {
+    pub(crate) host: Arc<Host>,
+    pub(crate) order: ShellOrder,
+    pub(crate) helper: PathBuf,
+    pub(crate) directories: Directories,
+}
+
+impl Opening {
+    async fn record(&self) -> io::Result<ShellRecord> {
+        let ShellOrder { org, project, workspace, .. } = self.order;
+        let opened = Some(ShellPlace { org, project, workspace }.into());
+        let record = ShellRecord { marker: Marker::random(), boot: self.host.boot.clone(), groups: Vec::new(), opened };
+        self.write(self.order.shell, &record).await?;
+        Ok(record)
+    }
+
+    async fn write(&self, key: ShellId, record: &ShellRecord) -> io::Result<()> {
+        let (records, record) = (self.host.shells.records.clone(), record.clone());
+        blocking(move || records.write(key, &record)).await
+    }
+
+    async fn begin(
+        self,
+        record: &ShellRecord,
+        input: mpsc::Receiver<ShellInput>,
+        output: mpsc::Sender<ShellOutput>,
+        stop: CancellationToken,
+    ) -> Result<(ShellFacts, BoxFuture<'static, ()>), ShellFailure> {
+        let mut facts = ShellFacts::default();
+        let (words, terminal, term) = match &self.order.what {
+            ShellWhat::Command { words } => (words.clone(), None, None),
+            ShellWhat::Terminal { size, term, lasting, words } => {
+                let words = if !words.is_empty() {
+                    words.clone()
+                } else if !*lasting {
+                    login_shell()
+                } else {
+                    match self.lasting_session(*size).await {
+                        Ok(words) => {
+                            facts.lasting = true;
+                            words
+                        }
+                        Err(reason) => {
+                            facts.notice = Some(format!("{reason}: this terminal ends when you disconnect"));
+                            login_shell()
+                        }
+                    }
+                };
+                (words, Some(*size), Some(term.as_str()))
+            }
+            ShellWhat::Ssh { client_key } => {
+                let server = shell_ssh::Server::new(&self, client_key).await?;
+                facts.lasting = true;
+                facts.host_key = Some(server.host_key());
+                return Ok((facts, server.serve(self, input, output, stop).boxed()));
+            }
+        };
+        let environment = self.environment(&record.marker, term);
+        let started = self.start(&words, terminal, &environment).map_err(|error| not_started(&error))?;
+        let mut record = record.clone();
+        record.groups.extend(started.leader());
+        // The marker finds all but what hides; the group is for that.
+        if let Err(error) = self.write(self.order.shell, &record).await {
+            tracing::warn!(%error, "a shell could not be written down more exactly");
+        }
+        let ShellRecord { marker, groups, .. } = record;
+        let family = Family { marker, groups, service: None, children_of: None, users: None };
+        Ok((facts, started.carry(family, input, output, stop).boxed()))
+    }
+
+    pub(crate) fn start(
+        &self,
+        words: &[String],
+        terminal: Option<TerminalSize>,
+        environment: &Environment,
+    ) -> io::Result<Started> {
+        let (directory, user) = (&self.directories.work, self.directories.user());
+        Plan { helper: &self.helper, words, directory, environment, terminal, user }.start()
+    }
+
+    /// Built from nothing: no secret, and nothing of EnvForge's own.
+    pub(crate) fn environment(&self, marker: &Marker, term: Option<&str>) -> Environment {
+        let config = &self.host.config;
+        let mut environment = Environment::default();
+        for (name, value) in &config.service_environment {
+            environment.set(name, value);
+        }
+        environment.set("PATH", &config.path);
+        environment.set("LANG", "C.UTF-8");
+        environment.set("HOME", self.directories.home.to_string_lossy());
+        environment.set("SHELL", login_shell().remove(0));
+        environment.set("ENVFORGE_WORKSPACE", self.order.workspace.to_string());
+        environment.set(MARKER_VARIABLE, marker.as_str());
+        if let Some(term) = term {
+            environment.set("TERM", term);
+        }
+        environment
+    }
+
+    /// The marker of what the person leaves running here.
+    pub(crate) async fn lasting(&self) -> io::Result<Marker> {
+        let mut all = self.host.shells.lasting.lock().await;
+        self.lasting_in(&mut all).await
+    }
+
+    /// INVARIANT: it is on disk before the first process that carries it starts.
+    async fn lasting_in(&self, all: &mut HashMap<(WorkspaceId, UserId), Lasting>) -> io::Result<Marker> {
+        let whose = (self.order.workspace, self.order.user);
+        if let Some(known) = all.get(&whose) {
+            return Ok(known.marker.clone());
+        }
+        let (marker, key) = (Marker::random(), ShellId::from_uuid(uuid::Uuid::now_v7()));
+        let boot = self.host.boot.clone();
+        self.write(key, &ShellRecord { marker: marker.clone(), boot, groups: Vec::new(), opened: None }).await?;
+        all.insert(whose, Lasting { marker: marker.clone(), key });
+        Ok(marker)
+    }
+
+    /// Words that attach to the person's tmux session here, which is begun where there is none. What prevents it otherwise.
+    async fn lasting_session(&self, size: TerminalSize) -> Result<Vec<String>, String> {
+        let socket = self.socket().await.map_err(|error| format!("tmux has no place for its socket ({error})"))?;
+        let tmux =
+            |words: &[&str]| ["tmux", "-S", &socket].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let attach: Vec<String> = tmux(&["new-session", "-A", "-s", SESSION]);
+        // Held, so that two who come at once begin one session.
+        let mut all = self.host.shells.lasting.lock().await;
+        let marker = self.lasting_in(&mut all).await;
+        let marker = marker.map_err(|error| format!("what lasts could not be written down ({error})"))?;
+        let environment = self.environment(&marker, Some("screen"));
+        if self.run(&tmux(&["has-session", "-t", SESSION]), &environment).await.is_ok() {
+            return Ok(attach);
+        }
+        let (columns, rows) = (size.columns.to_string(), size.rows.to_string());
+        self.run(&tmux(&["new-session", "-d", "-s", SESSION, "-x", &columns, "-y", &rows]), &environment).await?;
+        Ok(attach)
+    }
+
+    /// Where the person's tmux of this workspace listens: in a directory of the workspace's user, where it has one.
+    async fn socket(&self) -> io::Result<String> {
+        let socket = self.host.shells.sockets.join(name_of((self.order.workspace, self.order.user)));
+        let Some(user) = self.directories.user() else { return Ok(socket.to_string_lossy().into_owned()) };
+        let directory = socket.clone();
+        blocking(move || unix_user::directory_of(&directory, user, 0o700)).await?;
+        Ok(socket.join("s").to_string_lossy().into_owned())
+    }
+
+    /// Runs tmux for a moment, without a terminal.
+    async fn run(&self, words: &[String], environment: &Environment) -> Result<(), String> {
+        let mut command = tokio::process::Command::new(&words[0]);
+        command.args(&words[1..]);
+        crate::process::contain(&mut command, environment);
+        if let Some(user) = self.directories.user() {
+            user.apply(&mut command);
+        }
+        command.current_dir(&self.directories.work);
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "this host has no tmux".to_owned(),
+            _ => format!("tmux could not be started ({error})"),
+        })?;
+        match tokio::time::timeout(TMUX_PATIENCE, child.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            _ => Err("tmux begins no session here".to_owned()),
+        }
+    }
+}
+
+/// A person's socket for a workspace.
+fn name_of((workspace, user): (WorkspaceId, UserId)) -> String {
+    use sha2::Digest as _;
+    let name: [u8; 32] = sha2::Sha256::digest(format!("{workspace} {user}")).into();
+    name.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The shell that this system has, as a login shell would be started.
+pub(crate) fn login_shell() -> Vec<String> {
+    let bash = Path::new("/bin/bash");
+    vec![if bash.exists() { "/bin/bash" } else { "/bin/sh" }.to_owned()]
+}
