@@ -134,10 +134,11 @@ impl Stat {
         let group = fields.next()?.parse().ok()?;
         // Fields 6 to 21 lie between the group and the start time.
         let started_ticks = fields.nth(16)?.parse().ok()?;
-        // Field 23: kernel threads have no memory. Fields 50 and 51: from where to where the environment stands.
-        let memory = fields.next()?;
-        let environment = match (fields.nth(26)?, fields.next()?) {
-            ("0", "0") if memory != "0" => Place::NotYet,
+        // Field 23: kernel threads have no memory. Field 26: where the code begins, which execve says last of all. Fields 50
+        // and 51: from where to where the environment stands, the same as long as it is being put there.
+        let (memory, code) = (fields.next()?, fields.nth(2)?);
+        let environment = match (fields.nth(23)?, fields.next()?) {
+            _ if memory != "0" && code == "0" => Place::NotYet,
             (from, to) if from == to => Place::Nowhere,
             _ => Place::Somewhere,
         };
@@ -478,12 +479,13 @@ mod tests {
     }
 
     fn sleeping(pid: i32) -> String {
-        with_environment(pid, "4096", ("8000", "8020"))
+        with_environment(pid, "4096", "1000", ("8000", "8020"))
     }
 
-    fn with_environment(pid: i32, memory: &str, (from, to): (&str, &str)) -> String {
-        let zeros = "0 ".repeat(26);
-        format!("{pid} (app) S 17 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77 {memory} {zeros}{from} {to} 0")
+    fn with_environment(pid: i32, memory: &str, code: &str, (from, to): (&str, &str)) -> String {
+        let zeros = "0 ".repeat(23);
+        let before = format!("{pid} (app) S 17 {pid} {pid} 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 77");
+        format!("{before} {memory} 1 2 {code} {zeros}{from} {to} 0")
     }
 
     #[test]
@@ -492,19 +494,20 @@ mod tests {
             Family { marker: Marker::random(), groups: Vec::new(), service: None, children_of: None, users: None };
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path();
-        for (memory, ends, tells) in [
-            ("4096", ("0", "0"), false),
-            ("0", ("0", "0"), true),
-            ("4096", ("8000", "8000"), true),
-            ("4096", ("8000", "8020"), true),
+        for (memory, code, ends, tells) in [
+            ("4096", "0", ("0", "0"), false),
+            ("4096", "0", ("8000", "8000"), false),
+            ("0", "0", ("0", "0"), true),
+            ("4096", "1000", ("8000", "8000"), true),
+            ("4096", "1000", ("8000", "8020"), true),
         ] {
-            let process = shown(proc, 4_000_001, Some(&with_environment(4_000_001, memory, ends)));
+            let process = shown(proc, 4_000_001, Some(&with_environment(4_000_001, memory, code, ends)));
             fs::write(process.join("environ"), "").unwrap();
-            assert_eq!(family.members_in(proc).is_ok(), tells, "{memory} {ends:?}");
+            assert_eq!(family.members_in(proc).is_ok(), tells, "{memory} {code} {ends:?}");
             fs::remove_dir_all(process).unwrap();
         }
         // Another user's shows the same, and nothing that could be read.
-        shown(proc, 4_000_001, Some(&with_environment(4_000_001, "4096", ("0", "0"))));
+        shown(proc, 4_000_001, Some(&with_environment(4_000_001, "4096", "0", ("0", "0"))));
         assert_eq!(family.members_in(proc).unwrap(), []);
     }
 

@@ -32,7 +32,18 @@ pub struct Acknowledged {
 
 /// One writer's loop: numbers its commits, appends every fourth one together with one of a second stream, and repeats
 /// an append whose fate is unknown until it gets an answer.
-pub async fn write(log: &SharedLog, writer: usize, left: &AtomicU64, mut acknowledge: impl FnMut(Acknowledged)) {
+pub async fn write(log: &SharedLog, writer: usize, left: &AtomicU64, acknowledge: impl FnMut(Acknowledged)) {
+    write_in_parts(log, writer, left, 2, acknowledge).await;
+}
+
+/// The same, with other than two streams in every fourth append.
+pub async fn write_in_parts(
+    log: &SharedLog,
+    writer: usize,
+    left: &AtomicU64,
+    parts_max: usize,
+    mut acknowledge: impl FnMut(Acknowledged),
+) {
     let streams = [claim(&format!("w{writer}")), claim(&format!("w{writer}-more"))];
     let mut state = Vec::new();
     for stream in &streams {
@@ -46,7 +57,7 @@ pub async fn write(log: &SharedLog, writer: usize, left: &AtomicU64, mut acknowl
         state.push((next, last.map_or(Position::START, |last| last.position)));
     }
     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-        let parts = if state[0].0 % 4 == 3 { 2 } else { 1 };
+        let parts = if state[0].0 % 4 == 3 { parts_max } else { 1 };
         let mut commits: Vec<(Commit, Expectation)> = Vec::new();
         for (stream, (next, last)) in streams.iter().zip(&state).take(parts) {
             let mut commit = commit(stream, &next.to_string());

@@ -13,7 +13,7 @@ use envforge_testkit::{NatsOptions, NatsServer};
 use tokio::task::JoinSet;
 
 use crate::commits::{Follower, add, after, all, append, at, claim, commit, refusal, texts};
-use crate::crash::{verify, write};
+use crate::crash::{verify, write_in_parts};
 use crate::site::{DEADLINE, Site};
 
 async fn context(site: &Site) -> async_nats::jetstream::Context {
@@ -22,7 +22,7 @@ async fn context(site: &Site) -> async_nats::jetstream::Context {
 }
 
 /// Kills servers in the middle of appends, while a follower reads all along; `kill` does one round.
-async fn survives(site: Site, writers_count: usize, rounds: usize, kill: fn(&Site, usize)) {
+async fn survives(site: Site, writers_count: usize, parts_max: usize, rounds: usize, kill: fn(&Site, usize)) {
     let log = site.open().await;
     let site = Arc::new(site);
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
@@ -31,7 +31,8 @@ async fn survives(site: Site, writers_count: usize, rounds: usize, kill: fn(&Sit
     for writer in 0..writers_count {
         let (log, left, acknowledged) = (log.clone(), Arc::clone(&left), Arc::clone(&acknowledged));
         writers.spawn(async move {
-            write(&log, writer, &left, |append| acknowledged.lock().unwrap().push(append)).await;
+            let acknowledge = |append| acknowledged.lock().unwrap().push(append);
+            write_in_parts(&log, writer, &left, parts_max, acknowledge).await;
         });
     }
     let mut follower = Follower::start(&log, Checkpoint::START, Filter::everything()).await;
@@ -70,13 +71,15 @@ async fn survives(site: Site, writers_count: usize, rounds: usize, kill: fn(&Sit
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_commit_survives_kill_9_of_the_server() {
-    survives(Site::jetstream(), 6, 6, |site, _| site.servers()[0].restart()).await;
+    survives(Site::jetstream(), 6, 2, 6, |site, _| site.servers()[0].restart()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_commit_survives_kill_9_of_one_server_of_a_cluster_after_the_other() {
-    // Few enough that a server that comes back can catch up with them.
-    survives(Site::jetstream_cluster(), 2, 4, |site, round| {
+    // Few enough writers that a server that comes back can catch up with them. No batches: killed amid those, replicas of
+    // nats-server 2.15.1 count more messages than positions, and the stream may have no leader again (about one run in five).
+    // The log then answers `Unavailable` or ends its followers; what was acknowledged is not given up for it.
+    survives(Site::jetstream_cluster(), 2, 1, 4, |site, round| {
         site.servers()[round % 3].restart();
         // A server that is still catching up when the next one dies makes two failures at once: seen with 2.15.1, the
         // servers then disagree about what the stream holds, and followers end, saying so.
