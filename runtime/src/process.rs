@@ -104,6 +104,8 @@ struct Stat {
     parent: i32,
     group: i32,
     environment: Place,
+    /// Where code and environment begin: two processes that have both alike have, or had, one memory.
+    layout: (u64, u64),
 }
 
 /// Whether there is an environment to read.
@@ -136,13 +138,15 @@ impl Stat {
         let started_ticks = fields.nth(16)?.parse().ok()?;
         // Field 23: kernel threads have no memory. Field 26: where the code begins, which execve says last of all. Fields 50
         // and 51: from where to where the environment stands, the same as long as it is being put there.
-        let (memory, code) = (fields.next()?, fields.nth(2)?);
-        let environment = match (fields.nth(23)?, fields.next()?) {
-            _ if memory != "0" && code == "0" => Place::NotYet,
-            (from, to) if from == to => Place::Nowhere,
-            _ => Place::Somewhere,
+        let (memory, code) = (fields.next()?, fields.nth(2)?.parse().ok()?);
+        let (from, to) = (fields.nth(23)?, fields.next()?);
+        let environment = match from == to {
+            _ if memory != "0" && code == 0 => Place::NotYet,
+            true => Place::Nowhere,
+            false => Place::Somewhere,
         };
-        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group, environment })
+        let layout = (code, from.parse().ok()?);
+        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group, environment, layout })
     }
 
     fn is_dead(&self) -> bool {
@@ -174,8 +178,14 @@ impl Family {
             .filter(|leader| processes.get(&leader.pid).is_some_and(|stat| stat.identity == **leader))
             .map(|leader| leader.pid)
             .collect();
+        let here = Stat::read(proc, own)?.map(|stat| stat.layout);
         let mut ours: HashSet<i32> = HashSet::new();
         for stat in processes.values().filter(|stat| !stat.is_dead()) {
+            // Whom we are starting runs in our own memory until it is what it becomes (vfork), also for a moment after the start
+            // has returned. We never fork otherwise.
+            if stat.parent == own && Some(stat.layout) == here {
+                return Err(becoming(stat.identity.pid));
+            }
             let taken_in = self.children_of == Some(stat.parent);
             let pid = stat.identity.pid;
             if taken_in || groups.contains(&stat.group) || self.is_user_of(proc, pid)? || self.marks(proc, pid)? {
@@ -214,10 +224,7 @@ impl Family {
         if environment.is_empty() {
             match Stat::read(proc, pid)?.map(|stat| stat.environment) {
                 None | Some(Place::Nowhere) => return Ok(false),
-                Some(Place::NotYet) => {
-                    let error = format!("process {pid} is becoming another program");
-                    return Err(io::Error::new(io::ErrorKind::WouldBlock, error));
-                }
+                Some(Place::NotYet) => return Err(becoming(pid)),
                 // It has become one since.
                 Some(Place::Somewhere) => environment = environment_of(proc, pid)?.unwrap_or_default(),
             }
@@ -272,6 +279,11 @@ impl Family {
             pause = (pause * 2).min(Duration::from_millis(100));
         }
     }
+}
+
+/// It cannot be told yet whose a process is.
+fn becoming(pid: i32) -> io::Error {
+    io::Error::new(io::ErrorKind::WouldBlock, format!("process {pid} is becoming another program"))
 }
 
 /// `None` where the process is gone, or is not ours to read: another user's, or more privileged than we are. What we start is
