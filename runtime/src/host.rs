@@ -125,7 +125,8 @@ impl LocalHost {
                 Record::Running { epoch, marker, boot: of_boot, groups, keeper } => {
                     // After a reboot no process is left, and start times would count from another instant.
                     let (groups, keeper) = if of_boot == boot { (groups, keeper) } else { (Vec::new(), None) };
-                    let known = users.as_ref().map(|users| users.known(workspace)).transpose().map_err(state)?.flatten();
+                    let known =
+                        users.as_ref().map(|users| users.known(workspace)).transpose().map_err(state)?.flatten();
                     let family = Family::of_runtime(marker.clone(), groups, known.clone());
                     if let Some(keeper) = keeper
                         && config.keeper.is_some()
@@ -133,10 +134,12 @@ impl LocalHost {
                         match Kept::find(&runtimes, workspace, epoch, marker.clone(), keeper, known.clone()).await {
                             Ok(one) => {
                                 tracing::info!(%workspace, epoch, "a runtime of an earlier process goes on");
-                                let jobs = shells.job_leftovers().iter().filter(|(_, place)| place.workspace == workspace);
+                                let jobs =
+                                    shells.job_leftovers().iter().filter(|(_, place)| place.workspace == workspace);
                                 for (run, _) in jobs {
                                     // Nobody reads any more what it says.
-                                    let job = Family::of_service(marker.clone(), &shell::name_of_job(*run), known.clone());
+                                    let job =
+                                        Family::of_service(marker.clone(), &shell::name_of_job(*run), known.clone());
                                     job.end(LEFTOVER_GRACE).await.map_err(survivors)?;
                                 }
                                 found.push((workspace, (epoch, one)));

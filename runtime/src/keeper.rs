@@ -40,6 +40,8 @@ use crate::wake::{self, Failed, Runtimes, Stages};
 
 /// First argument of the binary by which it becomes a keeper. No verb: people never type it.
 pub(crate) const KEEPER: &str = "keeper";
+/// As the kernel calls it; it takes no more letters.
+const NAME: &str = "envforge-keeper";
 /// From the start to the order.
 const ORDER_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks whether a host could still find this keeper.
@@ -71,6 +73,8 @@ pub fn keeper_main(arguments: impl IntoIterator<Item = OsString>, trace: impl Fn
 }
 
 fn begin(socket: PathBuf, marker: OsString) -> io::Result<()> {
+    // For `ps` and `pkill`: the program's file has another name, or none.
+    std::fs::write("/proc/self/comm", NAME)?;
     // A session of its own: neither a terminal nor whoever signals the host's group reaches it.
     setsid()?;
     let marker = marker.into_string().ok().and_then(|marker| Marker::try_from(marker).ok());
@@ -120,7 +124,10 @@ enum State {
     Waking(Waking),
     Up(Box<Up>),
     /// Nothing is left of it, but for so many processes.
-    Over { failure: Failure, survivors: usize },
+    Over {
+        failure: Failure,
+        survivors: usize,
+    },
 }
 
 struct Waking {
@@ -235,7 +242,8 @@ impl Keeper {
         if self.host.is_none() && self.alone_since.elapsed() >= self.alone_max {
             return Some("no host has come for as long as a keeper waits");
         }
-        let gone = matches!(std::fs::symlink_metadata(&self.socket), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        let gone =
+            matches!(std::fs::symlink_metadata(&self.socket), Err(error) if error.kind() == io::ErrorKind::NotFound);
         gone.then_some("the host's state directory is gone")
     }
 

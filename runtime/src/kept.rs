@@ -178,7 +178,8 @@ impl Kept {
         let room = Arc::clone(&runtimes.room).try_acquire_owned().ok();
         let of = (workspace, epoch);
         let mut kept = Self::over(stream, Arc::clone(runtimes), of, keeper, marker, users, room);
-        let first = timeout(GREETING_WAIT, kept.says.recv()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        let first =
+            timeout(GREETING_WAIT, kept.says.recv()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
         match first {
             Some(Say::Stage(_)) => Ok(Found::Waking(kept)),
             Some(Say::Ready(ready)) => {
@@ -293,11 +294,7 @@ pub(crate) async fn wake(
 }
 
 /// The rest of a wake that a keeper is at.
-pub(crate) async fn follow(
-    mut kept: Kept,
-    stages: Stages,
-    cancel: CancellationToken,
-) -> Result<(Kept, Awake), Failed> {
+pub(crate) async fn follow(mut kept: Kept, stages: Stages, cancel: CancellationToken) -> Result<(Kept, Awake), Failed> {
     loop {
         let say = tokio::select! {
             biased;
@@ -374,6 +371,7 @@ impl Place {
         let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log)?;
         let mut command = Command::new(program);
         command
+            .arg0("envforge")
             .arg(KEEPER)
             .arg(&socket)
             .arg(marker.as_str())

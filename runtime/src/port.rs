@@ -65,8 +65,12 @@ impl Ports {
     /// The files stay: as many as there are ports, each empty.
     fn lock(&self, number: u16) -> Result<Option<File>, TryLockError> {
         let Some(locks) = &self.locks else { return Ok(None) };
-        let opened =
-            OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(locks.join(number.to_string()));
+        let opened = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(locks.join(number.to_string()));
         let file = opened.map_err(TryLockError::Error)?;
         file.try_lock()?;
         Ok(Some(file))

@@ -181,7 +181,12 @@ pub(crate) struct Started {
 
 impl Workspace {
     /// `found`: what an earlier process of this host had started, of this epoch.
-    pub(crate) fn start(host: Arc<Runtimes>, id: WorkspaceId, over: Option<u64>, found: Option<(u64, Found)>) -> Started {
+    pub(crate) fn start(
+        host: Arc<Runtimes>,
+        id: WorkspaceId,
+        over: Option<u64>,
+        found: Option<(u64, Found)>,
+    ) -> Started {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let (up, seen) = watch::channel(None);
         let (commit, checked_out) = watch::channel(None);

@@ -11,7 +11,8 @@ use crate::site::{DEADLINE, Site, is_dead};
 /// The process that holds the one runtime of a host.
 fn keeper(site: &Site, name: &str) -> Pid {
     let records = std::fs::read_dir(site.dir.join(name).join("runtime/runtimes")).unwrap();
-    let read = |path: PathBuf| -> serde_json::Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
+    let read =
+        |path: PathBuf| -> serde_json::Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
     let keepers = records.flatten().filter_map(|record| read(record.path())["keeper"]["pid"].as_i64());
     let [keeper] = keepers.collect::<Vec<_>>()[..] else { panic!("not one keeper") };
     Pid::from_raw(keeper.try_into().unwrap())
