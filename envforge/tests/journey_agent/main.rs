@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
 mod proxy;
+mod shells;
 mod site;
+#[path = "../journey_shell/tty.rs"]
+mod tty;
 
 use std::time::Duration;
 
