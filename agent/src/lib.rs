@@ -12,7 +12,6 @@
 mod agent;
 mod authority;
 mod enrol;
-mod frame;
 mod host;
 mod identity;
 mod listener;
@@ -22,6 +21,8 @@ mod shell_wire;
 mod shells;
 mod stream;
 mod wire;
+
+use envforge_runtime::frame;
 
 pub use agent::{Agent, AgentError, Config, StreamHandler, StreamProgram};
 pub use authority::{Authority, AuthorityError, HostCertificate, authority_fingerprint};

@@ -12,6 +12,7 @@ use envforge_domain::commit::Recorded;
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::machine::{MachineEvent, MachinePurpose};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
@@ -32,8 +33,11 @@ struct Inner {
     expected: AHashMap<HostId, ExpectedHost>,
     hosts_of: AHashMap<OrgId, AHashSet<HostId>>,
     placed_on: AHashMap<WorkspaceId, HostId>,
-    /// The host that carried out the last wake or opened the last shell; the workspace's data lies there also while it sleeps.
+    /// The host that carried out the last wake or opened the last shell, but for those that are for shells alone; the workspace's data
+    /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
+    /// Hosts on machines that were launched for shells: no runtime goes there.
+    for_shells: AHashSet<HostId>,
     /// Hosts that people named, in whatever state.
     named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
 }
@@ -128,7 +132,7 @@ impl HostRoom {
 }
 
 impl PlacementView {
-    /// The active hosts of an organization, as a plan for this workspace needs them.
+    /// The active hosts of an organization that take runtimes, as a plan for this workspace needs them.
     pub fn hosts_of(&self, org: OrgId, workspace: WorkspaceId) -> OrganizationHosts {
         let inner = self.inner.read();
         let last_on = inner.last_on.get(&workspace);
@@ -138,7 +142,7 @@ impl PlacementView {
             .into_iter()
             .flatten()
             .filter_map(|host| inner.hosts.get(host))
-            .filter(|(host, _)| host.org == org)
+            .filter(|(host, _)| host.org == org && !inner.for_shells.contains(&host.host))
             .filter(|(host, _)| !host.draining || host.placed.contains_key(&workspace))
             .map(|(host, room)| HostRoom {
                 host: host.host,
@@ -148,6 +152,11 @@ impl PlacementView {
             })
             .collect();
         OrganizationHosts { org, hosts }
+    }
+
+    /// Whether a host's machine was launched for shells. It takes no runtime.
+    pub fn is_for_shells(&self, host: HostId) -> bool {
+        self.inner.read().for_shells.contains(&host)
     }
 
     /// Where a workspace is placed.
@@ -220,8 +229,9 @@ impl PlacementView {
                     }
                 }
                 Event::Shell(ShellEvent::Connected { terms }) => {
-                    if let Some(host) = terms.host {
-                        self.inner.write().last_on.insert(terms.workspace, host);
+                    let mut inner = self.inner.write();
+                    if let Some(host) = terms.host.filter(|host| !inner.for_shells.contains(host)) {
+                        inner.last_on.insert(terms.workspace, host);
                     }
                 }
                 Event::Organization(_)
@@ -237,8 +247,14 @@ impl PlacementView {
                 | Event::RootWindow(_)
                 | Event::Shell(ShellEvent::Disconnected { .. })
                 | Event::JobRun(_)
-                | Event::Secrets(_)
-                | Event::Machine(_) => {}
+                | Event::Secrets(_) => {}
+                Event::Machine(event) => {
+                    if let MachineEvent::Requested { terms, .. } = event
+                        && terms.purpose == MachinePurpose::Shell
+                    {
+                        self.inner.write().for_shells.insert(terms.host);
+                    }
+                }
             }
         }
     }
