@@ -15,11 +15,12 @@ use envforge_domain::shell::{
 };
 use envforge_domain::slug::ServiceName;
 use envforge_domain::workspace::Branch;
+use envforge_runtime::wire::text;
 use envforge_runtime::{EndedShell, ShellPlace, UntoldEnd};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::wire::{shortened, text};
+use crate::wire::shortened;
 
 /// What a stream is for.
 pub(crate) const SHELL: &str = "shell";
