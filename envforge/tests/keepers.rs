@@ -15,7 +15,7 @@ use envforge_domain::manifest::Manifest;
 use envforge_domain::secret::Secret;
 use envforge_domain::shell::{ShellEnd, ShellOutput};
 use envforge_domain::time::Millis;
-use envforge_runtime::{Awake, Config, Leftover, LocalHost, Report, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{Awake, Config, EndedShell, Leftover, LocalHost, Report, Stage, WakeFailure, WakeOrder};
 use envforge_testkit::{TestDir, eventually, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -412,10 +412,8 @@ async fn jobs_run_beside_a_kept_runtime_and_end_with_their_host() {
     let (host, leftovers) = machine.open().await;
     assert_eq!((leftovers, host.is_up(workspace(), 1)), (vec![], true), "the runtime goes on");
     assert!(is_dead(&job) && is_dead(&left) && !is_dead(&app));
-    assert_eq!(
-        host.job_leftovers().iter().map(|(run, _)| *run).collect::<Vec<_>>(),
-        [JobRunId::from_uuid(Uuid::from_u128(5))]
-    );
+    let told: Vec<_> = host.untold_ends().borrow().iter().map(|end| end.what).collect();
+    assert_eq!(told, [EndedShell::Job(JobRunId::from_uuid(Uuid::from_u128(5)))]);
     host.shutdown().await;
     assert!(is_dead(&app));
 }
