@@ -354,8 +354,8 @@ fn a_window_for_a_shell_runs_no_command_and_one_for_a_command_no_shell() {
     if let RootWindowCommand::Request { access, .. } = &mut asked {
         *access = RootAccess::Shell;
     }
-    let open = given::<RootWindow>([]).and(asked);
-    open.when(run_at(REQUESTER, at(3_000))).then_refused("root_window_for_shell");
+    let open = || given::<RootWindow>([]).and(asked.clone());
+    open().when(run_at(REQUESTER, at(3_000))).then_refused("root_window_for_shell");
     let shell = |now| RootWindowCommand::Run {
         by: by(REQUESTER),
         words: vec![],
@@ -363,10 +363,10 @@ fn a_window_for_a_shell_runs_no_command_and_one_for_a_command_no_shell() {
         limits: LIMITS,
         now,
     };
-    let asked = RootWindowEvent::CommandAsked { words: vec![], epoch: Epoch(3), at: at(3_000) };
-    open.when(shell(at(3_000))).then([asked]);
+    let told = RootWindowEvent::CommandAsked { words: vec![], epoch: Epoch(3), at: at(3_000) };
+    open().when(shell(at(3_000))).then([told]);
     // One shell, as one command.
-    open.and(shell(at(3_000))).when(shell(at(3_100))).then_refused("root_window_used");
+    open().and(shell(at(3_000))).when(shell(at(3_100))).then_refused("root_window_used");
     approved().when(shell(at(3_000))).then_refused("root_command_invalid");
 }
 
