@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use envforge_domain::ids::RootWindowId;
 use envforge_domain::limits::{ROOT_CHANGE_CHARS_MAX, ROOT_CHANGES_MAX};
 use envforge_domain::root_window::{FileChange, FileChangeKind, PackageChange, RootChanges, RootOutcome};
+use envforge_runtime::wire::text;
 use envforge_runtime::{RanRoot, RootWhat};
 use serde::{Deserialize, Serialize};
-
-use crate::wire::text;
 
 /// What a stream is for.
 pub(crate) const ROOT: &str = "root";

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
     access_then, audit, auth, authz, decisions, events, handoff, health, hosts, invitations, links, me, members, oidc,
-    oidc_events, organizations, problems, projects, roles, root_windows, runtime, secrets, service_tokens,
+    oidc_events, organizations, problems, projects, roles, root_shell, root_windows, runtime, secrets, service_tokens,
     sessions as session_endpoints, shells, sign_in_page, teams, usage, workspaces,
 };
 use crate::openapi;

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::ids::RootWindowId;
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::secrets::SecretKey;
 use envforge_identity::oidc::PublicUrl;

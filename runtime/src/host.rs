@@ -417,9 +417,9 @@ impl LocalHost {
         self.close(|reply| Message::Leave { reply }).await;
     }
 
-    /// Ends shells and jobs, and begins no more: while somebody can still be told how they ended.
+    /// Ends shells, jobs and what runs as root, and begins no more: while somebody can still be told how they ended.
     pub async fn end_shells(&self) {
-        self.0.host.shells.shut_down().await;
+        tokio::join!(self.0.host.shells.shut_down(), self.0.host.root.shut_down());
     }
 
     async fn close(&self, message: fn(oneshot::Sender<()>) -> Message) {

@@ -57,10 +57,10 @@ async fn shell(
     if known.state.terms().is_none_or(|terms| terms.requester != caller.user) {
         return Err(CommandError::Refused(Box::new(RootWindowRefusal::NotYours)).into());
     }
+    let (upgrade, open) = state.admit(&caller, &headers, upgrade)?;
     if known.state.terms().is_some_and(|terms| terms.access != RootAccess::Shell) {
         return Err(CommandError::Refused(Box::new(RootWindowRefusal::ForCommand)).into());
     }
-    let (upgrade, open) = state.admit(&caller, &headers, upgrade)?;
     let ground = state.ground_on(&caller, Action::RootRun, resource);
     Ok(upgraded(upgrade, move |socket| async move {
         state.serve_root(Client::new(socket), ground, workspace, window).await;

@@ -1,6 +1,6 @@
 //! `envforge root`: root windows, from the request over the one command, or the one shell, to the review.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -142,6 +142,10 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
             answered(&window, "review", json!({ "justified": !unjustified, "note": note })).await?
         }
         RootVerb::Shell { window } => {
+            // Its one shell is not for nothing.
+            if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
+                return Err(Failure::usage("there is no terminal here", "`envforge root run` runs a command without one"));
+            }
             let connection =
                 Connection::open(client, &["v1", "orgs", org, "root-windows", &window, "shell"]).await?;
             return shell::on_terminal(context, connection, false, Vec::new()).await;
