@@ -287,7 +287,7 @@ async fn a_shell_is_root_on_a_terminal_of_its_own_and_nobody_comes_to_it_twice()
         let keys = ["id -u; tty; stty size; echo $TERM $ENVFORGE_ROOT_WINDOW\n", "echo 'se''cret'\n", "exit 5\n"];
         let (text, end, code) = shown(open, &keys).await;
         assert_eq!((end, code), (ShellEnd::Exited, Some(5)), "{text}");
-        for wanted in ["\n0\n", "/dev/pts/", "30 100", &format!("xterm {}", Machine::window(1)), "\nsecret\n"] {
+        for wanted in ["0\n/dev/pts/", "\n30 100\n", &format!("xterm {}", Machine::window(1)), "secret\n"] {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
     });

@@ -235,7 +235,7 @@ async fn at_the_end_of_a_window_whose_client_was_killed_everything_is_dead() {
     terminal.types("id -u; stty size; tty; exit 7\r");
     assert_eq!(terminal.ends().code(), Some(7));
     let text = terminal.text();
-    assert!(text.contains("30 100") && text.contains("/dev/pts/") && text.contains("\n0\r"), "{text}");
+    assert!(text.contains("0\r\n30 100\r\n/dev/pts/"), "{text}");
     assert_eq!(team.root_ended(&window, "exited")["phase"], "closed");
     let window = team.window("20m", &["--mode", "shell"]);
     let mut terminal = team.tty(&["root", "shell", &window]);
