@@ -177,11 +177,17 @@ impl LocalHost {
     /// # Errors
     /// See [`WakeFailure`]; nothing of the wake is left running.
     pub async fn wake(&self, order: WakeOrder, stages: watch::Sender<Stage>) -> Result<Awake, WakeFailure> {
-        let actor = self.actor(order.workspace).ok_or(WakeFailure::ShuttingDown)?;
+        let (workspace, epoch) = (order.workspace, order.epoch);
+        tracing::info!(%workspace, epoch, "a wake is ordered");
+        let actor = self.actor(workspace).ok_or(WakeFailure::ShuttingDown)?;
         let (reply, answer) = oneshot::channel();
         let message = Message::Wake { order: Box::new(order), stages, reply };
         actor.messages.send(message).await.map_err(|_| WakeFailure::ShuttingDown)?;
-        answer.await.unwrap_or(Err(WakeFailure::ShuttingDown))
+        let woken = answer.await.unwrap_or(Err(WakeFailure::ShuttingDown));
+        if woken.is_ok() {
+            tracing::info!(%workspace, epoch, "a runtime is ready");
+        }
+        woken
     }
 
     /// Runs `on_sleep` (bounded), then ends every process: SIGTERM, and SIGKILL after the grace. Cancels a wake that is
