@@ -71,17 +71,31 @@ pub(crate) enum WindowState {
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum RootAnswer {
-    Windows { windows: BTreeMap<String, WindowState> },
+    Windows {
+        windows: BTreeMap<String, WindowState>,
+    },
     /// By the host's own clock of its uptime, just now.
-    Taken { uptime_ms: u64 },
+    Taken {
+        uptime_ms: u64,
+    },
     /// This host runs nothing as root, and why.
-    NoRoot { outcome: String },
+    NoRoot {
+        outcome: String,
+    },
     /// There is no such window here.
     Unknown,
-    Ended { outcome: String, code: Option<u32>, changes: Option<Changes> },
-    Output { kept: Option<Output> },
+    Ended {
+        outcome: String,
+        code: Option<u32>,
+        changes: Option<Changes>,
+    },
+    Output {
+        kept: Option<Output>,
+    },
     Done,
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -175,10 +189,8 @@ pub(crate) fn ran(outcome: &str, code: Option<u32>, changes: Option<Changes>, as
             | RootOutcome::Lost),
         ) => own,
         Some(
-            judged @ (RootOutcome::Revoked
-            | RootOutcome::Withdrawn
-            | RootOutcome::RightLost
-            | RootOutcome::RuntimeGone),
+            judged
+            @ (RootOutcome::Revoked | RootOutcome::Withdrawn | RootOutcome::RightLost | RootOutcome::RuntimeGone),
         ) if asked == Some(judged) => judged,
         Some(_) | None => RootOutcome::Lost,
     };
@@ -220,7 +232,9 @@ mod tests {
 
     fn back(answer: RootAnswer, asked: Option<RootOutcome>) -> RanRoot {
         let text = serde_json::to_string(&answer).unwrap();
-        let RootAnswer::Ended { outcome, code, changes } = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
+        let RootAnswer::Ended { outcome, code, changes } = serde_json::from_str(&text).unwrap() else {
+            panic!("{text}")
+        };
         ran(&outcome, code, changes, asked)
     }
 

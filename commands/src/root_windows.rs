@@ -5,7 +5,9 @@ use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::claim::{Claim, ClaimCommand, ClaimKey, ClaimRefusal};
 use envforge_domain::commit::StreamId;
 use envforge_domain::ids::{OrgId, RootWindowId, WorkspaceId};
-use envforge_domain::root_window::{RootAccess, RootEnded, RootLimits, RootMode, RootWindow, RootWindowCommand, RootWindowRefusal};
+use envforge_domain::root_window::{
+    RootAccess, RootEnded, RootLimits, RootMode, RootWindow, RootWindowCommand, RootWindowRefusal,
+};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::time::Millis;
 
@@ -42,7 +44,8 @@ pub async fn request(
     let project = active_workspace(commands, permit, workspace).await?.project;
     let length = length.unwrap_or(limits.length_max);
     let (by, now) = (permit.actor(), context.now);
-    let command = RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now };
+    let command =
+        RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now };
     if mode == RootMode::Elevation {
         return Ok((window, commands.execute::<RootWindow>(permit, context, &stream, &command).await?));
     }

@@ -154,9 +154,7 @@ impl RootReactor {
             }),
             RootWindow::Open(open) if now >= open.ends_at => Some(RootOutcome::Deadline),
             RootWindow::Open(_) if !known.stands(now) => Some(RootOutcome::RightLost),
-            RootWindow::Open(_) => {
-                (!self.errands.is_up_here(known, command)).then_some(RootOutcome::RuntimeGone)
-            }
+            RootWindow::Open(_) => (!self.errands.is_up_here(known, command)).then_some(RootOutcome::RuntimeGone),
             RootWindow::Unknown | RootWindow::Requested { .. } | RootWindow::Approved { .. } => None,
         }
     }
@@ -308,7 +306,9 @@ impl Errands {
                 }
                 // It goes on there; the next connection's reactor finds it.
                 Err(_) if host.is_closed() => return,
-                Err(error) => tracing::warn!(window = %known.window, %error, "a host does not say what becomes of a command as root"),
+                Err(error) => {
+                    tracing::warn!(window = %known.window, %error, "a host does not say what becomes of a command as root")
+                }
             }
             tokio::time::sleep(ASK_AGAIN).await;
             ran = self.join_once(known, host, &ending).await;

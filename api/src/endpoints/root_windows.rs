@@ -9,7 +9,9 @@ use envforge_commands::{CommandError, Commands, Done};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::ids::RootWindowId;
 use envforge_domain::limits::{ROOT_COMMAND_CHARS_MAX, ROOT_COMMAND_WORDS_MAX};
-use envforge_domain::root_window::{PackageChange, RootAccess, RootChanges, RootMode, RootPhase, RootWindow, RootWindowRefusal};
+use envforge_domain::root_window::{
+    PackageChange, RootAccess, RootChanges, RootMode, RootPhase, RootWindow, RootWindowRefusal,
+};
 use envforge_domain::shell::ShellFailure;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_projections::Hot;

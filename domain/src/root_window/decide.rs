@@ -1,8 +1,8 @@
 //! What becomes of a root window, state by state.
 
 use super::{
-    OpenWindow, OverWindow, PackageChange, RootAccess, RootChanges, RootCloseout, RootEnded, RootLimits, RootMode, RootOver,
-    RootTerms, RootWindowCommand, RootWindowEvent, RootWindowRefusal,
+    OpenWindow, OverWindow, PackageChange, RootAccess, RootChanges, RootCloseout, RootEnded, RootLimits, RootMode,
+    RootOver, RootTerms, RootWindowCommand, RootWindowEvent, RootWindowRefusal,
 };
 use crate::commit::Actor;
 use crate::ids::UserId;
@@ -13,7 +13,8 @@ use crate::time::{Millis, UnixMillis};
 type Decided = Result<Vec<RootWindowEvent>, RootWindowRefusal>;
 
 pub(super) fn unknown(command: &RootWindowCommand) -> Decided {
-    let RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now } = command
+    let RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now } =
+        command
     else {
         return Err(RootWindowRefusal::Unknown);
     };

@@ -356,13 +356,8 @@ fn a_window_for_a_shell_runs_no_command_and_one_for_a_command_no_shell() {
     }
     let open = || given::<RootWindow>([]).and(asked.clone());
     open().when(run_at(REQUESTER, at(3_000))).then_refused("root_window_for_shell");
-    let shell = |now| RootWindowCommand::Run {
-        by: by(REQUESTER),
-        words: vec![],
-        epoch: Some(Epoch(3)),
-        limits: LIMITS,
-        now,
-    };
+    let shell =
+        |now| RootWindowCommand::Run { by: by(REQUESTER), words: vec![], epoch: Some(Epoch(3)), limits: LIMITS, now };
     let told = RootWindowEvent::CommandAsked { words: vec![], epoch: Epoch(3), at: at(3_000) };
     open().when(shell(at(3_000))).then([told]);
     // One shell, as one command.

@@ -144,10 +144,12 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
         RootVerb::Shell { window } => {
             // Its one shell is not for nothing.
             if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
-                return Err(Failure::usage("there is no terminal here", "`envforge root run` runs a command without one"));
+                return Err(Failure::usage(
+                    "there is no terminal here",
+                    "`envforge root run` runs a command without one",
+                ));
             }
-            let connection =
-                Connection::open(client, &["v1", "orgs", org, "root-windows", &window, "shell"]).await?;
+            let connection = Connection::open(client, &["v1", "orgs", org, "root-windows", &window, "shell"]).await?;
             return shell::on_terminal(context, connection, false, Vec::new()).await;
         }
         RootVerb::Run { window, detach, command } => {

@@ -316,7 +316,8 @@ impl Desk {
             }
             session.closed().cancel();
         };
-        let telling = tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
+        let telling =
+            tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
         let (commands, hot, clock) =
             (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
         let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);

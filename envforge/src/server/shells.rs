@@ -78,7 +78,8 @@ impl ShellHost for HostShells {
         size: TerminalSize,
         term: String,
     ) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
-        async move { self.host_of(org, workspace)?.attach_root(workspace, window, size, term).await.map(opened) }.boxed()
+        async move { self.host_of(org, workspace)?.attach_root(workspace, window, size, term).await.map(opened) }
+            .boxed()
     }
 
     fn root_output(

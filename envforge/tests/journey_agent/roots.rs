@@ -82,7 +82,9 @@ impl Team {
     /// Until its end stands in the log.
     #[track_caller]
     fn root_ended(&self, window: &str, outcome: &str) -> Value {
-        wait_until(&format!("the outcome {outcome}"), DEADLINE, || self.shown(window)["command"]["outcome"].is_string());
+        wait_until(&format!("the outcome {outcome}"), DEADLINE, || {
+            self.shown(window)["command"]["outcome"].is_string()
+        });
         let shown = self.shown(window);
         assert_eq!(shown["command"]["outcome"], outcome, "{shown}");
         shown
