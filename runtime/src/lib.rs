@@ -11,6 +11,7 @@
 mod backoff;
 mod checkout;
 mod config;
+mod enrolments;
 mod environment;
 mod failure;
 mod host;
@@ -38,6 +39,7 @@ mod wake;
 mod workspace;
 
 pub use config::{Config, InvalidConfig};
+pub use enrolments::EnrolmentStore;
 pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFailure};
 pub use host::{Leftover, LocalHost};
 pub use machines::{Instance, InstanceState, InstanceTags, LaunchOrder, LaunchToken, MachineProvider, ProviderError};

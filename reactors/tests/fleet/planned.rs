@@ -51,7 +51,7 @@ fn a_wake_goes_where_it_fits_tightest_on_a_machine_that_is_up() {
 
 #[test]
 fn a_machine_whose_agent_has_not_enrolled_keeps_no_wake_from_one_whose_has() {
-    let silent = MachineView { registered: false, ..view(on(1, 1), &[], NOON) };
+    let silent = MachineView { agent: AgentState::Awaited, ..view(on(1, 1), &[], NOON) };
     let planned = steps(&wanting(vec![silent, view(on(2, 1), &[], NOON)], vec![demand(1, 1, NEEDS)]));
     assert_eq!(planned, [Step::Place { workspace: workspace(1), host: host(2), needs: NEEDS }]);
 }
