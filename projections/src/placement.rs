@@ -132,7 +132,7 @@ impl HostRoom {
 }
 
 impl PlacementView {
-    /// The active hosts of an organization, as a plan for this workspace needs them.
+    /// The active hosts of an organization that take runtimes, as a plan for this workspace needs them.
     pub fn hosts_of(&self, org: OrgId, workspace: WorkspaceId) -> OrganizationHosts {
         let inner = self.inner.read();
         let last_on = inner.last_on.get(&workspace);
@@ -158,6 +158,13 @@ impl PlacementView {
     pub fn is_closed(&self, host: HostId) -> bool {
         let inner = self.inner.read();
         inner.hosts.get(&host).is_some_and(|(host, _)| !inner.takes(host))
+    }
+
+    /// Whether a host's machine was launched for shells. It takes no runtime.
+    pub fn is_for_shells(&self, host: HostId) -> bool {
+        let inner = self.inner.read();
+        let terms = inner.machines.get(&host).and_then(Machine::terms);
+        terms.is_some_and(|terms| terms.purpose == MachinePurpose::Shell)
     }
 
     /// Whether the organization has machines of a provider: one with room may come.

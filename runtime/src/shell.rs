@@ -325,14 +325,18 @@ pub(crate) fn not_started(reason: &dyn std::fmt::Display) -> ShellFailure {
     ShellFailure::NotStarted { reason: reason.to_string() }
 }
 
+/// In the place of a service's name, none of which holds a colon.
+pub(crate) fn name_of_job(run: JobRunId) -> String {
+    format!("job:{run}")
+}
+
 /// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
 pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -> Result<OpenShell, ShellFailure> {
     let counted = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let JobOrder { run, org, project, workspace, command } = order;
     let JobPlace { directory, mut environment, record } = place;
-    // No service's name holds a colon.
-    let name = format!("job:{run}");
+    let name = name_of_job(run);
     environment.set(SERVICE_VARIABLE, name.as_str());
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
