@@ -85,17 +85,13 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     };
     // First, so that a second agent of the same folder neither enrols nor ends anything.
     let mut config = envforge_runtime::Config::new(data.join("runtime"));
-<<<<<<< HEAD
     config.bind = match (args.bind_apps, &file) {
         (Some(address), _) => address,
         (None, Some(file)) => file.address_here().await?,
         (None, None) => IpAddr::V4(Ipv4Addr::LOCALHOST),
     };
-=======
-    config.bind = args.bind_apps;
     // This very program, whatever became of its file since.
     config.keeper = Some("/proc/self/exe".into());
->>>>>>> next/main
     let host = roles::open_host(config).await?;
     let machine = HostMachine::open(&data.join("runtime"), &args.machine_id)?;
     let clock: SharedClock = Arc::new(SystemClock);
