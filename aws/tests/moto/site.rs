@@ -115,7 +115,7 @@ impl Site {
     }
 
     /// Appends what somebody else decided.
-    async fn tell(&self, stream: StreamId, events: Vec<Event>) {
+    pub(crate) async fn tell(&self, stream: StreamId, events: Vec<Event>) {
         let last = self.log.last_of_stream(&stream).await.unwrap().map_or(Position::START, |last| last.position);
         let id = Uuid::now_v7();
         let commit = Commit {

@@ -169,8 +169,8 @@ mod tests {
     const GOOD: &str = "\
 control_plane = \"https://agents.envforge.example\"
 organization = \"org_0190000000007000800000000000002a\"
-host = \"host_0190000000007000800000000000002b\"
-enrolment_parameter = \"/envforge/production/org_0190000000007000800000000000002a/hosts/host_0190000000007000800000000000002b/enrolment\"
+host = \"hst_0190000000007000800000000000002b\"
+enrolment_parameter = \"/envforge/production/org_0190000000007000800000000000002a/hosts/hst_0190000000007000800000000000002b/enrolment\"
 region = \"eu-central-1\"
 of_a_later_version = true
 ";
@@ -191,7 +191,7 @@ of_a_later_version = true
         );
         for (from, to, told) in [
             ("https://", "http://", "`control_plane`"),
-            ("host_", "hst_", "`host`"),
+            ("\"hst_", "\"host_", "`host`"),
             ("organization =", "org =", "organization"),
         ] {
             let error = read(&GOOD.replace(from, to)).err().unwrap();
