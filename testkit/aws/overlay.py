@@ -11,7 +11,6 @@ Levers: POST /overlay/{behave,fault,doom,tags,vanish,impair,profile,counts,insta
 `aws` holds what this claims against what AWS documents.
 """
 
-import base64
 import hashlib
 import json
 import os
@@ -97,7 +96,7 @@ class Overlay:
         elif name == "instances":
             # What a hypervisor knows: state and user data, as text.
             self.pass_time()
-            return [{"id": one.id, "state": one._state.name, "user_data": base64.b64decode(one.user_data or b"").decode()}
+            return [{"id": one.id, "state": one._state.name, "user_data": one.user_data.decode() if one.user_data else ""}
                     for reservation in self.backend().reservations.values() for one in reservation.instances]
         return {}
 

@@ -15,8 +15,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use super::control_plane::ControlPlane;
+use super::hosts::Hosts;
 use super::running::Running;
-use super::shells::LocalShells;
+use super::shells::HostShells;
 use super::{secret_store, sweeping};
 use crate::cli::failure::Failure;
 
@@ -39,6 +40,8 @@ pub(crate) struct Parts {
     pub(crate) local_repositories: bool,
     /// The agent, where it runs in this process.
     pub(crate) host: Option<LocalHost>,
+    /// The hosts that this process reaches, where it is one that reaches any.
+    pub(crate) hosts: Option<Hosts>,
     /// What whoever adds a host has to know, where there is an authority for agents.
     pub(crate) agents: Option<AgentsAt>,
     /// Where values of secrets go.
@@ -55,7 +58,7 @@ impl Parts {
         config.root_outputs =
             self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
         config.secrets = self.secret_store.clone().map(secret_store::puts);
-        config.shells = self.host.clone().map(|host| envforge_api::Shells::new(LocalShells(host)));
+        config.shells = self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells(hosts)));
         Ok(config)
     }
 }

@@ -21,6 +21,7 @@ mod fleet;
 mod fleet_config;
 mod gateway_args;
 mod gateway_place;
+mod hosts;
 mod known_log;
 mod open_files;
 pub(crate) mod projections;

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{denial, organization, revocation, user};
+use super::{denial, organization, revocation, shell, user};
 
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
@@ -50,6 +50,7 @@ const STEPS: &[Upcast] = &[
         to: "organization.policy_changed.v4",
         apply: organization::policy_changed_v3_to_v4,
     },
+    Upcast { from: "shell.connected.v1", to: "shell.connected.v2", apply: shell::connected_v1_to_v2 },
 ];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {
