@@ -164,9 +164,7 @@ impl PlacementView {
 
     /// Whether a host's machine was launched for shells. It takes no runtime.
     pub fn is_for_shells(&self, host: HostId) -> bool {
-        let inner = self.inner.read();
-        let terms = inner.machines.get(&host).and_then(Machine::terms);
-        terms.is_some_and(|terms| terms.purpose == MachinePurpose::Shell)
+        self.inner.read().is_for_shells(host)
     }
 
     /// Whether the organization has machines of a provider: one with room may come.
@@ -245,7 +243,7 @@ impl PlacementView {
                 }
                 Event::Shell(ShellEvent::Connected { terms }) => {
                     let mut inner = self.inner.write();
-                    if let Some(host) = terms.host.filter(|host| !inner.for_shells.contains(host)) {
+                    if let Some(host) = terms.host.filter(|host| !inner.is_for_shells(*host)) {
                         inner.last_on.insert(terms.workspace, host);
                     }
                 }
@@ -349,6 +347,11 @@ impl Inner {
         let stays =
             |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { draining: false, unhealthy: false, .. }));
         !host.draining && self.may_run(host.host) && self.machines.get(&host.host).is_none_or(stays)
+    }
+
+    fn is_for_shells(&self, host: HostId) -> bool {
+        let terms = self.machines.get(&host).and_then(Machine::terms);
+        terms.is_some_and(|terms| terms.purpose == MachinePurpose::Shell)
     }
 
     /// A host on no provider's machine is up where its agent is.
