@@ -132,8 +132,7 @@ impl Cloud {
             loop {
                 let hypervisor = hypervisor.clone();
                 tokio::task::spawn_blocking(move || hypervisor.look()).await.unwrap();
-                // pause: nobody tells when an instance's state changes
-                tokio::time::sleep(LOOK_INTERVAL).await;
+                tokio::time::sleep(LOOK_INTERVAL).await; // pause: nobody tells when an instance's state changes
             }
         });
         Self { moto, network, endpoint, machines, looking }

@@ -108,7 +108,13 @@ impl Site {
             let seen = RuntimeEvent::Slept { epoch: Epoch(0) };
             checker.read(of, &id.to_string(), &Event::Runtime(seen));
         }
-        let policy = FleetPolicy { warm: 1, machines_max: 12, grace: Millis::from_secs(20), ..policy() };
+        let policy = FleetPolicy {
+            warm: 1,
+            machines_max: 12,
+            grace: Millis::from_secs(20),
+            boot_deadline: Millis::from_secs(60),
+            ..policy()
+        };
         Self {
             seed: 0x9e37_79b9_7f4a_7c15,
             now: NOON,
@@ -167,9 +173,9 @@ impl Site {
         true
     }
 
-    /// The agent of an instance says whose it is; one in a hundred lies, and one in fifty never comes.
+    /// The agent of an instance says whose it is; one in a hundred lies, and one in twenty never comes.
     fn enrol(&mut self, host: HostId) {
-        if host.as_uuid().as_u128() % 50 == 0 {
+        if host.as_uuid().as_u128() % 20 == 0 {
             return;
         }
         let Some(Machine::Live(live)) = self.machines.get(&host).cloned() else { return };
