@@ -18,7 +18,16 @@ fn ended(end: ShellEnd) -> ShellEnded {
 pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, session: SessionId) -> Vec<Event> {
     let shell = ShellId::from_uuid(uuid(22));
     let connected = ShellKind::ALL.map(|kind| ShellEvent::Connected {
-        terms: ShellTerms { shell, project, workspace, user, session, kind, host: Some(HostId::from_uuid(uuid(24))), at: at(0) },
+        terms: ShellTerms {
+            shell,
+            project,
+            workspace,
+            user,
+            session,
+            kind,
+            host: Some(HostId::from_uuid(uuid(24))),
+            at: at(0),
+        },
     });
     let disconnected = ShellEnd::ALL.map(|end| ShellEvent::Disconnected { user, workspace, ended: ended(end) });
     let started = [JobKind::Test, JobKind::Agent].map(|kind| JobRunEvent::Started {
