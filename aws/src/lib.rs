@@ -8,6 +8,8 @@
 mod client;
 #[cfg(feature = "aws")]
 mod ec2;
+#[cfg(feature = "aws")]
+mod enrolment;
 mod names;
 mod policy;
 #[cfg(feature = "aws")]
@@ -18,6 +20,8 @@ mod user_data;
 pub use client::{Attempts, AwsConfig, AwsCredentials};
 #[cfg(feature = "aws")]
 pub use ec2::{Ec2, Ec2Config, PROVIDER};
+#[cfg(feature = "aws")]
+pub use enrolment::EnrolmentReader;
 pub use names::{Deployment, InvalidDeployment, tag};
 pub use policy::{InstancePolicy, InvalidArn, KeyArn, POLICY_BYTES_MAX, PolicyTooLarge};
 #[cfg(feature = "aws")]

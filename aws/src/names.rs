@@ -56,7 +56,12 @@ impl Deployment {
     /// The parameter that holds the one-time token by which the agent on a host enrols. It is written after the launch, for
     /// that instance, and removed once it was used.
     pub fn enrolment_parameter(&self, org: OrgId, host: HostId) -> String {
-        format!("{}/hosts/{host}/enrolment", self.organization_path(org))
+        format!("{}/{host}/enrolment", self.hosts_path(org))
+    }
+
+    /// Below which the parameters of an organization's hosts lie, without a slash at the end.
+    pub fn hosts_path(&self, org: OrgId) -> String {
+        format!("{}/hosts", self.organization_path(org))
     }
 
     /// Below which the versions of an owner's secrets lie, without a slash at the end. `owner` is the id of a project or of

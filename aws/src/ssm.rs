@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use aws_sdk_kms::types::{KeyManagerType, KeySpec, KeyState};
 use aws_sdk_ssm::Client;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_ssm::types::{ParameterStringFilter, ParameterTier, ParameterType};
+use aws_sdk_ssm::types::{ParameterMetadata, ParameterStringFilter, ParameterTier, ParameterType};
 use envforge_domain::ids::OrgId;
 use envforge_domain::limits::SECRET_READ_MAX;
 use envforge_domain::secret::Secret;
@@ -88,6 +88,68 @@ impl SsmStore {
         format!("{}/{}/{}", self.deployment.secrets_path(key.org, &key.owner), key.name, key.generation)
     }
 
+    /// Puts a SecureString under an organization's key; answers its version.
+    pub(crate) async fn put_at(
+        &self,
+        org: OrgId,
+        name: &str,
+        value: &Secret,
+        description: Option<String>,
+    ) -> Result<u64, StoreError> {
+        let kms = self.key(org)?.to_string();
+        let put = || async {
+            self.client
+                .put_parameter()
+                .name(name)
+                .value(value.expose())
+                .set_description(description.clone())
+                .r#type(ParameterType::SecureString)
+                .key_id(&kms)
+                .tier(ParameterTier::Standard)
+                .overwrite(true)
+                .send()
+                .await
+        };
+        let put = self.ask(put).await.map_err(|error| store_error(&error))?;
+        u64::try_from(put.version())
+            .ok()
+            .filter(|version| *version > 0)
+            .ok_or_else(|| StoreError::Unavailable { detail: "AWS did not number the version".to_owned() })
+    }
+
+    /// Takes a parameter away; one that is not there is fine.
+    pub(crate) async fn delete_at(&self, name: &str) -> Result<(), StoreError> {
+        let delete = || async { self.client.delete_parameter().name(name).send().await };
+        match self.ask(delete).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(store_error(&error)),
+        }
+    }
+
+    /// The parameters below a path, without their values.
+    pub(crate) async fn below(&self, path: &str) -> Result<Vec<ParameterMetadata>, StoreError> {
+        let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(path).build();
+        let below = below.map_err(|_| StoreError::Unavailable { detail: "a path without a key".to_owned() })?;
+        let (mut found, mut token) = (Vec::new(), None);
+        loop {
+            let page = || async {
+                let request = self.client.describe_parameters().parameter_filters(below.clone());
+                request.set_next_token(token.clone()).send().await
+            };
+            let page = self.ask(page).await.map_err(|error| store_error(&error))?;
+            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            found.extend(page.parameters.unwrap_or_default());
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    pub(crate) fn deployment(&self) -> &Deployment {
+        &self.deployment
+    }
+
     async fn ask<T, E, F>(&self, request: impl FnMut() -> F) -> Result<T, SdkError<E>>
     where
         F: Future<Output = Result<T, SdkError<E>>>,
@@ -115,7 +177,7 @@ async fn usable(kms: &aws_sdk_kms::Client, attempts: Attempts, key: &str) -> Res
 }
 
 /// What an answer means. Nothing of its text is repeated: it may quote the request.
-fn store_error<E: ProvideErrorMetadata>(error: &SdkError<E>) -> StoreError {
+pub(crate) fn store_error<E: ProvideErrorMetadata>(error: &SdkError<E>) -> StoreError {
     let SdkError::ServiceError(answer) = error else {
         return StoreError::Unavailable { detail: "no answer of AWS".to_owned() };
     };
@@ -152,24 +214,7 @@ fn is_not_found<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
 impl SecretStore for SsmStore {
     async fn put(&self, key: &SecretKey, value: &Secret) -> Result<u64, StoreError> {
         check_value(value)?;
-        let kms = self.key(key.org)?.to_string();
-        let put = || async {
-            self.client
-                .put_parameter()
-                .name(self.name(key))
-                .value(value.expose())
-                .r#type(ParameterType::SecureString)
-                .key_id(&kms)
-                .tier(ParameterTier::Standard)
-                .overwrite(true)
-                .send()
-                .await
-        };
-        let put = self.ask(put).await.map_err(|error| store_error(&error))?;
-        u64::try_from(put.version())
-            .ok()
-            .filter(|version| *version > 0)
-            .ok_or_else(|| StoreError::Unavailable { detail: "AWS did not number the version".to_owned() })
+        self.put_at(key.org, &self.name(key), value, None).await
     }
 
     async fn read(&self, pinned: &[PinnedSecret]) -> Result<Vec<Secret>, StoreError> {
@@ -209,12 +254,7 @@ impl SecretStore for SsmStore {
     }
 
     async fn delete(&self, key: &SecretKey) -> Result<(), StoreError> {
-        let delete = || async { self.client.delete_parameter().name(self.name(key)).send().await };
-        match self.ask(delete).await {
-            Ok(_) => Ok(()),
-            Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) => Err(store_error(&error)),
-        }
+        self.delete_at(&self.name(key)).await
     }
 
     async fn describe(&self, key: &SecretKey) -> Result<Option<Kept>, StoreError> {
@@ -241,25 +281,13 @@ impl SecretStore for SsmStore {
 
     async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {
         let path = self.deployment.secrets_path(org, &owner);
-        let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(&path).build();
-        let below = below.map_err(|_| StoreError::Unavailable { detail: "a path without a key".to_owned() })?;
-        let (mut keys, mut token) = (Vec::new(), None);
-        loop {
-            let page = || async {
-                let request = self.client.describe_parameters().parameter_filters(below.clone());
-                request.set_next_token(token.clone()).send().await
-            };
-            let page = self.ask(page).await.map_err(|error| store_error(&error))?;
-            let names = page.parameters().iter().filter_map(|parameter| parameter.name());
-            keys.extend(names.filter_map(|name| {
-                let (name, generation) = name.strip_prefix(&path)?.strip_prefix('/')?.split_once('/')?;
-                let (name, generation) = (name.parse().ok()?, generation.parse().ok()?);
-                Some(SecretKey { org, owner, name, generation })
-            }));
-            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
-            if token.is_none() {
-                return Ok(keys);
-            }
-        }
+        let found = self.below(&path).await?;
+        let names = found.iter().filter_map(|parameter| parameter.name());
+        let keys = names.filter_map(|name| {
+            let (name, generation) = name.strip_prefix(&path)?.strip_prefix('/')?.split_once('/')?;
+            let (name, generation) = (name.parse().ok()?, generation.parse().ok()?);
+            Some(SecretKey { org, owner, name, generation })
+        });
+        Ok(keys.collect())
     }
 }

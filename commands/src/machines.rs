@@ -3,11 +3,11 @@
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::claim::{Claim, ClaimCommand};
 use envforge_domain::commit::StreamId;
-use envforge_domain::ids::HostId;
+use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineCommand};
 
 use crate::hosts::MachineKey;
-use crate::{CommandError, Commands, Context, Done};
+use crate::{CommandError, Commands, Context, Done, Loaded};
 
 /// Decides any command but a report of a launch or of a strange instance, on a machine of the permit's organization.
 ///
@@ -59,4 +59,12 @@ pub async fn strange(
         .map_err(|_| CommandError::refused(envforge_domain::machine::MachineRefusal::Unknown))?;
     let command = MachineCommand::ReportStrange { instance: instance.to_owned(), reason };
     commands.execute::<Machine>(permit, context, &stream, &command).await
+}
+
+/// A machine as the log's leader has it.
+///
+/// # Errors
+/// As for [`Commands::load`].
+pub async fn load(commands: &Commands, org: OrgId, host: HostId) -> Result<Loaded<Machine>, CommandError> {
+    Ok(commands.load::<Machine>(&StreamId::machine(org, host)).await?)
 }

@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use crate::ids::{HostId, OrgId};
-use crate::secret::{Secret, TokenDigest};
+use crate::secret::{Secret, TokenDigest, hex, unhex};
 
 const PREFIX: &str = "envforge-enrol-1";
 const SECRET_BYTES: usize = 32;
@@ -27,7 +27,7 @@ pub struct NoEnrolmentToken;
 impl EnrolmentToken {
     /// `secret` comes from the system's randomness. `authority`: SHA-256 of the authority's certificate (DER).
     pub fn new(org: OrgId, host: HostId, authority: TokenDigest, secret: &[u8; SECRET_BYTES]) -> Self {
-        let text = format!("{PREFIX}.{org}.{host}.{}.{}", hex(authority.as_bytes()), hex(secret));
+        let text = format!("{PREFIX}.{org}.{host}.{}.{}", authority.to_hex(), hex(secret));
         Self { org, host, authority, text: Secret::new(text) }
     }
 
@@ -39,12 +39,12 @@ impl EnrolmentToken {
         }
         let org = OrgId::from_str(next()?).map_err(|_| NoEnrolmentToken)?;
         let host = HostId::from_str(next()?).map_err(|_| NoEnrolmentToken)?;
-        let authority = unhex(next()?).ok_or(NoEnrolmentToken)?;
+        let authority = TokenDigest::from_hex(next()?).ok_or(NoEnrolmentToken)?;
         let secret = unhex(next()?).ok_or(NoEnrolmentToken)?;
         if parts.next().is_some() {
             return Err(NoEnrolmentToken);
         }
-        Ok(Self::new(org, host, TokenDigest::from_bytes(authority), &secret))
+        Ok(Self::new(org, host, authority, &secret))
     }
 
     pub fn org(&self) -> OrgId {
@@ -69,23 +69,6 @@ impl EnrolmentToken {
     pub fn digest(&self) -> TokenDigest {
         self.text.digest()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Lower case alone: a token has one spelling.
-fn unhex(text: &str) -> Option<[u8; SECRET_BYTES]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * SECRET_BYTES || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-        return None;
-    }
-    let mut bytes = [0; SECRET_BYTES];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use envforge_domain::commit::Recorded;
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
-use envforge_domain::machine::{MachineEvent, MachinePurpose};
+use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, MachinePurpose, Power};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
@@ -36,8 +36,10 @@ struct Inner {
     /// The host that carried out the last wake or opened the last shell, but for those that are for shells alone; the workspace's data
     /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
-    /// Hosts on machines that were launched for shells: no runtime goes there.
-    for_shells: AHashSet<HostId>,
+    /// Machines of a provider that are not over, by their hosts.
+    machines: AHashMap<HostId, Machine>,
+    /// How many of them each organization has.
+    machines_of: AHashMap<OrgId, usize>,
     /// Hosts that people named, in whatever state.
     named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
 }
@@ -142,8 +144,8 @@ impl PlacementView {
             .into_iter()
             .flatten()
             .filter_map(|host| inner.hosts.get(host))
-            .filter(|(host, _)| host.org == org && !inner.for_shells.contains(&host.host))
-            .filter(|(host, _)| !host.draining || host.placed.contains_key(&workspace))
+            .filter(|(host, _)| host.org == org)
+            .filter(|(host, _)| inner.takes(host) || (inner.may_run(host.host) && host.placed.contains_key(&workspace)))
             .map(|(host, room)| HostRoom {
                 host: host.host,
                 room: *room,
@@ -154,9 +156,20 @@ impl PlacementView {
         OrganizationHosts { org, hosts }
     }
 
+    /// Whether an active host takes nothing new: it is being drained, or its machine is, or is not up, or is for shells.
+    pub fn is_closed(&self, host: HostId) -> bool {
+        let inner = self.inner.read();
+        inner.hosts.get(&host).is_some_and(|(host, _)| !inner.takes(host))
+    }
+
     /// Whether a host's machine was launched for shells. It takes no runtime.
     pub fn is_for_shells(&self, host: HostId) -> bool {
-        self.inner.read().for_shells.contains(&host)
+        self.inner.read().is_for_shells(host)
+    }
+
+    /// Whether the organization has machines of a provider: one with room may come.
+    pub fn has_machines(&self, org: OrgId) -> bool {
+        self.inner.read().machines_of.contains_key(&org)
     }
 
     /// Where a workspace is placed.
@@ -230,7 +243,7 @@ impl PlacementView {
                 }
                 Event::Shell(ShellEvent::Connected { terms }) => {
                     let mut inner = self.inner.write();
-                    if let Some(host) = terms.host.filter(|host| !inner.for_shells.contains(host)) {
+                    if let Some(host) = terms.host.filter(|host| !inner.is_for_shells(*host)) {
                         inner.last_on.insert(terms.workspace, host);
                     }
                 }
@@ -249,10 +262,8 @@ impl PlacementView {
                 | Event::JobRun(_)
                 | Event::Secrets(_) => {}
                 Event::Machine(event) => {
-                    if let MachineEvent::Requested { terms, .. } = event
-                        && terms.purpose == MachinePurpose::Shell
-                    {
-                        self.inner.write().for_shells.insert(terms.host);
+                    if let Ok(host) = key.parse() {
+                        self.inner.write().apply_machine(host, event);
                     }
                 }
             }
@@ -304,6 +315,52 @@ impl Inner {
             }
             Host::Unknown | Host::Retired | Host::Revoked => {}
         }
+    }
+
+    fn apply_machine(&mut self, id: HostId, event: &MachineEvent) {
+        let before = self.machines.remove(&id).unwrap_or_default();
+        let was = before.terms().map(|terms| terms.org);
+        let after = Machine::evolve(before, event);
+        let is = match &after {
+            Machine::Requested { terms } | Machine::Live(LiveMachine { terms, .. }) => Some(terms.org),
+            Machine::Unknown | Machine::Over { .. } | Machine::Strange => None,
+        };
+        match (was, is) {
+            (None, Some(org)) => *self.machines_of.entry(org).or_default() += 1,
+            (Some(org), None) => {
+                if let Some(count) = self.machines_of.get_mut(&org) {
+                    *count = count.saturating_sub(1);
+                    if *count == 0 {
+                        self.machines_of.remove(&org);
+                    }
+                }
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        if is.is_some() {
+            self.machines.insert(id, after);
+        }
+    }
+
+    /// Whether a workspace may come to a host.
+    fn takes(&self, host: &ActiveHost) -> bool {
+        let stays =
+            |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { draining: false, unhealthy: false, .. }));
+        !host.draining && self.may_run(host.host) && self.machines.get(&host.host).is_none_or(stays)
+    }
+
+    fn is_for_shells(&self, host: HostId) -> bool {
+        let terms = self.machines.get(&host).and_then(Machine::terms);
+        terms.is_some_and(|terms| terms.purpose == MachinePurpose::Shell)
+    }
+
+    /// A host on no provider's machine is up where its agent is.
+    fn may_run(&self, host: HostId) -> bool {
+        let for_runtimes = |machine: &Machine| match machine {
+            Machine::Live(live) => live.power == Power::On && live.terms.purpose == MachinePurpose::Runtime,
+            Machine::Unknown | Machine::Requested { .. } | Machine::Over { .. } | Machine::Strange => false,
+        };
+        self.machines.get(&host).is_none_or(for_runtimes)
     }
 
     fn name(&mut self, org_before: Option<OrgId>, id: HostId, host: &Host) {

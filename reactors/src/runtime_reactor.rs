@@ -362,19 +362,18 @@ impl RuntimeReactor {
         // An archived workspace needs no room: whoever comes first says that it cannot wake.
         let Some(needs) = world.workspace(workspace).map(needs) else { return Turn::Ours };
         let machine = &self.errands.machine;
-        if world.placement().is_for_shells(machine.host) {
-            // Whoever else sees the wake says what becomes of it.
-            return Turn::Others;
-        }
+        let closed = world.placement().is_closed(machine.host);
         let hosts = world.placement().hosts_of(org, workspace);
         let fits_here = hosts.fits_on(machine.host, &needs);
         match hosts.plan(&needs) {
             Placement::On(host) if host == machine.host => Turn::Ours,
             Placement::On(_) => {
-                let in_its_place = fits_here.unwrap_or_else(|| needs.fits_into(&machine.capacity));
+                let in_its_place = !closed && fits_here.unwrap_or_else(|| needs.fits_into(&machine.capacity));
                 if in_its_place && waited >= PLANNED_HOST_PATIENCE { Turn::Ours } else { Turn::Others }
             }
-            Placement::NeedsHost if fits_here.is_none() && needs.fits_into(&machine.capacity) => Turn::Ours,
+            Placement::NeedsHost if !closed && fits_here.is_none() && needs.fits_into(&machine.capacity) => Turn::Ours,
+            // One that is asked for takes minutes; the timers give the wake up in the end.
+            Placement::NeedsHost if world.placement().has_machines(org) => Turn::Others,
             Placement::NeedsHost if waited >= NEW_HOST_PATIENCE => Turn::NoRoom,
             Placement::NeedsHost => Turn::Others,
         }

@@ -12,6 +12,7 @@
 mod backoff;
 mod checkout;
 mod config;
+mod enrolments;
 mod environment;
 mod failure;
 pub mod frame;
@@ -45,6 +46,7 @@ pub mod wire;
 mod workspace;
 
 pub use config::{Config, InvalidConfig};
+pub use enrolments::EnrolmentStore;
 pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFailure};
 pub use host::{Leftover, LocalHost};
 pub use keeper::keeper_main;

@@ -7,7 +7,7 @@ Owns, around moto's own application and in its process:
 - AWS's own KMS keys (alias/aws/...) say that AWS manages them; a disabled or missing key encrypts no parameter.
 - Faults: a queue of errors for an action, before or after it was carried out, and launches that end at once.
 
-Levers: POST /overlay/{behave,fault,doom,tags,vanish,impair,profile,counts} with JSON. Everything else is moto's. tests/overlay.rs of
+Levers: POST /overlay/{behave,fault,doom,tags,vanish,impair,profile,counts,instances} with JSON. Everything else is moto's. tests/overlay.rs of
 `aws` holds what this claims against what AWS documents.
 """
 
@@ -93,6 +93,11 @@ class Overlay:
             iam_backends["123456789012"]["aws"].create_instance_profile(name=told["name"], path="/", role_names=[], tags=[])
         elif name == "counts":
             return self.counts
+        elif name == "instances":
+            # What a hypervisor knows: state and user data, as text.
+            self.pass_time()
+            return [{"id": one.id, "state": one._state.name, "user_data": one.user_data.decode() if one.user_data else ""}
+                    for reservation in self.backend().reservations.values() for one in reservation.instances]
         return {}
 
     def backend(self):

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the tools, then the tests and the documentation's examples.
 //!
 //! What needs AWS's SDKs runs apart, behind the feature `aws`: they are built once, in the dev profile, and
-//! nobody who changes anything else builds them. It does not know which test needs which server: `.config/nextest.toml` and the names of tests say that.
+//! nobody who changes anything else builds them. Its lints run here for the same reason, and not in `cargo xtask check`. It does not know which test needs which server: `.config/nextest.toml` and the names of tests say that.
 
 use crate::tools::{self, Toolbox};
 use crate::workspace::{Workspace, on_path};
@@ -73,13 +73,24 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.arguments.is_empty() && !options.fast {
         let mut aws = workspace.cargo();
         aws.args(if nextest { ["nextest", "run"].as_slice() } else { ["test", "--no-fail-fast"].as_slice() });
-        aws.args(["--locked", "--workspace", "--features", "envforge/aws", "--test", "moto", "--bin", "envforge"]);
+        aws.args(["--locked", "--workspace", "--features", "envforge/aws", "--bin", "envforge"]);
+        aws.args(["--test", "moto", "--test", "journey_machines"]);
         println!(
             "tests with feature aws: AWS's SDKs are built, about four CPU minutes and 7 GB of memory the first time"
         );
         let status = with_tools(&mut aws, toolbox.as_ref()).status();
         if !status.with_context(|| format!("cannot start `{}`", crate::workspace::shown(&aws)))?.success() {
             failed.push("tests with feature aws");
+        }
+        // Here and not in `cargo xtask check`: without the SDKs that the tests need anyway, this is the longest step of all.
+        let mut lints = workspace.cargo();
+        lints.args(["clippy", "--workspace", "--all-targets", "--locked", "--features", "envforge/aws", "--quiet"]);
+        lints.args(["--", "-D", "warnings"]);
+        println!(
+            "lints with feature aws: the SDKs are checked the first time, about two CPU minutes and 6 GB of memory"
+        );
+        if !lints.status().with_context(|| format!("cannot start `{}`", crate::workspace::shown(&lints)))?.success() {
+            failed.push("lints with feature aws");
         }
     }
     if !failed.is_empty() {

@@ -108,6 +108,25 @@ fn of_every_pair_of_organizations_neither_reads_the_others_parameters() {
     assert_eq!(pairs, 40 * 39);
 }
 
+/// Whichever host: a machine reads the tokens of its own organization's hosts, which it could enrol as anyway, and changes none.
+#[test]
+fn no_machine_reads_an_enrolment_token_of_another_organization_or_changes_any() {
+    for (of, theirs) in [(1, 2), (2, 1), (1, 1 << 64), (16, 1)] {
+        let document = policy(org(of), [10], [20]).document().unwrap();
+        for number in [0, 1, 3, u128::MAX] {
+            let host = HostId::from_uuid(Uuid::from_u128(number));
+            let own = key().parameter(&deployment().enrolment_parameter(org(of), host));
+            let other = key().parameter(&deployment().enrolment_parameter(org(theirs), host));
+            assert!(reads(&[&document], &own) && !reads(&[&document], &other), "{own} {other}");
+            for action in ["ssm:PutParameter", "ssm:DeleteParameter", "ssm:DeleteParameters"] {
+                assert_eq!(evaluate(&[&document], &Asked::new(action, &own)), Decision::Denied, "{action}");
+            }
+            let elsewhere: Deployment = "staging".parse().unwrap();
+            assert!(!reads(&[&document], &key().parameter(&elsewhere.enrolment_parameter(org(of), host))));
+        }
+    }
+}
+
 #[test]
 fn the_same_workspace_ids_in_another_organization_are_another_organizations() {
     let (one, other) = (policy(org(1), [10], [20]), policy(org(2), [10], [20]));

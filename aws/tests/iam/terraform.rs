@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use envforge_testkit::tools::{on_path, tools_dir};
+use serde_json::{Value, json};
+
+use super::evaluator::{Asked, Decision, evaluate};
 
 const MODULES: [&str; 2] = ["control-plane", "organization"];
 /// Every action that `Ec2` and `SsmStore` ask for, and what they need besides.
-const ASKED: [&str; 15] = [
+const ASKED: [&str; 16] = [
     "ec2:CreateTags",
     "ec2:DescribeInstanceStatus",
     "ec2:DescribeInstances",
@@ -24,6 +27,7 @@ const ASKED: [&str; 15] = [
     "kms:Encrypt",
     "kms:GenerateDataKey",
     "ssm:DeleteParameter",
+    "ssm:DescribeParameters",
     "ssm:GetParameters",
     "ssm:PutParameter",
 ];
@@ -81,4 +85,85 @@ fn the_control_plane_may_do_what_it_asks_for_and_nothing_wholesale() {
     ] {
         assert!(!text.contains(action), "`{action}` is more than it needs");
     }
+}
+
+const ACCOUNT: &str = "123456789012";
+const KEY: &str = "arn:aws:kms:eu-central-1:123456789012:key/1";
+const ORGANIZATION: &str = "org_00000000000000000000000000000001";
+
+/// What a list of `main.tf` holds, with the module's own values in place. Only what these files use.
+fn texts(list: &str) -> Vec<String> {
+    let parameters = format!("arn:aws:ssm:eu-central-1:{ACCOUNT}:parameter/envforge/production");
+    let quoted = list.split('"').skip(1).step_by(2);
+    let filled = quoted.map(|text| {
+        [
+            ("${local.partition}", "aws"),
+            ("${local.region}", "eu-central-1"),
+            ("${local.account}", ACCOUNT),
+            ("${local.parameters}", &parameters),
+            ("${local.ec2}", &format!("arn:aws:ec2:eu-central-1:{ACCOUNT}")),
+            ("${var.deployment}", "production"),
+        ]
+        .into_iter()
+        .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
+    });
+    filled.collect()
+}
+
+/// The statements about parameters and keys of a policy document in `main.tf`, as IAM has them.
+fn document(module: &str, name: &str) -> Value {
+    let text = std::fs::read_to_string(folder().join(module).join("main.tf")).unwrap();
+    let start = format!("data \"aws_iam_policy_document\" \"{name}\" {{");
+    let body = text.split(&start).nth(1).unwrap().split("\n}\n").next().unwrap();
+    let after = |block: &str, key: &str| {
+        let line = block.lines().map(str::trim).find(|line| line.split(' ').next() == Some(key));
+        texts(line.and_then(|line| line.split_once('=')).map_or("", |(_, value)| value))
+    };
+    let statements = body.split("\n  statement {").skip(1).filter_map(|block| {
+        let actions = after(block, "actions");
+        actions.iter().all(|action| action.starts_with("ssm:") || action.starts_with("kms:")).then(|| {
+            let mut conditions = json!({});
+            for condition in block.split("condition {").skip(1) {
+                let [test] = after(condition, "test").try_into().unwrap();
+                let [variable] = after(condition, "variable").try_into().unwrap();
+                conditions[test][variable] = json!(after(condition, "values"));
+            }
+            let resources = after(block, "resources");
+            json!({ "Effect": "Allow", "Action": actions, "Resource": resources, "Condition": conditions })
+        })
+    });
+    json!({ "Version": "2012-10-17", "Statement": statements.collect::<Vec<_>>() })
+}
+
+#[test]
+fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
+    let document = document("control-plane", "control_plane");
+    assert_eq!(document["Statement"].as_array().unwrap().len(), 6, "{document:#}");
+    let parameter = |of: &str, path: &str| {
+        format!("arn:aws:ssm:eu-central-1:{ACCOUNT}:parameter/envforge/{of}/{ORGANIZATION}/{path}")
+    };
+    let may = |action: &str, resource: &str| evaluate(&[&document], &Asked::new(action, resource)) == Decision::Allowed;
+    let uses = |action: &str, context: &str, service: &str| {
+        let asked = Asked::new(action, KEY).with("kms:ViaService", service);
+        evaluate(&[&document], &asked.with("kms:EncryptionContext:PARAMETER_ARN", context)) == Decision::Allowed
+    };
+    let ssm = "ssm.eu-central-1.amazonaws.com";
+    let token = parameter("production", "hosts/host_1/enrolment");
+    let secret = parameter("production", "secrets/wsp_1/TOKEN/1");
+    for action in ["ssm:PutParameter", "ssm:DeleteParameter"] {
+        assert!(may(action, &token) && may(action, &secret), "{action}");
+        assert!(!may(action, &parameter("other", "hosts/host_1/enrolment")), "{action} of another deployment");
+        assert!(!may(action, &parameter("production", "hosts/host_1/other")), "{action}");
+    }
+    for action in ["ssm:GetParameter", "ssm:GetParameters", "ssm:GetParameterHistory", "ssm:GetParametersByPath"] {
+        assert!(!may(action, &token), "{action}");
+    }
+    assert!(may("ssm:GetParameters", &secret) && may("ssm:DescribeParameters", "*"));
+    assert!(uses("kms:Encrypt", &token, ssm) && !uses("kms:Decrypt", &token, ssm));
+    assert!(uses("kms:Decrypt", &secret, ssm) && !uses("kms:Decrypt", &secret, "s3.eu-central-1.amazonaws.com"));
+    // The key's own policy gives the control plane no more.
+    let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
+    let writes =
+        text.split("TheControlPlaneWritesEnrolmentTokens").nth(1).unwrap().split("statement {").next().unwrap();
+    assert!(!writes.contains("kms:Decrypt"), "{writes}");
 }

@@ -11,8 +11,8 @@ use envforge_domain::host::Host;
 use envforge_domain::machine::{Machine, MachineCause, MachineCommand, MachineEnd, MachineEvent, Power, StopMode};
 use envforge_domain::time::{Clock, Millis};
 use envforge_reactors::fleet::{
-    Act, ActError, Demand, Executor, FleetPolicy, Grounds, MachineView, OrganizationFleet, PlanRefusal, launch_token,
-    machine_key, plan,
+    Act, ActError, AgentState, Demand, Executor, FleetPolicy, Grounds, MachineView, OrganizationFleet, PlanRefusal,
+    launch_token, machine_key, plan,
 };
 use envforge_runtime::{Instance, InstanceState, LaunchOrder, MachineProvider, ProviderError};
 use envforge_testkit::eventually;
@@ -36,7 +36,9 @@ async fn a_wake_gets_a_machine_which_stops_after_the_grace_and_starts_for_the_ne
     site.workspace(1, 1).await;
     let fleet = site.start();
     // Shells come with the workspace, runtimes with the wake.
-    site.happened("the machine for shells is up", started).await;
+    let shells: HostId = site.happened("the machine for shells is up", started).await.parse().unwrap();
+    let Machine::Live(live) = site.state_of(1, shells).await else { panic!("it is not up") };
+    site.enrol(shells, &live.instance, 1).await;
     site.wake(1, 1, 1).await;
     let (on, instance) = site.runtime_machine(1).await;
     site.until_placed(1, on, &[1]).await;
@@ -389,7 +391,8 @@ async fn with_a_broken_executor_the_planner_names_nothing_of_another_organizatio
             purpose: theirs.purpose,
             capacity: theirs.capacity,
             state: Machine::Live(live),
-            registered: true,
+            agent: AgentState::Enrolled,
+            up_at: Default::default(),
             placed: Default::default(),
             stale: Default::default(),
             used_at: Default::default(),
@@ -425,7 +428,7 @@ async fn with_both_broken_the_log_refuses_a_second_organization_on_a_machine() {
     let context = Context::new(site.clock.now());
     let launched = machines::launched(&site.commands, &permit, &context, host(8), key, report).await;
     assert_eq!(launched.unwrap_err().refusal_code(), Some("name_taken"));
-    let enrolled = site.enrol(host(8), &instance, 2).await;
+    let enrolled = site.register(host(8), &instance, 2).await;
     assert_eq!(enrolled.unwrap_err().refusal_code(), Some("name_taken"));
     let placed = site.place(2, 2, on).await;
     assert_eq!(placed.unwrap_err().refusal_code(), Some("host_unknown"), "their stream knows no such host");

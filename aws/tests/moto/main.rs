@@ -1,6 +1,7 @@
 //! AWS by its stand-in: the overlay's own promises, EC2 as a provider, the fleet on it, and SSM as a store of secrets.
 #![allow(clippy::unwrap_used)]
 
+mod enrolment;
 mod fleet;
 mod launching;
 mod overlay;

@@ -41,7 +41,7 @@ fn config(moto: &Moto, key: Option<String>) -> SsmConfig {
     SsmConfig { aws: aws(moto), deployment: deployment(), key, key_of: BTreeMap::new() }
 }
 
-async fn store(moto: &Moto) -> SsmStore {
+pub(crate) async fn store(moto: &Moto) -> SsmStore {
     SsmStore::open(config(moto, Some(new_key(moto).await))).await.unwrap()
 }
 

@@ -3,27 +3,32 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use envforge_aws::Ec2;
+use envforge_aws::{Ec2, EnrolmentReader, SsmStore};
 use envforge_commands::hosts::{self, MachineKey};
 use envforge_commands::{CommandError, Commands, Context, machines};
 use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, StreamId, Surface};
+use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::event::Event;
-use envforge_domain::host::{Host, HostCommand};
+use envforge_domain::host::{Enrolling as HostEnrolling, Host, HostCommand};
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEvent};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeCause};
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::{Filter, LogError, SharedLog};
-use envforge_reactors::fleet::{Fleet, FleetPolicies, FleetPolicy, Shape, machine_key};
-use envforge_runtime::MachineProvider;
+use envforge_reactors::fleet::{Enrolling, Fleet, FleetPolicies, FleetPolicy, Shape, machine_key};
+use envforge_runtime::{EnrolmentStore, MachineProvider};
 use envforge_testkit::eventually;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 
+pub(crate) const AUTHORITY: TokenDigest = TokenDigest::from_bytes([9; 32]);
+/// How long an agent's certificate lives.
+pub(crate) const CERTIFICATE: Millis = Millis::from_hours(24);
 pub(crate) const GRACE: Millis = Millis::from_minutes(10);
 const MANIFEST: &str = "version: 1\nservices:\n  web:\n    command: run\n    route: web\n    cpu: 250m\n    memory: 256Mi\n    readiness: { http: / }\n";
 
@@ -46,6 +51,7 @@ pub(crate) struct Site {
     _directory: tempfile::TempDir,
     pub(crate) moto: Moto,
     pub(crate) ec2: Arc<Ec2>,
+    pub(crate) ssm: Arc<SsmStore>,
     pub(crate) log: SharedLog,
     pub(crate) commands: Commands,
     pub(crate) clock: Arc<HandClock>,
@@ -86,11 +92,12 @@ pub(crate) fn policy() -> FleetPolicy {
     FleetPolicy {
         provider: "aws-ec2".to_owned(),
         shapes: vec![shape(SHAPE), shape("m7g.xlarge")],
-        shell_shape: shape("t4g.small"),
+        shell_shape: Some(shape("t4g.small")),
         grace: GRACE,
         warm: 0,
         hibernate: false,
         machines_max: 6,
+        boot_deadline: Millis::from_minutes(5),
     }
 }
 
@@ -103,11 +110,12 @@ impl Site {
         let log: SharedLog = Arc::new(envforge_eventlog::sqlite::SqliteLog::open(config).await.unwrap());
         let moto = moto();
         let ec2 = Arc::new(Ec2::new(ec2_config(&moto)).await);
-        Self { _directory: directory, moto, ec2, commands: Commands::new(Arc::clone(&log)), log, clock }
+        let ssm = Arc::new(secrets::store(&moto).await);
+        Self { _directory: directory, moto, ec2, ssm, commands: Commands::new(Arc::clone(&log)), log, clock }
     }
 
     /// Appends what somebody else decided.
-    async fn tell(&self, stream: StreamId, events: Vec<Event>) {
+    pub(crate) async fn tell(&self, stream: StreamId, events: Vec<Event>) {
         let last = self.log.last_of_stream(&stream).await.unwrap().map_or(Position::START, |last| last.position);
         let id = Uuid::now_v7();
         let commit = Commit {
@@ -168,8 +176,45 @@ impl Site {
         hosts::release(&self.commands, &permit, &context, on, workspace(number)).await.unwrap();
     }
 
-    /// The agent on a machine enrols.
-    pub(crate) async fn enrol(&self, on: HostId, instance: &str, of: u128) -> Result<(), CommandError> {
+    /// The token that lies ready for a machine's agent.
+    pub(crate) async fn token(&self, of: u128, on: HostId) -> Option<EnrolmentToken> {
+        let parameter = deployment().enrolment_parameter(org(of), on);
+        let text = EnrolmentReader::new(&aws(&self.moto), parameter).await.read().await.unwrap()?;
+        Some(EnrolmentToken::parse(text.expose()).unwrap())
+    }
+
+    /// The agent on a machine waits for its token and enrols, as `serve agents` has it enrol.
+    pub(crate) async fn enrol(&self, on: HostId, instance: &str, of: u128) {
+        let token = eventually("the machine's token", DEADLINE, async || self.token(of, on).await).await;
+        self.enrol_with(&token, on, instance, of).await.unwrap();
+    }
+
+    pub(crate) async fn enrol_with(
+        &self,
+        token: &EnrolmentToken,
+        on: HostId,
+        instance: &str,
+        of: u128,
+    ) -> Result<(), CommandError> {
+        let permit = self.permit(Action::HostRegister, Resource::Host { org: org(of), host: on });
+        let (now, machine) = (self.clock.now(), machine_key("aws-ec2", instance));
+        let key = MachineKey::parse(&machine).unwrap();
+        let enrolling = HostEnrolling {
+            host: on,
+            org: org(of),
+            token: token.digest(),
+            machine,
+            capacity: policy().shapes[0].capacity,
+            certificate: TokenDigest::of(b"certificate"),
+            certificate_expires_at: now.plus(CERTIFICATE),
+            agent_version: "0.1.0".to_owned(),
+            now,
+        };
+        hosts::enrol(&self.commands, &permit, &Context::new(now), key, enrolling).await.map(drop)
+    }
+
+    /// An agent that was there before anything was known of a machine.
+    pub(crate) async fn register(&self, on: HostId, instance: &str, of: u128) -> Result<(), CommandError> {
         let permit = self.permit(Action::HostRegister, Resource::Host { org: org(of), host: on });
         let key = MachineKey::parse(&machine_key("aws-ec2", instance)).unwrap();
         let (context, capacity) = (Context::new(self.clock.now()), policy().shapes[0].capacity);
@@ -200,10 +245,21 @@ impl Site {
     }
 
     pub(crate) fn start_on(&self, provider: Arc<dyn MachineProvider>, default: FleetPolicy) -> Running {
+        self.start_with_both(provider, Arc::clone(&self.ssm) as _, default)
+    }
+
+    pub(crate) fn start_with_both(
+        &self,
+        provider: Arc<dyn MachineProvider>,
+        store: Arc<dyn EnrolmentStore>,
+        default: FleetPolicy,
+    ) -> Running {
         let policies = FleetPolicies { default, of: Default::default() };
         let (log, commands) = (Arc::clone(&self.log), self.commands.clone());
         let every = Duration::from_millis(50);
-        let fleet = Fleet::new(log, commands, provider, Arc::clone(&self.clock) as _, policies, every);
+        let draw = || Some(std::array::from_fn(|_| Uuid::now_v7().as_bytes()[15]));
+        let enrolling = Enrolling::new(store, AUTHORITY, Arc::new(draw));
+        let fleet = Fleet::new(log, commands, provider, enrolling, Arc::clone(&self.clock) as _, policies, every);
         let stop = CancellationToken::new();
         Running { fleet: tokio::spawn(fleet.run(stop.clone())), stop }
     }
@@ -263,7 +319,7 @@ impl Site {
             None
         })
         .await;
-        self.enrol(on, &instance, of).await.unwrap();
+        self.enrol(on, &instance, of).await;
         (on, instance)
     }
 

@@ -47,10 +47,11 @@ data "aws_region" "current" {}
 data "aws_partition" "current" {}
 
 locals {
-  account   = data.aws_caller_identity.current.account_id
-  partition = data.aws_partition.current.partition
-  region    = data.aws_region.current.name
-  ec2       = "arn:${local.partition}:ec2:${local.region}:${local.account}"
+  account    = data.aws_caller_identity.current.account_id
+  partition  = data.aws_partition.current.partition
+  region     = data.aws_region.current.name
+  parameters = "arn:${local.partition}:ssm:${local.region}:${local.account}:parameter/envforge/${var.deployment}"
+  ec2        = "arn:${local.partition}:ec2:${local.region}:${local.account}"
 }
 
 data "aws_iam_policy_document" "control_plane" {
@@ -154,10 +155,17 @@ data "aws_iam_policy_document" "control_plane" {
   statement {
     sid       = "KeepSecrets"
     actions   = ["ssm:PutParameter", "ssm:GetParameters", "ssm:GetParameterHistory", "ssm:DeleteParameter"]
-    resources = ["arn:${local.partition}:ssm:${local.region}:${local.account}:parameter/envforge/${var.deployment}/*"]
+    resources = ["${local.parameters}/*/secrets/*"]
   }
 
-  # Names and versions of the account's parameters, never a value.
+  # `serve fleet` puts the tokens by which agents enrol, and takes them away. It reads none.
+  statement {
+    sid       = "PutEnrolmentTokens"
+    actions   = ["ssm:PutParameter", "ssm:DeleteParameter"]
+    resources = ["${local.parameters}/*/hosts/*/enrolment"]
+  }
+
+  # Names, descriptions and versions of the account's parameters, never a value.
   statement {
     sid       = "FindThem"
     actions   = ["ssm:DescribeParameters"]
@@ -176,7 +184,23 @@ data "aws_iam_policy_document" "control_plane" {
     condition {
       test     = "StringLike"
       variable = "kms:EncryptionContext:PARAMETER_ARN"
-      values   = ["arn:${local.partition}:ssm:${local.region}:${local.account}:parameter/envforge/${var.deployment}/*"]
+      values   = ["${local.parameters}/*/secrets/*"]
+    }
+  }
+
+  statement {
+    sid       = "EncryptEnrolmentTokensThroughSsm"
+    actions   = ["kms:Encrypt", "kms:GenerateDataKey"]
+    resources = ["arn:${local.partition}:kms:${local.region}:${local.account}:key/*"]
+    condition {
+      test     = "StringEquals"
+      variable = "kms:ViaService"
+      values   = ["ssm.${local.region}.amazonaws.com"]
+    }
+    condition {
+      test     = "StringLike"
+      variable = "kms:EncryptionContext:PARAMETER_ARN"
+      values   = ["${local.parameters}/*/hosts/*/enrolment"]
     }
   }
 

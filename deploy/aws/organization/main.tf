@@ -53,7 +53,7 @@ locals {
   name       = "envforge-${var.deployment}-${var.organization}"
   account    = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
-  parameters = "arn:${local.partition}:ssm:${data.aws_region.current.name}:${local.account}:parameter/envforge/${var.deployment}/${var.organization}/*"
+  parameters = "arn:${local.partition}:ssm:${data.aws_region.current.name}:${local.account}:parameter/envforge/${var.deployment}/${var.organization}"
 }
 
 # Customer-managed: AWS's own key for SSM lets every principal of the account decrypt.
@@ -81,7 +81,7 @@ data "aws_iam_policy_document" "key" {
   }
 
   statement {
-    sid       = "TheControlPlaneUsesItForTheOrganizationsParameters"
+    sid       = "TheControlPlaneKeepsTheOrganizationsSecrets"
     actions   = ["kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"]
     resources = ["*"]
     principals {
@@ -91,7 +91,23 @@ data "aws_iam_policy_document" "key" {
     condition {
       test     = "StringLike"
       variable = "kms:EncryptionContext:PARAMETER_ARN"
-      values   = [local.parameters]
+      values   = ["${local.parameters}/secrets/*"]
+    }
+  }
+
+  # It writes the tokens by which agents enrol, and reads none.
+  statement {
+    sid       = "TheControlPlaneWritesEnrolmentTokens"
+    actions   = ["kms:Encrypt", "kms:GenerateDataKey"]
+    resources = ["*"]
+    principals {
+      type        = "AWS"
+      identifiers = [var.control_plane_role_arn]
+    }
+    condition {
+      test     = "StringLike"
+      variable = "kms:EncryptionContext:PARAMETER_ARN"
+      values   = ["${local.parameters}/hosts/*/enrolment"]
     }
   }
 }
@@ -132,7 +148,7 @@ locals {
 }
 
 output "kms_key_arn" {
-  description = "For `--secret-store aws-ssm:KEY`."
+  description = "For `secrets_key` of the organization in the file of `serve fleet`, and for `--secret-store`."
   value       = aws_kms_key.secrets.arn
 }
 

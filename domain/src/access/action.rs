@@ -149,7 +149,7 @@ actions! {
     HostRegister "host.register", Organization, [], [Agent on AGENT System on AGENT], NOWHERE;
     HostPlace "host.place", Workspace, [], [System on AGENT], NOWHERE;
     /// Lets an agent enrol as a host of the organization, once.
-    HostEnrol "host.enrol", Organization, [Owner Admin], [], PEOPLE;
+    HostEnrol "host.enrol", Organization, [Owner Admin], [System on AGENT], PEOPLE;
     /// Names and states: machines and addresses are for nobody.
     HostRead "host.read", Organization, [Owner Admin], [], PEOPLE;
     HostDrain "host.drain", Organization, [Owner Admin], [], PEOPLE;

@@ -18,6 +18,7 @@ use envforge_reactors::{HostMachine, MACHINE_ID};
 use envforge_runtime::{NoUsers, UnixUsers};
 use tokio_util::sync::CancellationToken;
 
+use super::agent_file::{AgentFile, OfMachine};
 use super::running::{self, Running};
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
@@ -32,17 +33,22 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Args, Debug)]
 pub(crate) struct AgentArgs {
     /// Where the control plane listens for agents. The agent connects there and listens nowhere itself.
-    #[arg(long, value_name = "HOST:PORT", env = "ENVFORGE_CONTROL_PLANE")]
-    control_plane: String,
+    #[arg(long, value_name = "HOST:PORT", env = "ENVFORGE_CONTROL_PLANE", required_unless_present = "config")]
+    control_plane: Option<String>,
+    /// File that names host and control plane and where the enrolment token will lie: `/etc/envforge/agent.toml` on a machine that
+    /// `serve fleet` launched. Where it was built with AWS.
+    #[arg(long, value_name = "FILE", conflicts_with = "enrolment_file")]
+    config: Option<PathBuf>,
     /// File with the enrolment token that `envforge host enrol` printed, for the first start. Readable by its owner alone.
     #[arg(long, value_name = "FILE")]
     enrolment_file: Option<PathBuf>,
     /// Where the agent keeps its key and everything that runs here.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_AGENT_DATA")]
     data: PathBuf,
-    /// The address at which services listen and the gateway reaches them: this machine's own in the network that both share.
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    bind_apps: IpAddr,
+    /// The address at which services listen and the gateway reaches them: this machine's own in the network that both share. Default:
+    /// loopback; with --config the address from which this machine reaches the control plane.
+    #[arg(long, value_name = "ADDRESS")]
+    bind_apps: Option<IpAddr>,
     /// File that names the machine, for machines that do not have it where Linux has it.
     #[arg(long, value_name = "FILE", default_value = MACHINE_ID)]
     machine_id: PathBuf,
@@ -71,19 +77,35 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.data).with_context(folder)?;
     let data = args.data.canonicalize().with_context(folder)?;
     let_workspaces_users_in(&data).with_context(folder)?;
+    let file = args.config.as_deref().map(AgentFile::read).transpose()?;
+    let control_plane = match (args.control_plane, &file) {
+        (Some(at), _) => at,
+        (None, Some(file)) => file.control_plane.clone(),
+        (None, None) => {
+            return Err(Failure::usage("where the control plane is, is not said", "--control-plane HOST:PORT").into());
+        }
+    };
     // First, so that a second agent of the same folder neither enrols nor ends anything.
     let mut config = envforge_runtime::Config::new(data.join("runtime"));
-    config.bind = args.bind_apps;
+    config.bind = match (args.bind_apps, &file) {
+        (Some(address), _) => address,
+        (None, Some(file)) => file.address_here().await?,
+        (None, None) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
     // This very program, whatever became of its file since.
     config.keeper = Some("/proc/self/exe".into());
     let host = roles::open_host(config).await?;
     let machine = HostMachine::open(&data.join("runtime"), &args.machine_id)?;
     let clock: SharedClock = Arc::new(SystemClock);
     let version = env!("CARGO_PKG_VERSION");
-    let identity = match &args.enrolment_file {
-        Some(file) => {
+    let identity = match (&args.enrolment_file, &file) {
+        (None, Some(file)) => {
+            let machine = OfMachine { key: &machine.key, capacity: machine.capacity, version };
+            file.identity(&data, &machine, &clock).await?
+        }
+        (Some(file), _) => {
             let token = enrolment_token(file)?;
-            let at = &args.control_plane;
+            let at = &control_plane;
             let enrolled = envforge_agent::enrol(at, &data, &token, &machine.key, machine.capacity, version, &clock);
             enrolled.await.map_err(|error| match error {
                 EnrolError::Unreachable { .. } => Failure::unreachable(
@@ -96,13 +118,13 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
                 EnrolError::Identity(_) => Failure::local(error.to_string(), ""),
             })?
         }
-        None => AgentIdentity::load(&data)?.ok_or_else(|| {
+        (None, None) => AgentIdentity::load(&data)?.ok_or_else(|| {
             let hint = "give it the token of `envforge host enrol` with --enrolment-file, once";
             Failure::usage("this machine has not enrolled yet", hint)
         })?,
     };
     let (org, id) = identity.of();
-    let config = Config { control_plane: args.control_plane, agent_version: version.to_owned(), clock };
+    let config = Config { control_plane, agent_version: version.to_owned(), clock };
     // The control plane may be gone when a shell ends.
     host.keep_ends();
     let agent = Agent::new(config, host.clone(), identity, envforge_agent::programs());

@@ -12,14 +12,17 @@ use std::time::Duration;
 use envforge_agent::{
     AgentConnection, Arrival, Authority, Enrolling, Happened, Host, HostIdentity, Incoming, Listener, Session,
 };
-use envforge_commands::{CommandError, Context, hosts};
+use envforge_commands::{CommandError, Context, hosts, machines};
 use envforge_domain::access::{Action, Permit, Request, Resource};
+use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::commit::{Actor, Component, Surface};
 use envforge_domain::denial::RefusedRequest;
 use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostState};
 use envforge_domain::ids::{HostId, OrgId};
+use envforge_domain::machine::{Machine, MachineRefusal};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
+use envforge_reactors::fleet::machine_key;
 use envforge_reactors::{HostMachine, RootReactor, RuntimeReactor, SharedWorld, tell_shell_ends};
 use envforge_runtime::secret_store::SecretStore;
 use tokio::sync::Semaphore;
@@ -130,6 +133,10 @@ impl Refusal {
         };
         Self { code, text: error.to_string() }
     }
+
+    fn of_machine(refusal: &MachineRefusal) -> Self {
+        Self { code: refusal.code(), text: refusal.to_string() }
+    }
 }
 
 impl Desk {
@@ -209,7 +216,8 @@ impl Desk {
         let now = self.plane.clock.now();
         let request = &enrolling.request;
         let invalid = |text: String| Refusal { code: "enrolment_invalid", text };
-        let machine = hosts::MachineKey::parse(&request.machine).map_err(|error| invalid(error.to_string()))?;
+        let (key, capacity) = self.machine_of(enrolling, org, host).await?;
+        let machine = hosts::MachineKey::parse(&key).map_err(|error| invalid(error.to_string()))?;
         let state = hosts::load(&self.plane.commands, org, host).await.map_err(|error| Refusal::of(&error))?.state;
         // Which one it is going to be; the command below decides whether it comes to be.
         let enrolment = match &state {
@@ -226,8 +234,8 @@ impl Desk {
             host,
             org,
             token: request.token.digest(),
-            machine: request.machine.clone(),
-            capacity: request.capacity,
+            machine: key,
+            capacity,
             certificate: certificate.fingerprint,
             certificate_expires_at: certificate.expires_at,
             agent_version: request.agent_version.clone(),
@@ -235,6 +243,18 @@ impl Desk {
         };
         let done = hosts::enrol(&self.plane.commands, &permit, &Context::new(now), machine, enrolling).await;
         done.map(|_| certificate).map_err(|error| Refusal::of(&error))
+    }
+
+    /// What an agent's machine goes by, and what of it workspaces may take. Of a provider's machine the log knows both: the claim is
+    /// the one that its launch has taken.
+    async fn machine_of(&self, enrolling: &Enrolling, org: OrgId, host: HostId) -> Result<(String, Capacity), Refusal> {
+        let loaded = machines::load(&self.plane.commands, org, host).await;
+        match loaded.map_err(|error| Refusal::of(&error))?.state {
+            Machine::Unknown | Machine::Strange => Ok((enrolling.request.machine.clone(), enrolling.request.capacity)),
+            Machine::Live(live) => Ok((machine_key(&live.terms.provider, &live.instance), live.terms.capacity)),
+            Machine::Requested { .. } => Err(Refusal::of_machine(&MachineRefusal::NotLaunched)),
+            Machine::Over { .. } => Err(Refusal::of_machine(&MachineRefusal::Over)),
+        }
     }
 
     async fn permit(&self, org: OrgId, host: HostId) -> Result<Permit, Refusal> {

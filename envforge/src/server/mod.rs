@@ -5,6 +5,7 @@
 pub(crate) mod access_tokens;
 mod activity;
 pub(crate) mod agent;
+mod agent_file;
 mod agents;
 pub(crate) mod agents_authority;
 mod api;
@@ -16,6 +17,9 @@ mod demo_repository;
 mod denials;
 pub(crate) mod dev;
 mod first_password;
+mod fleet;
+#[cfg(feature = "aws")]
+mod fleet_config;
 mod gateway_args;
 mod gateway_place;
 mod hosts;

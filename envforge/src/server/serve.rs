@@ -32,6 +32,7 @@ use super::agents::Agents;
 use super::bootstrap::FirstOwner;
 use super::control_plane::ControlPlane;
 use super::first_password::FirstPassword;
+use super::fleet::FleetArgs;
 use super::gateway_args::GatewayArgs;
 use super::gateway_place::GatewayPlace;
 use super::hosts::Hosts;
@@ -41,7 +42,7 @@ use super::running::{self, Running};
 use super::secret_store::StoreName;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{agents, api, open_files, provider, roles, usable};
+use super::{agents, api, fleet, open_files, provider, roles, usable};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -58,6 +59,8 @@ pub(crate) enum RoleName {
     Reactors,
     /// Where agents of other machines connect, and the timers.
     Agents,
+    /// Launches, starts, stops and ends machines of a provider as workspaces need them.
+    Fleet,
 }
 
 impl RoleName {
@@ -67,6 +70,7 @@ impl RoleName {
             Self::Gateway => Some(CheckpointFile::of(state, "gateway")),
             Self::Reactors => Some(CheckpointFile::of(state, "reactors")),
             Self::Agents => Some(CheckpointFile::of(state, "agents")),
+            Self::Fleet => Some(CheckpointFile::of(state, "fleet")),
             Self::Api | Self::Projector => None,
         }
     }
@@ -151,13 +155,15 @@ pub(crate) struct ServeArgs {
     gateway: GatewayArgs,
     #[command(flatten)]
     provider: ProviderArgs,
+    #[command(flatten)]
+    fleet: FleetArgs,
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
     /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS. The API puts them, reactors and agents read them: all need the same one.
     #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
     secret_store: Option<StoreName>,
-    /// Where gateway and reactors keep how far they have followed the log. Default: `state` in the folder of the keys.
+    /// Where roles without a database keep how far they have followed the log. Default: `state` in the folder of the keys.
     #[arg(long, value_name = "DIR", env = "ENVFORGE_STATE")]
     state: Option<PathBuf>,
     /// Where this process shows its metrics (`/metrics`), a loopback address. The first line on standard output names the
@@ -375,6 +381,10 @@ async fn start(
         true => args.provider.read()?,
         false => None,
     };
+    let fleet = match has(RoleName::Fleet) {
+        true => Some(args.fleet.read()?),
+        false => None,
+    };
     let sign_in = match (sign_in, provider.as_ref().map(oidc::Config::api_url)) {
         (Some(said), Some(called_back)) if said != *called_back => {
             let (said, called_back) = (said.origin(), called_back.origin());
@@ -463,6 +473,9 @@ async fn start(
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         let (authority, store) = (public.authority.clone(), secret_store.clone());
         roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
+    }
+    if let Some(fleet) = fleet {
+        fleet::start(running, &plane, fleet, keys.agents_authority()?).await?;
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;

@@ -52,33 +52,55 @@ impl Site {
 
     /// Roles in one process around NATS and PostgreSQL, none of which runs workspaces itself.
     pub(crate) fn over(nats: &str, database_url: &str) -> (Self, TestProcess) {
+        let site = Self::set_up(nats, database_url);
+        let roles = site.started("roles", &site.roles(nats, "127.0.0.1"));
+        site.begin();
+        (site, roles)
+    }
+
+    /// Keys and the first owner, around NATS and PostgreSQL.
+    pub(crate) fn set_up(nats: &str, database_url: &str) -> Self {
         let dir = TestDir::new();
         let [api_port, gateway_port, agents_port] = [free_port(), free_port(), free_port()];
         let (certificate_seconds, password) = (86_400, "plum kite engine 7".to_owned());
         let site = Self { dir, api_port, gateway_port, agents_port, certificate_seconds, password, starts: 1 };
-        let (database, owner) = (site.dir.join("database-url"), site.dir.join("owner-password"));
-        std::fs::write(&database, database_url).unwrap();
+        let owner = site.dir.join("owner-password");
+        std::fs::write(site.dir.join("database-url"), database_url).unwrap();
         std::fs::write(&owner, &site.password).unwrap();
-        let stores = |verb: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
-            command.args(verb).args(["--nats", nats, "--database-url-file"]).arg(&database);
-            command.arg("--keys").arg(site.dir.join("keys"));
-            command
-        };
-        let mut setup = stores(&["setup"]);
+        let mut setup = site.stores(nats, &["setup"]);
         setup.args(["--org", "acme", "--owner-email", OWNER, "--owner-password-file"]).arg(&owner);
         let set_up = setup.output().unwrap();
         assert!(set_up.status.success(), "{}", String::from_utf8_lossy(&set_up.stderr));
-        let mut serve = stores(&["serve", "api", "gateway", "projector", "agents", "--allow-local-repositories"]);
-        serve.args(["--gateway-url", &format!("http://dev.localhost:{gateway_port}")]);
-        for (name, port) in [("listen", api_port), ("gateway-listen", gateway_port), ("agents-listen", agents_port)] {
-            serve.arg(format!("--{name}")).arg(format!("127.0.0.1:{port}"));
+        site
+    }
+
+    pub(crate) fn stores(&self, nats: &str, verb: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+        command.args(verb).args(["--nats", nats, "--database-url-file"]).arg(self.dir.join("database-url"));
+        command.arg("--keys").arg(self.dir.join("keys"));
+        command
+    }
+
+    /// All roles but those that run workspaces. `agents`: the address at which agents find them.
+    pub(crate) fn roles(&self, nats: &str, agents: &str) -> Command {
+        let roles = ["serve", "api", "gateway", "projector", "agents", "--allow-local-repositories"];
+        let mut serve = self.stores(nats, &roles);
+        serve.args(["--gateway-url", &format!("http://dev.localhost:{}", self.gateway_port)]);
+        for (name, address, port) in [
+            ("listen", "127.0.0.1", self.api_port),
+            ("gateway-listen", "127.0.0.1", self.gateway_port),
+            ("agents-listen", agents, self.agents_port),
+        ] {
+            serve.arg(format!("--{name}")).arg(format!("{address}:{port}"));
         }
-        serve.arg("--runtime").arg(site.dir.join("runtime"));
-        let (roles, _) = started("roles", &serve, &site.dir);
-        site.repository();
-        site.login();
-        (site, roles)
+        serve.arg("--runtime").arg(self.dir.join("runtime"));
+        serve
+    }
+
+    /// A repository, and the owner signed in.
+    pub(crate) fn begin(&self) {
+        self.repository();
+        self.login();
     }
 
     /// The control plane, where it was before.

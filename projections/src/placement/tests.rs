@@ -81,7 +81,7 @@ fn a_workspace_that_moved_is_not_lost_by_its_release() {
 #[test]
 fn no_runtime_goes_to_a_host_that_is_for_shells() {
     use envforge_domain::commit::StreamId;
-    use envforge_domain::machine::{MachineCause, MachineEvent, MachinePurpose, MachineTerms};
+    use envforge_domain::machine::{MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StopMode};
     let mut story = Story::empty();
     for (number, purpose) in [(1, MachinePurpose::Shell), (2, MachinePurpose::Runtime)] {
         let terms = MachineTerms {
@@ -95,11 +95,31 @@ fn no_runtime_goes_to_a_host_that_is_for_shells() {
         let requested = MachineEvent::Requested { terms, cause: MachineCause::Demand };
         story.append(StreamId::machine(org(1), host(number)), vec![requested.into()]);
     }
+    let machine = |story: &mut Story, number, events: &[MachineEvent]| {
+        story.append(StreamId::machine(org(1), host(number)), events.iter().cloned().map(Into::into).collect());
+    };
+    let up = [MachineEvent::Launched { instance: "i-1".to_owned() }, MachineEvent::Started];
+    machine(&mut story, 1, &up);
     story.host(1, 1, capacity(1_000, 1_000));
     assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::NeedsHost);
     assert!(story.hosts().is_for_shells(host(1)) && !story.hosts().is_for_shells(host(2)));
+    assert!(story.hosts().is_closed(host(1)) && story.hosts().has_machines(org(1)));
+    machine(&mut story, 2, &up);
     story.host(1, 2, capacity(1_000, 1_000));
     assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::On(host(2)));
+
+    // Nothing comes to one that goes, or that is not up.
+    let stop = MachineEvent::StopRequested { mode: StopMode::Stop, cause: MachineCause::Idle };
+    machine(&mut story, 2, &[stop, MachineEvent::Stopped { mode: StopMode::Stop }]);
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::NeedsHost);
+    machine(&mut story, 2, &[MachineEvent::StartRequested { cause: MachineCause::Demand }, MachineEvent::Started]);
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::On(host(2)));
+    machine(&mut story, 2, &[MachineEvent::Draining { cause: MachineCause::Operator }]);
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::NeedsHost);
+    for number in [1, 2] {
+        machine(&mut story, number, &[MachineEvent::Terminated { end: MachineEnd::Terminated }]);
+    }
+    assert!(!story.hosts().has_machines(org(1)));
 }
 
 #[test]

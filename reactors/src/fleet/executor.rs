@@ -13,7 +13,9 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Component, Position};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineTerms};
+use envforge_domain::slug::InvalidSlug;
 use envforge_domain::time::SharedClock;
+use envforge_runtime::secret_store::StoreError;
 use envforge_runtime::{Instance, InstanceState, LaunchOrder, LaunchToken, MachineProvider, ProviderError};
 
 use super::compare::Act;
@@ -51,6 +53,12 @@ pub enum ActError {
     Command(#[from] CommandError),
     #[error("the policy does not allow it: {0}")]
     Denied(#[from] Denial),
+    #[error(transparent)]
+    Enrolments(#[from] StoreError),
+    #[error("a machine's host cannot be named: {0}")]
+    Name(#[from] InvalidSlug),
+    #[error("the system has no randomness for a token")]
+    Randomness,
     #[error("the provider's key of the instance cannot be used: {0}")]
     Key(#[from] envforge_domain::commit::InvalidStreamKey),
 }

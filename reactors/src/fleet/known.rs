@@ -6,15 +6,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Position, Recorded};
+use envforge_domain::denial::DenialEvent;
 use envforge_domain::event::Event;
-use envforge_domain::host::{Capacity, HostEvent};
+use envforge_domain::host::{ActiveHost, Capacity, Enrolment, Host, HostEvent};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
-use envforge_domain::machine::{Machine, MachineEvent};
+use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, Power};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::time::UnixMillis;
 
-use super::plan::{Demand, Failures, MachineView, OrganizationFleet};
+use super::plan::{AgentState, Demand, Failures, MachineView, OrganizationFleet};
 use crate::world::{KnownRuntime, World, needs};
+
+/// What an agent is refused with that comes with a token that it, or another one, has used.
+const USED: &str = "enrolment_used";
 
 /// A machine with what causation needs.
 #[derive(Clone, Debug)]
@@ -26,6 +30,82 @@ pub struct KnownMachine {
     pub commit: CommitId,
     pub correlation: CorrelationId,
     pub requested_at: UnixMillis,
+    /// When it last came up.
+    pub up_at: UnixMillis,
+    pub host: KnownHost,
+}
+
+/// The host on a machine, and what was done for its agent to enrol. Instants by the log's clock.
+#[derive(Clone, Debug, Default)]
+pub struct KnownHost {
+    pub state: Host,
+    /// The commit that brought it there.
+    pub commit: Option<CommitId>,
+    pub issued_at: UnixMillis,
+    pub enrolled_at: UnixMillis,
+    /// When an agent last came with a used token: it lost what it had got for it.
+    lost_at: UnixMillis,
+}
+
+impl KnownHost {
+    fn apply(&mut self, event: &HostEvent, recorded: &Recorded) {
+        self.state = Host::evolve(std::mem::take(&mut self.state), event);
+        self.commit = Some(recorded.commit.id);
+        match event {
+            HostEvent::EnrolmentIssued { .. } => self.issued_at = recorded.recorded_at,
+            HostEvent::Registered { .. } | HostEvent::Enrolled { .. } => self.enrolled_at = recorded.recorded_at,
+            HostEvent::Placed { .. }
+            | HostEvent::Released { .. }
+            | HostEvent::Retired
+            | HostEvent::CertificateRenewed { .. }
+            | HostEvent::Draining
+            | HostEvent::Revoked => {}
+        }
+    }
+
+    fn was_enrolled(&self) -> bool {
+        self.enrolled_at > UnixMillis::EPOCH
+    }
+
+    /// The enrolment that an agent may still use.
+    pub fn open(&self) -> Option<&Enrolment> {
+        match &self.state {
+            Host::Expected(expected) => Some(&expected.enrolment),
+            Host::Active(ActiveHost { agent: Some(agent), .. }) => agent.next.as_ref(),
+            Host::Active(_) | Host::Unknown | Host::Retired | Host::Revoked => None,
+        }
+    }
+}
+
+impl KnownMachine {
+    /// What is known of its agent.
+    pub fn agent(&self) -> AgentState {
+        match &self.host.state {
+            Host::Unknown => AgentState::Absent,
+            Host::Expected(_) => AgentState::Awaited,
+            Host::Active(ActiveHost { draining: true, .. }) => AgentState::Draining,
+            Host::Active(ActiveHost { agent: Some(agent), .. }) if agent.certificate_expires_at <= self.up_at => {
+                AgentState::Lapsed { at: agent.certificate_expires_at }
+            }
+            Host::Active(_) => AgentState::Enrolled,
+            Host::Revoked => AgentState::Revoked,
+            Host::Retired => AgentState::Retired,
+        }
+    }
+
+    /// Whether an enrolment token has to lie ready for its agent.
+    pub fn awaits_enrolment(&self) -> bool {
+        let stays = matches!(
+            &self.state,
+            Machine::Live(LiveMachine { power: Power::Starting | Power::On, draining: false, unhealthy: false, .. })
+        );
+        let wanted = match self.agent() {
+            AgentState::Absent | AgentState::Awaited | AgentState::Lapsed { .. } => true,
+            AgentState::Enrolled => self.host.lost_at > self.host.enrolled_at,
+            AgentState::Draining | AgentState::Revoked | AgentState::Retired => false,
+        };
+        stays && wanted
+    }
 }
 
 /// The fold.
@@ -38,8 +118,6 @@ pub struct Known {
     workspaces: HashMap<WorkspaceId, OrgId>,
     /// When something was last placed on a host or released there, or it came up, by the log's clock.
     used_at: HashMap<HostId, UnixMillis>,
-    /// Hosts with an agent that has registered.
-    registered: BTreeSet<HostId>,
     failures: HashMap<OrgId, Failures>,
 }
 
@@ -59,21 +137,17 @@ impl Known {
                 }
                 Event::Host(event) => {
                     if let Ok(host) = key.parse::<HostId>() {
-                        match event {
-                            HostEvent::Registered { .. } => {
-                                self.registered.insert(host);
-                            }
-                            HostEvent::Retired | HostEvent::Revoked => {
-                                self.registered.remove(&host);
-                            }
-                            HostEvent::Placed { .. } | HostEvent::Released { .. } => {}
-                            // An agent that renews its certificate keeps no machine up.
-                            HostEvent::EnrolmentIssued { .. }
-                            | HostEvent::Enrolled { .. }
-                            | HostEvent::CertificateRenewed { .. }
-                            | HostEvent::Draining => continue,
+                        self.apply_host(host, event, recorded);
+                    }
+                }
+                Event::Denial(DenialEvent::Recorded { attempts }) => {
+                    for attempt in attempts.iter().filter(|attempt| attempt.code == USED) {
+                        let host = attempt.resource.as_ref().and_then(|resource| resource.parse().ok());
+                        let known = host.and_then(|host: HostId| self.machines.get_mut(&host));
+                        let of = |known: &KnownMachine| known.state.terms().map(|terms| terms.org);
+                        if let Some(known) = known.filter(|known| of(known) == Some(recorded.commit.stream.org())) {
+                            known.host.lost_at = known.host.lost_at.max(attempt.last_at);
                         }
-                        self.used_at.insert(host, recorded.recorded_at);
                     }
                 }
                 Event::Workspace(_) => {
@@ -88,7 +162,6 @@ impl Known {
                 | Event::Runtime(_)
                 | Event::DevLink(_)
                 | Event::Claim(_)
-                | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
@@ -96,6 +169,30 @@ impl Known {
                 | Event::Shell(_)
                 | Event::JobRun(_) => {}
             }
+        }
+    }
+
+    fn apply_host(&mut self, host: HostId, event: &HostEvent, recorded: &Recorded) {
+        if let Some(known) = self.machines.get_mut(&host) {
+            known.host.apply(event, recorded);
+            if matches!(event, HostEvent::Registered { .. } | HostEvent::Enrolled { .. }) {
+                // Only now the launch has come to something.
+                self.failures.remove(&recorded.commit.stream.org());
+            }
+        }
+        match event {
+            HostEvent::Registered { .. }
+            | HostEvent::Placed { .. }
+            | HostEvent::Released { .. }
+            | HostEvent::Retired
+            | HostEvent::Revoked => {
+                self.used_at.insert(host, recorded.recorded_at);
+            }
+            // An agent that renews its certificate keeps no machine up.
+            HostEvent::EnrolmentIssued { .. }
+            | HostEvent::Enrolled { .. }
+            | HostEvent::CertificateRenewed { .. }
+            | HostEvent::Draining => {}
         }
     }
 
@@ -107,16 +204,22 @@ impl Known {
             commit: recorded.commit.id,
             correlation: recorded.commit.correlation,
             requested_at: at,
+            up_at: at,
+            host: KnownHost::default(),
         });
         let never_up = matches!(known.state, Machine::Requested { .. })
-            || matches!(&known.state, Machine::Live(live) if live.power == envforge_domain::machine::Power::Starting);
+            || matches!(&known.state, Machine::Live(live) if live.power == Power::Starting);
         known.state = Machine::evolve(std::mem::take(&mut known.state), event);
         known.commit = recorded.commit.id;
         known.correlation = recorded.commit.correlation;
         match event {
             MachineEvent::Started => {
-                self.failures.remove(&org);
+                known.up_at = at;
                 self.used_at.insert(host, at);
+            }
+            // Nobody ever enrolled on it: as good as a launch that failed.
+            MachineEvent::Unhealthy { .. } if !known.host.was_enrolled() => {
+                self.failures.entry(org).or_default().add(at);
             }
             MachineEvent::LaunchFailed { .. } => self.failures.entry(org).or_default().add(at),
             MachineEvent::Terminated { .. } if never_up => self.failures.entry(org).or_default().add(at),
@@ -182,7 +285,8 @@ impl Known {
             purpose: terms.purpose,
             capacity: terms.capacity,
             state: known.state.clone(),
-            registered: self.registered.contains(&host),
+            agent: known.agent(),
+            up_at: known.up_at,
             placed,
             stale,
             used_at: self.used_at.get(&host).copied().unwrap_or(known.requested_at),

@@ -6,11 +6,12 @@
 //! on a machine (its agent), how a provider is talked to (`envforge-aws`).
 
 mod compare;
+mod enrolling;
 mod executor;
 mod known;
 mod plan;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use envforge_commands::{Commands, Context, hosts};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position};
 use envforge_domain::ids::{HostId, OrgId};
-use envforge_domain::machine::{MachineCommand, MachineEnd};
+use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, Power};
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::{Follow, LogError, SharedLog};
 use envforge_runtime::{Instance, MachineProvider};
@@ -27,9 +28,12 @@ use futures_util::stream;
 use tokio_util::sync::CancellationToken;
 
 pub use compare::{Act, Compared, Finding, compare};
+pub use enrolling::{DrawSecret, Due, Enrolling, due};
 pub use executor::{ActError, Executor, Grounds, launch_token, machine_key};
-pub use known::{Known, KnownMachine};
-pub use plan::{Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Step, plan};
+pub use known::{Known, KnownHost, KnownMachine};
+pub use plan::{
+    AgentState, Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Step, plan,
+};
 
 use crate::following::Following;
 use crate::permit::system_permit;
@@ -38,6 +42,23 @@ use crate::permit::system_permit;
 const LOOKS_BEFORE_BELIEVED: u32 = 3;
 /// Acts carried to the provider at one time.
 const ACTS_AT_ONCE: usize = 8;
+
+/// For metrics: all but those that are over.
+const STANDINGS: [&str; 6] = ["requested", "starting", "booting", "on", "stopping", "off"];
+
+fn standing(known: &KnownMachine) -> &'static str {
+    match &known.state {
+        Machine::Requested { .. } => "requested",
+        Machine::Live(live) => match live.power {
+            Power::Starting => "starting",
+            Power::On if known.awaits_enrolment() => "booting",
+            Power::On => "on",
+            Power::Stopping(_) | Power::Ending => "stopping",
+            Power::Off(_) => "off",
+        },
+        Machine::Unknown | Machine::Over { .. } | Machine::Strange => "over",
+    }
+}
 
 /// What organizations get.
 #[derive(Clone, Debug)]
@@ -56,6 +77,7 @@ impl FleetPolicies {
 pub struct Fleet {
     log: SharedLog,
     executor: Executor,
+    enrolling: Enrolling,
     commands: Commands,
     clock: SharedClock,
     policies: FleetPolicies,
@@ -72,6 +94,7 @@ impl Fleet {
         log: SharedLog,
         commands: Commands,
         provider: Arc<dyn MachineProvider>,
+        enrolling: Enrolling,
         clock: SharedClock,
         policies: FleetPolicies,
         look_interval: Duration,
@@ -80,6 +103,7 @@ impl Fleet {
         Self {
             log,
             executor,
+            enrolling,
             commands,
             clock,
             policies,
@@ -136,11 +160,26 @@ impl Fleet {
             }
         }
         self.carry_out(&compared.acts).await;
+        let position = self.enrolling.look(&self.known, &self.commands, self.clock.now()).await;
+        self.ahead = self.ahead.max(position);
+        self.count();
         if self.known.position() >= self.ahead {
             let organizations = self.known.organizations();
             for org in organizations {
                 self.plan(org).await;
             }
+        }
+    }
+
+    /// Machines by where they stand.
+    fn count(&self) {
+        let mut counts: BTreeMap<&str, u32> = STANDINGS.iter().map(|standing| (*standing, 0)).collect();
+        for known in self.known.machines().values() {
+            *counts.entry(standing(known)).or_default() += 1;
+        }
+        counts.remove("over");
+        for (state, count) in counts {
+            metrics::gauge!("envforge_fleet_machines", "state" => state).set(f64::from(count));
         }
     }
 
@@ -295,6 +334,11 @@ impl Fleet {
             Step::Terminate { host, cause } => {
                 let placed = self.known.world.placement().placed(*host).map_or(0, |placed| placed.len());
                 (*host, MachineCommand::Terminate { cause: *cause, placed }, "terminate")
+            }
+            Step::GiveUp { host, deadline } => {
+                let reason = format!("its agent has not enrolled within {deadline}");
+                tracing::warn!(%org, %host, reason, "a machine is given up");
+                (*host, MachineCommand::ReportUnhealthy { reason }, "given up")
             }
             Step::Retire { host } => {
                 let now = self.clock.now();

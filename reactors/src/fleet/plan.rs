@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use envforge_commands::context::derived_uuid;
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
 use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachinePurpose, MachineTerms, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
 
@@ -24,8 +25,8 @@ pub struct FleetPolicy {
     pub provider: String,
     /// For runtimes, the preferred one first; the next one is tried after a launch that failed.
     pub shapes: Vec<Shape>,
-    /// For shells.
-    pub shell_shape: Shape,
+    /// For shells; none have a machine of their own where there is none.
+    pub shell_shape: Option<Shape>,
     /// How long a machine stays up without an awake runtime.
     pub grace: Millis,
     /// Machines that are kept up without a runtime, so that a wake need not wait for one.
@@ -34,6 +35,8 @@ pub struct FleetPolicy {
     pub hibernate: bool,
     /// At one time, of both purposes.
     pub machines_max: usize,
+    /// How long a machine may be up before its agent has enrolled; then another one takes its place.
+    pub boot_deadline: Millis,
 }
 
 /// A size of machine.
@@ -67,12 +70,33 @@ pub struct MachineView {
     pub purpose: MachinePurpose,
     pub capacity: Capacity,
     pub state: Machine,
-    /// An agent has registered a host on it.
-    pub registered: bool,
+    pub agent: AgentState,
+    /// When it last came up.
+    pub up_at: UnixMillis,
     pub placed: BTreeMap<WorkspaceId, Capacity>,
     /// Of those, the ones of which nothing may run there any more.
     pub stale: BTreeSet<WorkspaceId>,
     pub used_at: UnixMillis,
+}
+
+/// What the log says of a machine's agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentState {
+    /// Nobody may enrol as the machine's host yet.
+    Absent,
+    /// Somebody may, and nobody has.
+    Awaited,
+    /// It takes wakes.
+    Enrolled,
+    /// Its certificate had ended when the machine last came up, as far as it was recorded: it has to enrol again.
+    Lapsed {
+        at: UnixMillis,
+    },
+    /// A person wants nothing more placed there.
+    Draining,
+    /// A person trusts it no more.
+    Revoked,
+    Retired,
 }
 
 /// A wake that no host has taken.
@@ -129,6 +153,11 @@ pub enum Step {
     Retire {
         host: HostId,
     },
+    /// Its agent has not enrolled for as long as it may take.
+    GiveUp {
+        host: HostId,
+        deadline: Millis,
+    },
 }
 
 /// What the planner does not do, and why.
@@ -180,9 +209,37 @@ impl MachineView {
         self.live().is_some_and(|live| live.draining || live.unhealthy || live.power == Power::Ending)
     }
 
+    /// Why it has to go, where it has to.
+    fn leaves_for(&self, workspaces: usize) -> Option<MachineCause> {
+        if self.live().is_some_and(|live| live.unhealthy) {
+            Some(MachineCause::Unhealthy)
+        } else if self.is_given_up_by_people() {
+            Some(MachineCause::Operator)
+        } else {
+            (workspaces == 0 && self.placed.is_empty()).then_some(MachineCause::Unused)
+        }
+    }
+
+    fn is_given_up_by_people(&self) -> bool {
+        matches!(self.agent, AgentState::Draining | AgentState::Revoked | AgentState::Retired)
+    }
+
+    /// Up for so long without an agent that none will come.
+    fn is_overdue(&self, deadline: Millis, now: UnixMillis) -> bool {
+        let awaited = match self.agent {
+            AgentState::Absent | AgentState::Awaited => true,
+            // A younger certificate may not have been recorded.
+            AgentState::Lapsed { at } => now.since(at) >= RENEWAL_RECORD_INTERVAL,
+            AgentState::Enrolled | AgentState::Draining | AgentState::Revoked | AgentState::Retired => false,
+        };
+        awaited && self.is_on() && now.since(self.up_at) >= deadline
+    }
+
     /// May take workspaces, now or once it is up.
     fn takes(&self) -> bool {
-        matches!(self.state, Machine::Requested { .. } | Machine::Live(_)) && !self.is_leaving()
+        matches!(self.state, Machine::Requested { .. } | Machine::Live(_))
+            && !self.is_leaving()
+            && !self.is_given_up_by_people()
     }
 
     fn is_off(&self) -> bool {
@@ -195,7 +252,7 @@ impl MachineView {
 
     /// Up, with an agent that takes wakes.
     fn is_ready(&self) -> bool {
-        self.is_on() && self.registered
+        self.is_on() && self.agent == AgentState::Enrolled
     }
 }
 
@@ -274,20 +331,24 @@ impl<'a> Planner<'a> {
                 }
             }
             if gone {
-                if machine.registered && machine.placed.is_empty() {
+                let over = matches!(machine.agent, AgentState::Absent | AgentState::Revoked | AgentState::Retired);
+                if !over && machine.placed.is_empty() {
                     self.step(Step::Retire { host });
                 }
                 continue;
             }
             let Some(live) = machine.live() else { continue };
-            let cause = if live.unhealthy { MachineCause::Unhealthy } else { MachineCause::Unused };
-            let unused = self.fleet.workspaces == 0 && machine.placed.is_empty();
+            let leaves_for = machine.leaves_for(self.fleet.workspaces);
             if !live.draining {
-                if live.unhealthy || unused {
-                    self.step(Step::Drain { host, cause });
+                let deadline = self.policy.boot_deadline;
+                match leaves_for {
+                    Some(cause) => self.step(Step::Drain { host, cause }),
+                    None if machine.is_overdue(deadline, self.now) => self.step(Step::GiveUp { host, deadline }),
+                    None => {}
                 }
                 continue;
             }
+            let cause = leaves_for.unwrap_or(MachineCause::Unused);
             if machine.placed.is_empty() {
                 if live.power != Power::Ending {
                     self.step(Step::Terminate { host, cause });
@@ -309,8 +370,9 @@ impl<'a> Planner<'a> {
             (Some(_), _) => {}
             (None, Some(host)) => self.step(Step::Start { host, cause: MachineCause::Demand }),
             (None, None) => {
-                let shape = self.policy.shell_shape.clone();
-                self.request(MachinePurpose::Shell, &shape, MachineCause::Demand);
+                if let Some(shape) = self.policy.shell_shape.clone() {
+                    self.request(MachinePurpose::Shell, &shape, MachineCause::Demand);
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use envforge_domain::host::Capacity;
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::machine::{LiveMachine, Machine, MachinePurpose, MachineTerms, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_reactors::fleet::{FleetPolicy, KnownMachine, MachineView, OrganizationFleet, Shape};
+use envforge_reactors::fleet::{AgentState, FleetPolicy, KnownMachine, MachineView, OrganizationFleet, Shape};
 use envforge_runtime::{Instance, InstanceState, InstanceTags};
 use uuid::Uuid;
 
@@ -40,11 +40,12 @@ pub(crate) fn policy() -> FleetPolicy {
     FleetPolicy {
         provider: PROVIDER.to_owned(),
         shapes: vec![shape("m7g.large", capacity(8_000, 8_192)), shape("m7g.xlarge", capacity(16_000, 16_384))],
-        shell_shape: shape("t4g.small", capacity(8_000, 2_048)),
+        shell_shape: Some(shape("t4g.small", capacity(8_000, 2_048))),
         grace: GRACE,
         warm: 0,
         hibernate: false,
         machines_max: 20,
+        boot_deadline: Millis::from_minutes(5),
     }
 }
 
@@ -73,7 +74,8 @@ pub(crate) fn view(state: Machine, placed: &[(u128, Capacity)], used_at: UnixMil
         purpose: terms.purpose,
         capacity: terms.capacity,
         state,
-        registered: true,
+        agent: AgentState::Enrolled,
+        up_at: NOON,
         placed,
         stale: BTreeSet::new(),
         used_at,
@@ -105,6 +107,8 @@ pub(crate) fn known(state: Machine) -> (HostId, KnownMachine) {
         commit: CommitId::from_uuid(id),
         correlation: CorrelationId::from_uuid(id),
         requested_at: NOON,
+        up_at: NOON,
+        host: Default::default(),
     };
     (host, known)
 }

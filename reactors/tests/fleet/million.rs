@@ -108,7 +108,13 @@ impl Site {
             let seen = RuntimeEvent::Slept { epoch: Epoch(0) };
             checker.read(of, &id.to_string(), &Event::Runtime(seen));
         }
-        let policy = FleetPolicy { warm: 1, machines_max: 12, grace: Millis::from_secs(20), ..policy() };
+        let policy = FleetPolicy {
+            warm: 1,
+            machines_max: 12,
+            grace: Millis::from_secs(20),
+            boot_deadline: Millis::from_secs(60),
+            ..policy()
+        };
         Self {
             seed: 0x9e37_79b9_7f4a_7c15,
             now: NOON,
@@ -167,8 +173,11 @@ impl Site {
         true
     }
 
-    /// The agent of an instance says whose it is; one in a hundred lies.
+    /// The agent of an instance says whose it is; one in a hundred lies, and one in twenty never comes.
     fn enrol(&mut self, host: HostId) {
+        if host.as_uuid().as_u128() % 20 == 0 {
+            return;
+        }
         let Some(Machine::Live(live)) = self.machines.get(&host).cloned() else { return };
         let lies = self.next(100) == 0;
         let of = if lies { org(1 + u128::from(self.next(4))) } else { live.terms.org };
@@ -226,10 +235,7 @@ impl Site {
                     self.fall(host);
                 }
                 Machine::Live(live) => match live.power {
-                    Power::Starting => {
-                        self.machine(of, host, &MachineCommand::ReportStarted);
-                        self.enrol(host);
-                    }
+                    Power::Starting => self.machine(of, host, &MachineCommand::ReportStarted),
                     Power::Stopping(_) => {
                         self.count("stopped");
                         self.machine(of, host, &MachineCommand::ReportStopped);
@@ -238,6 +244,12 @@ impl Site {
                     Power::Ending => {
                         self.count("terminated");
                         self.machine(of, host, &MachineCommand::ReportTerminated { end: MachineEnd::Terminated });
+                    }
+                    // Somebody wants it emptied.
+                    Power::On if luck < 3 => {
+                        if self.host(of, host, &HostCommand::Drain) {
+                            self.count("drained by people");
+                        }
                     }
                     Power::On => self.enrol(host),
                     Power::Off(_) => {}
@@ -301,7 +313,15 @@ impl Site {
                 purpose: terms.purpose,
                 capacity: terms.capacity,
                 state: state.clone(),
-                registered: active.is_some(),
+                agent: match self.hosts.get(host) {
+                    None | Some(Host::Unknown) => AgentState::Absent,
+                    Some(Host::Expected(_)) => AgentState::Awaited,
+                    Some(Host::Active(active)) if active.draining => AgentState::Draining,
+                    Some(Host::Active(_)) => AgentState::Enrolled,
+                    Some(Host::Retired) => AgentState::Retired,
+                    Some(Host::Revoked) => AgentState::Revoked,
+                },
+                up_at: self.used_at[host],
                 stale: placed.keys().copied().filter(|id| !awake(id)).collect(),
                 placed,
                 used_at: self.used_at[host],
@@ -382,6 +402,11 @@ impl Site {
             Step::Release { workspace, host } => {
                 self.host(of, *host, &HostCommand::Release { workspace: *workspace });
             }
+            Step::GiveUp { host, .. } => {
+                self.count("given up");
+                let reason = "nobody enrolled".to_owned();
+                self.command(of, *host, &MachineCommand::ReportUnhealthy { reason });
+            }
             Step::Retire { host } => {
                 self.host(of, *host, &HostCommand::Retire);
             }
@@ -416,6 +441,8 @@ fn a_million_placements_with_failures_never_put_two_organizations_on_one_machine
         ("launch failed", 100),
         ("stopped", 1_000),
         ("terminated", 1_000),
+        ("given up", 100),
+        ("drained by people", 100),
         ("enrolment refused", 100),
         ("planner refused another organization's", 1_000),
     ] {

@@ -51,7 +51,7 @@ fn a_wake_goes_where_it_fits_tightest_on_a_machine_that_is_up() {
 
 #[test]
 fn a_machine_whose_agent_has_not_enrolled_keeps_no_wake_from_one_whose_has() {
-    let silent = MachineView { registered: false, ..view(on(1, 1), &[], NOON) };
+    let silent = MachineView { agent: AgentState::Awaited, ..view(on(1, 1), &[], NOON) };
     let planned = steps(&wanting(vec![silent, view(on(2, 1), &[], NOON)], vec![demand(1, 1, NEEDS)]));
     assert_eq!(planned, [Step::Place { workspace: workspace(1), host: host(2), needs: NEEDS }]);
 }
@@ -142,6 +142,60 @@ fn a_failing_machine_is_drained_emptied_and_ended_and_takes_nothing() {
     assert_eq!(steps(&fleet(1, vec![held])), [Step::Release { workspace: workspace(1), host: host(1) }]);
     let empty = fleet(1, vec![view(Machine::Live(failing), &[], NOON)]);
     assert_eq!(steps(&empty), [Step::Terminate { host: host(1), cause: MachineCause::Unhealthy }]);
+}
+
+#[test]
+fn a_machine_whose_agent_does_not_enrol_in_time_is_given_up() {
+    let deadline = policy().boot_deadline;
+    let awaited = |agent, up_for| MachineView { agent, up_at: NOON.minus(up_for), ..view(on(1, 1), &[], NOON) };
+    let one = |machine| steps(&fleet(1, vec![machine]));
+    for agent in [AgentState::Absent, AgentState::Awaited] {
+        assert_eq!(one(awaited(agent, Millis::new(deadline.get() - 1))), []);
+        assert_eq!(one(awaited(agent, deadline)), [Step::GiveUp { host: host(1), deadline }]);
+    }
+    assert_eq!(one(awaited(AgentState::Enrolled, deadline)), []);
+    // A certificate that ended just now may have been renewed since it was recorded.
+    let lapsed = |ago| AgentState::Lapsed { at: NOON.minus(ago) };
+    assert_eq!(one(awaited(lapsed(Millis::from_hours(5)), deadline)), []);
+    assert_eq!(one(awaited(lapsed(Millis::from_hours(6)), deadline)), [Step::GiveUp { host: host(1), deadline }]);
+    // Machines for shells have agents as well.
+    let mut shell = fleet(1, vec![]);
+    shell.machines[0].agent = AgentState::Awaited;
+    shell.machines[0].up_at = UnixMillis::EPOCH;
+    assert!(matches!(steps(&shell).as_slice(), [Step::GiveUp { .. }]));
+}
+
+#[test]
+fn a_host_that_people_drain_or_revoke_takes_its_machine_along() {
+    for agent in [AgentState::Draining, AgentState::Revoked] {
+        let held = |placed: &[(u128, Capacity)]| MachineView { agent, ..view(on(1, 1), placed, NOON) };
+        let drain = Step::Drain { host: host(1), cause: MachineCause::Operator };
+        let planned = steps(&wanting(vec![held(&[(1, NEEDS)])], vec![demand(2, 1, NEEDS)]));
+        assert!(matches!(planned.as_slice(), [first, Step::Request { .. }] if *first == drain), "{planned:?}");
+        let mut draining = live(1, 1, Power::On);
+        draining.draining = true;
+        let drained = |placed: &[(u128, Capacity)]| {
+            let state = Machine::Live(draining.clone());
+            steps(&fleet(1, vec![MachineView { agent, ..view(state, placed, NOON) }]))
+        };
+        assert_eq!(drained(&[(1, NEEDS)]), [], "what is awake there is waited for");
+        assert_eq!(drained(&[]), [Step::Terminate { host: host(1), cause: MachineCause::Operator }]);
+    }
+    let over = |agent| {
+        let state = Machine::Over { terms: terms(1, 1), instance: None };
+        steps(&fleet(1, vec![MachineView { agent, ..view(state, &[], NOON) }]))
+    };
+    assert_eq!(over(AgentState::Awaited), [Step::Retire { host: host(1) }], "nobody may enrol as it any more");
+    for agent in [AgentState::Absent, AgentState::Revoked, AgentState::Retired] {
+        assert_eq!(over(agent), []);
+    }
+}
+
+#[test]
+fn without_a_shape_for_shells_none_is_asked_for() {
+    let mut fleet = fleet(1, vec![]);
+    fleet.machines.clear();
+    assert_eq!(plan(&fleet, &FleetPolicy { shell_shape: None, ..policy() }, NOON).steps, []);
 }
 
 #[test]
