@@ -80,9 +80,10 @@ impl Machine {
             user: UserId::from_uuid(Uuid::from_u128(4)),
             repository: Repository::parse(self.repository().to_str().unwrap()).unwrap(),
             branch: Branch::parse("main").unwrap(),
+            git: None,
             what,
         };
-        self.host.open_shell(order).await.unwrap()
+        self.host.open_shell(order, None).await.unwrap()
     }
 
     fn block(&self) -> UserBlock {

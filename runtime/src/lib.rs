@@ -13,6 +13,7 @@ mod checkout;
 mod config;
 mod environment;
 mod failure;
+mod git_login;
 mod host;
 mod machines;
 mod order;
@@ -39,6 +40,7 @@ mod workspace;
 
 pub use config::{Config, InvalidConfig};
 pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFailure};
+pub use git_login::GitLogin;
 pub use host::{Leftover, LocalHost};
 pub use machines::{Instance, InstanceState, InstanceTags, LaunchOrder, LaunchToken, MachineProvider, ProviderError};
 pub use order::{Awake, Stage, WakeOrder};

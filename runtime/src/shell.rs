@@ -7,17 +7,18 @@
 //!
 //! Not here: whether somebody may (the caller has asked), and carrying bytes (`shell_process`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, ShellId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -28,7 +29,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::checkout::Checkout;
 use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
-use crate::failure::OpenError;
+use crate::failure::{CheckoutFailure, OpenError};
+use crate::git_login::{Asker, GitLogin, LoginSocket};
 use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
@@ -47,6 +49,8 @@ const TMUX_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a path at which sockets may lie, the shortest of common systems.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 const SESSION: &str = "main";
+/// Whom git trusts to vouch for servers, where the host says so.
+const CA_VARIABLE: &str = "GIT_SSL_CAINFO";
 
 /// What a host keeps of its shells.
 pub(crate) struct Shells {
@@ -55,6 +59,8 @@ pub(crate) struct Shells {
     lasting: tokio::sync::Mutex<HashMap<(WorkspaceId, UserId), Lasting>>,
     /// One clone of a workspace at a time.
     clones: Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Where git asks in the shells that somebody has open in a workspace.
+    logins: Mutex<HashMap<(WorkspaceId, UserId), Weak<LoginSocket>>>,
     /// Private, with a path short enough for sockets below it.
     sockets: PathBuf,
     stop: CancellationToken,
@@ -183,6 +189,7 @@ impl Shells {
             open: Mutex::default(),
             lasting: tokio::sync::Mutex::default(),
             clones: Mutex::default(),
+            logins: Mutex::default(),
             sockets: sockets(state_dir, users).map_err(state)?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -194,6 +201,32 @@ impl Shells {
 
     fn open(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, usize>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one socket of somebody's shells in a workspace: what lasts beyond one finds it again in the next.
+    fn login_inside(
+        &self,
+        order: &ShellOrder,
+        login: GitLogin,
+        user: Option<UnixUser>,
+    ) -> Result<Arc<LoginSocket>, ShellFailure> {
+        let (whose, address) = ((order.workspace, order.user), order.repository.as_str());
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.retain(|_, socket| socket.strong_count() > 0);
+        if let Some(socket) = logins.get(&whose).and_then(Weak::upgrade).filter(|socket| socket.is_for(address)) {
+            socket.renew(login);
+            return Ok(socket);
+        }
+        let path = self.sockets.join(format!("{}.git", name_of(whose)));
+        let opened = LoginSocket::open(path, address, login, Asker::Shell(user));
+        let socket = Arc::new(opened.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })?);
+        logins.insert(whose, Arc::downgrade(&socket));
+        Ok(socket)
+    }
+
+    /// Where a git of EnvForge's own asks for what it shows a repository's server.
+    pub(crate) fn login(&self, address: &str, login: GitLogin) -> Result<LoginSocket, CheckoutFailure> {
+        LoginSocket::open(self.sockets.join(uuid::Uuid::now_v7().simple().to_string()), address, login, Asker::EnvForge)
     }
 
     pub(crate) fn leftovers(&self) -> &[(ShellId, ShellPlace)] {
@@ -274,12 +307,21 @@ fn sockets(state_dir: &Path, users: bool) -> io::Result<PathBuf> {
 }
 
 /// Opens a shell. INVARIANT: its marker is on disk before the first process that carries it starts.
-pub(crate) async fn open(host: Arc<Host>, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
+/// `login`: what git is given, of `order.git`.
+pub(crate) async fn open(
+    host: Arc<Host>,
+    order: ShellOrder,
+    login: Option<GitLogin>,
+) -> Result<OpenShell, ShellFailure> {
     let place = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let directories = Directories::of(&host, order.workspace).await.map_err(|error| not_started(&error))?;
-    clone(&host, &order, &directories).await?;
-    let opening = Opening { host: Arc::clone(&host), order, helper, directories };
+    clone(&host, &order, &directories, login.as_ref()).await?;
+    let git = match login.filter(|_| order.git.as_ref().is_some_and(|git| git.credential.in_shells)) {
+        None => None,
+        Some(login) => Some(host.shells.login_inside(&order, login, directories.user())?),
+    };
+    let opening = Opening { host: Arc::clone(&host), order, helper, directories, git: git.clone() };
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let stop = host.shells.stop.child_token();
@@ -290,7 +332,7 @@ pub(crate) async fn open(host: Arc<Host>, order: ShellOrder) -> Result<OpenShell
         Ok((facts, carrying)) => {
             host.shells.tasks.clone().spawn(async move {
                 carrying.await;
-                drop(place);
+                drop((place, git));
                 if let Err(error) = host.shells.forget(shell).await {
                     tracing::warn!(%shell, %error, "the record of a shell was not removed");
                 }
@@ -326,19 +368,37 @@ pub(crate) fn not_started(reason: &dyn std::fmt::Display) -> ShellFailure {
 }
 
 /// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
-pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -> Result<OpenShell, ShellFailure> {
+/// `secrets`: the values of `order.secrets`, by name; a job that has some runs as a user of its own where services do.
+pub(crate) async fn run_job(
+    host: Arc<Host>,
+    order: JobOrder,
+    secrets: BTreeMap<String, Secret>,
+    place: JobPlace,
+) -> Result<OpenShell, ShellFailure> {
     let counted = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
-    let JobOrder { run, org, project, workspace, command } = order;
+    let JobOrder { run, org, project, workspace, name: job, command, secrets: declared } = order;
     let JobPlace { directory, mut environment, record } = place;
     // No service's name holds a colon.
     let name = format!("job:{run}");
     environment.set(SERVICE_VARIABLE, name.as_str());
+    for secret in &declared {
+        let value = secrets.get(secret.name.as_str());
+        let value = value.ok_or_else(|| not_started(&format!("its secret {} has no value here", secret.name)))?;
+        environment.set(secret.name.as_str(), value.expose());
+    }
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
     let words = ["/bin/sh", "-c", &command].map(str::to_owned);
     let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
-    let user = block.as_ref().map(UserBlock::shell);
+    let user = match (&block, declared.is_empty()) {
+        (Some(_), false) => {
+            let (user, home) = job_user(&host, workspace, job).await.map_err(|error| not_started(&error))?;
+            environment.set("HOME", home.to_string_lossy());
+            Some(user)
+        }
+        (block, _) => block.as_ref().map(UserBlock::shell),
+    };
     let plan =
         Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None, user };
     let started = match plan.start() {
@@ -366,6 +426,20 @@ pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -
         }
     });
     Ok(OpenShell { facts: ShellFacts::default(), input, output })
+}
+
+/// The user of a job's own, with its home: neither shells nor services read what it is given.
+async fn job_user(host: &Host, workspace: WorkspaceId, job: String) -> io::Result<(UnixUser, PathBuf)> {
+    let homes = host.place(workspace).join("homes");
+    let users = host.users.clone().ok_or(io::ErrorKind::Unsupported)?;
+    blocking(move || {
+        let name = unix_user::name_of_job(&job);
+        let user = users.of_job(workspace, &name)?;
+        let home = homes.join(name);
+        unix_user::directory_of(&home, user, 0o700)?;
+        Ok((user, home))
+    })
+    .await
 }
 
 /// What a workspace's shells have in common.
@@ -412,7 +486,12 @@ async fn block_of(host: &Host, workspace: WorkspaceId) -> io::Result<Option<User
 }
 
 /// Makes the team's own clone where there is none. It is never touched again: what is in it is theirs.
-async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) -> Result<(), ShellFailure> {
+async fn clone(
+    host: &Arc<Host>,
+    order: &ShellOrder,
+    directories: &Directories,
+    login: Option<&GitLogin>,
+) -> Result<(), ShellFailure> {
     let lock = {
         let mut clones = host.shells.clones.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(clones.entry(order.workspace).or_default())
@@ -428,6 +507,11 @@ async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) 
         return Ok(());
     }
     let marker = Marker::random();
+    let checkout_failed = |failure: CheckoutFailure| ShellFailure::Checkout { reason: failure.to_string() };
+    let login = match login {
+        None => None,
+        Some(login) => Some(host.shells.login(order.repository.as_str(), login.clone()).map_err(checkout_failed)?),
+    };
     let checkout = Checkout {
         config: &host.config,
         marker: &marker,
@@ -435,9 +519,10 @@ async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) 
         tree: directories.work.clone(),
         index: PathBuf::new(),
         block: directories.block.as_ref(),
+        login: login.as_ref(),
     };
     let cloned = checkout.clone_anew(order.repository.as_str(), order.branch.as_str()).await;
-    cloned.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })
+    cloned.map_err(checkout_failed)
 }
 
 /// A shell on its way to be open.
@@ -446,6 +531,8 @@ pub(crate) struct Opening {
     pub(crate) order: ShellOrder,
     pub(crate) helper: PathBuf,
     pub(crate) directories: Directories,
+    /// Where git asks inside, for as long as the person has a shell open here.
+    git: Option<Arc<LoginSocket>>,
 }
 
 impl Opening {
@@ -536,6 +623,12 @@ impl Opening {
         environment.set(MARKER_VARIABLE, marker.as_str());
         if let Some(term) = term {
             environment.set("TERM", term);
+        }
+        for (name, value) in self.git.as_ref().map(|git| git.environment()).unwrap_or_default() {
+            environment.set(name, value);
+        }
+        for (name, value) in config.git_environment.iter().filter(|(name, _)| name == CA_VARIABLE) {
+            environment.set(name, value);
         }
         environment
     }

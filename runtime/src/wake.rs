@@ -211,6 +211,10 @@ impl Attempt<'_> {
             }
         }
         let marker = running.record.marker().clone();
+        let login = match &self.order.git {
+            None => None,
+            Some(login) => Some(self.host.shells.login(&self.order.repository, login.clone())?),
+        };
         let checkout = Checkout {
             config: self.config(),
             marker: &marker,
@@ -218,8 +222,10 @@ impl Attempt<'_> {
             tree: tree.clone(),
             index: self.place.join("index"),
             block: self.block,
+            login: login.as_ref(),
         };
         let commit = checkout.update(&self.order.repository, &self.order.branch).await?;
+        drop(login);
         let directories = self.directories(tree.clone()).await?;
         let mut attempt = 1;
         loop {

@@ -29,7 +29,7 @@ fn created() -> ProjectEvent {
 }
 
 fn edit(name: &str, repository: &str) -> ProjectCommand {
-    ProjectCommand::Edit { name: name.to_owned(), repository: at_home(repository) }
+    ProjectCommand::Edit { name: name.to_owned(), repository: at_home(repository), git: GitChange::Keep }
 }
 
 #[test]

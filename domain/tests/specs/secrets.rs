@@ -22,11 +22,28 @@ fn set(text: &str, generation: u32, version: u64) -> SecretsCommand {
 }
 
 fn with_rules(text: &str, generation: u32, version: u64, rules: Option<SecretRules>) -> SecretsCommand {
-    SecretsCommand::Set { owner: OF_PROJECT(), name: name(text), generation, version, rules, by: user(1), now: at(5) }
+    SecretsCommand::Set {
+        owner: OF_PROJECT(),
+        name: name(text),
+        generation,
+        version,
+        expires_at: None,
+        rules,
+        by: user(1),
+        now: at(5),
+    }
 }
 
 fn was_set(text: &str, generation: u32, version: u64) -> SecretsEvent {
-    SecretsEvent::Set { owner: OF_PROJECT(), name: name(text), generation, version, by: user(1), at: at(5) }
+    SecretsEvent::Set {
+        owner: OF_PROJECT(),
+        name: name(text),
+        generation,
+        version,
+        expires_at: None,
+        by: user(1),
+        at: at(5),
+    }
 }
 
 fn remove(text: &str) -> SecretsCommand {
@@ -101,6 +118,7 @@ fn there_is_a_limit_and_rules_are_bounded() {
         name: name("A"),
         generation: 0,
         version: 1,
+        expires_at: None,
         rules: Some(elsewhere),
         by: user(1),
         now: at(5),
@@ -129,7 +147,7 @@ fn manifest(web: &str, worker: &str) -> Manifest {
 }
 
 fn view<'a>(of_project: &'a Secrets, of_workspace: &'a Secrets) -> SecretView<'a> {
-    SecretView { project: project(1), workspace: workspace(1), of_project, of_workspace }
+    SecretView { project: project(1), workspace: workspace(1), of_project, of_workspace, git: None, now: at(6) }
 }
 
 #[test]
@@ -140,21 +158,17 @@ fn a_workspaces_own_goes_before_its_projects_and_all_that_is_missing_or_forbidde
     let view = view(of_project.state(), of_workspace.state());
     let consumed = view.resolve(&manifest("A, B", "A")).unwrap();
     let told: Vec<_> =
-        consumed.iter().map(|one| (one.service.as_str(), one.name.as_str(), one.owner, one.version)).collect();
-    assert_eq!(
-        told,
-        [("web", "A", OF_WORKSPACE(), 7), ("web", "B", OF_PROJECT(), 1), ("worker", "A", OF_WORKSPACE(), 7)]
-    );
+        consumed.iter().map(|one| (one.consumer.to_string(), one.name.as_str(), one.owner, one.version)).collect();
+    let expected = [("web", "A", OF_WORKSPACE(), 7), ("web", "B", OF_PROJECT(), 1), ("worker", "A", OF_WORKSPACE(), 7)];
+    assert_eq!(told, expected.map(|(service, name, owner, version)| (service.to_owned(), name, owner, version)));
     let refused = view.resolve(&manifest("A, C", "B, D")).unwrap_err();
-    let told: Vec<_> = refused.iter().map(|one| (one.service.as_str(), one.name.as_str(), one.problem)).collect();
-    assert_eq!(
-        told,
-        [
-            ("web", "C", SecretProblem::Missing),
-            ("worker", "B", SecretProblem::Forbidden),
-            ("worker", "D", SecretProblem::Missing)
-        ]
-    );
+    let told: Vec<_> = refused.iter().map(|one| (one.consumer.to_string(), one.name.as_str(), one.problem)).collect();
+    let expected = [
+        ("web", "C", SecretProblem::Missing),
+        ("worker", "B", SecretProblem::Forbidden),
+        ("worker", "D", SecretProblem::Missing),
+    ];
+    assert_eq!(told, expected.map(|(service, name, problem)| (service.to_owned(), name, problem)));
     let sentence = RefusedSecret::told(&refused);
     assert!(
         sentence.contains("C (service `web`) has no value")
@@ -196,7 +210,7 @@ fn chosen() -> RuntimeEvent {
 
 fn consumed(count: usize) -> Vec<ConsumedSecret> {
     let one = |number| ConsumedSecret {
-        service: service("web"),
+        consumer: SecretConsumer::Service(service("web")),
         name: name(&format!("S{number}")),
         owner: OF_PROJECT(),
         generation: 0,
@@ -239,7 +253,7 @@ fn what_a_wake_is_given_is_recorded_by_its_host_alone_and_stays_with_the_runtime
 fn a_wake_that_secrets_stop_fails_with_their_names_beside_a_sentence() {
     let refused: Vec<_> = (0..7)
         .map(|number| RefusedSecret {
-            service: service("web"),
+            consumer: SecretConsumer::Service(service("web")),
             name: name(&format!("S{number}")),
             problem: SecretProblem::Missing,
         })

@@ -17,6 +17,7 @@ fn terms() -> ShellTerms {
         user: user(1),
         session: session(1),
         kind: ShellKind::Terminal,
+        git: None,
         at: at(1_000),
     }
 }
@@ -35,6 +36,7 @@ fn job() -> JobRunTerms {
         kind: JobKind::Test,
         by: user(1),
         commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
+        secrets: Vec::new(),
         at: at(1_000),
     }
 }

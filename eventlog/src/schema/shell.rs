@@ -1,14 +1,16 @@
 //! Stored events of shells. Nothing of what was typed or shown stands here.
 
 use envforge_domain::ids::{ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind, ShellTerms};
 use envforge_domain::time::{Millis, UnixMillis};
+use serde_json::Value;
 
 use super::wire::{events, object, tokens};
 
 events! {
     ShellEvent {
-        "shell.connected.v1" => Connected { terms: ShellTerms = "terms" },
+        "shell.connected.v2" => Connected { terms: ShellTerms = "terms" },
         "shell.disconnected.v1" => Disconnected {
             user: UserId = "user",
             workspace: WorkspaceId = "workspace",
@@ -25,6 +27,7 @@ object! {
         user: UserId = "user",
         session: SessionId = "session",
         kind: ShellKind = "kind",
+        git: Option<ConsumedSecret> = "git",
         at: UnixMillis = "at",
     }
 }
@@ -63,4 +66,10 @@ tokens! {
         "not_started" => NotStarted,
         "lost" => Lost,
     }
+}
+
+/// No shell was given a secret for git.
+pub(super) fn connected_v1_to_v2(mut data: Value) -> Result<Value, String> {
+    data["terms"]["git"] = Value::Null;
+    Ok(data)
 }

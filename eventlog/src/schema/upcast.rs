@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{denial, organization, revocation, user};
+use super::{denial, job_run, manifest, organization, revocation, secrets, shell, user};
 
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
@@ -50,6 +50,15 @@ const STEPS: &[Upcast] = &[
         to: "organization.policy_changed.v4",
         apply: organization::policy_changed_v3_to_v4,
     },
+    Upcast { from: "workspace.created.v1", to: "workspace.created.v2", apply: manifest::with_jobs_without_secrets },
+    Upcast {
+        from: "workspace.manifest_changed.v1",
+        to: "workspace.manifest_changed.v2",
+        apply: manifest::with_jobs_without_secrets,
+    },
+    Upcast { from: "secrets.set.v1", to: "secrets.set.v2", apply: secrets::set_v1_to_v2 },
+    Upcast { from: "shell.connected.v1", to: "shell.connected.v2", apply: shell::connected_v1_to_v2 },
+    Upcast { from: "job.started.v1", to: "job.started.v2", apply: job_run::started_v1_to_v2 },
 ];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {
