@@ -241,7 +241,7 @@ impl Agent {
             tokio::select! {
                 outcome = &mut waking => break outcome,
                 Ok(()) = stage.changed() => {
-                    let reached = WakeAnswer::of_stage(&stage.borrow_and_update().clone());
+                    let reached = WakeAnswer::Stage((&*stage.borrow_and_update()).into());
                     frame::write(stream, &reached).await?;
                 }
             }

@@ -17,9 +17,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::authority::{ENROL_PROTOCOL, SERVER_NAME, provider};
 use crate::frame;
-use crate::identity::{AgentIdentity, Certified, IdentityError, NewKey, SecretText};
+use crate::identity::{AgentIdentity, Certified, IdentityError, NewKey};
 use crate::pinned::Pinned;
-use crate::wire::{EnrolAnswer, EnrolCall};
+use crate::wire::{EnrolAnswer, EnrolCall, SecretText};
 
 const ENROL_WAIT: Duration = Duration::from_secs(30);
 const CONNECT_WAIT: Duration = Duration::from_secs(10);

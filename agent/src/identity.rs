@@ -10,6 +10,7 @@ use std::sync::Arc;
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::time::UnixMillis;
+use envforge_runtime::wire::SecretText;
 use rcgen::KeyPair;
 use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject as _;
@@ -77,32 +78,6 @@ struct Stored {
     chain: String,
     issued_at_unix_ms: u64,
     expires_at_unix_ms: u64,
-}
-
-/// A secret that has to be stored.
-#[derive(Clone)]
-pub(crate) struct SecretText(Secret);
-
-impl SecretText {
-    pub(crate) fn new(secret: &Secret) -> Self {
-        Self(secret.clone())
-    }
-
-    pub(crate) fn secret(&self) -> Secret {
-        self.0.clone()
-    }
-}
-
-impl Serialize for SecretText {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0.expose())
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretText {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
-    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,6 @@
 mod agent;
 mod authority;
 mod enrol;
-mod frame;
 mod host;
 mod identity;
 mod listener;
@@ -20,6 +19,8 @@ mod pinned;
 mod remote;
 mod stream;
 mod wire;
+
+use envforge_runtime::frame;
 
 pub use agent::{Agent, AgentError, Config, StreamHandler, StreamProgram};
 pub use authority::{Authority, AuthorityError, HostCertificate, authority_fingerprint};

@@ -27,8 +27,8 @@ use crate::frame;
 use crate::identity::HostIdentity;
 use crate::stream::ByteStream;
 use crate::wire::{
-    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StageName, StreamAnswer, StreamHeader, Up,
-    WakeAnswer, WakeCall, shortened,
+    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StreamAnswer, StreamHeader, Up, WakeAnswer, WakeCall,
+    shortened,
 };
 
 /// Until a call is under way.
@@ -260,16 +260,7 @@ impl RemoteHost {
         let mut stream = self.call(&call).await.map_err(lost)?;
         loop {
             match frame::expect(&mut stream).await.map_err(lost)? {
-                WakeAnswer::Stage { stage, service } => {
-                    let service = service.and_then(|name| name.parse().ok());
-                    let reached = match (stage, service) {
-                        (StageName::Starting, Some(service)) => Stage::Starting { service },
-                        (StageName::Probing, Some(service)) => Stage::Probing { service },
-                        (StageName::Ready, _) => Stage::Ready,
-                        (StageName::CheckingOut | StageName::Starting | StageName::Probing, _) => Stage::CheckingOut,
-                    };
-                    stages.send_replace(reached);
-                }
+                WakeAnswer::Stage(message) => drop(stages.send_replace(message.into())),
                 WakeAnswer::Ready { facts, endpoints, commit } => {
                     self.facts().told(order.workspace, Some(order.epoch), facts);
                     stages.send_replace(Stage::Ready);

@@ -7,13 +7,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use envforge_domain::ids::{OrgId, WorkspaceId};
-use envforge_domain::manifest::Manifest;
 use envforge_domain::slug::ServiceName;
-use envforge_domain::time::Millis;
-use envforge_runtime::{Awake, GitLogin, Report, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::wire::{StageMessage, text};
+use envforge_runtime::{Awake, Report, WakeFailure};
 use serde::{Deserialize, Serialize};
 
-use crate::identity::SecretText;
+pub(crate) use envforge_runtime::wire::{SecretText, WakeCall};
 
 /// Where all calls go; another version of what follows is another path.
 pub(crate) const PATH: &str = "/v1/call";
@@ -23,26 +22,6 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 const REASON_CHARS_MAX: usize = 1_000;
-
-/// Ids and names as the texts that they display as.
-pub(crate) mod text {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(crate) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// What the control plane opens a stream for; the first message on it.
 #[derive(Serialize, Deserialize)]
@@ -97,94 +76,11 @@ pub(crate) enum StreamAnswer {
     Refused { reason: String },
 }
 
-/// A wake order.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct WakeCall {
-    #[serde(with = "text")]
-    org: OrgId,
-    #[serde(with = "text")]
-    workspace: WorkspaceId,
-    epoch: u64,
-    repository: String,
-    branch: String,
-    manifest: String,
-    deadline_ms: u64,
-    public_hosts: BTreeMap<String, String>,
-    secrets: BTreeMap<String, SecretText>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    git: Option<GitCall>,
-}
-
-/// What git shows the repository's server.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct GitCall {
-    username: String,
-    secret: SecretText,
-    /// Counted from when it is received: clocks of two machines need not agree.
-    valid_for_ms: Option<u64>,
-}
-
-impl GitCall {
-    pub(crate) fn of(login: &GitLogin) -> Self {
-        Self {
-            username: login.username.clone(),
-            secret: SecretText::new(&login.value),
-            valid_for_ms: login.valid_for.map(Millis::get),
-        }
-    }
-
-    pub(crate) fn login(self) -> GitLogin {
-        let Self { username, secret, valid_for_ms } = self;
-        GitLogin { username, value: secret.secret(), valid_for: valid_for_ms.map(Millis::new) }
-    }
-}
-
-impl WakeCall {
-    pub(crate) fn of(order: &WakeOrder) -> Self {
-        Self {
-            org: order.org,
-            workspace: order.workspace,
-            epoch: order.epoch,
-            repository: order.repository.clone(),
-            branch: order.branch.clone(),
-            manifest: order.manifest.render(),
-            deadline_ms: order.deadline.get(),
-            public_hosts: order.public_hosts.iter().map(|(name, host)| (name.to_string(), host.clone())).collect(),
-            secrets: order.secrets.iter().map(|(name, value)| (name.clone(), SecretText::new(value))).collect(),
-            git: order.git.as_ref().map(GitCall::of),
-        }
-    }
-
-    /// What is wrong with it where it is no order.
-    pub(crate) fn order(self) -> Result<WakeOrder, String> {
-        let public_hosts = self.public_hosts.into_iter().map(|(name, host)| {
-            name.parse::<ServiceName>().map(|name| (name, host)).map_err(|error| error.to_string())
-        });
-        Ok(WakeOrder {
-            org: self.org,
-            workspace: self.workspace,
-            epoch: self.epoch,
-            repository: self.repository,
-            branch: self.branch,
-            manifest: Manifest::parse(&self.manifest).map_err(|errors| errors.to_string())?,
-            deadline: Millis::new(self.deadline_ms),
-            public_hosts: public_hosts.collect::<Result<_, _>>()?,
-            secrets: self.secrets.into_iter().map(|(name, value)| (name, value.secret())).collect(),
-            git: self.git.map(GitCall::login),
-        })
-    }
-}
-
 /// What the agent answers to a wake: stages, and one of the others at the end.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum WakeAnswer {
-    Stage {
-        stage: StageName,
-        service: Option<String>,
-    },
+    Stage(StageMessage),
     Ready {
         facts: u64,
         endpoints: Vec<(String, SocketAddr)>,
@@ -198,26 +94,7 @@ pub(crate) enum WakeAnswer {
     },
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum StageName {
-    CheckingOut,
-    Starting,
-    Probing,
-    Ready,
-}
-
 impl WakeAnswer {
-    pub(crate) fn of_stage(stage: &Stage) -> Self {
-        let (stage, service) = match stage {
-            Stage::CheckingOut => (StageName::CheckingOut, None),
-            Stage::Starting { service } => (StageName::Starting, Some(service.to_string())),
-            Stage::Probing { service } => (StageName::Probing, Some(service.to_string())),
-            Stage::Ready => (StageName::Ready, None),
-        };
-        Self::Stage { stage, service }
-    }
-
     pub(crate) fn of_outcome(outcome: Result<Awake, WakeFailure>, facts: u64) -> Self {
         match outcome {
             Ok(Awake { endpoints, commit }) => {

@@ -40,6 +40,9 @@ fn main() -> ExitCode {
     if let Some(ended) = envforge_runtime::shell_main(std::env::args_os()) {
         return ended;
     }
+    if let Some(ended) = envforge_runtime::keeper_main(std::env::args_os(), server::telemetry::trace_as_usual) {
+        return ended;
+    }
     let Envforge { global, verb } = match Envforge::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => return misused(error),

@@ -79,6 +79,16 @@ impl Machine {
         Self { dir, host, server, value }
     }
 
+    /// Another server, which git believes just as well.
+    fn other_server(&self) -> GitServer {
+        let other = GitServer::start(USER, &self.value);
+        other.add("orders", &self.dir.join("orders"));
+        let mut believed = std::fs::read_to_string(self.dir.join("authority.pem")).unwrap();
+        believed.push_str(&std::fs::read_to_string(other.authority()).unwrap());
+        std::fs::write(self.dir.join("authority.pem"), believed).unwrap();
+        other
+    }
+
     fn login(&self, value: &str, valid_for: Option<Millis>) -> GitLogin {
         GitLogin { username: USER.to_owned(), value: Secret::new(value.to_owned()), valid_for }
     }
@@ -201,8 +211,7 @@ async fn only_the_right_secret_opens_a_private_repository_and_it_is_kept_nowhere
 #[tokio::test(flavor = "multi_thread")]
 async fn neither_a_redirect_nor_a_submodule_leads_the_secret_to_another_host() {
     let machine = Machine::open().await;
-    let other = GitServer::start(USER, &machine.value);
-    other.add("orders", &machine.dir.join("orders"));
+    let other = machine.other_server();
     machine.server.move_to(&other.base("localhost"));
     let moved = format!("{}/moved/acme/orders.git", machine.server.base("localhost"));
     let failure = machine.wake(1, &moved, Some(machine.login(&machine.value, None))).await.unwrap_err();
@@ -232,8 +241,7 @@ fn repository_with(directory: &Path, submodule: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn git_in_a_shell_has_it_for_its_own_repository_while_the_shell_is_open() {
     let machine = Machine::open().await;
-    let other = GitServer::start(USER, &machine.value);
-    other.add("orders", &machine.dir.join("orders"));
+    let other = machine.other_server();
     let failure = machine.try_shell("true", None).await.err().unwrap();
     assert!(matches!(&failure, ShellFailure::Checkout { reason } if reason.contains("--git-credential")), "{failure}");
     let login = || Some(machine.login(&machine.value, None));

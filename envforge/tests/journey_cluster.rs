@@ -252,9 +252,9 @@ async fn a_review_survives_the_death_of_every_process_over_nats_and_postgres() {
     let password = cluster.set_up();
     let mut projector = cluster.start("projector");
     let mut api = cluster.start("api");
-    // A gateway stands beside the reactors, and sees their machine's key.
-    let mut reactors = cluster.start("reactors");
+    // In whichever order: reactors say on which machine they run.
     let mut gateway = cluster.start("gateway");
+    let mut reactors = cluster.start("reactors");
     let client = cluster.client();
     cluster.open_gate();
     let (token, link, share_url) = prepare(&cluster, &client, &password).await;

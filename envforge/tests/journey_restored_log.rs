@@ -145,7 +145,6 @@ async fn roles_with_and_without_a_database_refuse_an_old_nats_log_after_postgres
     let log: SharedLog = Arc::new(JetStreamLog::open(Config::new(nats.url())).await.unwrap());
     let newest = log.append(vec![(claim("newer"), Expectation::LastAt(Position::START))]).await.unwrap().last();
     drop(log);
-    // A gateway stands where reactors have run.
     for role in ["reactors", "gateway", "projector"] {
         let (mut process, _) = start(role, &place, &serve(role, &nats));
         if role == "projector" {

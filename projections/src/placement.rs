@@ -12,6 +12,7 @@ use envforge_domain::commit::Recorded;
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::machine::{MachineEvent, MachinePurpose};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::slug::HostName;
 use envforge_domain::time::UnixMillis;
@@ -33,6 +34,8 @@ struct Inner {
     placed_on: AHashMap<WorkspaceId, HostId>,
     /// The host that carried out the last wake; the workspace's data lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
+    /// Hosts on machines that were launched for shells: no runtime goes there.
+    for_shells: AHashSet<HostId>,
     /// Hosts that people named, in whatever state.
     named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
 }
@@ -127,7 +130,7 @@ impl HostRoom {
 }
 
 impl PlacementView {
-    /// The active hosts of an organization, as a plan for this workspace needs them.
+    /// The active hosts of an organization that take runtimes, as a plan for this workspace needs them.
     pub fn hosts_of(&self, org: OrgId, workspace: WorkspaceId) -> OrganizationHosts {
         let inner = self.inner.read();
         let last_on = inner.last_on.get(&workspace);
@@ -137,7 +140,7 @@ impl PlacementView {
             .into_iter()
             .flatten()
             .filter_map(|host| inner.hosts.get(host))
-            .filter(|(host, _)| host.org == org)
+            .filter(|(host, _)| host.org == org && !inner.for_shells.contains(&host.host))
             .filter(|(host, _)| !host.draining || host.placed.contains_key(&workspace))
             .map(|(host, room)| HostRoom {
                 host: host.host,
@@ -147,6 +150,11 @@ impl PlacementView {
             })
             .collect();
         OrganizationHosts { org, hosts }
+    }
+
+    /// Whether a host's machine was launched for shells. It takes no runtime.
+    pub fn is_for_shells(&self, host: HostId) -> bool {
+        self.inner.read().for_shells.contains(&host)
     }
 
     /// Where a workspace is placed.
@@ -221,8 +229,14 @@ impl PlacementView {
                 | Event::RootWindow(_)
                 | Event::Shell(_)
                 | Event::JobRun(_)
-                | Event::Secrets(_)
-                | Event::Machine(_) => {}
+                | Event::Secrets(_) => {}
+                Event::Machine(event) => {
+                    if let MachineEvent::Requested { terms, .. } = event
+                        && terms.purpose == MachinePurpose::Shell
+                    {
+                        self.inner.write().for_shells.insert(terms.host);
+                    }
+                }
             }
         }
     }

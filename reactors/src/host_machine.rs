@@ -15,6 +15,9 @@ use uuid::Uuid;
 /// Services declare more than they use; a laptop holds several workspaces. CPU is shared, memory is not.
 const CPU_OVERCOMMIT: u32 = 4;
 
+/// Called so since the times when it named the machine as well.
+const FOLDER_KEY: &str = "machine-key";
+
 /// Where Linux names the machine (machine-id(5)): the same in all processes, another one on each machine.
 pub const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -42,7 +45,7 @@ impl HostMachine {
     /// without an id goes by the folder's key.
     pub fn open(state_dir: &Path, machine_id: &Path) -> Result<Self, MachineError> {
         let folder = folder_key(state_dir)?;
-        let host = HostId::from_uuid(derived_uuid(folder.as_bytes(), "host"));
+        let host = host_of_folder(&folder);
         let key = machine_key(machine_id)?.unwrap_or_else(|| {
             tracing::warn!(
                 path = %machine_id.display(),
@@ -52,6 +55,31 @@ impl HostMachine {
         });
         Ok(Self { key, host, capacity: capacity(), org: None })
     }
+}
+
+/// This machine as the log knows it, without making anything of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ThisMachine {
+    /// `None` where it has neither an id nor a folder in which reactors have run.
+    pub key: Option<String>,
+    /// The folder's, where reactors have run there.
+    pub host: Option<HostId>,
+}
+
+impl ThisMachine {
+    /// Looks at both places that [`HostMachine::open`] makes it of.
+    ///
+    /// # Errors
+    /// Where one of them is damaged.
+    pub fn look(state_dir: &Path, machine_id: &Path) -> Result<Self, MachineError> {
+        let folder = if state_dir.join(FOLDER_KEY).exists() { Some(folder_key(state_dir)?) } else { None };
+        let host = folder.as_deref().map(host_of_folder);
+        Ok(Self { key: machine_key(machine_id)?.or(folder), host })
+    }
+}
+
+fn host_of_folder(folder: &str) -> HostId {
+    HostId::from_uuid(derived_uuid(folder.as_bytes(), "host"))
 }
 
 /// `None` where the file is not there or says that there is no id (yet).
@@ -73,9 +101,8 @@ fn machine_key(path: &Path) -> Result<Option<String>, MachineError> {
     }
 }
 
-/// Its file is called `machine-key` since the times when it named the machine as well.
 fn folder_key(state_dir: &Path) -> Result<String, MachineError> {
-    let path = state_dir.join("machine-key");
+    let path = state_dir.join(FOLDER_KEY);
     let failed = |reason: String| MachineError::Key { path: path.display().to_string(), reason };
     let key = match std::fs::read_to_string(&path) {
         Ok(text) => text.trim().to_owned(),
@@ -165,6 +192,22 @@ mod tests {
         let path = dir.join("machine-id");
         std::fs::write(&path, text).unwrap();
         path
+    }
+
+    #[test]
+    fn a_look_at_this_machine_makes_nothing_and_finds_what_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, absent) = (dir.path().join("state"), dir.path().join("absent"));
+        assert_eq!(ThisMachine::look(&state, &absent).unwrap(), ThisMachine::default());
+        let id = machine_id(dir.path(), "0123456789abcdef0123456789abcdef\n");
+        let nobody_yet = ThisMachine::look(&state, &id).unwrap();
+        assert!(nobody_yet.host.is_none() && !state.exists());
+        let machine = HostMachine::open(&state, &id).unwrap();
+        assert_eq!(nobody_yet.key.as_ref(), Some(&machine.key));
+        let found = ThisMachine { key: Some(machine.key), host: Some(machine.host) };
+        assert_eq!(ThisMachine::look(&state, &id).unwrap(), found);
+        let nameless = ThisMachine::look(&state, &absent).unwrap();
+        assert_eq!(nameless.key, Some(HostMachine::open(&state, &absent).unwrap().key));
     }
 
     #[test]

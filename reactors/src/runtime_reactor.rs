@@ -357,6 +357,10 @@ impl RuntimeReactor {
         // An archived workspace needs no room: whoever comes first says that it cannot wake.
         let Some(needs) = world.workspace(workspace).map(needs) else { return Turn::Ours };
         let machine = &self.errands.machine;
+        if world.placement().is_for_shells(machine.host) {
+            // Whoever else sees the wake says what becomes of it.
+            return Turn::Others;
+        }
         let hosts = world.placement().hosts_of(org, workspace);
         let fits_here = hosts.fits_on(machine.host, &needs);
         match hosts.plan(&needs) {

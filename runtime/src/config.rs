@@ -7,11 +7,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use envforge_domain::limits;
+use serde::{Deserialize, Serialize};
 
 use crate::environment;
 
+/// As long as an agent's certificate lives: who was away for longer has to enrol again in any case.
+const ALONE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The settings of one host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Everything the host keeps lies below it; created with mode 0700. One process at a time may hold it.
     pub state_dir: PathBuf,
@@ -50,6 +55,11 @@ pub struct Config {
     /// Has each service run as a user of its own, where EnvForge runs as root and others can enter the state directory's
     /// parents: where the machine keeps whose ids are whose. `None`: services run as EnvForge's own user.
     pub unix_users: Option<PathBuf>,
+    /// The program that becomes the keeper of a runtime (`keeper_main`): a process that outlives this one. Without one runtimes
+    /// are this process's own and end with it.
+    pub keeper: Option<PathBuf>,
+    /// How long a keeper goes on without a host that talks to it; then it puts its runtime to sleep and ends.
+    pub alone_max: Duration,
 }
 
 /// A setting that cannot work.
@@ -85,6 +95,8 @@ impl Config {
             reports_max: 1024,
             root_guard: None,
             unix_users: None,
+            keeper: None,
+            alone_max: ALONE_MAX,
         }
     }
 

@@ -23,11 +23,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::failure::CheckoutFailure;
+use crate::output::private_directory;
 use crate::repository::Repository;
 use crate::unix_user::UnixUser;
 
 /// A question is a few lines.
 const QUESTION_BYTES_MAX: u64 = 16 * 1024;
+/// Bytes of a path at which sockets may lie, the shortest of common systems.
+const SOCKET_PATH_BYTES_MAX: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Questions that are answered at the same time.
 const QUESTIONS_MAX: usize = 32;
@@ -82,6 +85,15 @@ impl From<GitLogin> for Given {
 }
 
 impl LoginSocket {
+    /// For a git of EnvForge's own.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(crate) fn for_envforge(state_dir: &Path, address: &str, login: GitLogin) -> Result<Self, CheckoutFailure> {
+        let path = own_socket(state_dir).map_err(no_place)?;
+        Self::open(path, address, login, Asker::EnvForge)
+    }
+
     /// The directory of `path` must be EnvForge's own.
     ///
     /// # Errors
@@ -97,9 +109,7 @@ impl LoginSocket {
             Asker::EnvForge | Asker::Shell(None) => (rustix::process::geteuid().as_raw(), false),
         };
         let given = Arc::new(RwLock::new(Given::from(login)));
-        let listener = listen(&path, others).map_err(|error| CheckoutFailure::Broken {
-            detail: format!("there is no place for the socket at which git asks for its credential: {error}"),
-        })?;
+        let listener = listen(&path, others).map_err(no_place)?;
         let serving = tokio::spawn(serve(listener, scope.clone(), Arc::clone(&given), uid));
         Ok(Self {
             path,
@@ -157,6 +167,31 @@ impl Drop for LoginSocket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn no_place(error: io::Error) -> CheckoutFailure {
+    let detail = format!("there is no place for the socket at which git asks for its credential: {error}");
+    CheckoutFailure::Broken { detail }
+}
+
+/// A path of its own for a socket, in a directory that nobody else enters; where paths are short enough for sockets.
+fn own_socket(state_dir: &Path) -> io::Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::MetadataExt as _;
+    let name = uuid::Uuid::now_v7().simple().to_string();
+    let mut directory = state_dir.join("git");
+    let own = rustix::process::geteuid().as_raw();
+    if directory.as_os_str().as_bytes().len() + 1 + name.len() > SOCKET_PATH_BYTES_MAX {
+        directory = std::env::temp_dir().join(format!("envforge-git-{own}"));
+    }
+    private_directory(&directory)?;
+    // Where everybody may make directories, it may be somebody else's.
+    let found = fs::symlink_metadata(&directory)?;
+    if !found.is_dir() || found.uid() != own || found.mode() & 0o077 != 0 {
+        let text = format!("{} is not this user's alone", directory.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(directory.join(name))
 }
 
 fn listen(path: &Path, others: bool) -> io::Result<UnixListener> {

@@ -24,22 +24,24 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::config::Config;
 use crate::failure::{OpenError, OutputError, SleepFailure, WakeFailure};
 use crate::git_login::GitLogin;
+use crate::kept::{self, Kept};
 use crate::order::{Awake, Stage, WakeOrder};
 use crate::output::{self, private_directory};
 use crate::port::Ports;
-use crate::process::{self, Family, KILL_PATIENCE};
+use crate::process::{self, Family, KILL_PATIENCE, Survivors};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
 use crate::root::{self, RootRuns, TakenRoot};
 use crate::shell::{self, OpenShell, ShellPlace, Shells};
 use crate::unix_user::UnixUsers;
-use crate::wake::Host;
-use crate::workspace::{Message, Workspace};
+use crate::wake::{Host, Runtimes};
+use crate::workspace::{Message, Started, Workspace};
 
 /// For processes that an earlier run left behind: their supervisor is gone, so nobody waits for a tidy end.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
 
-/// Runs the workspaces of this machine. Clones share one host. Dropping the last one ends everything; `shutdown` waits for it.
+/// Runs the workspaces of this machine. Clones share one host. Dropping the last one ends everything that no
+/// keeper holds; `leave` waits for it, and `shutdown` ends what keepers hold, too.
 #[derive(Clone)]
 pub struct LocalHost(Arc<Inner>);
 
@@ -62,6 +64,12 @@ struct Actor {
     commit: watch::Receiver<Option<String>>,
 }
 
+impl From<Started> for Actor {
+    fn from(Started { messages, up, commit }: Started) -> Self {
+        Self { messages, up, commit }
+    }
+}
+
 /// A runtime of an earlier process that was found and ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -72,9 +80,9 @@ pub struct Leftover {
 }
 
 impl LocalHost {
-    /// Opens the state directory, made if need be, and ends what an earlier process left behind there. One [`Leftover`] for
-    /// each runtime that was not put to sleep, also when none of its processes was alive any more: for the control plane
-    /// all of them are down.
+    /// Opens the state directory, made if need be, takes over the runtimes whose keepers live, and ends what else an earlier
+    /// process left behind there. One [`Leftover`] for each other runtime that was not put to sleep, also when none of its
+    /// processes was alive any more: for the control plane all of them are down.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing is started and the directory is released again.
@@ -91,28 +99,58 @@ impl LocalHost {
         let lock = hold(root.join("lock"))?;
         let boot = record::boot().map_err(state)?;
         let records = Records::in_directory(runtimes);
-        let users = match (&config.unix_users, UnixUsers::supported(&root)) {
-            (Some(registry), Ok(())) => Some(UnixUsers::open(&root, registry)?),
-            (None, _) | (Some(_), Err(_)) => None,
-        };
+        kept::make_directories(&root).map_err(state)?;
+        let users = UnixUsers::open_as_configured(&config)?;
         let root_runs = RootRuns::open(&root, &boot).await?;
         let shells = Shells::open_in(&root, &boot, users.is_some()).await?;
+        let config = Arc::new(config);
+        let runtimes = Arc::new(Runtimes {
+            ports: Ports::on(config.bind),
+            changes: watch::channel(0).0,
+            room: Arc::new(Semaphore::new(config.runtimes_max)),
+            reports: Reports::new(config.reports_max),
+            users: users.clone(),
+            records: records.clone(),
+            boot: boot.clone(),
+            keeper: None,
+            config: Arc::clone(&config),
+            _lock: Some(lock),
+        });
         let mut over = HashMap::new();
         let mut leftovers = Vec::new();
+        let mut found = Vec::new();
         for (workspace, record) in records.read_all()? {
             match record {
                 Record::Over { epoch } => {
                     over.insert(workspace, epoch);
                 }
-                Record::Running { epoch, marker, boot: of_boot, groups } => {
+                Record::Running { epoch, marker, boot: of_boot, groups, keeper } => {
                     // After a reboot no process is left, and start times would count from another instant.
-                    let groups = if of_boot == boot { groups } else { Vec::new() };
-                    let known = users.as_ref().map(|users| users.known(workspace)).transpose().map_err(state)?;
-                    let family = Family { marker, groups, service: None, children_of: None, users: known.flatten() };
-                    let processes = family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
-                        count: survivors.count,
-                        waited: Millis::new(u64::try_from(KILL_PATIENCE.as_millis()).unwrap_or(u64::MAX)),
-                    })?;
+                    let (groups, keeper) = if of_boot == boot { (groups, keeper) } else { (Vec::new(), None) };
+                    let known =
+                        users.as_ref().map(|users| users.known(workspace)).transpose().map_err(state)?.flatten();
+                    let family = Family::of_runtime(marker.clone(), groups, known.clone());
+                    if let Some(keeper) = keeper
+                        && config.keeper.is_some()
+                    {
+                        match Kept::find(&runtimes, workspace, epoch, marker.clone(), keeper, known.clone()).await {
+                            Ok(one) => {
+                                tracing::info!(%workspace, epoch, "a runtime of an earlier process goes on");
+                                let jobs =
+                                    shells.job_leftovers().iter().filter(|(_, place)| place.workspace == workspace);
+                                for (run, _) in jobs {
+                                    // Nobody reads any more what it says.
+                                    let job =
+                                        Family::of_service(marker.clone(), &shell::name_of_job(*run), known.clone());
+                                    job.end(LEFTOVER_GRACE).await.map_err(survivors)?;
+                                }
+                                found.push((workspace, (epoch, one)));
+                                continue;
+                            }
+                            Err(why) => tracing::warn!(%workspace, epoch, %why, "a runtime cannot be taken over"),
+                        }
+                    }
+                    let processes = kept::end_remains(keeper, &family).await.map_err(survivors)?;
                     metrics::counter!("leftovers_total").increment(1);
                     tracing::warn!(%workspace, epoch, processes, "a runtime that an earlier process left behind was ended");
                     leftovers.push((workspace, Leftover { workspace, epoch, processes }));
@@ -123,20 +161,13 @@ impl LocalHost {
         for (workspace, _) in &leftovers {
             records.remove(*workspace).map_err(state)?;
         }
-        let host = Host {
-            ports: Ports::on(config.bind),
-            changes: watch::channel(0).0,
-            room: Arc::new(Semaphore::new(config.runtimes_max)),
-            reports: Reports::new(config.reports_max),
-            root: root_runs,
-            users,
-            shells,
-            records,
-            boot,
-            config: Arc::new(config),
-            _lock: lock,
-        };
-        let workspaces = Mutex::new(Workspaces { actors: HashMap::new(), over, closed: false });
+        kept::clear(&records, &root).map_err(state)?;
+        let taken = found.into_iter().map(|(workspace, found)| {
+            (workspace, Workspace::start(Arc::clone(&runtimes), workspace, None, Some(found)))
+        });
+        let actors = taken.map(|(workspace, started)| (workspace, Actor::from(started))).collect();
+        let host = Host { config, boot, users, root: root_runs, shells, runtimes };
+        let workspaces = Mutex::new(Workspaces { actors, over, closed: false });
         let inner = Inner { host: Arc::new(host), workspaces };
         Ok((Self(Arc::new(inner)), leftovers.into_iter().map(|(_, leftover)| leftover).collect()))
     }
@@ -187,7 +218,7 @@ impl LocalHost {
 
     /// What happened without being asked for. All handles read one bounded queue.
     pub fn reports(&self) -> Reports {
-        self.0.host.reports.clone()
+        self.0.host.runtimes.reports.clone()
     }
 
     /// Whether that epoch is ready and not being put to sleep: what a lease may be renewed for.
@@ -209,12 +240,12 @@ impl LocalHost {
 
     /// How often what is ready here changed: whoever reads this before `epochs_up` has a list that is at least as new.
     pub fn changes(&self) -> u64 {
-        *self.0.host.changes.borrow()
+        *self.0.host.runtimes.changes.borrow()
     }
 
     /// Tells of each change.
     pub fn changed(&self) -> watch::Receiver<u64> {
-        self.0.host.changes.subscribe()
+        self.0.host.runtimes.changes.subscribe()
     }
 
     /// The last lines of a service's output on this host, oldest first: at most `lines`, 10,000, and 1 MiB. For the
@@ -372,6 +403,16 @@ impl LocalHost {
 
     /// Ends everything that this host started, `on_sleep` included, and refuses what comes after.
     pub async fn shutdown(&self) {
+        self.close(|reply| Message::Shutdown { reply }).await;
+    }
+
+    /// Ends shells and jobs, leaves to their keepers what these hold, and refuses what comes after: the next process that opens the
+    /// state directory takes it over. What no keeper holds is ended.
+    pub async fn leave(&self) {
+        self.close(|reply| Message::Leave { reply }).await;
+    }
+
+    async fn close(&self, message: fn(oneshot::Sender<()>) -> Message) {
         let actors: Vec<Actor> = {
             let mut workspaces = self.workspaces();
             workspaces.closed = true;
@@ -380,7 +421,7 @@ impl LocalHost {
         self.0.host.shells.shut_down().await;
         join_all(actors.into_iter().map(|actor| async move {
             let (reply, ended) = oneshot::channel();
-            if actor.messages.send(Message::Shutdown { reply }).await.is_ok() {
+            if actor.messages.send(message(reply)).await.is_ok() {
                 // The actor gone without a word has ended what it had.
                 let _ = ended.await;
             }
@@ -398,8 +439,7 @@ impl LocalHost {
             return Some(actor.clone());
         }
         let over = workspaces.over.remove(&id);
-        let (messages, up, commit) = Workspace::start(Arc::clone(&self.0.host), id, over);
-        let actor = Actor { messages, up, commit };
+        let actor = Actor::from(Workspace::start(Arc::clone(&self.0.host.runtimes), id, over, None));
         workspaces.actors.insert(id, actor.clone());
         Some(actor)
     }
@@ -407,6 +447,11 @@ impl LocalHost {
     fn workspaces(&self) -> std::sync::MutexGuard<'_, Workspaces> {
         self.0.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn survivors(survivors: Survivors) -> OpenError {
+    let waited = Millis::new(u64::try_from(KILL_PATIENCE.as_millis()).unwrap_or(u64::MAX));
+    OpenError::Survivors { count: survivors.count, waited }
 }
 
 fn hold(path: PathBuf) -> Result<File, OpenError> {

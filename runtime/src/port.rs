@@ -1,11 +1,15 @@
 //! Ports on one address of this machine, each handed to one service at a time.
 //!
 //! The kernel picks the number; the set remembers it until the reservation is dropped, because the service that gets it
-//! binds it only later. What an unrelated program does in between is found out when the service fails to start.
+//! binds it only later. Keepers of one host, each a process, tell each other by locks on files. What an unrelated program does in
+//! between is found out when the service fails to start.
 
 use std::collections::HashSet;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 const ATTEMPTS_MAX: usize = 128;
@@ -14,17 +18,26 @@ const ATTEMPTS_MAX: usize = 128;
 pub(crate) struct Ports {
     address: IpAddr,
     taken: Arc<Mutex<HashSet<u16>>>,
+    /// Where other processes of this host see what is taken.
+    locks: Option<PathBuf>,
 }
 
 /// One port; free for others when dropped.
 pub(crate) struct ReservedPort {
     number: u16,
     ports: Ports,
+    /// Goes with the process that holds it, however that ends.
+    _lock: Option<File>,
 }
 
 impl Ports {
     pub(crate) fn on(address: IpAddr) -> Self {
-        Self { address, taken: Arc::default() }
+        Self { address, taken: Arc::default(), locks: None }
+    }
+
+    /// Shared with other processes that name the same directory.
+    pub(crate) fn shared(address: IpAddr, locks: PathBuf) -> Self {
+        Self { address, taken: Arc::default(), locks: Some(locks) }
     }
 
     pub(crate) fn reserve(&self) -> io::Result<ReservedPort> {
@@ -33,12 +46,34 @@ impl Ports {
         for _ in 0..ATTEMPTS_MAX {
             let listener = TcpListener::bind((self.address, 0))?;
             let number = listener.local_addr()?.port();
-            if self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(number) {
-                return Ok(ReservedPort { number, ports: self.clone() });
+            match self.lock(number) {
+                Ok(lock) => {
+                    if self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(number) {
+                        return Ok(ReservedPort { number, ports: self.clone(), _lock: lock });
+                    }
+                }
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
             }
             passed_over.push(listener);
         }
         Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the system offers only ports that are handed out already"))
+    }
+}
+
+impl Ports {
+    /// The files stay: as many as there are ports, each empty.
+    fn lock(&self, number: u16) -> Result<Option<File>, TryLockError> {
+        let Some(locks) = &self.locks else { return Ok(None) };
+        let opened = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(locks.join(number.to_string()));
+        let file = opened.map_err(TryLockError::Error)?;
+        file.try_lock()?;
+        Ok(Some(file))
     }
 }
 
@@ -76,5 +111,16 @@ mod tests {
         assert_eq!(distinct.len(), 200);
         drop(held);
         assert!(ports.taken.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_one_process_holds_another_does_not_hand_out() {
+        let locks = tempfile::tempdir().unwrap();
+        let [one, other] = [(); 2].map(|()| Ports::shared(std::net::Ipv4Addr::LOCALHOST.into(), locks.path().into()));
+        let held = one.reserve().unwrap();
+        assert!(matches!(other.lock(held.number()), Err(TryLockError::WouldBlock)));
+        let number = held.number();
+        drop(held);
+        assert!(other.lock(number).unwrap().is_some());
     }
 }

@@ -76,6 +76,32 @@ impl Identity {
         let stat = Stat::read(Path::new(PROC), i32::try_from(pid).ok()?).ok()??;
         Some(stat.identity)
     }
+
+    /// Of this very process.
+    pub(crate) fn own() -> Option<Self> {
+        Self::of(getpid().as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Whether it runs. One that could not be looked at counts as one that does.
+    pub(crate) fn is_alive(self) -> bool {
+        match Stat::read(Path::new(PROC), self.pid) {
+            Ok(stat) => stat.is_some_and(|stat| stat.identity == self && !stat.is_dead()),
+            Err(_) => true,
+        }
+    }
+
+    /// Ends it by force, and waits until it is gone. False where it does not go.
+    pub(crate) async fn kill(self) -> bool {
+        let until = Instant::now() + KILL_PATIENCE;
+        while self.is_alive() {
+            signal(self, Signal::KILL);
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        true
+    }
 }
 
 /// What belongs to one runtime.
@@ -155,6 +181,16 @@ impl Stat {
 }
 
 impl Family {
+    /// All of a runtime.
+    pub(crate) fn of_runtime(marker: Marker, groups: Vec<Identity>, users: Option<UserBlock>) -> Self {
+        Self { marker, groups, service: None, children_of: None, users }
+    }
+
+    /// One service of it.
+    pub(crate) fn of_service(marker: Marker, service: &str, users: Option<UserBlock>) -> Self {
+        Self { marker, groups: Vec::new(), service: Some(service.to_owned()), children_of: None, users }
+    }
+
     /// Every living process of the family. Blocking: reads /proc.
     ///
     /// # Errors

@@ -33,6 +33,9 @@ pub(crate) enum Record {
         /// Start times count from this boot.
         boot: String,
         groups: Vec<Identity>,
+        /// The process that holds it, where that is not the host itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keeper: Option<Identity>,
     },
     /// Nothing runs, and no epoch up to this one may run again.
     Over { epoch: u64 },
@@ -127,6 +130,13 @@ impl<K: Display + FromStr, R: Serialize + DeserializeOwned> Records<K, R> {
     }
 }
 
+/// What a keeper and all that it starts are found by.
+#[derive(Clone)]
+pub(crate) struct KeeperMark {
+    pub(crate) marker: Marker,
+    pub(crate) keeper: Identity,
+}
+
 /// The record of a runtime that may run, kept up to date as groups come.
 #[derive(Clone)]
 pub(crate) struct RunningRecord(Arc<Inner>);
@@ -139,19 +149,25 @@ struct Inner {
     boot: String,
     groups: Mutex<Vec<Identity>>,
     users: Option<UserBlock>,
+    keeper: Option<Identity>,
 }
 
 impl RunningRecord {
-    /// INVARIANT: the marker is on disk before the first process that carries it starts.
+    /// INVARIANT: the marker is on disk before the first process that carries it starts. A keeper carries the marker itself.
     pub(crate) async fn begin(
         records: Records,
         workspace: WorkspaceId,
         epoch: u64,
         boot: String,
         users: Option<UserBlock>,
+        keeper: Option<KeeperMark>,
     ) -> io::Result<Self> {
-        let (marker, groups) = (Marker::random(), Mutex::default());
-        let record = Self(Arc::new(Inner { records, workspace, epoch, marker, boot, groups, users }));
+        let (marker, keeper) = match keeper {
+            Some(KeeperMark { marker, keeper }) => (marker, Some(keeper)),
+            None => (Marker::random(), None),
+        };
+        let groups = Mutex::default();
+        let record = Self(Arc::new(Inner { records, workspace, epoch, marker, boot, groups, users, keeper }));
         record.write().await?;
         Ok(record)
     }
@@ -162,24 +178,12 @@ impl RunningRecord {
 
     /// All processes of the runtime.
     pub(crate) fn family(&self) -> Family {
-        Family {
-            marker: self.0.marker.clone(),
-            groups: self.groups().clone(),
-            service: None,
-            children_of: None,
-            users: self.0.users.clone(),
-        }
+        Family::of_runtime(self.0.marker.clone(), self.groups().clone(), self.0.users.clone())
     }
 
     /// The processes of one service.
     pub(crate) fn family_of(&self, service: &str) -> Family {
-        Family {
-            marker: self.0.marker.clone(),
-            groups: Vec::new(),
-            service: Some(service.to_owned()),
-            children_of: None,
-            users: self.0.users.clone(),
-        }
+        Family::of_service(self.0.marker.clone(), service, self.0.users.clone())
     }
 
     pub(crate) async fn add_group(&self, leader: Identity) -> io::Result<()> {
@@ -207,6 +211,7 @@ impl RunningRecord {
                 marker: inner.marker.clone(),
                 boot: inner.boot.clone(),
                 groups: groups.clone(),
+                keeper: inner.keeper,
             };
             inner.records.write(inner.workspace, &record)
         })

@@ -246,7 +246,7 @@ mod tests {
             config: Arc::new(Config::new(directory.path())),
             workspace,
             epoch: 1,
-            record: RunningRecord::begin(records, workspace, 1, "boot".to_owned(), None).await.unwrap(),
+            record: RunningRecord::begin(records, workspace, 1, "boot".to_owned(), None, None).await.unwrap(),
             output: directory.path().to_owned(),
             reports: Reports::new(8),
             stop: stop.clone(),

@@ -224,11 +224,6 @@ impl Shells {
         Ok(socket)
     }
 
-    /// Where a git of EnvForge's own asks for what it shows a repository's server.
-    pub(crate) fn login(&self, address: &str, login: GitLogin) -> Result<LoginSocket, CheckoutFailure> {
-        LoginSocket::open(self.sockets.join(uuid::Uuid::now_v7().simple().to_string()), address, login, Asker::EnvForge)
-    }
-
     pub(crate) fn leftovers(&self) -> &[(ShellId, ShellPlace)] {
         &self.leftovers
     }
@@ -367,6 +362,11 @@ pub(crate) fn not_started(reason: &dyn std::fmt::Display) -> ShellFailure {
     ShellFailure::NotStarted { reason: reason.to_string() }
 }
 
+/// In the place of a service's name, none of which holds a colon.
+pub(crate) fn name_of_job(run: JobRunId) -> String {
+    format!("job:{run}")
+}
+
 /// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
 /// `secrets`: the values of `order.secrets`, by name; a job that has some runs as a user of its own where services do.
 pub(crate) async fn run_job(
@@ -379,8 +379,7 @@ pub(crate) async fn run_job(
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let JobOrder { run, org, project, workspace, name: job, command, secrets: declared } = order;
     let JobPlace { directory, mut environment, record } = place;
-    // No service's name holds a colon.
-    let name = format!("job:{run}");
+    let name = name_of_job(run);
     environment.set(SERVICE_VARIABLE, name.as_str());
     for secret in &declared {
         let value = secrets.get(secret.name.as_str());
@@ -510,7 +509,11 @@ async fn clone(
     let checkout_failed = |failure: CheckoutFailure| ShellFailure::Checkout { reason: failure.to_string() };
     let login = match login {
         None => None,
-        Some(login) => Some(host.shells.login(order.repository.as_str(), login.clone()).map_err(checkout_failed)?),
+        Some(login) => {
+            let address = order.repository.as_str();
+            let socket = LoginSocket::for_envforge(&host.config.state_dir, address, login.clone());
+            Some(socket.map_err(checkout_failed)?)
+        }
     };
     let checkout = Checkout {
         config: &host.config,

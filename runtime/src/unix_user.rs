@@ -24,6 +24,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::failure::OpenError;
 use crate::output::private_directory;
 use crate::record::Records;
@@ -163,6 +164,14 @@ impl UnixUsers {
             }
         }
         Ok(())
+    }
+
+    /// `None` where services run as EnvForge's own user.
+    pub(crate) fn open_as_configured(config: &Config) -> Result<Option<Self>, OpenError> {
+        match (&config.unix_users, Self::supported(&config.state_dir)) {
+            (Some(registry), Ok(())) => Self::open(&config.state_dir, registry).map(Some),
+            (None, _) | (Some(_), Err(_)) => Ok(None),
+        }
     }
 
     /// `registry`: a directory of the whole machine. Made if need be.

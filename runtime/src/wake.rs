@@ -19,12 +19,13 @@ use crate::checkout::Checkout;
 use crate::config::Config;
 use crate::environment::{Environment, Surroundings};
 use crate::failure::WakeFailure;
+use crate::git_login::LoginSocket;
 use crate::order::{Awake, Stage, WakeOrder};
 use crate::output::private_directory;
 use crate::port::{self, Ports};
 use crate::process::Family;
 use crate::readiness::Prober;
-use crate::record::{Records, RunningRecord, blocking};
+use crate::record::{KeeperMark, Records, RunningRecord, blocking};
 use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
@@ -38,22 +39,39 @@ const PORT_ATTEMPTS_MAX: usize = 3;
 /// What all workspaces of a host share.
 pub(crate) struct Host {
     pub(crate) config: Arc<Config>,
+    pub(crate) boot: String,
+    /// Where each service has a user of its own.
+    pub(crate) users: Option<UnixUsers>,
+    pub(crate) root: RootRuns,
+    pub(crate) shells: Shells,
+    pub(crate) runtimes: Arc<Runtimes>,
+}
+
+impl Host {
+    pub(crate) fn place(&self, workspace: WorkspaceId) -> PathBuf {
+        self.runtimes.place(workspace)
+    }
+}
+
+/// What runtimes need, in the process that holds them: a host's, or a keeper's, which holds one.
+pub(crate) struct Runtimes {
+    pub(crate) config: Arc<Config>,
     pub(crate) records: Records,
     pub(crate) boot: String,
     pub(crate) ports: Ports,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) reports: Reports,
-    pub(crate) root: RootRuns,
     /// Counts how often what is up here changed.
     pub(crate) changes: watch::Sender<u64>,
     /// Where each service has a user of its own.
     pub(crate) users: Option<UnixUsers>,
-    pub(crate) shells: Shells,
-    /// On the state directory, until the last actor has ended what it ran.
-    pub(crate) _lock: File,
+    /// In a keeper: what it is found by.
+    pub(crate) keeper: Option<KeeperMark>,
+    /// On the state directory, until the last actor has ended what it ran. A keeper holds none.
+    pub(crate) _lock: Option<File>,
 }
 
-impl Host {
+impl Runtimes {
     pub(crate) fn place(&self, workspace: WorkspaceId) -> PathBuf {
         self.config.state_dir.join("workspaces").join(workspace.to_string())
     }
@@ -76,7 +94,7 @@ impl Stages {
         stages.1.push(watcher);
     }
 
-    fn set(&self, stage: Stage) {
+    pub(crate) fn set(&self, stage: Stage) {
         let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for watcher in &stages.1 {
             watcher.send_replace(stage.clone());
@@ -99,7 +117,7 @@ impl From<WakeFailure> for Failed {
 
 /// Runs in a task of its own: a caller that goes away does not cut it short, `cancel` does.
 pub(crate) async fn wake(
-    host: Arc<Host>,
+    host: Arc<Runtimes>,
     order: WakeOrder,
     stages: Stages,
     cancel: CancellationToken,
@@ -108,17 +126,11 @@ pub(crate) async fn wake(
     let room = Arc::clone(&host.room)
         .try_acquire_owned()
         .map_err(|_| WakeFailure::HostFull { max: host.config.runtimes_max })?;
-    let block = match host.users.clone() {
-        None => None,
-        Some(users) => {
-            let names: Vec<_> = order.manifest.services.iter().map(|service| service.name.clone()).collect();
-            let workspace = order.workspace;
-            Some(blocking(move || users.of(workspace, &names)).await.map_err(state)?)
-        }
-    };
+    let block = users_of(&host, &order).await?;
     let (records, boot) = (host.records.clone(), host.boot.clone());
-    let record =
-        RunningRecord::begin(records, order.workspace, order.epoch, boot, block.clone()).await.map_err(state)?;
+    let keeper = host.keeper.clone();
+    let begun = RunningRecord::begin(records, order.workspace, order.epoch, boot, block.clone(), keeper);
+    let record = begun.await.map_err(state)?;
     let (given_up_sender, given_up) = mpsc::channel(order.manifest.services.len().max(1));
     let place = host.place(order.workspace);
     let mut running = Running {
@@ -165,6 +177,21 @@ pub(crate) async fn wake(
     }
 }
 
+/// The ids of an order's workspace, where workspaces have users of their own.
+pub(crate) async fn users_of(host: &Runtimes, order: &WakeOrder) -> Result<Option<UserBlock>, WakeFailure> {
+    let Some(users) = host.users.clone() else { return Ok(None) };
+    let names: Vec<_> = order.manifest.services.iter().map(|service| service.name.clone()).collect();
+    let workspace = order.workspace;
+    blocking(move || users.of(workspace, &names)).await.map(Some).map_err(state)
+}
+
+/// A task that did not come to its end counts as a wake that failed.
+pub(crate) fn settle<T>(ended: Result<Result<T, Failed>, tokio::task::JoinError>) -> Result<T, Failed> {
+    ended.unwrap_or_else(|error| {
+        Err(WakeFailure::State { reason: format!("the wake ended unexpectedly: {error}") }.into())
+    })
+}
+
 fn check_secrets(order: &WakeOrder) -> Result<(), WakeFailure> {
     for service in &order.manifest.services {
         for secret in &service.secrets {
@@ -176,12 +203,12 @@ fn check_secrets(order: &WakeOrder) -> Result<(), WakeFailure> {
     Ok(())
 }
 
-fn state(error: io::Error) -> WakeFailure {
+pub(crate) fn state(error: io::Error) -> WakeFailure {
     WakeFailure::State { reason: error.to_string() }
 }
 
 struct Attempt<'a> {
-    host: &'a Host,
+    host: &'a Runtimes,
     order: &'a WakeOrder,
     stages: &'a Stages,
     place: &'a Path,
@@ -213,7 +240,9 @@ impl Attempt<'_> {
         let marker = running.record.marker().clone();
         let login = match &self.order.git {
             None => None,
-            Some(login) => Some(self.host.shells.login(&self.order.repository, login.clone())?),
+            Some(login) => {
+                Some(LoginSocket::for_envforge(&self.config().state_dir, &self.order.repository, login.clone())?)
+            }
         };
         let checkout = Checkout {
             config: self.config(),

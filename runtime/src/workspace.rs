@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::environment::Environment;
 use crate::failure::{SleepFailure, WakeFailure};
+use crate::kept::{self, Found, Happened, Kept, KeptRecord};
 use crate::order::{Awake, Stage, WakeOrder};
-use crate::process::{self, Family};
+use crate::process::{self, Family, Identity, Survivors};
 use crate::record::{Record, RunningRecord, blocking};
 use crate::report::Report;
 use crate::running::Running;
 use crate::service::GivenUp;
-use crate::wake::{self, Failed, Host, Stages};
+use crate::wake::{self, Failed, Runtimes, Stages};
 
 /// Requests that wait while the actor ends something.
 pub(crate) const MESSAGES_MAX: usize = 64;
@@ -50,17 +51,43 @@ pub(crate) enum Message {
     Shutdown {
         reply: oneshot::Sender<()>,
     },
+    /// Leaves alone what a keeper holds and ends what none does; the actor ends with it.
+    Leave {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Where a job runs, with whose record.
 pub(crate) struct JobPlace {
     pub(crate) directory: PathBuf,
     pub(crate) environment: Environment,
-    pub(crate) record: RunningRecord,
+    pub(crate) record: RecordOfRuntime,
+}
+
+/// By what a runtime's jobs are found.
+pub(crate) enum RecordOfRuntime {
+    Here(RunningRecord),
+    Kept(KeptRecord),
+}
+
+impl RecordOfRuntime {
+    pub(crate) fn family_of(&self, service: &str) -> Family {
+        match self {
+            Self::Here(record) => record.family_of(service),
+            Self::Kept(record) => record.family_of(service),
+        }
+    }
+
+    pub(crate) async fn add_group(&self, leader: Identity) -> std::io::Result<()> {
+        match self {
+            Self::Here(record) => record.add_group(leader).await,
+            Self::Kept(record) => record.add_group(leader).await,
+        }
+    }
 }
 
 pub(crate) struct Workspace {
-    host: Arc<Host>,
+    host: Arc<Runtimes>,
     id: WorkspaceId,
     phase: Phase,
     /// The last epoch that must not wake again.
@@ -80,7 +107,7 @@ enum Phase {
 
 struct Waking {
     epoch: u64,
-    task: JoinHandle<Result<(Running, Awake), Failed>>,
+    task: JoinHandle<Woken>,
     cancel: CancellationToken,
     stages: Stages,
     waiters: Vec<WakeReply>,
@@ -89,27 +116,103 @@ struct Waking {
 
 struct Up {
     epoch: u64,
-    running: Running,
+    runtime: Runtime,
     awake: Awake,
+}
+
+type Woken = Result<(Runtime, Awake), Failed>;
+
+/// A runtime that may have processes, and who holds them.
+enum Runtime {
+    /// This process.
+    Here(Box<Running>),
+    Kept(Box<Kept>),
+}
+
+impl Runtime {
+    /// Until it has something to tell. Safe to cancel.
+    async fn next(&mut self) -> Happened {
+        match self {
+            Self::Here(running) => match running.given_up.recv().await {
+                Some(given_up) => Happened::GaveUp(given_up),
+                None => std::future::pending().await,
+            },
+            Self::Kept(kept) => kept.next().await,
+        }
+    }
+
+    async fn end(&mut self, with_hook: bool) -> Result<(), Survivors> {
+        match self {
+            Self::Here(running) if with_hook => running.sleep().await,
+            Self::Here(running) => running.end().await,
+            Self::Kept(kept) => kept.end(with_hook).await,
+        }
+    }
+
+    fn family(&self) -> Family {
+        match self {
+            Self::Here(running) => running.family(),
+            Self::Kept(kept) => kept.family(),
+        }
+    }
+
+    fn job_place(&self) -> Option<JobPlace> {
+        let (jobs, record) = match self {
+            Self::Here(running) => (running.jobs.clone(), RecordOfRuntime::Here(running.record.clone())),
+            Self::Kept(kept) => (kept.jobs.clone(), RecordOfRuntime::Kept(kept.record.clone())),
+        };
+        let (directory, environment) = jobs?;
+        Some(JobPlace { directory, environment, record })
+    }
 }
 
 enum Event {
     Message(Option<Message>),
-    WakeEnded(Result<(Running, Awake), Failed>),
-    GaveUp(GivenUp),
+    WakeEnded(Woken),
+    Happened(Happened),
+}
+
+/// How an actor is reached, and what it has up, of which commit.
+pub(crate) struct Started {
+    pub(crate) messages: mpsc::Sender<Message>,
+    pub(crate) up: watch::Receiver<Option<u64>>,
+    pub(crate) commit: watch::Receiver<Option<String>>,
 }
 
 impl Workspace {
+    /// `found`: what an earlier process of this host had started, of this epoch.
     pub(crate) fn start(
-        host: Arc<Host>,
+        host: Arc<Runtimes>,
         id: WorkspaceId,
         over: Option<u64>,
-    ) -> (mpsc::Sender<Message>, watch::Receiver<Option<u64>>, watch::Receiver<Option<String>>) {
+        found: Option<(u64, Found)>,
+    ) -> Started {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let (up, seen) = watch::channel(None);
         let (commit, checked_out) = watch::channel(None);
-        tokio::spawn(Self { host, id, phase: Phase::Asleep, over, up, commit }.run(messages));
-        (sender, seen, checked_out)
+        let mut actor = Self { host, id, phase: Phase::Asleep, over, up, commit };
+        if let Some((epoch, found)) = found {
+            actor.take_over(epoch, found);
+        }
+        tokio::spawn(actor.run(messages));
+        Started { messages: sender, up: seen, commit: checked_out }
+    }
+
+    fn take_over(&mut self, epoch: u64, found: Found) {
+        match found {
+            Found::Up(kept, awake) => {
+                self.commit.send_replace(Some(awake.commit.clone()));
+                self.phase = Phase::Up(Box::new(Up { epoch, runtime: Runtime::Kept(Box::new(kept)), awake }));
+                self.set_up(Some(epoch));
+            }
+            Found::Waking(kept) => {
+                let (stages, cancel) = (Stages::new(watch::channel(Stage::CheckingOut).0), CancellationToken::new());
+                let following = kept::follow(kept, stages.clone(), cancel.clone());
+                let task = tokio::spawn(async move { following.await.map(kept_here) });
+                let (waiters, started) = (Vec::new(), Instant::now());
+                self.phase = Phase::Waking(Waking { epoch, task, cancel, stages, waiters, started });
+            }
+        }
     }
 
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
@@ -117,17 +220,19 @@ impl Workspace {
             let event = match &mut self.phase {
                 Phase::Asleep | Phase::Stuck(_) => Event::Message(messages.recv().await),
                 Phase::Waking(waking) => tokio::select! {
-                    ended = &mut waking.task => Event::WakeEnded(settle(ended)),
+                    ended = &mut waking.task => Event::WakeEnded(wake::settle(ended)),
                     message = messages.recv() => Event::Message(message),
                 },
                 Phase::Up(up) => tokio::select! {
-                    Some(given_up) = up.running.given_up.recv() => Event::GaveUp(given_up),
+                    happened = up.runtime.next() => Event::Happened(happened),
                     message = messages.recv() => Event::Message(message),
                 },
             };
             match event {
                 Event::WakeEnded(result) => self.finish_wake(result).await,
-                Event::GaveUp(given_up) => self.fail(given_up).await,
+                Event::Happened(Happened::GaveUp(given_up)) => self.fail(given_up).await,
+                Event::Happened(Happened::Restarted(report)) => self.host.reports.push(report),
+                Event::Happened(Happened::Gone) => self.lose().await,
                 Event::Message(Some(Message::Wake { order, stages, reply })) => self.wake(*order, stages, reply).await,
                 Event::Message(Some(Message::Sleep { epoch, reply })) => {
                     // A caller that went away still gets its sleep.
@@ -144,8 +249,13 @@ impl Workspace {
                     let _ = reply.send(());
                     return;
                 }
+                Event::Message(Some(Message::Leave { reply })) => {
+                    self.leave().await;
+                    let _ = reply.send(());
+                    return;
+                }
                 // Every handle of the host is gone.
-                Event::Message(None) => return self.shut_down().await,
+                Event::Message(None) => return self.leave().await,
             }
         }
     }
@@ -158,8 +268,7 @@ impl Workspace {
 
     fn job_place(&self) -> Option<JobPlace> {
         let Phase::Up(up) = &self.phase else { return None };
-        let (directory, environment) = up.running.jobs.clone()?;
-        Some(JobPlace { directory, environment, record: up.running.record.clone() })
+        up.runtime.job_place()
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -203,12 +312,21 @@ impl Workspace {
             return;
         }
         let (stages, cancel) = (Stages::new(stages), CancellationToken::new());
-        let task = tokio::spawn(wake::wake(Arc::clone(&self.host), order, stages.clone(), cancel.clone()));
+        let (host, stages_too, cancelled) = (Arc::clone(&self.host), stages.clone(), cancel.clone());
+        let task = tokio::spawn(async move {
+            match host.config.keeper.clone() {
+                None => {
+                    let (running, awake) = wake::wake(host, order, stages_too, cancelled).await?;
+                    Ok((Runtime::Here(Box::new(running)), awake))
+                }
+                Some(program) => kept::wake(host, order, program, stages_too, cancelled).await.map(kept_here),
+            }
+        });
         self.phase =
             Phase::Waking(Waking { epoch, task, cancel, stages, waiters: vec![reply], started: Instant::now() });
     }
 
-    async fn finish_wake(&mut self, result: Result<(Running, Awake), Failed>) {
+    async fn finish_wake(&mut self, result: Woken) {
         let Phase::Waking(waking) = std::mem::replace(&mut self.phase, Phase::Asleep) else {
             unreachable!("only a wake that goes on can end");
         };
@@ -219,8 +337,8 @@ impl Workspace {
         metrics::counter!("wakes_total", "outcome" => outcome).increment(1);
         metrics::histogram!("wake_seconds", "outcome" => outcome).record(waking.started.elapsed().as_secs_f64());
         let answer = match result {
-            Ok((running, awake)) => {
-                self.phase = Phase::Up(Box::new(Up { epoch: waking.epoch, running, awake: awake.clone() }));
+            Ok((runtime, awake)) => {
+                self.phase = Phase::Up(Box::new(Up { epoch: waking.epoch, runtime, awake: awake.clone() }));
                 self.commit.send_replace(Some(awake.commit.clone()));
                 self.set_up(Some(waking.epoch));
                 Ok(awake)
@@ -259,6 +377,24 @@ impl Workspace {
         }
         if let Err(error) = self.record(self.over).await {
             tracing::warn!(workspace = %self.id, %error, "the record of a failed runtime could not be closed");
+        }
+    }
+
+    /// Its keeper has ended, or does not talk any more: what it held ends as well. The epoch is not over, as after a kill -9 of a host.
+    async fn lose(&mut self) {
+        self.set_up(None);
+        tracing::warn!(workspace = %self.id, "a runtime's keeper is gone, and what it held is ended");
+        metrics::counter!("keepers_lost_total").increment(1);
+        let Phase::Up(up) = std::mem::replace(&mut self.phase, Phase::Asleep) else { return };
+        let ended = match &up.runtime {
+            Runtime::Kept(kept) => kept.end_by_force().await,
+            Runtime::Here(_) => return,
+        };
+        if let Err(survivors) = ended {
+            tracing::error!(workspace = %self.id, count = survivors.count, "processes of a lost runtime do not end");
+            self.phase = Phase::Stuck(up.runtime.family());
+        } else if let Err(error) = self.record(self.over).await {
+            tracing::warn!(workspace = %self.id, %error, "the record of a lost runtime could not be closed");
         }
     }
 
@@ -312,12 +448,24 @@ impl Workspace {
         }
     }
 
+    /// What a keeper holds goes on: the next process of this host takes it over.
+    async fn leave(&mut self) {
+        match &self.phase {
+            Phase::Up(up) if matches!(up.runtime, Runtime::Kept(_)) => {}
+            Phase::Waking(waking) if self.host.config.keeper.is_some() => {
+                waking.task.abort();
+                self.phase = Phase::Asleep;
+            }
+            Phase::Asleep | Phase::Waking(_) | Phase::Up(_) | Phase::Stuck(_) => self.shut_down().await,
+        }
+    }
+
     /// Ends whatever there is, with or without the hook. The number of processes that survive SIGKILL otherwise.
     async fn end(&mut self, with_hook: bool) -> Result<(), usize> {
         self.set_up(None);
         if let Phase::Waking(waking) = &mut self.phase {
             waking.cancel.cancel();
-            let ended = settle((&mut waking.task).await);
+            let ended = wake::settle((&mut waking.task).await);
             self.finish_wake(ended).await;
             // It may have become ready in the same moment.
             self.set_up(None);
@@ -325,8 +473,8 @@ impl Workspace {
         let (family, ended) = match std::mem::replace(&mut self.phase, Phase::Asleep) {
             Phase::Asleep | Phase::Waking(_) => return Ok(()),
             Phase::Up(mut up) => {
-                let ended = if with_hook { up.running.sleep().await } else { up.running.end().await };
-                (up.running.family(), ended)
+                let ended = up.runtime.end(with_hook).await;
+                (up.runtime.family(), ended)
             }
             Phase::Stuck(family) => {
                 let ended = family.end(std::time::Duration::ZERO).await.map(drop);
@@ -349,8 +497,6 @@ impl Workspace {
     }
 }
 
-fn settle(ended: Result<Result<(Running, Awake), Failed>, tokio::task::JoinError>) -> Result<(Running, Awake), Failed> {
-    ended.unwrap_or_else(|error| {
-        Err(WakeFailure::State { reason: format!("the wake ended unexpectedly: {error}") }.into())
-    })
+fn kept_here((kept, awake): (Kept, Awake)) -> (Runtime, Awake) {
+    (Runtime::Kept(Box::new(kept)), awake)
 }

@@ -45,6 +45,9 @@ pub(crate) struct AgentArgs {
     /// File that names the machine, for machines that do not have it where Linux has it.
     #[arg(long, value_name = "FILE", default_value = MACHINE_ID)]
     machine_id: PathBuf,
+    /// When asked to stop, put every runtime to sleep here first. Without it they go on, and the next start of the agent takes them over.
+    #[arg(long)]
+    end_runtimes_on_stop: bool,
     /// What to trace on standard error.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "ENVFORGE_LOG")]
     log: String,
@@ -69,6 +72,8 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     // First, so that a second agent of the same folder neither enrols nor ends anything.
     let mut config = envforge_runtime::Config::new(data.join("runtime"));
     config.bind = args.bind_apps;
+    // This very program, whatever became of its file since.
+    config.keeper = Some("/proc/self/exe".into());
     let host = roles::open_host(config).await?;
     let machine = HostMachine::open(&data.join("runtime"), &args.machine_id)?;
     let clock: SharedClock = Arc::new(SystemClock);
@@ -99,7 +104,7 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     // No program of this version takes byte streams.
     let streams: StreamHandler = Arc::new(|_, _| None);
     let agent = Agent::new(config, host.clone(), identity, streams);
-    let stop = running.stop.clone();
+    let (stop, ends_runtimes) = (running.stop.clone(), args.end_runtimes_on_stop);
     running.essential.spawn("the agent", async move {
         let connected = CancellationToken::new();
         let mut working = tokio::spawn(agent.run(connected.clone()));
@@ -110,10 +115,15 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
                 Ok(ended??)
             }
             () = stop.cancelled() => {
-                host.shutdown().await;
-                tokio::time::sleep(FAREWELL).await;
+                if ends_runtimes {
+                    host.shutdown().await;
+                    tokio::time::sleep(FAREWELL).await;
+                }
                 connected.cancel();
-                Ok(working.await??)
+                let ended = working.await?;
+                // Nobody hears any more that something is not up here: what goes on is metered without a gap.
+                host.leave().await;
+                Ok(ended?)
             }
         }
     });

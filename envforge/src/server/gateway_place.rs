@@ -1,7 +1,8 @@
 //! Whether a gateway stands where the services are.
 //!
-//! Services listen on loopback addresses, which mean another machine's own services everywhere else: a gateway apart from
-//! the reactors would hand reviewers to whatever listens there. Not here: what a gateway forwards (gateway).
+//! A loopback address means another machine's own services everywhere else: a gateway there would hand reviewers to
+//! whatever listens. Addresses that agents name with `--bind-apps` mean the same everywhere. Not here: what a gateway forwards
+//! (gateway).
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -12,31 +13,22 @@ use envforge_domain::host::HostEvent;
 use envforge_domain::ids::HostId;
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
-use envforge_reactors::{HostMachine, MACHINE_ID};
+use envforge_reactors::{MACHINE_ID, ThisMachine};
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
 
 use super::running::Running;
 use crate::cli::failure::Failure;
 
-/// Where `HostMachine` keeps what makes this machine itself.
-const MACHINE_KEY: &str = "machine-key";
-
-/// The machine whose services a gateway may reach.
+/// The machine whose loopback a gateway may reach.
 pub(crate) struct GatewayPlace {
-    machine: HostMachine,
+    machine: ThisMachine,
 }
 
 impl GatewayPlace {
-    /// The machine that reactors, here or in another process, run on. `state_dir` is theirs.
-    pub(crate) fn beside_reactors(state_dir: &Path, here: bool) -> anyhow::Result<Self> {
-        if !here && !state_dir.join(MACHINE_KEY).exists() {
-            let what = format!("no reactors have run on this machine ({} holds no machine key)", state_dir.display());
-            let hint = "services are reached on their own machine alone: start `envforge serve reactors` here first and \
-                        name its folder with --runtime, or run both roles in one process";
-            return Err(Failure::local(what, hint).into());
-        }
-        Ok(Self { machine: HostMachine::open(state_dir, Path::new(MACHINE_ID))? })
+    /// `state_dir` is where reactors run on this machine, if any do.
+    pub(crate) fn here(state_dir: &Path) -> anyhow::Result<Self> {
+        Ok(Self { machine: ThisMachine::look(state_dir, Path::new(MACHINE_ID))? })
     }
 
     /// Looks through the log, and on: a process whose log sends the gateway to another machine's loopback does not start,
@@ -71,13 +63,13 @@ impl GatewayPlace {
 struct Elsewhere {
     /// Hosts on this machine: its own, and those whose agents run beside it.
     here: HashSet<HostId>,
-    machine: String,
+    machine: Option<String>,
     ready: HashMap<String, HostId>,
 }
 
 impl Elsewhere {
-    fn than(machine: HostMachine) -> Self {
-        Self { here: HashSet::from([machine.host]), machine: machine.key, ready: HashMap::new() }
+    fn than(machine: ThisMachine) -> Self {
+        Self { here: machine.host.into_iter().collect(), machine: machine.key, ready: HashMap::new() }
     }
 
     async fn follow(
@@ -121,7 +113,7 @@ impl Elsewhere {
         for event in &recorded.commit.events {
             match event {
                 Event::Runtime(event) => self.apply_one(recorded.commit.stream.key(), event),
-                Event::Host(HostEvent::Registered { host, machine, .. }) if *machine == self.machine => {
+                Event::Host(HostEvent::Registered { host, machine, .. }) if Some(machine) == self.machine.as_ref() => {
                     self.here.insert(*host);
                 }
                 _ => {}
@@ -165,7 +157,8 @@ impl Elsewhere {
             None => Ok(()),
             Some((workspace, host)) => Err(Failure::local(
                 format!("workspace {workspace} runs on another machine ({host}) and answers on its loopback alone"),
-                "run the gateway on the machine of the reactors; agents elsewhere name the address that it reaches with --bind-apps",
+                "run the gateway on that machine (where it has no /etc/machine-id: after the reactors, with their --runtime); \
+                 agents elsewhere name the address that it reaches with --bind-apps",
             )
             .into()),
         }
@@ -175,7 +168,6 @@ impl Elsewhere {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use envforge_domain::host::Capacity;
     use envforge_domain::runtime::Epoch;
     use uuid::Uuid;
 
@@ -192,9 +184,7 @@ mod tests {
 
     #[test]
     fn another_machines_loopback_is_no_place_to_send_reviewers_to() {
-        let machine =
-            HostMachine { key: "local-1".to_owned(), host: host(1), capacity: Capacity::default(), org: None };
-        let mut elsewhere = Elsewhere::than(machine);
+        let mut elsewhere = Elsewhere::than(ThisMachine { key: Some("local-1".to_owned()), host: Some(host(1)) });
         elsewhere.apply_one("a", &bound(1, "127.0.0.1:3000"));
         elsewhere.apply_one("b", &bound(2, "10.0.3.4:3000"));
         assert!(elsewhere.judge().is_ok());
@@ -207,11 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_apart_from_the_reactors_is_refused_and_says_so() {
+    fn a_machine_that_ran_nothing_is_a_place_for_a_gateway_until_a_loopback_elsewhere_is_meant() {
         let folder = tempfile::tempdir().unwrap();
-        let refused = GatewayPlace::beside_reactors(folder.path(), false).err().unwrap();
-        assert!(refused.to_string().contains("no reactors have run on this machine"), "{refused}");
-        let there = GatewayPlace::beside_reactors(folder.path(), true).unwrap();
-        assert_eq!(GatewayPlace::beside_reactors(folder.path(), false).unwrap().machine.host, there.machine.host);
+        let nobody = GatewayPlace::here(folder.path()).unwrap().machine;
+        assert_eq!(nobody.host, None);
+        let mut elsewhere = Elsewhere::than(ThisMachine { key: None, ..nobody });
+        elsewhere.apply_one("a", &bound(2, "10.0.3.4:3000"));
+        assert!(elsewhere.judge().is_ok());
+        elsewhere.apply_one("a", &bound(2, "127.0.0.1:3000"));
+        assert!(elsewhere.judge().is_err());
     }
 }

@@ -29,7 +29,7 @@ pub(crate) mod serve;
 mod shells;
 mod stop;
 mod sweeping;
-mod telemetry;
+pub(crate) mod telemetry;
 
 pub(crate) use self::data_dir::DataDir;
 

@@ -385,7 +385,7 @@ async fn start(
         (said, called_back) => said.or_else(|| called_back.cloned()),
     };
     let place = match has(RoleName::Gateway) {
-        true => Some(GatewayPlace::beside_reactors(&args.runtime, has(RoleName::Reactors) || has(RoleName::Agents))?),
+        true => Some(GatewayPlace::here(&args.runtime)?),
         false => None,
     };
     let listener = match has(RoleName::Api) {

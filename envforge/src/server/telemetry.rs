@@ -26,6 +26,20 @@ const CONTENT_CARRIERS: [&str; 3] = ["tungstenite", "tokio_tungstenite", "russh"
 /// Installs the process's tracing subscriber and metrics recorder, and keeps the latter small. Once per process, within
 /// its runtime.
 pub(crate) fn install(filter: &str, format: LogFormat) -> anyhow::Result<PrometheusHandle> {
+    trace(filter, format)?;
+    let handle = PrometheusBuilder::new().install_recorder()?;
+    let recorder = handle.clone();
+    tokio::spawn(keep_up(UPKEEP_INTERVAL, move || recorder.run_upkeep()));
+    Ok(handle)
+}
+
+/// For a process of ours that takes no settings of its own: a keeper.
+pub(crate) fn trace_as_usual() {
+    // Without traces it does what it is for all the same.
+    let _ = trace("info", LogFormat::Json);
+}
+
+fn trace(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Failure::usage(format!("`{filter}` is not a log filter: {error}"), "for example `info,envforge_gateway=debug`")
     })?;
@@ -41,10 +55,7 @@ pub(crate) fn install(filter: &str, format: LogFormat) -> anyhow::Result<Prometh
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }
-    let handle = PrometheusBuilder::new().install_recorder()?;
-    let recorder = handle.clone();
-    tokio::spawn(keep_up(UPKEEP_INTERVAL, move || recorder.run_upkeep()));
-    Ok(handle)
+    Ok(())
 }
 
 async fn keep_up(every: Duration, fold: impl Fn()) {

@@ -181,6 +181,18 @@ impl Site {
         started(name, &self.agent_command(name, at, token), &self.dir).0
     }
 
+    /// An agent of a program that lies elsewhere.
+    pub(crate) fn agent_of(&self, program: &std::path::Path, name: &str) -> TestProcess {
+        let usual = self.agent_command(name, &self.at(), None);
+        let mut command = Command::new(program);
+        command.args(usual.get_args());
+        self.started(name, &command)
+    }
+
+    pub(crate) fn started(&self, name: &str, command: &Command) -> TestProcess {
+        started(name, command, &self.dir).0
+    }
+
     pub(crate) fn at(&self) -> String {
         format!("127.0.0.1:{}", self.agents_port)
     }

@@ -45,13 +45,16 @@ pub(crate) fn consumed(consumer: SecretConsumer, owner: SecretOwner) -> Consumed
 
 pub(crate) fn of_runtimes(epoch: Epoch, project: ProjectId, workspace: WorkspaceId) -> Vec<RuntimeEvent> {
     let owners = [SecretOwner::Project(project), SecretOwner::Workspace { project, workspace }];
-    let consumers = [parsed("api"), parsed("git:repository")];
-    let consumed = owners.into_iter().zip(consumers).map(|(owner, consumer)| consumed(consumer, owner));
-    let problems = [SecretProblem::Missing, SecretProblem::Forbidden, SecretProblem::Expired, SecretProblem::Damaged];
-    let refused = problems.map(|problem| RefusedSecret { consumer: parsed("api"), name: name(), problem });
+    let of_services = owners.map(|owner| consumed(parsed("api"), owner));
+    let of_git = vec![consumed(parsed("git:repository"), owners[0])];
+    let refused = |consumer: &str, problem| RefusedSecret { consumer: parsed(consumer), name: name(), problem };
+    let problems = [SecretProblem::Missing, SecretProblem::Forbidden, SecretProblem::Damaged];
+    let refused_of_git = vec![refused("git:repository", SecretProblem::Expired)];
     vec![
-        RuntimeEvent::SecretsResolved { epoch, consumed: consumed.collect() },
-        RuntimeEvent::SecretsRefused { epoch, refused: refused.into() },
+        RuntimeEvent::SecretsResolved { epoch, consumed: of_services.into() },
+        RuntimeEvent::SecretsResolved { epoch, consumed: of_git },
+        RuntimeEvent::SecretsRefused { epoch, refused: problems.map(|problem| refused("api", problem)).into() },
+        RuntimeEvent::SecretsRefused { epoch, refused: refused_of_git },
         RuntimeEvent::SleepRequested { epoch, cause: SleepCause::SecretRotated { name: name() } },
     ]
 }

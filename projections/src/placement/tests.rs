@@ -79,6 +79,30 @@ fn a_workspace_that_moved_is_not_lost_by_its_release() {
 }
 
 #[test]
+fn no_runtime_goes_to_a_host_that_is_for_shells() {
+    use envforge_domain::commit::StreamId;
+    use envforge_domain::machine::{MachineCause, MachineEvent, MachinePurpose, MachineTerms};
+    let mut story = Story::empty();
+    for (number, purpose) in [(1, MachinePurpose::Shell), (2, MachinePurpose::Runtime)] {
+        let terms = MachineTerms {
+            host: host(number),
+            org: org(1),
+            purpose,
+            provider: "aws-ec2".to_owned(),
+            shape: "m7g.large".to_owned(),
+            capacity: capacity(1_000, 1_000),
+        };
+        let requested = MachineEvent::Requested { terms, cause: MachineCause::Demand };
+        story.append(StreamId::machine(org(1), host(number)), vec![requested.into()]);
+    }
+    story.host(1, 1, capacity(1_000, 1_000));
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::NeedsHost);
+    assert!(story.hosts().is_for_shells(host(1)) && !story.hosts().is_for_shells(host(2)));
+    story.host(1, 2, capacity(1_000, 1_000));
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::On(host(2)));
+}
+
+#[test]
 fn an_organization_without_hosts_needs_one_however_empty_others_are() {
     let mut story = Story::empty();
     story.host(2, 1, capacity(64_000, 64_000));

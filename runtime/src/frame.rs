@@ -1,4 +1,5 @@
-//! Messages on a byte stream: four bytes of length, big-endian, and so many bytes of JSON.
+//! Messages on a byte stream: four bytes of length, big-endian, and so many bytes of JSON. For whoever speaks to a host, and for
+//! hosts that speak to their keepers.
 
 use std::io;
 
@@ -14,12 +15,18 @@ pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 const CALL_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Writes one message. Not safe to cancel.
-pub(crate) async fn write<W: AsyncWrite + Unpin>(to: &mut W, message: &impl Serialize) -> io::Result<()> {
+///
+/// # Errors
+/// Where it is longer than [`FRAME_BYTES_MAX`], or the stream takes no more.
+pub async fn write<W: AsyncWrite + Unpin>(to: &mut W, message: &impl Serialize) -> io::Result<()> {
     write_up_to(FRAME_BYTES_MAX, to, message).await
 }
 
 /// Writes one call. Not safe to cancel.
-pub(crate) async fn write_call<W: AsyncWrite + Unpin>(to: &mut W, call: &impl Serialize) -> io::Result<()> {
+///
+/// # Errors
+/// As [`write`], with a higher limit.
+pub async fn write_call<W: AsyncWrite + Unpin>(to: &mut W, call: &impl Serialize) -> io::Result<()> {
     write_up_to(CALL_BYTES_MAX, to, call).await
 }
 
@@ -38,7 +45,10 @@ async fn write_up_to<W: AsyncWrite + Unpin>(bytes_max: usize, to: &mut W, messag
 }
 
 /// The next message, or `None` where the stream ended between two. Not safe to cancel.
-pub(crate) async fn read<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<Option<T>> {
+///
+/// # Errors
+/// Where it is none, longer than [`FRAME_BYTES_MAX`], or cut off.
+pub async fn read<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<Option<T>> {
     read_up_to(FRAME_BYTES_MAX, from).await
 }
 
@@ -70,12 +80,18 @@ async fn read_up_to<T: DeserializeOwned, R: AsyncRead + Unpin>(
 }
 
 /// The next message, which must come.
-pub(crate) async fn expect<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<T> {
+///
+/// # Errors
+/// As [`read`], and at the stream's end.
+pub async fn expect<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<T> {
     read(from).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// The next call, which must come.
-pub(crate) async fn expect_call<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<T> {
+///
+/// # Errors
+/// As [`expect`], with a higher limit.
+pub async fn expect_call<T: DeserializeOwned, R: AsyncRead + Unpin>(from: &mut R) -> io::Result<T> {
     read_up_to(CALL_BYTES_MAX, from).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
