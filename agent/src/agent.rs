@@ -36,8 +36,9 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// Between two tries to renew a certificate.
 const RENEWAL_RETRY: Millis = Millis::from_secs(60);
 const WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-const CALLS_MAX: u32 = 1_024;
+/// INVARIANT: as much as all calls together, so that those that nobody reads hold up no other.
+const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
+pub(crate) const CALLS_MAX: u32 = 1_024;
 /// From a stream's opening to its first message.
 const CALL_WAIT: Duration = Duration::from_secs(10);
 

@@ -1,7 +1,14 @@
 //! A host, whichever side of a connection it is on.
 
-use envforge_domain::ids::WorkspaceId;
-use envforge_runtime::{Awake, LocalHost, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
+use std::collections::BTreeMap;
+use std::io;
+
+use envforge_domain::ids::{UserId, WorkspaceId};
+use envforge_domain::job_run::JobOrder;
+use envforge_domain::secret::Secret;
+use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder};
+use envforge_domain::slug::ServiceName;
+use envforge_runtime::{Awake, LocalHost, OpenShell, Reports, ShellLogin, SleepFailure, Stage, WakeFailure, WakeOrder};
 use tokio::sync::watch;
 
 use crate::remote::RemoteHost;
@@ -66,6 +73,82 @@ impl Host {
         match self {
             Self::Local(host) => host.epoch_up(workspace),
             Self::Remote(host) => host.epoch_up(workspace),
+        }
+    }
+
+    /// See `LocalHost::open_shell`.
+    ///
+    /// # Errors
+    /// See `ShellFailure`; nothing runs then.
+    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
+        match self {
+            Self::Local(host) => host.open_shell(order, login).await,
+            Self::Remote(host) => host.open_shell(order, login).await,
+        }
+    }
+
+    /// See `LocalHost::run_job`.
+    ///
+    /// # Errors
+    /// See `ShellFailure`; nothing runs then.
+    pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
+        match self {
+            Self::Local(host) => host.run_job(order, secrets).await,
+            Self::Remote(host) => host.run_job(order, secrets).await,
+        }
+    }
+
+    /// The commit that is checked out where the runtime is up there.
+    pub async fn commit_up(&self, workspace: WorkspaceId) -> Option<String> {
+        match self {
+            Self::Local(host) => host.commit_up(workspace),
+            Self::Remote(host) => host.commit_up(workspace).await,
+        }
+    }
+
+    /// See `LocalHost::end_lasting_shells`.
+    ///
+    /// # Errors
+    /// Where the host does not answer: what lasts there is found on its next connection.
+    pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) -> io::Result<()> {
+        match self {
+            Self::Local(host) => {
+                host.end_lasting_shells(workspace, user).await;
+                Ok(())
+            }
+            Self::Remote(host) => host.end_lasting_shells(workspace, user).await,
+        }
+    }
+
+    /// See `LocalHost::tail_log`.
+    ///
+    /// # Errors
+    /// `NotConnected` where the host does not answer.
+    pub async fn tail_log(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        lines: usize,
+    ) -> io::Result<Option<LogChunk>> {
+        match self {
+            Self::Local(host) => host.tail_log(workspace, service, lines).await,
+            Self::Remote(host) => host.tail_log(workspace, service, lines).await,
+        }
+    }
+
+    /// See `LocalHost::log_since`.
+    ///
+    /// # Errors
+    /// `NotConnected` where the host does not answer.
+    pub async fn log_since(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        from: LogPlace,
+    ) -> io::Result<LogChunk> {
+        match self {
+            Self::Local(host) => host.log_since(workspace, service, from).await,
+            Self::Remote(host) => host.log_since(workspace, service, from).await,
         }
     }
 

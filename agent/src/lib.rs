@@ -17,6 +17,8 @@ mod identity;
 mod listener;
 mod pinned;
 mod remote;
+mod shell_wire;
+mod shells;
 mod stream;
 mod wire;
 
@@ -30,5 +32,6 @@ pub use host::Host;
 pub use identity::{AgentIdentity, HostIdentity, IdentityError};
 pub use listener::{AgentConnection, Arrival, EnrolRequest, Enrolling, Incoming, ListenError, Listener};
 pub use remote::{Happened, RemoteHost, Session};
+pub use shells::{RemoteEnds, programs};
 pub use stream::ByteStream;
 pub use wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader};

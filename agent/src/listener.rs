@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::CALLS_MAX;
 use crate::authority::{AGENT_PROTOCOL, Authority, AuthorityError, ENROL_PROTOCOL, HostCertificate};
 use crate::frame;
 use crate::identity::HostIdentity;
@@ -27,8 +28,10 @@ use crate::wire::{EnrolAnswer, EnrolCall};
 
 /// From the connection to a known purpose.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
-const WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// What one stream may hold that nobody has read yet.
+const WINDOW_BYTES: u32 = 256 * 1024;
+/// INVARIANT: as much as all streams together, so that those that nobody reads hold up no other, the session least of all.
+const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
 pub(crate) const FRAME_BYTES: u32 = 64 * 1024;
 const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 const MACHINE_CHARS_MAX: usize = 100;

@@ -6,6 +6,7 @@
 mod browser_caller;
 mod service_caller;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
 use envforge_domain::denial::RefusedRequest;
 use envforge_domain::dev_link::DevLink;
 use envforge_domain::ids::{
-    LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+    CorrelationId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::limits::REAUTHENTICATION_WINDOW;
 use envforge_domain::organization::Organization;
@@ -77,6 +78,15 @@ impl Caller {
             By::Session(_) => Actor::User(self.user),
             By::ServiceToken { token, .. } => Actor::ServiceToken(token),
         }
+    }
+
+    /// Somebody of whom a host says that they signed in so. What they may do is asked of the log, as ever.
+    pub(crate) fn recalled(org: OrgId, user: UserId, session: SessionId, surface: Surface, now: UnixMillis) -> Self {
+        let address = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let correlation = CorrelationId::from_uuid(uuid::Uuid::now_v7());
+        let (authenticated_at, expires_at) = (UnixMillis::new(0), now);
+        let arrival = Arrival { correlation, now, address };
+        Self { user, org, by: By::Session(session), surface, authenticated_at, expires_at, arrival }
     }
 
     /// For what only people do in their sessions. The policy lets no service token do it, so this is its second door.

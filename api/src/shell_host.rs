@@ -1,11 +1,13 @@
-//! The seam to whatever runs shells: opens one in a workspace, and carries its bytes.
+//! The seam to whatever runs shells: finds the host of a workspace, opens a shell there, and carries its bytes.
 //!
-//! Where the host lives in this process it is the agent itself. Where it is another one there is none yet, and whoever asks
-//! for a shell is told so (`host_elsewhere`). Not here: rights, and the connection to the client (`shell_socket`).
+//! Hosts are in this process, or their agents are connected to it. Where neither is so whoever asks is told (`host_elsewhere`,
+//! `host_out_of_reach`). Not here: rights, and the connection to the client (`shell_socket`).
 
-use envforge_domain::ids::{UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
-use envforge_domain::shell::{LogChunk, LogPlace, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput};
+use envforge_domain::shell::{
+    LastingShell, LogChunk, LogPlace, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput,
+};
 use envforge_domain::slug::ServiceName;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -14,15 +16,21 @@ use tokio::sync::mpsc;
 pub struct OpenShell {
     pub facts: ShellFacts,
     pub input: mpsc::Sender<ShellInput>,
-    /// Ends with `Over`.
+    /// Ends with `Over`, or without it where the host is gone.
     pub output: mpsc::Receiver<ShellOutput>,
 }
 
 /// Opens shells where workspaces run.
 pub trait ShellHost: Send + Sync {
+    /// The host on which the workspace lies, or is going to.
+    ///
+    /// # Errors
+    /// Where there is none that can be reached from here.
+    fn place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure>;
+
     /// # Errors
     /// See [`ShellFailure`]; nothing runs then.
-    fn open(&self, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>>;
+    fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>>;
 
     /// Runs a job in the environment of the runtime, which must be awake.
     ///
@@ -30,23 +38,36 @@ pub trait ShellHost: Send + Sync {
     /// See [`ShellFailure`]; nothing runs then.
     fn run_job(&self, order: JobOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>>;
 
-    /// The commit that is checked out where the runtime is awake on this host.
-    fn commit(&self, workspace: WorkspaceId) -> Option<String>;
+    /// The commit that is checked out where the runtime is awake on a host that can be reached from here.
+    fn commit(&self, org: OrgId, workspace: WorkspaceId) -> BoxFuture<'_, Option<String>>;
 
-    /// Ends what lasts of somebody's shells in a workspace.
-    fn end_lasting(&self, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()>;
+    /// Ends what lasts of somebody's shells in a workspace, wherever it can be reached from here. What lasts elsewhere is found
+    /// once it can ([`ShellHost::found_lasting`]).
+    fn end_lasting(&self, org: OrgId, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()>;
+
+    /// The next sign-in that a host names on which something lasts there, of those that this process may not know. Waits for ever
+    /// where no host does. Safe to cancel.
+    fn found_lasting(&self) -> BoxFuture<'_, LastingShell>;
 
     /// The last lines of a service's output, at most 10,000 and 1 MiB, and where it goes on. `None` where it never wrote.
+    ///
+    /// # Errors
+    /// `NotConnected` where its host is out of reach.
     fn tail(
         &self,
+        org: OrgId,
         workspace: WorkspaceId,
         service: ServiceName,
         lines: usize,
     ) -> BoxFuture<'_, std::io::Result<Option<LogChunk>>>;
 
     /// What came since.
+    ///
+    /// # Errors
+    /// `NotConnected` where its host is out of reach.
     fn more(
         &self,
+        org: OrgId,
         workspace: WorkspaceId,
         service: ServiceName,
         from: LogPlace,

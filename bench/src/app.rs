@@ -54,7 +54,7 @@ fn answer(request: Request<Incoming>, arrivals: &Arrivals) -> Response<Full<Byte
     match request.uri().path() {
         "/held" => arrivals.with(|all| {
             if all.len() < ARRIVALS_MAX {
-                all.push(now_us());
+                all.push(crate::benches::now_us());
             }
         }),
         "/arrivals" => {
@@ -88,10 +88,4 @@ fn upgrade(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
         headers.insert("sec-websocket-accept", accept);
     }
     response
-}
-
-#[allow(clippy::disallowed_methods, reason = "a benchmark is a program of its own, and reads the clock for itself")]
-fn now_us() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(0)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use envforge_testkit::{Postgres, PostgresOptions};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 /// Which core runs what is measured, and which run servers, load and the benchmark itself.
@@ -84,19 +84,10 @@ pub(crate) fn own_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
-/// Processor time of another process so far, all threads that still live, to the nanosecond.
+/// Processor time of another process so far, threads that have ended included, to the nanosecond.
 pub(crate) fn cpu_of(process: u32) -> Result<Duration> {
-    let mut nanoseconds = 0;
-    for thread in std::fs::read_dir(format!("/proc/{process}/task")).context("the measured process is gone")? {
-        let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-        nanoseconds += text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(0);
-    }
-    if nanoseconds == 0 {
-        bail!(
-            "/proc/{process}/task/*/schedstat shows no processor time: is the kernel built with scheduler statistics?"
-        );
-    }
-    Ok(Duration::from_nanos(nanoseconds))
+    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(process)?)).context("the measured process is gone")?;
+    Ok(clock_gettime(clock).context("its processor time")?.into())
 }
 
 /// Resident memory of a process, in MiB.

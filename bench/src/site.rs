@@ -2,7 +2,9 @@
 //!
 //! It signs in, makes a workspace whose app is this program again, issues links and opens them as a browser does. Not here: what is measured.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ use crate::machine;
 const DEADLINE: Duration = Duration::from_secs(60);
 const DOMAIN: &str = "dev.localhost";
 const EMAIL: &str = "owner@example.org";
+/// The host's traces say when a wake was ordered and when its services were ready.
+const TRACES: [&str; 4] = ["--log", "warn,envforge_runtime=info", "--log-format", "json"];
 /// The label of the workspace's `web`.
 const LABEL: &str = "web--main--acme";
 
@@ -72,9 +76,10 @@ pub(crate) struct Site {
     public_port: u16,
     token: String,
     // Processes end before what they talk to.
-    _processes: Vec<TestProcess>,
-    _nats: Option<NatsServer>,
-    _postgres: Option<Postgres>,
+    processes: Vec<TestProcess>,
+    /// In which of them runtimes run.
+    host: usize,
+    _servers: Option<(NatsServer, Postgres)>,
     _place: TestDir,
 }
 
@@ -86,16 +91,46 @@ impl Site {
         let password_file = password_file(place.path())?;
         let mut command = Command::new(product()?);
         command.args(["dev", "--json", "--owner-email", EMAIL, "--owner-password-file"]).arg(&password_file);
+        command.args(TRACES);
         command.args(["--listen", &loopback(api_port).to_string()]);
         command
             .args(["--gateway-listen", &loopback(gateway_port).to_string(), "--data"])
             .arg(place.path().join("data"));
         let process = start("dev", &command, place.path());
-        Self::furnish(place, api_port, vec![loopback(gateway_port)], gateway_port, vec![process], None, None).await
+        Self::furnish(place, api_port, vec![loopback(gateway_port)], gateway_port, vec![process], 0, None).await
     }
 
     /// A projector, an API, a reactor and so many gateways, each a process.
     pub(crate) async fn cluster(gateways: usize) -> Result<Self> {
+        Self::cluster_of(&["projector", "api", "reactors"], gateways).await
+    }
+
+    /// The same with a process that agents connect to, and one agent, on which runtimes run.
+    pub(crate) async fn cluster_with_agent(gateways: usize) -> Result<Self> {
+        let mut site = Self::cluster_of(&["agents", "projector", "api", "reactors"], gateways).await?;
+        let issued = site.call("POST", "/v1/orgs/acme/hosts", Some(&json!({ "name": "bench" }))).await?;
+        let (token, place) = (site._place.path().join("token"), site._place.path());
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&token)?;
+        file.write_all(issued["token"].as_str().context("an enrolment without a token")?.as_bytes())?;
+        let mut command = Command::new(product()?);
+        command.args(["agent", "--json", "--control-plane", &site.agents()?, "--enrolment-file"]).arg(&token);
+        command.args(TRACES).arg("--data").arg(place.join("agent"));
+        let agent = start("agent", &command, place);
+        site.host = site.processes.len();
+        site.processes.push(agent);
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let hosts = site.call("GET", "/v1/orgs/acme/hosts", None).await?;
+            let mut active = hosts["items"].as_array().into_iter().flatten();
+            if active.any(|host| host["state"] == "active") {
+                return Ok(site);
+            }
+            ensure!(Instant::now() < deadline, "the agent is no host: {hosts}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn cluster_of(roles: &[&str], gateways: usize) -> Result<Self> {
         let place = TestDir::new();
         let (nats, postgres) = (NatsServer::start(), machine::usual_postgres());
         let database_url_file = place.path().join("database-url");
@@ -104,7 +139,7 @@ impl Site {
         let (api_port, public_port) = (free_port(), free_port());
         let command = |verb: &[&str]| {
             let mut command = Command::new(product()?);
-            command.args(verb).args(["--nats", &nats.url(), "--log", "warn", "--database-url-file"]);
+            command.args(verb).args(TRACES).args(["--nats", &nats.url(), "--database-url-file"]);
             command.arg(&database_url_file).arg("--keys").arg(place.path().join("keys"));
             anyhow::Ok(command)
         };
@@ -119,10 +154,11 @@ impl Site {
             command.args(["--gateway-listen", &loopback(gateway_port).to_string()]);
             command.args(["--gateway-url", &format!("http://{DOMAIN}:{public_port}"), "--runtime"]);
             command.arg(place.path().join("runtime")).arg("--allow-local-repositories");
+            command.args(["--agents-listen", &loopback(0).to_string()]);
             processes.push(start(name, &command, place.path()));
             anyhow::Ok(())
         };
-        for role in ["projector", "api", "reactors"] {
+        for role in roles {
             serve(role, role, public_port)?;
         }
         let ports: Vec<u16> = std::iter::once(public_port).chain((1..gateways).map(|_| free_port())).collect();
@@ -130,7 +166,8 @@ impl Site {
             serve("gateway", &format!("gateway-{number}"), *port)?;
         }
         let gateways = ports.into_iter().map(loopback).collect();
-        Self::furnish(place, api_port, gateways, public_port, processes, Some(nats), Some(postgres)).await
+        let host = roles.iter().position(|role| *role == "reactors").context("nobody runs runtimes")?;
+        Self::furnish(place, api_port, gateways, public_port, processes, host, Some((nats, postgres))).await
     }
 
     async fn furnish(
@@ -139,8 +176,8 @@ impl Site {
         gateways: Vec<SocketAddr>,
         public_port: u16,
         processes: Vec<TestProcess>,
-        nats: Option<NatsServer>,
-        postgres: Option<Postgres>,
+        host: usize,
+        servers: Option<(NatsServer, Postgres)>,
     ) -> Result<Self> {
         let repository = repository(place.path())?;
         let mut site = Self {
@@ -148,9 +185,9 @@ impl Site {
             gateways,
             public_port,
             token: String::new(),
-            _processes: processes,
-            _nats: nats,
-            _postgres: postgres,
+            processes,
+            host,
+            _servers: servers,
             _place: place,
         };
         let login = json!({ "email": EMAIL, "password": PASSWORD });
@@ -172,10 +209,15 @@ impl Site {
 
     /// The process that was started first.
     pub(crate) fn process(&self) -> &TestProcess {
-        &self._processes[0]
+        &self.processes[0]
     }
 
-    /// Where agents connect, as the first line of `dev` names it.
+    /// What the process in which runtimes run has traced.
+    pub(crate) fn host_traces(&self) -> String {
+        self.processes[self.host].stderr()
+    }
+
+    /// Where agents connect, as the first line of the process that was started first names it.
     pub(crate) fn agents(&self) -> Result<String> {
         let out = self.process().stdout();
         let line: Value = serde_json::from_str(out.lines().next().context("no first line")?)?;

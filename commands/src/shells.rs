@@ -2,7 +2,7 @@
 
 use envforge_domain::access::Permit;
 use envforge_domain::commit::StreamId;
-use envforge_domain::ids::{SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::project::Repository;
 use envforge_domain::shell::{Shell, ShellCommand, ShellEnd, ShellGit, ShellKind, ShellTerms};
 use envforge_domain::workspace::Branch;
@@ -18,6 +18,8 @@ pub struct NewShell {
     pub user: UserId,
     pub session: SessionId,
     pub kind: ShellKind,
+    /// Where it is going to be.
+    pub host: HostId,
 }
 
 /// A shell that the log knows of, with where its code comes from.
@@ -37,7 +39,7 @@ pub async fn connect(
     context: &Context,
     new: NewShell,
 ) -> Result<Connected, CommandError> {
-    let NewShell { workspace, user, session, kind } = new;
+    let NewShell { workspace, user, session, kind, host } = new;
     let active = active_workspace(commands, permit, workspace).await?;
     let seen = secrets::seen(commands, permit.org(), active.project, workspace).await?;
     let view = seen.view(context.now);
@@ -48,8 +50,8 @@ pub async fn connect(
     });
     let given = git.as_ref().and_then(|git| git.given.clone().ok());
     let shell = ShellId::from_uuid(context.new_id());
-    let terms =
-        ShellTerms { shell, project: active.project, workspace, user, session, kind, git: given, at: context.now };
+    let (project, host, at) = (active.project, Some(host), context.now);
+    let terms = ShellTerms { shell, project, workspace, user, session, kind, host, git: given, at };
     let stream = StreamId::shell(permit.org(), shell);
     let done = commands.execute::<Shell>(permit, context, &stream, &ShellCommand::Connect { terms }).await?;
     Ok(Connected { shell, repository: seen.repository, branch: active.branch, git, done })

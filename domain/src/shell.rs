@@ -5,9 +5,9 @@
 
 use crate::access::{Action, Resource};
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
-use crate::commit::StreamKind;
+use crate::commit::{StreamKind, Surface};
 use crate::event::Event;
-use crate::ids::{OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use crate::ids::{HostId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use crate::project::{GitCredential, Repository};
 use crate::secrets::{ConsumedSecret, RefusedSecret};
 use crate::time::{Millis, UnixMillis};
@@ -153,6 +153,9 @@ pub struct ShellOrder {
     pub project: ProjectId,
     pub workspace: WorkspaceId,
     pub user: UserId,
+    /// The sign-in on which it stands; what lasts is held to it.
+    pub session: SessionId,
+    pub surface: Surface,
     pub repository: Repository,
     pub branch: Branch,
     /// What git is given, by reference.
@@ -238,10 +241,10 @@ pub struct LogPlace {
 /// Why a host opened no shell. Nothing runs then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShellFailure {
-    #[error(
-        "the host of this workspace is another process than this API's; shells there come with the agent's channel"
-    )]
+    #[error("no host of this workspace is connected to this API's process")]
     HostElsewhere,
+    #[error("the host on which this workspace lies is out of reach; its files are there and nowhere else")]
+    OutOfReach,
     #[error("too many shells are open {place}: at most {max}", place = if *.of_workspace { "in this workspace" } else { "on this host" })]
     TooMany { max: usize, of_workspace: bool },
     #[error("the repository could not be cloned: {reason}")]
@@ -264,9 +267,22 @@ pub struct ShellTerms {
     pub user: UserId,
     pub session: SessionId,
     pub kind: ShellKind,
+    /// Where it is; `None` of those of former times, which were on the control plane's own machine.
+    pub host: Option<HostId>,
     /// The version that git is given, for the first clone and, where the project says so, inside.
     pub git: Option<ConsumedSecret>,
     pub at: UnixMillis,
+}
+
+/// Somebody's shells that outlive their connections, and one of the sign-ins on which they stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastingShell {
+    pub org: OrgId,
+    pub project: ProjectId,
+    pub workspace: WorkspaceId,
+    pub user: UserId,
+    pub session: SessionId,
+    pub surface: Surface,
 }
 
 /// How a shell, or a job's run, ended.

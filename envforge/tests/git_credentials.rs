@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use envforge_domain::ids::{OrgId, ProjectId, ShellId, UserId, WorkspaceId};
+use envforge_domain::commit::Surface;
+use envforge_domain::ids::{OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
-use envforge_domain::project::{GitCredential, Repository};
+use envforge_domain::project::Repository;
 use envforge_domain::secret::Secret;
-use envforge_domain::secrets::{ConsumedSecret, SecretConsumer, SecretOwner};
-use envforge_domain::shell::{ShellFailure, ShellGit, ShellOrder, ShellOutput, ShellWhat};
+use envforge_domain::shell::{ShellFailure, ShellOrder, ShellOutput, ShellWhat};
 use envforge_domain::time::Millis;
 use envforge_domain::workspace::Branch;
-use envforge_runtime::{CheckoutFailure, Config, GitLogin, LocalHost, OpenShell, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{CheckoutFailure, Config, GitLogin, LocalHost, OpenShell, ShellLogin, Stage, WakeFailure, WakeOrder};
 use envforge_testkit::{GitServer, TestDir};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -34,10 +34,6 @@ struct Machine {
 
 fn workspace() -> WorkspaceId {
     WorkspaceId::from_uuid(Uuid::from_u128(1))
-}
-
-fn project() -> ProjectId {
-    ProjectId::from_uuid(Uuid::from_u128(3))
 }
 
 fn run(directory: &Path, arguments: &[&str]) {
@@ -110,33 +106,21 @@ impl Machine {
     }
 
     async fn try_shell(&self, script: &str, login: Option<GitLogin>) -> Result<OpenShell, ShellFailure> {
-        let git = login.is_some().then(|| ShellGit {
-            credential: GitCredential {
-                secret: "GIT_TOKEN".parse().unwrap(),
-                username: USER.to_owned(),
-                in_shells: true,
-            },
-            given: Ok(ConsumedSecret {
-                consumer: SecretConsumer::Git,
-                name: "GIT_TOKEN".parse().unwrap(),
-                owner: SecretOwner::Project(project()),
-                generation: 0,
-                version: 1,
-            }),
-            expires_at: None,
-        });
         let order = ShellOrder {
             shell: ShellId::from_uuid(Uuid::now_v7()),
             org: OrgId::from_uuid(Uuid::from_u128(2)),
-            project: project(),
+            project: ProjectId::from_uuid(Uuid::from_u128(3)),
             workspace: workspace(),
             user: UserId::from_uuid(Uuid::from_u128(4)),
+            session: SessionId::from_uuid(Uuid::from_u128(5)),
+            surface: Surface::Cli,
             repository: Repository::parse(&self.server.url("localhost", "orders")).unwrap(),
             branch: Branch::parse("main").unwrap(),
-            git,
+            // Its value comes beside the order.
+            git: None,
             what: ShellWhat::Command { words: ["/bin/sh", "-c", script].map(str::to_owned).to_vec() },
         };
-        self.host.open_shell(order, login).await
+        self.host.open_shell(order, login.map(|login| ShellLogin { login, inside: true })).await
     }
 
     /// What a script writes in a shell, and its exit status.

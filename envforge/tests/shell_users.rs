@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use envforge_domain::ids::{OrgId, ProjectId, ShellId, UserId, WorkspaceId};
+use envforge_domain::commit::Surface;
+use envforge_domain::ids::{OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::project::Repository;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
 use envforge_domain::workspace::Branch;
@@ -78,6 +79,8 @@ impl Machine {
             project: ProjectId::from_uuid(Uuid::from_u128(3)),
             workspace: workspace(),
             user: UserId::from_uuid(Uuid::from_u128(4)),
+            session: SessionId::from_uuid(Uuid::from_u128(5)),
+            surface: Surface::Cli,
             repository: Repository::parse(self.repository().to_str().unwrap()).unwrap(),
             branch: Branch::parse("main").unwrap(),
             git: None,

@@ -184,6 +184,8 @@ impl Waker {
                     }
                     false
                 }
+                // What it led to has shown, and is over again.
+                Asked::Accepted if runtime.epoch > ask.epoch => false,
                 Asked::Accepted => age < ACCEPTED_SHOWS_WITHIN,
                 // The team may have raised the cap meanwhile.
                 Asked::Refused(_) => age < REFUSED_AGAIN_AFTER,

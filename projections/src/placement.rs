@@ -14,6 +14,7 @@ use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent}
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
 use envforge_domain::machine::{MachineEvent, MachinePurpose};
 use envforge_domain::runtime::RuntimeEvent;
+use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
 use envforge_domain::time::UnixMillis;
 use parking_lot::RwLock;
@@ -32,7 +33,8 @@ struct Inner {
     expected: AHashMap<HostId, ExpectedHost>,
     hosts_of: AHashMap<OrgId, AHashSet<HostId>>,
     placed_on: AHashMap<WorkspaceId, HostId>,
-    /// The host that carried out the last wake; the workspace's data lies there also while it sleeps.
+    /// The host that carried out the last wake or opened the last shell, but for those that are for shells alone; the workspace's data
+    /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
     /// Hosts on machines that were launched for shells: no runtime goes there.
     for_shells: AHashSet<HostId>,
@@ -162,9 +164,19 @@ impl PlacementView {
         self.inner.read().placed_on.get(&workspace).copied()
     }
 
-    /// The host that carried out its last wake.
+    /// The host that carried out its last wake or opened its last shell.
     pub fn last_host_of(&self, workspace: WorkspaceId) -> Option<HostId> {
         self.inner.read().last_on.get(&workspace).copied()
+    }
+
+    /// The active hosts of an organization on which something new may be placed, the oldest first.
+    pub fn open_hosts_of(&self, org: OrgId) -> Vec<HostId> {
+        let inner = self.inner.read();
+        let hosts = inner.hosts_of.get(&org).into_iter().flatten().filter_map(|host| inner.hosts.get(host));
+        let open = hosts.filter(|(host, _)| host.org == org && !host.draining);
+        let mut open: Vec<_> = open.map(|(host, _)| host.host).collect();
+        open.sort_unstable();
+        open
     }
 
     /// Whose host it is; `None` unless it is active.
@@ -216,6 +228,12 @@ impl PlacementView {
                         self.inner.write().last_on.insert(workspace, *host);
                     }
                 }
+                Event::Shell(ShellEvent::Connected { terms }) => {
+                    let mut inner = self.inner.write();
+                    if let Some(host) = terms.host.filter(|host| !inner.for_shells.contains(host)) {
+                        inner.last_on.insert(terms.workspace, host);
+                    }
+                }
                 Event::Organization(_)
                 | Event::User(_)
                 | Event::Project(_)
@@ -227,7 +245,7 @@ impl PlacementView {
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
                 | Event::RootWindow(_)
-                | Event::Shell(_)
+                | Event::Shell(ShellEvent::Disconnected { .. })
                 | Event::JobRun(_)
                 | Event::Secrets(_) => {}
                 Event::Machine(event) => {

@@ -23,6 +23,6 @@ pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
 pub use secret_resolver::SecretResolver;
 pub use shared_world::SharedWorld;
-pub use shell_leftovers::tell_shell_leftovers;
+pub use shell_leftovers::tell_shell_ends;
 pub use timers::Timers;
 pub use world::World;

@@ -133,6 +133,11 @@ impl SharedWorld {
         }
     }
 
+    /// The organization that a machine belongs to, where one has used it.
+    pub fn holder_of(&self, machine: &str) -> Option<OrgId> {
+        self.read().holder_of(machine)
+    }
+
     /// Hears of one organization, or of all.
     pub(crate) fn listen(&self, org: Option<OrgId>) -> Listening {
         let mailbox = Arc::new(Mailbox::default());

@@ -1,61 +1,68 @@
-//! Ends of shells and jobs that nobody could tell: this host was killed while they ran, and its next start ended them.
+//! Ends of shells and jobs that nobody could tell: whoever carried them was killed, or the line to their host was cut.
 //!
-//! Not here: finding and ending them (runtime), and the ends that whoever carries a shell sees (api).
+//! Not here: ending them (runtime, agent), and the ends that whoever carries a shell sees (api).
 
 use std::time::Duration;
 
+use envforge_agent::Host;
 use envforge_commands::{CommandError, Commands, Context, job_runs, shells};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position};
-use envforge_domain::ids::{JobRunId, ShellId};
 use envforge_domain::shell::ShellEnd;
 use envforge_domain::time::SharedClock;
-use envforge_runtime::{LocalHost, ShellPlace};
+use envforge_runtime::{EndedShell, ShellPlace};
 
 use crate::permit::system_permit;
 
 const ATTEMPTS_MAX: u32 = 60;
 
-/// What was left.
-#[derive(Clone, Copy, Debug)]
-enum Left {
-    Shell(ShellId),
-    Job(JobRunId),
-}
-
-/// Tells each once. What could not be told is told by the next start.
-pub async fn tell_shell_leftovers(commands: Commands, host: LocalHost, clock: SharedClock) {
-    let shells = host.shell_leftovers().iter().map(|(shell, place)| (Left::Shell(*shell), *place));
-    let jobs = host.job_leftovers().iter().map(|(run, place)| (Left::Job(*run), *place));
-    let all: Vec<_> = shells.chain(jobs).collect();
-    for (left, place) in all {
-        if !tell(&commands, &clock, left, place).await {
-            continue;
+/// Tells each once: those of this machine's host that an earlier process left behind, and those of an agent's for as long as its
+/// connection lives. What could not be told is told by the next start, or on the next connection.
+pub async fn tell_shell_ends(commands: Commands, host: Host, clock: SharedClock) {
+    match host {
+        Host::Local(host) => {
+            let left = host.untold_ends().borrow().clone();
+            for end in left {
+                if tell(&commands, &clock, end.what, end.place).await
+                    && let Err(error) = host.told(end.what).await
+                {
+                    tracing::warn!(what = ?end.what, %error, "the record of what was left was not removed");
+                }
+            }
         }
-        let forgotten = match left {
-            Left::Shell(shell) => host.forget_shell(shell).await,
-            Left::Job(run) => host.forget_job(run).await,
-        };
-        if let Err(error) = forgotten {
-            tracing::warn!(?left, %error, "the record of what was left was not removed");
+        Host::Remote(host) => {
+            let mut ends = match host.ends().await {
+                Ok(ends) => ends,
+                Err(error) => {
+                    tracing::warn!(%error, "a host does not say which of its shells ended");
+                    return;
+                }
+            };
+            while let Some((what, place)) = ends.next().await {
+                if tell(&commands, &clock, what, place).await && ends.told(what, place).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }
 
-/// `false` where the log did not answer.
-async fn tell(commands: &Commands, clock: &SharedClock, left: Left, place: ShellPlace) -> bool {
+/// `false` where the log did not answer. One that is told already stays as it is.
+async fn tell(commands: &Commands, clock: &SharedClock, what: EndedShell, place: ShellPlace) -> bool {
     let ShellPlace { org, project, workspace } = place;
     let resource = Resource::Workspace { org, project, workspace };
-    let action = match left {
-        Left::Shell(_) => Action::ShellReport,
-        Left::Job(_) => Action::JobReport,
+    let action = match what {
+        EndedShell::Shell(_) => Action::ShellReport,
+        EndedShell::Job(_) => Action::JobReport,
     };
     let (context, component) = (Context::new(clock.now()), Component::RuntimeReactor);
     for attempt in 0..ATTEMPTS_MAX {
         let Ok(permit) = system_permit(component, action, resource, Position::START, clock.now()) else { return false };
-        let told = match left {
-            Left::Shell(shell) => shells::disconnect(commands, &permit, &context, shell, ShellEnd::Lost, None).await,
-            Left::Job(run) => job_runs::finish(commands, &permit, &context, run, ShellEnd::Lost, None).await,
+        let told = match what {
+            EndedShell::Shell(shell) => {
+                shells::disconnect(commands, &permit, &context, shell, ShellEnd::Lost, None).await
+            }
+            EndedShell::Job(run) => job_runs::finish(commands, &permit, &context, run, ShellEnd::Lost, None).await,
         };
         match told {
             // One that the log does not know was killed before it was said.

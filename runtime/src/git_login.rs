@@ -44,6 +44,14 @@ pub struct GitLogin {
     pub valid_for: Option<Millis>,
 }
 
+/// What git is given for a shell.
+#[derive(Clone)]
+pub struct ShellLogin {
+    pub login: GitLogin,
+    /// Not for the first clone alone: for as long as the shell is open.
+    pub inside: bool,
+}
+
 /// The one repository that a login is for, as git names it in its questions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scope {

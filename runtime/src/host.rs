@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envforge_domain::ids::{JobRunId, RootWindowId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::root_window::RootOutcome;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 use futures_util::future::join_all;
@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::failure::{OpenError, OutputError, SleepFailure, WakeFailure};
-use crate::git_login::GitLogin;
+use crate::git_login::ShellLogin;
 use crate::kept::{self, Kept};
 use crate::order::{Awake, Stage, WakeOrder};
 use crate::output::{self, private_directory};
@@ -32,7 +32,7 @@ use crate::process::{self, Family, KILL_PATIENCE, Survivors};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
 use crate::root::{self, RootRuns, TakenRoot};
-use crate::shell::{self, OpenShell, ShellPlace, Shells};
+use crate::shell::{self, EndedShell, OpenShell, Shells, UntoldEnd};
 use crate::unix_user::UnixUsers;
 use crate::wake::{Host, Runtimes};
 use crate::workspace::{Message, Started, Workspace};
@@ -136,12 +136,10 @@ impl LocalHost {
                         match Kept::find(&runtimes, workspace, epoch, marker.clone(), keeper, known.clone()).await {
                             Ok(one) => {
                                 tracing::info!(%workspace, epoch, "a runtime of an earlier process goes on");
-                                let jobs =
-                                    shells.job_leftovers().iter().filter(|(_, place)| place.workspace == workspace);
-                                for (run, _) in jobs {
+                                for run in shells.jobs_left_in(workspace) {
                                     // Nobody reads any more what it says.
                                     let job =
-                                        Family::of_service(marker.clone(), &shell::name_of_job(*run), known.clone());
+                                        Family::of_service(marker.clone(), &shell::name_of_job(run), known.clone());
                                     job.end(LEFTOVER_GRACE).await.map_err(survivors)?;
                                 }
                                 found.push((workspace, (epoch, one)));
@@ -181,11 +179,17 @@ impl LocalHost {
     /// # Errors
     /// See [`WakeFailure`]; nothing of the wake is left running.
     pub async fn wake(&self, order: WakeOrder, stages: watch::Sender<Stage>) -> Result<Awake, WakeFailure> {
-        let actor = self.actor(order.workspace).ok_or(WakeFailure::ShuttingDown)?;
+        let (workspace, epoch) = (order.workspace, order.epoch);
+        tracing::info!(%workspace, epoch, "a wake is ordered");
+        let actor = self.actor(workspace).ok_or(WakeFailure::ShuttingDown)?;
         let (reply, answer) = oneshot::channel();
         let message = Message::Wake { order: Box::new(order), stages, reply };
         actor.messages.send(message).await.map_err(|_| WakeFailure::ShuttingDown)?;
-        answer.await.unwrap_or(Err(WakeFailure::ShuttingDown))
+        let woken = answer.await.unwrap_or(Err(WakeFailure::ShuttingDown));
+        if woken.is_ok() {
+            tracing::info!(%workspace, epoch, "a runtime is ready");
+        }
+        woken
     }
 
     /// Runs `on_sleep` (bounded), then ends every process: SIGTERM, and SIGKILL after the grace. Cancels a wake that is
@@ -349,12 +353,12 @@ impl LocalHost {
         self.0.host.root.forget(window).await
     }
 
-    /// Opens a shell in a workspace, whatever its runtime does. The workspace's clone is made where there is none. `login`: the value
-    /// of `order.git`, for that clone and, where the project says so, for git inside.
+    /// Opens a shell in a workspace, whatever its runtime does. The workspace's clone is made where there is none. `login`: what git
+    /// is given for that clone and, where the project says so, inside.
     ///
     /// # Errors
     /// See [`ShellFailure`]; nothing runs then.
-    pub async fn open_shell(&self, order: ShellOrder, login: Option<GitLogin>) -> Result<OpenShell, ShellFailure> {
+    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
         shell::open(Arc::clone(&self.0.host), order, login).await
     }
 
@@ -363,12 +367,30 @@ impl LocalHost {
         self.0.host.shells.end_of(workspace, user).await;
     }
 
-    /// Shells that an earlier process of this host had opened, and which were ended when this one was opened.
-    pub fn shell_leftovers(&self) -> &[(ShellId, ShellPlace)] {
-        self.0.host.shells.leftovers()
+    /// What lasts here beyond connections, with each sign-in that attached to it.
+    pub async fn lasting_shells(&self) -> Vec<LastingShell> {
+        self.0.host.shells.lasting().await
     }
 
-    /// Runs a job where the runtime is up. `secrets`: the values of `order.secrets`, by name.
+    /// Keeps the end of each shell and job until [`LocalHost::told`]: for a host whose control plane may be gone when it ends.
+    pub fn keep_ends(&self) {
+        self.0.host.shells.keep_ends();
+    }
+
+    /// Ends of shells and jobs that the log may not know: of an earlier process of this host, and those that are kept.
+    pub fn untold_ends(&self) -> watch::Receiver<Vec<UntoldEnd>> {
+        self.0.host.shells.untold()
+    }
+
+    /// An end stands in the log: nothing of it has to be found or told again.
+    ///
+    /// # Errors
+    /// Where the record cannot be removed; the next start then tells it again, which changes nothing.
+    pub async fn told(&self, what: EndedShell) -> io::Result<()> {
+        self.0.host.shells.told(what).await
+    }
+
+    /// Runs a job where the runtime is up. `secrets`: what it is given, by name.
     ///
     /// # Errors
     /// See [`ShellFailure`]; nothing runs then.
@@ -380,27 +402,6 @@ impl LocalHost {
         shell::run_job(Arc::clone(&self.0.host), order, secrets, place).await
     }
 
-    /// Jobs that an earlier process of this host ran, and which are no more.
-    pub fn job_leftovers(&self) -> &[(JobRunId, ShellPlace)] {
-        self.0.host.shells.job_leftovers()
-    }
-
-    /// The end of a job stands in the log: nothing of it has to be told again.
-    ///
-    /// # Errors
-    /// Where the record cannot be removed; the next start then tells it again, which changes nothing.
-    pub async fn forget_job(&self, run: JobRunId) -> io::Result<()> {
-        self.0.host.shells.forget_job(run).await
-    }
-
-    /// The end of a shell stands in the log: nothing of it has to be found again.
-    ///
-    /// # Errors
-    /// Where the record cannot be removed; the next start then looks for what is no more.
-    pub async fn forget_shell(&self, shell: ShellId) -> io::Result<()> {
-        self.0.host.shells.forget(shell).await
-    }
-
     /// Ends everything that this host started, `on_sleep` included, and refuses what comes after.
     pub async fn shutdown(&self) {
         self.close(|reply| Message::Shutdown { reply }).await;
@@ -410,6 +411,11 @@ impl LocalHost {
     /// state directory takes it over. What no keeper holds is ended.
     pub async fn leave(&self) {
         self.close(|reply| Message::Leave { reply }).await;
+    }
+
+    /// Ends shells and jobs, and begins no more: while somebody can still be told how they ended.
+    pub async fn end_shells(&self) {
+        self.0.host.shells.shut_down().await;
     }
 
     async fn close(&self, message: fn(oneshot::Sender<()>) -> Message) {

@@ -46,7 +46,7 @@ mod workspace;
 
 pub use config::{Config, InvalidConfig};
 pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFailure};
-pub use git_login::GitLogin;
+pub use git_login::{GitLogin, ShellLogin};
 pub use host::{Leftover, LocalHost};
 pub use keeper::keeper_main;
 pub use machines::{Instance, InstanceState, InstanceTags, LaunchOrder, LaunchToken, MachineProvider, ProviderError};
@@ -54,6 +54,6 @@ pub use order::{Awake, Stage, WakeOrder};
 pub use report::{Report, Reports};
 pub use root::{RanRoot, RootOrder, TakenRoot};
 pub use root_guard::guard_main;
-pub use shell::{OpenShell, ShellPlace};
+pub use shell::{EndedShell, OpenShell, ShellPlace, UntoldEnd};
 pub use terminal::shell_main;
 pub use unix_user::{NoUsers, UnixUser, UnixUsers, UserBlock};

@@ -12,25 +12,30 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use envforge_domain::ids::{JobRunId, OrgId, ProjectId, ShellId, UserId, WorkspaceId};
+use envforge_domain::commit::Surface;
+use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
+use envforge_domain::shell::{
+    LastingShell, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
+};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::checkout::Checkout;
-use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
+use crate::environment::{Environment, is_name, is_reserved, MARKER_VARIABLE, SERVICE_VARIABLE};
 use crate::failure::{CheckoutFailure, OpenError};
-use crate::git_login::{Asker, GitLogin, LoginSocket};
+use crate::git_login::{Asker, GitLogin, LoginSocket, ShellLogin};
 use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
@@ -66,9 +71,9 @@ pub(crate) struct Shells {
     stop: CancellationToken,
     tasks: TaskTracker,
     jobs: Records<JobRunId, JobRecord>,
-    /// Shells that an earlier process of this host had opened, and jobs that it ran.
-    leftovers: Vec<(ShellId, ShellPlace)>,
-    job_leftovers: Vec<(JobRunId, ShellPlace)>,
+    /// What has ended and must still be told: of an earlier process of this host, and of this one where `keeps_ends` is set.
+    untold: watch::Sender<Vec<UntoldEnd>>,
+    keeps_ends: AtomicBool,
 }
 
 /// What must be found again.
@@ -116,10 +121,30 @@ pub struct ShellPlace {
     pub workspace: WorkspaceId,
 }
 
+/// What has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedShell {
+    Shell(ShellId),
+    Job(JobRunId),
+}
+
+/// An end that the log may not know yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UntoldEnd {
+    pub what: EndedShell,
+    pub place: ShellPlace,
+    /// Of an earlier process: when this one began.
+    pub since: Instant,
+}
+
 /// What somebody leaves running in a workspace: a tmux server, and what was started over SSH.
 struct Lasting {
     marker: Marker,
     key: ShellId,
+    org: OrgId,
+    project: ProjectId,
+    /// The sign-ins that attached to it.
+    attached: Vec<(SessionId, Surface)>,
 }
 
 /// A job that ran when this host was killed has no process of its own to be found: the runtime's marker finds it. This says of
@@ -163,7 +188,8 @@ impl Shells {
         let state = |source| OpenError::State { path: directory.clone(), source };
         private_directory(&directory).map_err(state)?;
         let records: Records<ShellId, ShellRecord> = Records::in_directory(directory.clone());
-        let mut leftovers = Vec::new();
+        let since = Instant::now();
+        let mut untold = Vec::new();
         for (shell, record) in records.read_all()? {
             let groups = if record.boot == boot { record.groups } else { Vec::new() };
             let family = Family { marker: record.marker, groups, service: None, children_of: None, users: None };
@@ -174,7 +200,7 @@ impl Shells {
             match record.opened.as_ref().and_then(RecordedPlace::read) {
                 Some(place) => {
                     tracing::warn!(%shell, "a shell that an earlier process left behind was ended");
-                    leftovers.push((shell, place));
+                    untold.push(UntoldEnd { what: EndedShell::Shell(shell), place, since });
                 }
                 None => records.remove(shell).map_err(state)?,
             }
@@ -182,8 +208,10 @@ impl Shells {
         let directory = state_dir.join("jobs");
         private_directory(&directory).map_err(state)?;
         let jobs: Records<JobRunId, JobRecord> = Records::in_directory(directory.clone());
-        let read = jobs.read_all()?.into_iter();
-        let job_leftovers = read.filter_map(|(run, record)| Some((run, record.place.read()?))).collect();
+        let ended = |(run, record): (JobRunId, JobRecord)| {
+            Some(UntoldEnd { what: EndedShell::Job(run), place: record.place.read()?, since })
+        };
+        untold.extend(jobs.read_all()?.into_iter().filter_map(ended));
         Ok(Self {
             records,
             open: Mutex::default(),
@@ -194,8 +222,8 @@ impl Shells {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             jobs,
-            leftovers,
-            job_leftovers,
+            untold: watch::channel(untold).0,
+            keeps_ends: AtomicBool::new(false),
         })
     }
 
@@ -224,22 +252,54 @@ impl Shells {
         Ok(socket)
     }
 
-    pub(crate) fn leftovers(&self) -> &[(ShellId, ShellPlace)] {
-        &self.leftovers
+    /// From here on each end is kept until somebody says that it was told.
+    pub(crate) fn keep_ends(&self) {
+        self.keeps_ends.store(true, Ordering::Release);
     }
 
-    pub(crate) fn job_leftovers(&self) -> &[(JobRunId, ShellPlace)] {
-        &self.job_leftovers
+    pub(crate) fn untold(&self) -> watch::Receiver<Vec<UntoldEnd>> {
+        self.untold.subscribe()
+    }
+
+    /// Jobs of a workspace that an earlier process ran.
+    pub(crate) fn jobs_left_in(&self, workspace: WorkspaceId) -> Vec<JobRunId> {
+        let job = |end: &UntoldEnd| match end.what {
+            EndedShell::Job(run) if end.place.workspace == workspace => Some(run),
+            EndedShell::Job(_) | EndedShell::Shell(_) => None,
+        };
+        self.untold.borrow().iter().filter_map(job).collect()
+    }
+
+    /// Something has ended in order: whoever carried it tells.
+    async fn ended(&self, what: EndedShell, place: ShellPlace) {
+        if self.keeps_ends.load(Ordering::Acquire) {
+            self.untold.send_modify(|untold| untold.push(UntoldEnd { what, place, since: Instant::now() }));
+        } else if let Err(error) = self.told(what).await {
+            tracing::warn!(?what, %error, "the record of a shell was not removed");
+        }
     }
 
     /// Nothing of it has to be told any more.
-    pub(crate) async fn forget_job(&self, run: JobRunId) -> io::Result<()> {
+    pub(crate) async fn told(&self, what: EndedShell) -> io::Result<()> {
+        match what {
+            EndedShell::Shell(shell) => self.forget(shell).await?,
+            EndedShell::Job(run) => self.forget_job(run).await?,
+        }
+        self.untold.send_if_modified(|untold| {
+            let before = untold.len();
+            untold.retain(|end| end.what != what);
+            untold.len() < before
+        });
+        Ok(())
+    }
+
+    async fn forget_job(&self, run: JobRunId) -> io::Result<()> {
         let jobs = self.jobs.clone();
         blocking(move || jobs.remove(run)).await
     }
 
     /// Nothing of it has to be found again.
-    pub(crate) async fn forget(&self, shell: ShellId) -> io::Result<()> {
+    async fn forget(&self, shell: ShellId) -> io::Result<()> {
         let records = self.records.clone();
         blocking(move || records.remove(shell)).await
     }
@@ -262,6 +322,25 @@ impl Shells {
         } else if let Err(error) = self.forget(lasting.key).await {
             tracing::warn!(%error, "the record of a lasting shell was not removed");
         }
+    }
+
+    /// What lasts here, with each sign-in that attached to it.
+    pub(crate) async fn lasting(&self) -> Vec<LastingShell> {
+        let all = self.lasting.lock().await;
+        let of = |((workspace, user), lasting): (&(WorkspaceId, UserId), &Lasting)| {
+            let (workspace, user, org, project) = (*workspace, *user, lasting.org, lasting.project);
+            let attached = lasting.attached.iter();
+            let shells = attached.map(move |&(session, surface)| LastingShell {
+                org,
+                project,
+                workspace,
+                user,
+                session,
+                surface,
+            });
+            shells.collect::<Vec<_>>()
+        };
+        all.iter().flat_map(of).collect()
     }
 
     /// Ends what lasts of somebody in a workspace.
@@ -302,42 +381,48 @@ fn sockets(state_dir: &Path, users: bool) -> io::Result<PathBuf> {
 }
 
 /// Opens a shell. INVARIANT: its marker is on disk before the first process that carries it starts.
-/// `login`: what git is given, of `order.git`.
+/// `login`: what git is given.
 pub(crate) async fn open(
     host: Arc<Host>,
     order: ShellOrder,
-    login: Option<GitLogin>,
+    login: Option<ShellLogin>,
 ) -> Result<OpenShell, ShellFailure> {
     let place = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let directories = Directories::of(&host, order.workspace).await.map_err(|error| not_started(&error))?;
-    clone(&host, &order, &directories, login.as_ref()).await?;
-    let git = match login.filter(|_| order.git.as_ref().is_some_and(|git| git.credential.in_shells)) {
+    let opening = Opening { host: Arc::clone(&host), order, helper, directories, git: None };
+    let record = opening.record().await.map_err(|error| not_started(&error))?;
+    let ShellOrder { shell, org, project, workspace, .. } = opening.order;
+    let recorded = Recorded { host: Arc::clone(&host), shell, place: ShellPlace { org, project, workspace } };
+    clone(&host, &opening.order, &opening.directories, login.as_ref().map(|git| &git.login)).await?;
+    let git = match login.filter(|git| git.inside) {
         None => None,
-        Some(login) => Some(host.shells.login_inside(&order, login, directories.user())?),
+        Some(git) => Some(host.shells.login_inside(&opening.order, git.login, opening.directories.user())?),
     };
-    let opening = Opening { host: Arc::clone(&host), order, helper, directories, git: git.clone() };
+    let opening = Opening { git: git.clone(), ..opening };
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let stop = host.shells.stop.child_token();
-    let record = opening.record().await.map_err(|error| not_started(&error))?;
-    let shell = opening.order.shell;
-    let begun = opening.begin(&record, fed, said, stop).await;
-    match begun {
-        Ok((facts, carrying)) => {
-            host.shells.tasks.clone().spawn(async move {
-                carrying.await;
-                drop((place, git));
-                if let Err(error) = host.shells.forget(shell).await {
-                    tracing::warn!(%shell, %error, "the record of a shell was not removed");
-                }
-            });
-            Ok(OpenShell { facts, input, output })
-        }
-        Err(failure) => {
-            let _ = host.shells.forget(shell).await;
-            Err(failure)
-        }
+    let (facts, carrying) = opening.begin(&record, fed, said, stop).await?;
+    host.shells.tasks.clone().spawn(async move {
+        carrying.await;
+        drop((place, git));
+        drop(recorded);
+    });
+    Ok(OpenShell { facts, input, output })
+}
+
+/// A shell that is written down. Dropped where it is over, however it came to that.
+struct Recorded {
+    host: Arc<Host>,
+    shell: ShellId,
+    place: ShellPlace,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        let (host, what, place) = (Arc::clone(&self.host), EndedShell::Shell(self.shell), self.place);
+        self.host.shells.tasks.spawn(async move { host.shells.ended(what, place).await });
     }
 }
 
@@ -368,7 +453,7 @@ pub(crate) fn name_of_job(run: JobRunId) -> String {
 }
 
 /// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
-/// `secrets`: the values of `order.secrets`, by name; a job that has some runs as a user of its own where services do.
+/// `secrets`: what it is given, by name; a job that has some runs as a user of its own where services do.
 pub(crate) async fn run_job(
     host: Arc<Host>,
     order: JobOrder,
@@ -377,20 +462,21 @@ pub(crate) async fn run_job(
 ) -> Result<OpenShell, ShellFailure> {
     let counted = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
-    let JobOrder { run, org, project, workspace, name: job, command, secrets: declared } = order;
+    let JobOrder { run, org, project, workspace, name: job, command, secrets: _ } = order;
     let JobPlace { directory, mut environment, record } = place;
     let name = name_of_job(run);
     environment.set(SERVICE_VARIABLE, name.as_str());
-    for secret in &declared {
-        let value = secrets.get(secret.name.as_str());
-        let value = value.ok_or_else(|| not_started(&format!("its secret {} has no value here", secret.name)))?;
-        environment.set(secret.name.as_str(), value.expose());
+    for (name, value) in &secrets {
+        if is_reserved(name) || !is_name(name) {
+            return Err(not_started(&"it is given what no secret can be called"));
+        }
+        environment.set(name, value.expose());
     }
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
     let words = ["/bin/sh", "-c", &command].map(str::to_owned);
     let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
-    let user = match (&block, declared.is_empty()) {
+    let user = match (&block, secrets.is_empty()) {
         (Some(_), false) => {
             let (user, home) = job_user(&host, workspace, job).await.map_err(|error| not_started(&error))?;
             environment.set("HOME", home.to_string_lossy());
@@ -420,9 +506,7 @@ pub(crate) async fn run_job(
     host.shells.tasks.clone().spawn(async move {
         carrying.await;
         drop(counted);
-        if let Err(error) = host.shells.forget_job(run).await {
-            tracing::warn!(%run, %error, "the record of a job was not removed");
-        }
+        host.shells.ended(EndedShell::Job(run), ShellPlace { org, project, workspace }).await;
     });
     Ok(OpenShell { facts: ShellFacts::default(), input, output })
 }
@@ -644,14 +728,18 @@ impl Opening {
 
     /// INVARIANT: it is on disk before the first process that carries it starts.
     async fn lasting_in(&self, all: &mut HashMap<(WorkspaceId, UserId), Lasting>) -> io::Result<Marker> {
-        let whose = (self.order.workspace, self.order.user);
-        if let Some(known) = all.get(&whose) {
+        let ShellOrder { org, project, workspace, user, session, surface, .. } = self.order;
+        let (whose, attaches) = ((workspace, user), (session, surface));
+        if let Some(known) = all.get_mut(&whose) {
+            if !known.attached.contains(&attaches) {
+                known.attached.push(attaches);
+            }
             return Ok(known.marker.clone());
         }
         let (marker, key) = (Marker::random(), ShellId::from_uuid(uuid::Uuid::now_v7()));
         let boot = self.host.boot.clone();
         self.write(key, &ShellRecord { marker: marker.clone(), boot, groups: Vec::new(), opened: None }).await?;
-        all.insert(whose, Lasting { marker: marker.clone(), key });
+        all.insert(whose, Lasting { marker: marker.clone(), key, org, project, attached: vec![attaches] });
         Ok(marker)
     }
 

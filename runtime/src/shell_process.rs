@@ -254,13 +254,10 @@ fn send(group: Option<Pid>, signal: ShellSignal) {
 }
 
 async fn read_terminal(terminal: Arc<Terminal>, output: mpsc::Sender<ShellOutput>, nothing_runs: CancellationToken) {
+    let mut buffer = vec![0; CHUNK_BYTES];
     loop {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        match patient(terminal.read(&mut chunk), &nothing_runs).await {
-            Some(read @ 1..) => chunk.truncate(read),
-            _ => return,
-        }
-        if output.send(ShellOutput::Out(chunk)).await.is_err() {
+        let Some(read @ 1..) = patient(terminal.read(&mut buffer), &nothing_runs).await else { return };
+        if output.send(ShellOutput::Out(buffer[..read].to_vec())).await.is_err() {
             return;
         }
     }

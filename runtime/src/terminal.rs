@@ -55,11 +55,11 @@ impl Terminal {
         Ok(tcsetwinsize(self.0.as_fd(), size)?)
     }
 
-    /// 0 once nobody holds the other end any more.
+    /// Waits until there is something; then as much as there is and fits. 0 once nobody holds the other end any more.
     pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut ready = self.0.readable().await?;
-            match ready.try_io(|terminal| Ok(rustix::io::read(terminal, &mut *buffer)?)) {
+            match ready.try_io(|terminal| Ok(read_all(terminal, buffer)?)) {
                 Ok(Err(error)) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => return Ok(0),
                 Ok(read) => return read,
                 Err(_would_block) => {}
@@ -75,6 +75,21 @@ impl Terminal {
             }
         }
     }
+}
+
+/// The kernel gives at most a page of it at once, whatever waits behind.
+fn read_all(terminal: &impl AsFd, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::read(terminal, &mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            // Nothing more for now, or the end: it comes again when it is asked for.
+            Err(_) if filled > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// Runs words in a session of their own, on a terminal where one is named, by way of `helper`; as somebody else where there is

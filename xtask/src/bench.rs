@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: which benchmarks there are, the peers they need, and on which cores they run.
 //!
-//! The measurements are the package `bench`: a benchmark is a file `bench/src/benches/NAME.rs`, whose first line says what it compares,
-//! run as `envforge-bench NAME --rounds N`. None is listed that does not exist.
+//! The measurements are the package `bench`: a benchmark is a file `bench/src/benches/NAME.rs` (`_` for `-`), whose first line says what it
+//! compares, run as `envforge-bench NAME --rounds N`. None is listed that does not exist.
 
 use crate::tools;
 use crate::workspace::{Workspace, on_path};
@@ -79,7 +79,7 @@ fn benches(workspace: &Workspace) -> Result<BTreeMap<String, String>> {
     }
     for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
-        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().replace('_', "-");
         if path.extension().is_some_and(|extension| extension == "rs") && name != "mod" {
             let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let what = text.lines().next().unwrap_or_default().trim_start_matches("//!").trim().to_owned();

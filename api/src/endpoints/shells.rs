@@ -13,9 +13,9 @@ use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use envforge_commands::{CommandError, Commands, Context, Done, job_runs, runtimes, shells};
-use envforge_domain::access::Action;
+use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Surface};
-use envforge_domain::ids::{JobRunId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{JobRunId, OrgId, ShellId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::{
     ACTIVITY_INTERVAL, JOB_RUN_MAX, SHELL_CHARS_MAX, SHELL_OPEN_MAX, SHELL_WORDS_MAX, SHELLS_OF_PERSON_MAX,
@@ -23,7 +23,9 @@ use envforge_domain::limits::{
 };
 use envforge_domain::manifest::Job;
 use envforge_domain::runtime::{ActivitySource, RuntimeCommand, WakeCause};
-use envforge_domain::shell::{LogChunk, LogPlace, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize};
+use envforge_domain::shell::{
+    LastingShell, LogChunk, LogPlace, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize,
+};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::SharedClock;
 use envforge_projections::gateway_view::RuntimePhase;
@@ -67,7 +69,8 @@ pub(crate) struct ShellEndpoints {
 }
 
 /// On which sign-ins stands what somebody left running in a workspace.
-type Lasting = HashMap<(WorkspaceId, UserId), Vec<Ground>>;
+/// INVARIANT: the organization belongs to the key: a host names workspaces as it likes, but only as its own organization's.
+type Lasting = HashMap<(OrgId, WorkspaceId, UserId), Vec<Ground>>;
 
 has_access!(ShellEndpoints);
 
@@ -144,6 +147,7 @@ impl From<ShellFailure> for Problem {
         let detail = format!("{failure}.");
         match failure {
             ShellFailure::HostElsewhere => Self::new("host_elsewhere", detail),
+            ShellFailure::OutOfReach => Self::new("host_out_of_reach", detail).retry_after_s(5),
             ShellFailure::TooMany { max, .. } => Self::new("too_many_shells", detail).with("max", max),
             ShellFailure::Checkout { .. } => Self::new("checkout_failed", detail),
             ShellFailure::ClientKey => Self::value("client_key", failure),
@@ -239,8 +243,13 @@ async fn logs(
     let host = state.host()?;
     let open = state.open.open(caller.user)?;
     let lines = usize::try_from(lines).unwrap_or(usize::MAX);
-    let tail = host.host().tail(workspace_of(&ground)?, service.clone(), lines).await;
-    let tail = tail.map_err(|error| Problem::internal(error.to_string()))?;
+    let (org, workspace) = (ground.resource.org(), workspace_of(&ground)?);
+    host.host().place(org, workspace)?;
+    let tail = host.host().tail(org, workspace, service.clone(), lines).await;
+    let tail = tail.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotConnected => ShellFailure::OutOfReach.into(),
+        _ => Problem::internal(error.to_string()),
+    })?;
     let chunk = match (tail, query.follow) {
         (Some(chunk), _) => chunk,
         (None, true) => LogChunk::default(),
@@ -283,7 +292,15 @@ impl Following {
                 return Ok(None);
             }
             let Some(host) = &self.state.host else { return Ok(None) };
-            let LogChunk { bytes, next, gap } = host.host().more(workspace, self.service.clone(), self.place).await?;
+            let org = self.ground.resource.org();
+            let more = host.host().more(org, workspace, self.service.clone(), self.place).await;
+            let LogChunk { bytes, next, gap } = match more {
+                // It comes back, and with it what was written meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
+                    LogChunk { next: self.place, ..LogChunk::default() }
+                }
+                more => more?,
+            };
             self.place = next;
             if gap {
                 return Ok(Some(Bytes::from([&b"\n[some output was rotated away]\n"[..], &bytes].concat())));
@@ -320,7 +337,7 @@ impl ShellEndpoints {
         config: &Config,
         stop: &CancellationToken,
     ) -> Self {
-        Self {
+        let endpoints = Self {
             access: access.clone(),
             commands: commands.clone(),
             clock: Arc::clone(clock),
@@ -328,7 +345,11 @@ impl ShellEndpoints {
             open: Streams::of(config.shells_max, SHELLS_OF_PERSON_MAX, ("too_many_shells", "shells, jobs and logs")),
             lasting: Arc::default(),
             stop: stop.clone(),
+        };
+        if endpoints.host.is_some() {
+            tokio::spawn(endpoints.clone().hold_found());
         }
+        endpoints
     }
 
     fn host(&self) -> Result<&Shells, Problem> {
@@ -389,7 +410,9 @@ impl ShellEndpoints {
         let what = ShellWhat::try_from(order)?;
         let (caller, workspace) = (ground.caller_now(), workspace_of(ground)?);
         let session = caller.session_id()?;
-        let new = shells::NewShell { workspace, user: caller.user, session, kind: what.kind() };
+        let host = self.host()?.host();
+        let place = host.place(ground.resource.org(), workspace)?;
+        let new = shells::NewShell { workspace, user: caller.user, session, kind: what.kind(), host: place };
         let context = self.context(ground);
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
         let connected = act!(self.access, &caller, permit, shells::connect(&self.commands, permit, &context, new));
@@ -401,12 +424,14 @@ impl ShellEndpoints {
             project,
             workspace,
             user: caller.user,
+            session,
+            surface: caller.surface,
             repository: connected.repository,
             branch: connected.branch,
             git: connected.git,
             what,
         };
-        match self.host()?.host().open(order).await {
+        match host.open(place, order).await {
             Ok(open) => {
                 if open.facts.lasting {
                     self.hold_lasting(ground, workspace);
@@ -426,7 +451,7 @@ impl ShellEndpoints {
 
     /// Keeps an eye on the right of whoever leaves something running behind: it ends with the last sign-in that attached to it.
     fn hold_lasting(&self, ground: &Ground, workspace: WorkspaceId) {
-        let key = (workspace, ground.caller.user);
+        let key = (ground.resource.org(), workspace, ground.caller.user);
         let first = {
             let mut lasting = self.lasting.lock();
             let grounds = lasting.entry(key).or_default();
@@ -460,12 +485,29 @@ impl ShellEndpoints {
                 };
                 if over {
                     if let Some(host) = &state.host {
-                        host.host().end_lasting(key.0, key.1).await;
+                        host.host().end_lasting(key.0, key.1, key.2).await;
                     }
                     return;
                 }
             }
         });
+    }
+
+    /// Takes what lasts on hosts from before this process, or from before they were away, and holds it to the right as it is now.
+    async fn hold_found(self) {
+        let Some(host) = self.host.clone() else { return };
+        loop {
+            let Some(found) = self.stop.run_until_cancelled(host.host().found_lasting()).await else { return };
+            let LastingShell { org, project, workspace, user, session, surface } = found;
+            let ground = Ground {
+                access: self.access.clone(),
+                clock: Arc::clone(&self.clock),
+                caller: Caller::recalled(org, user, session, surface, self.clock.now()),
+                action: Action::ShellOpen,
+                resource: Resource::Workspace { org, project, workspace },
+            };
+            self.hold_lasting(&ground, workspace);
+        }
     }
 
     async fn serve_job(self, mut client: Client, ground: Ground, job: Job, order: JobOrder) {
@@ -512,7 +554,7 @@ impl ShellEndpoints {
             return Ok(None);
         }
         let host = self.host()?.host();
-        let commit = host.commit(workspace).ok_or(ShellFailure::HostElsewhere)?;
+        let commit = host.commit(ground.resource.org(), workspace).await.ok_or(ShellFailure::HostElsewhere)?;
         let caller = ground.caller_now();
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
         let context = self.context(ground);
@@ -542,9 +584,8 @@ impl ShellEndpoints {
         let deadline = tokio::time::Instant::now() + 2 * WAKE_DEADLINE.to_duration();
         loop {
             let phase = runtime.borrow_and_update().phase;
-            let here = self.host.as_ref().is_some_and(|host| host.host().commit(workspace).is_some());
             match phase {
-                RuntimePhase::Ready if here => return None,
+                RuntimePhase::Ready if self.is_up_here(ground, workspace).await => return None,
                 RuntimePhase::Failed => return Some(ShellEnd::RuntimeGone),
                 RuntimePhase::Asleep | RuntimePhase::Waking | RuntimePhase::Ready | RuntimePhase::Sleeping => {}
             }
@@ -559,6 +600,11 @@ impl ShellEndpoints {
                 _ = runtime.changed() => {}
             }
         }
+    }
+
+    async fn is_up_here(&self, ground: &Ground, workspace: WorkspaceId) -> bool {
+        let Some(host) = &self.host else { return false };
+        host.host().commit(ground.resource.org(), workspace).await.is_some()
     }
 
     /// A job is use of the runtime for as long as it runs.

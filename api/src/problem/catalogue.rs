@@ -165,7 +165,7 @@ catalogue! {
         "root_review_pending" "A break-glass window was not reviewed yet", "`detail` names it. Somebody else, an owner or admin, reviews it first.";
         "shell_exists" "The shell was opened already", "Nothing was changed.";
         "job_run_exists" "The run was started already", "Nothing was changed.";
-        "host_elsewhere" "The workspace's host is elsewhere", "It is another process than this API's, and shells there come with the agent's channel.";
+        "host_elsewhere" "The workspace's host is elsewhere", "No host of it is connected to this API's process.";
         "checkout_failed" "The repository could not be cloned", "`detail` says why.";
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }
@@ -252,6 +252,7 @@ catalogue! {
     }
     SERVICE_UNAVAILABLE {
         "provider_unavailable" "The identity provider cannot be asked right now", "Nothing was changed. Try again.";
+        "host_out_of_reach" "The workspace's host is out of reach", "Its files lie there and nowhere else. Try again once it is back.";
         "shell_not_started" "The shell could not be started", "`detail` says why.";
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";

@@ -82,7 +82,6 @@ pub(crate) fn run(cores: &Cores, extent: &Extent, verdicts: &mut Verdicts) -> Re
 async fn core_percent(process: u32, turn: Duration) -> Result<f64> {
     let (before, began) = (cpu_of(process)?, Instant::now());
     tokio::time::sleep(turn).await;
-    // Threads that ended meanwhile take what they used along.
     let used = cpu_of(process)?.saturating_sub(before);
     Ok(used.as_secs_f64() * 100.0 / began.elapsed().as_secs_f64())
 }

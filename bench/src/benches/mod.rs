@@ -9,12 +9,13 @@ mod replay;
 mod revoke;
 mod shell;
 mod wake;
+mod wake_path;
 
 use envforge_projections::sql::ModelName;
 
 use crate::machine::{self, Cores};
 use crate::verdict::Verdicts;
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// Which benchmark, by its file's name.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -28,6 +29,7 @@ pub(crate) enum Bench {
     Revoke(Extent),
     Shell(Extent),
     Wake(Extent),
+    WakePath(Extent),
 }
 
 /// How much of it.
@@ -51,11 +53,21 @@ pub(crate) struct Extent {
     /// Agents that are connected (`agents`).
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) agents: u32,
+    /// Wakes of each installation (`wake-path`).
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) wakes: u32,
+    /// One installation alone (`wake-path`): dev, nats or agent.
+    #[arg(long, value_parser = ["dev", "nats", "agent"])]
+    pub(crate) site: Option<String>,
 }
 
 impl Extent {
     pub(crate) fn turn(&self) -> std::time::Duration {
         std::time::Duration::from_secs_f64(self.seconds.clamp(0.2, 60.0))
+    }
+
+    fn measures(&self, site: &str) -> bool {
+        self.site.as_deref().is_none_or(|only| only == site)
     }
 }
 
@@ -73,7 +85,21 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Revoke(extent) => revoke::run(&cores, extent, &mut verdicts),
         Bench::Shell(extent) => shell::run(&cores, extent, &mut verdicts),
         Bench::Wake(extent) => wake::run(&cores, extent, &mut verdicts),
+        Bench::WakePath(extent) => wake_path::run(&cores, extent, &mut verdicts),
     }?;
     verdicts.conclude();
     Ok(())
+}
+
+/// Microseconds since 1970 of an RFC 3339 time in UTC.
+fn instant_us(text: &str) -> Result<u64> {
+    let at: jiff::Timestamp = text.parse().with_context(|| format!("`{text}` is no time"))?;
+    Ok(u64::try_from(at.as_microsecond())?)
+}
+
+/// Microseconds since 1970.
+#[allow(clippy::disallowed_methods, reason = "a benchmark is a program of its own, and reads the clock for itself")]
+pub(crate) fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(0)
 }

@@ -96,7 +96,7 @@ async fn once(site: &Site, visit: &Visit) -> Result<Woken> {
     arrivals.sort_unstable();
     let events = site.events().await?;
     let ready = events.iter().rev().find(|event| is(event, "runtime.ready")).context("no runtime became ready")?;
-    let ready_us = instant_us(ready["time"].as_str().context("an event without a time")?)?;
+    let ready_us = super::instant_us(ready["time"].as_str().context("an event without a time")?)?;
     ensure!(!arrivals.is_empty(), "the app had no request");
     let after = |index: usize| (arrivals[index] as f64 - ready_us as f64) / 1_000.0;
     Ok(Woken {
@@ -115,10 +115,4 @@ fn is(event: &Value, kind: &str) -> bool {
 
 fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| is(event, kind)).count()
-}
-
-/// Microseconds since 1970 of an RFC 3339 time in UTC.
-fn instant_us(text: &str) -> Result<u64> {
-    let at: jiff::Timestamp = text.parse().with_context(|| format!("`{text}` is no time"))?;
-    Ok(u64::try_from(at.as_microsecond())?)
 }

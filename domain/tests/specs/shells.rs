@@ -17,6 +17,7 @@ fn terms() -> ShellTerms {
         user: user(1),
         session: session(1),
         kind: ShellKind::Terminal,
+        host: Some(host(1)),
         git: None,
         at: at(1_000),
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use envforge_agent::{Agent, AgentIdentity, Config, EnrolError, StreamHandler};
+use envforge_agent::{Agent, AgentIdentity, Config, EnrolError};
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::secret::Secret;
 use envforge_domain::time::SharedClock;
@@ -101,9 +101,9 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     };
     let (org, id) = identity.of();
     let config = Config { control_plane: args.control_plane, agent_version: version.to_owned(), clock };
-    // No program of this version takes byte streams.
-    let streams: StreamHandler = Arc::new(|_, _| None);
-    let agent = Agent::new(config, host.clone(), identity, streams);
+    // The control plane may be gone when a shell ends.
+    host.keep_ends();
+    let agent = Agent::new(config, host.clone(), identity, envforge_agent::programs());
     let (stop, ends_runtimes) = (running.stop.clone(), args.end_runtimes_on_stop);
     running.essential.spawn("the agent", async move {
         let connected = CancellationToken::new();
@@ -117,8 +117,10 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
             () = stop.cancelled() => {
                 if ends_runtimes {
                     host.shutdown().await;
-                    tokio::time::sleep(FAREWELL).await;
+                } else {
+                    host.end_shells().await;
                 }
+                tokio::time::sleep(FAREWELL).await;
                 connected.cancel();
                 let ended = working.await?;
                 // Nobody hears any more that something is not up here: what goes on is metered without a gap.

@@ -3,11 +3,10 @@
 //! Owns the way from a connection to a trusted host: what TLS proved is held against the log, here and for as long as the connection
 //! lives. Not here: the connection itself (agent), what reactors do (reactors).
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_agent::{
@@ -21,13 +20,14 @@ use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostSt
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
-use envforge_reactors::{HostMachine, RuntimeReactor, SharedWorld};
+use envforge_reactors::{HostMachine, RuntimeReactor, SharedWorld, tell_shell_ends};
 use envforge_runtime::secret_store::SecretStore;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
+use super::hosts::Hosts;
 use super::running::Running;
 use super::{roles, usable};
 
@@ -75,50 +75,7 @@ struct Desk {
     certificate_lifetime: Millis,
     public_authority: String,
     secret_store: Option<Arc<dyn SecretStore>>,
-    connected: Arc<Connected>,
-}
-
-/// Hosts whose agents are connected to this process, each once.
-#[derive(Default)]
-struct Connected(Mutex<HashMap<HostId, (HostIdentity, CancellationToken)>>);
-
-impl Connected {
-    /// The newer connection is the agent's own: it has given the older one up.
-    fn enter(&self, identity: HostIdentity, closed: &CancellationToken) {
-        let former = self.hosts().insert(identity.host, (identity, closed.clone()));
-        if let Some((_, former)) = former {
-            former.cancel();
-        }
-        self.count();
-    }
-
-    fn leave(&self, identity: HostIdentity, closed: &CancellationToken) {
-        {
-            let mut hosts = self.hosts();
-            // Its successor may stand there already, whose connection is open.
-            if closed.is_cancelled() && hosts.get(&identity.host).is_some_and(|(_, at)| at.is_cancelled()) {
-                hosts.remove(&identity.host);
-            }
-        }
-        self.count();
-    }
-
-    fn count(&self) {
-        metrics::gauge!("envforge_agents_connected").set(self.hosts().len() as f64);
-    }
-
-    fn close(&self, untrusted: impl Fn(&HostIdentity) -> bool) {
-        for (identity, closed) in self.hosts().values() {
-            if untrusted(identity) && !closed.is_cancelled() {
-                tracing::warn!(host = %identity.host, "an agent that is trusted no more is disconnected");
-                closed.cancel();
-            }
-        }
-    }
-
-    fn hosts(&self) -> std::sync::MutexGuard<'_, HashMap<HostId, (HostIdentity, CancellationToken)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    hosts: Hosts,
 }
 
 /// Listens for agents. Answers the address.
@@ -126,6 +83,7 @@ pub(crate) async fn start(
     running: &mut Running,
     plane: &ControlPlane,
     world: &SharedWorld,
+    hosts: &Hosts,
     authority: Arc<Authority>,
     agents: Agents,
 ) -> anyhow::Result<SocketAddr> {
@@ -138,7 +96,7 @@ pub(crate) async fn start(
         certificate_lifetime: agents.certificate_lifetime,
         public_authority: agents.public_authority,
         secret_store: agents.secret_store,
-        connected: Arc::default(),
+        hosts: hosts.clone(),
     };
     let (watching, stop) = (desk.clone(), running.stop.clone());
     running.essential.spawn("trust in agents", async move {
@@ -205,7 +163,7 @@ impl Desk {
                 Some((Err(_), _)) => break,
             }
         }
-        self.connected.close(|_| true);
+        self.hosts.close(|_| true);
         while connections.join_next().await.is_some() {}
     }
 
@@ -334,13 +292,13 @@ impl Desk {
         };
         let (remote, mut session, agent_version) = connection.establish().await?;
         let closed = session.closed().clone();
-        self.connected.enter(identity, &closed);
+        self.hosts.enter(identity, remote.clone(), &closed);
         tracing::info!(host = %identity.host, agent_version, "an agent is connected");
         let machine = HostMachine { key: machine, host: identity.host, capacity, org: Some(identity.org) };
         let reactor = RuntimeReactor::new(
             &self.world,
             self.plane.commands.clone(),
-            Host::Remote(remote),
+            Host::Remote(remote.clone()),
             machine,
             Arc::clone(&self.plane.clock),
             self.public_authority.clone(),
@@ -358,8 +316,10 @@ impl Desk {
             }
             session.closed().cancel();
         };
-        tokio::join!(reacting, listening);
-        self.connected.leave(identity, &closed);
+        let telling = tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
+        let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&remote), telling) });
+        tokio::join!(reacting, listening, beside);
+        self.hosts.leave(identity, &closed);
         tracing::info!(host = %identity.host, "an agent is gone");
         Ok(())
     }
@@ -406,7 +366,7 @@ impl Desk {
         loop {
             tick.tick().await;
             let placement = &self.plane.hot.placement;
-            self.connected
+            self.hosts
                 .close(|identity| placement.enrolment_of(identity.org, identity.host) != Some(identity.enrolment));
         }
     }

@@ -17,8 +17,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use super::control_plane::ControlPlane;
+use super::hosts::Hosts;
 use super::running::Running;
-use super::shells::{GivenSecrets, LocalShells};
+use super::shells::{GivenSecrets, HostShells};
 use super::{secret_store, sweeping};
 use crate::cli::failure::Failure;
 
@@ -41,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) local_repositories: bool,
     /// The agent, where it runs in this process.
     pub(crate) host: Option<LocalHost>,
+    /// The hosts that this process reaches, where it is one that reaches any.
+    pub(crate) hosts: Option<Hosts>,
     /// What whoever adds a host has to know, where there is an authority for agents.
     pub(crate) agents: Option<AgentsAt>,
     /// Where values of secrets go.
@@ -59,7 +62,8 @@ impl Parts {
         config.secrets = self.secret_store.clone().map(secret_store::puts);
         let resolver = self.secret_store.clone().map(SecretResolver::new);
         let secrets = GivenSecrets { resolver, clock: Arc::clone(clock) };
-        config.shells = self.host.clone().map(|host| envforge_api::Shells::new(LocalShells { host, secrets }));
+        config.shells =
+            self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells { hosts, secrets: secrets.clone() }));
         Ok(config)
     }
 }

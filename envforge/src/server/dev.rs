@@ -31,6 +31,7 @@ use super::control_plane::ControlPlane;
 use super::data_dir::DataDir;
 use super::demo::{self, Demo};
 use super::first_password::FirstPassword;
+use super::hosts::Hosts;
 use super::known_log::{KnownLog, Memory};
 use super::provider::{self, ProviderArgs};
 use super::running::{self, Running};
@@ -176,13 +177,14 @@ async fn start(
     };
     let secret_store = StoreName::File(data.secrets()).open().await?;
     let store = Some(Arc::clone(&secret_store));
+    let hosts = Hosts::new(Arc::clone(&plane.hot));
     let host =
-        roles::start_reactors(running, &plane, &world, &runtime, public_authority.clone(), store.clone()).await?;
+        roles::start_reactors(running, &plane, &world, &hosts, &runtime, public_authority.clone(), store.clone()).await?;
     let authority = agents::authority(&data.keys(), plane.clock.now())?;
     let fingerprint = authority.fingerprint();
     let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
     let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store: store };
-    let agents = agents::start(running, &plane, &world, authority, listen).await?.to_string();
+    let agents = agents::start(running, &plane, &world, &hosts, authority, listen).await?.to_string();
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
         database,
@@ -199,6 +201,7 @@ async fn start(
         local_repositories: true,
         agents: Some(envforge_api::AgentsAt { authority: fingerprint, address: Some(agents.clone()) }),
         host: Some(host.clone()),
+        hosts: Some(hosts),
         secret_store: Some(secret_store),
     };
     api::start(running, &plane, parts, listener)?;

@@ -17,6 +17,7 @@ pub(crate) mod dev;
 mod first_password;
 mod gateway_args;
 mod gateway_place;
+mod hosts;
 mod known_log;
 mod open_files;
 pub(crate) mod projections;

@@ -10,12 +10,13 @@ use envforge_identity::share_token::ShareVerifier;
 use envforge_projections::Hot;
 use envforge_projections::sql::{Database, Supervisor};
 use envforge_reactors::{
-    HostMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, SharedWorld, Timers, tell_shell_leftovers,
+    HostMachine, MACHINE_ID, RootReactor, RuntimeReactor, SecretResolver, SharedWorld, Timers, tell_shell_ends,
 };
 use envforge_runtime::secret_store::SecretStore;
 use envforge_runtime::{LocalHost, UnixUsers};
 
 use super::control_plane::ControlPlane;
+use super::hosts::Hosts;
 use super::running::Running;
 use super::{activity, denials};
 
@@ -129,12 +130,14 @@ pub(crate) async fn start_reactors(
     running: &mut Running,
     plane: &ControlPlane,
     world: &SharedWorld,
+    hosts: &Hosts,
     state_dir: &Path,
     public_authority: String,
     secret_store: Option<Arc<dyn SecretStore>>,
 ) -> anyhow::Result<LocalHost> {
     let host = open_host(envforge_runtime::Config::new(state_dir)).await?;
     let machine = HostMachine::open(state_dir, Path::new(MACHINE_ID))?;
+    hosts.add_local(host.clone(), machine.clone(), world.clone());
     let reactor = RuntimeReactor::new(
         world,
         plane.commands.clone(),
@@ -147,7 +150,7 @@ pub(crate) async fn start_reactors(
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
     let root = RootReactor::new(commands, hot, host.clone(), clock);
     let (reactor_stop, root_stop) = (running.stop.clone(), running.stop.clone());
-    let telling = tell_shell_leftovers(plane.commands.clone(), host.clone(), Arc::clone(&plane.clock));
+    let telling = tell_shell_ends(plane.commands.clone(), Host::Local(host.clone()), Arc::clone(&plane.clock));
     let (shells_stop, stopped) = (running.stop.clone(), running.stop.clone());
     running.essential.spawn("ends of former shells", async move {
         shells_stop.run_until_cancelled(telling).await;

@@ -34,6 +34,7 @@ use super::control_plane::ControlPlane;
 use super::first_password::FirstPassword;
 use super::gateway_args::GatewayArgs;
 use super::gateway_place::GatewayPlace;
+use super::hosts::Hosts;
 use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
 use super::provider::ProviderArgs;
 use super::running::{self, Running};
@@ -446,6 +447,7 @@ async fn start(
         Some(_) | None => None,
     };
     let mut host = None;
+    let hosts = Hosts::new(Arc::clone(&plane.hot));
     let world = match has(RoleName::Reactors) || has(RoleName::Agents) {
         true => Some(roles::start_world(running, &plane)),
         false => None,
@@ -455,13 +457,13 @@ async fn start(
         let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
         let (public_authority, secret_store) = (public.authority.clone(), secret_store.clone());
         let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store };
-        let address = agents::start(running, &plane, world, authority, listen).await?;
+        let address = agents::start(running, &plane, world, &hosts, authority, listen).await?;
         addresses.insert("agents".to_owned(), address.to_string().into());
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         let (authority, store) = (public.authority.clone(), secret_store.clone());
-        host = Some(roles::start_reactors(running, &plane, world, &args.runtime, authority, store).await?);
+        host = Some(roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?);
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
@@ -478,6 +480,7 @@ async fn start(
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
             host,
+            hosts: world.is_some().then_some(hosts),
             agents: keys
                 .agents_authority()?
                 .map(|authority| envforge_api::AgentsAt { authority, address: args.agents_address.clone() }),

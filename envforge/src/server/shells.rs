@@ -1,24 +1,27 @@
-//! The agent of this process as what opens shells for the API of this process.
+//! The hosts that this process reaches, as what opens shells for the API of this process.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use envforge_api::{OpenShell, ShellHost};
 use envforge_domain::access::Resource;
-use envforge_domain::ids::{UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{ConsumedSecret, RefusedSecret};
-use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::SharedClock;
 use envforge_reactors::SecretResolver;
-use envforge_runtime::{GitLogin, LocalHost};
+use envforge_runtime::{GitLogin, ShellLogin};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-/// Shells where this process runs workspaces.
-pub(crate) struct LocalShells {
-    pub(crate) host: LocalHost,
+use super::hosts::Hosts;
+
+/// Shells where workspaces lie.
+pub(crate) struct HostShells {
+    pub(crate) hosts: Hosts,
     /// Values that jobs, and git in shells, are given. The API names them and never sees one.
     pub(crate) secrets: GivenSecrets,
 }
@@ -32,13 +35,14 @@ pub(crate) struct GivenSecrets {
 
 impl GivenSecrets {
     /// What git shows the repository's server; otherwise why there is nothing, where the project names a secret for it.
-    pub(crate) async fn login(&self, order: &ShellOrder) -> Result<Option<GitLogin>, String> {
+    pub(crate) async fn login(&self, order: &ShellOrder) -> Result<Option<ShellLogin>, String> {
         let Some(git) = &order.git else { return Ok(None) };
         let consumed = git.given.as_ref().map_err(|refused| RefusedSecret::named(std::slice::from_ref(refused)))?;
         let mut values = self.values(order.place(), std::slice::from_ref(consumed)).await?;
         let value = values.remove(consumed.name.as_str()).ok_or("the secret store has no value of it")?;
         let valid_for = git.expires_at.map(|end| end.since(self.clock.now()));
-        Ok(Some(GitLogin { username: git.credential.username.clone(), value, valid_for }))
+        let login = GitLogin { username: git.credential.username.clone(), value, valid_for };
+        Ok(Some(ShellLogin { login, inside: git.credential.in_shells }))
     }
 
     /// The values of a job's secrets, by name.
@@ -79,49 +83,82 @@ fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
     OpenShell { facts, input, output }
 }
 
-impl ShellHost for LocalShells {
-    fn open(&self, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
-        async {
+impl HostShells {
+    fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<envforge_agent::Host, ShellFailure> {
+        let host = self.hosts.place(org, workspace)?;
+        self.hosts.reach(org, host).ok_or(ShellFailure::OutOfReach)
+    }
+
+    fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<envforge_agent::Host> {
+        self.host_of(org, workspace).map_err(|failure| io::Error::new(io::ErrorKind::NotConnected, failure))
+    }
+}
+
+impl ShellHost for HostShells {
+    fn place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
+        self.hosts.place(org, workspace)
+    }
+
+    fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
+        async move {
+            let host = self.hosts.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;
             let (login, why) = match self.secrets.login(&order).await {
                 Ok(login) => (login, None),
                 Err(why) => (None, Some(why)),
             };
-            without_login(self.host.open_shell(order, login).await.map(opened), why)
+            without_login(host.open_shell(order, login).await.map(opened), why)
         }
         .boxed()
     }
 
     fn run_job(&self, order: JobOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async {
+            let host = self.host_of(order.org, order.workspace)?;
             let secrets = self.secrets.of_job(&order).await?;
-            self.host.run_job(order, secrets).await.map(opened)
+            host.run_job(order, secrets).await.map(opened)
         }
         .boxed()
     }
 
-    fn commit(&self, workspace: WorkspaceId) -> Option<String> {
-        self.host.commit_up(workspace)
+    fn commit(&self, org: OrgId, workspace: WorkspaceId) -> BoxFuture<'_, Option<String>> {
+        async move { self.host_of(org, workspace).ok()?.commit_up(workspace).await }.boxed()
     }
 
-    fn end_lasting(&self, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()> {
-        self.host.end_lasting_shells(workspace, user).boxed()
+    fn end_lasting(&self, org: OrgId, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()> {
+        async move {
+            // It may have been begun where the workspace lay before.
+            let hosts = self.hosts.all_of(org);
+            let ending = hosts.iter().map(|host| host.end_lasting_shells(workspace, user));
+            for ended in futures_util::future::join_all(ending).await {
+                if let Err(error) = ended {
+                    tracing::warn!(%workspace, %error, "what lasts on a host is ended once it is back");
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn found_lasting(&self) -> BoxFuture<'_, LastingShell> {
+        self.hosts.found_lasting().boxed()
     }
 
     fn tail(
         &self,
+        org: OrgId,
         workspace: WorkspaceId,
         service: ServiceName,
         lines: usize,
-    ) -> BoxFuture<'_, std::io::Result<Option<LogChunk>>> {
-        async move { self.host.tail_log(workspace, &service, lines).await }.boxed()
+    ) -> BoxFuture<'_, io::Result<Option<LogChunk>>> {
+        async move { self.logs_of(org, workspace)?.tail_log(workspace, &service, lines).await }.boxed()
     }
 
     fn more(
         &self,
+        org: OrgId,
         workspace: WorkspaceId,
         service: ServiceName,
         from: LogPlace,
-    ) -> BoxFuture<'_, std::io::Result<LogChunk>> {
-        async move { self.host.log_since(workspace, &service, from).await }.boxed()
+    ) -> BoxFuture<'_, io::Result<LogChunk>> {
+        async move { self.logs_of(org, workspace)?.log_since(workspace, &service, from).await }.boxed()
     }
 }

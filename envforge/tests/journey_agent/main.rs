@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
 mod proxy;
+mod shells;
 mod site;
 mod survival;
+#[path = "../journey_shell/tty.rs"]
+mod tty;
 
 use std::time::Duration;
 

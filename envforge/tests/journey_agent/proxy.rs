@@ -2,27 +2,37 @@
 
 use std::net::SocketAddr;
 
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// Passes bytes on, unless it is cut.
 pub(crate) struct Proxy {
     address: SocketAddr,
-    cut: watch::Sender<bool>,
+    state: watch::Sender<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// What is open breaks, and both sides hear of it.
+    Cut,
+    /// Nothing passes, and nobody hears of it.
+    Silent,
 }
 
 impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (cut, cuts) = watch::channel(false);
+        let (state, states) = watch::channel(State::Open);
         tokio::spawn(async move {
             loop {
                 let (from, _) = listener.accept().await.unwrap();
-                tokio::spawn(pass_on(from, port, cuts.clone()));
+                tokio::spawn(pass_on(from, port, states.clone()));
             }
         });
-        Self { address, cut }
+        Self { address, state }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -31,21 +41,38 @@ impl Proxy {
 
     /// What is open breaks, and nothing opens, until it is mended.
     pub(crate) fn cut(&self) {
-        self.cut.send_replace(true);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Nothing passes any more, as where a cable is pulled, until it is mended.
+    pub(crate) fn fall_silent(&self) {
+        self.state.send_replace(State::Silent);
     }
 
     pub(crate) fn mend(&self) {
-        self.cut.send_replace(false);
+        self.state.send_replace(State::Open);
     }
 }
 
-async fn pass_on(mut from: TcpStream, port: u16, mut cuts: watch::Receiver<bool>) {
-    if *cuts.borrow() {
+async fn pass_on(from: TcpStream, port: u16, mut states: watch::Receiver<State>) {
+    if *states.borrow() == State::Cut {
         return;
     }
-    let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let ((from_reading, from_writing), (to_reading, to_writing)) = (from.into_split(), to.into_split());
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
-        _ = cuts.wait_for(|cut| *cut) => {}
+        () = copy(from_reading, to_writing, states.clone()) => {}
+        () = copy(to_reading, from_writing, states.clone()) => {}
+        _ = states.wait_for(|state| *state == State::Cut) => {}
+    }
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut states: watch::Receiver<State>) {
+    let mut chunk = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut chunk).await {
+        let open = states.wait_for(|state| *state != State::Silent).await.is_ok();
+        if !open || to.write_all(&chunk[..read]).await.is_err() {
+            return;
+        }
     }
 }

@@ -126,10 +126,17 @@ impl Site {
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn client(&self, args: &[&str], stdin: &str) -> Output {
+    /// A command line of whoever is signed in in that folder.
+    pub(crate) fn command_of(&self, who: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
-        command.args(args).env("ENVFORGE_CONFIG_DIR", self.dir.join("config")).env("ENVFORGE_CREDENTIALS", "file");
-        command.env_remove("ENVFORGE_API").env_remove("ENVFORGE_ORG").current_dir(self.dir.join("orders"));
+        command.args(args).env("ENVFORGE_CONFIG_DIR", self.dir.join(who)).env("ENVFORGE_CREDENTIALS", "file");
+        command.env_remove("ENVFORGE_API").env_remove("ENVFORGE_ORG").env("TERM", "xterm");
+        command.current_dir(self.dir.join("orders"));
+        command
+    }
+
+    fn client(&self, args: &[&str], stdin: &str) -> Output {
+        let mut command = self.command_of("config", args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that asks for nothing may be gone already.
@@ -179,6 +186,10 @@ impl Site {
     /// An agent that has enrolled.
     pub(crate) fn agent(&self, name: &str, at: &str, token: Option<&PathBuf>) -> TestProcess {
         started(name, &self.agent_command(name, at, token), &self.dir).0
+    }
+
+    pub(crate) fn api(&self) -> String {
+        format!("http://127.0.0.1:{}", self.api_port)
     }
 
     /// An agent of a program that lies elsewhere.

@@ -2,6 +2,7 @@
 //! ends them, and that nothing of them stays.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+mod editors;
 mod ends;
 mod hostile;
 mod place;

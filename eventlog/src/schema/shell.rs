@@ -1,16 +1,17 @@
 //! Stored events of shells. Nothing of what was typed or shown stands here.
 
-use envforge_domain::ids::{ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind, ShellTerms};
 use envforge_domain::time::{Millis, UnixMillis};
+
 use serde_json::Value;
 
 use super::wire::{events, object, tokens};
 
 events! {
     ShellEvent {
-        "shell.connected.v2" => Connected { terms: ShellTerms = "terms" },
+        "shell.connected.v3" => Connected { terms: ShellTerms = "terms" },
         "shell.disconnected.v1" => Disconnected {
             user: UserId = "user",
             workspace: WorkspaceId = "workspace",
@@ -27,9 +28,17 @@ object! {
         user: UserId = "user",
         session: SessionId = "session",
         kind: ShellKind = "kind",
+        host: Option<HostId> = "host",
         git: Option<ConsumedSecret> = "git",
         at: UnixMillis = "at",
     }
+}
+
+/// All shells were on the control plane's own machine then, which had no name in the log before something woke there.
+pub(super) fn connected_v1_to_v2(mut data: Value) -> Result<Value, String> {
+    let terms = data.get_mut("terms").and_then(Value::as_object_mut).ok_or("no terms")?;
+    terms.insert("host".to_owned(), Value::Null);
+    Ok(data)
 }
 
 object! {
@@ -69,7 +78,7 @@ tokens! {
 }
 
 /// No shell was given a secret for git.
-pub(super) fn connected_v1_to_v2(mut data: Value) -> Result<Value, String> {
+pub(super) fn connected_v2_to_v3(mut data: Value) -> Result<Value, String> {
     data["terms"]["git"] = Value::Null;
     Ok(data)
 }

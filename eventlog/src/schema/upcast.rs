@@ -58,6 +58,7 @@ const STEPS: &[Upcast] = &[
     },
     Upcast { from: "secrets.set.v1", to: "secrets.set.v2", apply: secrets::set_v1_to_v2 },
     Upcast { from: "shell.connected.v1", to: "shell.connected.v2", apply: shell::connected_v1_to_v2 },
+    Upcast { from: "shell.connected.v2", to: "shell.connected.v3", apply: shell::connected_v2_to_v3 },
     Upcast { from: "job.started.v1", to: "job.started.v2", apply: job_run::started_v1_to_v2 },
 ];
 

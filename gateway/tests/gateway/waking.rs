@@ -381,6 +381,25 @@ async fn a_request_that_arrives_while_going_to_sleep_is_answered_after_one_more_
 }
 
 #[tokio::test]
+async fn whoever_woke_a_runtime_that_sleeps_again_wakes_it_again_at_once() {
+    let (world, app) = (World::start().await, App::start().await);
+    let mut begun = Instant::now();
+    for _ in 0..2 {
+        begun = Instant::now();
+        let (answer, ()) = tokio::join!(world.fetch("/"), async {
+            world.woken().await;
+            world.ready(app.address).await;
+        });
+        assert_eq!(answer.status, 200);
+        world.go_to_sleep().await;
+        world.slept().await;
+    }
+    // Within the time for which an accepted wake is waited for to show.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(world.wakes().await, 2);
+}
+
+#[tokio::test]
 async fn four_gateways_with_four_hundred_requests_make_one_wake_and_lose_none() {
     let (world, app) = (World::start().await, App::start().await);
     let mut gateways = Vec::new();
