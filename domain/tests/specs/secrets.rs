@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use envforge_domain::limits::{SECRET_CHANGES_MAX, SECRET_WORKSPACES_MAX, SECRETS_MAX};
-use envforge_domain::manifest::Manifest;
+use envforge_domain::manifest::{Job, JobKind, Manifest};
+use envforge_domain::project::GitCredential;
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::secrets::*;
 use proptest::prelude::*;
@@ -175,6 +176,59 @@ fn a_workspaces_own_goes_before_its_projects_and_all_that_is_missing_or_forbidde
             && sentence.contains("B may not be used by service `worker`")
     );
     assert_eq!(view.undeclared(&manifest("A", "B")), [&name("LEFT")]);
+}
+
+fn until(text: &str, generation: u32, version: u64, end: u64) -> SecretsCommand {
+    let SecretsCommand::Set { owner, name, rules, by, now, .. } = set(text, generation, version) else { unreachable!() };
+    SecretsCommand::Set { owner, name, generation, version, expires_at: Some(at(end)), rules, by, now }
+}
+
+#[test]
+fn a_value_ends_when_it_was_said_to_and_the_next_one_says_for_itself() {
+    given::<Secrets>([]).when(until("A", 0, 1, 5)).then_refused("secret_end_invalid");
+    given::<Secrets>([]).when(until("A", 0, 1, u64::MAX)).then_refused("secret_end_invalid");
+    let nothing = Secrets::default();
+    let secrets = given::<Secrets>([]).and(until("A", 0, 1, 10));
+    let problem = |secrets: &Secrets, now| {
+        let view = SecretView { now: at(now), ..view(secrets, &nothing) };
+        view.resolve(&manifest("A", "")).err().map(|refused| refused[0].problem)
+    };
+    assert_eq!((problem(secrets.state(), 9), problem(secrets.state(), 10)), (None, Some(SecretProblem::Expired)));
+    let consumed = view(secrets.state(), &nothing).resolve(&manifest("A", "")).unwrap().remove(0);
+    let later = SecretView { now: at(10), ..view(secrets.state(), &nothing) };
+    assert_eq!(later.stale(&consumed), Some(Rotation::MarkStale), "its next wake fails");
+    let renewed = given::<Secrets>([]).and(until("A", 0, 1, 10)).and(set("A", 0, 2));
+    assert_eq!(problem(renewed.state(), 1_000), None);
+}
+
+#[test]
+fn what_a_project_names_for_git_is_gits_alone_and_rules_that_name_services_are_for_those() {
+    let secrets = given::<Secrets>([])
+        .and(set("TOKEN", 0, 1))
+        .and(with_rules("WEB", 1, 1, Some(only("web", Rotation::MarkStale))));
+    let nothing = Secrets::default();
+    let named = |text: &str| GitCredential { secret: name(text), username: "git".to_owned(), in_shells: false };
+    let (token, web) = (named("TOKEN"), named("WEB"));
+    let with = |git| SecretView { git: Some(git), ..view(secrets.state(), &nothing) };
+    let consumed = with(&token).resolve(&manifest("WEB", "")).unwrap();
+    let told: Vec<_> = consumed.iter().map(|one| (one.consumer.to_string(), one.name.to_string())).collect();
+    let expected = [("web", "WEB"), ("git:repository", "TOKEN")];
+    assert_eq!(told, expected.map(|(consumer, name)| (consumer.to_owned(), name.to_owned())));
+    let refused = with(&token).resolve(&manifest("TOKEN", "")).unwrap_err();
+    assert_eq!((refused.len(), refused[0].problem), (1, SecretProblem::Forbidden));
+    assert_eq!(with(&web).resolve_git().unwrap().unwrap_err().problem, SecretProblem::Forbidden);
+    let job = |text: &str| Job {
+        name: "unit".to_owned(),
+        command: "true".to_owned(),
+        kind: JobKind::Test,
+        secrets: vec![text.to_owned()],
+    };
+    assert_eq!(with(&token).resolve_job(&job("TOKEN")).unwrap_err()[0].problem, SecretProblem::Forbidden);
+    assert_eq!(with(&token).resolve_job(&job("WEB")).unwrap_err()[0].problem, SecretProblem::Forbidden);
+    let given = with(&web).resolve_job(&job("TOKEN")).unwrap();
+    assert_eq!((given.len(), given[0].consumer.to_string()), (1, "job:unit".to_owned()));
+    assert_eq!(given[0].consumer.to_string().parse(), Ok(given[0].consumer.clone()));
+    assert!("job:".parse::<SecretConsumer>().is_err() && "git:other".parse::<SecretConsumer>().is_err());
 }
 
 #[test]

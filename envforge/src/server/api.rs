@@ -63,7 +63,7 @@ impl Parts {
         let resolver = self.secret_store.clone().map(SecretResolver::new);
         let secrets = GivenSecrets { resolver, clock: Arc::clone(clock) };
         config.shells =
-            self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells { hosts, secrets: secrets.clone() }));
+            self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells { hosts, secrets }));
         Ok(config)
     }
 }
