@@ -48,13 +48,8 @@ const ERROR: u8 = 1;
 const TAKEN: u8 = 2;
 const OVER: u8 = 3;
 
-const SIGNALS: [ShellSignal; 5] = [
-    ShellSignal::Interrupt,
-    ShellSignal::Quit,
-    ShellSignal::Terminate,
-    ShellSignal::Hangup,
-    ShellSignal::Kill,
-];
+const SIGNALS: [ShellSignal; 5] =
+    [ShellSignal::Interrupt, ShellSignal::Quit, ShellSignal::Terminate, ShellSignal::Hangup, ShellSignal::Kill];
 
 /// What a host may say of why something is over: rights, time and the client are the control plane's to judge.
 const HOST_ENDS: [ShellEnd; 6] = [
@@ -163,11 +158,7 @@ impl ShellCall {
     }
 
     /// What is wrong with it where it is no order.
-    pub(crate) fn order(
-        self,
-        org: OrgId,
-        workspace: WorkspaceId,
-    ) -> Result<(ShellOrder, Option<ShellLogin>), String> {
+    pub(crate) fn order(self, org: OrgId, workspace: WorkspaceId) -> Result<(ShellOrder, Option<ShellLogin>), String> {
         let what = match self.what {
             What::Terminal { columns, rows, term, lasting, words } => {
                 ShellWhat::Terminal { size: TerminalSize { columns, rows }, term, lasting, words }
@@ -299,8 +290,15 @@ pub(crate) enum LogsCall {
 pub(crate) enum LogsAnswer {
     /// It never wrote here.
     None,
-    Chunk { bytes: usize, file: u64, offset: u64, gap: bool },
-    Failed { reason: String },
+    Chunk {
+        bytes: usize,
+        file: u64,
+        offset: u64,
+        gap: bool,
+    },
+    Failed {
+        reason: String,
+    },
 }
 
 impl LogsAnswer {
@@ -432,10 +430,9 @@ pub(crate) async fn read_input<R: AsyncRead + Unpin>(from: &mut R) -> io::Result
     Ok(Some(match (kind, bytes.as_slice()) {
         (DATA, _) => ShellInput::Data(bytes),
         (END, []) => ShellInput::End,
-        (RESIZE, &[c, d, r, s]) => ShellInput::Resize(TerminalSize {
-            columns: u16::from_be_bytes([c, d]),
-            rows: u16::from_be_bytes([r, s]),
-        }),
+        (RESIZE, &[c, d, r, s]) => {
+            ShellInput::Resize(TerminalSize { columns: u16::from_be_bytes([c, d]), rows: u16::from_be_bytes([r, s]) })
+        }
         (SIGNAL, &[index]) => {
             let signal = SIGNALS.get(usize::from(index)).ok_or_else(|| invalid("no such signal"))?;
             ShellInput::Signal(*signal)
@@ -519,7 +516,8 @@ mod tests {
         write_output(&mut written, &ShellOutput::Over { end: ShellEnd::RightLost, code: None }).await.unwrap();
         let over = read_output(&mut written.as_slice()).await.unwrap();
         assert_eq!(over, Some(ShellOutput::Over { end: ShellEnd::Lost, code: None }));
-        for wrong in [&[OUT, 0xff, 0xff, 0xff, 0xff, 0][..], &[DATA, 0, 0], &[9, 0, 0, 0, 0], &[SIGNAL, 0, 0, 0, 1, 9]] {
+        for wrong in [&[OUT, 0xff, 0xff, 0xff, 0xff, 0][..], &[DATA, 0, 0], &[9, 0, 0, 0, 0], &[SIGNAL, 0, 0, 0, 1, 9]]
+        {
             assert!(read_input(&mut { wrong }).await.is_err(), "{wrong:?}");
         }
     }

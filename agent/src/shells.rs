@@ -13,9 +13,7 @@ use std::time::Duration;
 use envforge_domain::ids::{OrgId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{
-    LastingShell, LogChunk, LogPlace, ShellFailure, ShellInput, ShellOrder, ShellOutput,
-};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellInput, ShellOrder, ShellOutput};
 use envforge_domain::slug::ServiceName;
 use envforge_runtime::{EndedShell, LocalHost, OpenShell, ShellLogin, ShellPlace};
 use futures_util::FutureExt as _;
@@ -172,7 +170,11 @@ async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()>
             let (mut due, mut next) = (Vec::new(), None);
             for end in all.into_iter().filter(|end| end.place.org == org && !said.contains(&end.what)) {
                 let at = end.since + END_WAIT;
-                if at <= now { due.push(end) } else { next = Some(next.map_or(at, |next: tokio::time::Instant| next.min(at))) }
+                if at <= now {
+                    due.push(end)
+                } else {
+                    next = Some(next.map_or(at, |next: tokio::time::Instant| next.min(at)))
+                }
             }
             for end in due {
                 frame::write(&mut writing, &EndMessage::of_untold(&end)).await?;
@@ -383,7 +385,11 @@ fn failure(error: &io::Error) -> ShellFailure {
 }
 
 /// Carries both directions until one side is gone. INVARIANT: the host takes no more than it was given.
-async fn carry(stream: ByteStream, mut fed: mpsc::Receiver<ShellInput>, said: mpsc::Sender<ShellOutput>) -> io::Result<()> {
+async fn carry(
+    stream: ByteStream,
+    mut fed: mpsc::Receiver<ShellInput>,
+    said: mpsc::Sender<ShellOutput>,
+) -> io::Result<()> {
     let (mut reading, mut writing) = tokio::io::split(stream);
     let on_their_way = AtomicUsize::new(0);
     let feeding = async {
@@ -399,7 +405,8 @@ async fn carry(stream: ByteStream, mut fed: mpsc::Receiver<ShellInput>, said: mp
     let hearing = async {
         while let Some(output) = read_output(&mut reading).await? {
             if let ShellOutput::Taken(taken) = output {
-                let before = on_their_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, |before| before.checked_sub(taken));
+                let before =
+                    on_their_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, |before| before.checked_sub(taken));
                 if before.is_err() {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a host took more than it was given"));
                 }

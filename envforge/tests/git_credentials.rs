@@ -16,7 +16,9 @@ use envforge_domain::secret::Secret;
 use envforge_domain::shell::{ShellFailure, ShellOrder, ShellOutput, ShellWhat};
 use envforge_domain::time::Millis;
 use envforge_domain::workspace::Branch;
-use envforge_runtime::{CheckoutFailure, Config, GitLogin, LocalHost, OpenShell, ShellLogin, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{
+    CheckoutFailure, Config, GitLogin, LocalHost, OpenShell, ShellLogin, Stage, WakeFailure, WakeOrder,
+};
 use envforge_testkit::{GitServer, TestDir};
 use tokio::sync::watch;
 use uuid::Uuid;

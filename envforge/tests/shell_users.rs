@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
-use envforge_domain::project::Repository;
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::manifest::Manifest;
+use envforge_domain::project::Repository;
 use envforge_domain::secret::Secret;
-use envforge_domain::time::Millis;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
+use envforge_domain::time::Millis;
 use envforge_domain::workspace::Branch;
 use envforge_runtime::{Config, LocalHost, NoUsers, OpenShell, Stage, UnixUsers, UserBlock, WakeOrder};
 use envforge_testkit::TestDir;
@@ -213,7 +213,11 @@ async fn a_jobs_secrets_are_read_by_no_shell_and_no_service() {
                  while ! test -e \"$ENVFORGE_DATA_DIR/go\"; do sleep 0.02; done";
     let job = machine.host.run_job(run(waits), secrets()).await.unwrap();
     assert_eq!(until_written(&data.join("stolen")).await, "refused\n");
-    let read = format!("cat /proc/$(cat {}/job)/environ 2>/dev/null || echo refused; touch {}/go", data.display(), data.display());
+    let read = format!(
+        "cat /proc/$(cat {}/job)/environ 2>/dev/null || echo refused; touch {}/go",
+        data.display(),
+        data.display()
+    );
     let (text, _) = all_of(machine.shell(ShellWhat::Command { words: words(&read) }).await).await;
     assert_eq!(text, "refused\n");
     let (text, code) = all_of(job).await;

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::checkout::Checkout;
-use crate::environment::{Environment, is_name, is_reserved, MARKER_VARIABLE, SERVICE_VARIABLE};
+use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE, is_name, is_reserved};
 use crate::failure::{CheckoutFailure, OpenError};
 use crate::git_login::{Asker, GitLogin, LoginSocket, ShellLogin};
 use crate::output::private_directory;

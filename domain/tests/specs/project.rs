@@ -67,7 +67,8 @@ fn git_is_given_a_secret_for_the_repository_that_there_was_over_https_alone() {
     given::<Project>([created(), was_set()]).when(edit("Orders", "orders")).then_nothing();
     given::<Project>([created(), was_set()]).when(edit_git(at_home("orders"), GitChange::Remove)).then([gone()]);
     given::<Project>([created()]).when(edit_git(at_home("orders"), GitChange::Remove)).then_nothing();
-    let edited = |repository: &Repository| ProjectEvent::Edited { name: "Orders".to_owned(), repository: repository.clone() };
+    let edited =
+        |repository: &Repository| ProjectEvent::Edited { name: "Orders".to_owned(), repository: repository.clone() };
     // Nobody decided to show it to another server.
     let board = at_home("board");
     given::<Project>([created(), was_set()]).when(edit("Orders", "board")).then([edited(&board), gone()]);

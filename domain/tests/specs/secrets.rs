@@ -179,7 +179,9 @@ fn a_workspaces_own_goes_before_its_projects_and_all_that_is_missing_or_forbidde
 }
 
 fn until(text: &str, generation: u32, version: u64, end: u64) -> SecretsCommand {
-    let SecretsCommand::Set { owner, name, rules, by, now, .. } = set(text, generation, version) else { unreachable!() };
+    let SecretsCommand::Set { owner, name, rules, by, now, .. } = set(text, generation, version) else {
+        unreachable!()
+    };
     SecretsCommand::Set { owner, name, generation, version, expires_at: Some(at(end)), rules, by, now }
 }
 
@@ -203,9 +205,12 @@ fn a_value_ends_when_it_was_said_to_and_the_next_one_says_for_itself() {
 
 #[test]
 fn what_a_project_names_for_git_is_gits_alone_and_rules_that_name_services_are_for_those() {
-    let secrets = given::<Secrets>([])
-        .and(set("TOKEN", 0, 1))
-        .and(with_rules("WEB", 1, 1, Some(only("web", Rotation::MarkStale))));
+    let secrets = given::<Secrets>([]).and(set("TOKEN", 0, 1)).and(with_rules(
+        "WEB",
+        1,
+        1,
+        Some(only("web", Rotation::MarkStale)),
+    ));
     let nothing = Secrets::default();
     let named = |text: &str| GitCredential { secret: name(text), username: "git".to_owned(), in_shells: false };
     let (token, web) = (named("TOKEN"), named("WEB"));

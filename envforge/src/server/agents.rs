@@ -316,7 +316,8 @@ impl Desk {
             }
             session.closed().cancel();
         };
-        let telling = tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
+        let telling =
+            tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
         let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&remote), telling) });
         tokio::join!(reacting, listening, beside);
         self.hosts.leave(identity, &closed);

@@ -62,8 +62,7 @@ impl Parts {
         config.secrets = self.secret_store.clone().map(secret_store::puts);
         let resolver = self.secret_store.clone().map(SecretResolver::new);
         let secrets = GivenSecrets { resolver, clock: Arc::clone(clock) };
-        config.shells =
-            self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells { hosts, secrets }));
+        config.shells = self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells { hosts, secrets }));
         Ok(config)
     }
 }

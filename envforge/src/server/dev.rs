@@ -179,7 +179,8 @@ async fn start(
     let store = Some(Arc::clone(&secret_store));
     let hosts = Hosts::new(Arc::clone(&plane.hot));
     let host =
-        roles::start_reactors(running, &plane, &world, &hosts, &runtime, public_authority.clone(), store.clone()).await?;
+        roles::start_reactors(running, &plane, &world, &hosts, &runtime, public_authority.clone(), store.clone())
+            .await?;
     let authority = agents::authority(&data.keys(), plane.clock.now())?;
     let fingerprint = authority.fingerprint();
     let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;

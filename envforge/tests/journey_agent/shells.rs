@@ -98,7 +98,9 @@ impl Team {
     /// Until the workspace's host is there again.
     #[track_caller]
     pub(crate) fn until_reached(&self) {
-        wait_until("the host to be reached", DEADLINE, || self.dana(&["shell", "main", "--", "true"], "").status.success());
+        wait_until("the host to be reached", DEADLINE, || {
+            self.dana(&["shell", "main", "--", "true"], "").status.success()
+        });
     }
 
     fn tty(&self, args: &[&str]) -> Tty {
@@ -238,7 +240,11 @@ async fn where_the_line_breaks_what_a_shell_ran_ends_and_the_log_says_lost() {
         let client = team.begin(&["shell", "main", "--", "sh", "-c", &tenacious.script()]);
         tenacious.until_they_run();
         let before = team.ends().len();
-        if name == "cut" { proxy.cut() } else { proxy.fall_silent() }
+        if name == "cut" {
+            proxy.cut()
+        } else {
+            proxy.fall_silent()
+        }
         let took = tenacious.until_dead(DEADLINE);
         assert!(took < Duration::from_secs(within), "{name}: {took:?}");
         let output = client.wait_with_output().unwrap();
@@ -336,7 +342,8 @@ async fn jobs_and_logs_come_over_the_line_and_openssh_does() {
     std::fs::write(&config, team.dana(&["ssh-config"], "").stdout).unwrap();
     let ssh = |program: &str, args: &[&str], input: &[u8]| {
         let mut command = team.site.command_of("dana", &[]);
-        let environment: Vec<_> = command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+        let environment: Vec<_> =
+            command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
         command = std::process::Command::new(Tool::Ssh.path().with_file_name(program));
         for (name, value) in environment {
             match value {
@@ -357,7 +364,8 @@ async fn jobs_and_logs_come_over_the_line_and_openssh_does() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!((output.status.code(), &*err), (Some(4), "to-err\n"), "{out}");
     assert!(out.starts_with("from here\n") && out.contains("/builder/runtime/"), "{out}");
-    let bytes: Vec<u8> = (0..8_000_000_u32).flat_map(|number| (number.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        (0..8_000_000_u32).flat_map(|number| (number.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
     std::fs::write(team.site.dir.join("big"), &bytes).unwrap();
     let copied = ssh("scp", &["-q", "big", &format!("{HOST}:copied")], b"");
     assert_eq!(copied.status.code(), Some(0), "{}", String::from_utf8_lossy(&copied.stderr));

@@ -21,7 +21,17 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, 
     let given = |consumer: &str| secrets::consumed(parsed(consumer), SecretOwner::Project(project));
     let git = |kind| (kind == ShellKind::Ssh).then(|| given("git:repository"));
     let connected = ShellKind::ALL.map(|kind| ShellEvent::Connected {
-        terms: ShellTerms { shell, project, workspace, user, session, kind, host: Some(HostId::from_uuid(uuid(24))), git: git(kind), at: at(0) },
+        terms: ShellTerms {
+            shell,
+            project,
+            workspace,
+            user,
+            session,
+            kind,
+            host: Some(HostId::from_uuid(uuid(24))),
+            git: git(kind),
+            at: at(0),
+        },
     });
     let disconnected = ShellEnd::ALL.map(|end| ShellEvent::Disconnected { user, workspace, ended: ended(end) });
     let started = [JobKind::Test, JobKind::Agent].map(|kind| JobRunEvent::Started {
