@@ -100,7 +100,7 @@ impl ShellHost for HostShells {
     }
 
     fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
-        self.0.shell_place(org, workspace)
+        self.hosts.shell_place(org, workspace)
     }
 
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
