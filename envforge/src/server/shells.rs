@@ -99,6 +99,10 @@ impl ShellHost for HostShells {
         self.hosts.place(org, workspace)
     }
 
+    fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
+        self.hosts.shell_place(org, workspace)
+    }
+
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async move {
             let host = self.hosts.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;
