@@ -8,13 +8,15 @@
 //! this scheme, host and path. A redirect or a submodule that leads elsewhere is another question. Not here: git (`checkout`), which
 //! secret it is (the caller resolved it).
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use envforge_domain::ids::{UserId, WorkspaceId};
 use envforge_domain::secret::Secret;
 use envforge_domain::time::Millis;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -50,6 +52,33 @@ pub struct ShellLogin {
     pub login: GitLogin,
     /// Not for the first clone alone: for as long as the shell is open.
     pub inside: bool,
+}
+
+/// Where git asks in shells: one socket for all that somebody has open in a workspace, so that what lasts beyond one shell finds it
+/// again in the next.
+#[derive(Default)]
+pub(crate) struct ShellLogins(Mutex<HashMap<(WorkspaceId, UserId), Weak<LoginSocket>>>);
+
+impl ShellLogins {
+    /// The socket that there is, with this login from now on; at `path` otherwise.
+    pub(crate) fn open(
+        &self,
+        whose: (WorkspaceId, UserId),
+        path: PathBuf,
+        address: &str,
+        login: GitLogin,
+        user: Option<UnixUser>,
+    ) -> Result<Arc<LoginSocket>, CheckoutFailure> {
+        let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.retain(|_, socket| socket.strong_count() > 0);
+        if let Some(socket) = logins.get(&whose).and_then(Weak::upgrade).filter(|socket| socket.scope.url == address) {
+            socket.renew(login);
+            return Ok(socket);
+        }
+        let socket = Arc::new(LoginSocket::open(path, address, login, Asker::Shell(user))?);
+        logins.insert(whose, Arc::downgrade(&socket));
+        Ok(socket)
+    }
 }
 
 /// The one repository that a login is for, as git names it in its questions.
@@ -131,10 +160,6 @@ impl LoginSocket {
     /// From now on another one is answered.
     pub(crate) fn renew(&self, login: GitLogin) {
         *self.given.write().unwrap_or_else(PoisonError::into_inner) = Given::from(login);
-    }
-
-    pub(crate) fn is_for(&self, address: &str) -> bool {
-        self.scope.url == address
     }
 
     /// Variables that have git ask here for this repository, and follow no redirect with the answer. No other helper is asked for it:

@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use envforge_domain::commit::Surface;
@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::checkout::Checkout;
 use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE, is_name, is_reserved};
 use crate::failure::{CheckoutFailure, OpenError};
-use crate::git_login::{Asker, GitLogin, LoginSocket, ShellLogin};
+use crate::git_login::{GitLogin, LoginSocket, ShellLogin, ShellLogins};
 use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
@@ -65,7 +65,7 @@ pub(crate) struct Shells {
     /// One clone of a workspace at a time.
     clones: Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>,
     /// Where git asks in the shells that somebody has open in a workspace.
-    logins: Mutex<HashMap<(WorkspaceId, UserId), Weak<LoginSocket>>>,
+    logins: ShellLogins,
     /// Private, with a path short enough for sockets below it.
     sockets: PathBuf,
     stop: CancellationToken,
@@ -217,7 +217,7 @@ impl Shells {
             open: Mutex::default(),
             lasting: tokio::sync::Mutex::default(),
             clones: Mutex::default(),
-            logins: Mutex::default(),
+            logins: ShellLogins::default(),
             sockets: sockets(state_dir, users).map_err(state)?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -231,25 +231,16 @@ impl Shells {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one socket of somebody's shells in a workspace: what lasts beyond one finds it again in the next.
     fn login_inside(
         &self,
         order: &ShellOrder,
         login: GitLogin,
         user: Option<UnixUser>,
     ) -> Result<Arc<LoginSocket>, ShellFailure> {
-        let (whose, address) = ((order.workspace, order.user), order.repository.as_str());
-        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.retain(|_, socket| socket.strong_count() > 0);
-        if let Some(socket) = logins.get(&whose).and_then(Weak::upgrade).filter(|socket| socket.is_for(address)) {
-            socket.renew(login);
-            return Ok(socket);
-        }
+        let whose = (order.workspace, order.user);
         let path = self.sockets.join(format!("{}.git", name_of(whose)));
-        let opened = LoginSocket::open(path, address, login, Asker::Shell(user));
-        let socket = Arc::new(opened.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })?);
-        logins.insert(whose, Arc::downgrade(&socket));
-        Ok(socket)
+        let opened = self.logins.open(whose, path, order.repository.as_str(), login, user);
+        opened.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })
     }
 
     /// From here on each end is kept until somebody says that it was told.
