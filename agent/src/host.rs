@@ -1,12 +1,14 @@
 //! A host, whichever side of a connection it is on.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use envforge_domain::ids::{RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
-use envforge_runtime::{Awake, LocalHost, OpenShell, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{Awake, LocalHost, OpenShell, Reports, ShellLogin, SleepFailure, Stage, WakeFailure, WakeOrder};
 use tokio::sync::watch;
 
 use crate::remote::RemoteHost;
@@ -78,10 +80,10 @@ impl Host {
     ///
     /// # Errors
     /// See `ShellFailure`; nothing runs then.
-    pub async fn open_shell(&self, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
+    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
         match self {
-            Self::Local(host) => host.open_shell(order).await,
-            Self::Remote(host) => host.open_shell(order).await,
+            Self::Local(host) => host.open_shell(order, login).await,
+            Self::Remote(host) => host.open_shell(order, login).await,
         }
     }
 
@@ -89,10 +91,10 @@ impl Host {
     ///
     /// # Errors
     /// See `ShellFailure`; nothing runs then.
-    pub async fn run_job(&self, order: JobOrder) -> Result<OpenShell, ShellFailure> {
+    pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
         match self {
-            Self::Local(host) => host.run_job(order).await,
-            Self::Remote(host) => host.run_job(order).await,
+            Self::Local(host) => host.run_job(order, secrets).await,
+            Self::Remote(host) => host.run_job(order, secrets).await,
         }
     }
 

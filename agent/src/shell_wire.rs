@@ -2,6 +2,7 @@
 //!
 //! A block is one byte that says what it is, four bytes of length, big-endian, and so many bytes.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use envforge_domain::commit::Surface;
@@ -9,14 +10,15 @@ use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserI
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::SHELL_WINDOW_BYTES;
 use envforge_domain::project::Repository;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{
     LastingShell, LogChunk, LogPlace, ShellEnd, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput,
     ShellSignal, ShellWhat, TerminalSize,
 };
 use envforge_domain::slug::ServiceName;
 use envforge_domain::workspace::Branch;
-use envforge_runtime::wire::text;
-use envforge_runtime::{EndedShell, ShellPlace, UntoldEnd};
+use envforge_runtime::wire::{GitCall, SecretText, text};
+use envforge_runtime::{EndedShell, ShellLogin, ShellPlace, UntoldEnd};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -79,6 +81,16 @@ pub(crate) struct ShellCall {
     repository: String,
     branch: String,
     what: What,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    git: Option<ShellGitCall>,
+}
+
+/// What git is given there.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShellGitCall {
+    login: GitCall,
+    inside: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -124,7 +136,7 @@ impl From<SurfaceName> for Surface {
 }
 
 impl ShellCall {
-    pub(crate) fn of(order: &ShellOrder) -> Self {
+    pub(crate) fn of(order: &ShellOrder, login: Option<&ShellLogin>) -> Self {
         let what = match order.what.clone() {
             ShellWhat::Terminal { size: TerminalSize { columns, rows }, term, lasting, words } => {
                 What::Terminal { columns, rows, term, lasting, words }
@@ -141,11 +153,12 @@ impl ShellCall {
             repository: order.repository.as_str().to_owned(),
             branch: order.branch.as_str().to_owned(),
             what,
+            git: login.map(|git| ShellGitCall { login: GitCall::of(&git.login), inside: git.inside }),
         }
     }
 
     /// What is wrong with it where it is no order.
-    pub(crate) fn order(self, org: OrgId, workspace: WorkspaceId) -> Result<ShellOrder, String> {
+    pub(crate) fn order(self, org: OrgId, workspace: WorkspaceId) -> Result<(ShellOrder, Option<ShellLogin>), String> {
         let what = match self.what {
             What::Terminal { columns, rows, term, lasting, words } => {
                 ShellWhat::Terminal { size: TerminalSize { columns, rows }, term, lasting, words }
@@ -153,7 +166,8 @@ impl ShellCall {
             What::Command { words } => ShellWhat::Command { words },
             What::Ssh { client_key } => ShellWhat::Ssh { client_key },
         };
-        Ok(ShellOrder {
+        let login = self.git.map(|git| ShellLogin { login: git.login.login(), inside: git.inside });
+        let order = ShellOrder {
             shell: self.shell,
             org,
             project: self.project,
@@ -163,8 +177,11 @@ impl ShellCall {
             surface: self.surface.into(),
             repository: Repository::parse(&self.repository).map_err(|error| error.to_string())?,
             branch: Branch::parse(&self.branch).map_err(|error| error.to_string())?,
+            // It came beside the order, with its value.
+            git: None,
             what,
-        })
+        };
+        Ok((order, login))
     }
 }
 
@@ -176,16 +193,28 @@ pub(crate) struct JobCall {
     run: JobRunId,
     #[serde(with = "text")]
     project: ProjectId,
+    name: String,
     command: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    secrets: BTreeMap<String, SecretText>,
 }
 
 impl JobCall {
-    pub(crate) fn of(order: &JobOrder) -> Self {
-        Self { run: order.run, project: order.project, command: order.command.clone() }
+    pub(crate) fn of(order: &JobOrder, secrets: &BTreeMap<String, Secret>) -> Self {
+        Self {
+            run: order.run,
+            project: order.project,
+            name: order.name.clone(),
+            command: order.command.clone(),
+            secrets: secrets.iter().map(|(name, value)| (name.clone(), SecretText::new(value))).collect(),
+        }
     }
 
-    pub(crate) fn order(self, org: OrgId, workspace: WorkspaceId) -> JobOrder {
-        JobOrder { run: self.run, org, project: self.project, workspace, command: self.command }
+    pub(crate) fn order(self, org: OrgId, workspace: WorkspaceId) -> (JobOrder, BTreeMap<String, Secret>) {
+        let Self { run, project, name, command, secrets } = self;
+        // Their values came beside the order.
+        let order = JobOrder { run, org, project, workspace, name, command, secrets: Vec::new() };
+        (order, secrets.into_iter().map(|(name, value)| (name, value.secret())).collect())
     }
 }
 

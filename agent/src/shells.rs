@@ -4,6 +4,7 @@
 //! which ends after `SILENCE_MAX` without a word. Not here: who may have a shell (the control plane has asked, and goes on asking while
 //! it is open), and what runs in one (runtime).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,9 +12,10 @@ use std::time::Duration;
 
 use envforge_domain::ids::{OrgId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellInput, ShellOrder, ShellOutput};
 use envforge_domain::slug::ServiceName;
-use envforge_runtime::{EndedShell, LocalHost, OpenShell, ShellPlace};
+use envforge_runtime::{EndedShell, LocalHost, OpenShell, ShellLogin, ShellPlace};
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -74,7 +76,7 @@ async fn quietly(program: impl Future<Output = io::Result<()>>) {
 async fn shell(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: WorkspaceId) -> io::Result<()> {
     let call: ShellCall = timed(frame::expect(&mut stream)).await?;
     let opened = match call.order(org, workspace) {
-        Ok(order) => host.open_shell(order).await,
+        Ok((order, login)) => host.open_shell(order, login).await,
         Err(reason) => Err(ShellFailure::NotStarted { reason }),
     };
     serve(stream, opened).await
@@ -82,7 +84,8 @@ async fn shell(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: W
 
 async fn job(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: WorkspaceId) -> io::Result<()> {
     let call: JobCall = timed(frame::expect(&mut stream)).await?;
-    let begun = host.run_job(call.order(org, workspace)).await;
+    let (order, secrets) = call.order(org, workspace);
+    let begun = host.run_job(order, secrets).await;
     serve(stream, begun).await
 }
 
@@ -226,16 +229,16 @@ impl RemoteHost {
     ///
     /// # Errors
     /// See `ShellFailure`.
-    pub async fn open_shell(&self, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
-        self.begin_shell(SHELL, order.workspace, &ShellCall::of(&order)).await
+    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
+        self.begin_shell(SHELL, order.workspace, &ShellCall::of(&order, login.as_ref())).await
     }
 
     /// See `LocalHost::run_job`. It ends with the connection, and says nothing more then.
     ///
     /// # Errors
     /// See `ShellFailure`.
-    pub async fn run_job(&self, order: JobOrder) -> Result<OpenShell, ShellFailure> {
-        self.begin_shell(JOB, order.workspace, &JobCall::of(&order)).await
+    pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
+        self.begin_shell(JOB, order.workspace, &JobCall::of(&order, &secrets)).await
     }
 
     pub(crate) async fn begin_shell(

@@ -164,6 +164,7 @@ fn order(of: u128, repository: &Path, epoch: u64) -> WakeOrder {
         deadline: Millis::from_secs(30),
         public_hosts: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        git: None,
     }
 }
 

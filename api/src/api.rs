@@ -112,7 +112,8 @@ pub fn router(parts: Parts) -> Router {
     let shells = shells::ShellEndpoints::new(&access, &commands, &clock, &config, &stop);
     let (a, c, r) = with_commands(&access);
     let secret_routes =
-        secrets::Secrets { access: access.clone(), commands: commands.clone(), store: config.secrets.clone() };
+        secrets::Secrets { access: a, commands: c, reads: r, clock: Arc::clone(&clock), store: config.secrets.clone() };
+    let (a, c, r) = with_commands(&access);
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r, revocations: revocations.clone() };

@@ -4,13 +4,14 @@
 //! there, never from the request: an endpoint that asked nobody has nothing to ask with, and one that asked about another
 //! thing gets that thing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::commit::Position;
-use envforge_domain::ids::{TeamId, WorkspaceId};
+use envforge_domain::ids::{TeamId, UserId, WorkspaceId};
 use envforge_domain::root_window::RootPhase;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
@@ -253,6 +254,22 @@ impl Reads {
         let Some(project) = permit.resource().project() else { return Err(Problem::not_found()) };
         let found = self.directory(at).await?.project(permit.org(), project).await;
         found.map_err(unavailable)?.ok_or_else(Problem::not_found)
+    }
+
+    /// What those are called who did something to secrets; without whoever this process does not know yet.
+    pub(crate) async fn names_beside_secrets(
+        &self,
+        permit: &Permit,
+        users: BTreeSet<UserId>,
+    ) -> Result<BTreeMap<UserId, String>, Problem> {
+        needs(permit.action(), Action::SecretList)?;
+        let directory = self.directory(AtLeast(Position::START)).await?;
+        let mut names = BTreeMap::new();
+        for user in users {
+            let known = directory.user(user).await.map_err(unavailable)?;
+            names.extend(known.map(|known| (user, known.name)));
+        }
+        Ok(names)
     }
 
     pub(crate) async fn workspaces(

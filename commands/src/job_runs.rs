@@ -5,9 +5,11 @@ use envforge_domain::commit::StreamId;
 use envforge_domain::ids::{JobRunId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::job_run::{JobRun, JobRunCommand, JobRunRefusal, JobRunTerms};
 use envforge_domain::manifest::Job;
+use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::shell::ShellEnd;
 
 use crate::links::active_workspace;
+use crate::secrets;
 use crate::{CommandError, Commands, Context, Done};
 
 /// A job as the manifest declares it now.
@@ -30,6 +32,25 @@ pub async fn declared(
     }
 }
 
+/// Which versions of its secrets a job is given now.
+///
+/// # Errors
+/// `Secrets`, with all that it declares and cannot be given.
+pub async fn secrets_of(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    (project, workspace): (ProjectId, WorkspaceId),
+    job: &Job,
+) -> Result<Vec<ConsumedSecret>, CommandError> {
+    if job.secrets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let seen = secrets::seen(commands, permit.org(), project, workspace).await?;
+    let resolved = seen.view(context.now).resolve_job(job);
+    resolved.map_err(|refused| CommandError::refused(JobRunRefusal::Secrets { refused }))
+}
+
 /// Who runs what, on which commit.
 #[derive(Clone, Debug)]
 pub struct NewJobRun {
@@ -38,6 +59,7 @@ pub struct NewJobRun {
     pub job: Job,
     pub by: UserId,
     pub commit: String,
+    pub secrets: Vec<ConsumedSecret>,
 }
 
 /// Writes down that a job runs; the run's id follows from the request.
@@ -47,10 +69,10 @@ pub async fn start(
     context: &Context,
     new: NewJobRun,
 ) -> Result<(JobRunId, Done), CommandError> {
-    let NewJobRun { workspace, project, job, by, commit } = new;
+    let NewJobRun { workspace, project, job, by, commit, secrets } = new;
     let run = JobRunId::from_uuid(context.new_id());
-    let Job { name, command, kind } = job;
-    let terms = JobRunTerms { run, project, workspace, name, command, kind, by, commit, at: context.now };
+    let Job { name, command, kind, secrets: _ } = job;
+    let terms = JobRunTerms { run, project, workspace, name, command, kind, by, commit, secrets, at: context.now };
     let stream = StreamId::job_run(permit.org(), run);
     let done = commands.execute::<JobRun>(permit, context, &stream, &JobRunCommand::Start { terms }).await?;
     Ok((run, done))

@@ -4,7 +4,7 @@ use envforge_domain::access::{Action, Permit};
 use envforge_domain::claim::{Claim, ClaimCommand, ClaimKey};
 use envforge_domain::commit::StreamId;
 use envforge_domain::ids::ProjectId;
-use envforge_domain::project::{Project, ProjectCommand, Repository};
+use envforge_domain::project::{GitChange, Project, ProjectCommand, Repository};
 use envforge_domain::slug::ProjectSlug;
 
 use crate::{CommandError, Commands, Context, Done};
@@ -41,7 +41,8 @@ pub async fn edit(
     project: ProjectId,
     name: String,
     repository: Repository,
+    git: GitChange,
 ) -> Result<Done, CommandError> {
     let stream = StreamId::project(permit.org(), project);
-    commands.execute::<Project>(permit, context, &stream, &ProjectCommand::Edit { name, repository }).await
+    commands.execute::<Project>(permit, context, &stream, &ProjectCommand::Edit { name, repository, git }).await
 }

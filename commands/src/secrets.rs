@@ -6,8 +6,10 @@
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::StreamId;
-use envforge_domain::ids::{OrgId, UserId};
-use envforge_domain::secrets::{SecretKey, SecretName, SecretOwner, SecretRules, Secrets, SecretsCommand};
+use envforge_domain::ids::{OrgId, ProjectId, UserId, WorkspaceId};
+use envforge_domain::project::{GitCredential, Project, ProjectRefusal, Repository};
+use envforge_domain::secrets::{SecretKey, SecretName, SecretOwner, SecretRules, SecretView, Secrets, SecretsCommand};
+use envforge_domain::time::UnixMillis;
 
 use crate::{CommandError, Commands, Context, Done, Loaded};
 
@@ -16,6 +18,8 @@ use crate::{CommandError, Commands, Context, Done, Loaded};
 pub struct SecretChange {
     pub owner: SecretOwner,
     pub name: SecretName,
+    /// Of the value that is set.
+    pub expires_at: Option<UnixMillis>,
     /// `None`: as they are.
     pub rules: Option<SecretRules>,
     pub by: UserId,
@@ -90,9 +94,56 @@ pub async fn load(commands: &Commands, org: OrgId, owner: SecretOwner) -> Result
     Ok(commands.load::<Secrets>(&StreamId::secrets(org, owner)).await?)
 }
 
+/// What a workspace sees of secrets, as the log's leader has it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    project: ProjectId,
+    workspace: WorkspaceId,
+    of_project: Secrets,
+    of_workspace: Secrets,
+    pub git: Option<GitCredential>,
+    pub repository: Repository,
+}
+
+impl Seen {
+    /// The names of all that may be used.
+    pub fn held(&self) -> impl Iterator<Item = &SecretName> {
+        self.of_project.held().chain(self.of_workspace.held()).map(|(name, _)| name)
+    }
+
+    pub fn view(&self, now: UnixMillis) -> SecretView<'_> {
+        SecretView {
+            project: self.project,
+            workspace: self.workspace,
+            of_project: &self.of_project,
+            of_workspace: &self.of_workspace,
+            git: self.git.as_ref(),
+            now,
+        }
+    }
+}
+
+/// # Errors
+/// Where the log cannot be read, or knows no such project.
+pub async fn seen(
+    commands: &Commands,
+    org: OrgId,
+    project: ProjectId,
+    workspace: WorkspaceId,
+) -> Result<Seen, CommandError> {
+    let of_project = load(commands, org, SecretOwner::Project(project)).await?.state;
+    let of_workspace = load(commands, org, SecretOwner::Workspace { project, workspace }).await?.state;
+    match commands.load::<Project>(&StreamId::project(org, project)).await?.state {
+        Project::Active { repository, git, .. } => {
+            Ok(Seen { project, workspace, of_project, of_workspace, git, repository })
+        }
+        Project::Unknown => Err(CommandError::refused(ProjectRefusal::Unknown)),
+    }
+}
+
 fn set_command(change: &SecretChange, generation: u32, version: u64, context: &Context) -> SecretsCommand {
-    let SecretChange { owner, name, rules, by } = change.clone();
-    SecretsCommand::Set { owner, name, generation, version, rules, by, now: context.now }
+    let SecretChange { owner, name, expires_at, rules, by } = change.clone();
+    SecretsCommand::Set { owner, name, generation, version, expires_at, rules, by, now: context.now }
 }
 
 async fn execute(

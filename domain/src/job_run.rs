@@ -2,12 +2,13 @@
 //!
 //! Not here: what a job is (`manifest`), and its output, which no event ever holds.
 
-use crate::access::Action;
+use crate::access::{Action, Resource};
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{JobRunId, OrgId, ProjectId, UserId, WorkspaceId};
 use crate::manifest::JobKind;
+use crate::secrets::{ConsumedSecret, RefusedSecret};
 use crate::shell::{ShellEnd, ShellEnded};
 use crate::time::UnixMillis;
 
@@ -24,6 +25,8 @@ pub struct JobRunTerms {
     pub by: UserId,
     /// The commit that is checked out, in hexadecimal.
     pub commit: String,
+    /// The versions that it is given.
+    pub secrets: Vec<ConsumedSecret>,
     pub at: UnixMillis,
 }
 
@@ -34,7 +37,18 @@ pub struct JobOrder {
     pub org: OrgId,
     pub project: ProjectId,
     pub workspace: WorkspaceId,
+    /// As `envforge.yml` calls it.
+    pub name: String,
     pub command: String,
+    /// What it is given, by reference. Whoever has a store hands the values to the host beside the order.
+    pub secrets: Vec<ConsumedSecret>,
+}
+
+impl JobOrder {
+    /// The workspace that it is for.
+    pub const fn place(&self) -> Resource {
+        Resource::Workspace { org: self.org, project: self.project, workspace: self.workspace }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +87,8 @@ pub enum JobRunRefusal {
     Exists,
     #[error("envforge.yml declares no job `{name}`{}", if .known.is_empty() { "; it declares none".to_owned() } else { format!("; it declares {}", .known.join(", ")) })]
     NoSuchJob { name: String, known: Vec<String> },
+    #[error("its secrets cannot be given, and nothing was started: {}", RefusedSecret::named(.refused))]
+    Secrets { refused: Vec<RefusedSecret> },
 }
 
 impl Refusal for JobRunRefusal {
@@ -81,13 +97,14 @@ impl Refusal for JobRunRefusal {
             Self::Unknown => "job_run_unknown",
             Self::Exists => "job_run_exists",
             Self::NoSuchJob { .. } => "job_unknown",
+            Self::Secrets { .. } => "job_secrets_refused",
         }
     }
 
     fn kind(&self) -> RefusalKind {
         match self {
             Self::Unknown | Self::NoSuchJob { .. } => RefusalKind::NotFound,
-            Self::Exists => RefusalKind::Conflict,
+            Self::Exists | Self::Secrets { .. } => RefusalKind::Conflict,
         }
     }
 }

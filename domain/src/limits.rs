@@ -90,6 +90,8 @@ pub const SECRETS_MAX: usize = 200;
 pub const SECRETS_REMEMBERED_MAX: usize = 400;
 /// Versions of one secret that a store keeps: a wake that was pinned before a rotation still reads its own.
 pub const SECRET_VERSIONS_MAX: usize = 20;
+/// How far away a secret's end may lie.
+pub const SECRET_LIFETIME_MAX: Millis = Millis::from_secs(5 * 366 * 24 * 60 * 60);
 /// Changes of one secret that are told.
 pub const SECRET_CHANGES_MAX: usize = 50;
 /// Workspaces that one secret's rules may name.

@@ -6,6 +6,7 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::ProjectId;
 use crate::limits::NAME_CHARS_MAX;
+use crate::secrets::SecretName;
 use crate::slug::ProjectSlug;
 
 /// Where the code is: `https://…`, `ssh://…`, `git@host:path`, or a path of this machine for the local provider.
@@ -51,6 +52,11 @@ impl Repository {
         Self(text.to_owned())
     }
 
+    /// Whether git asks for it over HTTPS, the only way on which it is given a secret.
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
+    }
+
     /// Whether it names a path of whatever machine checks it out.
     pub fn is_local(&self) -> bool {
         self.0.starts_with('/') || self.0.starts_with("file://")
@@ -72,16 +78,49 @@ fn holds_credentials(text: &str) -> bool {
     }
 }
 
+/// What git shows the server of a project's repository. It counts for the repository that the project had when it was set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GitCredential {
+    /// Whose value is the password: the workspace's own secret of that name, or the project's.
+    pub secret: SecretName,
+    /// 1 to `USERNAME_CHARS_MAX` printable characters of ASCII without `:`.
+    pub username: String,
+    /// Whether git gets it in shells too, where whoever works there can read it.
+    pub in_shells: bool,
+}
+
+impl GitCredential {
+    pub const USERNAME_CHARS_MAX: usize = 100;
+    /// Takes the tokens of GitHub's apps; other servers with tokens look at the token alone.
+    pub const USERNAME: &str = "x-access-token";
+
+    fn username_is_valid(&self) -> bool {
+        let fits = (1..=Self::USERNAME_CHARS_MAX).contains(&self.username.len());
+        fits && self.username.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
+    }
+}
+
+/// What becomes of a project's credential for git.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum GitChange {
+    /// It stays, unless the repository becomes another one: nobody decided to show it to that one's server.
+    #[default]
+    Keep,
+    Remove,
+    Set(GitCredential),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProjectEvent {
     Created { project: ProjectId, slug: ProjectSlug, name: String, repository: Repository },
     Edited { name: String, repository: Repository },
+    GitCredentialChanged { credential: Option<GitCredential> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProjectCommand {
     Create { project: ProjectId, slug: ProjectSlug, name: String, repository: Repository },
-    Edit { name: String, repository: Repository },
+    Edit { name: String, repository: Repository, git: GitChange },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,6 +132,7 @@ pub enum Project {
         slug: ProjectSlug,
         name: String,
         repository: Repository,
+        git: Option<GitCredential>,
     },
 }
 
@@ -104,6 +144,10 @@ pub enum ProjectRefusal {
     Exists,
     #[error("a name must have 1 to {max} characters")]
     Name { max: usize },
+    #[error("git is given a secret for a repository at https://… alone")]
+    GitNeedsHttps,
+    #[error("a user name for git has 1 to {max} printable characters of ASCII, without `:`")]
+    GitUsername { max: usize },
 }
 
 impl Refusal for ProjectRefusal {
@@ -112,6 +156,7 @@ impl Refusal for ProjectRefusal {
             Self::Unknown => "project_unknown",
             Self::Exists => "project_exists",
             Self::Name { .. } => "name_invalid",
+            Self::GitNeedsHttps | Self::GitUsername { .. } => "git_credential_invalid",
         }
     }
 
@@ -119,14 +164,14 @@ impl Refusal for ProjectRefusal {
         match self {
             Self::Unknown => RefusalKind::NotFound,
             Self::Exists => RefusalKind::Conflict,
-            Self::Name { .. } => RefusalKind::Invalid,
+            Self::Name { .. } | Self::GitNeedsHttps | Self::GitUsername { .. } => RefusalKind::Invalid,
         }
     }
 
     fn bounds(&self) -> Vec<(&'static str, u64)> {
         match self {
-            Self::Name { max } => vec![("max_chars", *max as u64)],
-            Self::Unknown | Self::Exists => vec![],
+            Self::Name { max } | Self::GitUsername { max } => vec![("max_chars", *max as u64)],
+            Self::Unknown | Self::Exists | Self::GitNeedsHttps => vec![],
         }
     }
 }
@@ -159,11 +204,31 @@ impl Aggregate for Project {
             }
             (Self::Active { .. }, ProjectCommand::Create { .. }) => Err(ProjectRefusal::Exists),
             (Self::Unknown, ProjectCommand::Edit { .. }) => Err(ProjectRefusal::Unknown),
-            (Self::Active { name: old_name, repository: old, .. }, ProjectCommand::Edit { name, repository }) => {
-                if old_name == name && old == repository {
-                    return Ok(vec![]);
+            (
+                Self::Active { name: old_name, repository: old, git: old_git, .. },
+                ProjectCommand::Edit { name, repository, git },
+            ) => {
+                let credential = match git {
+                    GitChange::Keep if old == repository => old_git.clone(),
+                    GitChange::Keep | GitChange::Remove => None,
+                    GitChange::Set(credential) => Some(credential.clone()),
+                };
+                if let Some(credential) = &credential {
+                    if !repository.is_https() {
+                        return Err(ProjectRefusal::GitNeedsHttps);
+                    }
+                    if !credential.username_is_valid() {
+                        return Err(ProjectRefusal::GitUsername { max: GitCredential::USERNAME_CHARS_MAX });
+                    }
                 }
-                Ok(vec![ProjectEvent::Edited { name: name.clone(), repository: repository.clone() }])
+                let mut events = Vec::new();
+                if old_name != name || old != repository {
+                    events.push(ProjectEvent::Edited { name: name.clone(), repository: repository.clone() });
+                }
+                if *old_git != credential {
+                    events.push(ProjectEvent::GitCredentialChanged { credential });
+                }
+                Ok(events)
             }
         }
     }
@@ -175,11 +240,16 @@ impl Aggregate for Project {
                 slug: slug.clone(),
                 name: name.clone(),
                 repository: repository.clone(),
+                git: None,
             },
-            (Self::Active { project, slug, .. }, ProjectEvent::Edited { name, repository }) => {
-                Self::Active { project, slug, name: name.clone(), repository: repository.clone() }
+            (Self::Active { project, slug, git, .. }, ProjectEvent::Edited { name, repository }) => {
+                Self::Active { project, slug, name: name.clone(), repository: repository.clone(), git }
             }
-            (Self::Unknown, ProjectEvent::Edited { .. }) => Self::Unknown,
+            (
+                Self::Active { project, slug, name, repository, .. },
+                ProjectEvent::GitCredentialChanged { credential },
+            ) => Self::Active { project, slug, name, repository, git: credential.clone() },
+            (Self::Unknown, ProjectEvent::Edited { .. } | ProjectEvent::GitCredentialChanged { .. }) => Self::Unknown,
         }
     }
 

@@ -16,11 +16,13 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{OrgId, ProjectId, UserId, WorkspaceId};
 use crate::limits::{
-    MANIFEST_SERVICES_MAX, SECRET_CHANGES_MAX, SECRET_WORKSPACES_MAX, SECRETS_MAX, SECRETS_REMEMBERED_MAX,
+    MANIFEST_SERVICES_MAX, SECRET_CHANGES_MAX, SECRET_LIFETIME_MAX, SECRET_WORKSPACES_MAX, SECRETS_MAX,
+    SECRETS_REMEMBERED_MAX,
 };
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, Job, Manifest};
+use crate::project::GitCredential;
 use crate::slug::ServiceName;
-use crate::time::UnixMillis;
+use crate::time::{Millis, UnixMillis};
 
 /// A secret's name, which is also the variable that carries it: A-Z, 0-9 and `_`, as `envforge.yml` declares it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -136,9 +138,65 @@ pub struct SecretRules {
 }
 
 impl SecretRules {
-    pub fn allow(&self, service: &ServiceName, workspace: WorkspaceId) -> bool {
-        (self.services.is_empty() || self.services.contains(service))
-            && (self.workspaces.is_empty() || self.workspaces.contains(&workspace))
+    /// Rules that name services are for those alone: neither jobs nor git get the secret.
+    pub fn allow(&self, consumer: &SecretConsumer, workspace: WorkspaceId) -> bool {
+        let named = match consumer {
+            SecretConsumer::Service(service) => self.services.contains(service),
+            SecretConsumer::Job(_) | SecretConsumer::Git => false,
+        };
+        (self.services.is_empty() || named) && (self.workspaces.is_empty() || self.workspaces.contains(&workspace))
+    }
+}
+
+/// What is given a secret. Displays as it stands in events: no service's name holds a colon.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SecretConsumer {
+    Service(ServiceName),
+    /// By its name in `envforge.yml`.
+    Job(String),
+    /// Git, for the project's repository.
+    Git,
+}
+
+const JOB_PREFIX: &str = "job:";
+const GIT: &str = "git:repository";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is neither a service, nor `job:NAME`, nor `git:repository`")]
+pub struct InvalidSecretConsumer;
+
+impl SecretConsumer {
+    /// In words, for people.
+    fn told(&self) -> String {
+        match self {
+            Self::Service(service) => format!("service `{service}`"),
+            Self::Job(job) => format!("job `{job}`"),
+            Self::Git => "git".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for SecretConsumer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(service) => service.fmt(formatter),
+            Self::Job(job) => write!(formatter, "{JOB_PREFIX}{job}"),
+            Self::Git => formatter.write_str(GIT),
+        }
+    }
+}
+
+impl FromStr for SecretConsumer {
+    type Err = InvalidSecretConsumer;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSecretConsumer> {
+        if text == GIT {
+            return Ok(Self::Git);
+        }
+        match text.strip_prefix(JOB_PREFIX) {
+            Some(job) if !job.is_empty() => Ok(Self::Job(job.to_owned())),
+            _ => text.parse().map(Self::Service).map_err(|_| InvalidSecretConsumer),
+        }
     }
 }
 
@@ -150,6 +208,8 @@ pub enum SecretsEvent {
         name: SecretName,
         generation: u32,
         version: u64,
+        /// From when on nothing is given this version any more.
+        expires_at: Option<UnixMillis>,
         by: UserId,
         at: UnixMillis,
     },
@@ -176,6 +236,7 @@ pub enum SecretsCommand {
         name: SecretName,
         generation: u32,
         version: u64,
+        expires_at: Option<UnixMillis>,
         rules: Option<SecretRules>,
         by: UserId,
         now: UnixMillis,
@@ -214,6 +275,8 @@ pub struct KnownSecret {
     pub generation: u32,
     /// `None`: removed.
     pub version: Option<u64>,
+    /// Of that version.
+    pub expires_at: Option<UnixMillis>,
     pub rules: SecretRules,
     /// The newest, oldest first; never empty.
     pub changes: Vec<SecretChange>,
@@ -259,8 +322,10 @@ impl Secrets {
 pub enum SecretProblem {
     /// Neither the workspace nor its project has one of that name.
     Missing,
-    /// Its rules do not name this service or this workspace.
+    /// Its rules do not name this service or this workspace, or it is git's and something else declares it.
     Forbidden,
+    /// Its end is over.
+    Expired,
     /// The store does not have the version that the log names, or cannot read it.
     Damaged,
 }
@@ -270,6 +335,7 @@ impl SecretProblem {
         match self {
             Self::Missing => "missing",
             Self::Forbidden => "forbidden",
+            Self::Expired => "expired",
             Self::Damaged => "damaged",
         }
     }
@@ -278,7 +344,7 @@ impl SecretProblem {
 /// A secret that stopped a wake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedSecret {
-    pub service: ServiceName,
+    pub consumer: SecretConsumer,
     pub name: SecretName,
     pub problem: SecretProblem,
 }
@@ -286,27 +352,33 @@ pub struct RefusedSecret {
 impl RefusedSecret {
     /// In one sentence, for people of the team: as many names as fit.
     pub fn told(refused: &[Self]) -> String {
+        format!("secrets stopped this wake before anything started: {}", Self::named(refused))
+    }
+
+    /// As many names as fit, each with what is wrong.
+    pub fn named(refused: &[Self]) -> String {
         const NAMED_MAX: usize = 5;
         let one = |refused: &Self| {
-            let (name, service) = (&refused.name, &refused.service);
+            let (name, consumer) = (&refused.name, refused.consumer.told());
             match refused.problem {
-                SecretProblem::Missing => format!("{name} (service `{service}`) has no value"),
-                SecretProblem::Forbidden => format!("{name} may not be used by service `{service}` here"),
-                SecretProblem::Damaged => format!("{name} (service `{service}`) cannot be read from the store"),
+                SecretProblem::Missing => format!("{name} ({consumer}) has no value"),
+                SecretProblem::Forbidden => format!("{name} may not be used by {consumer} here"),
+                SecretProblem::Expired => format!("{name} ({consumer}) has expired"),
+                SecretProblem::Damaged => format!("{name} ({consumer}) cannot be read from the store"),
             }
         };
         let mut text = refused.iter().take(NAMED_MAX).map(one).collect::<Vec<_>>().join(", ");
         if refused.len() > NAMED_MAX {
             text.push_str(&format!(", and {} more", refused.len() - NAMED_MAX));
         }
-        format!("secrets stopped this wake before anything started: {text}")
+        text
     }
 }
 
-/// A version that a service was given.
+/// A version that a service, a job or git was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsumedSecret {
-    pub service: ServiceName,
+    pub consumer: SecretConsumer,
     pub name: SecretName,
     pub owner: SecretOwner,
     pub generation: u32,
@@ -316,7 +388,7 @@ pub struct ConsumedSecret {
 impl ConsumedSecret {
     /// Whether both are about one variable of one service.
     pub fn is_for_the_same(&self, other: &Self) -> bool {
-        self.service == other.service && self.name == other.name
+        self.consumer == other.consumer && self.name == other.name
     }
 
     /// Where the store keeps it.
@@ -341,6 +413,9 @@ pub struct SecretView<'a> {
     pub workspace: WorkspaceId,
     pub of_project: &'a Secrets,
     pub of_workspace: &'a Secrets,
+    /// What the project names for git.
+    pub git: Option<&'a GitCredential>,
+    pub now: UnixMillis,
 }
 
 impl<'a> SecretView<'a> {
@@ -352,30 +427,69 @@ impl<'a> SecretView<'a> {
         found.map(|(owner, (known, version))| EffectiveSecret { owner, known, version })
     }
 
-    /// Which version each service of a manifest is to be given.
+    /// Which version each service of a manifest is to be given, and git for the checkout.
     ///
     /// # Errors
-    /// Every secret that some service declares and may not have.
+    /// Every secret that some service declares and may not have, and git's.
     pub fn resolve(&self, manifest: &Manifest) -> Result<Vec<ConsumedSecret>, Vec<RefusedSecret>> {
+        let declared = manifest.services.iter().flat_map(|service| {
+            service.secrets.iter().map(|name| (SecretConsumer::Service(service.name.clone()), name.as_str()))
+        });
+        self.resolve_all(declared.chain(self.git.map(|git| (SecretConsumer::Git, git.secret.as_str()))))
+    }
+
+    /// Which version of each secret a job is to be given.
+    ///
+    /// # Errors
+    /// Every secret that it declares and may not have.
+    pub fn resolve_job(&self, job: &Job) -> Result<Vec<ConsumedSecret>, Vec<RefusedSecret>> {
+        self.resolve_all(job.secrets.iter().map(|name| (SecretConsumer::Job(job.name.clone()), name.as_str())))
+    }
+
+    /// Which version git is to be given; `None` where the project names none.
+    ///
+    /// # Errors
+    /// Where it may not have it.
+    pub fn resolve_git(&self) -> Option<Result<ConsumedSecret, RefusedSecret>> {
+        self.git.map(|git| self.resolve_one(SecretConsumer::Git, git.secret.clone()))
+    }
+
+    fn resolve_all<'d>(
+        &self,
+        declared: impl Iterator<Item = (SecretConsumer, &'d str)>,
+    ) -> Result<Vec<ConsumedSecret>, Vec<RefusedSecret>> {
         let (mut consumed, mut refused) = (Vec::new(), Vec::new());
-        for service in &manifest.services {
-            for text in &service.secrets {
-                // A manifest of former times may name what no secret can be called today: there is none.
-                let Ok(name) = text.parse::<SecretName>() else { continue };
-                let service = service.name.clone();
-                match self.get(&name) {
-                    None => refused.push(RefusedSecret { service, name, problem: SecretProblem::Missing }),
-                    Some(found) if !found.known.rules.allow(&service, self.workspace) => {
-                        refused.push(RefusedSecret { service, name, problem: SecretProblem::Forbidden });
-                    }
-                    Some(EffectiveSecret { owner, known, version }) => {
-                        let generation = known.generation;
-                        consumed.push(ConsumedSecret { service, name, owner, generation, version });
-                    }
-                }
+        for (consumer, text) in declared {
+            // A manifest of former times may name what no secret can be called today: there is none.
+            let Ok(name) = text.parse::<SecretName>() else { continue };
+            match self.resolve_one(consumer, name) {
+                Ok(one) => consumed.push(one),
+                Err(one) => refused.push(one),
             }
         }
         if refused.is_empty() { Ok(consumed) } else { Err(refused) }
+    }
+
+    fn resolve_one(&self, consumer: SecretConsumer, name: SecretName) -> Result<ConsumedSecret, RefusedSecret> {
+        let problem = match self.get(&name) {
+            None => SecretProblem::Missing,
+            Some(found) if !self.allows(&found, &consumer, &name) => SecretProblem::Forbidden,
+            Some(found) if self.is_over(&found) => SecretProblem::Expired,
+            Some(EffectiveSecret { owner, known, version }) => {
+                return Ok(ConsumedSecret { consumer, name, owner, generation: known.generation, version });
+            }
+        };
+        Err(RefusedSecret { consumer, name, problem })
+    }
+
+    /// What git is given is git's alone: whoever pushes a manifest must not read by it what opens the repository.
+    fn allows(&self, found: &EffectiveSecret<'_>, consumer: &SecretConsumer, name: &SecretName) -> bool {
+        let is_gits = self.git.is_some_and(|git| git.secret == *name);
+        found.known.rules.allow(consumer, self.workspace) && (*consumer == SecretConsumer::Git || !is_gits)
+    }
+
+    fn is_over(&self, found: &EffectiveSecret<'_>) -> bool {
+        found.known.expires_at.is_some_and(|end| end <= self.now)
     }
 
     /// Whether a runtime that was given this runs with something else than its next wake would get; what to do then.
@@ -387,18 +501,21 @@ impl<'a> SecretView<'a> {
         let same = now.owner == consumed.owner
             && now.known.generation == consumed.generation
             && now.version == consumed.version;
-        let forbidden = !now.known.rules.allow(&consumed.service, self.workspace);
-        match (same, forbidden) {
+        // Nothing is restarted into a wake that fails.
+        let refused = !self.allows(&now, &consumed.consumer, &consumed.name) || self.is_over(&now);
+        match (same, refused) {
             (true, false) => None,
             (_, true) => Some(Rotation::MarkStale),
             (false, false) => Some(now.known.rules.rotation),
         }
     }
 
-    /// The workspace's own secrets that no service of the manifest declares: mistyped, or left over.
+    /// The workspace's own secrets that nothing of the manifest declares and git does not use: mistyped, or left over.
     pub fn undeclared(&self, manifest: &Manifest) -> Vec<&'a SecretName> {
+        let of_services = manifest.services.iter().flat_map(|service| &service.secrets);
+        let of_jobs = manifest.jobs.iter().flat_map(|job| &job.secrets);
         let declared: BTreeSet<&str> =
-            manifest.services.iter().flat_map(|service| service.secrets.iter().map(String::as_str)).collect();
+            of_services.chain(of_jobs).map(String::as_str).chain(self.git.map(|git| git.secret.as_str())).collect();
         self.of_workspace.held().map(|(name, _)| name).filter(|name| !declared.contains(name.as_str())).collect()
     }
 }
@@ -415,6 +532,8 @@ pub enum SecretsRefusal {
     RulesTooLong { max_services: usize, max_workspaces: usize },
     #[error("a workspace's own secret is that workspace's alone; its rules name services, no workspaces")]
     RulesOfWorkspace,
+    #[error("a secret's end lies in the future and at most {max} away")]
+    End { max: Millis },
 }
 
 impl Refusal for SecretsRefusal {
@@ -424,6 +543,7 @@ impl Refusal for SecretsRefusal {
             Self::Overtaken => "secret_overtaken",
             Self::TooMany { .. } => "too_many_secrets",
             Self::RulesTooLong { .. } | Self::RulesOfWorkspace => "secret_rules_invalid",
+            Self::End { .. } => "secret_end_invalid",
         }
     }
 
@@ -432,7 +552,7 @@ impl Refusal for SecretsRefusal {
             Self::Unknown { .. } => RefusalKind::NotFound,
             Self::Overtaken => RefusalKind::Conflict,
             Self::TooMany { .. } => RefusalKind::Forbidden,
-            Self::RulesTooLong { .. } | Self::RulesOfWorkspace => RefusalKind::Invalid,
+            Self::RulesTooLong { .. } | Self::RulesOfWorkspace | Self::End { .. } => RefusalKind::Invalid,
         }
     }
 
@@ -442,6 +562,7 @@ impl Refusal for SecretsRefusal {
             Self::RulesTooLong { max_services, max_workspaces } => {
                 vec![("max_services", *max_services as u64), ("max_workspaces", *max_workspaces as u64)]
             }
+            Self::End { max } => vec![("max_ms", max.get())],
             Self::Unknown { .. } | Self::Overtaken | Self::RulesOfWorkspace => vec![],
         }
     }
@@ -464,7 +585,10 @@ impl Aggregate for Secrets {
 
     fn decide(state: &Self, command: &SecretsCommand) -> Result<Vec<SecretsEvent>, SecretsRefusal> {
         match command {
-            SecretsCommand::Set { owner, name, generation, version, rules, by, now } => {
+            SecretsCommand::Set { owner, name, generation, version, expires_at, rules, by, now } => {
+                if expires_at.is_some_and(|end| end <= *now || end.since(*now) > SECRET_LIFETIME_MAX) {
+                    return Err(SecretsRefusal::End { max: SECRET_LIFETIME_MAX });
+                }
                 if let Some(rules) = rules {
                     check_rules(rules)?;
                     if owner.workspace().is_some() && !rules.workspaces.is_empty() {
@@ -487,6 +611,7 @@ impl Aggregate for Secrets {
                         name: name.clone(),
                         generation: *generation,
                         version: *version,
+                        expires_at: *expires_at,
                         by: *by,
                         at: *now,
                     }),
@@ -528,17 +653,19 @@ impl Aggregate for Secrets {
         let known = state.known.entry(name.clone()).or_insert_with(|| KnownSecret {
             generation: 0,
             version: None,
+            expires_at: None,
             rules: SecretRules::default(),
             changes: Vec::new(),
         });
         match event {
-            SecretsEvent::Set { generation, version, .. } => {
+            SecretsEvent::Set { generation, version, expires_at, .. } => {
                 if known.version.is_none() {
                     // Whoever was allowed the one before is not for that reason allowed this one.
                     known.rules = SecretRules::default();
                 }
                 known.generation = *generation;
                 known.version = Some(*version);
+                known.expires_at = *expires_at;
                 state.next_generation = state.next_generation.max(generation.saturating_add(1));
             }
             SecretsEvent::RulesChanged { rules, .. } => known.rules = rules.clone(),

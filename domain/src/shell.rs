@@ -3,12 +3,13 @@
 //! Not here: what runs at its other end (runtime), and the right to it while it is open, which whoever carries it looks at
 //! again and again (api).
 
-use crate::access::Action;
+use crate::access::{Action, Resource};
 use crate::aggregate::{Aggregate, Refusal, RefusalKind};
 use crate::commit::{StreamKind, Surface};
 use crate::event::Event;
 use crate::ids::{HostId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
-use crate::project::Repository;
+use crate::project::{GitCredential, Repository};
+use crate::secrets::{ConsumedSecret, RefusedSecret};
 use crate::time::{Millis, UnixMillis};
 use crate::workspace::Branch;
 
@@ -157,7 +158,26 @@ pub struct ShellOrder {
     pub surface: Surface,
     pub repository: Repository,
     pub branch: Branch,
+    /// What git is given, by reference.
+    pub git: Option<ShellGit>,
     pub what: ShellWhat,
+}
+
+impl ShellOrder {
+    /// The workspace that it is for.
+    pub const fn place(&self) -> Resource {
+        Resource::Workspace { org: self.org, project: self.project, workspace: self.workspace }
+    }
+}
+
+/// What git is given in a shell: the project's credential, whose value whoever has a store hands to the host beside the order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShellGit {
+    pub credential: GitCredential,
+    /// What is wrong with it otherwise.
+    pub given: Result<ConsumedSecret, RefusedSecret>,
+    /// From when on it is not given any more.
+    pub expires_at: Option<UnixMillis>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +269,8 @@ pub struct ShellTerms {
     pub kind: ShellKind,
     /// Where it is; `None` of those of former times, which were on the control plane's own machine.
     pub host: Option<HostId>,
+    /// The version that git is given, for the first clone and, where the project says so, inside.
+    pub git: Option<ConsumedSecret>,
     pub at: UnixMillis,
 }
 

@@ -25,6 +25,8 @@ services:
     command: env > \"$ENVFORGE_DATA_DIR/worker.env\"; exec sleep 100000
     readiness: { none: true }
     secrets: [QUEUE_URL]
+jobs:
+  unit: { command: 'echo \"job $JOB_TOKEN $API_KEY\"', secrets: [JOB_TOKEN] }
 ";
 
 struct Place {
@@ -184,6 +186,27 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     // The owner's history knows all of it.
     let history = place.json(&["secret", "history", "PEM", "--project", "orders"], "");
     assert!(history["items"].as_array().unwrap().iter().any(|item| item["deed"] == "removed"), "{history}");
+    assert!(history["items"][0]["by_name"].as_str().is_some_and(|name| !name.starts_with("usr_")), "{history}");
+
+    // A job is given what it declares and nothing else, and does not run without.
+    let told = place.refused(&["run", "unit"], "");
+    assert!(told.contains("JOB_TOKEN (job `unit`) has no value"), "{told}");
+    place.json(&["secret", "set", "JOB_TOKEN"], "for the job");
+    let ran = place.client(&["run", "unit"], "");
+    assert!(String::from_utf8_lossy(&ran.stdout).contains("job for the job \n"), "{ran:?}");
+    assert!(!place.environment("web").contains("JOB_TOKEN"));
+
+    // A value that has ended is named as one that is missing.
+    let set = place.json(&["secret", "set", "PEM", "--project", "orders", "--expires-in", "2s"], "short");
+    assert_eq!(set["version"], 2);
+    let refused = || place.json(&["secret", "ls"], "")["refused"].clone();
+    wait_until("the value's end", DEADLINE, || refused()[0]["problem"] == "expired");
+    place.json(&["workspace", "sleep"], "");
+    let told = place.refused(&["workspace", "wake"], "");
+    assert!(told.contains("PEM (service `web`) has expired"), "{told}");
+    let told = place.refused(&["project", "edit", "orders", "--git-credential", "PEM"], "");
+    assert!(told.contains("https://"), "{told}");
+
     let told = place.refused(&["secret", "set", "API_KEY"], "");
     assert!(told.contains("empty"), "{told}");
     let told = place.refused(&["secret", "set", "API_KEY"], &"x".repeat(4097));

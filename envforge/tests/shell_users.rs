@@ -2,18 +2,24 @@
 //! and what lasts work all the same. Where the tests are not root there are no such users, and they say so.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and read what processes wrote")]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use envforge_domain::commit::Surface;
-use envforge_domain::ids::{OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::job_run::JobOrder;
+use envforge_domain::manifest::Manifest;
 use envforge_domain::project::Repository;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
+use envforge_domain::time::Millis;
 use envforge_domain::workspace::Branch;
-use envforge_runtime::{Config, LocalHost, NoUsers, OpenShell, UnixUsers, UserBlock};
+use envforge_runtime::{Config, LocalHost, NoUsers, OpenShell, Stage, UnixUsers, UserBlock, WakeOrder};
 use envforge_testkit::TestDir;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -83,9 +89,10 @@ impl Machine {
             surface: Surface::Cli,
             repository: Repository::parse(self.repository().to_str().unwrap()).unwrap(),
             branch: Branch::parse("main").unwrap(),
+            git: None,
             what,
         };
-        self.host.open_shell(order).await.unwrap()
+        self.host.open_shell(order, None).await.unwrap()
     }
 
     fn block(&self) -> UserBlock {
@@ -165,6 +172,67 @@ async fn a_terminal_belongs_to_the_workspaces_user_and_what_lasts_runs_as_them()
     let left = String::from_utf8_lossy(&left.stdout).into_owned();
     // What has ended and was not waited for yet does not run.
     assert_eq!(left.lines().find(|line| !line.starts_with('Z')), None, "nothing of theirs runs any more");
+}
+
+/// A job that was given a secret runs as somebody else than shells and services, and none of them reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jobs_secrets_are_read_by_no_shell_and_no_service() {
+    let Some(machine) = Machine::open().await else { return };
+    let manifest = "version: 1\nservices:\n  app:\n    command: sh steal.sh > \"$ENVFORGE_DATA_DIR/stolen\"; exec sleep 100000\n    port: none\n";
+    let steal = "while ! test -s \"$ENVFORGE_DATA_DIR/job\"; do sleep 0.02; done; \
+                 cat /proc/$(cat \"$ENVFORGE_DATA_DIR/job\")/environ 2>/dev/null || echo refused\n";
+    std::fs::write(machine.repository().join("steal.sh"), steal).unwrap();
+    machine.git(&["add", "."]);
+    machine.git(&["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "two"]);
+    let (org, project) = (OrgId::from_uuid(Uuid::from_u128(2)), ProjectId::from_uuid(Uuid::from_u128(3)));
+    let order = WakeOrder {
+        org,
+        workspace: workspace(),
+        epoch: 1,
+        repository: machine.repository().to_string_lossy().into_owned(),
+        branch: "main".to_owned(),
+        manifest: Manifest::parse(manifest).unwrap(),
+        deadline: Millis::from_secs(30),
+        public_hosts: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        git: None,
+    };
+    machine.host.wake(order, watch::channel(Stage::CheckingOut).0).await.unwrap();
+    let data = machine.dir.join("state/workspaces").join(workspace().to_string()).join("data");
+    let run = |command: &str| JobOrder {
+        run: JobRunId::from_uuid(Uuid::now_v7()),
+        org,
+        project,
+        workspace: workspace(),
+        name: "unit".to_owned(),
+        command: command.to_owned(),
+        secrets: Vec::new(),
+    };
+    let secrets = || BTreeMap::from([("JOB_TOKEN".to_owned(), Secret::new("the value of the job".to_owned()))]);
+    let waits = "id -u; echo \"$JOB_TOKEN\"; touch \"$HOME/kept\"; echo $$ > \"$ENVFORGE_DATA_DIR/job\"; \
+                 while ! test -e \"$ENVFORGE_DATA_DIR/go\"; do sleep 0.02; done";
+    let job = machine.host.run_job(run(waits), secrets()).await.unwrap();
+    assert_eq!(until_written(&data.join("stolen")).await, "refused\n");
+    let read = format!(
+        "cat /proc/$(cat {}/job)/environ 2>/dev/null || echo refused; touch {}/go",
+        data.display(),
+        data.display()
+    );
+    let (text, _) = all_of(machine.shell(ShellWhat::Command { words: words(&read) }).await).await;
+    assert_eq!(text, "refused\n");
+    let (text, code) = all_of(job).await;
+    let block = machine.block();
+    let lines: Vec<_> = text.lines().collect();
+    let uid: u32 = lines[0].parse().unwrap();
+    let service = block.service(&"app".parse().unwrap()).unwrap().uid;
+    assert!(block.holds(uid) && uid != block.shell().uid && uid != service, "{uid}: {block:?}");
+    assert_eq!((lines[1], code), ("the value of the job", Some(0)));
+    // It keeps its user and its home; one without secrets is the shells'.
+    let again = machine.host.run_job(run("id -u; ls \"$HOME\""), secrets()).await.unwrap();
+    assert_eq!(all_of(again).await.0, format!("{uid}\nkept\n"));
+    let plain = machine.host.run_job(run("id -u; echo \"[$JOB_TOKEN]\""), BTreeMap::new()).await.unwrap();
+    assert_eq!(all_of(plain).await.0, format!("{}\n[]\n", block.shell().uid));
+    machine.host.shutdown().await;
 }
 
 async fn until_written(path: &Path) -> String {

@@ -80,7 +80,7 @@ impl ResourceView {
                         self.inner.write().links.remove(&link);
                     }
                 }
-                Event::Project(ProjectEvent::Edited { .. })
+                Event::Project(ProjectEvent::Edited { .. } | ProjectEvent::GitCredentialChanged { .. })
                 | Event::Workspace(_)
                 | Event::DevLink(_)
                 | Event::Organization(_)

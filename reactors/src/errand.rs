@@ -14,12 +14,13 @@ use envforge_domain::commit::{Component, Position, StreamId};
 use envforge_domain::host::Host;
 use envforge_domain::ids::{CommitId, CorrelationId, WorkspaceId};
 use envforge_domain::limits::{RUNTIME_LEASE, SECRETS_CONSUMED_MAX};
+use envforge_domain::project::GitCredential;
 use envforge_domain::runtime::{Epoch, ReadyService, Runtime, RuntimeCommand, RuntimeRefusal, SleepCause, WakeStage};
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::time::SharedClock;
 use envforge_domain::workspace::ActiveWorkspace;
-use envforge_runtime::{SleepFailure, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{GitLogin, SleepFailure, Stage, WakeFailure, WakeOrder};
 use tokio::sync::watch;
 
 use crate::host_machine::HostMachine;
@@ -92,7 +93,7 @@ impl Errands {
         &self,
         matter: Matter,
         mut order: WakeOrder,
-        active: ActiveWorkspace,
+        (active, git): (ActiveWorkspace, Option<GitCredential>),
         consumed: Vec<ConsumedSecret>,
     ) {
         if let Err(reason) = self.take(matter, &active).await {
@@ -101,7 +102,14 @@ impl Errands {
             return;
         }
         match self.secrets_of(matter, consumed).await {
-            Ok(secrets) => order.secrets = secrets,
+            Ok(mut secrets) => {
+                // Git's is git's alone.
+                order.git = git.and_then(|git| {
+                    let value = secrets.remove(git.secret.as_str())?;
+                    Some(GitLogin { username: git.username, value, valid_for: None })
+                });
+                order.secrets = secrets;
+            }
             Err(None) => return,
             Err(Some(failure)) => {
                 self.report(matter, &failure, "woken").await;

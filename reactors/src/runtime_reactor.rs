@@ -341,7 +341,7 @@ impl RuntimeReactor {
 
     /// Restarts a runtime that runs with an older version of a secret whose rules say so.
     fn restart_where_rotated(&mut self, world: &World, matter: Matter, given: &[ConsumedSecret]) {
-        let Some(view) = world.secret_view(matter.workspace) else { return };
+        let Some(view) = world.secret_view(matter.workspace, self.errands.clock.now()) else { return };
         let Some(rotated) = given.iter().find(|given| view.stale(given) == Some(Rotation::Restart)) else { return };
         let changes = view.get(&rotated.name).map(|now| &now.known.changes);
         let set = changes.into_iter().flatten().rev().find(|change| matches!(change.deed, SecretDeed::Set { .. }));
@@ -385,7 +385,7 @@ impl RuntimeReactor {
         }
         match self.wake_order(world, matter.workspace, org, matter.epoch) {
             Ok((order, active)) => {
-                let view = world.secret_view(matter.workspace);
+                let view = world.secret_view(matter.workspace, self.errands.clock.now());
                 let consumed = match view.map_or(Ok(Vec::new()), |view| view.resolve(&active.manifest)) {
                     Ok(consumed) => consumed,
                     Err(refused) => {
@@ -394,9 +394,13 @@ impl RuntimeReactor {
                         return self.tell(matter, report, "failed");
                     }
                 };
+                let git = match world.project(active.project) {
+                    Some(Project::Active { git, .. }) => git.clone(),
+                    Some(Project::Unknown) | None => None,
+                };
                 let errands = self.errands.clone();
                 self.start(matter, Task::Waking, async move {
-                    errands.wake(matter, order, active, consumed).await;
+                    errands.wake(matter, order, (active, git), consumed).await;
                     Cleared::default()
                 });
             }
@@ -561,6 +565,7 @@ impl RuntimeReactor {
             public_hosts,
             // Taken from the store once the wake is this host's.
             secrets: BTreeMap::new(),
+            git: None,
         };
         Ok((order, active))
     }

@@ -7,14 +7,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::access::{Action, Permit};
+use envforge_domain::access::{Action, Permit, Resource};
+use envforge_domain::commit::{Component, Position};
 use envforge_domain::limits::{SECRET_READ_MAX, SECRETS_DEADLINE};
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{ConsumedSecret, PinnedSecret, RefusedSecret, SecretProblem};
+use envforge_domain::time::UnixMillis;
 use envforge_runtime::secret_store::{SecretStore, StoreError};
 use rand::RngExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+
+use crate::permit::system_permit;
 
 /// Reads that are under way at the same time, over all wakes: a store that throttles must not be stormed by many wakes at once.
 const READS_MAX: usize = 4;
@@ -77,6 +81,27 @@ impl SecretResolver {
         Ok(values)
     }
 
+    /// The values that a shell's git or a job is given, in the versions that the log names. In the name of EnvForge: whoever asks for
+    /// it may open the shell, or run the job, and the log says so.
+    ///
+    /// # Errors
+    /// In one sentence for people of the team.
+    pub async fn values_for(
+        &self,
+        resource: Resource,
+        now: UnixMillis,
+        consumed: &[ConsumedSecret],
+    ) -> Result<BTreeMap<String, Secret>, String> {
+        let (component, action) = (Component::RuntimeReactor, Action::SecretResolve);
+        let permit = system_permit(component, action, resource, Position::START, now);
+        let permit = permit.map_err(|denial| denial.to_string())?;
+        self.resolve(&permit, consumed).await.map_err(|unresolved| match unresolved {
+            Unresolved::Refused(refused) => RefusedSecret::named(&refused),
+            Unresolved::Store(error) => format!("the secret store is {}", error.kind()),
+            Unresolved::Permit => "the policy does not allow to resolve secrets".to_owned(),
+        })
+    }
+
     async fn read(&self, batch: &[PinnedSecret], until: Instant) -> Result<Vec<Secret>, StoreError> {
         let mut pause = PAUSE_MIN;
         loop {
@@ -119,7 +144,7 @@ fn refused(consumed: &[ConsumedSecret], permit: &Permit, error: StoreError) -> U
     tracing::error!(%error, "secrets of a wake cannot be read");
     let affected = consumed.iter().filter(|secret| named.contains(&secret.pinned(permit.org())));
     let one = |secret: &ConsumedSecret| RefusedSecret {
-        service: secret.service.clone(),
+        consumer: secret.consumer.clone(),
         name: secret.name.clone(),
         problem: SecretProblem::Damaged,
     };
@@ -132,16 +157,12 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use async_trait::async_trait;
-    use envforge_domain::access::Resource;
-    use envforge_domain::commit::{Component, Position};
     use envforge_domain::ids::{OrgId, ProjectId, WorkspaceId};
     use envforge_domain::secrets::{SecretKey, SecretOwner};
-    use envforge_domain::time::UnixMillis;
     use envforge_runtime::secret_store::Kept;
     use uuid::Uuid;
 
     use super::*;
-    use crate::permit::system_permit;
 
     /// Answers each value with its version's number, after refusing as often as it is told to.
     #[derive(Default)]
@@ -195,7 +216,7 @@ mod tests {
 
     fn consumed(count: u64) -> Vec<ConsumedSecret> {
         let one = |number: u64| ConsumedSecret {
-            service: format!("svc-{}", number % 3).parse().unwrap(),
+            consumer: format!("svc-{}", number % 3).parse().unwrap(),
             name: format!("SECRET_{number}").parse().unwrap(),
             owner: SecretOwner::Project(ProjectId::from_uuid(Uuid::from_u128(2))),
             generation: 0,
@@ -235,7 +256,7 @@ mod tests {
         let resolver = SecretResolver::new(store);
         let outcome = resolver.resolve(&permit(Action::SecretResolve), &consumed(20)).await;
         let expected = RefusedSecret {
-            service: "svc-0".parse().unwrap(),
+            consumer: "svc-0".parse().unwrap(),
             name: "SECRET_12".parse().unwrap(),
             problem: SecretProblem::Damaged,
         };

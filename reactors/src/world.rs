@@ -321,11 +321,15 @@ impl World {
     }
 
     /// The secrets that a workspace may be given; `None` for one that is archived or unknown.
-    pub fn secret_view(&self, workspace: WorkspaceId) -> Option<SecretView<'_>> {
+    pub fn secret_view(&self, workspace: WorkspaceId, now: UnixMillis) -> Option<SecretView<'_>> {
         let project = self.workspace(workspace)?.project;
         let of_project = self.secrets_of(SecretOwner::Project(project));
         let of_workspace = self.secrets_of(SecretOwner::Workspace { project, workspace });
-        Some(SecretView { project, workspace, of_project, of_workspace })
+        let git = match self.projects.get(&project) {
+            Some(Project::Active { git, .. }) => git.as_ref(),
+            Some(Project::Unknown) | None => None,
+        };
+        Some(SecretView { project, workspace, of_project, of_workspace, git, now })
     }
 
     pub fn is_archived(&self, workspace: WorkspaceId) -> bool {

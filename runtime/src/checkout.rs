@@ -5,7 +5,7 @@
 //! nothing that a service writes into its checkout steers a later git. Uncommitted work of a local repository does not
 //! come along. Files that the branch ignores (`node_modules`) stay from wake to wake; everything else equals the commit.
 //!
-//! Not here: credentials for private repositories beyond what the host's `git_environment` gives; submodules and LFS.
+//! Not here: whose credential it is that git shows (`git_login`), beside what the host's `git_environment` gives; submodules and LFS.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::config::Config;
 use crate::environment::{Environment, MARKER_VARIABLE};
 use crate::failure::CheckoutFailure;
+use crate::git_login::LoginSocket;
 use crate::output::private_directory;
 use crate::process::{self, Marker};
 use crate::record::blocking;
@@ -43,6 +44,8 @@ pub(crate) struct Checkout<'a> {
     /// Whose the tree is. Then what writes into it is git as the workspace's own user: with its processes about, root must
     /// not follow a path there. What comes from outside is fetched by EnvForge itself, with its own credentials.
     pub(crate) block: Option<&'a UserBlock>,
+    /// Where git asks for what it shows the repository's server.
+    pub(crate) login: Option<&'a LoginSocket>,
 }
 
 struct Answer {
@@ -219,10 +222,20 @@ impl Checkout<'_> {
                 near: branch.nearest(near.iter().map(String::as_str)),
             });
         }
-        let detail = detail(errors);
+        let said = |signs: &[&str]| signs.iter().any(|sign| errors.contains(sign));
+        let redirects = ["returned error: 301", "returned error: 302", "returned error: 307", "returned error: 308"];
+        if self.login.is_some() && said(&redirects) {
+            return Ok(CheckoutFailure::Redirected);
+        }
+        // The last two are what git says where nobody answers its question.
+        if said(&["Authentication failed", "returned error: 403", "could not read Username", "could not read Password"])
+        {
+            let given = self.login.is_some();
+            return Ok(if given { CheckoutFailure::CredentialRefused } else { CheckoutFailure::CredentialNeeded });
+        }
+        let detail = self.detail(errors);
         // The remote answered and our side could not take it.
-        let ours = ["unable to write", "bad object", "shallow file", "index file", "object file", "loose object"];
-        Ok(if ours.iter().any(|sign| errors.contains(sign)) {
+        Ok(if said(&["unable to write", "bad object", "shallow file", "index file", "object file", "loose object"]) {
             CheckoutFailure::Broken { detail }
         } else {
             CheckoutFailure::Unreachable { detail }
@@ -296,6 +309,9 @@ impl Checkout<'_> {
         ] {
             environment.set(name, value);
         }
+        for (name, value) in self.login.map(LoginSocket::environment).unwrap_or_default() {
+            environment.set(name, value);
+        }
         process::contain(&mut git, &environment);
         for setting in [
             "core.hooksPath=/dev/null",
@@ -314,7 +330,19 @@ impl Checkout<'_> {
 
     async fn expect(&self, git: Command) -> Result<String, CheckoutFailure> {
         let answer = self.run(git).await?;
-        if answer.success { Ok(answer.output) } else { Err(CheckoutFailure::Broken { detail: detail(&answer.errors) }) }
+        if answer.success {
+            Ok(answer.output)
+        } else {
+            Err(CheckoutFailure::Broken { detail: self.detail(&answer.errors) })
+        }
+    }
+
+    /// The last words of git, on one line, without what it was given.
+    fn detail(&self, errors: &str) -> String {
+        match self.login {
+            None => detail(errors),
+            Some(login) => detail(&login.redacted(errors)),
+        }
     }
 
     async fn run(&self, mut git: Command) -> Result<Answer, CheckoutFailure> {

@@ -50,6 +50,20 @@ pub enum CheckoutFailure {
     TooSlow { limit: Millis },
     #[error("`git` was not found on the host's path")]
     GitMissing,
+    #[error("the project's secret for git cannot be used: {reason}")]
+    Credential { reason: &'static str },
+    #[error(
+        "the repository's server does not take the project's secret for git; set another value, or another user name"
+    )]
+    CredentialRefused,
+    #[error(
+        "the repository's server asks who is there: name a secret for git, `envforge project edit PROJECT --git-credential NAME`"
+    )]
+    CredentialNeeded,
+    #[error(
+        "the repository's server sends elsewhere, where the project's secret for git does not go: name the address to which it sends"
+    )]
+    Redirected,
 }
 
 fn listed(names: &[String]) -> String {

@@ -3,7 +3,7 @@
 //! Layout: `lock`, `runtimes/<workspace>.json` and `root/<window>.json` (what to find again after a kill -9), and per workspace
 //! `workspaces/<workspace>/{checkout,repository.git,home,data,output}`. All directories are private to this user.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use envforge_domain::ids::{RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::root_window::RootOutcome;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
@@ -22,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::failure::{OpenError, OutputError, SleepFailure, WakeFailure};
+use crate::git_login::ShellLogin;
 use crate::kept::{self, Kept};
 use crate::order::{Awake, Stage, WakeOrder};
 use crate::output::{self, private_directory};
@@ -364,12 +366,13 @@ impl LocalHost {
         self.0.host.root.forget(window).await
     }
 
-    /// Opens a shell in a workspace, whatever its runtime does. The workspace's clone is made where there is none.
+    /// Opens a shell in a workspace, whatever its runtime does. The workspace's clone is made where there is none. `login`: what git
+    /// is given for that clone and, where the project says so, inside.
     ///
     /// # Errors
     /// See [`ShellFailure`]; nothing runs then.
-    pub async fn open_shell(&self, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
-        shell::open(Arc::clone(&self.0.host), order).await
+    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
+        shell::open(Arc::clone(&self.0.host), order, login).await
     }
 
     /// Ends what lasts of somebody's shells in a workspace beyond their connections.
@@ -400,16 +403,16 @@ impl LocalHost {
         self.0.host.shells.told(what).await
     }
 
-    /// Runs a job where the runtime is up.
+    /// Runs a job where the runtime is up. `secrets`: what it is given, by name.
     ///
     /// # Errors
     /// See [`ShellFailure`]; nothing runs then.
-    pub async fn run_job(&self, order: JobOrder) -> Result<OpenShell, ShellFailure> {
+    pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
         let actor = self.actor(order.workspace).ok_or(ShellFailure::ShuttingDown)?;
         let (reply, answer) = oneshot::channel();
         actor.messages.send(Message::Job { reply }).await.map_err(|_| ShellFailure::ShuttingDown)?;
         let place = answer.await.ok().flatten().ok_or(ShellFailure::NotAwake)?;
-        shell::run_job(Arc::clone(&self.0.host), order, place).await
+        shell::run_job(Arc::clone(&self.0.host), order, secrets, place).await
     }
 
     /// Ends everything that this host started, `on_sleep` included, and refuses what comes after.

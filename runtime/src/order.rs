@@ -9,6 +9,8 @@ use envforge_domain::secret::Secret;
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 
+use crate::git_login::GitLogin;
+
 /// One wake of one workspace. Without `Debug`: it carries secrets.
 #[derive(Clone)]
 pub struct WakeOrder {
@@ -29,6 +31,8 @@ pub struct WakeOrder {
     pub public_hosts: BTreeMap<ServiceName, String>,
     /// Values of the secrets that services declare, by name. A service gets only those that it declares.
     pub secrets: BTreeMap<String, Secret>,
+    /// What git shows the repository's server, where it is reached over https.
+    pub git: Option<GitLogin>,
 }
 
 /// A runtime that is up: every declared readiness held.

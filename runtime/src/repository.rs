@@ -3,6 +3,7 @@
 //! Not here: git itself (`checkout`).
 
 use crate::failure::CheckoutFailure;
+use crate::git_login::Scope;
 
 const ADDRESS_BYTES_MAX: usize = 2048;
 const BRANCH_BYTES_MAX: usize = 250;
@@ -87,6 +88,36 @@ impl Repository {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What git asks a credential for when it is asked for one for this address; `None` where that is not over https.
+    pub(crate) fn scope(&self) -> Option<Scope> {
+        let (host, path) = self.0.strip_prefix("https://")?.split_once('/')?;
+        // As git's credential_from_url does.
+        let (host, path) = (decoded(host)?, decoded(path.trim_end_matches('/'))?);
+        let plain = !host.chars().chain(path.chars()).any(char::is_control);
+        plain.then(|| Scope { url: self.0.clone(), host, path })
+    }
+}
+
+/// `%20` as what it stands for; `None` where that is no text.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = (*first == b'%').then(|| after.get(..2)).flatten();
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.filter(|digits| !digits.starts_with('+')).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// A branch's short name that git accepts in a refspec.

@@ -7,7 +7,7 @@
 //!
 //! Not here: whether somebody may (the caller has asked), and carrying bytes (`shell_process`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,6 +20,7 @@ use envforge_domain::commit::Surface;
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
+use envforge_domain::secret::Secret;
 use envforge_domain::shell::{
     LastingShell, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
 };
@@ -32,8 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::checkout::Checkout;
-use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE};
-use crate::failure::OpenError;
+use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE, is_name, is_reserved};
+use crate::failure::{CheckoutFailure, OpenError};
+use crate::git_login::{GitLogin, LoginSocket, ShellLogin, ShellLogins};
 use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
@@ -52,6 +54,8 @@ const TMUX_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a path at which sockets may lie, the shortest of common systems.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 const SESSION: &str = "main";
+/// Whom git trusts to vouch for servers, where the host says so.
+const CA_VARIABLE: &str = "GIT_SSL_CAINFO";
 
 /// What a host keeps of its shells.
 pub(crate) struct Shells {
@@ -60,6 +64,8 @@ pub(crate) struct Shells {
     lasting: tokio::sync::Mutex<HashMap<(WorkspaceId, UserId), Lasting>>,
     /// One clone of a workspace at a time.
     clones: Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Where git asks in the shells that somebody has open in a workspace.
+    logins: ShellLogins,
     /// Private, with a path short enough for sockets below it.
     sockets: PathBuf,
     stop: CancellationToken,
@@ -211,6 +217,7 @@ impl Shells {
             open: Mutex::default(),
             lasting: tokio::sync::Mutex::default(),
             clones: Mutex::default(),
+            logins: ShellLogins::default(),
             sockets: sockets(state_dir, users).map_err(state)?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -222,6 +229,18 @@ impl Shells {
 
     fn open(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, usize>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn login_inside(
+        &self,
+        order: &ShellOrder,
+        login: GitLogin,
+        user: Option<UnixUser>,
+    ) -> Result<Arc<LoginSocket>, ShellFailure> {
+        let whose = (order.workspace, order.user);
+        let path = self.sockets.join(format!("{}.git", name_of(whose)));
+        let opened = self.logins.open(whose, path, order.repository.as_str(), login, user);
+        opened.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })
     }
 
     /// From here on each end is kept until somebody says that it was told.
@@ -353,22 +372,32 @@ fn sockets(state_dir: &Path, users: bool) -> io::Result<PathBuf> {
 }
 
 /// Opens a shell. INVARIANT: its marker is on disk before the first process that carries it starts.
-pub(crate) async fn open(host: Arc<Host>, order: ShellOrder) -> Result<OpenShell, ShellFailure> {
+/// `login`: what git is given.
+pub(crate) async fn open(
+    host: Arc<Host>,
+    order: ShellOrder,
+    login: Option<ShellLogin>,
+) -> Result<OpenShell, ShellFailure> {
     let place = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let directories = Directories::of(&host, order.workspace).await.map_err(|error| not_started(&error))?;
-    let opening = Opening { host: Arc::clone(&host), order, helper, directories };
+    let opening = Opening { host: Arc::clone(&host), order, helper, directories, git: None };
     let record = opening.record().await.map_err(|error| not_started(&error))?;
     let ShellOrder { shell, org, project, workspace, .. } = opening.order;
     let recorded = Recorded { host: Arc::clone(&host), shell, place: ShellPlace { org, project, workspace } };
-    clone(&host, &opening.order, &opening.directories).await?;
+    clone(&host, &opening.order, &opening.directories, login.as_ref().map(|git| &git.login)).await?;
+    let git = match login.filter(|git| git.inside) {
+        None => None,
+        Some(git) => Some(host.shells.login_inside(&opening.order, git.login, opening.directories.user())?),
+    };
+    let opening = Opening { git: git.clone(), ..opening };
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let stop = host.shells.stop.child_token();
     let (facts, carrying) = opening.begin(&record, fed, said, stop).await?;
     host.shells.tasks.clone().spawn(async move {
         carrying.await;
-        drop(place);
+        drop((place, git));
         drop(recorded);
     });
     Ok(OpenShell { facts, input, output })
@@ -415,18 +444,37 @@ pub(crate) fn name_of_job(run: JobRunId) -> String {
 }
 
 /// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
-pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -> Result<OpenShell, ShellFailure> {
+/// `secrets`: what it is given, by name; a job that has some runs as a user of its own where services do.
+pub(crate) async fn run_job(
+    host: Arc<Host>,
+    order: JobOrder,
+    secrets: BTreeMap<String, Secret>,
+    place: JobPlace,
+) -> Result<OpenShell, ShellFailure> {
     let counted = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
-    let JobOrder { run, org, project, workspace, command } = order;
+    let JobOrder { run, org, project, workspace, name: job, command, secrets: _ } = order;
     let JobPlace { directory, mut environment, record } = place;
     let name = name_of_job(run);
     environment.set(SERVICE_VARIABLE, name.as_str());
+    for (name, value) in &secrets {
+        if is_reserved(name) || !is_name(name) {
+            return Err(not_started(&"it is given what no secret can be called"));
+        }
+        environment.set(name, value.expose());
+    }
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
     let words = ["/bin/sh", "-c", &command].map(str::to_owned);
     let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
-    let user = block.as_ref().map(UserBlock::shell);
+    let user = match (&block, secrets.is_empty()) {
+        (Some(_), false) => {
+            let (user, home) = job_user(&host, workspace, job).await.map_err(|error| not_started(&error))?;
+            environment.set("HOME", home.to_string_lossy());
+            Some(user)
+        }
+        (block, _) => block.as_ref().map(UserBlock::shell),
+    };
     let plan =
         Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None, user };
     let started = match plan.start() {
@@ -452,6 +500,20 @@ pub(crate) async fn run_job(host: Arc<Host>, order: JobOrder, place: JobPlace) -
         host.shells.ended(EndedShell::Job(run), ShellPlace { org, project, workspace }).await;
     });
     Ok(OpenShell { facts: ShellFacts::default(), input, output })
+}
+
+/// The user of a job's own, with its home: neither shells nor services read what it is given.
+async fn job_user(host: &Host, workspace: WorkspaceId, job: String) -> io::Result<(UnixUser, PathBuf)> {
+    let homes = host.place(workspace).join("homes");
+    let users = host.users.clone().ok_or(io::ErrorKind::Unsupported)?;
+    blocking(move || {
+        let name = unix_user::name_of_job(&job);
+        let user = users.of_job(workspace, &name)?;
+        let home = homes.join(name);
+        unix_user::directory_of(&home, user, 0o700)?;
+        Ok((user, home))
+    })
+    .await
 }
 
 /// What a workspace's shells have in common.
@@ -498,7 +560,12 @@ async fn block_of(host: &Host, workspace: WorkspaceId) -> io::Result<Option<User
 }
 
 /// Makes the team's own clone where there is none. It is never touched again: what is in it is theirs.
-async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) -> Result<(), ShellFailure> {
+async fn clone(
+    host: &Arc<Host>,
+    order: &ShellOrder,
+    directories: &Directories,
+    login: Option<&GitLogin>,
+) -> Result<(), ShellFailure> {
     let lock = {
         let mut clones = host.shells.clones.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(clones.entry(order.workspace).or_default())
@@ -514,6 +581,15 @@ async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) 
         return Ok(());
     }
     let marker = Marker::random();
+    let checkout_failed = |failure: CheckoutFailure| ShellFailure::Checkout { reason: failure.to_string() };
+    let login = match login {
+        None => None,
+        Some(login) => {
+            let address = order.repository.as_str();
+            let socket = LoginSocket::for_envforge(&host.config.state_dir, address, login.clone());
+            Some(socket.map_err(checkout_failed)?)
+        }
+    };
     let checkout = Checkout {
         config: &host.config,
         marker: &marker,
@@ -521,9 +597,10 @@ async fn clone(host: &Arc<Host>, order: &ShellOrder, directories: &Directories) 
         tree: directories.work.clone(),
         index: PathBuf::new(),
         block: directories.block.as_ref(),
+        login: login.as_ref(),
     };
     let cloned = checkout.clone_anew(order.repository.as_str(), order.branch.as_str()).await;
-    cloned.map_err(|failure| ShellFailure::Checkout { reason: failure.to_string() })
+    cloned.map_err(checkout_failed)
 }
 
 /// A shell on its way to be open.
@@ -532,6 +609,8 @@ pub(crate) struct Opening {
     pub(crate) order: ShellOrder,
     pub(crate) helper: PathBuf,
     pub(crate) directories: Directories,
+    /// Where git asks inside, for as long as the person has a shell open here.
+    git: Option<Arc<LoginSocket>>,
 }
 
 impl Opening {
@@ -622,6 +701,12 @@ impl Opening {
         environment.set(MARKER_VARIABLE, marker.as_str());
         if let Some(term) = term {
             environment.set("TERM", term);
+        }
+        for (name, value) in self.git.as_ref().map(|git| git.environment()).unwrap_or_default() {
+            environment.set(name, value);
+        }
+        for (name, value) in config.git_environment.iter().filter(|(name, _)| name == CA_VARIABLE) {
+            environment.set(name, value);
         }
         environment
     }

@@ -92,6 +92,10 @@ impl UserBlock {
         uid >= self.first() && uid - self.first() < BLOCK_IDS
     }
 
+    fn free(&self) -> Option<u32> {
+        (1..BLOCK_IDS).find(|index| !self.services.values().any(|given| given == index))
+    }
+
     /// Gives each service an id: the one it had, or one that none of them has. Whether something changed.
     fn give(&mut self, services: &[ServiceName]) -> bool {
         let before = self.services.clone();
@@ -99,10 +103,8 @@ impl UserBlock {
             if self.services.contains_key(name.as_str()) {
                 continue;
             }
-            let taken = |index: &u32| self.services.values().any(|given| given == index);
-            let free = (1..BLOCK_IDS).find(|index| !taken(index));
             // A block has more ids than a manifest services: one that is not declared any more gives up its own.
-            let index = free.or_else(|| {
+            let index = self.free().or_else(|| {
                 let gone = |given: &&String| !services.iter().any(|name| name.as_str() == given.as_str());
                 let name = self.services.keys().find(gone).cloned()?;
                 self.services.remove(&name)
@@ -113,6 +115,11 @@ impl UserBlock {
         }
         self.services != before
     }
+}
+
+/// What a job is called among the services. No service's name holds a dot.
+pub(crate) fn name_of_job(job: &str) -> String {
+    format!("job.{job}")
 }
 
 /// Whose a block is.
@@ -209,6 +216,22 @@ impl UnixUsers {
             return Ok(block);
         }
         Err(io::Error::other("every block of user ids of this machine is somebody's"))
+    }
+
+    /// The user of a job, which keeps its id from run to run. Blocking.
+    ///
+    /// # Errors
+    /// Where the workspace has no ids, or none is left for it: those of services are theirs.
+    pub(crate) fn of_job(&self, workspace: WorkspaceId, name: &str) -> io::Result<UnixUser> {
+        let _lock = self.lock()?;
+        let mut block = self.records.read(&workspace)?.ok_or(io::ErrorKind::NotFound)?;
+        if let Some(user) = block.service_named(name) {
+            return Ok(user);
+        }
+        let index = block.free().ok_or_else(|| io::Error::other("this workspace has no user id left for a job"))?;
+        block.services.insert(name.to_owned(), index);
+        self.records.write(workspace, &block)?;
+        block.service_named(name).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The ids of a workspace that has some. Blocking.

@@ -19,6 +19,7 @@ use crate::checkout::Checkout;
 use crate::config::Config;
 use crate::environment::{Environment, Surroundings};
 use crate::failure::WakeFailure;
+use crate::git_login::LoginSocket;
 use crate::order::{Awake, Stage, WakeOrder};
 use crate::output::private_directory;
 use crate::port::{self, Ports};
@@ -237,6 +238,12 @@ impl Attempt<'_> {
             }
         }
         let marker = running.record.marker().clone();
+        let login = match &self.order.git {
+            None => None,
+            Some(login) => {
+                Some(LoginSocket::for_envforge(&self.config().state_dir, &self.order.repository, login.clone())?)
+            }
+        };
         let checkout = Checkout {
             config: self.config(),
             marker: &marker,
@@ -244,8 +251,10 @@ impl Attempt<'_> {
             tree: tree.clone(),
             index: self.place.join("index"),
             block: self.block,
+            login: login.as_ref(),
         };
         let commit = checkout.update(&self.order.repository, &self.order.branch).await?;
+        drop(login);
         let directories = self.directories(tree.clone()).await?;
         let mut attempt = 1;
         loop {

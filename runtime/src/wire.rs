@@ -12,6 +12,7 @@ use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 use serde::{Deserialize, Serialize};
 
+use crate::git_login::GitLogin;
 use crate::order::{Stage, WakeOrder};
 
 /// Ids and names as the texts that they display as.
@@ -79,6 +80,33 @@ pub struct WakeCall {
     deadline_ms: u64,
     public_hosts: BTreeMap<String, String>,
     secrets: BTreeMap<String, SecretText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    git: Option<GitCall>,
+}
+
+/// What git shows the repository's server.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitCall {
+    username: String,
+    secret: SecretText,
+    /// Counted from when it is received: clocks of two machines need not agree.
+    valid_for_ms: Option<u64>,
+}
+
+impl GitCall {
+    pub fn of(login: &GitLogin) -> Self {
+        Self {
+            username: login.username.clone(),
+            secret: SecretText::new(&login.value),
+            valid_for_ms: login.valid_for.map(Millis::get),
+        }
+    }
+
+    pub fn login(self) -> GitLogin {
+        let Self { username, secret, valid_for_ms } = self;
+        GitLogin { username, value: secret.secret(), valid_for: valid_for_ms.map(Millis::new) }
+    }
 }
 
 impl WakeCall {
@@ -93,6 +121,7 @@ impl WakeCall {
             deadline_ms: order.deadline.get(),
             public_hosts: order.public_hosts.iter().map(|(name, host)| (name.to_string(), host.clone())).collect(),
             secrets: order.secrets.iter().map(|(name, value)| (name.clone(), SecretText::new(value))).collect(),
+            git: order.git.as_ref().map(GitCall::of),
         }
     }
 
@@ -114,6 +143,7 @@ impl WakeCall {
             deadline: Millis::new(self.deadline_ms),
             public_hosts: public_hosts.collect::<Result<_, _>>()?,
             secrets: self.secrets.into_iter().map(|(name, value)| (name, value.secret())).collect(),
+            git: self.git.map(GitCall::login),
         })
     }
 }

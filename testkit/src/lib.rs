@@ -1,4 +1,4 @@
-//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, a stand-in for AWS, a keyring, other processes, free ports, folders, conditions with a deadline.
+//! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, a git server, a stand-in for AWS, a keyring, other processes, free ports, folders, conditions with a deadline.
 //!
 //! It owns no test and knows no crate of the product, so that any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
 //! test` does, and hands the paths over in `ENVFORGE_TEST_*` variables.
@@ -16,6 +16,7 @@
 
 mod dir;
 mod fuzz_inputs;
+mod git;
 mod keyring;
 mod local_http;
 mod moto;
@@ -30,6 +31,7 @@ mod wait;
 
 pub use dir::TestDir;
 pub use fuzz_inputs::feed_fuzz_inputs;
+pub use git::GitServer;
 pub use keyring::SessionBus;
 pub use moto::Moto;
 pub use nats::{NatsOptions, NatsServer};

@@ -6,7 +6,7 @@ use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::StreamId;
 use envforge_domain::event::Event;
 use envforge_domain::ids::ProjectId;
-use envforge_domain::project::{Project as Aggregate, ProjectEvent, Repository};
+use envforge_domain::project::{GitChange, GitCredential, Project as Aggregate, ProjectEvent, Repository};
 use envforge_domain::slug::ProjectSlug;
 use envforge_projections::sql::ProjectRecord;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,51 @@ struct NewProject {
 struct ProjectChange {
     name: Option<String>,
     repository: Option<String>,
+    /// What git shows the repository's server over HTTPS; `null` for nothing any more. A repository that becomes another one
+    /// loses it, unless it is given with it. Whoever sets it must be allowed to set the project's secrets, too.
+    #[serde(default, deserialize_with = "present")]
+    git_credential: Option<Option<GitCredentialToSet>>,
+}
+
+/// A field that may be `null` and was given.
+fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct GitCredentialToSet {
+    /// The name of the secret whose value is the password: the workspace's own of that name, or the project's. From then on it is
+    /// git's alone.
+    secret: String,
+    /// `x-access-token` where it is left out.
+    username: Option<String>,
+    /// Whether git gets it in shells too, where whoever works there can read it.
+    #[serde(default)]
+    in_shells: bool,
+}
+
+/// What git shows the repository's server.
+#[derive(Serialize, ToSchema)]
+struct GitCredentialShown {
+    secret: String,
+    username: String,
+    in_shells: bool,
+}
+
+impl From<&GitCredential> for GitCredentialShown {
+    fn from(credential: &GitCredential) -> Self {
+        let GitCredential { secret, username, in_shells } = credential;
+        Self { secret: secret.to_string(), username: username.clone(), in_shells: *in_shells }
+    }
+}
+
+/// A project with what git is given for it.
+#[derive(Serialize, ToSchema)]
+struct ProjectShown {
+    #[serde(flatten)]
+    project: Project,
+    git_credential: Option<GitCredentialShown>,
 }
 
 /// A project as it was written.
@@ -84,6 +129,7 @@ struct WrittenProject {
     slug: String,
     name: String,
     repository: String,
+    git_credential: Option<GitCredentialShown>,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -129,26 +175,37 @@ async fn create(
         let (slug, repository) = (slug.clone(), repository.clone());
         projects::create(&state.commands, permit, &context, slug, new.name.clone(), repository).await
     });
-    let answer = WrittenProject { id: id.to_string(), slug: new.slug, name: new.name, repository: new.repository };
+    let answer = WrittenProject {
+        id: id.to_string(),
+        slug: new.slug,
+        name: new.name,
+        repository: new.repository,
+        git_credential: None,
+    };
     Ok(Written::created(&done, answer))
 }
 
 /// One project.
 #[utoipa::path(get, path = "/v1/orgs/{org}/projects/{project}", tag = "projects",
-    responses((status = 200, body = Project)), extensions(("x-envforge-action" = json!("project.read"))))]
+    responses((status = 200, body = ProjectShown)), extensions(("x-envforge-action" = json!("project.read"))))]
 async fn get(
     State(state): State<Projects>,
     caller: Caller,
     Path((org, project)): Path<(String, String)>,
     at: AtLeast,
-) -> Result<axum::Json<Project>, Problem> {
+) -> Result<axum::Json<ProjectShown>, Problem> {
     let org = state.access.org(&org).await?;
     let resource = state.access.project(org, &project).await?;
     let permit = state.access.permit(&caller, Action::ProjectRead, resource).await?;
-    Ok(axum::Json(state.reads.project(&permit, at).await?.into()))
+    let record = state.reads.project(&permit, at).await?;
+    let git_credential = match state.commands.load::<Aggregate>(&StreamId::project(org, record.id)).await?.state {
+        Aggregate::Active { git, .. } => git.as_ref().map(GitCredentialShown::from),
+        Aggregate::Unknown => None,
+    };
+    Ok(axum::Json(ProjectShown { project: record.into(), git_credential }))
 }
 
-/// Change a project's name or repository.
+/// Change a project's name, its repository, or what git shows that repository's server.
 #[utoipa::path(patch, path = "/v1/orgs/{org}/projects/{project}", tag = "projects", request_body = ProjectChange,
     responses((status = 200, body = WrittenProject)), extensions(("x-envforge-action" = json!("project.edit"))))]
 async fn edit(
@@ -161,7 +218,20 @@ async fn edit(
     let resource = state.access.project(org, &project).await?;
     let permit = state.access.permit(&caller, Action::ProjectEdit, resource).await?;
     let project: ProjectId = resource.project().ok_or_else(Problem::not_found)?;
-    let Aggregate::Active { slug, name, repository: current, .. } =
+    if change.git_credential.is_some() {
+        // It sends a secret's value to a server.
+        state.access.permit(&caller, Action::SecretSet, resource).await?;
+    }
+    let git = match change.git_credential {
+        None => GitChange::Keep,
+        Some(None) => GitChange::Remove,
+        Some(Some(wanted)) => GitChange::Set(GitCredential {
+            secret: wanted.secret.parse().map_err(|error| Problem::value("secret", error))?,
+            username: wanted.username.unwrap_or_else(|| GitCredential::USERNAME.to_owned()),
+            in_shells: wanted.in_shells,
+        }),
+    };
+    let Aggregate::Active { slug, name, repository: current, git: current_git, .. } =
         state.commands.load::<Aggregate>(&StreamId::project(org, project)).await?.state
     else {
         return Err(Problem::not_found());
@@ -172,9 +242,13 @@ async fn edit(
         state.access,
         &caller,
         permit,
-        projects::edit(&state.commands, permit, &context, project, name.clone(), wanted.clone())
+        projects::edit(&state.commands, permit, &context, project, name.clone(), wanted.clone(), git.clone())
     );
     // A repeated request is answered with what it wrote then, whatever was written since.
+    let changed = done.events.iter().find_map(|event| match event {
+        Event::Project(ProjectEvent::GitCredentialChanged { credential }) => Some(credential.clone()),
+        _ => None,
+    });
     let (name, wanted) = done
         .events
         .iter()
@@ -188,6 +262,7 @@ async fn edit(
         slug: slug.to_string(),
         name,
         repository: wanted.as_str().to_owned(),
+        git_credential: changed.unwrap_or(current_git).as_ref().map(GitCredentialShown::from),
     };
     Ok(Written::ok(&done, answer))
 }

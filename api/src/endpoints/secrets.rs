@@ -2,21 +2,22 @@
 //!
 //! Not here: where values lie (the binary hands in a way to put one), and which of them a wake gets (reactors).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::State;
 use envforge_commands::secrets::{self, Prepared, SecretChange};
 use envforge_commands::{Commands, Done};
-use envforge_domain::access::{Action, Resource};
+use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::aggregate::Refusal;
 use envforge_domain::commit::StreamId;
 use envforge_domain::event::Event;
-use envforge_domain::ids::{OrgId, WorkspaceId};
+use envforge_domain::ids::{UserId, WorkspaceId};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::secrets::{
-    ConsumedSecret, KnownSecret, RefusedSecret, Rotation, SecretDeed, SecretName, SecretOwner, SecretRules, SecretView,
-    SecretsEvent, SecretsRefusal,
+    ConsumedSecret, KnownSecret, RefusedSecret, Rotation, SecretConsumer, SecretDeed, SecretName, SecretOwner,
+    SecretRules, SecretsEvent, SecretsRefusal,
 };
+use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use envforge_domain::workspace::{ActiveWorkspace, Workspace, WorkspaceRefusal};
 use envforge_identity::submitted::SubmittedSecret;
 use serde::{Deserialize, Serialize};
@@ -27,9 +28,10 @@ use utoipa_axum::routes;
 use super::has_access;
 use crate::access::{Access, Caller, act};
 use crate::config::{NotPut, SecretPuts};
-use crate::instant::Instant;
+use crate::instant::{self, Instant};
 use crate::page::{Page, Path};
 use crate::problem::Problem;
+use crate::reads::Reads;
 use crate::request_body::{Empty, Json};
 use crate::write::{Happened, Write, Written};
 
@@ -37,6 +39,8 @@ use crate::write::{Happened, Write, Written};
 pub(crate) struct Secrets {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
+    pub(crate) reads: Reads,
+    pub(crate) clock: SharedClock,
     pub(crate) store: Option<SecretPuts>,
 }
 
@@ -65,6 +69,11 @@ struct SecretToSet {
     workspaces: Option<Vec<String>>,
     /// What a new version does to runtimes that run with an older one: `mark_stale` (where it was never said) or `restart`.
     rotation: Option<String>,
+    /// When this value ends, in RFC 3339: no wake, no job and no git gets it from then on. Never, where it is left out. With a value
+    /// alone.
+    expires_at: Option<String>,
+    /// The same as a time from now on.
+    expires_in_seconds: Option<u64>,
 }
 
 /// A secret without its value, which nobody sees.
@@ -75,7 +84,11 @@ struct SecretShown {
     owner: &'static str,
     version: u64,
     set_at: Instant,
+    /// The id of whoever set it.
     set_by: String,
+    set_by_name: Option<String>,
+    /// When it ends; `null`: never.
+    expires_at: Option<Instant>,
     /// Services that may declare it; empty: all.
     services: Vec<String>,
     /// Workspaces that may use it, by id; empty: all.
@@ -89,15 +102,16 @@ struct SecretShown {
 struct SecretSeen {
     #[serde(flatten)]
     secret: SecretShown,
-    /// Services of the workspace that declare it. None: mistyped, or left over.
+    /// What of the workspace uses it: services, jobs as `job:NAME`, git as `git:repository`. None: mistyped, or left over.
     declared_by: Vec<String>,
     /// What its runtime was given, while it is awake.
     given: Vec<Given>,
 }
 
-/// What one service runs with.
+/// What one service runs with, or git had.
 #[derive(Serialize, ToSchema)]
 struct Given {
+    /// Its name, or `git:repository`.
     service: String,
     version: u64,
     /// Whether its next wake would get something else.
@@ -107,9 +121,10 @@ struct Given {
 /// A secret that a service declares and cannot be given.
 #[derive(Serialize, ToSchema)]
 struct SecretRefused {
+    /// Its name, or `git:repository`.
     service: String,
     name: String,
-    /// `missing`, `forbidden` or `damaged`.
+    /// `missing`, `forbidden`, `expired` or `damaged`.
     problem: &'static str,
 }
 
@@ -139,7 +154,9 @@ struct SecretHistory {
     deed: &'static str,
     /// The version that was set.
     version: Option<u64>,
+    /// The id of whoever did it.
     by: String,
+    by_name: Option<String>,
     at: Instant,
 }
 
@@ -152,9 +169,10 @@ async fn list_of_project(
     Path((org, project)): Path<(String, String)>,
 ) -> Result<axum::Json<Page<SecretShown>>, Problem> {
     let (resource, owner) = state.project(&org, &project).await?;
-    state.access.permit(&caller, Action::SecretList, resource).await?;
+    let permit = state.access.permit(&caller, Action::SecretList, resource).await?;
     let known = secrets::load(&state.commands, resource.org(), owner).await?.state;
-    let items = known.held().filter_map(|(name, known)| SecretShown::of(name, owner, known)).collect();
+    let names = state.names(&permit, known.held().map(|(_, known)| known)).await?;
+    let items = known.held().filter_map(|(name, known)| SecretShown::of(name, owner, known, &names)).collect();
     Ok(axum::Json(Page { items, next: None }))
 }
 
@@ -203,10 +221,10 @@ async fn list_of_workspace(
     caller: Caller,
     Path((org, workspace)): Path<(String, String)>,
 ) -> Result<axum::Json<WorkspaceSecrets>, Problem> {
-    let (resource, owner) = state.workspace(&org, &workspace).await?;
-    state.access.permit(&caller, Action::SecretList, resource).await?;
+    let (resource, _) = state.workspace(&org, &workspace).await?;
+    let permit = state.access.permit(&caller, Action::SecretList, resource).await?;
     let active = state.active(resource).await?;
-    state.seen(resource.org(), owner, &active).await.map(axum::Json)
+    state.seen(&permit, &active).await.map(axum::Json)
 }
 
 /// Set a secret of one workspace, or change which services may use it. It goes before its project's.
@@ -292,7 +310,8 @@ impl Secrets {
         let known = secrets::load(&self.commands, resource.org(), owner).await?.state;
         let before = known.known(&name).filter(|known| known.version.is_some());
         let rules = self.rules(resource, before, &wanted).await?;
-        let change = SecretChange { owner, name: name.clone(), rules, by: caller.user };
+        let expires_at = wanted.end(context.now)?;
+        let change = SecretChange { owner, name: name.clone(), expires_at, rules, by: caller.user };
         let done = match (&wanted.secret, &change.rules) {
             (Some(value), _) => match secrets::prepare(&self.commands, &permit, &context, &change).await? {
                 Prepared::Answered(done) => done,
@@ -335,7 +354,7 @@ impl Secrets {
     ) -> Result<Happened, Problem> {
         let Write { caller, context, .. } = request;
         let permit = self.access.permit(&caller, Action::SecretRemove, resource).await?;
-        let change = SecretChange { owner, name: parse_name(name)?, rules: None, by: caller.user };
+        let change = SecretChange { owner, name: parse_name(name)?, expires_at: None, rules: None, by: caller.user };
         let done = act!(self.access, &caller, permit, secrets::remove(&self.commands, permit, &context, &change));
         Ok(Happened::new(&done))
     }
@@ -347,18 +366,20 @@ impl Secrets {
         owner: SecretOwner,
         name: &str,
     ) -> Result<axum::Json<Page<SecretHistory>>, Problem> {
-        self.access.permit(caller, Action::SecretList, resource).await?;
+        let permit = self.access.permit(caller, Action::SecretList, resource).await?;
         let name = parse_name(name)?;
         let known = secrets::load(&self.commands, resource.org(), owner).await?.state;
         let known =
             known.known(&name).ok_or_else(|| Problem::from(&SecretsRefusal::Unknown { name } as &dyn Refusal))?;
+        let people = self.names(&permit, std::iter::once(known)).await?;
         let items = known.changes.iter().rev().map(|change| {
             let (deed, version) = match change.deed {
                 SecretDeed::Set { version } => ("set", Some(version)),
                 SecretDeed::RulesChanged => ("rules_changed", None),
                 SecretDeed::Removed => ("removed", None),
             };
-            SecretHistory { deed, version, by: change.by.to_string(), at: change.at.into() }
+            let by_name = people.get(&change.by).cloned();
+            SecretHistory { deed, version, by: change.by.to_string(), by_name, at: change.at.into() }
         });
         Ok(axum::Json(Page { items: items.collect(), next: None }))
     }
@@ -405,16 +426,20 @@ impl Secrets {
         Ok(found)
     }
 
-    async fn seen(
+    /// What those are called who did something to these secrets.
+    async fn names(
         &self,
-        org: OrgId,
-        owner: SecretOwner,
-        active: &ActiveWorkspace,
-    ) -> Result<WorkspaceSecrets, Problem> {
-        let (project, workspace) = (active.project, active.workspace);
-        let load = async |owner| secrets::load(&self.commands, org, owner).await.map(|loaded| loaded.state);
-        let (of_project, of_workspace) = (load(SecretOwner::Project(project)).await?, load(owner).await?);
-        let view = SecretView { project, workspace, of_project: &of_project, of_workspace: &of_workspace };
+        permit: &Permit,
+        known: impl Iterator<Item = &KnownSecret>,
+    ) -> Result<BTreeMap<UserId, String>, Problem> {
+        let users = known.flat_map(|known| known.changes.iter().map(|change| change.by)).collect();
+        self.reads.names_beside_secrets(permit, users).await
+    }
+
+    async fn seen(&self, permit: &Permit, active: &ActiveWorkspace) -> Result<WorkspaceSecrets, Problem> {
+        let (org, project, workspace) = (permit.org(), active.project, active.workspace);
+        let known = secrets::seen(&self.commands, org, project, workspace).await?;
+        let view = known.view(self.clock.now());
         let runtime = self.commands.load::<Runtime>(&StreamId::runtime(org, workspace)).await?.state;
         let given: &[ConsumedSecret] = match &runtime {
             Runtime::Ready(ready) => &ready.secrets,
@@ -425,20 +450,27 @@ impl Secrets {
             Runtime::Failed { ref refused, .. } => refused.iter().map(SecretRefused::of).collect(),
             _ => Vec::new(),
         };
-        let names: BTreeSet<&SecretName> = of_project.held().chain(of_workspace.held()).map(|(name, _)| name).collect();
+        let names: BTreeSet<&SecretName> = known.held().collect();
+        let people =
+            self.names(permit, names.iter().filter_map(|name| view.get(name)).map(|found| found.known)).await?;
         let item = |name: &SecretName| {
             let found = view.get(name)?;
-            let declares = |declared: &&String| declared.as_str() == name.as_str();
-            let declaring =
-                active.manifest.services.iter().filter(|service| service.secrets.iter().any(|s| declares(&s)));
+            let declares = |secrets: &[String]| secrets.iter().any(|declared| declared == name.as_str());
+            let services = active.manifest.services.iter().filter(|service| declares(&service.secrets));
+            let jobs = active.manifest.jobs.iter().filter(|job| declares(&job.secrets));
+            let git = view.git.filter(|git| git.secret == *name);
+            let using = services
+                .map(|service| SecretConsumer::Service(service.name.clone()))
+                .chain(jobs.map(|job| SecretConsumer::Job(job.name.clone())))
+                .chain(git.map(|_| SecretConsumer::Git));
             let of = given.iter().filter(|given| given.name == *name).map(|given| Given {
-                service: given.service.to_string(),
+                service: given.consumer.to_string(),
                 version: given.version,
                 stale: view.stale(given).is_some(),
             });
             Some(SecretSeen {
-                secret: SecretShown::of(name, found.owner, found.known)?,
-                declared_by: declaring.map(|service| service.name.to_string()).collect(),
+                secret: SecretShown::of(name, found.owner, found.known, &people)?,
+                declared_by: using.map(|consumer| consumer.to_string()).collect(),
                 given: of.collect(),
             })
         };
@@ -452,9 +484,30 @@ impl Secrets {
     }
 }
 
+impl SecretToSet {
+    fn end(&self, now: UnixMillis) -> Result<Option<UnixMillis>, Problem> {
+        let wrong = |detail: &str| Err(Problem::value("expires_at", detail));
+        match (self.expires_at.as_deref(), self.expires_in_seconds) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => wrong("say either when it ends or in how long"),
+            _ if self.secret.is_none() => wrong("an end is a value's: give the value with it"),
+            (Some(text), None) => match instant::parse(text) {
+                Some(end) => Ok(Some(end)),
+                None => wrong("it is no RFC 3339 instant"),
+            },
+            (None, Some(seconds)) => Ok(Some(now.plus(Millis::from_secs(seconds)))),
+        }
+    }
+}
+
 impl SecretShown {
     /// `None` where it was removed.
-    fn of(name: &SecretName, owner: SecretOwner, known: &KnownSecret) -> Option<Self> {
+    fn of(
+        name: &SecretName,
+        owner: SecretOwner,
+        known: &KnownSecret,
+        people: &BTreeMap<UserId, String>,
+    ) -> Option<Self> {
         let version = known.version?;
         let set = known.changes.iter().rev().find(|change| matches!(change.deed, SecretDeed::Set { .. }));
         let last = set.or(known.changes.last())?;
@@ -464,6 +517,8 @@ impl SecretShown {
             version,
             set_at: last.at.into(),
             set_by: last.by.to_string(),
+            set_by_name: people.get(&last.by).cloned(),
+            expires_at: known.expires_at.map(Into::into),
             services: known.rules.services.iter().map(ToString::to_string).collect(),
             workspaces: known.rules.workspaces.iter().map(ToString::to_string).collect(),
             rotation: known.rules.rotation.token(),
@@ -473,7 +528,7 @@ impl SecretShown {
 
 impl SecretRefused {
     fn of(refused: &RefusedSecret) -> Self {
-        Self { service: refused.service.to_string(), name: refused.name.to_string(), problem: refused.problem.token() }
+        Self { service: refused.consumer.to_string(), name: refused.name.to_string(), problem: refused.problem.token() }
     }
 }
 

@@ -202,7 +202,10 @@ async fn run(
             org: ground.resource.org(),
             project,
             workspace: id,
+            name: job.name.clone(),
             command: job.command.clone(),
+            // Resolved once the runtime is awake.
+            secrets: Vec::new(),
         };
         state.serve_job(Client::new(socket), ground, job, order).await;
         drop(open);
@@ -437,6 +440,7 @@ impl ShellEndpoints {
             surface: caller.surface,
             repository: connected.repository,
             branch: connected.branch,
+            git: connected.git,
             what,
         };
         match host.open(place, order).await {
@@ -543,6 +547,8 @@ impl ShellEndpoints {
         let (caller, workspace) = (ground.caller_now(), order.workspace);
         let permit = self.access.permit(&caller, Action::RuntimeWake, ground.resource).await?;
         let context = self.context(ground);
+        // Nothing is woken for a job that lacks a secret.
+        job_runs::secrets_of(&self.commands, &permit, &context, (order.project, workspace), &job).await?;
         let cause = WakeCause::Job { name: job.name.clone(), by: caller.user };
         let woken = act!(
             self.access,
@@ -564,7 +570,10 @@ impl ShellEndpoints {
         let caller = ground.caller_now();
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
         let context = self.context(ground);
-        let new = job_runs::NewJobRun { workspace, project: order.project, job, by: caller.user, commit };
+        let of = (order.project, workspace);
+        let secrets = job_runs::secrets_of(&self.commands, &permit, &context, of, &job).await?;
+        let order = JobOrder { secrets: secrets.clone(), ..order };
+        let new = job_runs::NewJobRun { workspace, project: order.project, job, by: caller.user, commit, secrets };
         let (run, _) =
             act!(self.access, &caller, permit, job_runs::start(&self.commands, permit, &context, new.clone()));
         client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;

@@ -133,6 +133,7 @@ catalogue! {
         "team_name_taken" "Another team has this slug", "Choose another slug.";
         "policy_locks_you_out" "The policy would lock you out yourself", "Name the identity provider by which you are signed in too.";
         "last_owner" "The last owner cannot be removed", "Assign another owner first.";
+        "job_secrets_refused" "The job's secrets cannot be given", "`detail` names them. Nothing was started.";
         "secret_overtaken" "Somebody else changed the secret at the same time", "Look at it, and set it again.";
         "runtime_not_awake" "The runtime is not awake", "Wake it first.";
         "runtime_other_epoch" "The runtime is at another wake", "`current_epoch` is the one it is at.";
@@ -204,6 +205,8 @@ catalogue! {
         "idempotency_key_reused" "The idempotency key was used for another request", "Use a new key for a new request.";
         "secret_value_invalid" "The value is none that a secret can have", "1 to `max_bytes` bytes of UTF-8 without NUL.";
         "secret_rules_invalid" "The secret's rules cannot be", "`detail` says what would be right.";
+        "secret_end_invalid" "The secret's end cannot be", "It lies in the future, at most `max_ms` away.";
+        "git_credential_invalid" "Git cannot be given that", "`detail` says what would be right.";
         "runtime_too_many_secrets" "The workspace's services are given too many secrets", "`max` is the limit.";
         "name_invalid" "The name is not valid", "1 to `max_chars` characters.";
         "member_unknown" "The user is not a member", "Add them first.";

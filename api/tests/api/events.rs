@@ -81,7 +81,7 @@ async fn the_replay_is_the_log_in_order_as_cloud_events() {
         "organization.created.v1",
         "user.session_opened.v2",
         "project.created.v1",
-        "workspace.created.v1",
+        "workspace.created.v2",
     ];
     let places: Vec<_> = known.map(|known| types.iter().position(|found| *found == known)).into();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{types:?}");
@@ -154,7 +154,7 @@ async fn following_sends_what_was_and_then_what_comes() {
     let mut following = Following::open(&owner, "&kind=project,workspace").await;
     house.workspace(&owner).await;
     following.event("project.created.v1").await;
-    let created = following.event("workspace.created.v1").await;
+    let created = following.event("workspace.created.v2").await;
     let again = replay(&owner, "?type=workspace.created").await;
     assert_eq!(again, [created]);
 }

@@ -65,6 +65,7 @@ impl Manifest {
                 JobKind::Agent => "agent",
             };
             writeln!(out, "  {}:\n    command: {}\n    kind: {kind}", Name(&job.name), Text(&job.command))?;
+            write_secrets(out, &job.secrets)?;
         }
         Ok(())
     }
@@ -107,10 +108,14 @@ fn write_service(out: &mut String, service: &Service) -> fmt::Result {
     for (name, value) in &service.environment {
         writeln!(out, "      {}: {}", Name(name), Text(value))?;
     }
-    if !service.secrets.is_empty() {
+    write_secrets(out, &service.secrets)
+}
+
+fn write_secrets(out: &mut String, secrets: &[String]) -> fmt::Result {
+    if !secrets.is_empty() {
         writeln!(out, "    secrets:")?;
     }
-    service.secrets.iter().try_for_each(|name| writeln!(out, "      - {}", Name(name)))
+    secrets.iter().try_for_each(|name| writeln!(out, "      - {}", Name(name)))
 }
 
 fn write_websockets(out: &mut String, websockets: &[PathPrefix]) -> fmt::Result {

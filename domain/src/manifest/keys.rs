@@ -35,7 +35,7 @@ pub(super) const READINESS: Section = Section {
     keys: &["http", "tcp", "command", "none", "interval", "deadline"],
 };
 pub(super) const RESOURCE: Section = Section { name: "a resource", path: "resources.<name>", keys: &["kind", "mode"] };
-pub(super) const JOB: Section = Section { name: "a job", path: "jobs.<name>", keys: &["command", "kind"] };
+pub(super) const JOB: Section = Section { name: "a job", path: "jobs.<name>", keys: &["command", "kind", "secrets"] };
 
 /// Every section of the file.
 pub const SECTIONS: [&Section; 7] = [&FILE, &ON_SLEEP, &SERVICE, &ROUTE, &READINESS, &RESOURCE, &JOB];
@@ -146,9 +146,13 @@ mod tests {
             (&FILE, "idle-sleep", "did you mean `idle_sleep`?"),
             (&FILE, "service", "did you mean `services`?"),
             (&READINESS, "timeout", "did you mean `deadline`?"),
-            (&JOB, "mode", "`mode` belongs to a resource (`resources.<name>.mode`); a job has `command` and `kind`"),
+            (
+                &JOB,
+                "mode",
+                "`mode` belongs to a resource (`resources.<name>.mode`); a job has `command`, `kind` and `secrets`",
+            ),
             (&SERVICE, "idle_sleep", "`idle_sleep` belongs to the top of the file, not to a service"),
-            (&JOB, "zzz", "a job has `command` and `kind`"),
+            (&JOB, "zzz", "a job has `command`, `kind` and `secrets`"),
         ] {
             assert_eq!(hint(section, found), expected, "{found}");
         }

@@ -174,6 +174,8 @@ pub struct Job {
     pub name: String,
     pub command: String,
     pub kind: JobKind,
+    /// Names of secrets, as a service declares them: variables of this job alone.
+    pub secrets: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -284,7 +284,8 @@ impl Reader {
         let mut fields = self.fields(node, path, &keys::JOB, expected)?;
         let command = self.command(&mut fields);
         let kind = self.choice(&mut fields, "kind", &[("test", JobKind::Test), ("agent", JobKind::Agent)]);
-        Some(Job { name: name?, command: command?, kind: kind? })
+        let secrets = self.job_secrets(&mut fields, key.at, path);
+        Some(Job { name: name?, command: command?, kind: kind?, secrets: secrets? })
     }
 
     /// A mapping with the keys of `section`; unknown keys are reported and left out.

@@ -335,6 +335,19 @@ impl Reader {
         all_right.then_some(environment)
     }
 
+    /// A job's, which has no other variables.
+    pub(super) fn job_secrets(&mut self, fields: &mut Fields<'_>, at: Position, path: &str) -> Option<Vec<String>> {
+        let Some(field) = fields.take("secrets") else { return Some(Vec::new()) };
+        let mut variables = Variables::default();
+        let secrets = self.secrets(field, &mut variables);
+        if variables.count > limits::MANIFEST_VARIABLES_MAX {
+            let found = format!("{} secrets", variables.count);
+            let expected = format!("a job has at most {}", limits::MANIFEST_VARIABLES_MAX);
+            self.refuse(at, path, ErrorKind::OutOfLimits, found, expected);
+        }
+        secrets
+    }
+
     fn secrets(&mut self, field: Field<'_>, variables: &mut Variables) -> Option<Vec<String>> {
         let expected = "`secrets` is a list of names, such as `[DATABASE_URL]`; values never stand in this file";
         let Content::List(items) = field.node.content else {

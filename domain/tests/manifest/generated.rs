@@ -157,14 +157,14 @@ prop_compose! {
     pub(crate) fn manifest()(
         services in services(),
         resources in btree_map(slug(1), (slug(1), select(vec![ResourceMode::Runtime, ResourceMode::Shared, ResourceMode::CustomerCloud])), 0..3),
-        jobs in btree_map(slug(1), (command(), select(vec![JobKind::Test, JobKind::Agent])), 0..3),
+        jobs in btree_map(slug(1), (command(), select(vec![JobKind::Test, JobKind::Agent]), btree_set(variable(), 0..3)), 0..3),
         idle_sleep in length(limits::IDLE_SLEEP_MIN, limits::IDLE_SLEEP_MAX),
         on_sleep in option::of((command(), length(ON_SLEEP_DEADLINE_MIN, limits::ON_SLEEP_MAX))),
     ) -> Manifest {
         let taken = |name: &str| services.iter().any(|service| service.name.as_str() == name);
         Manifest {
             resources: resources.into_iter().filter(|(name, _)| !taken(name)).map(|(name, (kind, mode))| Resource { name, kind, mode }).collect(),
-            jobs: jobs.into_iter().map(|(name, (command, kind))| Job { name, command, kind }).collect(),
+            jobs: jobs.into_iter().map(|(name, (command, kind, secrets))| Job { name, command, kind, secrets: secrets.into_iter().collect() }).collect(),
             idle_sleep,
             on_sleep: on_sleep.map(|(command, deadline)| Hook { command, deadline }),
             services,

@@ -132,8 +132,13 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(
         manifest.jobs,
         [
-            Job { name: "unit".to_owned(), command: "python3 -m unittest".to_owned(), kind: JobKind::Test },
-            Job { name: "review".to_owned(), command: "./review".to_owned(), kind: JobKind::Agent },
+            Job {
+                name: "unit".to_owned(),
+                command: "python3 -m unittest".to_owned(),
+                kind: JobKind::Test,
+                secrets: vec![]
+            },
+            Job { name: "review".to_owned(), command: "./review".to_owned(), kind: JobKind::Agent, secrets: vec![] },
         ]
     );
 }

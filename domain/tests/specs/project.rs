@@ -29,7 +29,7 @@ fn created() -> ProjectEvent {
 }
 
 fn edit(name: &str, repository: &str) -> ProjectCommand {
-    ProjectCommand::Edit { name: name.to_owned(), repository: at_home(repository) }
+    ProjectCommand::Edit { name: name.to_owned(), repository: at_home(repository), git: GitChange::Keep }
 }
 
 #[test]
@@ -47,6 +47,42 @@ fn an_edit_that_changes_nothing_is_no_event_and_one_of_nothing_is_refused() {
             .then([ProjectEvent::Edited { name: name.to_owned(), repository: at_home(repository) }]);
     }
     given::<Project>([]).when(edit("Board", "board")).then_refused("project_unknown");
+}
+
+fn credential(username: &str) -> GitCredential {
+    GitCredential { secret: "GIT_TOKEN".parse().unwrap(), username: username.to_owned(), in_shells: false }
+}
+
+fn edit_git(repository: Repository, git: GitChange) -> ProjectCommand {
+    ProjectCommand::Edit { name: "Orders".to_owned(), repository, git }
+}
+
+#[test]
+fn git_is_given_a_secret_for_the_repository_that_there_was_over_https_alone() {
+    let set = || edit_git(at_home("orders"), GitChange::Set(credential("x-access-token")));
+    let was_set = || ProjectEvent::GitCredentialChanged { credential: Some(credential("x-access-token")) };
+    let gone = || ProjectEvent::GitCredentialChanged { credential: None };
+    given::<Project>([created()]).when(set()).then([was_set()]);
+    given::<Project>([created(), was_set()]).when(set()).then_nothing();
+    given::<Project>([created(), was_set()]).when(edit("Orders", "orders")).then_nothing();
+    given::<Project>([created(), was_set()]).when(edit_git(at_home("orders"), GitChange::Remove)).then([gone()]);
+    given::<Project>([created()]).when(edit_git(at_home("orders"), GitChange::Remove)).then_nothing();
+    let edited =
+        |repository: &Repository| ProjectEvent::Edited { name: "Orders".to_owned(), repository: repository.clone() };
+    // Nobody decided to show it to another server.
+    let board = at_home("board");
+    given::<Project>([created(), was_set()]).when(edit("Orders", "board")).then([edited(&board), gone()]);
+    let with_it = edit_git(board.clone(), GitChange::Set(credential("x-access-token")));
+    given::<Project>([created(), was_set()]).when(with_it).then([edited(&board)]);
+    for elsewhere in ["git@git.example:orders.git", "ssh://git.example/orders", "/srv/orders"] {
+        let elsewhere = Repository::parse(elsewhere).unwrap();
+        let command = edit_git(elsewhere, GitChange::Set(credential("x-access-token")));
+        given::<Project>([created()]).when(command).then_refused("git_credential_invalid");
+    }
+    for username in ["", "a:b", "a b", "a\nb", "é", &"x".repeat(101)] {
+        let command = edit_git(at_home("orders"), GitChange::Set(credential(username)));
+        given::<Project>([created()]).when(command).then_refused("git_credential_invalid");
+    }
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use envforge_domain::limits::{SECRET_CHANGES_MAX, SECRET_WORKSPACES_MAX, SECRETS_MAX};
-use envforge_domain::manifest::Manifest;
+use envforge_domain::manifest::{Job, JobKind, Manifest};
+use envforge_domain::project::GitCredential;
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::secrets::*;
 use proptest::prelude::*;
@@ -22,11 +23,28 @@ fn set(text: &str, generation: u32, version: u64) -> SecretsCommand {
 }
 
 fn with_rules(text: &str, generation: u32, version: u64, rules: Option<SecretRules>) -> SecretsCommand {
-    SecretsCommand::Set { owner: OF_PROJECT(), name: name(text), generation, version, rules, by: user(1), now: at(5) }
+    SecretsCommand::Set {
+        owner: OF_PROJECT(),
+        name: name(text),
+        generation,
+        version,
+        expires_at: None,
+        rules,
+        by: user(1),
+        now: at(5),
+    }
 }
 
 fn was_set(text: &str, generation: u32, version: u64) -> SecretsEvent {
-    SecretsEvent::Set { owner: OF_PROJECT(), name: name(text), generation, version, by: user(1), at: at(5) }
+    SecretsEvent::Set {
+        owner: OF_PROJECT(),
+        name: name(text),
+        generation,
+        version,
+        expires_at: None,
+        by: user(1),
+        at: at(5),
+    }
 }
 
 fn remove(text: &str) -> SecretsCommand {
@@ -101,6 +119,7 @@ fn there_is_a_limit_and_rules_are_bounded() {
         name: name("A"),
         generation: 0,
         version: 1,
+        expires_at: None,
         rules: Some(elsewhere),
         by: user(1),
         now: at(5),
@@ -129,7 +148,7 @@ fn manifest(web: &str, worker: &str) -> Manifest {
 }
 
 fn view<'a>(of_project: &'a Secrets, of_workspace: &'a Secrets) -> SecretView<'a> {
-    SecretView { project: project(1), workspace: workspace(1), of_project, of_workspace }
+    SecretView { project: project(1), workspace: workspace(1), of_project, of_workspace, git: None, now: at(6) }
 }
 
 #[test]
@@ -140,27 +159,81 @@ fn a_workspaces_own_goes_before_its_projects_and_all_that_is_missing_or_forbidde
     let view = view(of_project.state(), of_workspace.state());
     let consumed = view.resolve(&manifest("A, B", "A")).unwrap();
     let told: Vec<_> =
-        consumed.iter().map(|one| (one.service.as_str(), one.name.as_str(), one.owner, one.version)).collect();
-    assert_eq!(
-        told,
-        [("web", "A", OF_WORKSPACE(), 7), ("web", "B", OF_PROJECT(), 1), ("worker", "A", OF_WORKSPACE(), 7)]
-    );
+        consumed.iter().map(|one| (one.consumer.to_string(), one.name.as_str(), one.owner, one.version)).collect();
+    let expected = [("web", "A", OF_WORKSPACE(), 7), ("web", "B", OF_PROJECT(), 1), ("worker", "A", OF_WORKSPACE(), 7)];
+    assert_eq!(told, expected.map(|(service, name, owner, version)| (service.to_owned(), name, owner, version)));
     let refused = view.resolve(&manifest("A, C", "B, D")).unwrap_err();
-    let told: Vec<_> = refused.iter().map(|one| (one.service.as_str(), one.name.as_str(), one.problem)).collect();
-    assert_eq!(
-        told,
-        [
-            ("web", "C", SecretProblem::Missing),
-            ("worker", "B", SecretProblem::Forbidden),
-            ("worker", "D", SecretProblem::Missing)
-        ]
-    );
+    let told: Vec<_> = refused.iter().map(|one| (one.consumer.to_string(), one.name.as_str(), one.problem)).collect();
+    let expected = [
+        ("web", "C", SecretProblem::Missing),
+        ("worker", "B", SecretProblem::Forbidden),
+        ("worker", "D", SecretProblem::Missing),
+    ];
+    assert_eq!(told, expected.map(|(service, name, problem)| (service.to_owned(), name, problem)));
     let sentence = RefusedSecret::told(&refused);
     assert!(
         sentence.contains("C (service `web`) has no value")
             && sentence.contains("B may not be used by service `worker`")
     );
     assert_eq!(view.undeclared(&manifest("A", "B")), [&name("LEFT")]);
+}
+
+fn until(text: &str, generation: u32, version: u64, end: u64) -> SecretsCommand {
+    let SecretsCommand::Set { owner, name, rules, by, now, .. } = set(text, generation, version) else {
+        unreachable!()
+    };
+    SecretsCommand::Set { owner, name, generation, version, expires_at: Some(at(end)), rules, by, now }
+}
+
+#[test]
+fn a_value_ends_when_it_was_said_to_and_the_next_one_says_for_itself() {
+    given::<Secrets>([]).when(until("A", 0, 1, 5)).then_refused("secret_end_invalid");
+    given::<Secrets>([]).when(until("A", 0, 1, u64::MAX)).then_refused("secret_end_invalid");
+    let nothing = Secrets::default();
+    let secrets = given::<Secrets>([]).and(until("A", 0, 1, 10));
+    let problem = |secrets: &Secrets, now| {
+        let view = SecretView { now: at(now), ..view(secrets, &nothing) };
+        view.resolve(&manifest("A", "")).err().map(|refused| refused[0].problem)
+    };
+    assert_eq!((problem(secrets.state(), 9), problem(secrets.state(), 10)), (None, Some(SecretProblem::Expired)));
+    let consumed = view(secrets.state(), &nothing).resolve(&manifest("A", "")).unwrap().remove(0);
+    let later = SecretView { now: at(10), ..view(secrets.state(), &nothing) };
+    assert_eq!(later.stale(&consumed), Some(Rotation::MarkStale), "its next wake fails");
+    let renewed = given::<Secrets>([]).and(until("A", 0, 1, 10)).and(set("A", 0, 2));
+    assert_eq!(problem(renewed.state(), 1_000), None);
+}
+
+#[test]
+fn what_a_project_names_for_git_is_gits_alone_and_rules_that_name_services_are_for_those() {
+    let secrets = given::<Secrets>([]).and(set("TOKEN", 0, 1)).and(with_rules(
+        "WEB",
+        1,
+        1,
+        Some(only("web", Rotation::MarkStale)),
+    ));
+    let nothing = Secrets::default();
+    let named = |text: &str| GitCredential { secret: name(text), username: "git".to_owned(), in_shells: false };
+    let (token, web) = (named("TOKEN"), named("WEB"));
+    let with = |git| SecretView { git: Some(git), ..view(secrets.state(), &nothing) };
+    let consumed = with(&token).resolve(&manifest("WEB", "")).unwrap();
+    let told: Vec<_> = consumed.iter().map(|one| (one.consumer.to_string(), one.name.to_string())).collect();
+    let expected = [("web", "WEB"), ("git:repository", "TOKEN")];
+    assert_eq!(told, expected.map(|(consumer, name)| (consumer.to_owned(), name.to_owned())));
+    let refused = with(&token).resolve(&manifest("TOKEN", "")).unwrap_err();
+    assert_eq!((refused.len(), refused[0].problem), (1, SecretProblem::Forbidden));
+    assert_eq!(with(&web).resolve_git().unwrap().unwrap_err().problem, SecretProblem::Forbidden);
+    let job = |text: &str| Job {
+        name: "unit".to_owned(),
+        command: "true".to_owned(),
+        kind: JobKind::Test,
+        secrets: vec![text.to_owned()],
+    };
+    assert_eq!(with(&token).resolve_job(&job("TOKEN")).unwrap_err()[0].problem, SecretProblem::Forbidden);
+    assert_eq!(with(&token).resolve_job(&job("WEB")).unwrap_err()[0].problem, SecretProblem::Forbidden);
+    let given = with(&web).resolve_job(&job("TOKEN")).unwrap();
+    assert_eq!((given.len(), given[0].consumer.to_string()), (1, "job:unit".to_owned()));
+    assert_eq!(given[0].consumer.to_string().parse(), Ok(given[0].consumer.clone()));
+    assert!("job:".parse::<SecretConsumer>().is_err() && "git:other".parse::<SecretConsumer>().is_err());
 }
 
 #[test]
@@ -196,7 +269,7 @@ fn chosen() -> RuntimeEvent {
 
 fn consumed(count: usize) -> Vec<ConsumedSecret> {
     let one = |number| ConsumedSecret {
-        service: service("web"),
+        consumer: SecretConsumer::Service(service("web")),
         name: name(&format!("S{number}")),
         owner: OF_PROJECT(),
         generation: 0,
@@ -239,7 +312,7 @@ fn what_a_wake_is_given_is_recorded_by_its_host_alone_and_stays_with_the_runtime
 fn a_wake_that_secrets_stop_fails_with_their_names_beside_a_sentence() {
     let refused: Vec<_> = (0..7)
         .map(|number| RefusedSecret {
-            service: service("web"),
+            consumer: SecretConsumer::Service(service("web")),
             name: name(&format!("S{number}")),
             problem: SecretProblem::Missing,
         })

@@ -18,6 +18,7 @@ fn terms() -> ShellTerms {
         session: session(1),
         kind: ShellKind::Terminal,
         host: Some(host(1)),
+        git: None,
         at: at(1_000),
     }
 }
@@ -36,6 +37,7 @@ fn job() -> JobRunTerms {
         kind: JobKind::Test,
         by: user(1),
         commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
+        secrets: Vec::new(),
         at: at(1_000),
     }
 }

@@ -47,10 +47,23 @@ enum ProjectVerb {
     Edit {
         /// Slug or id
         project: String,
-        #[arg(long, required_unless_present = "repository")]
+        #[arg(long, required_unless_present_any = ["repository", "git_credential", "no_git_credential"])]
         name: Option<String>,
+        /// Another repository is not shown the secret that git was given for this one
         #[arg(long, value_name = "URL")]
         repository: Option<String>,
+        /// The secret whose value git shows the repository's server as a password, over https; from then on it is git's alone
+        #[arg(long, value_name = "SECRET", conflicts_with = "no_git_credential")]
+        git_credential: Option<String>,
+        /// As whom git shows it [default: x-access-token]
+        #[arg(long, value_name = "NAME", requires = "git_credential")]
+        git_username: Option<String>,
+        /// Give it to git in shells too, where whoever works there can read it
+        #[arg(long, requires = "git_credential")]
+        git_in_shells: bool,
+        /// Git shows nothing any more
+        #[arg(long)]
+        no_git_credential: bool,
     },
 }
 
@@ -72,8 +85,23 @@ pub(super) async fn run(context: &Context, arguments: ProjectArguments) -> Resul
             let project = client.get(&["v1", "orgs", org, "projects", &project], &[]).await?.body;
             output.result(&project, || card(output, &project))?;
         }
-        ProjectVerb::Edit { project, name, repository } => {
+        ProjectVerb::Edit {
+            project,
+            name,
+            repository,
+            git_credential,
+            git_username,
+            git_in_shells,
+            no_git_credential,
+        } => {
             let mut body = json!({});
+            if let Some(secret) = git_credential {
+                body["git_credential"] =
+                    json!({ "secret": secret, "username": git_username, "in_shells": git_in_shells });
+            }
+            if no_git_credential {
+                body["git_credential"] = Value::Null;
+            }
             for (field, value) in [("name", name), ("repository", repository)] {
                 if let Some(value) = value {
                     body[field] = json!(value);
@@ -108,7 +136,17 @@ fn card(output: &Output, project: &Value) -> String {
         ("project", cell(project.get("slug"))),
         ("name", cell(project.get("name"))),
         ("repository", cell(project.get("repository"))),
+        ("git", git(project)),
         ("id", cell(project.get("id"))),
         ("created", output.instants.show_wire(project.get("created_at"))),
     ])
+}
+
+/// What git is given for the repository, in words.
+fn git(project: &Value) -> String {
+    let Some(credential) = project.get("git_credential").filter(|credential| !credential.is_null()) else {
+        return "no secret".to_owned();
+    };
+    let shells = if credential["in_shells"] == true { ", in shells too" } else { "" };
+    format!("secret {} as {}{shells}", cell(credential.get("secret")), cell(credential.get("username")))
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::failure::{Exit, Failure};
 use super::here;
+use super::instant::parse_length;
 use super::output::{Output, cell, printable};
 
 #[derive(Args, Debug)]
@@ -51,6 +52,12 @@ Examples:
         /// What another version does to runtimes that run with an older one [default: as it was, at first mark-stale]
         #[arg(long, value_name = "WHAT", value_parser = ["mark-stale", "restart"])]
         on_rotation: Option<String>,
+        /// How long this value counts, such as 1h or 30d [default: for good]
+        #[arg(long, value_name = "LENGTH", value_parser = parse_length, conflicts_with_all = ["keep_value", "expires_at"])]
+        expires_in: Option<u64>,
+        /// Until when it counts
+        #[arg(long, value_name = "INSTANT", conflicts_with = "keep_value")]
+        expires_at: Option<String>,
         /// Change who may use it, and leave its value as it is
         #[arg(long)]
         keep_value: bool,
@@ -188,6 +195,8 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             workspaces,
             all_workspaces,
             on_rotation,
+            expires_in,
+            expires_at,
             keep_value,
             mistaken: _,
         } => {
@@ -205,6 +214,14 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Exit, Failure
             }
             if let Some(what) = on_rotation {
                 body["rotation"] = what.replace('-', "_").into();
+            }
+            if let Some(seconds) = expires_in {
+                body["expires_in_seconds"] = seconds.into();
+            }
+            if let Some(text) = expires_at {
+                let end = output.instants.parse(&text);
+                let end = end.map_err(|why| Failure::usage(format!("--expires-at: {why}"), ""))?;
+                body["expires_at"] = end.to_string().into();
             }
             let path = ["v1", "orgs", org, kind, &owner, "secrets", name.as_str()];
             let written = client.write(Method::PUT, &path, body).await?.body;
@@ -266,10 +283,11 @@ fn table(output: &Output, page: &Value) -> String {
         let stale = item["given"].as_array().into_iter().flatten().any(|given| given["stale"] == true);
         let used = match (of_workspace, listed(&item["declared_by"])) {
             (false, _) => or_all(&item["services"]),
-            (true, services) if services.is_empty() => "(declared by no service)".to_owned(),
+            (true, services) if services.is_empty() => "(nothing declares it)".to_owned(),
             (true, services) => services,
         };
         let state = if stale { "stale until the next wake" } else { "" };
+        let end = item.get("expires_at").filter(|end| !end.is_null());
         [
             cell(item.get("name")),
             cell(item.get("owner")),
@@ -277,15 +295,22 @@ fn table(output: &Output, page: &Value) -> String {
             used,
             item["rotation"].as_str().unwrap_or_default().replace('_', "-"),
             output.instants.show_wire(item.get("set_at")),
-            cell(item.get("set_by")),
+            named(item, "set_by"),
+            end.map_or_else(String::new, |end| output.instants.show_wire(Some(end))),
             state.to_owned(),
         ]
     };
     let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
-    let header = ["SECRET", "OF", "VERSION", "SERVICES", "ROTATION", "SET", "BY", "STATE"];
+    let header = ["SECRET", "OF", "VERSION", "SERVICES", "ROTATION", "SET", "BY", "EXPIRES", "STATE"];
     let mut text = output.table(header, rows, "No secrets. Set one: `envforge secret set NAME`.");
     text.push_str(&refused(output, page));
     text
+}
+
+/// By name, and by id where nobody knows the name.
+fn named(item: &Value, field: &str) -> String {
+    let name = item.get(&*format!("{field}_name")).filter(|name| !name.is_null());
+    cell(name.or_else(|| item.get(field)))
 }
 
 /// What stops the next wake, a line each; empty where nothing does.
@@ -295,9 +320,14 @@ pub(super) fn refused(output: &Output, page: &Value) -> String {
         let what = match item["problem"].as_str() {
             Some("missing") => "has no value",
             Some("forbidden") => "may not be used by it here",
+            Some("expired") => "has expired",
             _ => "cannot be read",
         };
-        format!("\n{} {name}, which service {service} declares, {what}", output.red("stops the next wake:"))
+        let whose = match item["service"].as_str() {
+            Some("git:repository") => "which git is to be given".to_owned(),
+            _ => format!("which service {service} declares"),
+        };
+        format!("\n{} {name}, {whose}, {what}", output.red("stops the next wake:"))
     };
     page["refused"].as_array().into_iter().flatten().map(line).collect()
 }
@@ -324,7 +354,7 @@ fn history(output: &Output, page: &Value) -> String {
             output.instants.show_wire(item.get("at")),
             item["deed"].as_str().unwrap_or_default().replace('_', " "),
             cell(item.get("version")),
-            cell(item.get("by")),
+            named(item, "by"),
         ]
     };
     let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
@@ -345,7 +375,7 @@ mod tests {
         for part in [
             "API_KEY",
             "stale until the next wake",
-            "(declared by no service)",
+            "(nothing declares it)",
             "OTHER, which service web declares, has no value",
         ] {
             assert!(text.contains(part), "`{part}` is not in:\n{text}");

@@ -104,6 +104,10 @@ pub(crate) async fn open_host(mut config: envforge_runtime::Config) -> anyhow::R
     if let Some(agent) = environment("SSH_AUTH_SOCK") {
         config.git_environment.push(("SSH_AUTH_SOCK".to_owned(), agent));
     }
+    // Whom git believes about servers.
+    if let Some(authorities) = environment("GIT_SSL_CAINFO") {
+        config.git_environment.push(("GIT_SSL_CAINFO".to_owned(), authorities));
+    }
     // This very program, whatever became of its file since.
     config.root_guard = Some("/proc/self/exe".into());
     config.unix_users = Some(UNIX_USERS.into());

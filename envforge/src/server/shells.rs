@@ -1,19 +1,82 @@
 //! The hosts that this process reaches, as what opens shells for the API of this process.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use envforge_api::{OpenShell, ShellHost};
+use envforge_domain::access::Resource;
 use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
+use envforge_domain::secret::Secret;
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret};
 use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
+use envforge_domain::time::SharedClock;
+use envforge_reactors::SecretResolver;
+use envforge_runtime::{GitLogin, ShellLogin};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::hosts::Hosts;
 
 /// Shells where workspaces lie.
-pub(crate) struct HostShells(pub(crate) Hosts);
+pub(crate) struct HostShells {
+    pub(crate) hosts: Hosts,
+    /// Values that jobs, and git in shells, are given. The API names them and never sees one.
+    pub(crate) secrets: GivenSecrets,
+}
+
+/// The process's secret store, for what jobs and git in shells are given.
+#[derive(Clone)]
+pub(crate) struct GivenSecrets {
+    pub(crate) resolver: Option<SecretResolver>,
+    pub(crate) clock: SharedClock,
+}
+
+impl GivenSecrets {
+    /// What git shows the repository's server; otherwise why there is nothing, where the project names a secret for it.
+    pub(crate) async fn login(&self, order: &ShellOrder) -> Result<Option<ShellLogin>, String> {
+        let Some(git) = &order.git else { return Ok(None) };
+        let consumed = git.given.as_ref().map_err(|refused| RefusedSecret::named(std::slice::from_ref(refused)))?;
+        let mut values = self.values(order.place(), std::slice::from_ref(consumed)).await?;
+        let value = values.remove(consumed.name.as_str()).ok_or("the secret store has no value of it")?;
+        let valid_for = git.expires_at.map(|end| end.since(self.clock.now()));
+        let login = GitLogin { username: git.credential.username.clone(), value, valid_for };
+        Ok(Some(ShellLogin { login, inside: git.credential.in_shells }))
+    }
+
+    /// The values of a job's secrets, by name.
+    pub(crate) async fn of_job(&self, order: &JobOrder) -> Result<BTreeMap<String, Secret>, ShellFailure> {
+        let values = self.values(order.place(), &order.secrets).await;
+        values.map_err(|reason| ShellFailure::NotStarted { reason: format!("its secrets could not be had: {reason}") })
+    }
+
+    async fn values(&self, of: Resource, consumed: &[ConsumedSecret]) -> Result<BTreeMap<String, Secret>, String> {
+        if consumed.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let resolver = self.resolver.as_ref().ok_or("this process was started without a secret store")?;
+        resolver.values_for(of, self.clock.now(), consumed).await
+    }
+}
+
+/// Tells the person what git lacks, beside what else there is to tell.
+pub(crate) fn without_login(
+    opened: Result<OpenShell, ShellFailure>,
+    why: Option<String>,
+) -> Result<OpenShell, ShellFailure> {
+    let Some(why) = why else { return opened };
+    match opened {
+        Ok(mut open) => {
+            let lacks = format!("git has no credential here: {why}");
+            let notice = open.facts.notice.take();
+            open.facts.notice = Some(notice.map_or(lacks.clone(), |notice| format!("{notice}; {lacks}")));
+            Ok(open)
+        }
+        Err(ShellFailure::Checkout { reason }) => Err(ShellFailure::Checkout { reason: format!("{reason}; {why}") }),
+        Err(failure) => Err(failure),
+    }
+}
 
 fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
     let envforge_runtime::OpenShell { facts, input, output } = open;
@@ -22,8 +85,8 @@ fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
 
 impl HostShells {
     fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<envforge_agent::Host, ShellFailure> {
-        let host = self.0.place(org, workspace)?;
-        self.0.reach(org, host).ok_or(ShellFailure::OutOfReach)
+        let host = self.hosts.place(org, workspace)?;
+        self.hosts.reach(org, host).ok_or(ShellFailure::OutOfReach)
     }
 
     fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<envforge_agent::Host> {
@@ -33,23 +96,32 @@ impl HostShells {
 
 impl ShellHost for HostShells {
     fn place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
-        self.0.place(org, workspace)
+        self.hosts.place(org, workspace)
     }
 
     fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
-        self.0.shell_place(org, workspace)
+        self.hosts.shell_place(org, workspace)
     }
 
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async move {
-            let host = self.0.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;
-            host.open_shell(order).await.map(opened)
+            let host = self.hosts.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;
+            let (login, why) = match self.secrets.login(&order).await {
+                Ok(login) => (login, None),
+                Err(why) => (None, Some(why)),
+            };
+            without_login(host.open_shell(order, login).await.map(opened), why)
         }
         .boxed()
     }
 
     fn run_job(&self, order: JobOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
-        async { self.host_of(order.org, order.workspace)?.run_job(order).await.map(opened) }.boxed()
+        async {
+            let host = self.host_of(order.org, order.workspace)?;
+            let secrets = self.secrets.of_job(&order).await?;
+            host.run_job(order, secrets).await.map(opened)
+        }
+        .boxed()
     }
 
     fn commit(&self, org: OrgId, workspace: WorkspaceId) -> BoxFuture<'_, Option<String>> {
@@ -59,7 +131,7 @@ impl ShellHost for HostShells {
     fn end_lasting(&self, org: OrgId, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()> {
         async move {
             // It may have been begun where the workspace lay before.
-            let hosts = self.0.all_of(org);
+            let hosts = self.hosts.all_of(org);
             let ending = hosts.iter().map(|host| host.end_lasting_shells(workspace, user));
             for ended in futures_util::future::join_all(ending).await {
                 if let Err(error) = ended {
@@ -71,7 +143,7 @@ impl ShellHost for HostShells {
     }
 
     fn found_lasting(&self) -> BoxFuture<'_, LastingShell> {
-        self.0.found_lasting().boxed()
+        self.hosts.found_lasting().boxed()
     }
 
     fn attach_root(

@@ -6,6 +6,7 @@ use envforge_domain::manifest::{
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 use serde::{Deserializer, Serializer};
+use serde_json::Value;
 
 use super::wire::{Wire, kinds, object, text, tokens};
 
@@ -82,6 +83,7 @@ object! {
         name: String = "name",
         command: String = "command",
         kind: JobKind = "kind",
+        secrets: Vec<String> = "secrets",
     }
 }
 
@@ -97,6 +99,15 @@ object! {
         command: String = "command",
         deadline: Millis = "deadline_ms",
     }
+}
+
+/// Jobs had no secrets.
+pub(super) fn with_jobs_without_secrets(mut data: Value) -> Result<Value, String> {
+    let jobs = data["manifest"]["jobs"].as_array_mut().ok_or("`jobs` must be a list")?;
+    for job in jobs {
+        job.as_object_mut().ok_or("a job must be an object")?.insert("secrets".to_owned(), Value::Array(Vec::new()));
+    }
+    Ok(data)
 }
 
 impl Wire for PathPrefix {

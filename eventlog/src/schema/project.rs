@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 
 use envforge_domain::ids::ProjectId;
-use envforge_domain::project::{ProjectEvent, Repository};
+use envforge_domain::project::{GitCredential, ProjectEvent, Repository};
+use envforge_domain::secrets::SecretName;
 use envforge_domain::slug::ProjectSlug;
 use serde::{Deserializer, Serializer};
 
-use super::wire::{Wire, events, text};
+use super::wire::{Wire, events, object, text};
 
 events! {
     ProjectEvent {
@@ -18,6 +19,17 @@ events! {
             repository: Repository = "repository",
         },
         "project.edited.v1" => Edited { name: String = "name", repository: Repository = "repository" },
+        "project.git_credential_changed.v1" => GitCredentialChanged {
+            credential: Option<GitCredential> = "credential",
+        },
+    }
+}
+
+object! {
+    GitCredential {
+        secret: SecretName = "secret",
+        username: String = "username",
+        in_shells: bool = "in_shells",
     }
 }
 

@@ -6,7 +6,7 @@ use envforge_domain::ids::{HostId, LinkId, ProjectId, SessionId, UserId, Workspa
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
 };
-use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretName, SecretOwner, SecretProblem};
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretConsumer, SecretName, SecretOwner, SecretProblem};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -113,7 +113,7 @@ tokens! {
 
 object! {
     ConsumedSecret {
-        service: ServiceName = "service",
+        consumer: SecretConsumer = "service",
         name: SecretName = "name",
         owner: SecretOwner = "owner",
         generation: u32 = "generation",
@@ -123,7 +123,7 @@ object! {
 
 object! {
     RefusedSecret {
-        service: ServiceName = "service",
+        consumer: SecretConsumer = "service",
         name: SecretName = "name",
         problem: SecretProblem = "problem",
     }
@@ -133,6 +133,7 @@ tokens! {
     SecretProblem {
         "missing" => Missing,
         "forbidden" => Forbidden,
+        "expired" => Expired,
         "damaged" => Damaged,
     }
 }

@@ -8,16 +8,18 @@ use envforge_domain::slug::ServiceName;
 use envforge_domain::time::UnixMillis;
 use serde::de::Error as _;
 use serde::{Deserializer, Serializer};
+use serde_json::Value;
 
 use super::wire::{Wire, Wired, events, kinds, object, tokens};
 
 events! {
     SecretsEvent {
-        "secrets.set.v1" => Set {
+        "secrets.set.v2" => Set {
             owner: SecretOwner = "owner",
             name: SecretName = "name",
             generation: u32 = "generation",
             version: u64 = "version",
+            expires_at: Option<UnixMillis> = "expires_at",
             by: UserId = "by",
             at: UnixMillis = "at",
         },
@@ -56,6 +58,12 @@ tokens! {
         "mark_stale" => MarkStale,
         "restart" => Restart,
     }
+}
+
+/// Secrets had no end.
+pub(super) fn set_v1_to_v2(mut data: Value) -> Result<Value, String> {
+    data["expires_at"] = Value::Null;
+    Ok(data)
 }
 
 /// In order, none twice.

@@ -1,6 +1,7 @@
 //! Stored events of shells. Nothing of what was typed or shown stands here.
 
 use envforge_domain::ids::{HostId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind, ShellTerms};
 use envforge_domain::time::{Millis, UnixMillis};
 
@@ -10,7 +11,7 @@ use super::wire::{events, object, tokens};
 
 events! {
     ShellEvent {
-        "shell.connected.v2" => Connected { terms: ShellTerms = "terms" },
+        "shell.connected.v3" => Connected { terms: ShellTerms = "terms" },
         "shell.disconnected.v1" => Disconnected {
             user: UserId = "user",
             workspace: WorkspaceId = "workspace",
@@ -28,6 +29,7 @@ object! {
         session: SessionId = "session",
         kind: ShellKind = "kind",
         host: Option<HostId> = "host",
+        git: Option<ConsumedSecret> = "git",
         at: UnixMillis = "at",
     }
 }
@@ -73,4 +75,10 @@ tokens! {
         "not_started" => NotStarted,
         "lost" => Lost,
     }
+}
+
+/// No shell was given a secret for git.
+pub(super) fn connected_v2_to_v3(mut data: Value) -> Result<Value, String> {
+    data["terms"]["git"] = Value::Null;
+    Ok(data)
 }

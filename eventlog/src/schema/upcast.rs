@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{denial, organization, revocation, root_window, shell, user};
+use super::{denial, job_run, manifest, organization, revocation, root_window, secrets, shell, user};
 
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
@@ -52,7 +52,16 @@ const STEPS: &[Upcast] = &[
     },
     Upcast { from: "root_window.requested.v1", to: "root_window.requested.v2", apply: root_window::requested_v1_to_v2 },
     Upcast { from: "root_window.closed.v1", to: "root_window.closed.v2", apply: root_window::closed_v1_to_v2 },
+    Upcast { from: "workspace.created.v1", to: "workspace.created.v2", apply: manifest::with_jobs_without_secrets },
+    Upcast {
+        from: "workspace.manifest_changed.v1",
+        to: "workspace.manifest_changed.v2",
+        apply: manifest::with_jobs_without_secrets,
+    },
+    Upcast { from: "secrets.set.v1", to: "secrets.set.v2", apply: secrets::set_v1_to_v2 },
     Upcast { from: "shell.connected.v1", to: "shell.connected.v2", apply: shell::connected_v1_to_v2 },
+    Upcast { from: "shell.connected.v2", to: "shell.connected.v3", apply: shell::connected_v2_to_v3 },
+    Upcast { from: "job.started.v1", to: "job.started.v2", apply: job_run::started_v1_to_v2 },
 ];
 
 pub(super) fn former_types() -> impl Iterator<Item = &'static str> {

@@ -16,7 +16,7 @@ use envforge_domain::ids::{
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
-use envforge_domain::secrets::SecretName;
+use envforge_domain::secrets::{SecretConsumer, SecretName};
 use envforge_domain::slug::{HostName, OrgSlug, ProjectSlug, ServiceName, ServiceTokenSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
 use serde::de::{Error as _, Visitor};
@@ -149,6 +149,7 @@ displayed!(
     TeamSlug,
     ServiceName,
     SecretName,
+    SecretConsumer,
     IpAddr,
     SocketAddr,
     Role

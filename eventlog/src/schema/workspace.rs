@@ -11,7 +11,7 @@ use super::wire::{Wire, events, text, tokens};
 
 events! {
     WorkspaceEvent {
-        "workspace.created.v1" => Created {
+        "workspace.created.v2" => Created {
             workspace: WorkspaceId = "workspace",
             project: ProjectId = "project",
             slug: WorkspaceSlug = "slug",
@@ -19,7 +19,7 @@ events! {
             manifest: Manifest = "manifest",
             access_mode: AccessMode = "access_mode",
         },
-        "workspace.manifest_changed.v1" => ManifestChanged { manifest: Manifest = "manifest" },
+        "workspace.manifest_changed.v2" => ManifestChanged { manifest: Manifest = "manifest" },
         "workspace.access_mode_changed.v1" => AccessModeChanged { access_mode: AccessMode = "access_mode" },
         "workspace.archived.v1" => Archived,
         "workspace.revocation_recorded.v1" => RevocationRecorded { receipt: Receipt = "receipt" },

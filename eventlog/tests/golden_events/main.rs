@@ -32,7 +32,7 @@ use envforge_domain::manifest::{
     Hook, Job, JobKind, Manifest, PathPrefix, Probe, Readiness, Resource, ResourceMode, Route, Service,
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
-use envforge_domain::project::{ProjectEvent, Repository};
+use envforge_domain::project::{GitCredential, ProjectEvent, Repository};
 use envforge_domain::revocation::{Receipt, Uncounted, WhyUncounted};
 use envforge_domain::root_window::RootPolicy;
 use envforge_domain::runtime::{
@@ -90,7 +90,12 @@ fn manifest() -> Manifest {
             .map(|mode| Resource { name: "db".to_owned(), kind: "postgres".to_owned(), mode })
             .to_vec(),
         jobs: [JobKind::Test, JobKind::Agent]
-            .map(|kind| Job { name: "unit".to_owned(), command: "make test".to_owned(), kind })
+            .map(|kind| Job {
+                name: "unit".to_owned(),
+                command: "make test".to_owned(),
+                kind,
+                secrets: vec!["API_KEY".to_owned()],
+            })
             .to_vec(),
         idle_sleep: Millis::from_minutes(15),
         on_sleep: Some(Hook { command: "make park".to_owned(), deadline: Millis::from_secs(20) }),
@@ -240,6 +245,14 @@ fn samples() -> Vec<Event> {
             repository: repository.clone(),
         },
         ProjectEvent::Edited { name: "Orders 2".to_owned(), repository },
+        ProjectEvent::GitCredentialChanged {
+            credential: Some(GitCredential {
+                secret: parsed("GIT_TOKEN"),
+                username: "x-access-token".to_owned(),
+                in_shells: true,
+            }),
+        },
+        ProjectEvent::GitCredentialChanged { credential: None },
     ];
     let workspaces = [
         WorkspaceEvent::Created {

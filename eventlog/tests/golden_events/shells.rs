@@ -2,6 +2,7 @@
 
 use envforge_domain::ids::{HostId, JobRunId, ShellId};
 use envforge_domain::job_run::{JobRunEvent, JobRunTerms};
+use envforge_domain::secrets::SecretOwner;
 use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind, ShellTerms};
 
 use super::*;
@@ -17,6 +18,8 @@ fn ended(end: ShellEnd) -> ShellEnded {
 
 pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, session: SessionId) -> Vec<Event> {
     let shell = ShellId::from_uuid(uuid(22));
+    let given = |consumer: &str| secrets::consumed(parsed(consumer), SecretOwner::Project(project));
+    let git = |kind| (kind == ShellKind::Ssh).then(|| given("git:repository"));
     let connected = ShellKind::ALL.map(|kind| ShellEvent::Connected {
         terms: ShellTerms {
             shell,
@@ -26,6 +29,7 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, 
             session,
             kind,
             host: Some(HostId::from_uuid(uuid(24))),
+            git: git(kind),
             at: at(0),
         },
     });
@@ -40,6 +44,7 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, user: UserId, 
             kind,
             by: user,
             commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
+            secrets: if kind == JobKind::Agent { vec![given("job:unit")] } else { Vec::new() },
             at: at(0),
         },
     });

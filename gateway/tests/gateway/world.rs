@@ -348,7 +348,7 @@ impl World {
 
     pub(crate) async fn fail_for_a_secret(&self, name: &str) {
         let problem = SecretProblem::Missing;
-        let refused = vec![RefusedSecret { service: "web".parse().unwrap(), name: name.parse().unwrap(), problem }];
+        let refused = vec![RefusedSecret { consumer: "web".parse().unwrap(), name: name.parse().unwrap(), problem }];
         let reason = RefusedSecret::told(&refused);
         let stage = Some(WakeStage::Placed);
         let failed = RuntimeEvent::Failed { epoch: Epoch(1), stage, reason };

@@ -10,7 +10,7 @@ use envforge_domain::host::{Capacity, Host, HostCommand};
 use envforge_domain::ids::{CorrelationId, UserId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::{OrganizationCommand, OrganizationPolicy};
-use envforge_domain::project::{Project, ProjectCommand, Repository};
+use envforge_domain::project::{GitChange, Project, ProjectCommand, Repository};
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, RuntimeCommand, SleepCause, WakeCause, WakeStage,
 };
@@ -107,6 +107,7 @@ impl World {
                 let command = ProjectCommand::Edit {
                     name: format!("Renamed {other} “ü”"),
                     repository: Repository::parse("git@example.org:other.git").unwrap(),
+                    git: GitChange::Keep,
                 };
                 self.act::<Project>(StreamId::project(org_id(org), project_id(thing)), by, &command)
             }

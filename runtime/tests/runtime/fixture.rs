@@ -205,6 +205,7 @@ pub(crate) fn order(repository: &Repository, services: impl IntoIterator<Item = 
         deadline: Millis::from_secs(50),
         public_hosts: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        git: None,
     }
 }
 

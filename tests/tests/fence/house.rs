@@ -139,7 +139,8 @@ impl Node {
         project: ProjectId,
         name: String,
     ) -> Result<Done, CommandError> {
-        projects::edit(&self.commands, permit, context, project, name, repository()).await
+        let kept = envforge_domain::project::GitChange::Keep;
+        projects::edit(&self.commands, permit, context, project, name, repository(), kept).await
     }
 
     pub async fn add_member(&self, permit: &Permit, context: &Context, user: UserId) -> Result<Done, CommandError> {

@@ -381,7 +381,8 @@ impl AuditModel {
                 workspace: Some(terms.workspace.to_string()),
                 name: key.to_owned(),
             },
-            Event::Organization(_)
+            Event::Project(ProjectEvent::GitCredentialChanged { .. })
+            | Event::Organization(_)
             | Event::User(_)
             | Event::Workspace(_)
             | Event::DevLink(_)

@@ -308,6 +308,11 @@ fn project(event: &ProjectEvent) -> String {
     match event {
         ProjectEvent::Created { name, slug, .. } => format!("Created the project “{name}” ({slug})"),
         ProjectEvent::Edited { name, .. } => format!("Edited the project “{name}”"),
+        ProjectEvent::GitCredentialChanged { credential: Some(credential) } => {
+            let shells = if credential.in_shells { ", in shells too" } else { "" };
+            format!("Git is given the secret {} as {}{shells}", credential.secret, credential.username)
+        }
+        ProjectEvent::GitCredentialChanged { credential: None } => "Git is given no secret any more".to_owned(),
     }
 }
 
@@ -359,7 +364,7 @@ fn runtime(event: &RuntimeEvent, name: &str, names: &Names<'_>) -> String {
             format!("{name} is ready: {services}")
         }
         RuntimeEvent::SecretsResolved { consumed, .. } => {
-            let one = |secret: &ConsumedSecret| format!("{} {} of {}", secret.service, secret.name, secret.version);
+            let one = |secret: &ConsumedSecret| format!("{} {} of {}", secret.consumer, secret.name, secret.version);
             let given = consumed.iter().map(one).collect::<Vec<_>>().join(", ");
             format!("{name} is given secrets (service, name, version): {given}")
         }
@@ -423,7 +428,10 @@ fn link(event: &DevLinkEvent, name: &str, names: &Names<'_>) -> String {
 
 fn secrets(event: &SecretsEvent, owner: &str) -> String {
     match event {
-        SecretsEvent::Set { name, version, .. } => format!("Set the secret {name} of {owner}, version {version}"),
+        SecretsEvent::Set { name, version, expires_at, .. } => {
+            let end = if expires_at.is_some() { ", which expires" } else { "" };
+            format!("Set the secret {name} of {owner}, version {version}{end}")
+        }
         SecretsEvent::RulesChanged { name, .. } => format!("Changed who may use the secret {name} of {owner}"),
         SecretsEvent::Removed { name, .. } => format!("Removed the secret {name} of {owner}"),
     }

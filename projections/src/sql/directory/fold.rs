@@ -83,7 +83,8 @@ impl ReadModel for DirectoryModel {
                 Event::Organization(event) => self.want_organization(&stream.org().to_string(), stream.key(), event),
                 Event::User(UserEvent::Created { .. }) => {}
                 Event::User(_) => self.users.want(stream.key()),
-                Event::Project(ProjectEvent::Created { .. }) => {}
+                // What git is given is read from the project's own stream.
+                Event::Project(ProjectEvent::Created { .. } | ProjectEvent::GitCredentialChanged { .. }) => {}
                 Event::Project(ProjectEvent::Edited { .. }) => self.projects.want(stream.key()),
                 Event::Workspace(WorkspaceEvent::Created { .. }) => {}
                 Event::Workspace(_) => self.workspaces.want(stream.key()),
@@ -328,6 +329,7 @@ impl DirectoryModel {
                     repository.as_str().clone_into(&mut row.repository);
                 }
             }
+            ProjectEvent::GitCredentialChanged { .. } => {}
         }
     }
 
