@@ -28,6 +28,12 @@ pub trait ShellHost: Send + Sync {
     /// Where there is none that can be reached from here.
     fn place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure>;
 
+    /// The host of its shells.
+    ///
+    /// # Errors
+    /// Where there is none that can be reached from here.
+    fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure>;
+
     /// # Errors
     /// See [`ShellFailure`]; nothing runs then.
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>>;

@@ -100,7 +100,6 @@ impl Errands {
             tokio::time::sleep(NOT_TAKEN_PAUSE).await;
             return;
         }
-        self.stage(matter, WakeStage::Placed).await;
         match self.secrets_of(matter, consumed).await {
             Ok(secrets) => order.secrets = secrets,
             Err(None) => return,
@@ -111,14 +110,21 @@ impl Errands {
         }
         let (stages, mut stage) = watch::channel(Stage::CheckingOut);
         let tell_stages = async {
-            // Stages are for people who watch; one that is not recorded in time is overtaken by the next.
+            // Stages are for people who watch: neither the host nor the end of the wake waits for one. One that is not recorded in time is
+            // overtaken by the next.
+            let mut told = WakeStage::Placed;
+            self.stage(matter, told.clone()).await;
             while stage.changed().await.is_ok() {
                 let reached = match &*stage.borrow_and_update() {
                     Stage::CheckingOut => WakeStage::CheckingOut,
                     Stage::Starting { .. } => WakeStage::Starting,
-                    Stage::Probing { .. } | Stage::Ready => WakeStage::Probing,
+                    Stage::Probing { .. } => WakeStage::Probing,
+                    Stage::Ready => break,
                 };
-                self.stage(matter, reached).await;
+                if told < reached {
+                    told = reached;
+                    self.stage(matter, told.clone()).await;
+                }
             }
         };
         let (woken, ()) = tokio::join!(self.host.wake(order, stages), tell_stages);
@@ -335,14 +341,16 @@ impl Errands {
 
     /// The machine is claimed for the organization, and this host registered on it.
     async fn belong(&self, matter: Matter) -> Result<(), NotTaken> {
+        // An agent's host was registered when it enrolled.
+        if self.machine.org.is_some() {
+            return Ok(());
+        }
         let (org, host, now) = (matter.resource.org(), self.machine.host, self.clock.now());
         let on = Resource::Host { org, host };
         let permit = system_permit(Component::RuntimeReactor, Action::HostRegister, on, matter.position, now)?;
         let machine = hosts::MachineKey::parse(&self.machine.key)?;
         let known = self.commands.load::<Host>(&StreamId::host(org, host)).await.map_err(CommandError::from)?;
         match known.state {
-            // An agent's host was registered when it enrolled.
-            _ if self.machine.org.is_some() => {}
             Host::Unknown => {
                 let (context, capacity) = (self.caused(matter, "register host"), self.machine.capacity);
                 let provider = "local".to_owned();

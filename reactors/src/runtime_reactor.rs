@@ -199,9 +199,14 @@ impl RuntimeReactor {
         self.sweep_where(|owner| changed.contains(&owner.to_string()));
     }
 
+    /// All of a process's reactors share one store: one for each organization clears it up, however many agents are connected.
+    fn sweeps(&self) -> bool {
+        self.errands.secrets.is_some() && self.world.is_oldest(self.errands.machine.org, &self.listening)
+    }
+
     /// Also those of which the log knows no secret: a value may have been put of which it was never told.
     fn sweep_archived(&self, archived: &HashSet<(OrgId, WorkspaceId)>) {
-        if archived.is_empty() || self.errands.secrets.is_none() {
+        if archived.is_empty() || !self.sweeps() {
             return;
         }
         let world = self.world.read();
@@ -214,7 +219,7 @@ impl RuntimeReactor {
 
     /// Clears up for the owners of secrets that are meant and that this host may clear up for.
     fn sweep_where(&self, meant: impl Fn(SecretOwner) -> bool) {
-        if self.errands.secrets.is_none() {
+        if !self.sweeps() {
             return;
         }
         let world = self.world.read();

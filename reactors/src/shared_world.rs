@@ -151,6 +151,12 @@ impl SharedWorld {
         Listening(mailbox)
     }
 
+    /// Whether nobody who still listens has heard of the same organization for longer: what one of them does for all is this one's.
+    pub(crate) fn is_oldest(&self, org: Option<OrgId>, listening: &Listening) -> bool {
+        let oldest = self.listeners().of.get(&org).into_iter().flatten().find_map(Weak::upgrade);
+        oldest.is_some_and(|oldest| Arc::ptr_eq(&oldest, &listening.0))
+    }
+
     /// INVARIANT: nobody reads a second time while they hold this: a writer that waits in between would wait for ever.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, World> {
         self.0.world.read().unwrap_or_else(PoisonError::into_inner)
@@ -185,6 +191,31 @@ impl Listeners {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use envforge_eventlog::sqlite::{Config, SqliteLog};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_an_organizations_listeners_one_is_the_oldest_until_it_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = SqliteLog::open(Config::new(directory.path().join("log"))).await.unwrap();
+        let world = SharedWorld::new(Arc::new(log));
+        let org = |number| Some(OrgId::from_uuid(Uuid::from_u128(number)));
+        let mut listening = Vec::from([1, 1, 1].map(|number| world.listen(org(number))));
+        let elsewhere = [org(2), None].map(|org| (org, world.listen(org)));
+        assert!(elsewhere.iter().all(|(org, listening)| world.is_oldest(*org, listening)));
+        while !listening.is_empty() {
+            let oldest: Vec<_> = listening.iter().map(|one| world.is_oldest(org(1), one)).collect();
+            assert!(oldest[0] && !oldest[1..].contains(&true), "{oldest:?}");
+            listening.remove(0);
         }
     }
 }

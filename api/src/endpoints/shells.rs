@@ -420,7 +420,7 @@ impl ShellEndpoints {
         let (caller, workspace) = (ground.caller_now(), workspace_of(ground)?);
         let session = caller.session_id()?;
         let host = self.host()?.host();
-        let place = host.place(ground.resource.org(), workspace)?;
+        let place = host.shell_place(ground.resource.org(), workspace)?;
         let new = shells::NewShell { workspace, user: caller.user, session, kind: what.kind(), host: place };
         let context = self.context(ground);
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;

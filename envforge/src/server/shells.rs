@@ -36,6 +36,10 @@ impl ShellHost for HostShells {
         self.0.place(org, workspace)
     }
 
+    fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
+        self.0.shell_place(org, workspace)
+    }
+
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async move {
             let host = self.0.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;

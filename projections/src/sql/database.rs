@@ -14,7 +14,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Arguments, AssertSqlSafe, Postgres, Sqlite};
+use sqlx::{Arguments, AssertSqlSafe, Connection as _, Postgres, Sqlite};
 
 use super::audit::Audit;
 use super::command_ids::CommandIds;
@@ -114,7 +114,7 @@ impl Database {
             .pragma("journal_size_limit", SQLITE_WAL_BYTES_KEPT)
             .pragma("temp_store", "memory")
             .statement_cache_capacity(256);
-        let writer = SqlitePoolOptions::new()
+        let writer = outside_transactions(SqlitePoolOptions::new())
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(30))
             .idle_timeout(None)
@@ -129,7 +129,7 @@ impl Database {
             .test_before_acquire(false)
             .connect_with(options.clone().synchronous(SqliteSynchronous::Full))
             .await?;
-        let readers = SqlitePoolOptions::new()
+        let readers = outside_transactions(SqlitePoolOptions::new())
             .max_connections(READERS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
@@ -252,6 +252,20 @@ impl Database {
     pub(crate) async fn fetch_optional<T: FromRows>(&self, statement: Statement) -> Result<Option<T>, DatabaseError> {
         Ok(self.fetch_all(statement).await?.into_iter().next())
     }
+}
+
+/// Keeps no connection that sqlx takes to be in a transaction. Where the disk is full or fails SQLite ends a transaction by itself; sqlx 0.9
+/// goes on counting it, and nothing could begin on that connection ever again.
+fn outside_transactions(options: SqlitePoolOptions) -> SqlitePoolOptions {
+    options.after_release(|connection, _| {
+        Box::pin(async move {
+            if connection.is_in_transaction() {
+                // What was dropped is rolled back before this is answered.
+                connection.ping().await?;
+            }
+            Ok(!connection.is_in_transaction())
+        })
+    })
 }
 
 /// Begins in a task of its own. sqlx 0.9 forgets a transaction whose beginning is given up half-way, as it is when a client
@@ -537,6 +551,31 @@ fn arrays(table: &Table, generation: i64, values: &[Value<'_>]) -> Result<PgArgu
         }
     }
     Ok(arguments)
+}
+
+#[cfg(test)]
+mod in_sqlite {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_disk_ends_a_transaction_and_not_all_that_come_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::connect_sqlite(&directory.path().join("read-models")).await.unwrap();
+        let fill = || Statement::new("INSERT INTO filler VALUES (zeroblob(1000000))");
+        let mut transaction = database.begin().await.unwrap();
+        transaction.execute(Statement::new("CREATE TABLE filler (bytes BLOB)")).await.unwrap();
+        transaction.commit().await.unwrap();
+        let mut transaction = database.begin().await.unwrap();
+        // On this connection: no page more than there are.
+        transaction.execute(Statement::new("PRAGMA max_page_count = 1")).await.unwrap();
+        let full = transaction.execute(fill()).await.unwrap_err();
+        assert!(full.is_transient(), "{full}");
+        drop(transaction);
+        let mut transaction = database.begin().await.unwrap();
+        transaction.execute(fill()).await.unwrap();
+        transaction.commit().await.unwrap();
+    }
 }
 
 #[cfg(test)]
