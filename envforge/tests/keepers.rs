@@ -77,6 +77,7 @@ impl Machine {
             deadline: Millis::from_secs(30),
             public_hosts: BTreeMap::new(),
             secrets: BTreeMap::from([("API_KEY".to_owned(), Secret::new(SECRET.to_owned()))]),
+            git: None,
         }
     }
 
@@ -357,17 +358,26 @@ async fn a_keeper_that_cannot_be_talked_to_is_ended_with_all_that_it_holds() {
 /// Set for the process that is going to be killed: this test runs itself again as that process.
 const VICTIM: &str = "ENVFORGE_TEST_KEEPERS_VICTIM";
 
+fn job(number: u128, command: &str) -> JobOrder {
+    JobOrder {
+        run: JobRunId::from_uuid(Uuid::from_u128(number)),
+        org: OrgId::from_uuid(Uuid::from_u128(2)),
+        project: ProjectId::from_uuid(Uuid::from_u128(3)),
+        workspace: workspace(),
+        name: "job".to_owned(),
+        command: command.to_owned(),
+        secrets: Vec::new(),
+    }
+}
+
 async fn be_killed(dir: &str) {
     let mut config = Config::new(Path::new(dir).join("state"));
     config.keeper = Some(env!("CARGO_BIN_EXE_envforge").into());
     config.root_guard = config.keeper.clone();
     let opened = eventually("the directory's lock", PATIENCE, async || LocalHost::open(config.clone()).await.ok());
     let (host, _) = opened.await;
-    let run = JobRunId::from_uuid(Uuid::from_u128(5));
-    let (org, project) = (OrgId::from_uuid(Uuid::from_u128(2)), ProjectId::from_uuid(Uuid::from_u128(3)));
     let command = "setsid sleep 100000 & echo $! > \"$ENVFORGE_DATA_DIR/left\"; echo $$ > \"$ENVFORGE_DATA_DIR/job\"; sleep 100000";
-    let order = JobOrder { run, org, project, workspace: workspace(), command: command.to_owned() };
-    let _job = host.run_job(order).await.unwrap();
+    let _job = host.run_job(job(5, command), BTreeMap::new()).await.unwrap();
     std::future::pending().await
 }
 
@@ -380,10 +390,8 @@ async fn jobs_run_beside_a_kept_runtime_and_end_with_their_host() {
     let (host, _) = machine.open().await;
     wake(&host, machine.order(APP)).await.unwrap();
     let app = machine.written("app");
-    let run = JobRunId::from_uuid(Uuid::from_u128(4));
-    let (org, project) = (OrgId::from_uuid(Uuid::from_u128(2)), ProjectId::from_uuid(Uuid::from_u128(3)));
-    let command = "echo \"$ENVFORGE_WORKSPACE $API_KEY\"; pwd".to_owned();
-    let mut job = host.run_job(JobOrder { run, org, project, workspace: workspace(), command }).await.unwrap();
+    let command = "echo \"$ENVFORGE_WORKSPACE $API_KEY\"; pwd";
+    let mut job = host.run_job(job(4, command), BTreeMap::new()).await.unwrap();
     let mut text = Vec::new();
     loop {
         match tokio::time::timeout(PATIENCE, job.output.recv()).await.unwrap().unwrap() {
