@@ -89,21 +89,32 @@ impl Hosts {
         metrics::gauge!("envforge_agents_connected").set(self.connected().len() as f64);
     }
 
-    /// The host on which a workspace lies: where it is placed; while it sleeps, the organization's machine for shells, where there is
-    /// one; where it was awake or had a shell the last time, as long as that is a host of its organization; else the first of those that
-    /// are connected and take something new, and this machine after them. The log knows the last shell's host, so that the next one goes
-    /// there, too.
+    /// The host of a workspace's shells: the organization's machine for shells, where there is one, whether the runtime is awake or not,
+    /// so that the team's clone is at one place; else where the workspace lies. The log knows the last shell's host, so that the next one
+    /// goes there, too.
+    ///
+    /// # Errors
+    /// As [`Hosts::place`].
+    pub(crate) fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
+        let placement = &self.0.hot.placement;
+        let for_shells: Vec<_> =
+            placement.open_hosts_of(org).into_iter().filter(|host| placement.is_for_shells(*host)).collect();
+        match for_shells.iter().find(|host| self.reach(org, **host).is_some()) {
+            Some(host) => Ok(*host),
+            None if for_shells.is_empty() => self.place(org, workspace),
+            None => Err(ShellFailure::OutOfReach),
+        }
+    }
+
+    /// The host on which a workspace lies: where it is placed; while it sleeps, where it was awake or had a shell the last time, as long
+    /// as that is a host of its organization; else the first of those that are connected and take something new, and this machine after
+    /// them.
     ///
     /// # Errors
     /// Where there is none, or it is not to be reached: its files lie nowhere else.
     pub(crate) fn place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
         let placement = &self.0.hot.placement;
-        let open = placement.open_hosts_of(org);
-        let first = |wanted: &dyn Fn(HostId) -> bool| {
-            open.iter().copied().find(|host| wanted(*host) && self.reach(org, *host).is_some())
-        };
-        let asleep = || first(&|host| placement.is_for_shells(host)).or_else(|| placement.last_host_of(workspace));
-        if let Some(host) = placement.host_of(workspace).or_else(asleep) {
+        if let Some(host) = placement.host_of(workspace).or_else(|| placement.last_host_of(workspace)) {
             if self.reach(org, host).is_some() {
                 return Ok(host);
             }
@@ -111,8 +122,9 @@ impl Hosts {
                 return Err(ShellFailure::OutOfReach);
             }
         }
+        let connected = placement.open_hosts_of(org).into_iter().find(|host| self.reach(org, *host).is_some());
         let local = || self.local_of(org).map(|local| local.machine.host);
-        first(&|_| true).or_else(local).ok_or(ShellFailure::HostElsewhere)
+        connected.or_else(local).ok_or(ShellFailure::HostElsewhere)
     }
 
     /// A host, where it can be reached from here. INVARIANT: never another organization's (SPEC, rule 1).
