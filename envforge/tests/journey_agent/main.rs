@@ -4,6 +4,7 @@
 
 mod authority;
 mod proxy;
+mod roots;
 mod shells;
 mod site;
 mod survival;
