@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use envforge_domain::ids::OrgId;
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use envforge_runtime::{LocalHost, Stage};
 use futures_util::future::BoxFuture;
@@ -23,6 +24,7 @@ use crate::enrol::connect;
 use crate::frame;
 use crate::identity::{AgentIdentity, Certified, IdentityError, NewKey};
 use crate::listener::FRAME_BYTES;
+use crate::pinned;
 use crate::stream::ByteStream;
 use crate::wire::{
     Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StreamAnswer, StreamHeader, Up, WakeAnswer,
@@ -126,13 +128,19 @@ impl Agent {
     /// One connection, to its end.
     async fn serve(self: &Arc<Self>, identity: AgentIdentity) -> Result<Ended, AgentError> {
         let config = identity.client_config()?;
-        Ok(match self.connected(config).await {
+        Ok(match self.connected(config, &identity.authorities()).await {
             Ok(ended) | Err(ended) => ended,
         })
     }
 
-    async fn connected(self: &Arc<Self>, config: Arc<rustls::ClientConfig>) -> Result<Ended, Ended> {
+    async fn connected(
+        self: &Arc<Self>,
+        config: Arc<rustls::ClientConfig>,
+        authorities: &[TokenDigest],
+    ) -> Result<Ended, Ended> {
         let stream = connect(&self.config.control_plane, config).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| pinned::shown(chain, authorities));
+        let shown = shown.ok_or_else(|| io::Error::from(io::ErrorKind::PermissionDenied))?;
         let mut connection = timeout(
             CALL_WAIT,
             h2::server::Builder::new()
@@ -167,7 +175,7 @@ impl Agent {
                         let stream = ByteStream::new(send, request.into_body());
                         let (agent, ends, heard) = (Arc::clone(self), ends.clone(), heard.clone());
                         calls.spawn(async move {
-                            if let Some(end) = agent.call(stream, heard).await {
+                            if let Some(end) = agent.call(stream, heard, shown).await {
                                 // Somebody else was first.
                                 let _ = ends.try_send(end);
                             }
@@ -185,14 +193,19 @@ impl Agent {
     }
 
     /// One call, to its end. What ends the connection, where something does.
-    async fn call(self: Arc<Self>, mut stream: ByteStream, heard: watch::Sender<()>) -> Option<Ended> {
+    async fn call(
+        self: Arc<Self>,
+        mut stream: ByteStream,
+        heard: watch::Sender<()>,
+        shown: TokenDigest,
+    ) -> Option<Ended> {
         let call = match timeout(CALL_WAIT, frame::expect_call(&mut stream)).await {
             Ok(Ok(call)) => call,
             // It is reset where it is dropped.
             Ok(Err(_)) | Err(_) => return None,
         };
         let done = match call {
-            Call::Session => return Some(Ended::Lost(self.session(stream, heard).await)),
+            Call::Session => return Some(Ended::Lost(self.session(stream, heard, shown).await)),
             Call::Refused { code, text } => {
                 // Read: the control plane may close.
                 let _ = frame::write(&mut stream, &EndAnswer::Ended { facts: 0 }).await;
@@ -282,7 +295,7 @@ impl Agent {
     }
 
     /// Tells facts until the connection ends; why it ended.
-    async fn session(&self, stream: ByteStream, heard: watch::Sender<()>) -> io::Error {
+    async fn session(&self, stream: ByteStream, heard: watch::Sender<()>, shown: TokenDigest) -> io::Error {
         let (reading, writing) = tokio::io::split(stream);
         let (downs, down) = mpsc::channel(4);
         let listening = async {
@@ -291,11 +304,17 @@ impl Agent {
         };
         tokio::select! {
             error = listening => error,
-            told = self.tell(writing, down) => told.err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+            told = self.tell(writing, down, shown) => told.err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
         }
     }
 
-    async fn tell(&self, mut to: WriteHalf<ByteStream>, mut downs: mpsc::Receiver<Down>) -> io::Result<()> {
+    /// `shown`: the authority that the control plane came by.
+    async fn tell(
+        &self,
+        mut to: WriteHalf<ByteStream>,
+        mut downs: mpsc::Receiver<Down>,
+        shown: TokenDigest,
+    ) -> io::Result<()> {
         frame::write(&mut to, &Up::Hello { agent_version: self.config.agent_version.clone() }).await?;
         let mut changes = self.host.changed();
         let mut alive = tokio::time::interval(HEARTBEAT_INTERVAL);
@@ -316,7 +335,7 @@ impl Agent {
                 Some(down) = downs.recv() => match (down, renewing.take()) {
                     (Down::Certificate { chain, expires_at_unix_ms }, Some(key)) => {
                         let certified = Certified { chain, expires_at: UnixMillis::new(expires_at_unix_ms) };
-                        let renewed = self.identity.borrow().renewed(&key.key, certified, self.config.clock.now());
+                        let renewed = self.identity.borrow().renewed(&key.key, certified, shown, self.config.clock.now());
                         match renewed {
                             Ok(renewed) => {
                                 renew_at = renewed.renew_at();

@@ -1,18 +1,21 @@
-//! The control plane's own certificate authority, for agents alone: its key, and the certificates that come from it.
+//! The control plane's own certificate authority, for agents alone: its key, the certificates that come from it, and how another one takes
+//! its place.
 //!
-//! Not here: who gets one.
+//! Two steps, with a certificate's life between them. Once the next authority is there, it certifies agents, which trust it from then on
+//! beside the one that they came by; the present one still vouches for the control plane. Then the next takes its place. INVARIANT: whoever
+//! has a certificate that counts at the second step got it from the next authority, and trusts that. Not here: who gets one.
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -21,6 +24,7 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::identity::HostIdentity;
 
@@ -35,8 +39,15 @@ const CLOCK_SKEW: Millis = Millis::from_minutes(5);
 const AUTHORITY_LIFETIME: Millis = Millis::from_hours(24 * 365 * 10);
 const SERVER_LIFETIME: Millis = Millis::from_hours(24 * 30);
 
-/// Certifies agents, and the listener that they connect to. Without `Debug`: it holds a key.
+/// Certifies agents, and the listener that they connect to. Without `Debug`: it holds keys.
 pub struct Authority {
+    present: Pair,
+    /// While it is being replaced.
+    next: Option<Pair>,
+}
+
+/// A key with its certificate.
+struct Pair {
     certificate: CertificateDer<'static>,
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -55,6 +66,12 @@ pub struct HostCertificate {
 pub enum AuthorityError {
     #[error("the authority's file `{path}` cannot be used: {reason}")]
     File { path: String, reason: String },
+    #[error("another authority is there already that is to take this one's place")]
+    Rotating,
+    #[error("no other authority is there that could take this one's place")]
+    NotRotating,
+    #[error("certificates of the present authority may count for {left} longer")]
+    InUse { left: Millis },
     #[error("a certificate could not be made: {0}")]
     Certificate(#[from] rcgen::Error),
     #[error("TLS cannot be set up: {0}")]
@@ -71,18 +88,14 @@ pub fn authority_fingerprint(certificate: &Path) -> Result<TokenDigest, Authorit
     Ok(TokenDigest::of(&certificate))
 }
 
-impl Authority {
-    /// Reads the authority's key and certificate, or makes both where neither is there. The key's file gets mode 0600.
-    ///
-    /// # Errors
-    /// Where one of the two is missing or damaged: what they certified would be lost with a new one.
-    pub fn load_or_create(key: &Path, certificate: &Path, now: UnixMillis) -> Result<Self, AuthorityError> {
-        if !key.exists() && !certificate.exists() {
-            Self::create(key, certificate, now)?;
-        }
-        Self::load(key, certificate)
-    }
+/// Where the same file of the authority lies that is to take this one's place: `agents-next.key` beside `agents.key`.
+fn next(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-next.{extension}"))
+}
 
+impl Pair {
     fn create(key: &Path, certificate: &Path, now: UnixMillis) -> Result<(), AuthorityError> {
         let pair = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -97,19 +110,91 @@ impl Authority {
         write_new(key, text.as_bytes(), 0o600).map_err(|error| of_file(key, error))
     }
 
-    pub fn load(key: &Path, certificate: &Path) -> Result<Self, AuthorityError> {
+    fn load(key: &Path, certificate: &Path) -> Result<Self, AuthorityError> {
         let text = zeroize::Zeroizing::new(fs::read_to_string(key).map_err(|error| of_file(key, error))?);
         let pair = KeyPair::from_pem(&text).map_err(|error| of_file(key, error))?;
         let certificate_pem = fs::read_to_string(certificate).map_err(|error| of_file(certificate, error))?;
         let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes());
         let der = der.map_err(|error| of_file(certificate, error))?;
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| of_file(certificate, error))?;
+        if parsed.public_key().raw != pair.subject_public_key_info() {
+            return Err(of_file(key, "it is not the key of the certificate beside it"));
+        }
         let issuer = Issuer::from_ca_cert_der(&der, pair).map_err(|error| of_file(certificate, error))?;
         Ok(Self { certificate: der, certificate_pem, issuer })
     }
 
-    /// SHA-256 of the authority's certificate.
+    fn made_at(&self) -> UnixMillis {
+        let parsed = X509Certificate::from_der(&self.certificate);
+        let seconds = parsed.map_or(0, |(_, parsed)| parsed.validity().not_before.timestamp());
+        UnixMillis::new(u64::try_from(seconds).unwrap_or(0) * 1_000).plus(CLOCK_SKEW)
+    }
+}
+
+impl Authority {
+    /// Reads the authority's key and certificate, or makes both where neither is there. The key's file gets mode 0600.
+    ///
+    /// # Errors
+    /// Where one of the two is missing or damaged: what they certified would be lost with a new one.
+    pub fn load_or_create(key: &Path, certificate: &Path, now: UnixMillis) -> Result<Self, AuthorityError> {
+        if !key.exists() && !certificate.exists() {
+            Pair::create(key, certificate, now)?;
+        }
+        Self::load(key, certificate)
+    }
+
+    /// With the one that is to take its place, where that is there whole.
+    pub fn load(key: &Path, certificate: &Path) -> Result<Self, AuthorityError> {
+        let present = Pair::load(key, certificate)?;
+        let (next_key, next_certificate) = (next(key), next(certificate));
+        let next = next_key.exists().then(|| Pair::load(&next_key, &next_certificate)).transpose()?;
+        Ok(Self { present, next })
+    }
+
+    /// Makes the authority that is to take this one's place. Who reads the files from now on has agents certified by it. Answers its
+    /// fingerprint.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Rotating`] where there is one already.
+    pub fn begin_rotation(key: &Path, certificate: &Path, now: UnixMillis) -> Result<TokenDigest, AuthorityError> {
+        if Self::load(key, certificate)?.next.is_some() {
+            return Err(AuthorityError::Rotating);
+        }
+        let (next_key, next_certificate) = (next(key), next(certificate));
+        // A certificate without its key is what an earlier try left.
+        Pair::create(&next_key, &next_certificate, now)?;
+        Pair::load(&next_key, &next_certificate).map(|next| TokenDigest::of(&next.certificate))
+    }
+
+    /// Has the next authority take this one's place, which is gone then. `lifetime`: how long certificates of agents live at most. Answers the
+    /// fingerprint of the one that stays. Finishes what an earlier try began.
+    ///
+    /// # Errors
+    /// [`AuthorityError::InUse`] where certificates of the present one may still count; [`AuthorityError::NotRotating`].
+    pub fn finish_rotation(
+        key: &Path,
+        certificate: &Path,
+        now: UnixMillis,
+        lifetime: Millis,
+    ) -> Result<TokenDigest, AuthorityError> {
+        let (next_key, next_certificate) = (next(key), next(certificate));
+        if !next_key.exists() {
+            return Err(AuthorityError::NotRotating);
+        }
+        if next_certificate.exists() {
+            let until = Pair::load(&next_key, &next_certificate)?.made_at().plus(lifetime);
+            if now < until {
+                return Err(AuthorityError::InUse { left: until.since(now) });
+            }
+            fs::rename(&next_certificate, certificate).map_err(|error| of_file(certificate, error))?;
+        }
+        fs::rename(&next_key, key).map_err(|error| of_file(key, error))?;
+        Pair::load(key, certificate).map(|present| TokenDigest::of(&present.certificate))
+    }
+
+    /// SHA-256 of the certificate of the authority that vouches for the control plane.
     pub fn fingerprint(&self) -> TokenDigest {
-        TokenDigest::of(&self.certificate)
+        TokenDigest::of(&self.present.certificate)
     }
 
     /// Certifies the key of a request (PEM, PKCS #10) as this host's. Nothing else of the request counts.
@@ -127,20 +212,24 @@ impl Authority {
             .map_err(|error| AuthorityError::Tls(error.to_string()))?;
         let mut request = CertificateSigningRequestParams::from_der(&request)?;
         request.params = params(San::Uri(identity.to_uri()), ExtendedKeyUsagePurpose::ClientAuth, now, lifetime)?;
-        let made = request.signed_by(&self.issuer)?;
+        let by = self.next.as_ref().unwrap_or(&self.present);
+        let made = request.signed_by(&by.issuer)?;
         Ok(HostCertificate {
-            chain: format!("{}{}", made.pem(), self.certificate_pem),
+            chain: format!("{}{}", made.pem(), by.certificate_pem),
             fingerprint: TokenDigest::of(made.der()),
             expires_at: now.plus(lifetime),
         })
     }
 
-    /// How the listener talks: TLS 1.3 alone; who brings a certificate must have it from this authority, in time.
+    /// How the listener talks: TLS 1.3 alone; who brings a certificate must have it from this authority, or from the
+    /// next, in time.
     pub(crate) fn server_config(self: &Arc<Self>, clock: SharedClock) -> Result<Arc<ServerConfig>, AuthorityError> {
         let tls = |error: String| AuthorityError::Tls(error);
         let provider = provider();
         let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).map_err(|error| tls(error.to_string()))?;
+        for pair in [Some(&self.present), self.next.as_ref()].into_iter().flatten() {
+            roots.add(pair.certificate.clone()).map_err(|error| tls(error.to_string()))?;
+        }
         // Who has none yet comes to enrol, and gets no further than that.
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .allow_unauthenticated()
@@ -189,8 +278,9 @@ impl Serving {
         }
         let pair = KeyPair::generate()?;
         let params = params(San::Dns(SERVER_NAME), ExtendedKeyUsagePurpose::ServerAuth, now, SERVER_LIFETIME)?;
-        let made = params.signed_by(&pair, &self.authority.issuer)?;
-        let chain = vec![made.der().clone(), self.authority.certificate.clone()];
+        let present = &self.authority.present;
+        let made = params.signed_by(&pair, &present.issuer)?;
+        let chain = vec![made.der().clone(), present.certificate.clone()];
         let key =
             PrivateKeyDer::try_from(pair.serialize_der()).map_err(|error| AuthorityError::Tls(error.to_owned()))?;
         let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)

@@ -87,7 +87,7 @@ fn config(token: &EnrolmentToken) -> io::Result<Arc<ClientConfig>> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned::new(token.authority())))
+        .with_custom_certificate_verifier(Arc::new(Pinned::new(vec![token.authority()])))
         .with_no_client_auth();
     config.alpn_protocols = vec![ENROL_PROTOCOL.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();

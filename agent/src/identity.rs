@@ -72,8 +72,11 @@ pub struct AgentIdentity {
 struct Stored {
     org: String,
     host: String,
-    /// SHA-256 of the authority's certificate, hexadecimal.
+    /// SHA-256 of the certificate of the authority that the control plane came by when this was written, hexadecimal.
     authority: String,
+    /// Of the one that certified the agent, where that is another one: it takes the other's place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_authority: Option<String>,
     key: SecretText,
     chain: String,
     issued_at_unix_ms: u64,
@@ -144,6 +147,7 @@ impl AgentIdentity {
                 org: org.to_string(),
                 host: host.to_string(),
                 authority: hex::encode(authority.as_bytes()),
+                next_authority: other_authority(&certified.chain, authority)?,
                 key: SecretText::new(key),
                 chain: certified.chain,
                 issued_at_unix_ms: now.get(),
@@ -154,9 +158,18 @@ impl AgentIdentity {
         Ok(identity)
     }
 
-    /// Takes a new key with its certificate in place of the old one.
-    pub(crate) fn renewed(&self, key: &Secret, certified: Certified, now: UnixMillis) -> Result<Self, IdentityError> {
+    /// Takes a new key with its certificate in place of the old one. From here on two authorities are trusted at most: the one that the control
+    /// plane came by when it certified the key, and the one that did.
+    pub(crate) fn renewed(
+        &self,
+        key: &Secret,
+        certified: Certified,
+        shown: TokenDigest,
+        now: UnixMillis,
+    ) -> Result<Self, IdentityError> {
         let mut next = self.clone();
+        next.stored.authority = hex::encode(shown.as_bytes());
+        next.stored.next_authority = other_authority(&certified.chain, shown)?;
         next.stored.key = SecretText::new(key);
         next.stored.chain = certified.chain;
         next.stored.issued_at_unix_ms = now.get();
@@ -179,9 +192,18 @@ impl AgentIdentity {
         written.map_err(|error| failed(error.to_string()))
     }
 
-    fn parsed(&self) -> Option<(OrgId, HostId, TokenDigest)> {
-        let authority = hex::decode(&self.stored.authority).ok()?.try_into().ok()?;
-        Some((self.stored.org.parse().ok()?, self.stored.host.parse().ok()?, TokenDigest::from_bytes(authority)))
+    fn parsed(&self) -> Option<(OrgId, HostId, Vec<TokenDigest>)> {
+        let named = [Some(&self.stored.authority), self.stored.next_authority.as_ref()];
+        let authorities = named.into_iter().flatten().map(|text| {
+            let bytes = hex::decode(text).ok()?.try_into().ok()?;
+            Some(TokenDigest::from_bytes(bytes))
+        });
+        Some((self.stored.org.parse().ok()?, self.stored.host.parse().ok()?, authorities.collect::<Option<_>>()?))
+    }
+
+    /// Whom it trusts.
+    pub(crate) fn authorities(&self) -> Vec<TokenDigest> {
+        self.parsed().map(|(.., authorities)| authorities).unwrap_or_default()
     }
 
     /// The organization and host that this agent is for. Read when it was loaded, so they are there.
@@ -203,7 +225,7 @@ impl AgentIdentity {
     /// How the agent connects: TLS 1.3 with its certificate, to whoever has one from the authority that it enrolled with.
     pub(crate) fn client_config(&self) -> Result<Arc<ClientConfig>, IdentityError> {
         let damaged = |error: String| IdentityError::Damaged(error);
-        let (.., authority) = self.parsed().ok_or_else(|| damaged("no authority".to_owned()))?;
+        let (.., authorities) = self.parsed().ok_or_else(|| damaged("no authority".to_owned()))?;
         let chain: Vec<_> = CertificateDer::pem_slice_iter(self.stored.chain.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|error| damaged(error.to_string()))?;
@@ -213,13 +235,22 @@ impl AgentIdentity {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| damaged(error.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Pinned::new(authority)))
+            .with_custom_certificate_verifier(Arc::new(Pinned::new(authorities)))
             .with_client_auth_cert(chain, key)
             .map_err(|error| damaged(error.to_string()))?;
         config.alpn_protocols = vec![AGENT_PROTOCOL.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         Ok(Arc::new(config))
     }
+}
+
+/// The authority at the end of a chain (PEM), in hexadecimal, where it is another one.
+fn other_authority(chain: &str, authority: TokenDigest) -> Result<Option<String>, IdentityError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| IdentityError::Damaged(error.to_string()))?;
+    let last = certificates.last().map(|certificate| TokenDigest::of(certificate));
+    Ok(last.filter(|last| *last != authority).map(|last| hex::encode(last.as_bytes())))
 }
 
 #[cfg(test)]

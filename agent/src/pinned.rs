@@ -1,4 +1,5 @@
-//! Whom an agent trusts: the control plane's certificate, from the one authority whose fingerprint its enrolment token carried.
+//! Whom an agent trusts: the control plane's certificate, from the one authority whose fingerprint its enrolment token carried, or from the
+//! one that takes its place.
 
 use std::sync::Arc;
 
@@ -11,17 +12,22 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::authority::provider;
 
-/// Trusts one authority, which the other side brings along, and through it the usual rules of certificates.
+/// Trusts few authorities, one of which the other side brings along, and through it the usual rules of certificates.
 #[derive(Debug)]
 pub(crate) struct Pinned {
-    authority: TokenDigest,
+    authorities: Vec<TokenDigest>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Pinned {
-    pub(crate) fn new(authority: TokenDigest) -> Self {
-        Self { authority, provider: provider() }
+    pub(crate) fn new(authorities: Vec<TokenDigest>) -> Self {
+        Self { authorities, provider: provider() }
     }
+}
+
+/// Which of them the other side of a connection came by.
+pub(crate) fn shown(chain: &[CertificateDer<'_>], authorities: &[TokenDigest]) -> Option<TokenDigest> {
+    chain.iter().map(|certificate| TokenDigest::of(certificate)).find(|authority| authorities.contains(authority))
 }
 
 impl ServerCertVerifier for Pinned {
@@ -33,7 +39,7 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let pinned = intermediates.iter().find(|certificate| TokenDigest::of(certificate) == self.authority);
+        let pinned = intermediates.iter().find(|certificate| self.authorities.contains(&TokenDigest::of(certificate)));
         let pinned = pinned.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let mut roots = RootCertStore::empty();
         roots.add(pinned.clone().into_owned())?;

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_agent::{
-    Agent, AgentError, AgentIdentity, Arrival, Authority, ByteStream, Config, EnrolError, HostIdentity, Listener,
-    RemoteHost, Session, StreamHandler, StreamHeader, enrol,
+    Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
+    HostIdentity, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
 use envforge_runtime::{LocalHost, Stage, WakeFailure, WakeOrder};
 use envforge_testkit::eventually;
@@ -299,6 +300,100 @@ async fn only_certificates_of_the_authority_are_let_in_and_only_in_time() {
     let (enrolled, arrived) = tokio::join!(enrolling, arriving);
     assert!(matches!(enrolled, Err(EnrolError::Unreachable { .. })) && arrived.is_err());
     assert!(AgentIdentity::load(&folder).unwrap().is_none());
+}
+
+/// The same agent through both steps, at listeners that know one authority, both, and the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_is_replaced_while_its_agents_stay() {
+    let mut line = Line::new().await;
+    let (key, certificate) = (line.dir.path().join("agents.key"), line.dir.path().join("agents.crt"));
+    let (first, now) = (line.authority.fingerprint(), SystemClock.now());
+    let finish = |now| Authority::finish_rotation(&key, &certificate, now, A_DAY);
+    assert!(matches!(finish(now), Err(AuthorityError::NotRotating)));
+    // Old enough to be renewed soon: half of its time is over in two seconds.
+    let (identity, local) = (line.enrolled(Millis::from_secs(4)).await, line.local_host().await);
+    let trusted = || {
+        let text = std::fs::read_to_string(line.dir.path().join("agent/agent.json")).unwrap();
+        let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+        [kept["authority"].clone(), kept["next_authority"].clone()].map(|name| name.as_str().map(str::to_owned))
+    };
+    let name = |authority: TokenDigest| Some(hex::encode(authority.as_bytes()));
+    assert_eq!(trusted(), [name(first), None]);
+
+    let second = Authority::begin_rotation(&key, &certificate, now).unwrap();
+    assert!(second != first);
+    assert!(matches!(Authority::begin_rotation(&key, &certificate, now), Err(AuthorityError::Rotating)));
+    assert!(matches!(finish(now.plus(Millis::from_hours(23))), Err(AuthorityError::InUse { .. })));
+    let both = authority(line.dir.path());
+    assert!(both.fingerprint() == first, "what tokens carry");
+    line.listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &both, clock()).await.unwrap();
+    // It comes with the first one's certificate, and gets one of the second's.
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (_remote, mut session) = line.connected().await;
+    renew(&both, &mut session).await;
+    eventually("both trusted", DEADLINE, async || (trusted() == [name(first), name(second)]).then_some(())).await;
+    // With which it is let in again, by the first one's listener.
+    drop(session);
+    let (_remote, session) = line.connected().await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    drop(session);
+
+    assert!(finish(now.plus(A_DAY)).unwrap() == second);
+    let other = authority(line.dir.path());
+    assert!(other.fingerprint() == second);
+    line.listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &other, clock()).await.unwrap();
+    let identity = AgentIdentity::load(&line.folder()).unwrap().unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (_remote, mut session) = line.connected().await;
+    renew(&other, &mut session).await;
+    eventually("the first one is dropped", DEADLINE, async || (trusted() == [name(second), None]).then_some(())).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    // Neither side takes the first one's word any more.
+    let of_first = Listener::bind("127.0.0.1:0".parse().unwrap(), &line.authority, clock()).await.unwrap();
+    let identity = AgentIdentity::load(&line.folder()).unwrap().unwrap();
+    let config = Config {
+        control_plane: of_first.local_address().unwrap().to_string(),
+        agent_version: "test".to_owned(),
+        clock: clock(),
+    };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Agent::new(config, local.clone(), identity, programs()).run(stop.clone()));
+    assert!(of_first.accept().await.unwrap().arrive().await.is_err());
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    local.shutdown().await;
+}
+
+/// Certifies the next key that the agent asks for.
+async fn renew(authority: &Authority, session: &mut Session) {
+    let Happened::Renew(request) = tokio::time::timeout(DEADLINE, session.next()).await.unwrap() else {
+        panic!("the agent asked for nothing");
+    };
+    let identity = HostIdentity { org: org(1), host: host(), enrolment: 1 };
+    let certificate = authority.certify(&request, identity, SystemClock.now(), Millis::from_secs(8)).unwrap();
+    session.certify(&certificate, SystemClock.now()).await;
+}
+
+#[test]
+fn a_rotation_that_was_cut_short_is_finished_and_never_half_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, certificate) = (dir.path().join("agents.key"), dir.path().join("agents.crt"));
+    authority(dir.path());
+    let now = SystemClock.now();
+    let second = Authority::begin_rotation(&key, &certificate, now).unwrap();
+    // Between the two renames.
+    std::fs::rename(dir.path().join("agents-next.crt"), &certificate).unwrap();
+    assert!(Authority::load(&key, &certificate).is_err(), "a key that is not its certificate's");
+    assert!(Authority::finish_rotation(&key, &certificate, now, A_DAY).unwrap() == second);
+    assert!(Authority::load(&key, &certificate).unwrap().fingerprint() == second);
+    // A certificate whose key was never written is made anew.
+    std::fs::write(dir.path().join("agents-next.crt"), "half").unwrap();
+    Authority::begin_rotation(&key, &certificate, now).unwrap();
+    Authority::load(&key, &certificate).unwrap();
 }
 
 #[test]

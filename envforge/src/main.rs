@@ -27,6 +27,7 @@ enum Verb {
     Projections(server::projections::ProjectionsArgs),
     RecoverOwner(server::recovery::RecoverOwnerArgs),
     RotateKey(server::access_tokens::RotateKeyArgs),
+    RotateAgentsAuthority(server::agents_authority::RotateAgentsAuthorityArgs),
     Agent(server::agent::AgentArgs),
     #[command(flatten)]
     Client(cli::ClientVerb),
@@ -55,6 +56,9 @@ fn main() -> ExitCode {
         Verb::Projections(arguments) => role(&output, server::projections::run(arguments, output.clone())),
         Verb::RecoverOwner(arguments) => role(&output, server::recovery::run(arguments, output.clone())),
         Verb::RotateKey(arguments) => role(&output, server::access_tokens::rotate(arguments, output.clone())),
+        Verb::RotateAgentsAuthority(arguments) => {
+            role(&output, server::agents_authority::rotate_authority(arguments, output.clone()))
+        }
         Verb::Agent(arguments) => role(&output, server::agent::run(arguments, output.clone())),
         Verb::Client(verb) => cli::run(&global, verb, Envforge::command, &output),
     }

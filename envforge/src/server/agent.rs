@@ -3,7 +3,7 @@
 //! Not here: what is done with what comes over the connection (agent, runtime).
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use envforge_domain::secret::Secret;
 use envforge_domain::time::SharedClock;
 use envforge_identity::clock::SystemClock;
 use envforge_reactors::{HostMachine, MACHINE_ID};
+use envforge_runtime::{NoUsers, UnixUsers};
 use tokio_util::sync::CancellationToken;
 
 use super::running::{self, Running};
@@ -69,6 +70,7 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     let folder = || format!("the agent's folder {}", args.data.display());
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.data).with_context(folder)?;
     let data = args.data.canonicalize().with_context(folder)?;
+    let_workspaces_users_in(&data).with_context(folder)?;
     // First, so that a second agent of the same folder neither enrols nor ends anything.
     let mut config = envforge_runtime::Config::new(data.join("runtime"));
     config.bind = args.bind_apps;
@@ -133,7 +135,19 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     Ok(output.event(&line)?)
 }
 
-fn enrolment_token(file: &std::path::Path) -> anyhow::Result<EnrolmentToken> {
+/// Where services have users of their own, these enter the folder on the way to their workspace's, and see nothing of it: the identity
+/// in it is readable by its owner alone, and so are the folders beside the workspaces'.
+fn let_workspaces_users_in(data: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    match UnixUsers::supported(&data.join("runtime")) {
+        Err(NoUsers::Unreachable { directory, .. }) if directory == data => {
+            std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o711))
+        }
+        Ok(()) | Err(NoUsers::NotRoot | NoUsers::Unreachable { .. }) => Ok(()),
+    }
+}
+
+fn enrolment_token(file: &Path) -> anyhow::Result<EnrolmentToken> {
     let text = Secret::new(std::fs::read_to_string(file).with_context(|| file.display().to_string())?);
     Ok(usable("--enrolment-file", EnrolmentToken::parse(text.expose()))?)
 }

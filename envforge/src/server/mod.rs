@@ -6,6 +6,7 @@ pub(crate) mod access_tokens;
 mod activity;
 pub(crate) mod agent;
 mod agents;
+pub(crate) mod agents_authority;
 mod api;
 mod bootstrap;
 mod control_plane;

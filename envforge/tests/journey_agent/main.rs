@@ -2,6 +2,7 @@
 //! nor the agent's own end touches what runs there, while the meter stays exact.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+mod authority;
 mod proxy;
 mod roots;
 mod shells;

@@ -1,6 +1,7 @@
 //! Shells, jobs and logs of a workspace on an agent's host, with the command line as it is everywhere.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,9 @@ impl Team {
     /// The agent connects to `at`.
     pub(crate) async fn on(site: Site, dev: TestProcess, at: &str) -> Self {
         site.commit(MANIFEST);
+        // Nobody else enters here: shells run as the agent's own user. OpenSSH's file transfer insists on an entry in /etc/passwd, which users of
+        // workspaces do not have.
+        std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let token = site.enrolment("builder");
         let agent = site.agent("builder", at, Some(&token));
         site.until_host("builder", "active").await;

@@ -151,3 +151,75 @@ async fn a_host_that_was_revoked_while_its_agent_was_away_ends_what_runs_when_it
     assert!(agent.stderr().contains("host_revoked"), "{}", agent.stderr());
     assert!(is_dead(&started) && is_dead(&keeper.to_string()));
 }
+
+/// The worker looks for the secret of the other: in /proc, in its home, in the keeper, with the agent.
+const TWO_SERVICES: &str = "\
+version: 1
+services:
+  web:
+    command: id -u > \"$ENVFORGE_DATA_DIR/web.user\"; echo \"$API_KEY\" > \"$HOME/kept\"; echo $$ >> \"$ENVFORGE_DATA_DIR/starts\"; cd \"$ENVFORGE_DATA_DIR\"; exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
+    route: { web: {} }
+    readiness: { http: /, interval: 100ms, deadline: 60s }
+    secrets: [API_KEY]
+  worker:
+    command: while ! test -s \"$ENVFORGE_DATA_DIR/look\"; do sleep 0.05; done; id -u > \"$ENVFORGE_DATA_DIR/worker.user\"; for file in $(cat \"$ENVFORGE_DATA_DIR/look\"); do cat \"$file\" || echo \"refused $file\"; done > \"$ENVFORGE_DATA_DIR/stolen\" 2>/dev/null; echo done >> \"$ENVFORGE_DATA_DIR/stolen\"; exec sleep 100000
+    readiness: { none: true }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_on_an_agents_host_have_users_of_their_own_and_read_no_siblings_secret() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: services have no users of their own here, and nothing was tested");
+        return;
+    }
+    let (site, _dev) = Site::new();
+    // Folders of tests are private; the agent's own it opens itself.
+    for directory in site.dir.path().ancestors() {
+        let mode = std::fs::metadata(directory).unwrap().permissions().mode();
+        if mode & 0o001 == 0 {
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode | 0o711)).unwrap();
+        }
+    }
+    let token = site.enrolment("builder");
+    let mut agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    site.commit(TWO_SERVICES);
+    assert!(site.refused(&["up"]).contains("API_KEY"));
+    site.set_secret("API_KEY", "the-value-of-the-key", &[]);
+    site.json(&["up"]);
+    let (folder, keeper) = (site.dir.join("builder"), keeper(&site, "builder"));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!([mode(&folder), mode(&folder.join("runtime")), mode(&folder.join("agent.json"))], [0o711, 0o711, 0o600]);
+    let place = std::fs::read_dir(folder.join("runtime/workspaces")).unwrap().next().unwrap().unwrap().path();
+    let (web, data) = (site.starts_on("builder").pop().unwrap(), place.join("data"));
+    assert_eq!(std::fs::read_to_string(place.join("homes/web/kept")).unwrap(), "the-value-of-the-key\n");
+    let wanted = [
+        format!("/proc/{web}/environ"),
+        format!("/proc/{keeper}/environ"),
+        format!("/proc/{keeper}/maps"),
+        format!("/proc/{}/environ", agent.id()),
+        place.join("homes/web/kept").display().to_string(),
+        place.join("output/web.log").display().to_string(),
+        folder.join("agent.json").display().to_string(),
+        folder.join("runtime/users").join(place.file_name().unwrap()).with_extension("json").display().to_string(),
+        folder.join("runtime/runtimes").join(place.file_name().unwrap()).with_extension("json").display().to_string(),
+        folder.join("runtime/keepers").join(place.file_name().unwrap()).with_extension("log").display().to_string(),
+    ];
+    assert!(wanted.iter().all(|file| std::fs::metadata(file).is_ok()), "{wanted:?}");
+    std::fs::write(data.join("look.new"), wanted.join("\n")).unwrap();
+    std::fs::rename(data.join("look.new"), data.join("look")).unwrap();
+    let read = |file: &str| std::fs::read_to_string(data.join(file)).unwrap_or_default();
+    wait_until("the worker's looks", DEADLINE, || read("stolen").ends_with("done\n"));
+    let refused: Vec<String> = wanted.iter().map(|file| format!("refused {file}")).collect();
+    assert_eq!(read("stolen").lines().collect::<Vec<_>>(), [&refused[..], &["done".to_owned()]].concat());
+    let users: Vec<u32> = ["web.user", "worker.user"].map(|file| read(file).trim().parse().unwrap()).to_vec();
+    assert!(users.iter().all(|user| *user > 1_900_000_000) && users[0] != users[1], "{users:?}");
+    // Another process of the agent knows whose they are.
+    agent.kill9();
+    let _agent = site.agent("builder", &site.at(), None);
+    until_renewed(&site).await;
+    site.json(&["workspace", "sleep", "main"]);
+    site.until_phase("asleep").await;
+    assert!(is_dead(&web) && is_dead(&keeper.to_string()));
+}

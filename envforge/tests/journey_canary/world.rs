@@ -399,7 +399,8 @@ impl World {
 }
 
 /// What operators type, beside the commands of people.
-const OPERATORS: [&str; 8] = ["help", "agent", "dev", "serve", "setup", "projections", "recover-owner", "rotate-key"];
+const OPERATORS: [&str; 9] =
+    ["help", "agent", "dev", "serve", "setup", "projections", "recover-owner", "rotate-key", "rotate-agents-authority"];
 
 /// The token of an invitation in what was shown to whoever invited.
 pub(crate) fn invitation_in(text: &str) -> String {
