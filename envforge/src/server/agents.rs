@@ -23,7 +23,7 @@ use envforge_domain::machine::{Machine, MachineRefusal};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
 use envforge_reactors::fleet::machine_key;
-use envforge_reactors::{HostMachine, RuntimeReactor, SharedWorld, tell_shell_ends};
+use envforge_reactors::{HostMachine, RootReactor, RuntimeReactor, SharedWorld, tell_shell_ends};
 use envforge_runtime::secret_store::SecretStore;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -338,8 +338,11 @@ impl Desk {
         };
         let telling =
             tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
+        let (commands, hot, clock) =
+            (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
+        let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);
         let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&remote), telling) });
-        tokio::join!(reacting, listening, beside);
+        tokio::join!(reacting, listening, beside, root.run(closed.clone()));
         self.hosts.leave(identity, &closed);
         tracing::info!(host = %identity.host, "an agent is gone");
         Ok(())
