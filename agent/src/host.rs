@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use envforge_domain::ids::{UserId, WorkspaceId};
+use envforge_domain::ids::{RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder};
+use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_runtime::{Awake, LocalHost, OpenShell, Reports, ShellLogin, SleepFailure, Stage, WakeFailure, WakeOrder};
 use tokio::sync::watch;
@@ -149,6 +149,34 @@ impl Host {
         match self {
             Self::Local(host) => host.log_since(workspace, service, from).await,
             Self::Remote(host) => host.log_since(workspace, service, from).await,
+        }
+    }
+
+    /// See `LocalHost::attach_root`.
+    ///
+    /// # Errors
+    /// See `ShellFailure`; nothing runs then.
+    pub async fn attach_root(
+        &self,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        size: TerminalSize,
+        term: String,
+    ) -> Result<OpenShell, ShellFailure> {
+        match self {
+            Self::Local(host) => host.attach_root(window, size, term).await,
+            Self::Remote(host) => host.attach_root(workspace, window, size, term).await,
+        }
+    }
+
+    /// See `LocalHost::root_output`.
+    ///
+    /// # Errors
+    /// Where the host does not answer.
+    pub async fn root_output(&self, workspace: WorkspaceId, window: RootWindowId) -> io::Result<Option<(String, u64)>> {
+        match self {
+            Self::Local(host) => Ok(host.root_output(window)),
+            Self::Remote(host) => host.root_output(workspace, window).await,
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use envforge_domain::ids::{OrgId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_runtime::{Awake, Report, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
@@ -296,6 +296,15 @@ impl RemoteHost {
             return Err(WakeFailure::OnHost { text, may_pass_on_retry: false });
         }
         Ok(expected.into_iter().zip(named.into_iter().map(|(_, address)| address)).collect())
+    }
+
+    pub fn host(&self) -> HostId {
+        self.0.identity.host
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.is_cancelled()
     }
 
     /// Whose host it is.

@@ -24,6 +24,8 @@ use tokio::time::timeout;
 use crate::agent::{StreamHandler, StreamProgram};
 use crate::frame;
 use crate::remote::RemoteHost;
+use crate::root_wire::ROOT;
+use crate::roots::Roots;
 use crate::shell_wire::{
     COMMIT, ENDS, EndMessage, JOB, JobCall, LASTING, LOG_BYTES_MAX, LOGS, LastingAnswer, LastingCall, LogsAnswer,
     LogsCall, SHELL, ShellAnswer, ShellCall, read_input, read_output, write_input, write_output,
@@ -43,7 +45,8 @@ const COMMIT_CHARS_MAX: usize = 64;
 
 /// What an agent serves on byte streams.
 pub fn programs() -> StreamHandler {
-    Arc::new(|header, host| {
+    let roots = Arc::<Roots>::default();
+    Arc::new(move |header, host| {
         let StreamHeader { org, workspace, .. } = *header;
         let host = host.clone();
         let program: StreamProgram = match header.purpose.as_str() {
@@ -52,6 +55,10 @@ pub fn programs() -> StreamHandler {
             LOGS => Box::new(move |stream| quietly(logs(stream, host, workspace)).boxed()),
             COMMIT => Box::new(move |stream| quietly(commit(stream, host, workspace)).boxed()),
             LASTING => Box::new(move |stream| quietly(lasting(stream, host, workspace)).boxed()),
+            ROOT => {
+                let roots = Arc::clone(&roots);
+                Box::new(move |stream| quietly(roots.serve(stream, host, workspace)).boxed())
+            }
             ENDS => Box::new(move |stream| quietly(ends(stream, host, org)).boxed()),
             _ => return None,
         };
@@ -83,7 +90,7 @@ async fn job(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: Wor
 }
 
 /// Answers, and carries it to its end. Whatever ends this ends the shell: nobody holds its input any more.
-async fn serve(mut stream: ByteStream, opened: Result<OpenShell, ShellFailure>) -> io::Result<()> {
+pub(crate) async fn serve(mut stream: ByteStream, opened: Result<OpenShell, ShellFailure>) -> io::Result<()> {
     let OpenShell { facts, input, mut output } = match opened {
         Ok(open) => open,
         Err(failure) => {
@@ -208,12 +215,12 @@ async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()>
     }
 }
 
-async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(crate) async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(ANSWER_WAIT, wait).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 impl RemoteHost {
-    fn header(&self, workspace: WorkspaceId, purpose: &str) -> StreamHeader {
+    pub(crate) fn header(&self, workspace: WorkspaceId, purpose: &str) -> StreamHeader {
         let (org, purpose) = (self.org(), purpose.to_owned());
         StreamHeader { org, workspace, purpose, parameters: Default::default() }
     }
@@ -234,7 +241,7 @@ impl RemoteHost {
         self.begin_shell(JOB, order.workspace, &JobCall::of(&order, &secrets)).await
     }
 
-    async fn begin_shell(
+    pub(crate) async fn begin_shell(
         &self,
         purpose: &str,
         workspace: WorkspaceId,

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::edge::{Edge, edge, no_such_method, nothing_here};
 use crate::endpoints::{
     access_then, audit, auth, authz, decisions, events, handoff, health, hosts, invitations, links, me, members, oidc,
-    oidc_events, organizations, problems, projects, roles, root_windows, runtime, secrets, service_tokens,
+    oidc_events, organizations, problems, projects, roles, root_shell, root_windows, runtime, secrets, service_tokens,
     sessions as session_endpoints, shells, sign_in_page, teams, usage, workspaces,
 };
 use crate::openapi;
@@ -107,8 +107,8 @@ pub fn router(parts: Parts) -> Router {
     let links =
         links::Links { access: a, commands: c, reads: r, share: share.clone(), revocations: revocations.clone() };
     let (a, c, r) = with_commands(&access);
-    let outputs = config.root_outputs.clone();
-    let windows = root_windows::RootWindows { access: a, commands: c, reads: r, outputs };
+    let hosts = config.shells.clone();
+    let windows = root_windows::RootWindows { access: a, commands: c, reads: r, hosts };
     let shells = shells::ShellEndpoints::new(&access, &commands, &clock, &config, &stop);
     let (a, c, r) = with_commands(&access);
     let secret_routes =
@@ -175,6 +175,7 @@ pub fn router(parts: Parts) -> Router {
         .merge(links::routes().with_state(links))
         .merge(root_windows::routes().with_state(windows))
         .merge(secrets::routes().with_state(secret_routes))
+        .merge(root_shell::routes().with_state(shells.clone()))
         .merge(shells::routes().with_state(shells))
         .merge(handoff::routes().with_state(handoff))
         .merge(events::routes().with_state(events))
@@ -240,6 +241,7 @@ pub fn document() -> OpenApi {
         links::routes().into_openapi(),
         root_windows::routes().into_openapi(),
         secrets::routes().into_openapi(),
+        root_shell::routes().into_openapi(),
         shells::routes().into_openapi(),
         handoff::routes().into_openapi(),
         events::routes().into_openapi(),

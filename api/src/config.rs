@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_domain::ids::RootWindowId;
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::secrets::SecretKey;
 use envforge_identity::oidc::PublicUrl;
@@ -41,8 +40,6 @@ pub struct Config {
     pub trusted_proxies: Vec<IpAddr>,
     /// Whether a project's repository may be a path of the machine that runs workspaces.
     pub local_repositories: bool,
-    /// What commands in root windows have written, where the host is this very process.
-    pub root_outputs: Option<RootOutputs>,
     /// Where agents of hosts enrol; without it no host can be added.
     pub agents: Option<AgentsAt>,
     /// Where values of secrets go. Without it none can be set here.
@@ -116,26 +113,6 @@ impl std::fmt::Debug for Shells {
     }
 }
 
-/// Asks this process's host what the command of a root window has written: the last of it, and how many bytes came before.
-#[derive(Clone)]
-pub struct RootOutputs(Arc<dyn Fn(RootWindowId) -> Option<(String, u64)> + Send + Sync>);
-
-impl RootOutputs {
-    pub fn new(of: impl Fn(RootWindowId) -> Option<(String, u64)> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(of))
-    }
-
-    pub(crate) fn of(&self, window: RootWindowId) -> Option<(String, u64)> {
-        (self.0)(window)
-    }
-}
-
-impl std::fmt::Debug for RootOutputs {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("RootOutputs")
-    }
-}
-
 impl Config {
     pub fn new(gateway_url: GatewayUrl) -> Self {
         Self {
@@ -152,7 +129,6 @@ impl Config {
             heartbeat: Duration::from_secs(15),
             trusted_proxies: Vec::new(),
             local_repositories: false,
-            root_outputs: None,
             agents: None,
             secrets: None,
             shells: None,

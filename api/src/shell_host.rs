@@ -3,10 +3,10 @@
 //! Hosts are in this process, or their agents are connected to it. Where neither is so whoever asks is told (`host_elsewhere`,
 //! `host_out_of_reach`). Not here: rights, and the connection to the client (`shell_socket`).
 
-use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::shell::{
-    LastingShell, LogChunk, LogPlace, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput,
+    LastingShell, LogChunk, LogPlace, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, TerminalSize,
 };
 use envforge_domain::slug::ServiceName;
 use futures_util::future::BoxFuture;
@@ -54,6 +54,30 @@ pub trait ShellHost: Send + Sync {
     /// The next sign-in that a host names on which something lasts there, of those that this process may not know. Waits for ever
     /// where no host does. Safe to cancel.
     fn found_lasting(&self) -> BoxFuture<'_, LastingShell>;
+
+    /// Comes to the shell of a root window that the log has asked for, on the host of the workspace's runtime. Waits a while for it.
+    ///
+    /// # Errors
+    /// See [`ShellFailure`]; nothing runs then.
+    fn attach_root(
+        &self,
+        org: OrgId,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        size: TerminalSize,
+        term: String,
+    ) -> BoxFuture<'_, Result<OpenShell, ShellFailure>>;
+
+    /// The end of what a root window's command has written, and how many bytes came before. `None` where none is kept.
+    ///
+    /// # Errors
+    /// Where its host cannot be reached from here.
+    fn root_output(
+        &self,
+        org: OrgId,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+    ) -> BoxFuture<'_, Result<Option<(String, u64)>, ShellFailure>>;
 
     /// The last lines of a service's output, at most 10,000 and 1 MiB, and where it goes on. `None` where it never wrote.
     ///

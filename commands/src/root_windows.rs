@@ -5,7 +5,9 @@ use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::claim::{Claim, ClaimCommand, ClaimKey, ClaimRefusal};
 use envforge_domain::commit::StreamId;
 use envforge_domain::ids::{OrgId, RootWindowId, WorkspaceId};
-use envforge_domain::root_window::{RootEnded, RootLimits, RootMode, RootWindow, RootWindowCommand, RootWindowRefusal};
+use envforge_domain::root_window::{
+    RootAccess, RootEnded, RootLimits, RootMode, RootWindow, RootWindowCommand, RootWindowRefusal,
+};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::time::Millis;
 
@@ -18,6 +20,7 @@ use crate::{CommandError, Commands, Context, Done};
 pub struct NewRootWindow {
     pub workspace: WorkspaceId,
     pub mode: RootMode,
+    pub access: RootAccess,
     pub reason: String,
     /// As long as the policy allows where it is left out.
     pub length: Option<Millis>,
@@ -37,11 +40,12 @@ pub async fn request(
         return Ok((window, done));
     }
     let limits = limits(commands, permit).await?;
-    let NewRootWindow { workspace, mode, reason, length } = new;
+    let NewRootWindow { workspace, mode, access, reason, length } = new;
     let project = active_workspace(commands, permit, workspace).await?.project;
     let length = length.unwrap_or(limits.length_max);
     let (by, now) = (permit.actor(), context.now);
-    let command = RootWindowCommand::Request { by, window, project, workspace, mode, reason, length, limits, now };
+    let command =
+        RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now };
     if mode == RootMode::Elevation {
         return Ok((window, commands.execute::<RootWindow>(permit, context, &stream, &command).await?));
     }
@@ -120,7 +124,7 @@ pub async fn revoke(
     execute(commands, permit, context, window, &command).await
 }
 
-/// Asks the host of the workspace's runtime to run the window's one command.
+/// Asks the host of the workspace's runtime to run the window's one command; its one shell where there are no words.
 pub async fn run(
     commands: &Commands,
     permit: &Permit,

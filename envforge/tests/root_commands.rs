@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
 use envforge_domain::root_window::RootOutcome;
-use envforge_runtime::{Config, LocalHost, RootOrder};
+use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, TerminalSize};
+use envforge_runtime::{Config, LocalHost, OpenShell, RootOrder, RootWhat};
 use envforge_testkit::{TestDir, eventually, wait_until};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -53,7 +54,8 @@ impl Machine {
     ) -> (RootOutcome, Option<u32>) {
         let words = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let taken = self.host.take_root(Self::window(number)).await.unwrap();
-        let ran = taken.run(RootOrder { workspace: self.workspace, words, remaining }, end).await;
+        let what = RootWhat::Command(words);
+        let ran = taken.run(RootOrder { workspace: self.workspace, what, remaining }, end).await;
         assert!(ran.changes.is_some(), "something ran");
         (ran.outcome, ran.code)
     }
@@ -137,7 +139,7 @@ async fn what_a_command_writes_is_kept_within_bounds_and_a_program_that_is_not_t
     assert!(text.len() == 64 * 1024 && text.ends_with("last\n"));
     let words = vec!["/nowhere/to-be-found".to_owned()];
     let taken = machine.host.take_root(Machine::window(2)).await.unwrap();
-    let order = RootOrder { workspace: machine.workspace, words, remaining: LONG };
+    let order = RootOrder { workspace: machine.workspace, what: RootWhat::Command(words), remaining: LONG };
     let ran = taken.run(order, end).await;
     assert_eq!((ran.outcome, ran.code), (RootOutcome::Exited, Some(127)));
     assert!(machine.host.root_output(Machine::window(2)).unwrap().0.contains("could not be run"));
@@ -151,7 +153,8 @@ async fn what_a_command_changed_below_etc_is_told() {
     let words =
         ["/bin/sh", "-c", &format!("echo x > {file}; sleep 0.05; echo y >> {file}")].map(str::to_owned).to_vec();
     let taken = machine.host.take_root(Machine::window(1)).await.unwrap();
-    let ran = taken.run(RootOrder { workspace: machine.workspace, words, remaining: LONG }, end).await;
+    let order = RootOrder { workspace: machine.workspace, what: RootWhat::Command(words), remaining: LONG };
+    let ran = taken.run(order, end).await;
     std::fs::remove_file(&file).unwrap();
     let changes = ran.changes.unwrap();
     assert!(changes.files.iter().any(|change| change.path == file && change.kind.token() == "added"), "{changes:?}");
@@ -235,4 +238,109 @@ async fn what_is_left_where_agent_and_guard_were_killed_at_once_is_ended_by_the_
     assert!(dir.join("root").join(format!("{window}.json")).exists());
     host.forget_root(window).await.unwrap();
     assert!(!dir.join("root").join(format!("{window}.json")).exists());
+}
+
+/// All that a shell shows until it is over, and how it ended.
+async fn shown(mut open: OpenShell, typed: &[&str]) -> (String, ShellEnd, Option<u32>) {
+    let OpenShell { input, output, .. } = &mut open;
+    for keys in typed {
+        input.send(ShellInput::Data(keys.as_bytes().to_vec())).await.unwrap();
+    }
+    let mut text = Vec::new();
+    loop {
+        match tokio::time::timeout(PATIENCE, output.recv()).await.unwrap().unwrap() {
+            ShellOutput::Out(bytes) | ShellOutput::Error(bytes) => text.extend(bytes),
+            ShellOutput::Taken(_) => {}
+            ShellOutput::Over { end, code } => return (String::from_utf8_lossy(&text).replace('\r', ""), end, code),
+        }
+    }
+}
+
+const SIZE: TerminalSize = TerminalSize { columns: 100, rows: 30 };
+
+impl Machine {
+    /// A shell of a window, as its requester comes to it, and how what ran ended.
+    async fn shell(
+        &self,
+        number: u128,
+        remaining: Duration,
+        end: watch::Receiver<Option<RootOutcome>>,
+        come: impl AsyncFnOnce(OpenShell),
+    ) -> (RootOutcome, Option<u32>) {
+        let taken = self.host.take_root(Self::window(number)).await.unwrap();
+        let order = RootOrder { workspace: self.workspace, what: RootWhat::Shell, remaining };
+        let coming = async {
+            let open = self.host.attach_root(Self::window(number), SIZE, "xterm".to_owned()).await.unwrap();
+            come(open).await;
+        };
+        let (ran, ()) = tokio::join!(taken.run(order, end), coming);
+        assert!(ran.changes.is_some(), "something ran");
+        (ran.outcome, ran.code)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_is_root_on_a_terminal_of_its_own_and_nobody_comes_to_it_twice() {
+    let Some(machine) = Machine::open().await else { return };
+    let (_keep, end) = nobody_asks();
+    let ended = machine.shell(1, LONG, end, async |open| {
+        let keys = ["id -u; tty; stty size; echo $TERM $ENVFORGE_ROOT_WINDOW\n", "echo 'se''cret'\n", "exit 5\n"];
+        let (text, end, code) = shown(open, &keys).await;
+        assert_eq!((end, code), (ShellEnd::Exited, Some(5)), "{text}");
+        for wanted in ["0\n/dev/pts/", "\n30 100\n", &format!("xterm {}", Machine::window(1)), "secret\n"] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+    });
+    assert_eq!(ended.await, (RootOutcome::Exited, Some(5)));
+    assert_eq!(machine.host.root_output(Machine::window(1)), None, "nothing of it is kept");
+    let grep = std::process::Command::new("grep").args(["-rl", "secret"]).arg(machine.dir.path()).output().unwrap();
+    assert!(grep.stdout.is_empty(), "{}", String::from_utf8_lossy(&grep.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_ends_with_its_window_its_person_and_whoever_ends_it_and_all_it_started_with_it() {
+    let Some(machine) = Machine::open().await else { return };
+    let script = format!("{}\n", machine.tenacious());
+    // Its time is over.
+    let (_keep, end) = nobody_asks();
+    let begun = Instant::now();
+    let ended = machine.shell(1, Duration::from_secs(3), end, async |open| {
+        assert_eq!(shown(open, &[&script]).await.1, ShellEnd::TimeOver);
+    });
+    assert_eq!(ended.await, (RootOutcome::Deadline, None));
+    assert!((3..8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!((machine.started().len(), machine.alive()), (5, vec![]));
+    // Its person leaves without a word.
+    std::fs::remove_file(machine.pids()).unwrap();
+    let (_keep, end) = nobody_asks();
+    let ended = machine.shell(2, LONG, end, async |open| {
+        open.input.send(ShellInput::Data(script.clone().into_bytes())).await.unwrap();
+        machine.until_all_started().await;
+    });
+    assert_eq!(ended.await, (RootOutcome::Signalled, Some(1)));
+    assert_eq!(machine.alive(), Vec::<String>::new());
+    // Somebody revokes it.
+    std::fs::remove_file(machine.pids()).unwrap();
+    let (ask, end) = nobody_asks();
+    let ended = machine.shell(3, LONG, end, async |open| {
+        open.input.send(ShellInput::Data(script.clone().into_bytes())).await.unwrap();
+        machine.until_all_started().await;
+        ask.send(Some(RootOutcome::Revoked)).unwrap();
+        assert_eq!(shown(open, &[]).await.1, ShellEnd::RightLost);
+    });
+    assert_eq!(ended.await, (RootOutcome::Revoked, None));
+    assert_eq!(machine.alive(), Vec::<String>::new());
+    // The host stops.
+    std::fs::remove_file(machine.pids()).unwrap();
+    let (_keep, end) = nobody_asks();
+    let ended = machine.shell(4, LONG, end, async |open| {
+        open.input.send(ShellInput::Data(script.clone().into_bytes())).await.unwrap();
+        machine.until_all_started().await;
+        let stopping = machine.host.clone();
+        tokio::join!(stopping.shutdown(), async {
+            assert_eq!(shown(open, &[]).await.1, ShellEnd::HostStopped);
+        });
+    });
+    assert_eq!(ended.await, (RootOutcome::HostStopped, None));
+    assert_eq!(machine.alive(), Vec::<String>::new());
 }

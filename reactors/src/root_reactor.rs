@@ -1,23 +1,27 @@
-//! The root reactor: runs the commands of root windows on the host where their workspace's runtime is, and ends them.
+//! The root reactor: runs what root windows are for on one host, this machine's or an agent's, where their workspace's runtime is, and
+//! ends it.
 //!
 //! Level-triggered, on the views of rights: each tick compares what runs here with what stands there. So a window that was
 //! revoked, whose requester may no more, or which the policy does not allow any more, is ended whoever says so and however.
-//! A command is taken once: the log says "started" before anything runs, and refuses the second. Not here: holding the
-//! window's end while nobody looks (the guard in runtime), and what became due in the log (`timers`).
+//! A command is taken once: the log says "started" before anything runs, and refuses the second. On an agent's host it goes on
+//! while the line is broken, and the reactor of the next connection finds it. Not here: holding the window's end while nobody looks
+//! (the guard in runtime), and what became due in the log (`timers`).
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envforge_agent::{Host, RemoteHost, RemoteWindow};
 use envforge_commands::{CommandError, Commands, Context, root_windows};
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::commit::Component;
 use envforge_domain::ids::RootWindowId;
-use envforge_domain::root_window::{RootCommand, RootEnded, RootOutcome, RootOver, RootWindow};
+use envforge_domain::root_window::{RootAccess, RootCommand, RootEnded, RootOutcome, RootOver, RootTerms, RootWindow};
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_projections::Hot;
 use envforge_projections::authorization::KnownRootWindow;
-use envforge_runtime::{LocalHost, RanRoot, RootOrder};
+use envforge_runtime::{RanRoot, RootOrder, RootWhat};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,10 +32,14 @@ use crate::permit::system_permit;
 const TICK: Duration = Duration::from_millis(200);
 /// Reports that wait for the log; each is retried until it is answered.
 const REPORT_ATTEMPTS_MAX: u32 = 60;
+/// Before a host is asked again that did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One host's reactor.
 pub struct RootReactor {
     errands: Errands,
+    /// What the host knew of when this reactor began.
+    found: HashMap<RootWindowId, RemoteWindow>,
     /// Commands under way here, and the reason to end each.
     running: HashMap<RootWindowId, watch::Sender<Option<RootOutcome>>>,
     tasks: JoinSet<()>,
@@ -43,19 +51,21 @@ pub struct RootReactor {
 struct Errands {
     commands: Commands,
     hot: Arc<Hot>,
-    host: LocalHost,
+    host: Host,
     clock: SharedClock,
 }
 
 impl RootReactor {
-    pub fn new(commands: Commands, hot: Arc<Hot>, host: LocalHost, clock: SharedClock) -> Self {
+    pub fn new(commands: Commands, hot: Arc<Hot>, host: Host, clock: SharedClock) -> Self {
         let (finishing, finished) = mpsc::channel(256);
         let errands = Errands { commands, hot, host, clock };
-        Self { errands, running: HashMap::new(), tasks: JoinSet::new(), finished, finishing }
+        Self { errands, found: HashMap::new(), running: HashMap::new(), tasks: JoinSet::new(), finished, finishing }
     }
 
-    /// Until `stop`; then what runs here is ended, and said.
+    /// Until `stop`; then what runs on this machine is ended, and said. What runs on an agent's host goes on.
     pub async fn run(mut self, stop: CancellationToken) {
+        let Some(found) = stop.run_until_cancelled(self.errands.found()).await else { return };
+        self.found = found;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -67,6 +77,9 @@ impl RootReactor {
                 }
                 _ = tick.tick(), if self.errands.hot.is_caught_up() => self.compare(),
             }
+        }
+        if let Host::Remote(_) = self.errands.host {
+            return self.tasks.shutdown().await;
         }
         for reason in self.running.values() {
             end_for(reason, RootOutcome::HostStopped);
@@ -88,8 +101,20 @@ impl RootReactor {
             let (errands, window) = (self.errands.clone(), known.window);
             let (reason, ending) = watch::channel(None);
             if command.started_at.is_some() {
-                if errands.host.root_leftovers().contains(&window) {
-                    self.start(window, reason, async move { errands.tell_lost(&known).await });
+                match self.found.get(&window) {
+                    // The log was told, and then the line broke.
+                    Some(RemoteWindow::Taken) => {
+                        let ran = without_running(RootOutcome::NotStarted);
+                        self.start(window, reason, async move { errands.tell_and_forget(&known, ran).await });
+                    }
+                    Some(RemoteWindow::Left) => {
+                        let ran = without_running(RootOutcome::Lost);
+                        self.start(window, reason, async move { errands.tell_and_forget(&known, ran).await });
+                    }
+                    Some(RemoteWindow::Begun) => {
+                        self.start(window, reason, async move { errands.join(&known, ending).await });
+                    }
+                    None => {}
                 }
             } else if let RootWindow::Over(_) = &known.state {
                 // Over before any host took it: nobody does any more.
@@ -97,7 +122,7 @@ impl RootReactor {
                 self.start(window, reason, async move {
                     errands.tell_ended(&known, without_running(why)).await;
                 });
-            } else if known.stands(now) && is_up_here(&errands.host, &known, command) {
+            } else if known.stands(now) && errands.is_up_here(&known, command) {
                 let command = command.clone();
                 self.start(window, reason, async move { errands.carry_out(&known, &command, ending).await });
             }
@@ -129,9 +154,7 @@ impl RootReactor {
             }),
             RootWindow::Open(open) if now >= open.ends_at => Some(RootOutcome::Deadline),
             RootWindow::Open(_) if !known.stands(now) => Some(RootOutcome::RightLost),
-            RootWindow::Open(_) => {
-                (!is_up_here(&self.errands.host, known, command)).then_some(RootOutcome::RuntimeGone)
-            }
+            RootWindow::Open(_) => (!self.errands.is_up_here(known, command)).then_some(RootOutcome::RuntimeGone),
             RootWindow::Unknown | RootWindow::Requested { .. } | RootWindow::Approved { .. } => None,
         }
     }
@@ -152,12 +175,41 @@ fn end_for(reason: &watch::Sender<Option<RootOutcome>>, why: RootOutcome) {
     });
 }
 
-/// Whether the runtime of the window's workspace is up here, at the wake for which the command was asked for.
-fn is_up_here(host: &LocalHost, known: &KnownRootWindow, command: &RootCommand) -> bool {
-    known.state.terms().is_some_and(|terms| host.is_up(terms.workspace, command.epoch.0))
-}
-
 impl Errands {
+    /// What the host knows of windows. One that does not answer is asked again.
+    async fn found(&self) -> HashMap<RootWindowId, RemoteWindow> {
+        let remote = match &self.host {
+            Host::Local(host) => {
+                return host.root_leftovers().iter().map(|window| (*window, RemoteWindow::Left)).collect();
+            }
+            Host::Remote(remote) => remote,
+        };
+        loop {
+            match remote.root_windows().await {
+                Ok(found) => return found,
+                Err(error) => tracing::debug!(%error, "a host does not say what it runs as root"),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Whether the runtime of the window's workspace is up here, at the wake for which the command was asked for. INVARIANT: what an
+    /// agent says counts only where the log has placed the workspace on its host; so no host is told a command of another
+    /// organization, or of another host.
+    fn is_up_here(&self, known: &KnownRootWindow, command: &RootCommand) -> bool {
+        let Some(RootTerms { workspace, .. }) = known.state.terms() else { return false };
+        let placed_here = match &self.host {
+            Host::Local(_) => true,
+            Host::Remote(host) => {
+                let placement = &self.hot.placement;
+                placement.host_of(*workspace) == Some(host.host())
+                    && placement.organization_of(host.host()) == Some(host.org())
+                    && known.resource().is_some_and(|resource| resource.org() == host.org())
+            }
+        };
+        placed_here && self.host.is_up(*workspace, command.epoch.0)
+    }
+
     fn permit(&self, known: &KnownRootWindow, now: UnixMillis) -> Option<Permit> {
         let position = self.hot.position();
         system_permit(Component::RuntimeReactor, Action::RootReport, known.resource()?, position, now).ok()
@@ -171,46 +223,112 @@ impl Errands {
         ending: watch::Receiver<Option<RootOutcome>>,
     ) {
         let window = known.window;
-        if let Some(refusal) = self.host.root_refusal() {
-            self.tell_ended(known, without_running(refusal)).await;
-            return;
-        }
-        let taken = match self.host.take_root(window).await {
-            Ok(taken) => taken,
-            Err(error) => {
-                tracing::warn!(%window, %error, "a command as root could not be taken");
-                self.tell_ended(known, without_running(RootOutcome::NotStarted)).await;
-                return;
-            }
-        };
-        // INVARIANT: nothing runs before the log has said that it does; whoever comes second is refused.
-        if !self.tell_started(known).await {
-            self.forget(window).await;
-            return;
-        }
-        let RootWindow::Open(open) = &known.state else { return self.forget(window).await };
+        let RootWindow::Open(open) = &known.state else { return };
+        let (workspace, epoch) = (open.terms.workspace, command.epoch.0);
         // As the views have it now: the policy may allow less than when it was opened.
         let ends_at = known.ends_at.unwrap_or(open.ends_at).min(open.ends_at);
-        let order = RootOrder {
-            workspace: open.terms.workspace,
-            words: command.words.clone(),
-            remaining: ends_at.since(self.clock.now()).to_duration(),
+        let remaining = || ends_at.since(self.clock.now()).to_duration();
+        let what = match open.terms.access {
+            RootAccess::Command => RootWhat::Command(command.words.clone()),
+            RootAccess::Shell => RootWhat::Shell,
         };
-        let ran = taken.run(order, ending).await;
+        let failed = async |error: io::Error| {
+            tracing::warn!(%window, %error, "a command as root could not be taken");
+            self.tell_ended(known, without_running(RootOutcome::NotStarted)).await;
+        };
+        // INVARIANT: nothing runs before the log has said that it does; whoever comes second is refused.
+        match &self.host {
+            Host::Local(host) => {
+                if let Some(refusal) = host.root_refusal() {
+                    self.tell_ended(known, without_running(refusal)).await;
+                    return;
+                }
+                let taken = match host.take_root(window).await {
+                    Ok(taken) => taken,
+                    Err(error) => return failed(error).await,
+                };
+                if !self.tell_started(known).await {
+                    return self.forget(known).await;
+                }
+                let ran = taken.run(RootOrder { workspace, what, remaining: remaining() }, ending).await;
+                self.tell_and_forget(known, ran).await;
+            }
+            Host::Remote(host) => {
+                let taken = match host.take_root(workspace, window, epoch).await {
+                    Ok(Ok(taken)) => taken,
+                    Ok(Err(refusal)) => {
+                        self.tell_ended(known, without_running(refusal)).await;
+                        return;
+                    }
+                    // The next connection's reactor takes it, where this one is gone.
+                    Err(_) if host.is_closed() => return,
+                    Err(error) => return failed(error).await,
+                };
+                if !self.tell_started(known).await {
+                    return self.forget(known).await;
+                }
+                let ran = taken.run(&what, remaining(), ending.clone()).await;
+                self.told_by(known, host, ran, ending).await;
+            }
+        }
+    }
+
+    /// Of what runs on an agent's host, or has ended there, since a connection before.
+    async fn join(&self, known: &KnownRootWindow, ending: watch::Receiver<Option<RootOutcome>>) {
+        let Host::Remote(host) = &self.host else { return };
+        let ran = self.join_once(known, host, &ending).await;
+        self.told_by(known, host, ran, ending).await;
+    }
+
+    async fn join_once(
+        &self,
+        known: &KnownRootWindow,
+        host: &RemoteHost,
+        ending: &watch::Receiver<Option<RootOutcome>>,
+    ) -> io::Result<Option<RanRoot>> {
+        let Some(RootTerms { workspace, .. }) = known.state.terms() else { return Ok(None) };
+        host.join_root(*workspace, known.window, ending.clone()).await
+    }
+
+    /// Tells what an agent's host says of an end, and asks again where it did not, for as long as the connection lives.
+    async fn told_by(
+        &self,
+        known: &KnownRootWindow,
+        host: &RemoteHost,
+        mut ran: io::Result<Option<RanRoot>>,
+        ending: watch::Receiver<Option<RootOutcome>>,
+    ) {
+        loop {
+            match ran {
+                Ok(ran) => {
+                    let ran = ran.unwrap_or(without_running(RootOutcome::Lost));
+                    return self.tell_and_forget(known, ran).await;
+                }
+                // It goes on there; the next connection's reactor finds it.
+                Err(_) if host.is_closed() => return,
+                Err(error) => {
+                    tracing::warn!(window = %known.window, %error, "a host does not say what becomes of a command as root")
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+            ran = self.join_once(known, host, &ending).await;
+        }
+    }
+
+    async fn tell_and_forget(&self, known: &KnownRootWindow, ran: RanRoot) {
         if self.tell_ended(known, ran).await {
-            self.forget(window).await;
+            self.forget(known).await;
         }
     }
 
-    /// Of a command that an earlier process of this host ran: it was ended when the host was opened.
-    async fn tell_lost(&self, known: &KnownRootWindow) {
-        if self.tell_ended(known, without_running(RootOutcome::Lost)).await {
-            self.forget(known.window).await;
-        }
-    }
-
-    async fn forget(&self, window: RootWindowId) {
-        if let Err(error) = self.host.forget_root(window).await {
+    async fn forget(&self, known: &KnownRootWindow) {
+        let window = known.window;
+        let forgotten = match (&self.host, known.state.terms()) {
+            (Host::Local(host), _) => host.forget_root(window).await,
+            (Host::Remote(host), Some(RootTerms { workspace, .. })) => host.forget_root(*workspace, window).await,
+            (Host::Remote(_), None) => Ok(()),
+        };
+        if let Err(error) = forgotten {
             tracing::warn!(%window, %error, "the record of a command as root was not removed");
         }
     }

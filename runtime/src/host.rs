@@ -15,7 +15,7 @@ use envforge_domain::ids::{RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::root_window::RootOutcome;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::Millis;
 use futures_util::future::join_all;
@@ -345,6 +345,19 @@ impl LocalHost {
         self.0.host.root.output(window)
     }
 
+    /// Comes to the shell of a window that was taken, or is about to be: waits a while for it. Once in a window.
+    ///
+    /// # Errors
+    /// `NotStarted` where there is none to come to.
+    pub async fn attach_root(
+        &self,
+        window: RootWindowId,
+        size: TerminalSize,
+        term: String,
+    ) -> Result<OpenShell, ShellFailure> {
+        self.0.host.root.doors().knock(window, size, term).await
+    }
+
     /// The end of a window's command stands in the log: nothing of it has to be found again.
     ///
     /// # Errors
@@ -413,9 +426,9 @@ impl LocalHost {
         self.close(|reply| Message::Leave { reply }).await;
     }
 
-    /// Ends shells and jobs, and begins no more: while somebody can still be told how they ended.
+    /// Ends shells, jobs and what runs as root, and begins no more: while somebody can still be told how they ended.
     pub async fn end_shells(&self) {
-        self.0.host.shells.shut_down().await;
+        tokio::join!(self.0.host.shells.shut_down(), self.0.host.root.shut_down());
     }
 
     async fn close(&self, message: fn(oneshot::Sender<()>) -> Message) {
@@ -424,7 +437,7 @@ impl LocalHost {
             workspaces.closed = true;
             workspaces.actors.drain().map(|(_, actor)| actor).collect()
         };
-        self.0.host.shells.shut_down().await;
+        tokio::join!(self.0.host.shells.shut_down(), self.0.host.root.shut_down());
         join_all(actors.into_iter().map(|actor| async move {
             let (reply, ended) = oneshot::channel();
             if actor.messages.send(message(reply)).await.is_ok() {

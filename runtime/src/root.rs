@@ -1,7 +1,7 @@
-//! Commands that run as root on this host: one for a root window, each below a guard of its own (`root_guard`).
+//! What runs as root on this host: one command or one shell for a root window, each below a guard of its own (`root_guard`).
 //!
 //! Layout: `root/<window>.json`, what to find again after a kill -9. Output is kept in memory alone, and only the end of it:
-//! it may hold secrets. Not here: whether somebody may (the caller brings an order that the log has allowed).
+//! it may hold secrets. Of a shell nothing is kept. Not here: whether somebody may (the caller brings an order that the log has allowed).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -13,11 +13,14 @@ use std::time::Duration;
 
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
 use envforge_domain::root_window::{RootChanges, RootOutcome};
+use envforge_domain::shell::{ShellEnd, ShellOutput};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::environment::MARKER_VARIABLE;
 use crate::failure::OpenError;
@@ -25,7 +28,11 @@ use crate::output::private_directory;
 use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
 use crate::root_diff::Snapshot;
+use crate::root_door::{Doors, Visitor};
 use crate::root_guard::{GUARD, GuardEnd, GuardOrder, GuardReport, end_all};
+use crate::shell::login_shell;
+use crate::shell_process::{Sink, feed, read_terminal};
+use crate::terminal::Terminal;
 use crate::wake::Host;
 
 /// Output of one command that is kept: the end of it.
@@ -34,6 +41,9 @@ const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 const OUTPUTS_MAX: usize = 32;
 /// How long a guard that was told to end its command may take; it kills for `KILL_PATIENCE` at most, twice.
 const GUARD_PATIENCE: Duration = Duration::from_secs(2 * KILL_PATIENCE.as_secs() + 2);
+/// How long a shell may take to end once its terminal has hung up, and the signal that tells it.
+const HANG_UP_PATIENCE: Duration = Duration::from_secs(1);
+const HANG_UP: u32 = 1;
 /// How long the last output may take once nothing runs that could write.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
 /// Where systems show cgroups of version 2: alone, and beside those of version 1.
@@ -45,6 +55,9 @@ pub(crate) struct RootRuns {
     outputs: Mutex<VecDeque<(RootWindowId, SharedOutput)>>,
     /// Windows whose command an earlier process of this host had taken.
     leftovers: Vec<RootWindowId>,
+    doors: Doors,
+    stop: CancellationToken,
+    running: TaskTracker,
 }
 
 /// What must be found again.
@@ -65,11 +78,19 @@ struct Output {
     dropped: u64,
 }
 
-/// One command to run.
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootWhat {
+    /// A program and its arguments, without a terminal.
+    Command(Vec<String>),
+    /// A shell on the terminal of whoever comes for it ([`crate::LocalHost::attach_root`]), and as long as they stay.
+    Shell,
+}
+
+/// One command, or one shell, to run.
 pub struct RootOrder {
     pub workspace: WorkspaceId,
-    /// The program and its arguments.
-    pub words: Vec<String>,
+    pub what: RootWhat,
     /// How much of the window is left.
     pub remaining: Duration,
 }
@@ -109,7 +130,8 @@ impl RootRuns {
             tracing::warn!(%window, "a command that an earlier process ran as root was ended");
             leftovers.push(window);
         }
-        Ok(Self { records, outputs: Mutex::default(), leftovers })
+        let (doors, stop, running) = (Doors::default(), CancellationToken::new(), TaskTracker::new());
+        Ok(Self { records, outputs: Mutex::default(), leftovers, doors, stop, running })
     }
 
     fn output_of(&self, window: RootWindowId) -> SharedOutput {
@@ -133,6 +155,18 @@ impl RootRuns {
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped = output.dropped;
         Some((String::from_utf8_lossy(output.bytes.make_contiguous()).into_owned(), dropped))
+    }
+
+    /// Where whoever may comes to the shell of a window.
+    pub(crate) fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// Ends all commands, and waits for it. Nothing is started any more.
+    pub(crate) async fn shut_down(&self) {
+        self.stop.cancel();
+        self.running.close();
+        self.running.wait().await;
     }
 
     /// Nothing of it has to be found again: its end stands in the log.
@@ -181,8 +215,16 @@ impl TakenRoot {
     /// Runs the command to its end: by itself, at the end of the window, or when `kill` gives a reason. Nothing of it is left
     /// running then, which the guard sees to also where this process dies or this future is dropped.
     pub async fn run(self, order: RootOrder, kill: watch::Receiver<Option<RootOutcome>>) -> RanRoot {
+        let _running = self.host.root.running.token();
         let before = tokio::task::spawn_blocking(Snapshot::take).await.ok();
-        let (outcome, code) = self.run_below_guard(order, kill).await;
+        let (outcome, code) = match order.what {
+            RootWhat::Command(ref words) => {
+                let output = self.host.root.output_of(self.window);
+                let plan = Plan { words: words.clone(), terminal: None };
+                self.run_below_guard(&order, plan, Some(output), std::future::pending(), kill).await
+            }
+            RootWhat::Shell => self.run_shell(&order, kill).await,
+        };
         let ran = !matches!(outcome, RootOutcome::NoRoot | RootOutcome::NotStarted);
         let changes = match before.filter(|_| ran) {
             None => None,
@@ -191,13 +233,63 @@ impl TakenRoot {
         RanRoot { outcome, code, changes }
     }
 
-    async fn run_below_guard(
-        mut self,
-        order: RootOrder,
+    /// Waits for the one who may, and gives them a shell on their terminal until either is gone.
+    async fn run_shell(
+        self,
+        order: &RootOrder,
         mut kill: watch::Receiver<Option<RootOutcome>>,
     ) -> (RootOutcome, Option<u32>) {
-        let output = self.host.root.output_of(self.window);
-        let mut guard = match self.start_guard(&order).await {
+        let stop = self.host.root.stop.clone();
+        let door = self.host.root.doors.open(self.window);
+        let came = tokio::select! {
+            biased;
+            () = asked_to_end(&mut kill, &stop) => {
+                return (kill.borrow().unwrap_or(RootOutcome::HostStopped), None);
+            }
+            came = door.knocked() => came,
+        };
+        let Some(Visitor { size, term, mut input, output }) = came else {
+            tracing::info!(window = %self.window, "nobody came to a shell as root");
+            return (RootOutcome::NotStarted, None);
+        };
+        let (terminal, path) = match Terminal::open(size) {
+            Ok((terminal, path)) => (Arc::new(terminal), path),
+            Err(error) => {
+                tracing::warn!(window = %self.window, %error, "there is no terminal for a shell as root");
+                return (RootOutcome::NotStarted, None);
+            }
+        };
+        let nothing_runs = CancellationToken::new();
+        let reading = tokio::spawn(read_terminal(Arc::clone(&terminal), output.clone(), nothing_runs.clone()));
+        let plan = Plan { words: login_shell(), terminal: Some((path, term)) };
+        let ended = {
+            let aborting = reading.abort_handle();
+            let gone = async {
+                // What a person types as a signal, a terminal makes one.
+                feed(Sink::Terminal(terminal), &mut input, &output, |_| {}).await;
+                // With the last of this side's ends the terminal hangs up.
+                aborting.abort();
+            };
+            self.run_below_guard(order, plan, None, gone, kill).await
+        };
+        nothing_runs.cancel();
+        let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, reading).await;
+        let over = ShellOutput::Over { end: shell_end(ended.0), code: ended.1 };
+        let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, output.send(over)).await;
+        ended
+    }
+
+    /// `gone`: whoever it is for has left it.
+    async fn run_below_guard(
+        mut self,
+        order: &RootOrder,
+        plan: Plan,
+        output: Option<SharedOutput>,
+        gone: impl Future<Output = ()>,
+        mut kill: watch::Receiver<Option<RootOutcome>>,
+    ) -> (RootOutcome, Option<u32>) {
+        let stop = self.host.root.stop.clone();
+        let mut guard = match self.start_guard(order, plan).await {
             Ok(guard) => guard,
             Err(error) => {
                 tracing::warn!(window = %self.window, %error, "a command could not be started as root");
@@ -206,10 +298,13 @@ impl TakenRoot {
             }
         };
         let mut lifeline = guard.stdin.take();
+        // A shell's own is its terminal.
+        let output = output.unwrap_or_default();
         let written = guard.stderr.take().map(|stream| tokio::spawn(copy(stream, output)));
         let mut reports = guard.stdout.take().map(|stream| BufReader::new(stream).lines());
-        let mut told_at = None;
+        let (mut told_at, mut hung_up_at) = (None, None);
         let mut said = None;
+        tokio::pin!(gone);
         loop {
             let next = async {
                 match &mut reports {
@@ -217,12 +312,7 @@ impl TakenRoot {
                     None => Ok(None),
                 }
             };
-            let late = async {
-                match told_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (late, unmoved) = (at_last(told_at), at_last(hung_up_at.filter(|_| told_at.is_none())));
             tokio::select! {
                 line = next => match line.ok().flatten().and_then(|line| serde_json::from_str(&line).ok()) {
                     Some(GuardReport::Started { guard, leader }) => {
@@ -236,7 +326,15 @@ impl TakenRoot {
                     // The guard is gone without a word.
                     None => break,
                 },
-                () = asked_to_end(&mut kill), if told_at.is_none() => {
+                () = asked_to_end(&mut kill, &stop), if told_at.is_none() => {
+                    told_at = Some(tokio::time::Instant::now() + GUARD_PATIENCE);
+                    lifeline = None;
+                }
+                () = &mut gone, if hung_up_at.is_none() => {
+                    hung_up_at = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
+                }
+                // What does not end where its terminal hangs up is killed.
+                () = unmoved => {
                     told_at = Some(tokio::time::Instant::now() + GUARD_PATIENCE);
                     lifeline = None;
                 }
@@ -245,11 +343,13 @@ impl TakenRoot {
         }
         drop(lifeline);
         let cause = *kill.borrow();
+        let hung_up = hung_up_at.is_some() && cause.is_none() && !stop.is_cancelled();
         let by_guard = match said {
             Some(GuardReport::NotStarted) => (RootOutcome::NotStarted, None),
             Some(GuardReport::Ended { how: GuardEnd::Exited, code, .. }) => (RootOutcome::Exited, code),
             Some(GuardReport::Ended { how: GuardEnd::Signalled, code, .. }) => (RootOutcome::Signalled, code),
             Some(GuardReport::Ended { how: GuardEnd::Deadline, .. }) => (RootOutcome::Deadline, None),
+            Some(GuardReport::Ended { how: GuardEnd::Told, .. }) if hung_up => (RootOutcome::Signalled, Some(HANG_UP)),
             Some(GuardReport::Ended { how: GuardEnd::Told, .. }) => (cause.unwrap_or(RootOutcome::HostStopped), None),
             Some(GuardReport::Started { .. }) | None => (cause.unwrap_or(RootOutcome::Lost), None),
         };
@@ -264,7 +364,8 @@ impl TakenRoot {
         by_guard
     }
 
-    async fn start_guard(&self, order: &RootOrder) -> io::Result<tokio::process::Child> {
+    async fn start_guard(&self, order: &RootOrder, plan: Plan) -> io::Result<tokio::process::Child> {
+        let Plan { words, terminal } = plan;
         let config = &self.host.config;
         let program = config.root_guard.as_ref().ok_or_else(|| io::Error::other("no guard is configured"))?;
         let own = [
@@ -278,14 +379,17 @@ impl TakenRoot {
             ("ENVFORGE_ROOT_WINDOW", self.window.to_string()),
             (MARKER_VARIABLE, self.record.marker.as_str().to_owned()),
         ];
-        let environment: BTreeMap<_, _> = own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut environment: BTreeMap<_, _> = own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (terminal, term) = terminal.unzip();
+        environment.extend(term.map(|term| ("TERM".to_owned(), term)));
         let mut line = serde_json::to_vec(&GuardOrder {
-            words: order.words.clone(),
+            words,
             directory: self.host.place(order.workspace).join("checkout"),
             environment,
             remaining_ms: u64::try_from(order.remaining.as_millis()).unwrap_or(0),
             marker: self.record.marker.clone(),
             cgroup: self.record.cgroup.clone(),
+            terminal,
         })?;
         line.push(b'\n');
         let mut guard = Command::new(program)
@@ -316,9 +420,37 @@ impl TakenRoot {
     }
 }
 
-/// Also where whoever could ask is gone.
-async fn asked_to_end(kill: &mut watch::Receiver<Option<RootOutcome>>) {
-    let _ = kill.wait_for(Option::is_some).await.map(drop);
+/// What a guard starts.
+struct Plan {
+    words: Vec<String>,
+    /// The other end of the agent's terminal, and its name.
+    terminal: Option<(PathBuf, String)>,
+}
+
+/// Also where whoever could ask is gone, and where the host ends.
+async fn asked_to_end(kill: &mut watch::Receiver<Option<RootOutcome>>, stop: &CancellationToken) {
+    let _ = stop.run_until_cancelled(kill.wait_for(Option::is_some)).await;
+}
+
+async fn at_last(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What whoever sits before a shell is told.
+const fn shell_end(outcome: RootOutcome) -> ShellEnd {
+    match outcome {
+        RootOutcome::Exited => ShellEnd::Exited,
+        RootOutcome::Signalled => ShellEnd::Signalled,
+        RootOutcome::Deadline => ShellEnd::TimeOver,
+        RootOutcome::Revoked | RootOutcome::Withdrawn | RootOutcome::RightLost => ShellEnd::RightLost,
+        RootOutcome::RuntimeGone => ShellEnd::RuntimeGone,
+        RootOutcome::HostStopped => ShellEnd::HostStopped,
+        RootOutcome::NoRoot | RootOutcome::NotStarted => ShellEnd::NotStarted,
+        RootOutcome::Lost => ShellEnd::Lost,
+    }
 }
 
 /// Keeps the end of a stream, and lets its writer never wait.

@@ -20,10 +20,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::process::{Family, Identity, KILL_PATIENCE, Leader, Marker};
+use crate::terminal::control;
 
 /// First arguments of the binary by which it becomes a guard, or the command itself. No verbs: people never type them.
 pub(crate) const GUARD: &str = "root-guard";
 const EXEC: &str = "root-exec";
+/// In the place of a path: there is none.
+const NONE: &str = "-";
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
 /// One order, as a line.
@@ -40,6 +43,8 @@ pub(crate) struct GuardOrder {
     pub(crate) marker: Marker,
     /// A cgroup (version 2) for the command alone, where there is one.
     pub(crate) cgroup: Option<PathBuf>,
+    /// Becomes the command's own, where it is a shell. Its other end is the agent's.
+    pub(crate) terminal: Option<PathBuf>,
 }
 
 /// What a guard says, each as one line of JSON.
@@ -77,7 +82,7 @@ pub fn guard_main(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitC
 }
 
 /// Seconds since boot, time asleep included: a machine that was suspended wakes behind the window's end.
-fn uptime() -> io::Result<Duration> {
+pub fn uptime() -> io::Result<Duration> {
     let text = fs::read_to_string("/proc/uptime")?;
     let seconds = text.split_ascii_whitespace().next().and_then(|first| first.parse::<f64>().ok());
     seconds.map(Duration::from_secs_f64).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime"))
@@ -170,11 +175,12 @@ pub(crate) async fn end_all(family: &Family, cgroup: Option<&Path>) -> usize {
 
 fn start(order: &GuardOrder) -> io::Result<Leader> {
     let output = io::stderr().as_fd().try_clone_to_owned()?;
-    let cgroup = order.cgroup.clone().unwrap_or_else(|| PathBuf::from("-"));
+    let or_none = |path: &Option<PathBuf>| path.clone().unwrap_or_else(|| PathBuf::from(NONE));
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command
         .arg(EXEC)
-        .arg(cgroup)
+        .arg(or_none(&order.cgroup))
+        .arg(or_none(&order.terminal))
         .args(&order.words)
         .env_clear()
         .envs(&order.environment)
@@ -194,7 +200,7 @@ fn become_command(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         ExitCode::from(126)
     };
     let guard = getppid();
-    let (Some(cgroup), Some(program)) = (arguments.next(), arguments.next()) else {
+    let (Some(cgroup), Some(terminal), Some(program)) = (arguments.next(), arguments.next(), arguments.next()) else {
         return failed("no command", &"nothing was named");
     };
     if let Err(error) = setsid() {
@@ -207,10 +213,15 @@ fn become_command(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if getppid() != guard {
         return failed("its guard is gone", &"nothing was run");
     }
-    if cgroup != "-"
+    if cgroup != NONE
         && let Err(error) = fs::write(Path::new(&cgroup).join("cgroup.procs"), "0")
     {
         return failed("it could not be put into its cgroup", &error);
+    }
+    if terminal != NONE
+        && let Err(error) = control(Path::new(&terminal), None)
+    {
+        return failed("it got no terminal of its own", &error);
     }
     let error = std::process::Command::new(&program).args(arguments).exec();
     let shown = program.to_string_lossy().into_owned();

@@ -101,7 +101,7 @@ impl Started {
         // Once nothing runs that could write: what is silent then is over.
         let nothing_runs = CancellationToken::new();
         let mut readers = tokio::task::JoinSet::new();
-        let mut sink = match streams {
+        let sink = match streams {
             Streams::Terminal(terminal) => {
                 readers.spawn(read_terminal(Arc::clone(&terminal), output.clone(), nothing_runs.clone()));
                 Sink::Terminal(terminal)
@@ -116,49 +116,12 @@ impl Started {
                 input.map_or(Sink::Closed, Sink::Pipe)
             }
         };
-        // What was sent and not taken, which its sender bounds.
-        let mut pending = BytesMut::new();
-        let (mut taken, mut no_more) = (0, false);
-        let over = {
-            let leader_ended = leader.ended();
-            tokio::pin!(leader_ended);
-            loop {
-                if no_more && pending.is_empty() {
-                    sink = sink.close().await;
-                    no_more = false;
-                }
-                tokio::select! {
-                    biased;
-                    status = &mut leader_ended => break over_of(status),
-                    () = stop.cancelled() => break (ShellEnd::HostStopped, None),
-                    () = output.closed() => break (ShellEnd::Closed, None),
-                    next = input.recv() => match next {
-                        None => break (ShellEnd::Closed, None),
-                        Some(ShellInput::Resize(size)) => sink.resize(size),
-                        Some(ShellInput::Signal(signal)) => send(group, signal),
-                        Some(ShellInput::End) => no_more = true,
-                        Some(ShellInput::Data(bytes)) => pending.extend_from_slice(&bytes),
-                    },
-                    written = sink.write(&pending), if !pending.is_empty() => {
-                        let written = match written {
-                            Ok(written) => written,
-                            // What does not read its input any more gets none.
-                            Err(_) => {
-                                sink = Sink::Closed;
-                                pending.len()
-                            }
-                        };
-                        pending.advance(written);
-                        taken += written;
-                    }
-                    permit = output.reserve(), if taken > 0 => match permit {
-                        Ok(permit) => permit.send(ShellOutput::Taken(std::mem::take(&mut taken))),
-                        Err(_) => break (ShellEnd::Closed, None),
-                    },
-                }
-            }
+        let over = tokio::select! {
+            biased;
+            status = leader.ended() => over_of(status),
+            () = stop.cancelled() => (ShellEnd::HostStopped, None),
+            () = feed(sink, &mut input, &output, |signal| send(group, signal)) => (ShellEnd::Closed, None),
         };
-        drop(sink);
         if let Err(survivors) = family.end(GRACE).await {
             tracing::error!(count = survivors.count, "processes of a shell do not end, not even by SIGKILL");
         }
@@ -183,8 +146,53 @@ impl Started {
     }
 }
 
+/// Hands over what a client sends, and says what of it was taken, until the client is gone.
+pub(crate) async fn feed(
+    mut sink: Sink,
+    input: &mut mpsc::Receiver<ShellInput>,
+    output: &mpsc::Sender<ShellOutput>,
+    signal: impl Fn(ShellSignal),
+) {
+    // What was sent and not taken, which its sender bounds.
+    let mut pending = BytesMut::new();
+    let (mut taken, mut no_more) = (0, false);
+    loop {
+        if no_more && pending.is_empty() {
+            sink = sink.close().await;
+            no_more = false;
+        }
+        tokio::select! {
+            biased;
+            () = output.closed() => return,
+            next = input.recv() => match next {
+                None => return,
+                Some(ShellInput::Resize(size)) => sink.resize(size),
+                Some(ShellInput::Signal(sent)) => signal(sent),
+                Some(ShellInput::End) => no_more = true,
+                Some(ShellInput::Data(bytes)) => pending.extend_from_slice(&bytes),
+            },
+            written = sink.write(&pending), if !pending.is_empty() => {
+                let written = match written {
+                    Ok(written) => written,
+                    // What does not read its input any more gets none.
+                    Err(_) => {
+                        sink = Sink::Closed;
+                        pending.len()
+                    }
+                };
+                pending.advance(written);
+                taken += written;
+            }
+            permit = output.reserve(), if taken > 0 => match permit {
+                Ok(permit) => permit.send(ShellOutput::Taken(std::mem::take(&mut taken))),
+                Err(_) => return,
+            },
+        }
+    }
+}
+
 /// Where input goes.
-enum Sink {
+pub(crate) enum Sink {
     Terminal(Arc<Terminal>),
     Pipe(ChildStdin),
     Closed,
@@ -238,7 +246,7 @@ fn over_of(status: io::Result<std::process::ExitStatus>) -> (ShellEnd, Option<u3
     }
 }
 
-fn send(group: Option<Pid>, signal: ShellSignal) {
+pub(crate) fn send(group: Option<Pid>, signal: ShellSignal) {
     let signal = match signal {
         ShellSignal::Interrupt => Signal::INT,
         ShellSignal::Quit => Signal::QUIT,
@@ -253,7 +261,11 @@ fn send(group: Option<Pid>, signal: ShellSignal) {
     }
 }
 
-async fn read_terminal(terminal: Arc<Terminal>, output: mpsc::Sender<ShellOutput>, nothing_runs: CancellationToken) {
+pub(crate) async fn read_terminal(
+    terminal: Arc<Terminal>,
+    output: mpsc::Sender<ShellOutput>,
+    nothing_runs: CancellationToken,
+) {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         let Some(read @ 1..) = patient(terminal.read(&mut buffer), &nothing_runs).await else { return };

@@ -139,14 +139,19 @@ fn take(terminal: &OsString, user: Option<UnixUser>, becoming: &mut std::process
         umask(Mode::from_raw_mode(0o002));
     }
     if terminal != NO_TERMINAL {
-        // Opened by the leader of a session that has none, it becomes its controlling terminal.
-        let terminal = OpenOptions::new().read(true).write(true).open(terminal)?;
-        if let Some(user) = user {
-            user.own(&terminal)?;
-        }
-        dup2_stdin(&terminal)?;
-        dup2_stdout(&terminal)?;
-        dup2_stderr(&terminal)?;
+        control(Path::new(terminal), user)?;
     }
+    Ok(())
+}
+
+/// Opened by the leader of a session that has none, a terminal becomes its controlling terminal; and its three streams.
+pub(crate) fn control(terminal: &Path, user: Option<UnixUser>) -> io::Result<()> {
+    let terminal = OpenOptions::new().read(true).write(true).open(terminal)?;
+    if let Some(user) = user {
+        user.own(&terminal)?;
+    }
+    dup2_stdin(&terminal)?;
+    dup2_stdout(&terminal)?;
+    dup2_stderr(&terminal)?;
     Ok(())
 }

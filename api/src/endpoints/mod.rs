@@ -25,6 +25,7 @@ pub(crate) mod problems;
 pub(crate) mod projects;
 mod refusals;
 pub(crate) mod roles;
+pub(crate) mod root_shell;
 pub(crate) mod root_windows;
 pub(crate) mod runtime;
 pub(crate) mod secrets;

@@ -8,7 +8,11 @@ use envforge_commands::root_windows::{self, NewRootWindow};
 use envforge_commands::{CommandError, Commands, Done};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::ids::RootWindowId;
-use envforge_domain::root_window::{PackageChange, RootChanges, RootMode, RootPhase, RootWindow, RootWindowRefusal};
+use envforge_domain::limits::{ROOT_COMMAND_CHARS_MAX, ROOT_COMMAND_WORDS_MAX};
+use envforge_domain::root_window::{
+    PackageChange, RootAccess, RootChanges, RootMode, RootPhase, RootWindow, RootWindowRefusal,
+};
+use envforge_domain::shell::ShellFailure;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_projections::Hot;
 use envforge_projections::authorization::KnownRootWindow;
@@ -19,7 +23,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use crate::access::{Access, Caller, act};
-use crate::config::RootOutputs;
+use crate::config::Shells;
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice, one_of};
 use crate::problem::Problem;
@@ -32,7 +36,8 @@ pub(crate) struct RootWindows {
     pub(crate) access: Access,
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
-    pub(crate) outputs: Option<RootOutputs>,
+    /// What reaches hosts.
+    pub(crate) hosts: Option<Shells>,
 }
 
 has_access!(RootWindows);
@@ -63,6 +68,8 @@ struct Shown {
     requester_name: Option<String>,
     /// `elevation` or `break_glass`.
     mode: &'static str,
+    /// What it is for: `command` or `shell`.
+    access: &'static str,
     reason: String,
     /// How long it is open, from its first use; a break-glass window from the request.
     length_seconds: u64,
@@ -83,10 +90,11 @@ struct Shown {
     justified: Option<bool>,
 }
 
-/// The one command of a window.
+/// The one command of a window, or its one shell.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RootCommand)]
 struct Command {
+    /// None of a shell.
     words: Vec<String>,
     asked_at: Instant,
     started_at: Option<Instant>,
@@ -167,6 +175,7 @@ impl Shown {
             requester: terms.requester.to_string(),
             requester_name: name(terms.requester),
             mode: terms.mode.token(),
+            access: terms.access.token(),
             reason: terms.reason,
             length_seconds: terms.length.as_secs(),
             requested_at: terms.requested_at.into(),
@@ -191,6 +200,8 @@ struct NewWindow {
     reason: String,
     /// 1 to what the organization's policy allows, which is the default.
     minutes: Option<u64>,
+    /// `command`, which it is where this is left out, or `shell`: one on a terminal, whose keys stand nowhere.
+    access: Option<String>,
 }
 
 #[derive(Deserialize, Default, ToSchema)]
@@ -221,8 +232,8 @@ struct RootOutput {
     text: Option<String>,
     /// Bytes before those.
     dropped_bytes: u64,
-    /// Why it is not known: `host_elsewhere` (the host is another process than this API's), `none_kept` (nothing was run, or
-    /// the host's process was started anew since).
+    /// Why it is not known: `host_elsewhere` (no host of it is connected to this API's process), `host_out_of_reach`, `none_kept`
+    /// (nothing was run, a shell was, or the host's process was started anew since).
     unknown: Option<&'static str>,
 }
 
@@ -312,7 +323,7 @@ async fn approve(
     let (resource, id) = state.named(&org, &window).await?;
     let permit = state.access.permit(&caller, Action::RootApprove, resource).await?;
     let done = act!(state.access, &caller, permit, async {
-        state.still_stands(id, context.now)?;
+        still_stands(&state.access, id, context.now)?;
         root_windows::approve(&state.commands, permit, &context, id).await
     });
     state.shown(&caller, id, &done).await
@@ -383,8 +394,12 @@ async fn run(
     let (resource, id) = state.named(&org, &window).await?;
     let permit = state.access.permit(&caller, Action::RootRun, resource).await?;
     let words = run.command;
+    if words.is_empty() {
+        let (max_words, max_chars) = (ROOT_COMMAND_WORDS_MAX, ROOT_COMMAND_CHARS_MAX);
+        return Err(CommandError::Refused(Box::new(RootWindowRefusal::Command { max_words, max_chars })).into());
+    }
     let done = act!(state.access, &caller, permit, async {
-        state.still_stands(id, context.now)?;
+        still_stands(&state.access, id, context.now)?;
         root_windows::run(&state.commands, permit, &context, id, words.clone()).await
     });
     Ok(Written::accepted(&done, state.as_of(&caller, id, &done).await?))
@@ -405,12 +420,14 @@ async fn output(
         return Err(CommandError::Refused(Box::new(RootWindowRefusal::NotYours)).into());
     }
     let unknown = |why| RootOutput { text: None, dropped_bytes: 0, unknown: Some(why) };
-    Ok(axum::Json(match &state.outputs {
-        None => unknown("host_elsewhere"),
-        Some(outputs) => match outputs.of(id) {
-            None => unknown("none_kept"),
-            Some((text, dropped_bytes)) => RootOutput { text: Some(text), dropped_bytes, unknown: None },
-        },
+    let (Some(hosts), Some(workspace)) = (&state.hosts, resource.workspace()) else {
+        return Ok(axum::Json(unknown("host_elsewhere")));
+    };
+    Ok(axum::Json(match hosts.host().root_output(resource.org(), workspace, id).await {
+        Err(ShellFailure::HostElsewhere) => unknown("host_elsewhere"),
+        Err(_) => unknown("host_out_of_reach"),
+        Ok(None) => unknown("none_kept"),
+        Ok(Some((text, dropped_bytes))) => RootOutput { text: Some(text), dropped_bytes, unknown: None },
     }))
 }
 
@@ -435,6 +452,24 @@ async fn review(
     state.shown(&caller, id, &done).await
 }
 
+fn access_of(token: Option<&str>) -> Result<RootAccess, Problem> {
+    let tokens = RootAccess::ALL.map(RootAccess::token);
+    let read = |token| RootAccess::from_token(token).ok_or_else(|| Problem::value("access", tokens.join(", ")));
+    token.map_or(Ok(RootAccess::Command), read)
+}
+
+/// Refused where its requester's right, or the policy, has ended it: held against views that are at least as fresh as the
+/// permit, which the append guards.
+pub(super) fn still_stands(access: &Access, window: RootWindowId, now: UnixMillis) -> Result<(), CommandError> {
+    match access.hot().authorization.root_window(window) {
+        Some(known) if known.right_lost && !known.stands(now) => {
+            Err(CommandError::Refused(Box::new(RootWindowRefusal::RightLost)))
+        }
+        // Its own time is the domain's to hold.
+        Some(_) | None => Ok(()),
+    }
+}
+
 impl RootWindows {
     async fn open(
         &self,
@@ -450,6 +485,7 @@ impl RootWindows {
         let new = NewRootWindow {
             workspace: resource.workspace().ok_or_else(Problem::not_found)?,
             mode,
+            access: access_of(new.access.as_deref())?,
             reason: new.reason,
             length: new.minutes.map(Millis::from_minutes),
         };
@@ -463,18 +499,6 @@ impl RootWindows {
         match self.access.root_window(org, window).await? {
             resource @ Resource::RootWindow { window, .. } => Ok((resource, window)),
             _ => Err(Problem::not_found()),
-        }
-    }
-
-    /// Refused where its requester's right, or the policy, has ended it: held against views that are at least as fresh as the
-    /// permit, which the append guards.
-    fn still_stands(&self, window: RootWindowId, now: UnixMillis) -> Result<(), CommandError> {
-        match self.access.hot().authorization.root_window(window) {
-            Some(known) if known.right_lost && !known.stands(now) => {
-                Err(CommandError::Refused(Box::new(RootWindowRefusal::RightLost)))
-            }
-            // Its own time is the domain's to hold.
-            Some(_) | None => Ok(()),
         }
     }
 

@@ -59,7 +59,7 @@ const REPORT_ATTEMPTS_MAX: u32 = 20;
 
 #[derive(Clone)]
 pub(crate) struct ShellEndpoints {
-    access: Access,
+    pub(super) access: Access,
     commands: Commands,
     clock: SharedClock,
     host: Option<Shells>,
@@ -81,7 +81,7 @@ pub(crate) fn routes() -> OpenApiRouter<ShellEndpoints> {
 /// What a client asks for: its first message, with `open` saying which.
 #[derive(Deserialize)]
 #[serde(tag = "open", rename_all = "snake_case", deny_unknown_fields)]
-enum Order {
+pub(super) enum Order {
     Terminal {
         columns: u16,
         rows: u16,
@@ -320,7 +320,7 @@ fn workspace_of(ground: &Ground) -> Result<WorkspaceId, Problem> {
     ground.resource.workspace().ok_or_else(Problem::not_found)
 }
 
-fn upgraded<F: Future<Output = ()> + Send + 'static>(
+pub(super) fn upgraded<F: Future<Output = ()> + Send + 'static>(
     upgrade: WebSocketUpgrade,
     serve: impl FnOnce(WebSocket) -> F + Send + 'static,
 ) -> Response {
@@ -330,6 +330,19 @@ fn upgraded<F: Future<Output = ()> + Send + 'static>(
 }
 
 impl ShellEndpoints {
+    pub(super) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// As it is now; nothing is asked here.
+    pub(super) fn ground_on(&self, caller: &Caller, action: Action, resource: Resource) -> Ground {
+        Ground { access: self.access.clone(), clock: Arc::clone(&self.clock), caller: *caller, action, resource }
+    }
+
     pub(crate) fn new(
         access: &Access,
         commands: &Commands,
@@ -352,7 +365,7 @@ impl ShellEndpoints {
         endpoints
     }
 
-    fn host(&self) -> Result<&Shells, Problem> {
+    pub(super) fn host(&self) -> Result<&Shells, Problem> {
         self.host.as_ref().ok_or_else(|| ShellFailure::HostElsewhere.into())
     }
 
@@ -361,8 +374,7 @@ impl ShellEndpoints {
         let org = self.access.org(org).await?;
         let resource = self.access.workspace(org, workspace).await?;
         self.access.permit(caller, action, resource).await?;
-        let ground =
-            Ground { access: self.access.clone(), clock: Arc::clone(&self.clock), caller: *caller, action, resource };
+        let ground = self.ground_on(caller, action, resource);
         match ground.lost() {
             Some(ShellEnd::WorkspaceArchived) => Err(Problem::new("workspace_archived", "The workspace is archived.")),
             _ => Ok(ground),
@@ -370,7 +382,7 @@ impl ShellEndpoints {
     }
 
     /// Only now is the request looked at as what it is: nobody without the right learns anything from it.
-    fn admit(
+    pub(super) fn admit(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
@@ -639,7 +651,7 @@ impl ShellEndpoints {
     }
 
     /// A request of its own that belongs to the one by which the shell was opened.
-    fn context(&self, ground: &Ground) -> Context {
+    pub(super) fn context(&self, ground: &Ground) -> Context {
         Context { correlation: ground.caller.arrival.correlation, ..Context::new(self.clock.now()) }
     }
 

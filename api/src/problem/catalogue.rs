@@ -158,6 +158,8 @@ catalogue! {
         "root_not_approved" "Nobody has approved the root window yet", "An owner or admin who did not ask for it can.";
         "root_not_pending" "The root window is no request any more", "Nothing was changed.";
         "root_window_not_over" "The root window is not over yet", "Revoke it to end it early.";
+        "root_window_for_shell" "The root window is for a shell", "Open it with `envforge root shell`.";
+        "root_window_for_command" "The root window is for one command", "Ask for one with `--mode shell` for a shell.";
         "root_runtime_not_ready" "The workspace's runtime is not ready", "Wake it first: the command runs on its host.";
         "root_no_command" "No command was asked for in the root window", "Nothing was changed.";
         "root_nothing_to_review" "The root window needs no review", "Only break-glass windows are reviewed.";

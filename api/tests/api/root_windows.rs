@@ -153,8 +153,8 @@ async fn a_window_opens_with_its_first_use_for_one_command_of_its_requester() {
     let stored = house.log.read_stream(&stream, Position::START, 50).await.unwrap();
     let events = stored.iter().flat_map(|recorded| &recorded.commit.events);
     let types: Vec<_> = events.map(envforge_eventlog::schema::event_type).collect();
-    let told = ["requested", "approved", "opened", "command_asked", "revoked", "closed"];
-    assert_eq!(types, told.map(|name| format!("root_window.{name}.v1")));
+    let told = ["requested.v2", "approved.v1", "opened.v1", "command_asked.v1", "revoked.v1", "closed.v2"];
+    assert_eq!(types, told.map(|name| format!("root_window.{name}")));
     let rows = owner.get("/v1/orgs/acme/audit?type=root_window.closed").await.expect(200).body;
     let summary = rows["items"][0]["summary"].as_str().unwrap_or_default().to_owned();
     assert!(summary.contains("dave") && summary.contains("approved by ann") && summary.contains("id -u"), "{rows}");

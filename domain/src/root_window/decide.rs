@@ -1,8 +1,8 @@
 //! What becomes of a root window, state by state.
 
 use super::{
-    OpenWindow, OverWindow, PackageChange, RootChanges, RootCloseout, RootEnded, RootLimits, RootMode, RootOver,
-    RootTerms, RootWindowCommand, RootWindowEvent, RootWindowRefusal,
+    OpenWindow, OverWindow, PackageChange, RootAccess, RootChanges, RootCloseout, RootEnded, RootLimits, RootMode,
+    RootOver, RootTerms, RootWindowCommand, RootWindowEvent, RootWindowRefusal,
 };
 use crate::commit::Actor;
 use crate::ids::UserId;
@@ -13,7 +13,8 @@ use crate::time::{Millis, UnixMillis};
 type Decided = Result<Vec<RootWindowEvent>, RootWindowRefusal>;
 
 pub(super) fn unknown(command: &RootWindowCommand) -> Decided {
-    let RootWindowCommand::Request { by, window, project, workspace, mode, reason, length, limits, now } = command
+    let RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now } =
+        command
     else {
         return Err(RootWindowRefusal::Unknown);
     };
@@ -26,6 +27,7 @@ pub(super) fn unknown(command: &RootWindowCommand) -> Decided {
         workspace: *workspace,
         requester,
         mode: *mode,
+        access: *access,
         reason: reason.clone(),
         length: *length,
         requested_at: *now,
@@ -98,7 +100,7 @@ pub(super) fn approved(terms: &RootTerms, use_until: UnixMillis, command: &RootW
                 return Err(RootWindowRefusal::Expired);
             }
             check_limits(terms.mode, terms.length, limits)?;
-            check_words(words)?;
+            check_words(terms.access, words)?;
             let epoch = epoch.ok_or(RootWindowRefusal::RuntimeAsleep)?;
             Ok(vec![
                 RootWindowEvent::Opened { at: *now, ends_at: now.plus(terms.length) },
@@ -144,7 +146,7 @@ pub(super) fn open(open: &OpenWindow, command: &RootWindowCommand) -> Decided {
             if open.command.is_some() {
                 return Err(RootWindowRefusal::Used);
             }
-            check_words(words)?;
+            check_words(terms.access, words)?;
             let epoch = epoch.ok_or(RootWindowRefusal::RuntimeAsleep)?;
             Ok(vec![RootWindowEvent::CommandAsked { words: words.clone(), epoch, at: *now }])
         }
@@ -278,7 +280,12 @@ fn check_limits(mode: RootMode, length: Millis, limits: &RootLimits) -> Result<(
     Ok(())
 }
 
-fn check_words(words: &[String]) -> Result<(), RootWindowRefusal> {
+fn check_words(access: RootAccess, words: &[String]) -> Result<(), RootWindowRefusal> {
+    match (access, words.is_empty()) {
+        (RootAccess::Shell, true) => return Ok(()),
+        (RootAccess::Shell, false) => return Err(RootWindowRefusal::ForShell),
+        (RootAccess::Command, _) => {}
+    }
     let (max_words, max_chars) = (limits::ROOT_COMMAND_WORDS_MAX, limits::ROOT_COMMAND_CHARS_MAX);
     let chars: usize = words.iter().map(|word| word.chars().count()).sum();
     let program = words.first().is_some_and(|program| !program.is_empty());
@@ -297,6 +304,7 @@ impl OpenWindow {
                 requester: self.terms.requester,
                 approver: self.approver,
                 mode: self.terms.mode,
+                access: self.terms.access,
                 opened_at: self.opened_at,
                 closed_at: at,
                 commands,

@@ -51,7 +51,7 @@ impl RootPolicy {
     }
 }
 
-/// How a window comes to be. Either way it is for one command.
+/// How a window comes to be. Either way it is for one command, or one shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RootMode {
     Elevation,
@@ -72,6 +72,30 @@ impl RootMode {
             Self::Elevation => Action::RootRequest,
             Self::BreakGlass => Action::RootBreakGlass,
         }
+    }
+}
+
+/// What a window is for. Whoever decides on a request sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RootAccess {
+    /// One command, whose words stand in the log.
+    Command,
+    /// One shell on a terminal. What is typed there stands nowhere.
+    Shell,
+}
+
+impl RootAccess {
+    pub const ALL: [Self; 2] = [Self::Command, Self::Shell];
+
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Shell => "shell",
+        }
+    }
+
+    pub fn from_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|access| access.token() == token)
     }
 }
 
@@ -144,15 +168,16 @@ pub struct RootTerms {
     pub workspace: WorkspaceId,
     pub requester: UserId,
     pub mode: RootMode,
+    pub access: RootAccess,
     pub reason: String,
     pub length: Millis,
     pub requested_at: UnixMillis,
 }
 
-/// The one command of a window.
+/// The one command of a window, or its one shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootCommand {
-    /// The program and its arguments. They stand in the log: no place for secrets.
+    /// The program and its arguments. They stand in the log: no place for secrets. None of a shell.
     pub words: Vec<String>,
     /// The wake of the runtime on whose host it is to run.
     pub epoch: Epoch,
@@ -221,9 +246,10 @@ pub struct RootCloseout {
     /// `None` for break-glass.
     pub approver: Option<UserId>,
     pub mode: RootMode,
+    pub access: RootAccess,
     pub opened_at: UnixMillis,
     pub closed_at: UnixMillis,
-    /// Single-command mode: none or one.
+    /// None or one.
     pub commands: Vec<RootCommand>,
 }
 
@@ -290,6 +316,7 @@ pub enum RootWindowCommand {
         project: ProjectId,
         workspace: WorkspaceId,
         mode: RootMode,
+        access: RootAccess,
         reason: String,
         length: Millis,
         limits: RootLimits,
@@ -317,6 +344,7 @@ pub enum RootWindowCommand {
     },
     Run {
         by: Actor,
+        /// None for a shell.
         words: Vec<String>,
         /// The wake that is ready now; `None` where the runtime is not.
         epoch: Option<Epoch>,

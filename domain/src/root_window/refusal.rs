@@ -36,10 +36,14 @@ pub enum RootWindowRefusal {
     Over,
     #[error("this root window is not over yet")]
     NotYetOver,
-    #[error("this root window was for one command, which it has had; ask for another one")]
+    #[error("this root window was for one command or shell, which it has had; ask for another one")]
     Used,
     #[error("a command has 1 to {max_words} words of at most {max_chars} characters together")]
     Command { max_words: usize, max_chars: usize },
+    #[error("this root window is for a shell, not for a command")]
+    ForShell,
+    #[error("this root window is for one command, not for a shell")]
+    ForCommand,
     #[error("the workspace's runtime is not ready: wake it first")]
     RuntimeAsleep,
     #[error("no command was asked for in this root window")]
@@ -73,6 +77,8 @@ impl Refusal for RootWindowRefusal {
             Self::NotYetOver => "root_window_not_over",
             Self::Used => "root_window_used",
             Self::Command { .. } => "root_command_invalid",
+            Self::ForShell => "root_window_for_shell",
+            Self::ForCommand => "root_window_for_command",
             Self::RuntimeAsleep => "root_runtime_not_ready",
             Self::NoCommand => "root_no_command",
             Self::TooManyChanges { .. } => "root_changes_too_many",
@@ -89,6 +95,8 @@ impl Refusal for RootWindowRefusal {
             | Self::NotApproved
             | Self::NotPending
             | Self::NotYetOver
+            | Self::ForShell
+            | Self::ForCommand
             | Self::RuntimeAsleep
             | Self::NoCommand
             | Self::NothingToReview
@@ -126,6 +134,8 @@ impl Refusal for RootWindowRefusal {
             | Self::Over
             | Self::NotYetOver
             | Self::Used
+            | Self::ForShell
+            | Self::ForCommand
             | Self::RuntimeAsleep
             | Self::NoCommand
             | Self::NothingToReview

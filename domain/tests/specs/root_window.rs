@@ -28,6 +28,7 @@ fn request(mode: RootMode, length: Millis, limits: RootLimits) -> RootWindowComm
         project: project(1),
         workspace: workspace(1),
         mode,
+        access: RootAccess::Command,
         reason: "libpq is missing".to_owned(),
         length,
         limits,
@@ -43,6 +44,7 @@ fn requested(mode: RootMode) -> RootWindowEvent {
             workspace: workspace(1),
             requester: user(REQUESTER),
             mode,
+            access: RootAccess::Command,
             reason: "libpq is missing".to_owned(),
             length: LENGTH,
             requested_at: ASKED,
@@ -202,6 +204,7 @@ fn a_command_is_taken_once_and_its_end_closes_the_window_with_a_closeout() {
         requester: user(REQUESTER),
         approver: Some(user(APPROVER)),
         mode: RootMode::Elevation,
+        access: RootAccess::Command,
         opened_at: at(3_000),
         closed_at: at(5_000),
         commands: vec![RootCommand {
@@ -317,6 +320,7 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
                 project: project(1),
                 workspace: workspace(1),
                 mode: if elevation { RootMode::Elevation } else { RootMode::BreakGlass },
+                access: if minutes % 2 == 0 { RootAccess::Command } else { RootAccess::Shell },
                 reason: "because".to_owned(),
                 length: Millis::from_minutes(minutes),
                 limits,
@@ -328,7 +332,8 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
         (who(), when()).prop_map(|(by, now)| RootWindowCommand::Withdraw { by, now }),
         (who(), reason(), when()).prop_map(|(by, reason, now)| RootWindowCommand::Revoke { by, reason, now }),
         (who(), prop::option::of(Just(Epoch(1))), limits(), when()).prop_map(|(by, epoch, limits, now)| {
-            RootWindowCommand::Run { by, words: vec!["id".to_owned()], epoch, limits, now }
+            let words = if now.get() % 2 == 0 { vec!["id".to_owned()] } else { vec![] };
+            RootWindowCommand::Run { by, words, epoch, limits, now }
         }),
         when().prop_map(|now| RootWindowCommand::ReportStarted { now }),
         (0..11_usize, when())
@@ -341,6 +346,23 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
             now,
         }),
     ]
+}
+
+#[test]
+fn a_window_for_a_shell_runs_no_command_and_one_for_a_command_no_shell() {
+    let mut asked = request(RootMode::BreakGlass, LENGTH, LIMITS);
+    if let RootWindowCommand::Request { access, .. } = &mut asked {
+        *access = RootAccess::Shell;
+    }
+    let open = || given::<RootWindow>([]).and(asked.clone());
+    open().when(run_at(REQUESTER, at(3_000))).then_refused("root_window_for_shell");
+    let shell =
+        |now| RootWindowCommand::Run { by: by(REQUESTER), words: vec![], epoch: Some(Epoch(3)), limits: LIMITS, now };
+    let told = RootWindowEvent::CommandAsked { words: vec![], epoch: Epoch(3), at: at(3_000) };
+    open().when(shell(at(3_000))).then([told]);
+    // One shell, as one command.
+    open().and(shell(at(3_000))).when(shell(at(3_100))).then_refused("root_window_used");
+    approved().when(shell(at(3_000))).then_refused("root_command_invalid");
 }
 
 proptest! {

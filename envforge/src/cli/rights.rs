@@ -55,6 +55,7 @@ const VERBS: &[(&str, &[&str])] = &[
     ("root revoke", &["root.revoke"]),
     ("root review", &["root.review"]),
     ("root run", &["root.run", "root.read"]),
+    ("root shell", &["root.run"]),
     ("secret set", &["secret.set"]),
     ("secret ls", &["secret.list"]),
     ("secret rm", &["secret.remove"]),

@@ -1,15 +1,17 @@
-//! `envforge root`: root windows, from the request over the one command to the review.
+//! `envforge root`: root windows, from the request over the one command, or the one shell, to the review.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::Context;
 use super::failure::{Exit, Failure};
 use super::instant::{parse_length, show_length_ms};
 use super::output::{Output, cell, printable};
+use super::shell;
+use super::shell_connection::Connection;
 use super::workspace::more;
 
 /// Between two looks at a command that runs.
@@ -21,6 +23,13 @@ pub(crate) struct RootArguments {
     verb: RootVerb,
 }
 
+/// What a window is for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Access {
+    Command,
+    Shell,
+}
+
 #[derive(Subcommand, Debug)]
 enum RootVerb {
     /// Ask for root in a workspace; somebody else approves it
@@ -28,6 +37,8 @@ enum RootVerb {
 Examples:
   envforge root request signed-links --for 20m --reason \"libpq is missing\"
   envforge root run rtw_... -- apt-get install -y libpq5
+  envforge root request signed-links --mode shell --reason \"what fills the disk\"
+  envforge root shell rtw_...
   envforge root request signed-links --break-glass --reason \"disk full, nobody is awake\"")]
     Request {
         /// Slug or id of the workspace
@@ -38,6 +49,9 @@ Examples:
         /// How long the window is open, from its first use: 20m [default: what the policy allows]
         #[arg(long = "for", value_name = "LENGTH", value_parser = parse_length)]
         length: Option<u64>,
+        /// What for: one command, or one shell on a terminal
+        #[arg(long, value_enum, value_name = "MODE", default_value_t = Access::Command)]
+        mode: Access,
         /// Open it at once; somebody else reviews it afterwards
         #[arg(long)]
         break_glass: bool,
@@ -79,6 +93,8 @@ Examples:
         #[arg(long)]
         unjustified: bool,
     },
+    /// Open the window's one shell as root on the workspace's host; it ends when you leave it, and with the window
+    Shell { window: String },
     /// Run the window's one command as root on the workspace's host, and wait for it
     Run {
         window: String,
@@ -98,8 +114,9 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
         client.post(&["v1", "orgs", org, "root-windows", window, verb], body).await.map(|answer| answer.body)
     };
     let shown = match arguments.verb {
-        RootVerb::Request { workspace, reason, length, break_glass } => {
-            let mut body = json!({ "reason": reason });
+        RootVerb::Request { workspace, reason, length, mode, break_glass } => {
+            let access = mode.to_possible_value().map(|value| value.get_name().to_owned());
+            let mut body = json!({ "reason": reason, "access": access });
             if let Some(seconds) = length {
                 if seconds % 60 != 0 {
                     return Err(Failure::usage("--for takes whole minutes here", "20m, 1h"));
@@ -123,6 +140,17 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
         RootVerb::Revoke { window, reason } => answered(&window, "revoke", because(reason)).await?,
         RootVerb::Review { window, note, unjustified } => {
             answered(&window, "review", json!({ "justified": !unjustified, "note": note })).await?
+        }
+        RootVerb::Shell { window } => {
+            // Its one shell is not for nothing.
+            if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
+                return Err(Failure::usage(
+                    "there is no terminal here",
+                    "`envforge root run` runs a command without one",
+                ));
+            }
+            let connection = Connection::open(client, &["v1", "orgs", org, "root-windows", &window, "shell"]).await?;
+            return shell::on_terminal(context, connection, false, Vec::new()).await;
         }
         RootVerb::Run { window, detach, command } => {
             let asked = answered(&window, "run", json!({ "command": command })).await?;
@@ -203,6 +231,7 @@ fn card(output: &Output, window: &Value) -> Vec<(&'static str, String)> {
         ("asked for by", cell(window.get("requester_name"))),
         ("reason", cell(window.get("reason"))),
         ("mode", cell(window.get("mode"))),
+        ("for", cell(window.get("access"))),
         ("length", length(window)),
         ("asked at", at(window.get("requested_at"))),
     ];
@@ -217,7 +246,9 @@ fn card(output: &Output, window: &Value) -> Vec<(&'static str, String)> {
     let command = &window["command"];
     if command.is_object() {
         let words: Vec<_> = command["words"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        lines.push(("command", printable(&words.join(" "))));
+        if !words.is_empty() {
+            lines.push(("command", printable(&words.join(" "))));
+        }
         let code = command["code"].as_u64().map(|code| format!(" {code}")).unwrap_or_default();
         lines.push(("ended", format!("{}{code}", command["outcome"].as_str().unwrap_or("not yet"))));
     }

@@ -60,16 +60,38 @@ pub(super) async fn run(context: &Context, arguments: ShellArguments) -> Result<
     let terminal = tty || here && command.is_empty();
     let mut connection =
         Connection::open(&context.client, &["v1", "orgs", &org, "workspaces", &workspace, "shell"]).await?;
-    let order = if terminal {
-        let (columns, rows) = size();
+    if terminal {
         let lasting = !no_tmux && command.is_empty();
-        json!({ "open": "terminal", "columns": columns, "rows": rows, "term": term(), "lasting": lasting, "words": command })
-    } else if command.is_empty() {
+        return on_terminal(context, connection, lasting, command).await;
+    }
+    let order = if command.is_empty() {
         // As with ssh: what stands on standard input is what a shell is to do.
         json!({ "open": "command", "words": ["/bin/sh"] })
     } else {
         json!({ "open": "command", "words": command })
     };
+    connection.say(&order).await?;
+    if let Err(over) = connection.begun(|| {}).await? {
+        return ended(over);
+    }
+    let (say, controls) = mpsc::channel(16);
+    let carrying = connection.carry(Some(tokio::io::stdin()), tokio::io::stdout(), tokio::io::stderr(), controls);
+    let over = tokio::select! {
+        outcome = carrying => outcome?,
+        outcome = pass_interrupts(&say) => return outcome,
+    };
+    ended(over)
+}
+
+/// Asks for a terminal on a connection, and makes this one it until that is over.
+pub(super) async fn on_terminal(
+    context: &Context,
+    mut connection: Connection,
+    lasting: bool,
+    command: Vec<String>,
+) -> Result<Exit, Failure> {
+    let (columns, rows) = size();
+    let order = json!({ "open": "terminal", "columns": columns, "rows": rows, "term": term(), "lasting": lasting, "words": command });
     connection.say(&order).await?;
     let opened = match connection.begun(|| {}).await? {
         Ok(opened) => opened,
@@ -79,26 +101,17 @@ pub(super) async fn run(context: &Context, arguments: ShellArguments) -> Result<
         context.output.warn(notice);
     }
     let (say, controls) = mpsc::channel(16);
-    let over = if terminal {
-        let raw = RawMode::begin()?;
-        let carrying = connection.carry(Some(tokio::io::stdin()), tokio::io::stdout(), tokio::io::stderr(), controls);
-        let outcome = tokio::select! {
-            outcome = carrying => outcome,
-            outcome = follow_size(&say) => outcome,
-        };
-        drop(raw);
-        if opened.lasting && outcome.as_ref().is_ok_and(|over| over.end == "exited") {
-            context.output.note("[it may go on: the same command comes back to it]");
-        }
-        outcome?
-    } else {
-        let carrying = connection.carry(Some(tokio::io::stdin()), tokio::io::stdout(), tokio::io::stderr(), controls);
-        tokio::select! {
-            outcome = carrying => outcome?,
-            outcome = pass_interrupts(&say) => return outcome,
-        }
+    let raw = RawMode::begin()?;
+    let carrying = connection.carry(Some(tokio::io::stdin()), tokio::io::stdout(), tokio::io::stderr(), controls);
+    let outcome = tokio::select! {
+        outcome = carrying => outcome,
+        outcome = follow_size(&say) => outcome,
     };
-    ended(over)
+    drop(raw);
+    if opened.lasting && outcome.as_ref().is_ok_and(|over| over.end == "exited") {
+        context.output.note("[it may go on: the same command comes back to it]");
+    }
+    ended(outcome?)
 }
 
 pub(super) async fn run_job(context: &Context, arguments: RunArguments) -> Result<Exit, Failure> {

@@ -20,7 +20,7 @@ use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostSt
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
-use envforge_reactors::{HostMachine, RuntimeReactor, SharedWorld, tell_shell_ends};
+use envforge_reactors::{HostMachine, RootReactor, RuntimeReactor, SharedWorld, tell_shell_ends};
 use envforge_runtime::secret_store::SecretStore;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -318,8 +318,11 @@ impl Desk {
         };
         let telling =
             tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
+        let (commands, hot, clock) =
+            (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
+        let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);
         let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&remote), telling) });
-        tokio::join!(reacting, listening, beside);
+        tokio::join!(reacting, listening, beside, root.run(closed.clone()));
         self.hosts.leave(identity, &closed);
         tracing::info!(host = %identity.host, "an agent is gone");
         Ok(())

@@ -11,7 +11,6 @@ use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
 use envforge_reactors::SecretResolver;
-use envforge_runtime::LocalHost;
 use envforge_runtime::secret_store::SecretStore;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -40,8 +39,6 @@ pub(crate) struct Parts {
     pub(crate) trusted_proxies: Vec<IpAddr>,
     /// Projects may name repositories by a path of this machine.
     pub(crate) local_repositories: bool,
-    /// The agent, where it runs in this process.
-    pub(crate) host: Option<LocalHost>,
     /// The hosts that this process reaches, where it is one that reaches any.
     pub(crate) hosts: Option<Hosts>,
     /// What whoever adds a host has to know, where there is an authority for agents.
@@ -57,8 +54,6 @@ impl Parts {
         config.local_repositories = self.local_repositories;
         config.public_url.clone_from(&self.public_url);
         config.agents.clone_from(&self.agents);
-        config.root_outputs =
-            self.host.clone().map(|host| envforge_api::RootOutputs::new(move |window| host.root_output(window)));
         config.secrets = self.secret_store.clone().map(secret_store::puts);
         let resolver = self.secret_store.clone().map(SecretResolver::new);
         let secrets = GivenSecrets { resolver, clock: Arc::clone(clock) };

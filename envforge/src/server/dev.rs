@@ -201,7 +201,6 @@ async fn start(
         // Everything runs on this machine, as whoever started it.
         local_repositories: true,
         agents: Some(envforge_api::AgentsAt { authority: fingerprint, address: Some(agents.clone()) }),
-        host: Some(host.clone()),
         hosts: Some(hosts),
         secret_store: Some(secret_store),
     };

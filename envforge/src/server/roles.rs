@@ -148,7 +148,7 @@ pub(crate) async fn start_reactors(
     );
     let reactor = with_secrets(reactor, secret_store);
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
-    let root = RootReactor::new(commands, hot, host.clone(), clock);
+    let root = RootReactor::new(commands, hot, Host::Local(host.clone()), clock);
     let (reactor_stop, root_stop) = (running.stop.clone(), running.stop.clone());
     let telling = tell_shell_ends(plane.commands.clone(), Host::Local(host.clone()), Arc::clone(&plane.clock));
     let (shells_stop, stopped) = (running.stop.clone(), running.stop.clone());

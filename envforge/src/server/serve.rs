@@ -446,7 +446,6 @@ async fn start(
         }
         Some(_) | None => None,
     };
-    let mut host = None;
     let hosts = Hosts::new(Arc::clone(&plane.hot));
     let world = match has(RoleName::Reactors) || has(RoleName::Agents) {
         true => Some(roles::start_world(running, &plane)),
@@ -463,7 +462,7 @@ async fn start(
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         let (authority, store) = (public.authority.clone(), secret_store.clone());
-        host = Some(roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?);
+        roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
@@ -479,7 +478,6 @@ async fn start(
             metrics,
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
-            host,
             hosts: world.is_some().then_some(hosts),
             agents: keys
                 .agents_authority()?

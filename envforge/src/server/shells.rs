@@ -5,11 +5,11 @@ use std::io;
 
 use envforge_api::{OpenShell, ShellHost};
 use envforge_domain::access::Resource;
-use envforge_domain::ids::{HostId, OrgId, UserId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{ConsumedSecret, RefusedSecret};
-use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::SharedClock;
 use envforge_reactors::SecretResolver;
@@ -144,6 +144,31 @@ impl ShellHost for HostShells {
 
     fn found_lasting(&self) -> BoxFuture<'_, LastingShell> {
         self.hosts.found_lasting().boxed()
+    }
+
+    fn attach_root(
+        &self,
+        org: OrgId,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        size: TerminalSize,
+        term: String,
+    ) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
+        async move { self.host_of(org, workspace)?.attach_root(workspace, window, size, term).await.map(opened) }
+            .boxed()
+    }
+
+    fn root_output(
+        &self,
+        org: OrgId,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+    ) -> BoxFuture<'_, Result<Option<(String, u64)>, ShellFailure>> {
+        async move {
+            let output = self.host_of(org, workspace)?.root_output(workspace, window).await;
+            output.map_err(|_| ShellFailure::OutOfReach)
+        }
+        .boxed()
     }
 
     fn tail(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
 mod proxy;
+mod roots;
 mod shells;
 mod site;
 mod survival;

@@ -11,7 +11,7 @@ use crate::proxy::Proxy;
 use crate::site::{DEADLINE, Site, is_dead};
 use crate::tty::Tty;
 
-const DANA: &str = "dana@acme.example";
+pub(crate) const DANA: &str = "dana@acme.example";
 const LOST: &str = ": lost";
 /// Until what does not want to end was killed.
 const DEAD: Duration = Duration::from_secs(3);
@@ -49,7 +49,12 @@ impl Team {
         let agent = site.agent("builder", at, Some(&token));
         site.until_host("builder", "active").await;
         let root = site.dir.join("orders").display().to_string();
-        site.json(&["project", "create", "orders", "--name", "Orders", "--repository", &root]);
+        Self::with(site, dev, agent, &root)
+    }
+
+    /// A team whose repository lies there.
+    pub(crate) fn with(site: Site, dev: TestProcess, agent: TestProcess, repository: &str) -> Self {
+        site.json(&["project", "create", "orders", "--name", "Orders", "--repository", repository]);
         site.json(&["workspace", "create", "--project", "orders", "--branch", "main", "--slug", "main"]);
         let team = Self { site, dev, agent };
         let add = ["org", "member", "add", "--email", DANA, "--name", "Dana", "--password-stdin"];
@@ -90,7 +95,7 @@ impl Team {
     }
 
     /// A command that goes on.
-    fn begin(&self, args: &[&str]) -> Child {
+    pub(crate) fn begin(&self, args: &[&str]) -> Child {
         let mut command = self.site.command_of("dana", args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -103,7 +108,7 @@ impl Team {
         });
     }
 
-    fn tty(&self, args: &[&str]) -> Tty {
+    pub(crate) fn tty(&self, args: &[&str]) -> Tty {
         Tty::start(self.site.command_of("dana", args))
     }
 

@@ -535,6 +535,8 @@ fn come_to_root(world: &mut World) -> String {
     let broken = window(&world.cli_once(0, &[&ask[..], &["--break-glass"]].concat(), ""));
     let root = rustix::process::geteuid().is_root();
     world.cli_once(if root { 0 } else { 1 }, &["root", "run", &broken, "--", "id", "-u"], "");
+    // Without a terminal there is none.
+    world.cli(2, &["root", "shell", &broken], "");
     for verb in [&["root", "ls"][..], &["root", "show", &broken]] {
         world.cli(0, verb, "");
     }

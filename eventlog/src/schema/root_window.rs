@@ -2,17 +2,19 @@
 
 use envforge_domain::ids::{ProjectId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::root_window::{
-    FileChange, FileChangeKind, PackageChange, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
+    FileChange, FileChangeKind, PackageChange, RootAccess, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
     RootOutcome, RootPolicy, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::time::{Millis, UnixMillis};
 
+use serde_json::Value;
+
 use super::wire::{events, object, tokens};
 
 events! {
     RootWindowEvent {
-        "root_window.requested.v1" => Requested { terms: RootTerms = "terms", expires_at: UnixMillis = "expires_at" },
+        "root_window.requested.v2" => Requested { terms: RootTerms = "terms", expires_at: UnixMillis = "expires_at" },
         "root_window.approved.v1" => Approved {
             approver: UserId = "approver",
             at: UnixMillis = "at",
@@ -30,13 +32,29 @@ events! {
         },
         "root_window.command_started.v1" => CommandStarted { at: UnixMillis = "at" },
         "root_window.command_ended.v1" => CommandEnded { ended: RootEnded = "ended" },
-        "root_window.closed.v1" => Closed { closeout: RootCloseout = "closeout" },
+        "root_window.closed.v2" => Closed { closeout: RootCloseout = "closeout" },
         "root_window.reviewed.v1" => Reviewed {
             reviewer: UserId = "reviewer",
             justified: bool = "justified",
             note: String = "note",
         },
     }
+}
+
+/// All windows were for one command then.
+pub(super) fn requested_v1_to_v2(data: Value) -> Result<Value, String> {
+    for_a_command(data, "terms")
+}
+
+/// As above.
+pub(super) fn closed_v1_to_v2(data: Value) -> Result<Value, String> {
+    for_a_command(data, "closeout")
+}
+
+fn for_a_command(mut data: Value, of: &str) -> Result<Value, String> {
+    let object = data.get_mut(of).and_then(Value::as_object_mut).ok_or_else(|| format!("no {of}"))?;
+    object.insert("access".to_owned(), "command".into());
+    Ok(data)
 }
 
 object! {
@@ -46,6 +64,7 @@ object! {
         workspace: WorkspaceId = "workspace",
         requester: UserId = "requester",
         mode: RootMode = "mode",
+        access: RootAccess = "access",
         reason: String = "reason",
         length: Millis = "length_ms",
         requested_at: UnixMillis = "requested_at",
@@ -107,9 +126,17 @@ object! {
         requester: UserId = "requester",
         approver: Option<UserId> = "approver",
         mode: RootMode = "mode",
+        access: RootAccess = "access",
         opened_at: UnixMillis = "opened_at",
         closed_at: UnixMillis = "closed_at",
         commands: Vec<RootCommand> = "commands",
+    }
+}
+
+tokens! {
+    RootAccess {
+        "command" => Command,
+        "shell" => Shell,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::{denial, job_run, manifest, organization, revocation, secrets, shell, user};
+use super::{denial, job_run, manifest, organization, revocation, root_window, secrets, shell, user};
 
 /// One step: data of type `from` become data of type `to`.
 pub(super) struct Upcast {
@@ -50,6 +50,8 @@ const STEPS: &[Upcast] = &[
         to: "organization.policy_changed.v4",
         apply: organization::policy_changed_v3_to_v4,
     },
+    Upcast { from: "root_window.requested.v1", to: "root_window.requested.v2", apply: root_window::requested_v1_to_v2 },
+    Upcast { from: "root_window.closed.v1", to: "root_window.closed.v2", apply: root_window::closed_v1_to_v2 },
     Upcast { from: "workspace.created.v1", to: "workspace.created.v2", apply: manifest::with_jobs_without_secrets },
     Upcast {
         from: "workspace.manifest_changed.v1",

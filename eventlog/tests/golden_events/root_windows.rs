@@ -1,7 +1,7 @@
 //! One sample of each event of root windows.
 
 use envforge_domain::root_window::{
-    FileChange, FileChangeKind, PackageChange, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
+    FileChange, FileChangeKind, PackageChange, RootAccess, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode,
     RootOutcome, RootTerms, RootWindowEvent,
 };
 
@@ -9,13 +9,15 @@ use super::*;
 
 pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, requester: UserId) -> Vec<RootWindowEvent> {
     let (window, approver) = (RootWindowId::from_uuid(uuid(20)), UserId::from_uuid(uuid(21)));
-    let requested = [RootMode::Elevation, RootMode::BreakGlass].map(|mode| RootWindowEvent::Requested {
+    let asked = [(RootMode::Elevation, RootAccess::Command), (RootMode::BreakGlass, RootAccess::Shell)];
+    let requested = asked.map(|(mode, access)| RootWindowEvent::Requested {
         terms: RootTerms {
             window,
             project,
             workspace,
             requester,
             mode,
+            access,
             reason: "a missing „library“".to_owned(),
             length: Millis::from_minutes(20),
             requested_at: at(0),
@@ -50,6 +52,7 @@ pub(crate) fn samples(project: ProjectId, workspace: WorkspaceId, requester: Use
                 requester,
                 approver,
                 mode,
+                access: if mode == RootMode::Elevation { RootAccess::Command } else { RootAccess::Shell },
                 opened_at: at(60),
                 closed_at: at(90),
                 commands: vec![RootCommand {

@@ -11,7 +11,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Component, StreamId, Surface};
 use envforge_domain::dev_link::{RouteFamilies, RouteFamily};
 use envforge_domain::organization::{Organization, OrganizationCommand};
-use envforge_domain::root_window::{RootMode, RootPolicy, RootTerms, RootWindowEvent};
+use envforge_domain::root_window::{RootAccess, RootMode, RootPolicy, RootTerms, RootWindowEvent};
 use envforge_domain::time::Millis;
 use envforge_domain::user::{OpenSession, SessionEnd};
 use proptest::prelude::*;
@@ -301,6 +301,7 @@ impl Story {
                     workspace: workspace(1),
                     requester: user(who),
                     mode: if opens { RootMode::BreakGlass } else { RootMode::Elevation },
+                    access: RootAccess::Command,
                     reason: "because".to_owned(),
                     length,
                     requested_at: self.now,

@@ -11,7 +11,7 @@ use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::ProjectEvent;
 use envforge_domain::revocation::Receipt;
 use envforge_domain::root_window::{
-    RootChanges, RootCloseout, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
+    RootAccess, RootChanges, RootCloseout, RootCommand, RootEnded, RootMode, RootOutcome, RootTerms, RootWindowEvent,
 };
 use envforge_domain::runtime::{ActivitySource, PostponeCause, RuntimeEvent, SleepCause, WakeCause, WakeStage};
 use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, SecretsEvent};
@@ -187,12 +187,16 @@ fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
     let because = |reason: &Option<String>| reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     match event {
         RootWindowEvent::Requested { terms, .. } => {
-            let RootTerms { workspace, mode, reason, length, .. } = terms;
+            let RootTerms { workspace, mode, access, reason, length, .. } = terms;
             let mode = match mode {
                 RootMode::Elevation => "Asked for root",
                 RootMode::BreakGlass => "Broke the glass for root",
             };
-            format!("{mode} in workspace {} for {length}: {reason}", names.of(workspace))
+            let what = match access {
+                RootAccess::Command => "",
+                RootAccess::Shell => ", a shell,",
+            };
+            format!("{mode}{what} in workspace {} for {length}: {reason}", names.of(workspace))
         }
         RootWindowEvent::Approved { .. } => "Approved the root window".to_owned(),
         RootWindowEvent::Denied { reason, .. } => format!("Denied the root window{}", because(reason)),
@@ -200,16 +204,17 @@ fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
         RootWindowEvent::Revoked { reason, .. } => format!("Revoked the root window{}", because(reason)),
         RootWindowEvent::Expired => "The root window was not used in time".to_owned(),
         RootWindowEvent::Opened { at, ends_at } => format!("The root window opened for {}", ends_at.since(*at)),
+        RootWindowEvent::CommandAsked { words, .. } if words.is_empty() => "Asked for the shell as root".to_owned(),
         RootWindowEvent::CommandAsked { words, .. } => format!("Asked to run as root: {}", words.join(" ")),
-        RootWindowEvent::CommandStarted { .. } => "The command runs as root".to_owned(),
-        RootWindowEvent::CommandEnded { ended } => format!("The command ended: {}", root_end(ended)),
+        RootWindowEvent::CommandStarted { .. } => "It runs as root".to_owned(),
+        RootWindowEvent::CommandEnded { ended } => format!("What ran as root ended: {}", root_end(ended)),
         RootWindowEvent::Closed { closeout } => {
             let RootCloseout { requester, approver, opened_at, closed_at, commands, .. } = closeout;
             let approved = match approver {
                 Some(approver) => format!("approved by {}", names.of(approver)),
                 None => "break-glass".to_owned(),
             };
-            let ran: Vec<_> = commands.iter().map(|command| command.words.join(" ")).collect();
+            let ran: Vec<_> = commands.iter().map(ran_as_root).collect();
             let ran = if ran.is_empty() { "nothing was run".to_owned() } else { format!("run: {}", ran.join("; ")) };
             let open = closed_at.since(*opened_at);
             format!("The root window of {} ({approved}) closed after {open}; {ran}", names.of(requester))
@@ -218,6 +223,17 @@ fn root_window(event: &RootWindowEvent, names: &Names<'_>) -> String {
             let found = if *justified { "justified" } else { "not justified" };
             format!("Reviewed the break-glass: {found}: {note}")
         }
+    }
+}
+
+/// A command's words; how long a shell was open.
+fn ran_as_root(command: &RootCommand) -> String {
+    if !command.words.is_empty() {
+        return command.words.join(" ");
+    }
+    match (command.started_at, &command.ended) {
+        (Some(started), Some(ended)) => format!("a shell, for {}", ended.at.since(started)),
+        _ => "a shell".to_owned(),
     }
 }
 

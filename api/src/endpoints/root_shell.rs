@@ -1,0 +1,127 @@
+//! The one shell of a root window, on the terminal of whoever asked for it.
+//!
+//! Not here: the window's life (`root_windows`), and running the shell: its host hears of it from the log, and this connection meets it
+//! there. It ends with the connection, and the window with it.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::response::Response;
+use envforge_commands::{CommandError, root_windows};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::ids::{RootWindowId, WorkspaceId};
+use envforge_domain::limits::ROOT_WINDOW_MAX;
+use envforge_domain::root_window::{RootAccess, RootOutcome, RootWindow, RootWindowRefusal};
+use envforge_domain::shell::{ShellFailure, ShellWhat};
+use http::HeaderMap;
+use serde_json::json;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::root_windows::still_stands;
+use super::shells::{Order, ShellEndpoints, upgraded};
+use crate::access::{Caller, act};
+use crate::page::Path;
+use crate::problem::Problem;
+use crate::shell_host::OpenShell;
+use crate::shell_socket::{Client, Ground};
+
+/// How often the window is looked at while its shell is on its way.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+pub(crate) fn routes() -> OpenApiRouter<ShellEndpoints> {
+    OpenApiRouter::new().routes(routes!(shell))
+}
+
+/// Open the one shell of a root window that was asked for with `access: shell`: a WebSocket as of the workspace's shell, with a terminal
+/// as its order. What is typed and shown is kept nowhere. The host kills it, with all it started, when the window ends.
+#[utoipa::path(get, path = "/v1/orgs/{org}/root-windows/{window}/shell", tag = "root",
+    responses((status = 101, description = "The connection is a WebSocket now.")),
+    extensions(("x-envforge-action" = json!("root.run"))))]
+async fn shell(
+    State(state): State<ShellEndpoints>,
+    caller: Caller,
+    Path((org, window)): Path<(String, String)>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let org = state.access.org(&org).await?;
+    let resource = state.access.root_window(org, &window).await?;
+    let Resource::RootWindow { workspace, window, .. } = resource else { return Err(Problem::not_found()) };
+    state.access.permit(&caller, Action::RootRun, resource).await?;
+    // Nobody but whoever asked for it, in a session of theirs.
+    caller.session_id()?;
+    let known = state.access.hot().authorization.root_window(window).ok_or_else(Problem::not_found)?;
+    if known.state.terms().is_none_or(|terms| terms.requester != caller.user) {
+        return Err(CommandError::Refused(Box::new(RootWindowRefusal::NotYours)).into());
+    }
+    let (upgrade, open) = state.admit(&caller, &headers, upgrade)?;
+    if known.state.terms().is_some_and(|terms| terms.access != RootAccess::Shell) {
+        return Err(CommandError::Refused(Box::new(RootWindowRefusal::ForCommand)).into());
+    }
+    let ground = state.ground_on(&caller, Action::RootRun, resource);
+    Ok(upgraded(upgrade, move |socket| async move {
+        state.serve_root(Client::new(socket), ground, workspace, window).await;
+        drop(open);
+    }))
+}
+
+impl ShellEndpoints {
+    async fn serve_root(self, mut client: Client, ground: Ground, workspace: WorkspaceId, window: RootWindowId) {
+        let Some(order) = client.order::<Order>().await else { return };
+        match self.begin_root(&ground, workspace, window, order).await {
+            Err(problem) => client.refuse(&problem).await,
+            Ok(open) => {
+                client.say(&json!({ "type": "opened", "lasting": false })).await;
+                // How it ended is the host's to tell, and the window's record.
+                client.carry(open, &ground, ROOT_WINDOW_MAX.to_duration(), self.stop()).await;
+            }
+        }
+    }
+
+    async fn begin_root(
+        &self,
+        ground: &Ground,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        order: Order,
+    ) -> Result<OpenShell, Problem> {
+        let ShellWhat::Terminal { size, term, words, .. } = ShellWhat::try_from(order)? else {
+            return Err(Problem::value("open", "a terminal: the shell of a root window is on one"));
+        };
+        if !words.is_empty() {
+            return Err(Problem::value("words", "none: the window is for a shell"));
+        }
+        let caller = ground.caller_now();
+        let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
+        let context = self.context(ground);
+        act!(self.access, &caller, permit, async {
+            still_stands(&self.access, window, context.now)?;
+            root_windows::run(self.commands(), permit, &context, window, Vec::new()).await
+        });
+        let coming = self.host()?.host().attach_root(ground.resource.org(), workspace, window, size, term);
+        tokio::select! {
+            came = coming => came.map_err(Problem::from),
+            why = self.over_before(window) => Err(ShellFailure::NotStarted { reason: why.to_owned() }.into()),
+        }
+    }
+
+    /// Why no shell comes to be any more.
+    async fn over_before(&self, window: RootWindowId) -> &'static str {
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let Some(known) = self.access.hot().authorization.root_window(window) else { continue };
+            let ended = known.state.command().and_then(|command| command.ended.as_ref());
+            match ended.map(|ended| ended.outcome) {
+                Some(RootOutcome::NoRoot) => {
+                    return "EnvForge is not root on the workspace's host, so it cannot give root";
+                }
+                Some(_) => return "its host did not begin it",
+                None if matches!(known.state, RootWindow::Over(_)) => return "the root window is over",
+                None => {}
+            }
+        }
+    }
+}
