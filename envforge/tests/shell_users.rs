@@ -136,6 +136,34 @@ async fn a_command_is_the_workspaces_user_and_works_in_a_clone_of_its_own() {
     machine.host.shutdown().await;
 }
 
+/// Who a shell's user is by name, and what of it the machine knows: nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workspaces_user_has_a_name_and_a_home_and_the_machine_keeps_its_own_accounts() {
+    let Some(machine) = Machine::open().await else { return };
+    let before = std::fs::read("/etc/passwd").unwrap();
+    let script = "id -un; id -gn; echo ~workspace; echo \"$HOME\"; python3 -c 'import pwd, os; print(pwd.getpwuid(os.getuid()).pw_shell)'; \
+                  getent passwd root | cut -d: -f1; echo more >> /etc/passwd || echo kept";
+    let (text, _) = all_of(machine.shell(ShellWhat::Command { words: words(script) }).await).await;
+    let home = machine.work().with_file_name("home").display().to_string();
+    let mut lines = text.lines();
+    let known: Vec<_> = lines.by_ref().take(6).collect();
+    assert_eq!(known[..4], ["workspace", "workspace", &home, &home], "{text}");
+    assert!(known[4].ends_with("sh") && known[5] == "root" && text.ends_with("kept\n"), "{text}");
+    // A terminal that lasts is the same somebody.
+    let size = TerminalSize { columns: 80, rows: 24 };
+    let what = ShellWhat::Terminal { size, term: "xterm".to_owned(), lasting: true, words: Vec::new() };
+    let mut open = machine.shell(what).await;
+    if open.facts.lasting {
+        open.input.send(ShellInput::Data(b"whoami; exit\r".to_vec())).await.unwrap();
+        let (text, _) = all_of(open).await;
+        assert!(text.contains("\nworkspace"), "{text}");
+    } else {
+        assert!(open.facts.notice.is_some());
+    }
+    assert_eq!(std::fs::read("/etc/passwd").unwrap(), before);
+    machine.host.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_reads_nothing_of_the_hosts() {
     let Some(machine) = Machine::open().await else { return };

@@ -9,6 +9,7 @@
 //! manifest's parser. CPU and memory limits are declared and metered, not enforced. A process that clears its environment,
 //! leaves its process group and loses its parent is beyond what this agent can find; a VM's cgroup is the answer to that.
 
+mod accounts;
 mod backoff;
 mod checkout;
 mod config;

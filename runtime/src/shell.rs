@@ -1,9 +1,9 @@
 //! Shells on this host: a terminal, a command or SSH in a workspace, whether its runtime is awake or not.
 //!
-//! Layout, beside what the runtime has: `workspaces/<workspace>/shell/{home,work}`, a home and a clone of the repository that are
-//! the team's own and that no wake touches, and `shells/<shell>.json`, what to find again after a kill -9. Each shell is a family
-//! of processes of its own, with an environment that holds no secret. Lasting terminals are tmux sessions, one server a person
-//! and workspace; they end with whoever may no more, and with this process.
+//! Layout, beside what the runtime has: `workspaces/<workspace>/shell/{home,work}`, a home and a clone of the repository that are the
+//! team's own and that no wake touches, and `shells/<shell>.json`, what to find again after a kill -9. Each shell is a family of processes
+//! of its own, with an environment that holds no secret. Lasting terminals are tmux sessions, one server a person and workspace; they end
+//! with whoever may no more, and with this process.
 //!
 //! Not here: whether somebody may (the caller has asked), and carrying bytes (`shell_process`).
 
@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accounts;
 use crate::checkout::Checkout;
 use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE, is_name, is_reserved};
 use crate::failure::{CheckoutFailure, OpenError};
@@ -41,6 +43,7 @@ use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
 use crate::shell_process::{CHUNKS_MAX, Plan, Started};
 use crate::shell_ssh;
+use crate::terminal::{Who, in_own_session};
 use crate::unix_user::{self, Handing, UnixUser, UserBlock};
 use crate::wake::Host;
 use crate::workspace::JobPlace;
@@ -475,8 +478,10 @@ pub(crate) async fn run_job(
         }
         (block, _) => block.as_ref().map(UserBlock::shell),
     };
-    let plan =
-        Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None, user };
+    let accounts = accounts::written(host.place(workspace), block, login_shell().remove(0)).await;
+    let accounts = accounts.map_err(|error| not_started(&error))?;
+    let (directory, environment, who) = (&directory, &environment, (user, accounts.as_deref()));
+    let plan = Plan { helper: &helper, words: &words, directory, environment, terminal: None, who };
     let started = match plan.start() {
         Ok(started) => started,
         Err(error) => {
@@ -523,6 +528,8 @@ pub(crate) struct Directories {
     pub(crate) work: PathBuf,
     /// Whose they are, and who works there.
     block: Option<UserBlock>,
+    /// Where that somebody has a name.
+    accounts: Option<PathBuf>,
 }
 
 impl Directories {
@@ -531,23 +538,26 @@ impl Directories {
         let place = host.place(workspace);
         let root = place.join("shell");
         let block = block_of(host, workspace).await?;
-        let directories = Self { home: root.join("home"), work: root.join("work"), block };
-        let made = directories.clone();
-        blocking(move || match &made.block {
-            None => private_directory(&made.home),
-            Some(block) => {
-                let entered = UnixUser { uid: 0, gid: block.shell().gid };
-                unix_user::directory_of(&place, entered, 0o710)?;
-                unix_user::directory_of(&root, entered, 0o710)?;
-                unix_user::directory_of(&made.home, block.shell(), 0o700)
-            }
+        let mut directories = Self { home: root.join("home"), work: root.join("work"), block, accounts: None };
+        let (made, above) = (directories.clone(), place.clone());
+        blocking(move || {
+            let Some(block) = &made.block else { return private_directory(&made.home) };
+            let entered = UnixUser { uid: 0, gid: block.shell().gid };
+            unix_user::directory_of(&above, entered, 0o710)?;
+            unix_user::directory_of(&root, entered, 0o710)?;
+            unix_user::directory_of(&made.home, block.shell(), 0o700)
         })
         .await?;
+        directories.accounts = accounts::written(place, directories.block.clone(), login_shell().remove(0)).await?;
         Ok(directories)
     }
 
     fn user(&self) -> Option<UnixUser> {
         self.block.as_ref().map(UserBlock::shell)
+    }
+
+    fn who(&self) -> Who<'_> {
+        (self.user(), self.accounts.as_deref())
     }
 }
 
@@ -682,8 +692,8 @@ impl Opening {
         terminal: Option<TerminalSize>,
         environment: &Environment,
     ) -> io::Result<Started> {
-        let (directory, user) = (&self.directories.work, self.directories.user());
-        Plan { helper: &self.helper, words, directory, environment, terminal, user }.start()
+        let (directory, who) = (&self.directories.work, self.directories.who());
+        Plan { helper: &self.helper, words, directory, environment, terminal, who }.start()
     }
 
     /// Built from nothing: no secret, and nothing of EnvForge's own.
@@ -764,19 +774,13 @@ impl Opening {
 
     /// Runs tmux for a moment, without a terminal.
     async fn run(&self, words: &[String], environment: &Environment) -> Result<(), String> {
-        let mut command = tokio::process::Command::new(&words[0]);
-        command.args(&words[1..]);
-        crate::process::contain(&mut command, environment);
-        if let Some(user) = self.directories.user() {
-            user.apply(&mut command);
-        }
-        command.current_dir(&self.directories.work);
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => "this host has no tmux".to_owned(),
-            _ => format!("tmux could not be started ({error})"),
-        })?;
+        let mut command = in_own_session(&self.helper, None, self.directories.who(), words);
+        command.env_clear().envs(environment.iter()).current_dir(&self.directories.work).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(|error| format!("tmux could not be started ({error})"))?;
         match tokio::time::timeout(TMUX_PATIENCE, child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) if status.code() == Some(127) => Err("this host has no tmux".to_owned()),
             _ => Err("tmux begins no session here".to_owned()),
         }
     }

@@ -18,8 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::environment::Environment;
 use crate::process::{Ended, Family, Leader};
-use crate::terminal::{self, Terminal};
-use crate::unix_user::UnixUser;
+use crate::terminal::{self, Terminal, Who};
 
 /// One read of output.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -38,8 +37,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) directory: &'a std::path::Path,
     pub(crate) environment: &'a Environment,
     pub(crate) terminal: Option<TerminalSize>,
-    /// Who it runs as, where that is not EnvForge's own user.
-    pub(crate) user: Option<UnixUser>,
+    pub(crate) who: Who<'a>,
 }
 
 /// Something that runs, with its streams.
@@ -61,7 +59,7 @@ impl Plan<'_> {
     pub(crate) fn start(&self) -> io::Result<Started> {
         let opened = self.terminal.map(Terminal::open).transpose()?;
         let path = opened.as_ref().map(|(_, path)| path.as_path());
-        let mut command: Command = terminal::in_own_session(self.helper, path, self.user, self.words);
+        let mut command: Command = terminal::in_own_session(self.helper, path, self.who, self.words);
         let streams = |terminal: bool| if terminal { Stdio::null() } else { Stdio::piped() };
         command
             .env_clear()

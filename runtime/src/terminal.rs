@@ -20,6 +20,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
+use crate::accounts;
 use crate::unix_user::UnixUser;
 
 /// First argument of the binary by which it becomes what a shell runs. No verb: people never type it.
@@ -27,7 +28,7 @@ const EXEC: &str = "shell-exec";
 /// In the place of a terminal: none.
 const NO_TERMINAL: &str = "-";
 /// In the place of a user: whoever runs this.
-const NOBODY_ELSE: &str = "-";
+const NOBODY: &str = "-";
 
 /// This side's end. Closing it hangs up.
 pub(crate) struct Terminal(AsyncFd<OwnedFd>);
@@ -92,17 +93,21 @@ fn read_all(terminal: &impl AsFd, buffer: &mut [u8]) -> rustix::io::Result<usize
     Ok(filled)
 }
 
+/// Who something runs as, where that is not EnvForge's own user, and where that user has a name (`accounts`).
+pub(crate) type Who<'a> = (Option<UnixUser>, Option<&'a Path>);
+
 /// Runs words in a session of their own, on a terminal where one is named, by way of `helper`; as somebody else where there is
 /// a user. The helper becomes that user last: it need not be able to enter where the helper lies.
 pub(crate) fn in_own_session(
     helper: &Path,
     terminal: Option<&Path>,
-    user: Option<UnixUser>,
+    (user, accounts): Who<'_>,
     words: &[String],
 ) -> Command {
-    let user = user.map_or_else(|| NOBODY_ELSE.to_owned(), |user| format!("{}:{}", user.uid, user.gid));
+    let user = user.map_or_else(|| NOBODY.to_owned(), |user| format!("{}:{}", user.uid, user.gid));
     let mut command = Command::new(helper);
-    command.arg(EXEC).arg(terminal.unwrap_or(Path::new(NO_TERMINAL))).arg(user).args(words);
+    let (nowhere, unnamed) = (Path::new(NO_TERMINAL), Path::new(NOBODY));
+    command.arg(EXEC).arg(terminal.unwrap_or(nowhere)).arg(user).arg(accounts.unwrap_or(unnamed)).args(words);
     command
 }
 
@@ -112,7 +117,12 @@ pub fn shell_main(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitC
     if arguments.next()?.to_str()? != EXEC {
         return None;
     }
-    let (terminal, user, program) = (arguments.next()?, arguments.next()?, arguments.next()?);
+    let (terminal, user, accounts) = (arguments.next()?, arguments.next()?, arguments.next()?);
+    let program = arguments.next()?;
+    if accounts != NOBODY {
+        // Without a name it runs all the same; where nothing may be mounted that is how it is.
+        let _ = accounts::enter(Path::new(&accounts));
+    }
     let mut becoming = std::process::Command::new(&program);
     becoming.args(arguments);
     if let Err(error) = take(&terminal, read_user(&user), &mut becoming) {

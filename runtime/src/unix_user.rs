@@ -1,4 +1,4 @@
-//! Unix users of workspaces: a block of ids for each workspace, one id for each of its services, none of them in /etc/passwd.
+//! Unix users of workspaces: a block of ids for each workspace, one id for each of its services, none of them in the machine's /etc/passwd.
 //!
 //! Where EnvForge runs as root, a service runs as a user of its own, so that neither its siblings nor the workspace's shell
 //! read its environment from /proc or its files from its home. The first id of a block is the shell's user and the block's
@@ -85,6 +85,12 @@ impl UserBlock {
     pub(crate) fn service_named(&self, name: &str) -> Option<UnixUser> {
         let index = *self.services.get(name)?;
         Some(UnixUser { uid: self.first() + index, gid: self.first() })
+    }
+
+    /// Services and jobs that have an id.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, UnixUser)> {
+        let gid = self.first();
+        self.services.iter().map(move |(name, index)| (name.as_str(), UnixUser { uid: gid + index, gid }))
     }
 
     /// Whether an id is one of this block's.

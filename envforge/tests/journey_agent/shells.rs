@@ -46,9 +46,8 @@ impl Team {
     /// The agent connects to `at`.
     pub(crate) async fn on(site: Site, dev: TestProcess, at: &str) -> Self {
         site.commit(MANIFEST);
-        // Nobody else enters here: shells run as the agent's own user. OpenSSH's file transfer insists on an entry in /etc/passwd, which users of
-        // workspaces do not have.
-        std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        // As on a machine of its own: where the agent is root, shells are the workspace's user.
+        std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let token = site.enrolment("builder");
         let agent = site.agent("builder", at, Some(&token));
         site.until_host("builder", "active").await;
