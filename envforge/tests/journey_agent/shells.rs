@@ -45,9 +45,20 @@ impl Team {
 
     /// The agent connects to `at`.
     pub(crate) async fn on(site: Site, dev: TestProcess, at: &str) -> Self {
+        // Nobody else enters here: shells run as the agent's own user, and write where these tests look.
+        Self::in_folder(site, dev, at, 0o700).await
+    }
+
+    /// As on a machine of its own: where the agent is root, shells are the workspace's user.
+    async fn with_users() -> Self {
+        let (site, dev) = Site::new();
+        let at = site.at();
+        Self::in_folder(site, dev, &at, 0o711).await
+    }
+
+    async fn in_folder(site: Site, dev: TestProcess, at: &str, mode: u32) -> Self {
         site.commit(MANIFEST);
-        // As on a machine of its own: where the agent is root, shells are the workspace's user.
-        std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        std::fs::set_permissions(site.dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
         let token = site.enrolment("builder");
         let agent = site.agent("builder", at, Some(&token));
         site.until_host("builder", "active").await;
@@ -326,7 +337,7 @@ async fn where_the_line_breaks_what_a_shell_ran_ends_and_the_log_says_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_and_logs_come_over_the_line_and_openssh_does() {
     Tool::SftpServer.path();
-    let team = Team::start().await;
+    let team = Team::with_users().await;
     let ran = team.dana(&["run", "unit", "--workspace", "main"], "");
     let (out, err) = (String::from_utf8(ran.stdout).unwrap(), String::from_utf8_lossy(&ran.stderr).into_owned());
     assert_eq!(ran.status.code(), Some(3), "{out}{err}");
