@@ -31,7 +31,11 @@ const SYSTEM_BYTES_MAX: u64 = 4 * 1024 * 1024;
 ///
 /// # Errors
 /// Where they cannot be written.
-pub(crate) async fn written(place: PathBuf, block: Option<UserBlock>, login_shell: String) -> io::Result<Option<PathBuf>> {
+pub(crate) async fn written(
+    place: PathBuf,
+    block: Option<UserBlock>,
+    login_shell: String,
+) -> io::Result<Option<PathBuf>> {
     let Some(block) = block else { return Ok(None) };
     blocking(move || write(&place, &block, &login_shell)).await
 }
