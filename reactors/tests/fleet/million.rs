@@ -175,7 +175,7 @@ impl Site {
 
     /// The agent of an instance says whose it is; one in a hundred lies, and one in twenty never comes.
     fn enrol(&mut self, host: HostId) {
-        if host.as_uuid().as_u128() % 20 == 0 {
+        if host.as_uuid().as_u128().is_multiple_of(20) {
             return;
         }
         let Some(Machine::Live(live)) = self.machines.get(&host).cloned() else { return };
