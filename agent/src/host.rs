@@ -8,7 +8,9 @@ use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
 use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
-use envforge_runtime::{Awake, LocalHost, OpenShell, Reports, ShellLogin, SleepFailure, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{
+    Awake, EndedShell, LocalHost, OpenShell, Reports, ShellLogin, SleepFailure, Stage, WakeFailure, WakeOrder,
+};
 use tokio::sync::watch;
 
 use crate::remote::RemoteHost;
@@ -117,6 +119,17 @@ impl Host {
                 Ok(())
             }
             Self::Remote(host) => host.end_lasting_shells(workspace, user).await,
+        }
+    }
+
+    /// See `LocalHost::known_shells`; of an agent's host those of its organization.
+    ///
+    /// # Errors
+    /// Where the host does not say all of it.
+    pub async fn known_shells(&self) -> io::Result<Vec<EndedShell>> {
+        match self {
+            Self::Local(host) => Ok(host.known_shells().into_iter().map(|(what, _)| what).collect()),
+            Self::Remote(host) => host.known_shells().await,
         }
     }
 

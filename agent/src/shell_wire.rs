@@ -33,6 +33,8 @@ pub(crate) const COMMIT: &str = "commit";
 pub(crate) const LASTING: &str = "lasting";
 /// Ends that the log may not know, as they come to be.
 pub(crate) const ENDS: &str = "ends";
+/// What is open there, and whose end is untold.
+pub(crate) const KNOWN: &str = "known";
 
 /// The largest block: all input that a client may have on its way.
 const BLOCK_BYTES_MAX: usize = SHELL_WINDOW_BYTES;
@@ -347,7 +349,7 @@ impl LastingAnswer {
     }
 }
 
-/// An end, both ways: the agent says it, and the control plane says it back once the log knows.
+/// An end, both ways: the agent says it, and the control plane says it back once the log knows. Also what an agent knows of.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EndMessage {

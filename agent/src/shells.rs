@@ -27,8 +27,8 @@ use crate::remote::RemoteHost;
 use crate::root_wire::ROOT;
 use crate::roots::Roots;
 use crate::shell_wire::{
-    COMMIT, ENDS, EndMessage, JOB, JobCall, LASTING, LOG_BYTES_MAX, LOGS, LastingAnswer, LastingCall, LogsAnswer,
-    LogsCall, SHELL, ShellAnswer, ShellCall, read_input, read_output, write_input, write_output,
+    COMMIT, ENDS, EndMessage, JOB, JobCall, KNOWN, LASTING, LOG_BYTES_MAX, LOGS, LastingAnswer, LastingCall,
+    LogsAnswer, LogsCall, SHELL, ShellAnswer, ShellCall, read_input, read_output, write_input, write_output,
 };
 use crate::stream::ByteStream;
 use crate::wire::StreamHeader;
@@ -41,6 +41,8 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 const END_WAIT: Duration = Duration::from_secs(10);
 /// A host that lists more is none.
 const LASTING_MAX: usize = 10_000;
+/// So does one that knows more shells and jobs: open ones, and ends that nobody has told yet.
+const KNOWN_MAX: usize = 100_000;
 const COMMIT_CHARS_MAX: usize = 64;
 
 /// What an agent serves on byte streams.
@@ -60,6 +62,7 @@ pub fn programs() -> StreamHandler {
                 Box::new(move |stream| quietly(roots.serve(stream, host, workspace)).boxed())
             }
             ENDS => Box::new(move |stream| quietly(ends(stream, host, org)).boxed()),
+            KNOWN => Box::new(move |stream| quietly(known(stream, host, org)).boxed()),
             _ => return None,
         };
         Some(program)
@@ -215,6 +218,15 @@ async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()>
     }
 }
 
+/// Says each shell and job that it knows, and `null` after the last.
+async fn known(mut stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()> {
+    for (what, place) in host.known_shells().into_iter().filter(|(_, place)| place.org == org) {
+        frame::write(&mut stream, &Some(EndMessage::of(what, place))).await?;
+    }
+    frame::write(&mut stream, &None::<EndMessage>).await?;
+    stream.shutdown().await
+}
+
 pub(crate) async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(ANSWER_WAIT, wait).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
@@ -346,6 +358,25 @@ impl RemoteHost {
             let mut stream = self.open_stream(self.header(workspace, LASTING)).await?;
             frame::write(&mut stream, &LastingCall::End { user }).await?;
             frame::expect(&mut stream).await
+        })
+        .await
+    }
+
+    /// See `LocalHost::known_shells`; those of the connection's organization.
+    ///
+    /// # Errors
+    /// Where the host does not answer, or does not say all of it.
+    pub async fn known_shells(&self) -> io::Result<Vec<EndedShell>> {
+        let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
+        timed(async {
+            let mut stream = self.open_stream(self.header(nowhere, KNOWN)).await?;
+            let mut all = Vec::new();
+            while let Some(known) = frame::expect::<Option<EndMessage>, _>(&mut stream).await? {
+                let known = known.read(self.org()).filter(|_| all.len() < KNOWN_MAX);
+                let (what, _) = known.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+                all.push(what);
+            }
+            Ok(all)
         })
         .await
     }

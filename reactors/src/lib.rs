@@ -8,6 +8,7 @@ mod errand;
 pub mod fleet;
 mod following;
 mod host_machine;
+mod open_shells;
 mod permit;
 pub mod root_reactor;
 mod runtime_reactor;

@@ -138,6 +138,11 @@ impl SharedWorld {
         self.read().holder_of(machine)
     }
 
+    /// Whether the log was read to its end once.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        self.listeners().caught_up
+    }
+
     /// Hears of one organization, or of all.
     pub(crate) fn listen(&self, org: Option<OrgId>) -> Listening {
         let mailbox = Arc::new(Mailbox::default());

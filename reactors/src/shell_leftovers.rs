@@ -1,7 +1,11 @@
 //! Ends of shells and jobs that nobody could tell: whoever carried them was killed, or the line to their host was cut.
 //!
+//! A host's own records say what ended there. What is open by the log and unknown to its host never began, or left no record: it is
+//! looked for again and again.
+//!
 //! Not here: ending them (runtime, agent), and the ends that whoever carries a shell sees (api).
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use envforge_agent::Host;
@@ -12,18 +16,62 @@ use envforge_domain::shell::ShellEnd;
 use envforge_domain::time::SharedClock;
 use envforge_runtime::{EndedShell, ShellPlace};
 
+use crate::host_machine::HostMachine;
+use crate::open_shells::Looks;
 use crate::permit::system_permit;
+use crate::shared_world::SharedWorld;
 
 const ATTEMPTS_MAX: u32 = 60;
+/// How often what is open by the log is held against what its host knows.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Tells each once: those of this machine's host that an earlier process left behind, and those of an agent's for as long as its
-/// connection lives. What could not be told is told by the next start, or on the next connection.
-pub async fn tell_shell_ends(commands: Commands, host: Host, clock: SharedClock) {
+/// Tells what this machine's host has on record from an earlier process, what an agent's comes to have for as long as its connection
+/// lives, and what is open by the log and neither knows. Goes on until it is dropped: what could not be told is told by the next
+/// start, or on the next connection. Two that tell the same tell it once.
+pub async fn tell_shell_ends(
+    world: SharedWorld,
+    commands: Commands,
+    host: Host,
+    machine: HostMachine,
+    clock: SharedClock,
+) {
+    tokio::join!(tell_recorded(&commands, &host, &clock), tell_lost(&world, &commands, &host, &machine, &clock));
+}
+
+async fn tell_lost(world: &SharedWorld, commands: &Commands, host: &Host, machine: &HostMachine, clock: &SharedClock) {
+    let mut looks = Looks::new(clock.now());
+    let mut tick = tokio::time::interval(LOOK_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if !world.is_caught_up() {
+            continue;
+        }
+        let now = clock.now();
+        let open = world.read().shells_of(machine.host, machine.org, now);
+        if open.is_empty() {
+            continue;
+        }
+        let known: HashSet<_> = match host.known_shells().await {
+            Ok(known) => known.into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(host = %machine.host, %error, "a host does not say which shells it knows");
+                continue;
+            }
+        };
+        for (what, place) in looks.look(&open, &known, now) {
+            tracing::warn!(?what, host = %machine.host, "a shell or job of which its host knows nothing is lost");
+            tell(commands, clock, what, place).await;
+        }
+    }
+}
+
+async fn tell_recorded(commands: &Commands, host: &Host, clock: &SharedClock) {
     match host {
         Host::Local(host) => {
             let left = host.untold_ends().borrow().clone();
             for end in left {
-                if tell(&commands, &clock, end.what, end.place).await
+                if tell(commands, clock, end.what, end.place).await
                     && let Err(error) = host.told(end.what).await
                 {
                     tracing::warn!(what = ?end.what, %error, "the record of what was left was not removed");
@@ -39,7 +87,7 @@ pub async fn tell_shell_ends(commands: Commands, host: Host, clock: SharedClock)
                 }
             };
             while let Some((what, place)) = ends.next().await {
-                if tell(&commands, &clock, what, place).await && ends.told(what, place).await.is_err() {
+                if tell(commands, clock, what, place).await && ends.told(what, place).await.is_err() {
                     return;
                 }
             }

@@ -11,7 +11,7 @@ use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
-use envforge_domain::ids::{CommitId, CorrelationId, LinkId, OrgId, ProjectId, RootWindowId, WorkspaceId};
+use envforge_domain::ids::{CommitId, CorrelationId, HostId, LinkId, OrgId, ProjectId, RootWindowId, WorkspaceId};
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
 use envforge_domain::root_window::{RootWindow, RootWindowCommand, RootWindowEvent};
@@ -21,6 +21,9 @@ use envforge_domain::slug::OrgSlug;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::{ActiveWorkspace, Workspace};
 use envforge_projections::placement::PlacementView;
+use envforge_runtime::EndedShell;
+
+use crate::open_shells::{OpenShell, OpenShells};
 
 /// The fold.
 #[derive(Default)]
@@ -44,6 +47,7 @@ pub struct World {
     no_secrets: Secrets,
     /// Those that are not over.
     root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
+    shells: OpenShells,
 }
 
 /// A runtime with what idle sleep and causation need.
@@ -115,8 +119,6 @@ impl World {
                 | Event::Denial(_)
                 | Event::Decision(_)
                 | Event::ServiceToken(_)
-                | Event::Shell(_)
-                | Event::JobRun(_)
                 // Those of providers are the fleet's.
                 | Event::Machine(_) => {}
                 Event::Secrets(event) => {
@@ -126,6 +128,16 @@ impl World {
                         known.1 = Some(*owner);
                     }
                     known.2 = Secrets::evolve(std::mem::take(&mut known.2), event);
+                }
+                Event::Shell(event) => {
+                    if let Ok(shell) = recorded.commit.stream.key().parse() {
+                        self.shells.apply_shell(org, shell, event);
+                    }
+                }
+                Event::JobRun(event) => {
+                    if let Ok(run) = recorded.commit.stream.key().parse() {
+                        self.shells.apply_job(org, run, event);
+                    }
                 }
                 Event::RootWindow(event) => {
                     if let Ok(window) = recorded.commit.stream.key().parse() {
@@ -298,6 +310,18 @@ impl World {
             Workspace::Active(active) => Some(active),
             Workspace::Unknown | Workspace::Archived { .. } => None,
         }
+    }
+
+    /// Shells and jobs that are open by the log and of which this host's word counts: it serves one organization, or all. A job is
+    /// where its runtime is; where that is nowhere, and where its longest time is over, every host's word will do.
+    pub(crate) fn shells_of(&self, host: HostId, org: Option<OrgId>, now: UnixMillis) -> Vec<(EndedShell, OpenShell)> {
+        let runs_on = |open: &OpenShell| self.runtimes.get(&open.place.workspace).and_then(|known| known.state.host());
+        let counts = |what: &EndedShell, open: &OpenShell| match what {
+            EndedShell::Shell(_) => open.host == Some(host),
+            EndedShell::Job(_) => runs_on(open).is_none_or(|runs_on| runs_on == host),
+        };
+        let all = self.shells.iter().filter(|(_, open)| org.is_none_or(|org| org == open.place.org));
+        all.filter(|(what, open)| counts(what, open) || open.is_over_time(*what, now)).collect()
     }
 
     /// All owners of secrets.

@@ -32,7 +32,7 @@ use crate::process::{self, Family, KILL_PATIENCE, Survivors};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
 use crate::root::{self, RootRuns, TakenRoot};
-use crate::shell::{self, EndedShell, OpenShell, Shells, UntoldEnd};
+use crate::shell::{self, EndedShell, OpenShell, ShellPlace, Shells, UntoldEnd};
 use crate::unix_user::UnixUsers;
 use crate::wake::{Host, Runtimes};
 use crate::workspace::{Message, Started, Workspace};
@@ -393,6 +393,11 @@ impl LocalHost {
     /// Ends of shells and jobs that the log may not know: of an earlier process of this host, and those that are kept.
     pub fn untold_ends(&self) -> watch::Receiver<Vec<UntoldEnd>> {
         self.0.host.shells.untold()
+    }
+
+    /// Shells and jobs that are open here or about to be, and those whose ends are untold.
+    pub fn known_shells(&self) -> Vec<(EndedShell, ShellPlace)> {
+        self.0.host.shells.known()
     }
 
     /// An end stands in the log: nothing of it has to be found or told again.

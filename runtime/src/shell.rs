@@ -7,7 +7,9 @@
 //!
 //! Not here: whether somebody may (the caller has asked), and carrying bytes (`shell_process`).
 
-use std::collections::{BTreeMap, HashMap};
+mod job;
+
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,9 +20,7 @@ use std::time::Duration;
 
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
-use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
-use envforge_domain::secret::Secret;
 use envforge_domain::shell::{
     LastingShell, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
 };
@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::checkout::Checkout;
-use crate::environment::{Environment, MARKER_VARIABLE, SERVICE_VARIABLE, is_name, is_reserved};
+use crate::environment::{Environment, MARKER_VARIABLE};
 use crate::failure::{CheckoutFailure, OpenError};
 use crate::git_login::{GitLogin, LoginSocket, ShellLogin, ShellLogins};
 use crate::output::private_directory;
@@ -43,7 +43,8 @@ use crate::shell_process::{CHUNKS_MAX, Plan, Started};
 use crate::shell_ssh;
 use crate::unix_user::{self, Handing, UnixUser, UserBlock};
 use crate::wake::Host;
-use crate::workspace::JobPlace;
+
+pub(crate) use job::{name_of_job, run_job};
 
 /// Shells of all workspaces together.
 const SHELLS_MAX: usize = 512;
@@ -73,6 +74,8 @@ pub(crate) struct Shells {
     jobs: Records<JobRunId, JobRecord>,
     /// What has ended and must still be told: of an earlier process of this host, and of this one where `keeps_ends` is set.
     untold: watch::Sender<Vec<UntoldEnd>>,
+    /// All of which there is a record, or is about to be: what is open, and whose end is untold.
+    known: Mutex<HashMap<EndedShell, ShellPlace>>,
     keeps_ends: AtomicBool,
 }
 
@@ -122,7 +125,7 @@ pub struct ShellPlace {
 }
 
 /// What has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndedShell {
     Shell(ShellId),
     Job(JobRunId),
@@ -222,6 +225,7 @@ impl Shells {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             jobs,
+            known: Mutex::new(untold.iter().map(|end: &UntoldEnd| (end.what, end.place)).collect()),
             untold: watch::channel(untold).0,
             keeps_ends: AtomicBool::new(false),
         })
@@ -252,6 +256,15 @@ impl Shells {
         self.untold.subscribe()
     }
 
+    /// What is open or about to be, and what has ended and must still be told.
+    pub(crate) fn known(&self) -> Vec<(EndedShell, ShellPlace)> {
+        self.all_known().iter().map(|(what, place)| (*what, *place)).collect()
+    }
+
+    fn all_known(&self) -> std::sync::MutexGuard<'_, HashMap<EndedShell, ShellPlace>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Jobs of a workspace that an earlier process ran.
     pub(crate) fn jobs_left_in(&self, workspace: WorkspaceId) -> Vec<JobRunId> {
         let job = |end: &UntoldEnd| match end.what {
@@ -276,6 +289,7 @@ impl Shells {
             EndedShell::Shell(shell) => self.forget(shell).await?,
             EndedShell::Job(run) => self.forget_job(run).await?,
         }
+        self.all_known().remove(&what);
         self.untold.send_if_modified(|untold| {
             let before = untold.len();
             untold.retain(|end| end.what != what);
@@ -382,9 +396,9 @@ pub(crate) async fn open(
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let directories = Directories::of(&host, order.workspace).await.map_err(|error| not_started(&error))?;
     let opening = Opening { host: Arc::clone(&host), order, helper, directories, git: None };
-    let record = opening.record().await.map_err(|error| not_started(&error))?;
     let ShellOrder { shell, org, project, workspace, .. } = opening.order;
-    let recorded = Recorded { host: Arc::clone(&host), shell, place: ShellPlace { org, project, workspace } };
+    let recorded = Recorded::new(&host, EndedShell::Shell(shell), ShellPlace { org, project, workspace });
+    let record = opening.record().await.map_err(|error| not_started(&error))?;
     clone(&host, &opening.order, &opening.directories, login.as_ref().map(|git| &git.login)).await?;
     let git = match login.filter(|git| git.inside) {
         None => None,
@@ -403,16 +417,23 @@ pub(crate) async fn open(
     Ok(OpenShell { facts, input, output })
 }
 
-/// A shell that is written down. Dropped where it is over, however it came to that.
+/// A shell or job that is written down, or about to be. Dropped where it is over, however it came to that.
 struct Recorded {
     host: Arc<Host>,
-    shell: ShellId,
+    what: EndedShell,
     place: ShellPlace,
+}
+
+impl Recorded {
+    fn new(host: &Arc<Host>, what: EndedShell, place: ShellPlace) -> Self {
+        host.shells.all_known().insert(what, place);
+        Self { host: Arc::clone(host), what, place }
+    }
 }
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        let (host, what, place) = (Arc::clone(&self.host), EndedShell::Shell(self.shell), self.place);
+        let (host, what, place) = (Arc::clone(&self.host), self.what, self.place);
         self.host.shells.tasks.spawn(async move { host.shells.ended(what, place).await });
     }
 }
@@ -436,84 +457,6 @@ fn take_place(host: &Arc<Host>, workspace: WorkspaceId) -> Result<Place, ShellFa
 
 pub(crate) fn not_started(reason: &dyn std::fmt::Display) -> ShellFailure {
     ShellFailure::NotStarted { reason: reason.to_string() }
-}
-
-/// In the place of a service's name, none of which holds a colon.
-pub(crate) fn name_of_job(run: JobRunId) -> String {
-    format!("job:{run}")
-}
-
-/// Runs a job among the processes of its runtime, with which it ends. INVARIANT: it is written down before it starts.
-/// `secrets`: what it is given, by name; a job that has some runs as a user of its own where services do.
-pub(crate) async fn run_job(
-    host: Arc<Host>,
-    order: JobOrder,
-    secrets: BTreeMap<String, Secret>,
-    place: JobPlace,
-) -> Result<OpenShell, ShellFailure> {
-    let counted = take_place(&host, order.workspace)?;
-    let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
-    let JobOrder { run, org, project, workspace, name: job, command, secrets: _ } = order;
-    let JobPlace { directory, mut environment, record } = place;
-    let name = name_of_job(run);
-    environment.set(SERVICE_VARIABLE, name.as_str());
-    for (name, value) in &secrets {
-        if is_reserved(name) || !is_name(name) {
-            return Err(not_started(&"it is given what no secret can be called"));
-        }
-        environment.set(name, value.expose());
-    }
-    let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: ShellPlace { org, project, workspace }.into() });
-    blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
-    let words = ["/bin/sh", "-c", &command].map(str::to_owned);
-    let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
-    let user = match (&block, secrets.is_empty()) {
-        (Some(_), false) => {
-            let (user, home) = job_user(&host, workspace, job).await.map_err(|error| not_started(&error))?;
-            environment.set("HOME", home.to_string_lossy());
-            Some(user)
-        }
-        (block, _) => block.as_ref().map(UserBlock::shell),
-    };
-    let plan =
-        Plan { helper: &helper, words: &words, directory: &directory, environment: &environment, terminal: None, user };
-    let started = match plan.start() {
-        Ok(started) => started,
-        Err(error) => {
-            let _ = host.shells.forget_job(run).await;
-            return Err(not_started(&error));
-        }
-    };
-    let mut family = record.family_of(&name);
-    if let Some(leader) = started.leader() {
-        family.groups.push(leader);
-        if let Err(error) = record.add_group(leader).await {
-            tracing::warn!(%error, "a process group could not be recorded");
-        }
-    }
-    let (input, fed) = mpsc::channel(CHUNKS_MAX);
-    let (said, output) = mpsc::channel(CHUNKS_MAX);
-    let carrying = started.carry(family, fed, said, host.shells.stop.child_token());
-    host.shells.tasks.clone().spawn(async move {
-        carrying.await;
-        drop(counted);
-        host.shells.ended(EndedShell::Job(run), ShellPlace { org, project, workspace }).await;
-    });
-    Ok(OpenShell { facts: ShellFacts::default(), input, output })
-}
-
-/// The user of a job's own, with its home: neither shells nor services read what it is given.
-async fn job_user(host: &Host, workspace: WorkspaceId, job: String) -> io::Result<(UnixUser, PathBuf)> {
-    let homes = host.place(workspace).join("homes");
-    let users = host.users.clone().ok_or(io::ErrorKind::Unsupported)?;
-    blocking(move || {
-        let name = unix_user::name_of_job(&job);
-        let user = users.of_job(workspace, &name)?;
-        let home = homes.join(name);
-        unix_user::directory_of(&home, user, 0o700)?;
-        Ok((user, home))
-    })
-    .await
 }
 
 /// What a workspace's shells have in common.

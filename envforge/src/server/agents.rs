@@ -315,6 +315,13 @@ impl Desk {
         self.hosts.enter(identity, remote.clone(), &closed);
         tracing::info!(host = %identity.host, agent_version, "an agent is connected");
         let machine = HostMachine { key: machine, host: identity.host, capacity, org: Some(identity.org) };
+        let telling = tell_shell_ends(
+            self.world.clone(),
+            self.plane.commands.clone(),
+            Host::Remote(remote.clone()),
+            machine.clone(),
+            Arc::clone(&self.plane.clock),
+        );
         let reactor = RuntimeReactor::new(
             &self.world,
             self.plane.commands.clone(),
@@ -336,8 +343,6 @@ impl Desk {
             }
             session.closed().cancel();
         };
-        let telling =
-            tell_shell_ends(self.plane.commands.clone(), Host::Remote(remote.clone()), Arc::clone(&self.plane.clock));
         let (commands, hot, clock) =
             (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
         let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);

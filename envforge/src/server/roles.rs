@@ -138,6 +138,13 @@ pub(crate) async fn start_reactors(
     let host = open_host(envforge_runtime::Config::new(state_dir)).await?;
     let machine = HostMachine::open(state_dir, Path::new(MACHINE_ID))?;
     hosts.add_local(host.clone(), machine.clone(), world.clone());
+    let telling = tell_shell_ends(
+        world.clone(),
+        plane.commands.clone(),
+        Host::Local(host.clone()),
+        machine.clone(),
+        Arc::clone(&plane.clock),
+    );
     let reactor = RuntimeReactor::new(
         world,
         plane.commands.clone(),
@@ -150,12 +157,9 @@ pub(crate) async fn start_reactors(
     let (commands, hot, clock) = (plane.commands.clone(), Arc::clone(&plane.hot), Arc::clone(&plane.clock));
     let root = RootReactor::new(commands, hot, Host::Local(host.clone()), clock);
     let (reactor_stop, root_stop) = (running.stop.clone(), running.stop.clone());
-    let telling = tell_shell_ends(plane.commands.clone(), Host::Local(host.clone()), Arc::clone(&plane.clock));
-    let (shells_stop, stopped) = (running.stop.clone(), running.stop.clone());
+    let shells_stop = running.stop.clone();
     running.essential.spawn("ends of former shells", async move {
         shells_stop.run_until_cancelled(telling).await;
-        // There is nothing more to do, and no reason to end.
-        stopped.cancelled().await;
         Ok(())
     });
     running.essential.spawn("the root reactor", async move {

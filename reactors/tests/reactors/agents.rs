@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::shells::Telling;
 use crate::site::*;
 
 /// Certificates are verified by the machine's own clock.
@@ -72,7 +73,7 @@ impl Line {
         let (identity, ()): (Result<AgentIdentity, _>, ()) = tokio::join!(enrolling, granting);
         let (local, _) = LocalHost::open(envforge_runtime::Config::new(folder.join("runtime"))).await.unwrap();
         let config = Config { control_plane: at, agent_version: "test".to_owned(), clock };
-        let agent = HostAgent::new(config, local.clone(), identity.unwrap(), Arc::new(|_, _| None));
+        let agent = HostAgent::new(config, local.clone(), identity.unwrap(), envforge_agent::programs());
         let stop = CancellationToken::new();
         Self { listener, local, agent: tokio::spawn(agent.run(stop.clone())), stop }
     }
@@ -180,4 +181,20 @@ async fn a_host_out_of_reach_is_lost_at_its_last_word_and_told_to_clear_when_it_
     line.end().await;
     stop.cancel();
     following.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_of_which_an_agents_host_knows_nothing_is_told_as_lost() {
+    let site = Site::new().await;
+    register(&site).await;
+    site.connect(id()).await;
+    site.clock.skip(Millis::from_secs(31));
+    let line = Line::new(&site).await;
+    let (remote, session) = line.connected().await;
+    let machine = HostMachine { key: "local-9".to_owned(), host: id(), capacity: capacity(), org: Some(acme()) };
+    let telling = Telling::of(&site, Host::Remote(remote), machine);
+    site.until_ended((1, 0)).await;
+    telling.stop().await;
+    drop(session);
+    line.end().await;
 }

@@ -5,5 +5,6 @@ mod agents;
 mod hosts;
 mod outages;
 mod runtimes;
+mod shells;
 mod site;
 mod timers;
