@@ -79,7 +79,7 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
         return;
     }
     let (nats, database) = (NatsServer::start(), Postgres::shared());
-    let site = Site::set_up(&nats.url(), &database.database_url());
+    let site = Site::set_up(&nats.url(), database.database_url());
     let cloud = Cloud::new(&site.dir.join("disks")).await;
     let mut roles = site.started("roles", &site.roles(&nats.url(), &cloud.gateway()));
     site.begin();
