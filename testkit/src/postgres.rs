@@ -111,6 +111,21 @@ impl Postgres {
         self.process.stderr()
     }
 
+    /// Where its files are, e.g. to search what it wrote there.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Every table of the database at `database_url`, as SQL.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub fn dump(&self) -> String {
+        let mut dump = Command::new(Tool::PostgresBin.path().join("pg_dump"));
+        dump.arg("--dbname").arg(self.database_url()).env_remove("PGPASSWORD");
+        run(&mut dump, None, None)
+    }
+
     fn url_of(&self, database: &str) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
     }

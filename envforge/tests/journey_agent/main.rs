@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
 mod authority;
+#[path = "../journey_canary/canary.rs"]
+mod canary;
 mod proxy;
 mod roots;
+mod secrets;
 mod shells;
 mod site;
 mod survival;

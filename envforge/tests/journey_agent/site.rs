@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use envforge_testkit::{TestDir, TestProcess, eventually, free_port};
@@ -30,6 +31,8 @@ pub(crate) struct Site {
     certificate_seconds: u64,
     password: String,
     starts: u32,
+    /// Every answer of the command line, by what was asked.
+    answers: Mutex<Vec<(String, Vec<u8>)>>,
 }
 
 impl Site {
@@ -42,7 +45,9 @@ impl Site {
         let ports = [free_port(), free_port(), free_port()];
         let [api_port, gateway_port, agents_port] = ports;
         let password = String::new();
-        let mut site = Self { dir, api_port, gateway_port, agents_port, certificate_seconds, password, starts: 0 };
+        let answers = Mutex::default();
+        let mut site =
+            Self { dir, api_port, gateway_port, agents_port, certificate_seconds, password, starts: 0, answers };
         let (dev, started) = site.start();
         site.password = started["owner_password"].as_str().unwrap().to_owned();
         site.repository();
@@ -63,7 +68,8 @@ impl Site {
         let dir = TestDir::new();
         let [api_port, gateway_port, agents_port] = [free_port(), free_port(), free_port()];
         let (certificate_seconds, password) = (86_400, "plum kite engine 7".to_owned());
-        let site = Self { dir, api_port, gateway_port, agents_port, certificate_seconds, password, starts: 1 };
+        let answers = Mutex::default();
+        let site = Self { dir, api_port, gateway_port, agents_port, certificate_seconds, password, starts: 1, answers };
         let owner = site.dir.join("owner-password");
         std::fs::write(site.dir.join("database-url"), database_url).unwrap();
         std::fs::write(&owner, &site.password).unwrap();
@@ -83,8 +89,12 @@ impl Site {
 
     /// All roles but those that run workspaces. `agents`: the address at which agents find them.
     pub(crate) fn roles(&self, nats: &str, agents: &str) -> Command {
-        let roles = ["serve", "api", "gateway", "projector", "agents", "--allow-local-repositories"];
-        let mut serve = self.stores(nats, &roles);
+        self.serve(&["api", "gateway", "projector", "agents"], nats, agents)
+    }
+
+    /// Some roles in one process.
+    pub(crate) fn serve(&self, roles: &[&str], nats: &str, agents: &str) -> Command {
+        let mut serve = self.stores(nats, &[&["serve", "--allow-local-repositories"], roles].concat());
         serve.args(["--gateway-url", &format!("http://dev.localhost:{}", self.gateway_port)]);
         for (name, address, port) in [
             ("listen", "127.0.0.1", self.api_port),
@@ -157,13 +167,28 @@ impl Site {
         command
     }
 
-    fn client(&self, args: &[&str], stdin: &str) -> Output {
+    /// An access token of the owner, from the API itself.
+    pub(crate) async fn access_token(&self) -> String {
+        let login = serde_json::json!({ "email": OWNER, "password": self.password });
+        let asked = self.browser().post(format!("{}/v1/auth/login", self.api())).json(&login);
+        let answer: Value = asked.send().await.unwrap().error_for_status().unwrap().json().await.unwrap();
+        answer["access_token"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn answers(&self) -> Vec<(String, Vec<u8>)> {
+        self.answers.lock().unwrap().clone()
+    }
+
+    pub(crate) fn client(&self, args: &[&str], stdin: &str) -> Output {
         let mut command = self.command_of("config", args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that asks for nothing may be gone already.
         let _ = writeln!(child.stdin.take().unwrap(), "{stdin}");
-        child.wait_with_output().unwrap()
+        let output = child.wait_with_output().unwrap();
+        let answer = [&output.stdout[..], &output.stderr].concat();
+        self.answers.lock().unwrap().push((format!("`envforge {}`", args.join(" ")), answer));
+        output
     }
 
     #[track_caller]
@@ -255,17 +280,22 @@ impl Site {
         places.filter_map(read).flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
-    /// Opens a new link as a reviewer without a browser does, and answers what the app serves.
-    pub(crate) async fn app_through_the_gateway(&self) -> String {
-        let link = self.json(&["link", "create", "--label", "review", "--for", "1h"]);
-        let share_url = link["share_url"].as_str().unwrap();
+    /// A client that finds the gateway: browsers resolve everything below `localhost` by themselves.
+    pub(crate) fn browser(&self) -> Client {
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], self.gateway_port));
-        let client = Client::builder()
+        Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .resolve("dev.localhost", loopback)
             .resolve("web--main--acme.dev.localhost", loopback)
             .build()
-            .unwrap();
+            .unwrap()
+    }
+
+    /// Opens a new link as a reviewer without a browser does, and answers what the app serves.
+    pub(crate) async fn app_through_the_gateway(&self) -> String {
+        let link = self.json(&["link", "create", "--label", "review", "--for", "1h"]);
+        let share_url = link["share_url"].as_str().unwrap();
+        let client = self.browser();
         let navigate = |request: reqwest::RequestBuilder, site: &str| {
             let request = request.header("Sec-Fetch-Site", site).header("Sec-Fetch-Mode", "navigate");
             request.header("Sec-Fetch-Dest", "document").header("User-Agent", "journey")

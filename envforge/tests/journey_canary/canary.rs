@@ -3,6 +3,7 @@
 //! Not here: where they are planted, and where they may be.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
@@ -68,6 +69,21 @@ impl Canaries {
             }
         }
         found
+    }
+}
+
+/// Shows every file below `place` that can be read, with its content.
+pub(crate) fn each_file_below(place: &Path, mut look: impl FnMut(&Path, &[u8])) {
+    let mut open = vec![place.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => open.push(path),
+                Ok(kind) if kind.is_file() => look(&path, &std::fs::read(&path).unwrap_or_default()),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use super::canary::{Canaries, plain};
+use super::canary::{Canaries, each_file_below, plain};
 use super::world::World;
 use super::{SignedIn, Wire, canary};
 
@@ -130,21 +130,12 @@ impl Planted {
 
     /// No file below `place` holds one, whatever it is for.
     pub(crate) fn are_in_no_file_of(&self, place: &Path) {
-        let (mut open, mut files) = (vec![place.to_owned()], 0);
-        while let Some(folder) = open.pop() {
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                match entry.file_type() {
-                    Ok(kind) if kind.is_dir() => open.push(path),
-                    Ok(kind) if kind.is_file() => {
-                        let found = self.all.found_in(&std::fs::read(&path).unwrap_or_default());
-                        assert!(found.is_empty(), "{}: {found:?}", path.display());
-                        files += 1;
-                    }
-                    _ => {}
-                }
-            }
-        }
+        let mut files = 0;
+        each_file_below(place, |path, bytes| {
+            let found = self.all.found_in(bytes);
+            assert!(found.is_empty(), "{}: {found:?}", path.display());
+            files += 1;
+        });
         assert!(files > 50, "only {files} files below {}", place.display());
     }
 }
