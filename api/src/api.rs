@@ -31,6 +31,7 @@ use crate::endpoints::{
     oidc_events, organizations, problems, projects, roles, root_shell, root_windows, runtime, secrets, service_tokens,
     sessions as session_endpoints, shells, sign_in_page, teams, usage, workspaces,
 };
+use crate::open_shells::OpenShells;
 use crate::openapi;
 use crate::reads::Reads;
 use crate::revocation::Revocations;
@@ -75,7 +76,9 @@ pub fn router(parts: Parts) -> Router {
     let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
-    let revocations = Revocations::new(access.clone(), commands.clone(), Arc::clone(&hot), Arc::clone(&gateways));
+    let open_shells = OpenShells::default();
+    let (g, o) = (Arc::clone(&gateways), open_shells.clone());
+    let revocations = Revocations::new(access.clone(), commands.clone(), Arc::clone(&hot), g, o);
     let (a, c, r) = with_commands(&access);
     let organizations =
         organizations::Organizations { access: a, commands: c, reads: r, revocations: revocations.clone() };
@@ -109,7 +112,7 @@ pub fn router(parts: Parts) -> Router {
     let (a, c, r) = with_commands(&access);
     let hosts = config.shells.clone();
     let windows = root_windows::RootWindows { access: a, commands: c, reads: r, hosts };
-    let shells = shells::ShellEndpoints::new(&access, &commands, &clock, &config, &stop);
+    let shells = shells::ShellEndpoints::new(&access, &commands, &clock, &config, open_shells, &stop);
     let (a, c, r) = with_commands(&access);
     let secret_routes =
         secrets::Secrets { access: a, commands: c, reads: r, clock: Arc::clone(&clock), store: config.secrets.clone() };

@@ -22,6 +22,7 @@ mod form;
 pub mod fuzzing;
 mod instant;
 mod listener;
+mod open_shells;
 mod openapi;
 mod page;
 mod pages;

@@ -1,7 +1,7 @@
 //! Receipts of revocations: what each closed at all gateways, and how fast.
 //!
 //! One mechanism for links, sessions, roles, policies and workspaces: what is over is counted by the views that fold the very
-//! commits, and open WebSockets by the gateways. Not here: closing anything (projections give the signal, gateways act on it), and which rights end with a change (the views).
+//! commits, open WebSockets by the gateways, and shells by this process (`open_shells`). Not here: closing anything (projections give the signal, gateways act on it), and which rights end with a change (the views).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use envforge_domain::commit::{Position, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::OrgId;
 use envforge_domain::organization::{Organization, OrganizationCommand, OrganizationEvent};
-use envforge_domain::revocation;
+use envforge_domain::revocation::{self, WhyShellsUnknown};
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::LogError;
@@ -23,6 +23,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::access::{Access, Caller};
+use crate::open_shells::OpenShells;
 use crate::problem::Problem;
 use crate::sessions::{WAIT_FOR_VIEW, part_of};
 
@@ -39,6 +40,12 @@ pub(crate) struct Receipt {
     sockets: Option<u32>,
     /// Why it is not, as `gateways_unknown` says of each: the first of them.
     sockets_unknown: Option<&'static str>,
+    /// Terminals, commands, SSH, jobs, followed logs and root shells that were open at the API process that answered, and are over;
+    /// `null` of a receipt from before they were counted.
+    shells: Option<u32>,
+    /// Why that is not all: `other_processes` (other API processes end theirs by themselves and do not say how many),
+    /// `still_closing` (some took longer than a second), `not_reported` (of a receipt from before they were counted).
+    shells_unknown: Option<&'static str>,
     /// Gateways that did not tell how many they closed. Empty where all did.
     gateways_unknown: Vec<UnknownGateway>,
     /// Milliseconds until no gateway let in anybody with what was revoked any more, and what was open was closed.
@@ -57,7 +64,8 @@ struct UnknownGateway {
 
 impl From<&revocation::Receipt> for Receipt {
     fn from(receipt: &revocation::Receipt) -> Self {
-        let revocation::Receipt { sessions, cli_sessions, links, sockets, uncounted, took } = receipt;
+        let revocation::Receipt { sessions, cli_sessions, links, sockets, uncounted, shells, shells_unknown, took } =
+            receipt;
         let unknown = |uncounted: &revocation::Uncounted| UnknownGateway {
             gateway: uncounted.gateway.map(|gateway| gateway.to_string()),
             reason: uncounted.why.token(),
@@ -69,6 +77,8 @@ impl From<&revocation::Receipt> for Receipt {
             sockets: uncounted.is_empty().then_some(*sockets),
             sockets_unknown: uncounted.first().map(|uncounted| uncounted.why.token()),
             gateways_unknown: uncounted.iter().map(unknown).collect(),
+            shells: (*shells_unknown != Some(WhyShellsUnknown::NotReported)).then_some(*shells),
+            shells_unknown: shells_unknown.map(WhyShellsUnknown::token),
             took_ms: took.get(),
         }
     }
@@ -81,6 +91,7 @@ pub(crate) struct Revocations {
     commands: Commands,
     hot: Arc<Hot>,
     gateways: Arc<dyn Gateways>,
+    shells: OpenShells,
 }
 
 /// A change of an organization that is about to happen: when it began, and people's sessions that it would end.
@@ -99,8 +110,14 @@ pub(crate) struct Over {
 }
 
 impl Revocations {
-    pub(crate) fn new(access: Access, commands: Commands, hot: Arc<Hot>, gateways: Arc<dyn Gateways>) -> Self {
-        Self { access, commands, hot, gateways }
+    pub(crate) fn new(
+        access: Access,
+        commands: Commands,
+        hot: Arc<Hot>,
+        gateways: Arc<dyn Gateways>,
+        shells: OpenShells,
+    ) -> Self {
+        Self { access, commands, hot, gateways, shells }
     }
 
     /// Of a change that ends no person's session at API, command line and console.
@@ -198,7 +215,11 @@ impl Revocations {
     /// What these commits have closed, once no gateway lets in what they took. For commits that are `known`. `begun`: when they
     /// were decided.
     pub(crate) async fn receipt(&self, commits: &[Position], over: Over, begun: Instant) -> revocation::Receipt {
-        let closed = self.gateways.have_read(commits).await;
+        let (closed, ended) = tokio::join!(self.gateways.have_read(commits), self.shells.ended_since(begun));
+        let shells_unknown = match ended.still_closing {
+            true => Some(WhyShellsUnknown::StillClosing),
+            false => (!self.gateways.is_all_there_is()).then_some(WhyShellsUnknown::OtherProcesses),
+        };
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         revocation::Receipt {
             sessions: count(over.sessions),
@@ -206,6 +227,8 @@ impl Revocations {
             links: count(over.links),
             sockets: closed.sockets,
             uncounted: closed.uncounted,
+            shells: count(ended.shells),
+            shells_unknown,
             took: Millis::new(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
         }
     }

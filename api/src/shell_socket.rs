@@ -18,7 +18,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Caller};
@@ -91,9 +91,16 @@ pub(crate) struct Ground {
     pub(crate) caller: Caller,
     pub(crate) action: Action,
     pub(crate) resource: Resource,
+    /// Rings when the right should be looked at at once.
+    pub(crate) look: Arc<Notify>,
 }
 
 impl Ground {
+    /// Whether it was taken away, as far as anybody knows.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.lost().is_some_and(|end| end != ShellEnd::RightsUnknown)
+    }
+
     /// Why it is over, where it is.
     pub(crate) fn lost(&self) -> Option<ShellEnd> {
         let workspace = self.resource.workspace();
@@ -201,6 +208,11 @@ impl Client {
                     Ok(None) | Err(_) => (ShellEnd::Closed, None),
                 },
                 () = stop.cancelled() => break ShellEnd::HostStopped,
+                () = ground.look.notified() => {
+                    if let Some(end) = ground.lost() {
+                        break end;
+                    }
+                }
                 _ = check.tick() => {
                     if let Some(end) = ground.lost() {
                         break end;

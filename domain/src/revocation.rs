@@ -19,6 +19,10 @@ pub struct Receipt {
     pub sockets: u32,
     /// Gateways whose sockets are not among them.
     pub uncounted: Vec<Uncounted>,
+    /// Terminals, commands, SSH, jobs, followed logs and root shells that were open at the API process that was asked, and are over.
+    pub shells: u32,
+    /// Why more may be over, or some are not yet.
+    pub shells_unknown: Option<WhyShellsUnknown>,
     /// From the decision until every gateway refused what was revoked.
     pub took: Millis,
 }
@@ -26,7 +30,7 @@ pub struct Receipt {
 impl Receipt {
     /// Whether nothing was closed, as far as everybody told.
     pub const fn is_empty(&self) -> bool {
-        self.sessions == 0 && self.links == 0 && self.sockets == 0 && self.uncounted.is_empty()
+        self.sessions == 0 && self.links == 0 && self.sockets == 0 && self.shells == 0 && self.uncounted.is_empty()
     }
 }
 
@@ -59,6 +63,27 @@ impl WhyUncounted {
             Self::Lost => "gateway_lost",
             Self::Silent => "gateway_silent",
             Self::Unknown => "gateways_unknown",
+            Self::NotReported => "not_reported",
+        }
+    }
+}
+
+/// Why the number of shells that are over is not known exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyShellsUnknown {
+    /// They lost their right. Some were open for longer than was waited for.
+    StillClosing,
+    /// There are other API processes, which end theirs by themselves and do not say how many.
+    OtherProcesses,
+    /// Of a time when they were not counted.
+    NotReported,
+}
+
+impl WhyShellsUnknown {
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::StillClosing => "still_closing",
+            Self::OtherProcesses => "other_processes",
             Self::NotReported => "not_reported",
         }
     }

@@ -44,6 +44,11 @@ pub trait Gateways: Send + Sync + 'static {
     /// lease is over. Takes about as long as the lease at most; what could not be found out by then is told.
     async fn have_read(&self, commits: &[Position]) -> Account;
 
+    /// Whether the installation is this one process, which alone serves its API, too.
+    fn is_all_there_is(&self) -> bool {
+        false
+    }
+
     /// `have_read`, for whoever does not ask what was closed. Costs nothing where it was waited for before.
     async fn settle(&self, position: Position) -> Account {
         self.have_read(&[position]).await

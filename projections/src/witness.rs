@@ -46,6 +46,10 @@ impl Witness for Hot {
 /// No gateway runs anywhere else. Whoever asks has waited for these views before: that they are behind is told at once.
 #[async_trait]
 impl Gateways for Hot {
+    fn is_all_there_is(&self) -> bool {
+        true
+    }
+
     async fn have_read(&self, commits: &[Position]) -> Account {
         let last = commits.iter().copied().max().unwrap_or(Position::START);
         let why = match self.position() >= last {

@@ -63,8 +63,9 @@ async fn shell(
     }
     let ground = state.ground_on(&caller, Action::RootRun, resource);
     Ok(upgraded(upgrade, move |socket| async move {
+        let held = state.hold(&ground);
         state.serve_root(Client::new(socket), ground, workspace, window).await;
-        drop(open);
+        drop((open, held));
     }))
 }
 

@@ -43,6 +43,7 @@ use super::events::{OpenStream, Streams};
 use super::has_access;
 use crate::access::{Access, Caller, act};
 use crate::config::{Config, Shells};
+use crate::open_shells::{Held, OpenShells};
 use crate::page::{Path, Query, wrong_query};
 use crate::problem::Problem;
 use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
@@ -64,6 +65,7 @@ pub(crate) struct ShellEndpoints {
     clock: SharedClock,
     host: Option<Shells>,
     open: Arc<Streams>,
+    held: OpenShells,
     lasting: Arc<Mutex<Lasting>>,
     stop: CancellationToken,
 }
@@ -173,8 +175,9 @@ async fn shell(
     let ground = state.ground(&caller, &org, &workspace, Action::ShellOpen).await?;
     let (upgrade, open) = state.admit(&caller, &headers, upgrade)?;
     Ok(upgraded(upgrade, |socket| async move {
+        let held = state.hold(&ground);
         state.serve_shell(Client::new(socket), ground).await;
-        drop(open);
+        drop((open, held));
     }))
 }
 
@@ -207,8 +210,9 @@ async fn run(
             // Resolved once the runtime is awake.
             secrets: Vec::new(),
         };
+        let held = state.hold(&ground);
         state.serve_job(Client::new(socket), ground, job, order).await;
-        drop(open);
+        drop((open, held));
     }))
 }
 
@@ -256,6 +260,8 @@ async fn logs(
         (None, false) => return Err(Problem::not_found()),
     };
     let place = chunk.next;
+    let held = query.follow.then(|| state.hold(&ground));
+    let open = (open, held);
     let following = Following { state: state.clone(), ground, service, place, follow: query.follow, _open: open };
     let body = futures_util::stream::unfold((Some(chunk.bytes), Some(following)), |(first, following)| async {
         let mut following = following?;
@@ -279,7 +285,7 @@ struct Following {
     service: ServiceName,
     place: LogPlace,
     follow: bool,
-    _open: OpenStream,
+    _open: (OpenStream, Option<Held>),
 }
 
 impl Following {
@@ -310,6 +316,7 @@ impl Following {
             }
             tokio::select! {
                 () = self.state.stop.cancelled() => return Ok(None),
+                () = self.ground.look.notified() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
         }
@@ -338,9 +345,16 @@ impl ShellEndpoints {
         &self.stop
     }
 
+    /// It is open from now on, and on the receipt of whatever takes the right to it.
+    pub(super) fn hold(&self, ground: &Ground) -> Held {
+        let ground = ground.clone();
+        self.held.hold(move || ground.is_taken())
+    }
+
     /// As it is now; nothing is asked here.
     pub(super) fn ground_on(&self, caller: &Caller, action: Action, resource: Resource) -> Ground {
-        Ground { access: self.access.clone(), clock: Arc::clone(&self.clock), caller: *caller, action, resource }
+        let (access, clock, look) = (self.access.clone(), Arc::clone(&self.clock), self.held.look());
+        Ground { access, clock, caller: *caller, action, resource, look }
     }
 
     pub(crate) fn new(
@@ -348,6 +362,7 @@ impl ShellEndpoints {
         commands: &Commands,
         clock: &SharedClock,
         config: &Config,
+        held: OpenShells,
         stop: &CancellationToken,
     ) -> Self {
         let endpoints = Self {
@@ -356,6 +371,7 @@ impl ShellEndpoints {
             clock: Arc::clone(clock),
             host: config.shells.clone(),
             open: Streams::of(config.shells_max, SHELLS_OF_PERSON_MAX, ("too_many_shells", "shells, jobs and logs")),
+            held,
             lasting: Arc::default(),
             stop: stop.clone(),
         };
@@ -511,13 +527,9 @@ impl ShellEndpoints {
         loop {
             let Some(found) = self.stop.run_until_cancelled(host.host().found_lasting()).await else { return };
             let LastingShell { org, project, workspace, user, session, surface } = found;
-            let ground = Ground {
-                access: self.access.clone(),
-                clock: Arc::clone(&self.clock),
-                caller: Caller::recalled(org, user, session, surface, self.clock.now()),
-                action: Action::ShellOpen,
-                resource: Resource::Workspace { org, project, workspace },
-            };
+            let caller = Caller::recalled(org, user, session, surface, self.clock.now());
+            let resource = Resource::Workspace { org, project, workspace };
+            let ground = self.ground_on(&caller, Action::ShellOpen, resource);
             self.hold_lasting(&ground, workspace);
         }
     }

@@ -41,6 +41,7 @@ fn counts(receipt: &Value) -> [u64; 3] {
 
 fn told(receipt: &Value) -> (&Value, &Value) {
     assert!(receipt["took_ms"].is_u64(), "{receipt}");
+    assert_eq!((&receipt["shells"], &receipt["shells_unknown"]), (&json!(0), &Value::Null), "{receipt}");
     (&receipt["sockets"], &receipt["gateways_unknown"])
 }
 

@@ -277,7 +277,7 @@ pub(super) async fn change_password(context: &Context, change: Change) -> Result
     Ok(Exit::Ok)
 }
 
-/// What a revocation closed, and which gateways did not tell how many connections.
+/// What a revocation closed, which gateways did not tell how many connections, and whose shells are not counted.
 pub(super) fn shown(receipt: &Value) -> String {
     let some = |field: &str, one: &str, many: &str| {
         receipt[field].as_u64().map(|count| format!("{count} {}", if count == 1 { one } else { many }))
@@ -290,9 +290,17 @@ pub(super) fn shown(receipt: &Value) -> String {
         some("sessions", "session", "sessions").map(|sessions| sessions + &of_command_lines),
         some("links", "link", "links"),
         some("sockets", "open connection", "open connections"),
+        some("shells", "shell", "shells"),
     ];
     let closed: Vec<_> = closed.into_iter().flatten().collect();
     let told = format!("Closed {} in {} ms.", closed.join(", "), cell(receipt.get("took_ms")));
+    let told = match receipt["shells_unknown"].as_str() {
+        Some("other_processes") => {
+            format!("{told} Shells at other processes of the API end, too, and are not counted.")
+        }
+        Some("still_closing") => format!("{told} Some shells are still closing."),
+        Some(_) | None => told,
+    };
     let unknown = receipt["gateways_unknown"].as_array().map(Vec::as_slice).unwrap_or_default();
     if unknown.is_empty() {
         return told;
@@ -342,6 +350,13 @@ mod tests {
         assert_eq!(shown(&receipt), "Closed 3 sessions, 1 link in 12 ms.");
         let receipt = json!({"sessions": 3, "cli_sessions": 2, "links": 0, "sockets": 4, "took_ms": 12});
         let told = "Closed 3 sessions (2 on the command line), 0 links, 4 open connections in 12 ms.";
+        assert_eq!(shown(&receipt), told);
+        let receipt =
+            json!({"sessions": 1, "links": 0, "sockets": 2, "shells": 1, "shells_unknown": null, "took_ms": 3});
+        assert_eq!(shown(&receipt), "Closed 1 session, 0 links, 2 open connections, 1 shell in 3 ms.");
+        let receipt =
+            json!({"sessions": 1, "links": 0, "shells": 2, "shells_unknown": "other_processes", "took_ms": 3});
+        let told = "Closed 1 session, 0 links, 2 shells in 3 ms. Shells at other processes of the API end, too, and are not counted.";
         assert_eq!(shown(&receipt), told);
         let unknown =
             json!([{"gateway": "gtw_1", "reason": "gateway_lost"}, {"gateway": null, "reason": "gateways_unknown"}]);

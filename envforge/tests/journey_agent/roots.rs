@@ -81,6 +81,12 @@ impl Team {
         (running, child)
     }
 
+    /// The runtime counts as lost where its host was away for about as long as a window of a minute.
+    async fn wake_again(&self) {
+        self.site.json(&["workspace", "wake", "main"]);
+        self.site.until_phase("ready").await;
+    }
+
     fn shown(&self, window: &str) -> Value {
         self.site.json(&["root", "show", window])
     }
@@ -271,6 +277,7 @@ async fn at_the_end_of_a_window_everything_is_dead_behind_a_cut_network_too() {
     proxy.mend();
     let shown = team.root_ended(&running.window, "deadline");
     running.is_told_as_changed(&shown);
+    team.wake_again().await;
     // One that is revoked behind a cut is dead once the line is back.
     team.wake_again().await;
     let (running, mut child) = team.running("revoked", "20m");
@@ -298,6 +305,7 @@ async fn at_the_end_of_a_window_everything_is_dead_though_the_control_plane_was_
     let shown = team.root_ended(&running.window, "deadline");
     running.is_told_as_changed(&shown);
     assert_eq!(shown["phase"], "closed");
+    team.wake_again().await;
     // One that ends by itself while nobody listens is told, too, with what it said.
     team.sign_in();
     team.wake_again().await;

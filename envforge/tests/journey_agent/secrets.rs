@@ -13,7 +13,7 @@ use envforge_testkit::{NatsOptions, NatsServer, Postgres, PostgresOptions, TestP
 use serde_json::Value;
 
 use crate::canary::{Canaries, each_file_below, plain, rich};
-use crate::site::{DEADLINE, Site};
+use crate::site::{DEADLINE, Site, is_dead};
 use crate::tty::Tty;
 
 /// What declares secrets, and how many.
@@ -71,9 +71,10 @@ impl Search {
         self.holds(place, &found, decoys);
     }
 
-    /// Every process of the machine: those of `consumers` have all of their own, and nothing else has any.
-    fn search_processes(&mut self, consumers: &[&str]) {
-        let (mut arguments, mut environments, mut seen) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    /// Every process of the machine: those of `consumers` have all of their own, and nothing else has any. Answers their ids.
+    fn search_processes(&mut self, consumers: &[&str]) -> BTreeMap<&'static str, Vec<String>> {
+        let (mut arguments, mut environments) = (BTreeSet::new(), BTreeSet::new());
+        let mut seen = BTreeMap::<_, Vec<_>>::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let pid = entry.file_name().to_string_lossy().into_owned();
             let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
@@ -81,7 +82,11 @@ impl Search {
                 continue;
             }
             arguments.extend(self.look("the arguments of a process", &read("cmdline")));
-            let environment = read("environ");
+            let mut environment = read("environ");
+            // What ends meanwhile, or becomes another program, is read in part.
+            if environment != read("environ") {
+                environment = read("environ");
+            }
             let mut found = self.canaries.found_in(&environment);
             found.retain(|found| !found.starts_with("decoy"));
             let Some((consumer, count)) = consumer_of(&environment).filter(|_| !found.is_empty()) else {
@@ -90,13 +95,15 @@ impl Search {
             };
             let own = format!(" of {consumer} (");
             match found.len() == count && found.iter().all(|found| found.contains(&own)) {
-                true => _ = seen.insert(consumer),
+                true => seen.entry(consumer).or_default().push(pid),
                 false => self.hits.push(format!("the environment of {consumer} with {found:?}")),
             }
         }
-        assert_eq!(seen, consumers.iter().copied().collect(), "who runs with what it declares: {:?}", self.hits);
+        let running: BTreeSet<_> = seen.keys().copied().collect();
+        assert_eq!(running, consumers.iter().copied().collect(), "who runs with what it declares: {:?}", self.hits);
         self.holds("the arguments of processes", &arguments, &["decoy argument"]);
         self.holds("the environments of processes", &environments, &["decoy variable"]);
+        seen
     }
 }
 
@@ -296,11 +303,12 @@ impl Journey {
         let mut run = self.site.command_of("config", &["run", "unit"]);
         let run = run.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         wait_until("the job", DEADLINE, || gate.join("begun").exists());
-        self.search.search_processes(&["web", "worker", "unit"]);
+        let ids = self.search.search_processes(&["web", "worker", "unit"]);
         std::fs::write(gate.join("open"), "").unwrap();
         let ran = run.wait_with_output().unwrap();
         assert!(ran.status.success() && ran.stdout.ends_with(b"done\n"), "{ran:?}");
         self.search.search("what the job said", [(String::new(), ran.stdout)], &["decoy output"]);
+        wait_until("the end of the job's processes", DEADLINE, || ids["unit"].iter().all(|id| is_dead(id)));
         self.search.search_processes(&["web", "worker"]);
     }
 

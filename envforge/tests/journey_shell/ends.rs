@@ -44,6 +44,8 @@ fn a_lost_right_ends_what_is_open_within_a_second_and_what_lasts_too() {
         let changed = place.client("owner", end, "");
         let answered = Instant::now();
         assert!(changed.status.success(), "{}", String::from_utf8_lossy(&changed.stderr));
+        let receipt = String::from_utf8_lossy(&changed.stdout).into_owned();
+        assert!(receipt.contains(", 2 shells in "), "{reason}: {receipt}");
         terminal.ends();
         until_it_ends(&mut command);
         assert!(answered.elapsed() < AT_ONCE, "{reason}: {:?} after {:?}", answered.elapsed(), answered - asked);

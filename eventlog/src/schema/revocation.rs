@@ -1,7 +1,7 @@
 //! Receipts of revocations, as they stand in the events of whatever was revoked.
 
 use envforge_domain::ids::GatewayId;
-use envforge_domain::revocation::{Receipt, Uncounted, WhyUncounted};
+use envforge_domain::revocation::{Receipt, Uncounted, WhyShellsUnknown, WhyUncounted};
 use envforge_domain::time::Millis;
 use serde_json::{Value, json};
 
@@ -14,6 +14,8 @@ object! {
         links: u32 = "links",
         sockets: u32 = "sockets",
         uncounted: Vec<Uncounted> = "uncounted",
+        shells: u32 = "shells",
+        shells_unknown: Option<WhyShellsUnknown> = "shells_unknown",
         took: Millis = "took_ms",
     }
 }
@@ -33,6 +35,22 @@ tokens! {
         "gateways_unknown" => Unknown,
         "not_reported" => NotReported,
     }
+}
+
+tokens! {
+    WhyShellsUnknown {
+        "still_closing" => StillClosing,
+        "other_processes" => OtherProcesses,
+        "not_reported" => NotReported,
+    }
+}
+
+/// Shells were not counted.
+pub(super) fn without_shells(mut data: Value) -> Result<Value, String> {
+    let receipt = data.get_mut("receipt").and_then(Value::as_object_mut).ok_or("no receipt")?;
+    receipt.insert("shells".to_owned(), 0.into());
+    receipt.insert("shells_unknown".to_owned(), "not_reported".into());
+    Ok(data)
 }
 
 /// The first version of people's receipts held the cause within, and nothing of command lines. Sockets were a number or `null`.

@@ -27,6 +27,26 @@ const STEPS: &[Upcast] = &[
         to: "dev_link.revocation_recorded.v2",
         apply: revocation::of_link_v1_to_v2,
     },
+    Upcast {
+        from: "user.revocation_recorded.v2",
+        to: "user.revocation_recorded.v3",
+        apply: revocation::without_shells,
+    },
+    Upcast {
+        from: "dev_link.revocation_recorded.v2",
+        to: "dev_link.revocation_recorded.v3",
+        apply: revocation::without_shells,
+    },
+    Upcast {
+        from: "organization.revocation_recorded.v1",
+        to: "organization.revocation_recorded.v2",
+        apply: revocation::without_shells,
+    },
+    Upcast {
+        from: "workspace.revocation_recorded.v1",
+        to: "workspace.revocation_recorded.v2",
+        apply: revocation::without_shells,
+    },
     Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
     Upcast { from: "denial.recorded.v2", to: "denial.recorded.v3", apply: denial::recorded_v2_to_v3 },
     Upcast { from: "denial.recorded.v3", to: "denial.recorded.v4", apply: denial::without_requests },

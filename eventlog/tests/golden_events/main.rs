@@ -33,7 +33,7 @@ use envforge_domain::manifest::{
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{GitCredential, ProjectEvent, Repository};
-use envforge_domain::revocation::{Receipt, Uncounted, WhyUncounted};
+use envforge_domain::revocation::{Receipt, Uncounted, WhyShellsUnknown, WhyUncounted};
 use envforge_domain::root_window::RootPolicy;
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
@@ -114,15 +114,26 @@ fn opened(surface: Surface) -> OpenSession {
 }
 
 /// At least one sample per event; the first of a type is its golden one.
-/// With each reason for which a gateway is not counted.
-fn receipts() -> [Receipt; 2] {
+/// With each reason for which a gateway, or shells, are not counted.
+fn receipts() -> [Receipt; 4] {
     let gateway = Some(GatewayId::from_uuid(uuid(14)));
     let lone =
         [WhyUncounted::StillClosing, WhyUncounted::Lost, WhyUncounted::Silent].map(|why| Uncounted { gateway, why });
     let all = [WhyUncounted::Unknown, WhyUncounted::NotReported].map(|why| Uncounted { gateway: None, why });
-    let counts =
-        Receipt { sessions: 3, cli_sessions: 1, links: 1, sockets: 2, uncounted: vec![], took: Millis::new(42) };
-    [counts.clone(), Receipt { uncounted: lone.into_iter().chain(all).collect(), ..counts }]
+    let counts = Receipt {
+        sessions: 3,
+        cli_sessions: 1,
+        links: 1,
+        sockets: 2,
+        uncounted: vec![],
+        shells: 2,
+        shells_unknown: None,
+        took: Millis::new(42),
+    };
+    let uncounted = Receipt { uncounted: lone.into_iter().chain(all).collect(), ..counts.clone() };
+    let unknown = |why| Receipt { shells_unknown: Some(why), ..counts.clone() };
+    let closing = Receipt { shells_unknown: Some(WhyShellsUnknown::StillClosing), ..uncounted };
+    [counts.clone(), closing, unknown(WhyShellsUnknown::OtherProcesses), unknown(WhyShellsUnknown::NotReported)]
 }
 
 fn samples() -> Vec<Event> {
