@@ -67,12 +67,6 @@ impl Team {
         window
     }
 
-    /// After a window without word for about as long as a lease and its grace: the runtime may count as lost.
-    async fn wake_again(&self) {
-        self.site.json(&["workspace", "wake", "main"]);
-        self.site.until_phase("ready").await;
-    }
-
     fn running(&self, name: &str, length: &str) -> (Running, Child) {
         let window = self.window(length, &[]);
         let running = Running::of(self, name, &window);
@@ -279,7 +273,6 @@ async fn at_the_end_of_a_window_everything_is_dead_behind_a_cut_network_too() {
     running.is_told_as_changed(&shown);
     team.wake_again().await;
     // One that is revoked behind a cut is dead once the line is back.
-    team.wake_again().await;
     let (running, mut child) = team.running("revoked", "20m");
     proxy.cut();
     team.site.json(&["root", "revoke", &running.window]);
@@ -308,7 +301,6 @@ async fn at_the_end_of_a_window_everything_is_dead_though_the_control_plane_was_
     team.wake_again().await;
     // One that ends by itself while nobody listens is told, too, with what it said.
     team.sign_in();
-    team.wake_again().await;
     let window = team.window("20m", &[]);
     let go = team.site.dir.join("go");
     let script = format!("while ! test -e {}; do sleep 0.1; done; echo done-meanwhile; exit 4", go.display());
