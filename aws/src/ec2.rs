@@ -41,6 +41,8 @@ pub struct Ec2Config {
     /// One is chosen by the launch's token; in several zones where capacity is to be found in another one.
     pub subnets: Vec<String>,
     pub security_groups: Vec<String>,
+    /// The image's own: a volume under another name would be a second one beside a root that is not encrypted.
+    pub root_device: String,
     pub volume_gib: u16,
     /// Encrypts the volumes; the account's default key for EBS where there is none.
     pub volume_key: Option<KeyArn>,
@@ -128,7 +130,9 @@ impl Ec2 {
             .set_security_group_ids(Some(config.security_groups.clone()).filter(|groups| !groups.is_empty()))
             .iam_instance_profile(profile)
             .metadata_options(metadata.build())
-            .block_device_mappings(BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(volume.build()).build())
+            .block_device_mappings(
+                BlockDeviceMapping::builder().device_name(&config.root_device).ebs(volume.build()).build(),
+            )
             .hibernation_options(HibernationOptionsRequest::builder().configured(hibernates).build())
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Stop)
             .tag_specifications(specification(ResourceType::Instance))

@@ -65,6 +65,7 @@ pub(crate) fn ec2_config(moto: &Moto) -> Ec2Config {
         image: "ami-12345678".to_owned(),
         subnets: vec![],
         security_groups: vec![],
+        root_device: "/dev/xvda".to_owned(),
         volume_gib: 40,
         volume_key: None,
         hibernating: ["m7g.xlarge".to_owned()].into(),

@@ -23,6 +23,8 @@ const GRACE_SECONDS: u64 = 600;
 const GRACE_RANGE: std::ops::RangeInclusive<u64> = 1..=86_400;
 const LOOK_SECONDS: u64 = 5;
 const VOLUME_GIB: u16 = 40;
+/// Of Amazon Linux.
+const ROOT_DEVICE: &str = "/dev/xvda";
 const MACHINES_MAX: usize = 1_000;
 
 /// Everything that the fleet starts with.
@@ -44,6 +46,7 @@ struct Settings {
     subnets: Vec<String>,
     #[serde(default)]
     security_groups: Vec<String>,
+    root_device: Option<String>,
     volume_gib: Option<u16>,
     volume_key: Option<String>,
     secrets_key: Option<String>,
@@ -155,6 +158,13 @@ impl Settings {
         mistakes.begins("image", &self.image, "ami-");
         self.subnets.iter().for_each(|subnet| mistakes.begins("subnets", subnet, "subnet-"));
         self.security_groups.iter().for_each(|group| mistakes.begins("security_groups", group, "sg-"));
+        let root_device = self.root_device.clone().unwrap_or_else(|| ROOT_DEVICE.to_owned());
+        if !root_device
+            .strip_prefix("/dev/")
+            .is_some_and(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        {
+            mistakes.add("root_device", format!("`{root_device}` is none; `/dev/xvda` is one, as the image names it"));
+        }
         let volume_gib = self.volume_gib.unwrap_or(VOLUME_GIB);
         mistakes.within("volume_gib", volume_gib.into(), 8..=16_000);
         let look_seconds = self.look_seconds.unwrap_or(LOOK_SECONDS);
@@ -204,6 +214,7 @@ impl Settings {
             image: self.image,
             subnets: self.subnets,
             security_groups: self.security_groups,
+            root_device,
             volume_gib,
             volume_key,
             hibernating: hibernating.collect(),
@@ -326,14 +337,15 @@ machines_max = 20
     fn every_mistake_is_told_at_once_with_where_and_what_would_be_right() {
         let wrong = GOOD
             .replace("https://agents", "http://agents")
-            .replace("ami-0123456789abcdef0", "debian")
+            .replace("ami-0123456789abcdef0\"", "debian\"\nroot_device = \"sda1\"")
             .replace("\"m7g.large\", ", "\"m7g.huge\", ")
             .replace("machines_max = 6", "machines_max = 6\nwarm = 7\ngrace_seconds = 0")
             .replace("secrets_key = \"alias/acme\"", "secrets_key = \"alias/acme\"\nwarm = 21");
         let told = read(&wrong).err().unwrap();
         for part in [
             "fleet.toml",
-            "6 mistakes",
+            "7 mistakes",
+            "`root_device`: `sda1` is none; `/dev/xvda`",
             "`agents_url`",
             "https://",
             "`image`: `debian` is none; `ami-`",
