@@ -10,6 +10,7 @@ mod organization;
 mod people;
 mod root_windows;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::{AHashMap, AHashSet};
@@ -25,6 +26,7 @@ use envforge_domain::time::UnixMillis;
 use envforge_domain::user::UserEvent;
 use envforge_domain::workspace::{AccessMode, WorkspaceEvent};
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 pub use self::dry_run::{Consequences, LinkConsequence, LinkLoss, SessionConsequence};
 pub(crate) use self::links::{LinkRight, LinkTerms};
@@ -61,6 +63,10 @@ struct Inner {
     hosts: AHashMap<HostId, OrgId>,
     root_windows: AHashMap<OrgId, RootWindows>,
     root_window_orgs: AHashMap<RootWindowId, OrgId>,
+    /// Windows with a command that has no end yet: few, whatever there was.
+    root_commands: BTreeSet<RootWindowId>,
+    /// How many those are.
+    root_commands_count: watch::Sender<usize>,
 }
 
 /// An organization's name as people see it.

@@ -68,14 +68,22 @@ impl RootReactor {
         self.found = found;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut under_way = self.errands.hot.authorization.root_commands_count();
         loop {
+            // A thousand reactors that have nothing to compare cost nothing.
+            let idle = *under_way.borrow_and_update() == 0 && self.running.is_empty();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(window) = self.finished.recv() => {
                     self.running.remove(&window);
                 }
-                _ = tick.tick(), if self.errands.hot.is_caught_up() => self.compare(),
+                Ok(()) = under_way.changed(), if idle => {}
+                _ = tick.tick(), if !idle => {
+                    if self.errands.hot.is_caught_up() {
+                        self.compare();
+                    }
+                }
             }
         }
         if let Host::Remote(_) = self.errands.host {
@@ -90,7 +98,11 @@ impl RootReactor {
     fn compare(&mut self) {
         while self.tasks.try_join_next().is_some() {}
         let now = self.errands.clock.now();
-        for known in self.errands.hot.authorization.root_windows_under_way() {
+        for known in self.errands.hot.authorization.root_commands_under_way() {
+            // An agent's host has nothing to do with another organization's.
+            if !self.errands.is_of_its_organization(&known) {
+                continue;
+            }
             let Some(command) = known.state.command().filter(|command| command.ended.is_none()) else { continue };
             if let Some(reason) = self.running.get(&known.window) {
                 if let Some(why) = self.why_end(&known, command, now) {
@@ -204,10 +216,17 @@ impl Errands {
                 let placement = &self.hot.placement;
                 placement.host_of(*workspace) == Some(host.host())
                     && placement.organization_of(host.host()) == Some(host.org())
-                    && known.resource().is_some_and(|resource| resource.org() == host.org())
+                    && self.is_of_its_organization(known)
             }
         };
         placed_here && self.host.is_up(*workspace, command.epoch.0)
+    }
+
+    fn is_of_its_organization(&self, known: &KnownRootWindow) -> bool {
+        match &self.host {
+            Host::Local(_) => true,
+            Host::Remote(host) => known.org == host.org(),
+        }
     }
 
     fn permit(&self, known: &KnownRootWindow, now: UnixMillis) -> Option<Permit> {

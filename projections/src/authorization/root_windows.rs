@@ -10,6 +10,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::ids::{OrgId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::root_window::{RootPhase, RootWindow, RootWindowEvent};
 use envforge_domain::time::UnixMillis;
+use tokio::sync::watch;
 
 use super::organization::OrganizationFacts;
 use super::{AuthorizationView, Inner};
@@ -90,18 +91,16 @@ impl AuthorizationView {
         windows.filter_map(|window| inner.known_root_window(org, *window)).collect()
     }
 
-    /// Windows, of whatever organization, that are not over yet or whose command has no end yet.
-    pub fn root_windows_under_way(&self) -> Vec<KnownRootWindow> {
+    /// Windows, of whatever organization, with a command that has no end yet.
+    pub fn root_commands_under_way(&self) -> Vec<KnownRootWindow> {
         let inner = self.inner.read();
-        let under_way = |state: &RootWindow| match state {
-            RootWindow::Unknown => false,
-            RootWindow::Requested { .. } | RootWindow::Approved { .. } | RootWindow::Open(_) => true,
-            RootWindow::Over(over) => over.command.as_ref().is_some_and(|command| command.ended.is_none()),
-        };
-        let windows = inner.root_windows.iter().flat_map(|(org, windows)| {
-            windows.iter().filter(|(_, state)| under_way(state)).map(|(window, _)| (*org, *window))
-        });
-        windows.filter_map(|(org, window)| inner.known_root_window(org, window)).collect()
+        let windows = inner.root_commands.iter();
+        windows.filter_map(|window| inner.known_root_window(*inner.root_window_orgs.get(window)?, *window)).collect()
+    }
+
+    /// How many those are; told whenever it changes.
+    pub fn root_commands_count(&self) -> watch::Receiver<usize> {
+        self.inner.read().root_commands_count.subscribe()
     }
 }
 
@@ -110,6 +109,13 @@ impl Inner {
         self.root_window_orgs.insert(window, org);
         let state = self.root_windows.entry(org).or_default().entry(window).or_default();
         *state = RootWindow::evolve(std::mem::take(state), event);
+        if state.command().is_some_and(|command| command.ended.is_none()) {
+            self.root_commands.insert(window);
+        } else {
+            self.root_commands.remove(&window);
+        }
+        let now = self.root_commands.len();
+        self.root_commands_count.send_if_modified(|count| std::mem::replace(count, now) != now);
     }
 
     fn known_root_window(&self, org: OrgId, window: RootWindowId) -> Option<KnownRootWindow> {
