@@ -27,13 +27,13 @@ use crate::remote::{RemoteHost, Session};
 use crate::wire::{EnrolAnswer, EnrolCall};
 
 /// From the connection to a known purpose.
-const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 /// What one stream may hold that nobody has read yet.
-const WINDOW_BYTES: u32 = 256 * 1024;
+pub(crate) const WINDOW_BYTES: u32 = 256 * 1024;
 /// INVARIANT: as much as all streams together, so that those that nobody reads hold up no other, the session least of all.
-const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
 pub(crate) const FRAME_BYTES: u32 = 64 * 1024;
-const HEADERS_BYTES_MAX: u32 = 8 * 1024;
+pub(crate) const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 const MACHINE_CHARS_MAX: usize = 100;
 const VERSION_CHARS_MAX: usize = 40;
 

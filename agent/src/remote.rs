@@ -15,8 +15,6 @@ use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_runtime::{Awake, Report, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
 use h2::client::SendRequest;
-use http::Request;
-use serde::Serialize;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -25,14 +23,10 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::HostCertificate;
 use crate::frame;
 use crate::identity::HostIdentity;
+use crate::line::{Calls, HostLine, timed};
 use crate::stream::ByteStream;
-use crate::wire::{
-    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StreamAnswer, StreamHeader, Up, WakeAnswer, WakeCall,
-    shortened,
-};
+use crate::wire::{Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, Up, WakeAnswer, WakeCall, shortened};
 
-/// Until a call is under way.
-const CALL_WAIT: Duration = Duration::from_secs(10);
 /// Beside the interval between heartbeats: how old an agent's last word may be to renew a lease on it.
 const HEARD_GRACE: Duration = Duration::from_secs(2);
 const REPORTS_MAX: usize = 256;
@@ -47,7 +41,7 @@ struct Inner {
     identity: HostIdentity,
     /// Where it connected from: its services answer there and nowhere else.
     address: IpAddr,
-    calls: SendRequest<Bytes>,
+    line: HostLine,
     facts: Mutex<Facts>,
     heard: Mutex<Instant>,
     /// Something that was up is not, or the other way round, without having been asked for.
@@ -144,10 +138,11 @@ impl RemoteHost {
         closed: CancellationToken,
         valid_for: Millis,
     ) -> io::Result<(Self, Session, String)> {
+        let line = HostLine::of_agent(identity.org, Calls::new(calls));
         let inner = Inner {
             identity,
             address,
-            calls,
+            line,
             facts: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             changed: Notify::new(),
@@ -228,26 +223,14 @@ impl RemoteHost {
     }
 
     async fn call(&self, call: &Call) -> io::Result<ByteStream> {
-        self.open(call).await.inspect_err(|error| {
+        self.0.line.calls().open(PATH, call).await.inspect_err(|error| {
             tracing::debug!(host = %self.0.identity.host, %error, "a call did not reach an agent");
         })
     }
 
-    async fn open(&self, call: &impl Serialize) -> io::Result<ByteStream> {
-        let opening = async {
-            let mut calls = self.0.calls.clone().ready().await.map_err(io::Error::other)?;
-            let request = Request::post(format!("https://agent{PATH}")).body(()).map_err(io::Error::other)?;
-            let (response, send) = calls.send_request(request, false).map_err(io::Error::other)?;
-            let response = response.await.map_err(io::Error::other)?;
-            if !response.status().is_success() {
-                let why = format!("the agent answered {}", response.status());
-                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
-            }
-            let mut stream = ByteStream::new(send, response.into_body());
-            frame::write_call(&mut stream, call).await?;
-            Ok(stream)
-        };
-        timeout(CALL_WAIT, opening).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    /// Its programs.
+    pub fn line(&self) -> &HostLine {
+        &self.0.line
     }
 
     /// See `LocalHost::wake`.
@@ -334,18 +317,6 @@ impl RemoteHost {
         }
     }
 
-    /// Opens a byte stream to one of the agent's programs.
-    ///
-    /// # Errors
-    /// `ConnectionRefused` where the agent has no such program or does not let this one in.
-    pub async fn open_stream(&self, header: StreamHeader) -> io::Result<ByteStream> {
-        let mut stream = self.call(&Call::Stream(header)).await?;
-        match timed(frame::expect(&mut stream)).await? {
-            StreamAnswer::Open => Ok(stream),
-            StreamAnswer::Refused { reason } => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
-        }
-    }
-
     pub fn reports(&self) -> Reports {
         self.0.reports.clone()
     }
@@ -373,10 +344,11 @@ impl RemoteHost {
 
     /// Says why, as the last thing on this connection.
     pub(crate) async fn refuse(calls: SendRequest<Bytes>, identity: HostIdentity, code: String, text: String) {
+        let line = HostLine::of_agent(identity.org, Calls::new(calls));
         let inner = Inner {
             identity,
             address: IpAddr::from([0, 0, 0, 0]),
-            calls,
+            line,
             facts: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             changed: Notify::new(),
@@ -389,10 +361,6 @@ impl RemoteHost {
             let _ = timed(frame::read::<EndAnswer, _>(&mut stream)).await;
         }
     }
-}
-
-async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(CALL_WAIT, wait).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 async fn speak(mut to: WriteHalf<ByteStream>, mut downs: mpsc::Receiver<Down>, closed: CancellationToken) {

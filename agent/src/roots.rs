@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::frame;
+use crate::line::HostLine;
 use crate::remote::RemoteHost;
 use crate::root_wire::{Output, ROOT, RootAnswer, RootCall, RootKill, WindowState, ended, ran, what, words};
 use crate::shells::{serve, timed};
@@ -212,7 +213,7 @@ pub struct RemoteRoot {
     told_at: Instant,
 }
 
-impl RemoteHost {
+impl HostLine {
     async fn root(&self, workspace: WorkspaceId, call: &RootCall) -> io::Result<ByteStream> {
         let mut stream = self.open_stream(self.header(workspace, ROOT)).await?;
         frame::write(&mut stream, call).await?;
@@ -221,61 +222,6 @@ impl RemoteHost {
 
     async fn ask_root(&self, workspace: WorkspaceId, call: &RootCall) -> io::Result<RootAnswer> {
         timed(async { frame::expect(&mut self.root(workspace, call).await?).await }).await
-    }
-
-    /// The windows that the host knows of.
-    ///
-    /// # Errors
-    /// Where the host does not answer.
-    pub async fn root_windows(&self) -> io::Result<HashMap<RootWindowId, RemoteWindow>> {
-        let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
-        let answer = self.ask_root(nowhere, &RootCall::Windows).await?;
-        let RootAnswer::Windows { windows } = answer else { return Err(unexpected(answer)) };
-        if windows.len() > WINDOWS_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "more windows than a host has"));
-        }
-        let known = windows.into_iter().filter_map(|(window, state)| {
-            let state = match state {
-                WindowState::Taken => RemoteWindow::Taken,
-                WindowState::Begun => RemoteWindow::Begun,
-                WindowState::Left => RemoteWindow::Left,
-            };
-            Some((window.parse().ok()?, state))
-        });
-        Ok(known.collect())
-    }
-
-    /// See `LocalHost::take_root`; or why this host runs nothing as root.
-    ///
-    /// # Errors
-    /// Where it was not taken.
-    pub async fn take_root(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        epoch: u64,
-    ) -> io::Result<Result<RemoteRoot, RootOutcome>> {
-        match self.ask_root(workspace, &RootCall::Take { window, epoch }).await? {
-            RootAnswer::Taken { uptime_ms } => {
-                let (uptime, told_at) = (Duration::from_millis(uptime_ms), Instant::now());
-                Ok(Ok(RemoteRoot { host: self.clone(), workspace, window, uptime, told_at }))
-            }
-            RootAnswer::NoRoot { outcome } => Ok(Err(ran(&outcome, None, None, None).outcome)),
-            answer => Err(unexpected(answer)),
-        }
-    }
-
-    /// Waits for the end of what runs in a window. `None` where nothing was begun there.
-    ///
-    /// # Errors
-    /// Where the connection is gone; it goes on there.
-    pub async fn join_root(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        kill: watch::Receiver<Option<RootOutcome>>,
-    ) -> io::Result<Option<RanRoot>> {
-        wait(timed(self.root(workspace, &RootCall::Join { window })).await?, kill).await
     }
 
     /// See `LocalHost::root_output`.
@@ -305,13 +251,70 @@ impl RemoteHost {
         let coming = self.begin_shell(ROOT, workspace, &call);
         timeout(ATTACH_WAIT, coming).await.map_err(|_| ShellFailure::OutOfReach)?
     }
+}
+
+impl RemoteHost {
+    /// The windows that the host knows of.
+    ///
+    /// # Errors
+    /// Where the host does not answer.
+    pub async fn root_windows(&self) -> io::Result<HashMap<RootWindowId, RemoteWindow>> {
+        let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
+        let answer = self.line().ask_root(nowhere, &RootCall::Windows).await?;
+        let RootAnswer::Windows { windows } = answer else { return Err(unexpected(answer)) };
+        if windows.len() > WINDOWS_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more windows than a host has"));
+        }
+        let known = windows.into_iter().filter_map(|(window, state)| {
+            let state = match state {
+                WindowState::Taken => RemoteWindow::Taken,
+                WindowState::Begun => RemoteWindow::Begun,
+                WindowState::Left => RemoteWindow::Left,
+            };
+            Some((window.parse().ok()?, state))
+        });
+        Ok(known.collect())
+    }
+
+    /// See `LocalHost::take_root`; or why this host runs nothing as root.
+    ///
+    /// # Errors
+    /// Where it was not taken.
+    pub async fn take_root(
+        &self,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        epoch: u64,
+    ) -> io::Result<Result<RemoteRoot, RootOutcome>> {
+        match self.line().ask_root(workspace, &RootCall::Take { window, epoch }).await? {
+            RootAnswer::Taken { uptime_ms } => {
+                let (uptime, told_at) = (Duration::from_millis(uptime_ms), Instant::now());
+                Ok(Ok(RemoteRoot { host: self.clone(), workspace, window, uptime, told_at }))
+            }
+            RootAnswer::NoRoot { outcome } => Ok(Err(ran(&outcome, None, None, None).outcome)),
+            answer => Err(unexpected(answer)),
+        }
+    }
+
+    /// Waits for the end of what runs in a window. `None` where nothing was begun there.
+    ///
+    /// # Errors
+    /// Where the connection is gone; it goes on there.
+    pub async fn join_root(
+        &self,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        kill: watch::Receiver<Option<RootOutcome>>,
+    ) -> io::Result<Option<RanRoot>> {
+        wait(timed(self.line().root(workspace, &RootCall::Join { window })).await?, kill).await
+    }
 
     /// See `LocalHost::forget_root`.
     ///
     /// # Errors
     /// Where the host does not answer, or cannot.
     pub async fn forget_root(&self, workspace: WorkspaceId, window: RootWindowId) -> io::Result<()> {
-        match self.ask_root(workspace, &RootCall::Forget { window }).await? {
+        match self.line().ask_root(workspace, &RootCall::Forget { window }).await? {
             RootAnswer::Done => Ok(()),
             answer => Err(unexpected(answer)),
         }
@@ -334,7 +337,7 @@ impl RemoteRoot {
         let until = self.uptime + self.told_at.elapsed() + remaining;
         let until_uptime_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         let call = RootCall::Run { window: self.window, words: words(what), until_uptime_ms };
-        wait(timed(self.host.root(self.workspace, &call)).await?, kill).await
+        wait(timed(self.host.line().root(self.workspace, &call)).await?, kill).await
     }
 }
 

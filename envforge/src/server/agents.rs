@@ -347,7 +347,8 @@ impl Desk {
         let (commands, hot, clock) =
             (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
         let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);
-        let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&remote), telling) });
+        let beside =
+            closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(remote.line()), telling) });
         tokio::join!(reacting, listening, beside, root.run(closed.clone()));
         self.hosts.leave(identity, &closed);
         tracing::info!(host = %identity.host, "an agent is gone");

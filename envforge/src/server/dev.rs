@@ -177,7 +177,7 @@ async fn start(
     };
     let secret_store = StoreName::File(data.secrets()).open().await?;
     let store = Some(Arc::clone(&secret_store));
-    let hosts = Hosts::new(Arc::clone(&plane.hot));
+    let hosts = Hosts::new(Arc::clone(&plane.hot), true);
     let host =
         roles::start_reactors(running, &plane, &world, &hosts, &runtime, public_authority.clone(), store.clone())
             .await?;

@@ -28,6 +28,7 @@ mod open_files;
 pub(crate) mod projections;
 mod provider;
 pub(crate) mod recovery;
+mod relays;
 mod roles;
 mod running;
 mod secret_store;

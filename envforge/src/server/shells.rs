@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use envforge_agent::ReachedHost;
 use envforge_api::{OpenShell, ShellHost};
 use envforge_domain::access::Resource;
 use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
@@ -84,12 +85,12 @@ fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
 }
 
 impl HostShells {
-    fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<envforge_agent::Host, ShellFailure> {
+    fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<ReachedHost, ShellFailure> {
         let host = self.hosts.place(org, workspace)?;
         self.hosts.reach(org, host).ok_or(ShellFailure::OutOfReach)
     }
 
-    fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<envforge_agent::Host> {
+    fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<ReachedHost> {
         self.host_of(org, workspace).map_err(|failure| io::Error::new(io::ErrorKind::NotConnected, failure))
     }
 }

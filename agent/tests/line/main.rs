@@ -1,6 +1,8 @@
 //! Both ends of the line in one process, over real sockets: who is let in, what passes, and what a broken connection changes.
 #![allow(clippy::unwrap_used)]
 
+mod relay;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -116,8 +118,12 @@ impl Line {
     }
 
     fn agent(&self, host: &LocalHost, identity: AgentIdentity) -> Agent {
+        self.agent_serving(host, identity, programs())
+    }
+
+    fn agent_serving(&self, host: &LocalHost, identity: AgentIdentity, programs: StreamHandler) -> Agent {
         let config = Config { control_plane: self.at(), agent_version: "test".to_owned(), clock: clock() };
-        Agent::new(config, host.clone(), identity, programs())
+        Agent::new(config, host.clone(), identity, programs)
     }
 }
 
@@ -220,7 +226,7 @@ async fn an_agent_does_nothing_for_another_organization() {
     assert!(refused.to_string().contains("another organization"), "{refused}");
     assert!(local.epochs_up().is_empty());
     assert_eq!(std::fs::read_dir(line.folder().join("runtime/workspaces")).unwrap().count(), 0, "nothing was made");
-    let refused = remote.open_stream(header(2, "echo")).await.err().unwrap();
+    let refused = remote.line().open_stream(header(2, "echo")).await.err().unwrap();
     assert!(refused.to_string().contains("another organization"), "{refused}");
     stop.cancel();
 }
@@ -250,9 +256,9 @@ async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_othe
     let stop = CancellationToken::new();
     let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
     let (remote, session) = line.connected().await;
-    assert!(remote.open_stream(header(1, "unheard-of")).await.is_err());
+    assert!(remote.line().open_stream(header(1, "unheard-of")).await.is_err());
 
-    let mut deaf = remote.open_stream(header(1, "deaf")).await.unwrap();
+    let mut deaf = remote.line().open_stream(header(1, "deaf")).await.unwrap();
     let chunk = vec![7; 64 * 1024];
     let mut taken = 0;
     // Until nobody takes any more.
@@ -261,7 +267,7 @@ async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_othe
         assert!(taken < 16 * 1024 * 1024, "a stream that nobody reads takes whatever it is given");
     }
 
-    let echo = remote.open_stream(header(1, "echo")).await.unwrap();
+    let echo = remote.line().open_stream(header(1, "echo")).await.unwrap();
     let (mut reading, mut writing) = tokio::io::split(echo);
     let began = tokio::time::Instant::now();
     let sending = tokio::spawn(async move {
@@ -287,7 +293,7 @@ async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_othe
     assert_eq!((sending.await.unwrap(), got), (BYTES, BYTES));
     println!("100 MiB there and back within {:?}", began.elapsed());
     // The end of the connection is the end of its streams.
-    let mut open = remote.open_stream(header(1, "echo")).await.unwrap();
+    let mut open = remote.line().open_stream(header(1, "echo")).await.unwrap();
     session.closed().cancel();
     assert!(matches!(open.read(&mut buffer).await, Err(_) | Ok(0)));
     stop.cancel();
