@@ -116,7 +116,7 @@ impl Hosts {
     fn count(&self) {
         let connected = self.connected();
         metrics::gauge!("envforge_agents_connected").set(connected.len() as f64);
-        let here = connected.values().map(|at| {
+        let here = connected.values().filter(|at| !at.closed.is_cancelled()).map(|at| {
             let HostIdentity { org, host, .. } = at.identity;
             HostHere { org, host, connection: at.number, since: at.since }
         });
