@@ -5,8 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envforge_domain::ids::CommandId;
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::secrets::SecretKey;
+use envforge_domain::time::UnixMillis;
+use envforge_eventlog::Checkpoint;
 use envforge_identity::oidc::PublicUrl;
 
 use crate::shell_host::ShellHost;
@@ -61,7 +64,15 @@ pub struct AgentsAt {
 
 /// Puts a value into the secret store, and can do nothing else there. Answers its version.
 #[derive(Clone)]
-pub struct SecretPuts(Arc<dyn Fn(SecretKey, Secret) -> Putting + Send + Sync>);
+pub struct SecretPuts(Arc<dyn Fn(SecretKey, Secret, PutBy) -> Putting + Send + Sync>);
+
+/// The request that puts a value, and how far the log was known before it.
+#[derive(Clone, Debug)]
+pub struct PutBy {
+    pub command: CommandId,
+    pub at: UnixMillis,
+    pub log: Checkpoint,
+}
 
 type Putting = Pin<Box<dyn Future<Output = Result<u64, NotPut>> + Send>>;
 
@@ -78,12 +89,12 @@ pub enum NotPut {
 }
 
 impl SecretPuts {
-    pub fn new(put: impl Fn(SecretKey, Secret) -> Putting + Send + Sync + 'static) -> Self {
+    pub fn new(put: impl Fn(SecretKey, Secret, PutBy) -> Putting + Send + Sync + 'static) -> Self {
         Self(Arc::new(put))
     }
 
-    pub(crate) async fn put(&self, key: SecretKey, value: Secret) -> Result<u64, NotPut> {
-        (self.0)(key, value).await
+    pub(crate) async fn put(&self, key: SecretKey, value: Secret, by: PutBy) -> Result<u64, NotPut> {
+        (self.0)(key, value, by).await
     }
 }
 

@@ -212,3 +212,68 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     let told = place.refused(&["secret", "set", "API_KEY"], &"x".repeat(4097));
     assert!(told.contains("4096"), "{told}");
 }
+
+/// Versions that lie in the store, those with a note, and those that the log names.
+fn kept(place: &Place) -> [Vec<u64>; 3] {
+    let mut found = [Vec::new(), Vec::new(), Vec::new()];
+    let mut folders = vec![place.dir.join("data/secrets/values")];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            match (path.is_dir(), path.extension().and_then(|kind| kind.to_str()), number) {
+                (true, _, _) => folders.push(path),
+                (false, Some("age"), Some(version)) => found[0].push(version),
+                (false, Some("note"), Some(version)) => found[1].push(version),
+                _ => {}
+            }
+        }
+    }
+    let history = place.json(&["secret", "history", "API_KEY", "--project", "orders"], "");
+    found[2] = history["items"].as_array().unwrap().iter().filter_map(|item| item["version"].as_u64()).collect();
+    found.iter_mut().for_each(|versions| versions.sort_unstable());
+    found
+}
+
+/// Where the crash falls is up to chance, hence several; what is said of it is not.
+#[test]
+fn a_kill_between_put_and_event_leaves_notes_beside_what_the_log_does_not_name_and_nowhere_else() {
+    let place = Place { dir: TestDir::new() };
+    place.repository();
+    let (mut dev, started) = place.start();
+    let password = started["owner_password"].as_str().unwrap().to_owned();
+    let sign_in = |started: &Value| {
+        let api = started["api"].as_str().unwrap();
+        place.json(&["login", "--api", api, "--email", OWNER, "--password-stdin"], &format!("{password}\n"));
+    };
+    sign_in(&started);
+    // The project comes to be; its workspace wakes without secrets in no case.
+    place.refused(&["up"], "");
+    place.json(&["secret", "set", "API_KEY", "--project", "orders"], "first");
+    for round in 0..4_u64 {
+        std::thread::scope(|scope| {
+            let setting = |number: u64| {
+                let place = &place;
+                move || {
+                    let value = format!("value {round} {number}");
+                    place.client(&["secret", "set", "API_KEY", "--project", "orders"], &value)
+                }
+            };
+            let setters: Vec<_> = (0..4).map(|number| scope.spawn(setting(number))).collect();
+            std::thread::sleep(Duration::from_millis(40 + 25 * round)); // pause: so that the kill comes in their midst
+            dev.kill9();
+            setters.into_iter().for_each(|setter| drop(setter.join().unwrap()));
+        });
+        let (again, started) = place.start();
+        dev = again;
+        sign_in(&started);
+        wait_until("notes of what the log names to go", DEADLINE, || {
+            let [_, noted, named] = kept(&place);
+            !noted.iter().any(|version| named.contains(version))
+        });
+        let [values, noted, named] = kept(&place);
+        println!("{} values, {} of them unrecorded", values.len(), values.len() - named.len());
+        assert!(named.iter().all(|version| values.contains(version)), "{named:?} of {values:?}");
+        let unnamed: Vec<_> = values.iter().filter(|version| !named.contains(version)).collect();
+        assert!(unnamed.iter().all(|version| noted.contains(version)), "{unnamed:?} of {noted:?}");
+    }
+}

@@ -27,7 +27,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use crate::access::{Access, Caller, act};
-use crate::config::{NotPut, SecretPuts};
+use crate::config::{NotPut, PutBy, SecretPuts};
 use crate::instant::{self, Instant};
 use crate::page::{Page, Path};
 use crate::problem::Problem;
@@ -317,7 +317,9 @@ impl Secrets {
                 Prepared::Answered(done) => done,
                 Prepared::Put(key) => {
                     let store = self.store.as_ref().ok_or_else(no_store)?;
-                    let version = store.put(key.clone(), value.clone().into_secret()).await.map_err(not_put)?;
+                    let log = self.access.hot().checkpoint();
+                    let by = PutBy { command: context.command, at: context.now, log };
+                    let version = store.put(key.clone(), value.clone().into_secret(), by).await.map_err(not_put)?;
                     act!(
                         self.access,
                         &caller,

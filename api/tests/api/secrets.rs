@@ -28,7 +28,7 @@ impl Store {
 async fn house() -> (House, Arc<Store>) {
     let store = Arc::new(Store::default());
     let putting = Arc::clone(&store);
-    let puts = SecretPuts::new(move |key, value| {
+    let puts = SecretPuts::new(move |key, value, _| {
         let store = Arc::clone(&putting);
         Box::pin(async move {
             if *store.down.lock().unwrap() {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use envforge_api::{NotPut, SecretPuts};
-use envforge_runtime::secret_store::{FileStore, SecretStore, StoreError};
+use envforge_api::{NotPut, PutBy, SecretPuts};
+use envforge_eventlog::CheckpointProof;
+use envforge_runtime::secret_store::{FileStore, LogMark, PutNote, SecretStore, StoreError};
 
 #[cfg(not(feature = "aws"))]
 use crate::cli::failure::Failure;
@@ -68,10 +69,14 @@ impl StoreName {
 
 /// What the API is given of a store: no way to read.
 pub(crate) fn puts(store: Arc<dyn SecretStore>) -> SecretPuts {
-    SecretPuts::new(move |key, value| {
+    SecretPuts::new(move |key, value, PutBy { command, at, log }| {
         let store = Arc::clone(&store);
         Box::pin(async move {
-            store.put(&key, &value).await.map_err(|error| match error {
+            let Some(CheckpointProof { identity, digest }) = log.proof else {
+                return Err(NotPut::Unavailable { detail: "nothing of the log is known yet".to_owned() });
+            };
+            let note = PutNote { command, at, log: LogMark { position: log.position, identity: identity.0, digest } };
+            store.put(&key, &value, &note).await.map_err(|error| match error {
                 StoreError::Value { max } => NotPut::Value { max_bytes: max },
                 other => NotPut::Unavailable { detail: other.to_string() },
             })
