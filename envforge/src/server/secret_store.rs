@@ -5,8 +5,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use envforge_api::{NotPut, PutBy, SecretPuts};
+use envforge_domain::project::GitCredential;
 use envforge_eventlog::CheckpointProof;
 use envforge_runtime::secret_store::{FileStore, LogMark, PutNote, SecretStore, StoreError};
+use futures_util::FutureExt as _;
 
 #[cfg(not(feature = "aws"))]
 use crate::cli::failure::Failure;
@@ -69,9 +71,10 @@ impl StoreName {
 
 /// What the API is given of a store: no way to read.
 pub(crate) fn puts(store: Arc<dyn SecretStore>) -> SecretPuts {
-    SecretPuts::new(move |key, value, PutBy { command, at, log }| {
+    let looking = Arc::clone(&store);
+    let put = move |key, value, PutBy { command, at, log }| {
         let store = Arc::clone(&store);
-        Box::pin(async move {
+        let putting = async move {
             let Some(CheckpointProof { identity, digest }) = log.proof else {
                 return Err(NotPut::Unavailable { detail: "nothing of the log is known yet".to_owned() });
             };
@@ -80,8 +83,18 @@ pub(crate) fn puts(store: Arc<dyn SecretStore>) -> SecretPuts {
                 StoreError::Value { max } => NotPut::Value { max_bytes: max },
                 other => NotPut::Unavailable { detail: other.to_string() },
             })
-        })
-    })
+        };
+        putting.boxed()
+    };
+    let git_carries = move |pinned| {
+        let store = Arc::clone(&looking);
+        let reading = async move {
+            let values = store.read(&[pinned]).await.ok()?;
+            values.first().map(GitCredential::carries)
+        };
+        reading.boxed()
+    };
+    SecretPuts::new(put, git_carries)
 }
 
 #[cfg(test)]
