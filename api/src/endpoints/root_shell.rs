@@ -109,8 +109,7 @@ impl ShellEndpoints {
             Ok(open) => {
                 client.say(&json!({ "type": "opened", "lasting": false })).await;
                 let (access, clock) = (self.access.clone(), ground.clock.clone());
-                let verdict: Verdict =
-                    Arc::new(move |end| verdict(access.clone(), clock.clone(), window, end).boxed());
+                let verdict: Verdict = Arc::new(move |end| verdict(access.clone(), clock.clone(), window, end).boxed());
                 client.carry(open, &ground, ROOT_WINDOW_MAX.to_duration(), self.stop(), Some(verdict)).await;
             }
         }

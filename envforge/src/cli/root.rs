@@ -298,7 +298,11 @@ fn table(output: &Output, page: &Value) -> String {
         ]
     };
     let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
-    let mut text = output.table(["ROOT WINDOW", "STATE", "WORKSPACE", "OF", "LENGTH", "REASON", "ASKED"], rows, "No root windows.");
+    let mut text = output.table(
+        ["ROOT WINDOW", "STATE", "WORKSPACE", "OF", "LENGTH", "REASON", "ASKED"],
+        rows,
+        "No root windows.",
+    );
     text.push_str(&more(output, page));
     text
 }

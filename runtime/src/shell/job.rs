@@ -61,6 +61,8 @@ pub(crate) async fn run_job(
         }
         (block, _) => block.as_ref().map(UserBlock::shell),
     };
+    // With its own user, which may be new.
+    let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
     let names = Names::of(host.place(workspace), block, login_shell().remove(0)).await;
     let names = names.map_err(|error| not_started(&error))?;
     let mut command = process::shell(&command, &directory, &environment, user);
