@@ -21,9 +21,7 @@ use envforge_domain::ids::OrgId;
 use envforge_domain::limits::SECRET_READ_MAX;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
-use envforge_runtime::secret_store::{
-    Kept, PutNote, SecretStore, StoreError, Unrecorded, all_unrecorded, check_value,
-};
+use envforge_runtime::secret_store::{Kept, PutNote, SecretStore, StoreError, Unrecorded, all_unrecorded, check_value};
 
 use crate::client::{Attempts, AwsConfig};
 use crate::names::Deployment;
@@ -340,7 +338,9 @@ impl SecretStore for SsmStore {
         match self.ask(mark).await {
             Ok(_) => Ok(()),
             // It went meanwhile.
-            Err(error) if error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("InvalidResourceId") => {
+            Err(error)
+                if error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("InvalidResourceId") =>
+            {
                 Ok(())
             }
             Err(error) => Err(store_error(&error)),
@@ -359,12 +359,7 @@ impl SecretStore for SsmStore {
 }
 
 /// The key of a parameter below a path of secrets: `<owner>/<NAME>/<generation>`.
-fn key_of(
-    parameter: &str,
-    path: &str,
-    org: OrgId,
-    owner: impl Fn(&str) -> Option<SecretOwner>,
-) -> Option<SecretKey> {
+fn key_of(parameter: &str, path: &str, org: OrgId, owner: impl Fn(&str) -> Option<SecretOwner>) -> Option<SecretKey> {
     let mut parts = parameter.strip_prefix(path)?.strip_prefix('/')?.splitn(3, '/');
     let (owner, name, generation) = (owner(parts.next()?)?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     Some(SecretKey { org, owner, name, generation })

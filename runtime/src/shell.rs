@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
-use envforge_domain::project::GitCredential;
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
+use envforge_domain::project::GitCredential;
 use envforge_domain::shell::{
     LastingShell, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
 };

@@ -290,9 +290,7 @@ impl Projects {
         let Some((generation, version)) = known else { return Ok(()) };
         let key = SecretKey { org, owner, name: git.secret.clone(), generation };
         match store.git_carries(PinnedSecret { key, version }).await {
-            Some(false) => {
-                Err(Problem::new("git_credential_invalid", not_for_git(&git.secret, slug.as_str())))
-            }
+            Some(false) => Err(Problem::new("git_credential_invalid", not_for_git(&git.secret, slug.as_str()))),
             Some(true) | None => Ok(()),
         }
     }

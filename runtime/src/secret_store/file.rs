@@ -592,7 +592,10 @@ mod tests {
         let store = FileStore::open(directory.path()).unwrap();
         let key = key("API_KEY", 0);
         for value in [String::new(), "a\0b".to_owned(), "x".repeat(SECRET_BYTES_MAX + 1)] {
-            assert_eq!(store.put(&key, &secret(&value), &note()).await, Err(StoreError::Value { max: SECRET_BYTES_MAX }));
+            assert_eq!(
+                store.put(&key, &secret(&value), &note()).await,
+                Err(StoreError::Value { max: SECRET_BYTES_MAX })
+            );
         }
         let many: Vec<_> = (0..=SECRET_READ_MAX as u64).map(|version| pin(&key, version)).collect();
         assert_eq!(store.read(&many).await.err(), Some(StoreError::TooMany { max: SECRET_READ_MAX }));
@@ -605,7 +608,9 @@ mod tests {
         let key = key("API_KEY", 0);
         let puts = (0..16).map(|number| {
             let (store, key) = (stores[number % 2].clone(), key.clone());
-            tokio::spawn(async move { (number, store.put(&key, &secret(&format!("{number}")), &note()).await.unwrap()) })
+            tokio::spawn(
+                async move { (number, store.put(&key, &secret(&format!("{number}")), &note()).await.unwrap()) },
+            )
         });
         let mut versions = Vec::new();
         for put in puts.collect::<Vec<_>>() {
