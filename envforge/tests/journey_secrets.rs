@@ -2,6 +2,10 @@
 //! nobody else, rotated, forbidden, removed.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+#[allow(dead_code, reason = "of what terminals can do, only asking is looked at here")]
+#[path = "journey_shell/tty.rs"]
+mod tty;
+
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -10,6 +14,7 @@ use std::time::Duration;
 
 use envforge_testkit::{TestDir, TestProcess, wait_until};
 use serde_json::Value;
+use tty::Tty;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const OWNER: &str = "owner@envforge.localhost";
@@ -46,10 +51,15 @@ impl Place {
         (dev, started)
     }
 
-    fn client(&self, args: &[&str], stdin: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
-        command.args(args).env("ENVFORGE_CONFIG_DIR", self.dir.join("owner")).env("ENVFORGE_CREDENTIALS", "file");
+    fn as_owner(&self, mut command: Command) -> Command {
+        command.env("ENVFORGE_CONFIG_DIR", self.dir.join("owner")).env("ENVFORGE_CREDENTIALS", "file");
         command.env_remove("ENVFORGE_API").env_remove("ENVFORGE_ORG").current_dir(self.dir.join("orders"));
+        command
+    }
+
+    fn client(&self, args: &[&str], stdin: &str) -> Output {
+        let mut command = self.as_owner(Command::new(env!("CARGO_BIN_EXE_envforge")));
+        command.args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that asks for nothing may be gone already.
@@ -206,6 +216,28 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     assert!(told.contains("PEM (service `web`) has expired"), "{told}");
     let told = place.refused(&["project", "edit", "orders", "--git-credential", "PEM"], "");
     assert!(told.contains("https://"), "{told}");
+
+    // On a terminal it is asked for and not shown; on the command line it is refused, and not repeated.
+    let mut command = Command::new("setsid");
+    command.args([
+        "--ctty",
+        "--wait",
+        env!("CARGO_BIN_EXE_envforge"),
+        "secret",
+        "set",
+        "PROMPTED",
+        "--project",
+        "orders",
+    ]);
+    let mut terminal = Tty::start(place.as_owner(command));
+    terminal.shows("Value of PROMPTED: ");
+    terminal.types("typed-canary\r");
+    assert!(terminal.ends().success(), "{}", terminal.text());
+    assert!(!terminal.text().contains("typed-canary"), "{}", terminal.text());
+    let history = place.json(&["secret", "history", "PROMPTED", "--project", "orders"], "");
+    assert_eq!(history["items"][0]["version"], 1, "{history}");
+    let told = place.refused(&["secret", "set", "API_KEY", "value-on-the-command-line"], "");
+    assert!(told.contains("never stands on the command line") && !told.contains("value-on-the"), "{told}");
 
     let told = place.refused(&["secret", "set", "API_KEY"], "");
     assert!(told.contains("empty"), "{told}");
