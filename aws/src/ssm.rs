@@ -311,7 +311,11 @@ impl SecretStore for SsmStore {
 
     async fn unrecorded(&self, org: OrgId, owners: &[SecretOwner]) -> Result<Vec<Unrecorded>, StoreError> {
         let by_id: BTreeMap<String, SecretOwner> = owners.iter().map(|owner| (owner.to_string(), *owner)).collect();
-        let path = self.deployment.secrets_path_of(org);
+        let above = self.deployment.secrets_path_of(org);
+        let path = match owners {
+            [one] => self.deployment.secrets_path(org, one),
+            _ => above.clone(),
+        };
         let all = self.below(&path).await?;
         let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(&path);
         let tagged = ParameterStringFilter::builder().key(format!("tag:{RECORDED}")).option("Equals").values(YES);
@@ -319,7 +323,7 @@ impl SecretStore for SsmStore {
         let recorded: BTreeSet<&str> = recorded.iter().filter_map(|parameter| parameter.name()).collect();
         let mut found = Vec::new();
         for name in all.iter().filter_map(|parameter| parameter.name()).filter(|name| !recorded.contains(name)) {
-            let Some(key) = key_of(name, &path, org, |owner| by_id.get(owner).copied()) else { continue };
+            let Some(key) = key_of(name, &above, org, |owner| by_id.get(owner).copied()) else { continue };
             for (version, note) in self.history(name).await? {
                 found.extend(note.map(|note| Unrecorded { key: key.clone(), version, note }));
             }

@@ -148,6 +148,8 @@ async fn a_parameter_of_which_no_version_was_recorded_is_withdrawn_and_no_other(
     assert_eq!(store.withdraw(&key("NEVER"), &one).await, Ok(1));
     assert_eq!(store.withdraw(&key("TWICE"), &BTreeSet::from([1, 2])).await, Ok(2));
     assert_eq!(unrecorded().await, []);
+    let both = store.unrecorded(org(1), &[owner(), elsewhere]).await.unwrap();
+    assert_eq!(both.iter().map(|found| &found.key).collect::<Vec<_>>(), [&others]);
     let kept = store.read(&[pinned("RECORDED", 1), pinned("RECORDED", 2)]).await.unwrap_or_default();
     assert_eq!(texts(&kept), ["first", "second"]);
     assert!(store.describe(&others).await.unwrap().is_some(), "another owner's");
