@@ -5,6 +5,7 @@
 //! its note says that nobody has seen the log name it; it is older than any request; the log, asked anew, has the commit that stood
 //! there before the value was put, and names no such version.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -50,11 +51,13 @@ impl Untold {
         let mut absent: BTreeMap<SecretKey, BTreeSet<u64>> = BTreeMap::new();
         for found in store.unrecorded(self.org, &self.owners).await? {
             let Unrecorded { key, version, note } = found;
-            if !known.contains_key(&key.owner) {
+            let of_owner = match known.entry(key.owner) {
+                Entry::Occupied(known) => known.into_mut(),
                 // From the log itself: what is folded here may be behind it.
-                known.insert(key.owner, secrets::load(&self.commands, self.org, key.owner).await?.state);
-            }
-            let Some(of_owner) = known.get(&key.owner) else { continue };
+                Entry::Vacant(unknown) => {
+                    unknown.insert(secrets::load(&self.commands, self.org, key.owner).await?.state)
+                }
+            };
             match of_owner.standing(&key.name, key.generation, version) {
                 VersionStanding::Recorded => store.record(&key, version).await?,
                 VersionStanding::Absent if self.clock.now().since(note.at) >= UNTOLD_AGE => {

@@ -99,7 +99,8 @@ impl World {
                     if let Ok(workspace) = recorded.commit.stream.key().parse() {
                         let state = self.workspaces.remove(&workspace).unwrap_or_default();
                         self.workspaces.insert(workspace, Workspace::evolve(state, event));
-                        self.owners.entry(org).or_default().extend(self.secrets_owner(workspace));
+                        let owner = self.secrets_owner(workspace);
+                        self.owners.entry(org).or_default().extend(owner);
                         touched = Some(workspace);
                     }
                 }

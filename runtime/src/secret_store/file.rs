@@ -232,15 +232,15 @@ impl Inner {
         for (name, directory) in named::<SecretName>(&self.owner(org, owner))? {
             for (generation, directory) in named::<u32>(&directory)? {
                 for version in Self::versions(&directory, &[NOTE])? {
-                    let mut text = String::new();
+                    let mut bytes = Vec::new();
                     match File::open(Self::path(&directory, version, NOTE)) {
                         Err(error) if error.kind() == ErrorKind::NotFound => continue,
                         file => file
-                            .and_then(|file| file.take(NOTE_BYTES_MAX).read_to_string(&mut text))
+                            .and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut bytes))
                             .map_err(unavailable)?,
                     };
                     let key = SecretKey { org, owner, name: name.clone(), generation };
-                    match text.parse() {
+                    match String::from_utf8_lossy(&bytes).parse() {
                         Ok(note) => found.push(Unrecorded { key, version, note }),
                         Err(error) => tracing::warn!(name = %key.name, version, %error, "a value stays in the store"),
                     }

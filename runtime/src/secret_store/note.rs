@@ -90,7 +90,8 @@ mod tests {
         let text = note.to_string();
         assert_eq!(text.parse(), Ok(note));
         assert!(text.len() < 300, "a parameter's description has 1,024 characters");
-        for wrong in ["", "a description", &text[..60], &text.replace("-1 ", "-2 "), &text.replace("0909", "09zz")] {
+        let wrong = ["", "a description", &text[..60]].map(str::to_owned);
+        for wrong in wrong.into_iter().chain([text.replace("-1 ", "-2 "), text.replace("0909", "09zz")]) {
             assert_eq!(wrong.parse::<PutNote>(), Err(InvalidNote), "{wrong}");
         }
     }
