@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use envforge_testkit::{TestDir, TestProcess, wait_until};
@@ -36,14 +37,21 @@ jobs:
 
 struct Place {
     dir: TestDir,
+    starts: AtomicU32,
 }
 
 impl Place {
+    fn new() -> Self {
+        Self { dir: TestDir::new(), starts: AtomicU32::new(0) }
+    }
+
     fn start(&self) -> (TestProcess, Value) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
         command.args(["dev", "--json", "--listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--data"]);
         command.arg(self.dir.join("data")).arg("--runtime").arg(self.dir.join("runtime"));
-        let mut dev = TestProcess::spawn("dev", &command, self.dir.path());
+        // Each with an output of its own.
+        let name = format!("dev-{}", self.starts.fetch_add(1, Ordering::Relaxed));
+        let mut dev = TestProcess::spawn(&name, &command, self.dir.path());
         let started = dev.wait_ready("the first line", DEADLINE, |process| {
             let out = process.stdout();
             out.contains('\n').then(|| serde_json::from_str(out.lines().next().unwrap()).unwrap())
@@ -117,7 +125,7 @@ impl Place {
 
 #[test]
 fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
-    let place = Place { dir: TestDir::new() };
+    let place = Place::new();
     place.repository();
     let (_dev, started) = place.start();
     let (api, password) = (started["api"].as_str().unwrap(), started["owner_password"].as_str().unwrap());
@@ -269,7 +277,7 @@ fn kept(place: &Place) -> [Vec<u64>; 3] {
 /// Where the crash falls is up to chance, hence several; what is said of it is not.
 #[test]
 fn a_kill_between_put_and_event_leaves_notes_beside_what_the_log_does_not_name_and_nowhere_else() {
-    let place = Place { dir: TestDir::new() };
+    let place = Place::new();
     place.repository();
     let (mut dev, started) = place.start();
     let password = started["owner_password"].as_str().unwrap().to_owned();
