@@ -1,5 +1,5 @@
 //! Connections between processes of the control plane: one with the role `agents` passes shells, jobs, logs and what is seen of root
-//! windows on to its agents' hosts for processes that have the API (docs/adr/0019).
+//! windows on to its agents' hosts for processes that have the API (docs/adr/0020).
 //!
 //! Not here: what passes and how (agent), which host a workspace lies on (`hosts`).
 

@@ -380,14 +380,20 @@ async fn root_on_a_machine_is_asked_for_approved_by_another_and_over_at_its_end_
     late.is_told(&closed);
     println!("the window ended at {}, what ran in it at {}", closed["ends_at"], closed["command"]["ended_at"]);
 
-    // The agent is killed, and takes what it runs as root along; nothing else of the machine hears of it.
+    // The agent is killed, and takes what it runs as root along; nothing else of the machine hears of it. Whoever lost their shell gets
+    // another one.
     let window = world.dana.window(&["--for", "20m", "--mode", "shell"]);
     let mut terminal = world.dana.tty(&["root", "shell", &window]);
     terminal.shows("# ");
     world.cloud.kill_agent(&world.instance);
     terminal.ends();
-    world.dana.closed(&window, "lost");
+    assert_eq!(world.dana.ended(&window, "lost")["phase"], "open");
     world.goes_on().await;
+    let mut terminal = world.dana.tty(&["root", "shell", &window]);
+    terminal.shows("# ");
+    terminal.types("exit 3\r");
+    assert_eq!(terminal.ends().code(), Some(3));
+    world.dana.closed(&window, "exited");
     world.sleeps().await;
     world.ends();
 }

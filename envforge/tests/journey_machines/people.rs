@@ -52,16 +52,19 @@ impl Dana {
         window
     }
 
-    /// What a window was, once its end stands in the log.
+    /// How a window is, once the end of what ran in it stands in the log.
+    #[track_caller]
+    pub(crate) fn ended(&self, window: &str, outcome: &str) -> Value {
+        let shown = || self.0.json(&["root", "show", window]);
+        wait_until(&format!("{outcome} in the log"), DEADLINE * 2, || shown()["command"]["outcome"] == outcome);
+        shown()
+    }
+
+    /// The same, and that it is closed by then.
     #[track_caller]
     pub(crate) fn closed(&self, window: &str, outcome: &str) -> Value {
-        let shown = || self.0.json(&["root", "show", window]);
-        wait_until(&format!("the window to be closed: {outcome}"), DEADLINE * 2, || {
-            let shown = shown();
-            shown["phase"] == "closed" && shown["command"]["outcome"].is_string()
-        });
-        let shown = shown();
-        assert_eq!(shown["command"]["outcome"], outcome, "{shown}");
+        let shown = self.ended(window, outcome);
+        assert_eq!(shown["phase"], "closed", "{shown}");
         shown
     }
 }
