@@ -221,6 +221,13 @@ impl PlacementView {
         named.map(|(host, named)| (*host, named.clone())).collect()
     }
 
+    /// Whether a host of the organization is trusted no more.
+    pub fn is_revoked(&self, org: OrgId, host: HostId) -> bool {
+        let inner = self.inner.read();
+        let named = inner.named.get(&org).and_then(|hosts| hosts.get(&host));
+        named.is_some_and(|named| named.phase == HostPhase::Revoked)
+    }
+
     /// What is placed on an active host.
     pub fn placed(&self, host: HostId) -> Option<BTreeMap<WorkspaceId, Capacity>> {
         self.inner.read().hosts.get(&host).map(|(host, _)| host.placed.clone())

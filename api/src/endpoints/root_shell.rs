@@ -75,6 +75,7 @@ impl ShellEndpoints {
         match self.begin_root(&ground, workspace, window, order).await {
             Err(problem) => client.refuse(&problem).await,
             Ok(open) => {
+                self.opened_by_runtime(&ground);
                 client.say(&json!({ "type": "opened", "lasting": false })).await;
                 // How it ended is the host's to tell, and the window's record.
                 client.carry(open, &ground, ROOT_WINDOW_MAX.to_duration(), self.stop()).await;

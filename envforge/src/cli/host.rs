@@ -13,6 +13,7 @@ use super::failure::{Exit, Failure};
 use super::instant::parse_length;
 use super::output::{Output, cell, printable};
 use super::private_file;
+use super::session::shown;
 
 #[derive(Args, Debug)]
 pub(crate) struct HostArguments {
@@ -75,14 +76,19 @@ pub(super) async fn run(context: &Context, arguments: HostArguments) -> Result<E
             output.result(&issued, || told(output, &issued, out.as_deref()))?;
         }
         HostVerb::Drain { host } => {
-            client.post(&["v1", "orgs", org, "hosts", &host, "drain"], json!({})).await?;
-            let draining = json!({ "host": host, "draining": true });
-            output.result(&draining, || format!("Nothing more is placed on the host {}.", printable(&host)))?;
+            let drained = client.post(&["v1", "orgs", org, "hosts", &host, "drain"], json!({})).await?.body;
+            output.result(&drained, || format!("Nothing more is placed on the host {}.", printable(&host)))?;
         }
         HostVerb::Revoke { host } => {
-            client.delete(&["v1", "orgs", org, "hosts", &host], &[]).await?;
-            let revoked = json!({ "host": host, "revoked": true });
-            output.result(&revoked, || format!("The host {} is trusted no more.", printable(&host)))?;
+            let revoked = client.delete(&["v1", "orgs", org, "hosts", &host], &[]).await?.body;
+            output.result(&revoked, || {
+                let awake = match revoked["runtimes"].as_u64() {
+                    Some(1) => "1 workspace was awake there".to_owned(),
+                    count => format!("{} workspaces were awake there", count.unwrap_or_default()),
+                };
+                let closed = shown(&revoked["receipt"]);
+                format!("The host {} is trusted no more; {awake}. {closed}", printable(&host))
+            })?;
         }
     }
     Ok(Exit::Ok)

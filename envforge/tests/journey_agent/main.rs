@@ -6,6 +6,7 @@ mod authority;
 #[path = "../journey_canary/canary.rs"]
 mod canary;
 mod proxy;
+mod revoked;
 mod roots;
 mod secrets;
 mod shells;

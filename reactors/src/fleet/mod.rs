@@ -18,6 +18,7 @@ use std::time::Duration;
 use envforge_commands::{Commands, Context, hosts};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position};
+use envforge_domain::host::HostCommand;
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, Power};
 use envforge_domain::time::SharedClock;
@@ -345,7 +346,8 @@ impl Fleet {
                 let resource = Resource::Host { org, host: *host };
                 let permit =
                     system_permit(Component::Fleet, Action::HostRegister, resource, self.known.position(), now)?;
-                let done = hosts::retire(&self.commands, &permit, &Context::new(now), *host).await?;
+                let context = Context::new(now);
+                let done = hosts::execute(&self.commands, &permit, &context, *host, &HostCommand::Retire).await?;
                 self.ahead = self.ahead.max(done.position);
                 return Ok(());
             }
