@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use ahash::{AHashMap, AHashSet};
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::Recorded;
+use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
@@ -16,7 +16,7 @@ use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, MachinePurpos
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 use parking_lot::RwLock;
 
 /// The view.
@@ -40,6 +40,8 @@ struct Inner {
     machines: AHashMap<HostId, Machine>,
     /// How many of them each organization has.
     machines_of: AHashMap<OrgId, usize>,
+    /// Where the log says for the last time that a host's agent is connected.
+    heard_at: AHashMap<HostId, Position>,
     /// Hosts that people named, in whatever state.
     named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
 }
@@ -221,6 +223,20 @@ impl PlacementView {
         named.map(|(host, named)| (*host, named.clone())).collect()
     }
 
+    /// The hosts on a provider's machines that are up and whose agents have enrolled, with where the log says for the last time that one
+    /// is connected.
+    pub fn agents_wanted(&self) -> Vec<(OrgId, HostId, Position)> {
+        let inner = self.inner.read();
+        let up = |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { power: Power::On, .. }));
+        let up = inner.machines.iter().filter(|(_, machine)| up(machine)).map(|(host, _)| host);
+        let wanted = up.filter_map(|host| {
+            let (active, _) = inner.hosts.get(host)?;
+            active.agent.as_ref()?;
+            Some((active.org, *host, inner.heard_at.get(host).copied().unwrap_or_default()))
+        });
+        wanted.collect()
+    }
+
     /// Whether a host of the organization is trusted no more.
     pub fn is_revoked(&self, org: OrgId, host: HostId) -> bool {
         let inner = self.inner.read();
@@ -240,7 +256,11 @@ impl PlacementView {
             match event {
                 Event::Host(event) => {
                     if let Ok(host) = key.parse() {
-                        self.inner.write().apply(host, event);
+                        let mut inner = self.inner.write();
+                        if matches!(event, HostEvent::Enrolled { .. } | HostEvent::AgentLookedFor { away: Millis::ZERO }) {
+                            inner.heard_at.insert(host, recorded.position);
+                        }
+                        inner.apply(host, event);
                     }
                 }
                 Event::Runtime(RuntimeEvent::HostChosen { host, .. } | RuntimeEvent::EndpointsBound { host, .. }) => {
@@ -298,6 +318,7 @@ impl Inner {
             }
             HostEvent::Released { workspace } => self.forget(*workspace, id),
             HostEvent::Retired | HostEvent::Revoked => {
+                self.heard_at.remove(&id);
                 if let Host::Active(host) = &before {
                     if let Some(hosts) = self.hosts_of.get_mut(&host.org) {
                         hosts.remove(&id);
@@ -308,6 +329,7 @@ impl Inner {
             HostEvent::EnrolmentIssued { .. }
             | HostEvent::Enrolled { .. }
             | HostEvent::CertificateRenewed { .. }
+            | HostEvent::AgentLookedFor { .. }
             | HostEvent::Draining => {}
         }
         let after = Host::evolve(before, event);
