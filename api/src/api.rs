@@ -133,13 +133,7 @@ pub fn router(parts: Parts) -> Router {
         identity: Arc::clone(&identity),
     };
     let (a, c, r) = with_commands(&access);
-    let machines = hosts::Hosts {
-        access: a,
-        commands: c,
-        reads: r,
-        agents: config.agents.clone(),
-        revocations,
-    };
+    let machines = hosts::Hosts { access: a, commands: c, reads: r, agents: config.agents.clone(), revocations };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands: commands.clone(), sessions };
     let pages = browsers.clone().map(|browsers| sign_in_page::SignInPages {

@@ -12,7 +12,9 @@ use envforge_domain::ids::{LinkId, SessionId, UserId, WorkspaceId};
 use envforge_domain::runtime::ActivitySource;
 use envforge_domain::slug::{HostLabel, ServiceName};
 use envforge_domain::time::UnixMillis;
-use envforge_projections::gateway_view::{CloseReason, Closers, GatewayView, LinkPhase, LinkView, MemberView, OpenSocket};
+use envforge_projections::gateway_view::{
+    CloseReason, Closers, GatewayView, LinkPhase, LinkView, MemberView, OpenSocket,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::denial::Denial;

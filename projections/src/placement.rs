@@ -5,6 +5,7 @@
 //! the host's aggregate and the machine's claim check again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::{AHashMap, AHashSet};
 use envforge_domain::aggregate::Aggregate;
@@ -23,6 +24,8 @@ use parking_lot::RwLock;
 #[derive(Default)]
 pub struct PlacementView {
     inner: RwLock<Inner>,
+    /// How often it changed which agents are trusted.
+    trust_changes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -204,6 +207,11 @@ impl PlacementView {
         self.inner.read().hosts.get(&host).is_some_and(|(host, _)| host.placed.contains_key(&workspace))
     }
 
+    /// How often the answers of `enrolment_of` changed: whoever reads this before them has answers that are at least as new.
+    pub fn trust_changes(&self) -> u64 {
+        self.trust_changes.load(Ordering::Acquire)
+    }
+
     /// Which enrolment an active host's agent must have a certificate of; `None` where no agent is trusted for it.
     pub fn enrolment_of(&self, org: OrgId, host: HostId) -> Option<u32> {
         let inner = self.inner.read();
@@ -257,10 +265,17 @@ impl PlacementView {
                 Event::Host(event) => {
                     if let Ok(host) = key.parse() {
                         let mut inner = self.inner.write();
-                        if matches!(event, HostEvent::Enrolled { .. } | HostEvent::AgentLookedFor { away: Millis::ZERO }) {
+                        if matches!(
+                            event,
+                            HostEvent::Enrolled { .. } | HostEvent::AgentLookedFor { away: Millis::ZERO }
+                        ) {
                             inner.heard_at.insert(host, recorded.position);
                         }
                         inner.apply(host, event);
+                        drop(inner);
+                        if matches!(event, HostEvent::Enrolled { .. } | HostEvent::Retired | HostEvent::Revoked) {
+                            self.trust_changes.fetch_add(1, Ordering::Release);
+                        }
                     }
                 }
                 Event::Runtime(RuntimeEvent::HostChosen { host, .. } | RuntimeEvent::EndpointsBound { host, .. }) => {

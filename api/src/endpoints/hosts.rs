@@ -196,12 +196,7 @@ impl Hosts {
         let action = Host::action_of(&command);
         let permit = self.access.permit(&caller, action, Resource::Host { org, host }).await?;
         let changing = Revocations::changing();
-        let done = act!(
-            self.access,
-            &caller,
-            permit,
-            hosts::execute(&self.commands, permit, &context, host, &command)
-        );
+        let done = act!(self.access, &caller, permit, hosts::execute(&self.commands, permit, &context, host, &command));
         let on = Resource::Organization(org);
         let receipt = self.revocations.changed(&caller, on, changing, &done, &context).await;
         let runtimes = self.access.hot().gateway.over_with(&done.commits()).runtimes;

@@ -16,7 +16,7 @@ use envforge_domain::machine::{Machine, MachineEvent};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis};
 use envforge_reactors::fleet::FleetPolicy;
-use envforge_runtime::EnrolmentStore;
+use envforge_runtime::{EnrolmentStore, MachineProvider as _};
 use envforge_runtime::secret_store::StoreError;
 use envforge_testkit::eventually;
 
@@ -344,7 +344,8 @@ async fn a_machine_whose_agent_stays_away_is_replaced_once_nothing_is_awake_on_i
     assert!(!missed(60).await, "what may be awake there goes on");
     site.sleep(1, 1, 1, on).await;
     let reason = "its agent has been away for 15 min, and nothing is awake there";
-    site.happened("it is given up", |event| matches!(event, MachineEvent::Unhealthy { reason: why } if why == reason)).await;
+    site.happened("it is given up", |event| matches!(event, MachineEvent::Unhealthy { reason: why } if why == reason))
+        .await;
     site.happened("it is ended", |event| matches!(event, MachineEvent::Terminated { .. })).await;
     let state = site.ec2.find(&instance).await.unwrap().map(|instance| instance.state);
     assert!(state.is_none_or(|state| state.is_over()), "{state:?}");

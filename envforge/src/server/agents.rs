@@ -436,9 +436,15 @@ impl Desk {
     async fn watch_trust(self) {
         let mut tick = tokio::time::interval(TRUST_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = None;
         loop {
             tick.tick().await;
             let placement = &self.plane.hot.placement;
+            // Who is there and who may be there are looked at only where one of them is news.
+            let news = Some((placement.trust_changes(), self.hosts.entries()));
+            if std::mem::replace(&mut seen, news) == news {
+                continue;
+            }
             self.hosts
                 .close(|identity| placement.enrolment_of(identity.org, identity.host) != Some(identity.enrolment));
         }

@@ -3,6 +3,7 @@
 //! Owns on which of them a workspace lies. Not here: whom to trust (`agents`), and what is done there (agent, runtime, reactors).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use envforge_agent::{Host, HostIdentity, RemoteHost};
@@ -25,6 +26,8 @@ struct Inner {
     hot: Arc<Hot>,
     local: Mutex<Option<Local>>,
     connected: Mutex<HashMap<HostId, Connected>>,
+    /// How often somebody entered.
+    entries: AtomicU64,
     find: mpsc::Sender<LastingShell>,
     found: tokio::sync::Mutex<mpsc::Receiver<LastingShell>>,
 }
@@ -48,7 +51,8 @@ impl Hosts {
     pub(crate) fn new(hot: Arc<Hot>) -> Self {
         let (find, found) = mpsc::channel(FOUND_MAX);
         let (local, connected) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { hot, local, connected, find, found: tokio::sync::Mutex::new(found) }))
+        let (entries, found) = (AtomicU64::new(0), tokio::sync::Mutex::new(found));
+        Self(Arc::new(Inner { hot, local, connected, entries, find, found }))
     }
 
     pub(crate) fn add_local(&self, host: LocalHost, machine: HostMachine, world: SharedWorld) {
@@ -59,6 +63,7 @@ impl Hosts {
     pub(crate) fn enter(&self, identity: HostIdentity, remote: RemoteHost, closed: &CancellationToken) {
         let connected = Connected { identity, remote, closed: closed.clone() };
         let former = self.connected().insert(identity.host, connected);
+        self.0.entries.fetch_add(1, Ordering::Release);
         if let Some(former) = former {
             former.closed.cancel();
         }
@@ -74,6 +79,11 @@ impl Hosts {
             }
         }
         self.count();
+    }
+
+    /// How often somebody entered: whoever reads this before `close` meets all of them.
+    pub(crate) fn entries(&self) -> u64 {
+        self.0.entries.load(Ordering::Acquire)
     }
 
     pub(crate) fn close(&self, untrusted: impl Fn(&HostIdentity) -> bool) {

@@ -46,6 +46,7 @@ shapes = ["m7g.large"]
 machines_max = 3
 grace_seconds = {}
 boot_deadline_seconds = 120
+agent_deadline_seconds = 10
 
 [shapes."m7g.large"]
 cpu_millicores = 8000
@@ -81,7 +82,12 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     let (nats, database) = (NatsServer::start(), Postgres::shared());
     let site = Site::set_up(&nats.url(), database.database_url());
     let cloud = Cloud::new(&site.dir.join("disks")).await;
-    let mut roles = site.started("roles", &site.roles(&nats.url(), &cloud.gateway()));
+    let roles_command = || {
+        let mut command = site.roles(&nats.url(), &cloud.gateway());
+        command.args(["--agent-look-seconds", "1"]);
+        command
+    };
+    let mut roles = site.started("roles", &roles_command());
     site.begin();
     let log = Log::open(&nats.url()).await;
     let (acme, globex) = (log.first_organization().await, OrgId::from_uuid(uuid::Uuid::now_v7()));
@@ -121,7 +127,7 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     roles.kill9();
     fleet.kill9();
     assert!(!is_dead(&started));
-    roles = site.started("roles-2", &site.roles(&nats.url(), &cloud.gateway()));
+    roles = site.started("roles-2", &roles_command());
     fleet = site.started("fleet-2", &fleet_command());
     assert_eq!(site.app_through_the_gateway().await.trim(), started, "the same process, started once");
     site.json(&["workspace", "sleep", "main"]);
@@ -155,6 +161,21 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     let mine: Vec<_> =
         log.owners().await.into_iter().filter(|(key, of)| key.starts_with("aws-ec2-") && *of == acme).collect();
     assert_eq!(mine.len(), 2);
+
+    // Its agent hangs. What is awake goes on until the log says that it is lost; then the machine is ended, and the next wake gets another one.
+    let hung = |cloud: &Cloud| living(cloud).into_iter().find(|id| mine.iter().any(|(key, _)| key.ends_with(id)));
+    let instance = hung(&cloud).unwrap();
+    cloud.freeze_agent(&instance);
+    tokio::time::sleep(Duration::from_secs(15)).await; // pause: for longer than an agent may be away where nothing is awake
+    assert_eq!(hung(&cloud).as_ref(), Some(&instance));
+    site.app_through_the_gateway().await;
+    eventually("the machine of the agent that hangs is ended", 2 * DEADLINE, async || {
+        cloud.instances().contains(&(instance.clone(), "terminated".to_owned())).then_some(())
+    })
+    .await;
+    site.until_metered().await;
+    site.json(&["up"]);
+    assert!(living(&cloud).iter().all(|id| *id != instance));
     site.json(&["workspace", "sleep", "main"]);
     site.until_phase("asleep").await;
     site.until_metered().await;

@@ -269,9 +269,7 @@ impl MachineView {
     fn is_unsettled(&self) -> bool {
         let coming = match &self.state {
             Machine::Requested { .. } => true,
-            Machine::Live(live) => {
-                live.power == Power::Starting || self.is_on() && self.agent != AgentState::Enrolled
-            }
+            Machine::Live(live) => live.power == Power::Starting || self.is_on() && self.agent != AgentState::Enrolled,
             Machine::Unknown | Machine::Over { .. } | Machine::Strange => false,
         };
         coming || self.is_leaving()
