@@ -16,8 +16,8 @@ use envforge_domain::machine::{Machine, MachineEvent};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis};
 use envforge_reactors::fleet::FleetPolicy;
-use envforge_runtime::{EnrolmentStore, MachineProvider as _};
 use envforge_runtime::secret_store::StoreError;
+use envforge_runtime::{EnrolmentStore, MachineProvider as _};
 use envforge_testkit::eventually;
 
 use super::site::{CERTIFICATE, Running, Site, policy};
