@@ -298,7 +298,7 @@ impl Site {
     pub(crate) async fn app_through_the_gateway(&self) -> String {
         let reviewer = self.reviewer().await;
         eventually("the app", DEADLINE, async || {
-            let (status, text) = reviewer.asks("/starts").await;
+            let (status, text) = reviewer.answer("/starts").await.ok()?;
             (status == StatusCode::OK).then_some(text)
         })
         .await
@@ -383,9 +383,13 @@ pub(crate) struct Reviewer {
 impl Reviewer {
     /// Asks as a script of the app's own page does.
     pub(crate) async fn asks(&self, path: &str) -> (StatusCode, String) {
+        self.answer(path).await.unwrap()
+    }
+
+    async fn answer(&self, path: &str) -> reqwest::Result<(StatusCode, String)> {
         let request = self.client.get(format!("{}{path}", self.url)).header(COOKIE, &self.cookie);
-        let answer = request.header(ACCEPT, "application/json").send().await.unwrap();
-        (answer.status(), answer.text().await.unwrap_or_default())
+        let answer = request.header(ACCEPT, "application/json").send().await?;
+        Ok((answer.status(), answer.text().await?))
     }
 
     /// A WebSocket to the app.
