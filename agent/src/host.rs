@@ -79,6 +79,14 @@ impl Host {
         }
     }
 
+    /// What is up there.
+    pub fn workspaces_up(&self) -> Vec<WorkspaceId> {
+        match self {
+            Self::Local(host) => host.epochs_up().into_iter().map(|(workspace, _)| workspace).collect(),
+            Self::Remote(host) => host.workspaces_up(),
+        }
+    }
+
     /// See `LocalHost::known_shells`; of an agent's host those of its organization.
     ///
     /// # Errors

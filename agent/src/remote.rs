@@ -67,11 +67,18 @@ impl Facts {
         }
     }
 
-    fn told_all(&mut self, up: &HashMap<WorkspaceId, u64>, as_of: u64) {
+    /// Whether anything is up now that was not, or the other way round.
+    fn told_all(&mut self, up: &HashMap<WorkspaceId, u64>, as_of: u64) -> bool {
+        let before: HashMap<_, _> = self.up().collect();
         self.known.retain(|workspace, (_, known)| *known > as_of || up.contains_key(workspace));
         for (workspace, epoch) in up {
             self.told(*workspace, Some(*epoch), as_of);
         }
+        before != self.up().collect()
+    }
+
+    fn up(&self) -> impl Iterator<Item = (WorkspaceId, u64)> {
+        self.known.iter().filter_map(|(workspace, (epoch, _))| Some((*workspace, (*epoch)?)))
     }
 }
 
@@ -213,8 +220,11 @@ impl RemoteHost {
             .into_iter()
             .map(|(workspace, epoch)| Ok((workspace.parse().map_err(|_| invalid("no workspace's id"))?, epoch)))
             .collect::<io::Result<_>>()?;
-        self.facts().told_all(&up, as_of);
-        self.0.changed.notify_one();
+        // A heartbeat that says what is known already is no news: a thousand agents send one every few seconds.
+        let changed = self.facts().told_all(&up, as_of);
+        if changed {
+            self.0.changed.notify_one();
+        }
         Ok(())
     }
 
@@ -331,6 +341,11 @@ impl RemoteHost {
         self.facts().epoch_up(workspace)
     }
 
+    /// What is up there.
+    pub fn workspaces_up(&self) -> Vec<WorkspaceId> {
+        self.facts().up().map(|(workspace, _)| workspace).collect()
+    }
+
     /// Waits until the agent has told what is up. Safe to cancel.
     pub async fn facts_changed(&self) {
         self.0.changed.notified().await;
@@ -385,12 +400,13 @@ mod tests {
     fn an_older_list_takes_back_no_newer_answer() {
         let workspace = |number| WorkspaceId::from_uuid(Uuid::from_u128(number));
         let mut facts = Facts::default();
-        facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10);
+        assert!(facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10));
+        assert!(!facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10), "which is no news");
         facts.told(workspace(1), None, 12);
         facts.told(workspace(3), Some(7), 12);
-        facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 11);
+        assert!(!facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 11));
         assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None, Some(4), Some(7)]);
-        facts.told_all(&HashMap::new(), 13);
+        assert!(facts.told_all(&HashMap::new(), 13));
         assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None; 3]);
     }
 }

@@ -121,7 +121,7 @@ pub fn router(parts: Parts) -> Router {
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r, revocations: revocations.clone() };
-    let roles = roles::Roles { access: access.clone(), commands: commands.clone(), revocations };
+    let roles = roles::Roles { access: access.clone(), commands: commands.clone(), revocations: revocations.clone() };
     let people = session_endpoints::People {
         access: access.clone(),
         identity: Arc::clone(&identity),
@@ -134,7 +134,7 @@ pub fn router(parts: Parts) -> Router {
         identity: Arc::clone(&identity),
     };
     let (a, c, r) = with_commands(&access);
-    let machines = hosts::Hosts { access: a, commands: c, reads: r, agents: config.agents.clone() };
+    let machines = hosts::Hosts { access: a, commands: c, reads: r, agents: config.agents.clone(), revocations };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands: commands.clone(), sessions };
     let pages = browsers.clone().map(|browsers| sign_in_page::SignInPages {

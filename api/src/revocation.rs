@@ -1,6 +1,6 @@
 //! Receipts of revocations: what each closed at all gateways, and how fast.
 //!
-//! One mechanism for links, sessions, roles, policies and workspaces: what is over is counted by the views that fold the very
+//! One mechanism for links, sessions, roles, policies, workspaces and hosts: what is over is counted by the views that fold the very
 //! commits, open WebSockets by the gateways, and shells by this process (`open_shells`). Not here: closing anything (projections give the signal, gateways act on it), and which rights end with a change (the views).
 
 use std::sync::Arc;
@@ -157,7 +157,7 @@ impl Revocations {
             return Receipt::from(&self.receipt(&commits, Over::default(), begun).await);
         }
         let known = self.known(&commits).await;
-        let gateway_view::Over { links, link_sessions, member_sessions } = self.hot.gateway.over_with(&commits);
+        let gateway_view::Over { links, link_sessions, member_sessions, .. } = self.hot.gateway.over_with(&commits);
         // Where people's sessions end, those on workspaces' hosts are among them.
         let members = if sessions > 0 { sessions } else { member_sessions };
         let over = Over { sessions: members + link_sessions, cli_sessions, links };

@@ -4,13 +4,14 @@
 //! small JSON objects with a `type`. A client sends no more input than it was granted (`window`); output is held up by a client
 //! that does not read. Not here: who may open what (`endpoints::shells`), and what runs at the other end (`shell_host`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use envforge_domain::access::{Action, Resource};
+use envforge_domain::ids::HostId;
 use envforge_domain::limits::SHELL_WINDOW_BYTES;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, TerminalSize};
 use envforge_domain::time::SharedClock;
@@ -94,12 +95,26 @@ pub(crate) struct Ground {
     pub(crate) resource: Resource,
     /// Rings when the right should be looked at at once.
     pub(crate) look: Arc<Notify>,
+    /// The host that it was opened on, once it was.
+    pub(crate) host: Arc<OnceLock<HostId>>,
 }
 
 impl Ground {
     /// Whether it was taken away, as far as anybody knows.
     pub(crate) fn is_taken(&self) -> bool {
-        self.lost().is_some_and(|end| end != ShellEnd::RightsUnknown)
+        self.ended().is_some_and(|end| end != ShellEnd::RightsUnknown)
+    }
+
+    /// From now on it is over with the trust in that host, too.
+    pub(crate) fn opened_on(&self, host: HostId) {
+        let _ = self.host.set(host);
+    }
+
+    /// Why what is open on it is over, where it is.
+    fn ended(&self) -> Option<ShellEnd> {
+        let placement = &self.access.hot().placement;
+        let revoked = |host: &&HostId| placement.is_revoked(self.resource.org(), **host);
+        self.lost().or_else(|| self.host.get().filter(revoked).map(|_| ShellEnd::Lost))
     }
 
     /// Why it is over, where it is.
@@ -215,12 +230,12 @@ impl Client {
                 },
                 () = stop.cancelled() => break ShellEnd::HostStopped,
                 () = ground.look.notified() => {
-                    if let Some(end) = ground.lost() {
+                    if let Some(end) = ground.ended() {
                         break end;
                     }
                 }
                 _ = check.tick() => {
-                    if let Some(end) = ground.lost() {
+                    if let Some(end) = ground.ended() {
                         break end;
                     }
                     if begun.elapsed() > longest {

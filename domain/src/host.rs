@@ -83,6 +83,11 @@ pub enum HostEvent {
         certificate: TokenDigest,
         certificate_expires_at: UnixMillis,
     },
+    /// A process that agents connect to looked for the agent of a machine that is up. It is there where `away` is zero, else it has been
+    /// away for so long, in which that process was there all the time.
+    AgentLookedFor {
+        away: Millis,
+    },
     /// Nothing more is placed there.
     Draining,
     /// Its agent is trusted no more, and neither is what it says of runtimes.
@@ -136,6 +141,10 @@ pub enum HostCommand {
         certificate: TokenDigest,
         certificate_expires_at: UnixMillis,
         now: UnixMillis,
+    },
+    /// What came of looking for its agent; see [`HostEvent::AgentLookedFor`].
+    RecordLook {
+        away: Millis,
     },
     Drain,
     Revoke,
@@ -366,7 +375,13 @@ impl Aggregate for Host {
                     certificate_expires_at: *certificate_expires_at,
                 }])
             }
-            (Self::Active(_) | Self::Expected(_), HostCommand::RecordRenewal { .. }) => Err(HostRefusal::NoAgent),
+            (Self::Active(ActiveHost { agent: Some(_), .. }), HostCommand::RecordLook { away }) => {
+                Ok(vec![HostEvent::AgentLookedFor { away: *away }])
+            }
+            (
+                Self::Active(_) | Self::Expected(_),
+                HostCommand::RecordRenewal { .. } | HostCommand::RecordLook { .. },
+            ) => Err(HostRefusal::NoAgent),
             (Self::Active(active), HostCommand::Drain) => {
                 Ok(if active.draining { vec![] } else { vec![HostEvent::Draining] })
             }
@@ -383,6 +398,7 @@ impl Aggregate for Host {
                 | HostCommand::Place { .. }
                 | HostCommand::Retire
                 | HostCommand::RecordRenewal { .. }
+                | HostCommand::RecordLook { .. }
                 | HostCommand::Drain,
             ) => Err(HostRefusal::Revoked),
             (
@@ -391,6 +407,7 @@ impl Aggregate for Host {
                 | HostCommand::Place { .. }
                 | HostCommand::Release { .. }
                 | HostCommand::RecordRenewal { .. }
+                | HostCommand::RecordLook { .. }
                 | HostCommand::Drain
                 | HostCommand::Revoke,
             ) => Err(HostRefusal::Retired),
@@ -400,6 +417,7 @@ impl Aggregate for Host {
                 | HostCommand::Release { .. }
                 | HostCommand::Retire
                 | HostCommand::RecordRenewal { .. }
+                | HostCommand::RecordLook { .. }
                 | HostCommand::Drain
                 | HostCommand::Revoke,
             )
@@ -478,6 +496,8 @@ impl Aggregate for Host {
                 }
                 Self::Active(active)
             }
+            // Whoever looks after machines counts it.
+            (state, HostEvent::AgentLookedFor { .. }) => state,
             (
                 state @ (Self::Unknown | Self::Expected(_) | Self::Retired | Self::Revoked),
                 HostEvent::Placed { .. }
@@ -501,7 +521,9 @@ impl Aggregate for Host {
             HostCommand::Register { .. } | HostCommand::Retire => Action::HostRegister,
             HostCommand::Place { .. } | HostCommand::Release { .. } => Action::HostPlace,
             HostCommand::IssueEnrolment { .. } => Action::HostEnrol,
-            HostCommand::Enrol(_) | HostCommand::RecordRenewal { .. } => Action::HostRegister,
+            HostCommand::Enrol(_) | HostCommand::RecordRenewal { .. } | HostCommand::RecordLook { .. } => {
+                Action::HostRegister
+            }
             HostCommand::Drain => Action::HostDrain,
             HostCommand::Revoke => Action::HostRevoke,
         }

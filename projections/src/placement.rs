@@ -5,10 +5,11 @@
 //! the host's aggregate and the machine's claim check again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::{AHashMap, AHashSet};
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::Recorded;
+use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
@@ -16,13 +17,15 @@ use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, MachinePurpos
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 use parking_lot::RwLock;
 
 /// The view.
 #[derive(Default)]
 pub struct PlacementView {
     inner: RwLock<Inner>,
+    /// How often it changed which agents are trusted.
+    trust_changes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -40,6 +43,8 @@ struct Inner {
     machines: AHashMap<HostId, Machine>,
     /// How many of them each organization has.
     machines_of: AHashMap<OrgId, usize>,
+    /// Where the log says for the last time that a host's agent is connected.
+    heard_at: AHashMap<HostId, Position>,
     /// Hosts that people named, in whatever state.
     named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
 }
@@ -202,6 +207,11 @@ impl PlacementView {
         self.inner.read().hosts.get(&host).is_some_and(|(host, _)| host.placed.contains_key(&workspace))
     }
 
+    /// How often the answers of `enrolment_of` changed: whoever reads this before them has answers that are at least as new.
+    pub fn trust_changes(&self) -> u64 {
+        self.trust_changes.load(Ordering::Acquire)
+    }
+
     /// Which enrolment an active host's agent must have a certificate of; `None` where no agent is trusted for it.
     pub fn enrolment_of(&self, org: OrgId, host: HostId) -> Option<u32> {
         let inner = self.inner.read();
@@ -221,6 +231,27 @@ impl PlacementView {
         named.map(|(host, named)| (*host, named.clone())).collect()
     }
 
+    /// The hosts on a provider's machines that are up and whose agents have enrolled, with where the log says for the last time that one
+    /// is connected.
+    pub fn agents_wanted(&self) -> Vec<(OrgId, HostId, Position)> {
+        let inner = self.inner.read();
+        let up = |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { power: Power::On, .. }));
+        let up = inner.machines.iter().filter(|(_, machine)| up(machine)).map(|(host, _)| host);
+        let wanted = up.filter_map(|host| {
+            let (active, _) = inner.hosts.get(host)?;
+            active.agent.as_ref()?;
+            Some((active.org, *host, inner.heard_at.get(host).copied().unwrap_or_default()))
+        });
+        wanted.collect()
+    }
+
+    /// Whether a host of the organization is trusted no more.
+    pub fn is_revoked(&self, org: OrgId, host: HostId) -> bool {
+        let inner = self.inner.read();
+        let named = inner.named.get(&org).and_then(|hosts| hosts.get(&host));
+        named.is_some_and(|named| named.phase == HostPhase::Revoked)
+    }
+
     /// What is placed on an active host.
     pub fn placed(&self, host: HostId) -> Option<BTreeMap<WorkspaceId, Capacity>> {
         self.inner.read().hosts.get(&host).map(|(host, _)| host.placed.clone())
@@ -233,7 +264,18 @@ impl PlacementView {
             match event {
                 Event::Host(event) => {
                     if let Ok(host) = key.parse() {
-                        self.inner.write().apply(host, event);
+                        let mut inner = self.inner.write();
+                        if matches!(
+                            event,
+                            HostEvent::Enrolled { .. } | HostEvent::AgentLookedFor { away: Millis::ZERO }
+                        ) {
+                            inner.heard_at.insert(host, recorded.position);
+                        }
+                        inner.apply(host, event);
+                        drop(inner);
+                        if matches!(event, HostEvent::Enrolled { .. } | HostEvent::Retired | HostEvent::Revoked) {
+                            self.trust_changes.fetch_add(1, Ordering::Release);
+                        }
                     }
                 }
                 Event::Runtime(RuntimeEvent::HostChosen { host, .. } | RuntimeEvent::EndpointsBound { host, .. }) => {
@@ -291,6 +333,7 @@ impl Inner {
             }
             HostEvent::Released { workspace } => self.forget(*workspace, id),
             HostEvent::Retired | HostEvent::Revoked => {
+                self.heard_at.remove(&id);
                 if let Host::Active(host) = &before {
                     if let Some(hosts) = self.hosts_of.get_mut(&host.org) {
                         hosts.remove(&id);
@@ -301,6 +344,7 @@ impl Inner {
             HostEvent::EnrolmentIssued { .. }
             | HostEvent::Enrolled { .. }
             | HostEvent::CertificateRenewed { .. }
+            | HostEvent::AgentLookedFor { .. }
             | HostEvent::Draining => {}
         }
         let after = Host::evolve(before, event);

@@ -1,5 +1,5 @@
 //! Timers: links and root windows that expire, runtimes that were idle for too long, leases that lapsed, wakes and sleeps that
-//! never end, archived workspaces still awake.
+//! never end, archived workspaces still awake, runtimes on hosts that were revoked.
 //!
 //! A deadline holds without these events: whoever decides compares instants. The events close things in the log and
 //! put runtimes to sleep. Each firing is a command that the domain may refuse when it is too early.
@@ -9,7 +9,9 @@ use std::time::Duration;
 use envforge_commands::{CommandError, Commands, Context, links, root_windows, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::Component;
-use envforge_domain::ids::WorkspaceId;
+use envforge_domain::event::Event;
+use envforge_domain::host::HostEvent;
+use envforge_domain::ids::{HostId, WorkspaceId};
 use envforge_domain::limits::{ACTIVITY_INTERVAL, IDLE_SLEEP_DEFAULT, RUNTIME_LEASE, WAKE_DEADLINE};
 use envforge_domain::runtime::{PostponeCause, Runtime, RuntimeCommand, SleepCause};
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
@@ -59,6 +61,10 @@ impl Timers {
                 next = following.next() => match next? {
                     Follow::Commit { recorded, .. } => {
                         self.world.apply(&recorded);
+                        // Visitors are led there no more, and may wake what was there elsewhere as soon as the log says that it is lost.
+                        if caught_up && recorded.commit.events.contains(&Event::Host(HostEvent::Revoked)) {
+                            self.fire().await;
+                        }
                     }
                     Follow::Caught { .. } => caught_up = true,
                 },
@@ -95,6 +101,11 @@ impl Timers {
 
     /// What is due for one runtime.
     fn due(&self, workspace: WorkspaceId, known: &KnownRuntime, now: UnixMillis) -> Option<Due> {
+        let revoked = |host: &HostId| self.world.placement().is_revoked(known.org, *host);
+        if let Some(host) = known.state.host().filter(revoked) {
+            let epoch = known.state.epoch();
+            return Some(Due::Lost(RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(host), now }));
+        }
         let awake = matches!(known.state, Runtime::Ready(_) | Runtime::Waking { .. });
         if awake && self.world.is_archived(workspace) {
             return Some(Due::Sleep(SleepCause::WorkspaceArchived));

@@ -34,6 +34,8 @@ pub struct World {
     workspaces: HashMap<WorkspaceId, Workspace>,
     runtimes: HashMap<WorkspaceId, KnownRuntime>,
     runtimes_by_org: HashMap<OrgId, BTreeSet<WorkspaceId>>,
+    /// By the host of their wake.
+    runtimes_by_host: HashMap<HostId, BTreeSet<WorkspaceId>>,
     /// Wakes that no host has taken.
     untaken: BTreeSet<(OrgId, WorkspaceId)>,
     placement: PlacementView,
@@ -189,7 +191,17 @@ impl World {
             commit: recorded.commit.id,
             correlation: recorded.commit.correlation,
         });
+        let before = known.state.host();
         known.state = Runtime::evolve(std::mem::take(&mut known.state), event);
+        let after = known.state.host();
+        if before != after {
+            if let Some(there) = before.and_then(|host| self.runtimes_by_host.get_mut(&host)) {
+                there.remove(&workspace);
+            }
+            if let Some(host) = after {
+                self.runtimes_by_host.entry(host).or_default().insert(workspace);
+            }
+        }
         self.runtimes_by_org.entry(known.org).or_default().insert(workspace);
         if matches!(known.state, Runtime::Waking { host: None, .. }) {
             self.untaken.insert((known.org, workspace));
@@ -302,6 +314,17 @@ impl World {
             None => (None, Some(self.runtimes.keys())),
         };
         of_one.into_iter().flatten().chain(of_all.into_iter().flatten()).copied()
+    }
+
+    /// Those whose wake is a host's, or was placed there.
+    pub(crate) fn runtimes_on(&self, host: HostId) -> BTreeSet<WorkspaceId> {
+        let placed = self.placement.placed(host).unwrap_or_default().into_keys();
+        self.runtimes_by_host.get(&host).into_iter().flatten().copied().chain(placed).collect()
+    }
+
+    /// Whether an organization, or any, has a wake that no host has taken.
+    pub(crate) fn has_untaken(&self, org: Option<OrgId>) -> bool {
+        self.untaken_of(org).next().is_some()
     }
 
     /// Those whose wake no host has taken.

@@ -351,10 +351,16 @@ impl ShellEndpoints {
         self.held.hold(move || ground.is_taken())
     }
 
+    /// It is open where the workspace's runtime is.
+    pub(super) fn opened_by_runtime(&self, ground: &Ground) {
+        let host = ground.resource.workspace().and_then(|workspace| self.access.hot().placement.host_of(workspace));
+        host.into_iter().for_each(|host| ground.opened_on(host));
+    }
+
     /// As it is now; nothing is asked here.
     pub(super) fn ground_on(&self, caller: &Caller, action: Action, resource: Resource) -> Ground {
         let (access, clock, look) = (self.access.clone(), Arc::clone(&self.clock), self.held.look());
-        Ground { access, clock, caller: *caller, action, resource, look }
+        Ground { access, clock, caller: *caller, action, resource, look, host: Arc::default() }
     }
 
     pub(crate) fn new(
@@ -461,6 +467,7 @@ impl ShellEndpoints {
         };
         match host.open(place, order).await {
             Ok(open) => {
+                ground.opened_on(place);
                 if open.facts.lasting {
                     self.hold_lasting(ground, workspace);
                 }
@@ -590,7 +597,10 @@ impl ShellEndpoints {
             act!(self.access, &caller, permit, job_runs::start(&self.commands, permit, &context, new.clone()));
         client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
         match host.run_job(JobOrder { run, ..order }).await {
-            Ok(open) => Ok(Some((run, open))),
+            Ok(open) => {
+                self.opened_by_runtime(ground);
+                Ok(Some((run, open)))
+            }
             Err(failure) => {
                 self.tell(ground, Whose::Job(run), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
@@ -611,7 +621,11 @@ impl ShellEndpoints {
             match phase {
                 RuntimePhase::Ready if self.is_up_here(ground, workspace).await => return None,
                 RuntimePhase::Failed => return Some(ShellEnd::RuntimeGone),
-                RuntimePhase::Asleep | RuntimePhase::Waking | RuntimePhase::Ready | RuntimePhase::Sleeping => {}
+                RuntimePhase::Asleep
+                | RuntimePhase::Waking
+                | RuntimePhase::Ready
+                | RuntimePhase::Sleeping
+                | RuntimePhase::Leaving => {}
             }
             tokio::select! {
                 () = self.stop.cancelled() => return Some(ShellEnd::HostStopped),

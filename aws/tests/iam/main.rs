@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod evaluator;
+mod schema;
 mod terraform;
 
 use std::collections::BTreeSet;

@@ -393,6 +393,7 @@ async fn with_a_broken_executor_the_planner_names_nothing_of_another_organizatio
             state: Machine::Live(live),
             agent: AgentState::Enrolled,
             up_at: Default::default(),
+            away: Millis::ZERO,
             placed: Default::default(),
             stale: Default::default(),
             used_at: Default::default(),

@@ -98,6 +98,7 @@ pub(crate) fn policy() -> FleetPolicy {
         hibernate: false,
         machines_max: 6,
         boot_deadline: Millis::from_minutes(5),
+        agent_deadline: Millis::from_minutes(15),
     }
 }
 

@@ -1,6 +1,6 @@
 # One organization: its KMS key, and the role of its machines. Apply once for each organization, before its first machine.
-# The role's policy is what EnvForge generates for the organization's workspaces (tests/iam/golden/instance_profile.json of
-# the crate `aws` shows one): hand its JSON over in `instance_policy`.
+# The role's policy is what `envforge host policy` prints for the organization's workspaces (tests/iam/golden/instance_profile.json
+# of the crate `aws` shows one): hand its JSON over in `instance_policy`.
 
 terraform {
   required_version = ">= 1.5"

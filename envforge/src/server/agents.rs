@@ -18,12 +18,12 @@ use envforge_domain::access::{Action, Permit, Request, Resource};
 use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::commit::{Actor, Component, Surface};
 use envforge_domain::denial::RefusedRequest;
-use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostState};
+use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostState, HostCommand};
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineRefusal};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
-use envforge_reactors::fleet::machine_key;
+use envforge_reactors::fleet::{AgentWatch, Looked, Told, machine_key};
 use envforge_reactors::{HostMachine, RootReactor, RuntimeReactor, SharedWorld, tell_shell_ends};
 use envforge_runtime::secret_store::SecretStore;
 use tokio::sync::Semaphore;
@@ -55,6 +55,8 @@ pub(crate) struct Agents {
     pub(crate) public_authority: String,
     /// Where values of secrets are read, which a wake's order then carries to its host.
     pub(crate) secret_store: Option<Arc<dyn SecretStore>>,
+    /// How often it is looked which agents of a provider's machines are there; never where there is no provider.
+    pub(crate) look: Option<Millis>,
 }
 
 /// How long agents' certificates live, from the command line.
@@ -107,6 +109,13 @@ pub(crate) async fn start(
         stop.run_until_cancelled(watching.watch_trust()).await;
         Ok(())
     });
+    if let Some(interval) = agents.look {
+        let (watching, stop) = (desk.clone(), running.stop.clone());
+        running.essential.spawn("the watch over machines' agents", async move {
+            stop.run_until_cancelled(watching.watch_presence(interval)).await;
+            Ok(())
+        });
+    }
     let stop = running.stop.clone();
     running.essential.spawn("the listener for agents", async move {
         desk.listen(listener, stop).await;
@@ -390,13 +399,54 @@ impl Desk {
         metrics::counter!("envforge_agent_renewals_total", "outcome" => outcome).increment(1);
     }
 
+    /// Tells the log which agents of a provider's machines are there, and which have been away for how long while this process was here:
+    /// whoever asks for machines replaces those to which nobody comes through.
+    async fn watch_presence(self, interval: Millis) {
+        let mut watch = AgentWatch::new(interval);
+        let mut tick = tokio::time::interval(interval.to_duration());
+        // What stood still looked at nothing.
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // An agent that is connected elsewhere would not be known of.
+            if self.plane.hot.fresh().is_err() {
+                continue;
+            }
+            let wanted = self.plane.hot.placement.agents_wanted();
+            let is_here = |org, host| self.hosts.reach(org, host).is_some_and(|host| host.is_heard());
+            let look =
+                |(org, host, heard_at): (OrgId, HostId, _)| Looked { org, host, is_here: is_here(org, host), heard_at };
+            for told in watch.look(&wanted.into_iter().map(look).collect::<Vec<_>>()) {
+                if let Err(refusal) = self.tell_look(told).await {
+                    tracing::warn!(host = %told.host, code = refusal.code, text = refusal.text, "a look was not recorded");
+                }
+            }
+        }
+    }
+
+    async fn tell_look(&self, told: Told) -> Result<(), Refusal> {
+        if told.away > Millis::ZERO {
+            tracing::warn!(host = %told.host, away = %told.away, "the agent of a machine that is up is away");
+        }
+        let permit = self.permit(told.org, told.host).await?;
+        let (context, command) = (Context::new(self.plane.clock.now()), HostCommand::RecordLook { away: told.away });
+        let done = hosts::execute(&self.plane.commands, &permit, &context, told.host, &command).await;
+        done.map(drop).map_err(|error| Refusal::of(&error))
+    }
+
     /// INVARIANT: a host that is revoked, retired or enrolled anew loses the connection that it had before.
     async fn watch_trust(self) {
         let mut tick = tokio::time::interval(TRUST_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = None;
         loop {
             tick.tick().await;
             let placement = &self.plane.hot.placement;
+            // Who is there and who may be there are looked at only where one of them is news.
+            let news = Some((placement.trust_changes(), self.hosts.entries()));
+            if std::mem::replace(&mut seen, news) == news {
+                continue;
+            }
             self.hosts
                 .close(|identity| placement.enrolment_of(identity.org, identity.host) != Some(identity.enrolment));
         }

@@ -184,7 +184,8 @@ async fn start(
     let authority = agents::authority(&data.keys(), plane.clock.now())?;
     let fingerprint = authority.fingerprint();
     let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
-    let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store: store };
+    let listen = args.agents_listen;
+    let listen = Agents { listen, certificate_lifetime, public_authority, secret_store: store, look: None };
     let agents = agents::start(running, &plane, &world, &hosts, authority, listen).await?.to_string();
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {

@@ -19,6 +19,7 @@ use crate::cli::failure::Failure;
 /// No such file comes near it.
 const BYTES_MAX: u64 = 1 << 20;
 const BOOT_DEADLINE_SECONDS: u64 = 300;
+const AGENT_DEADLINE_SECONDS: u64 = 900;
 const GRACE_SECONDS: u64 = 600;
 const GRACE_RANGE: std::ops::RangeInclusive<u64> = 1..=86_400;
 const LOOK_SECONDS: u64 = 5;
@@ -69,6 +70,7 @@ struct Machines {
     #[serde(default)]
     hibernate: bool,
     boot_deadline_seconds: Option<u64>,
+    agent_deadline_seconds: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -240,6 +242,8 @@ impl Settings {
         mistakes.within("machines.grace_seconds", grace, GRACE_RANGE);
         let deadline = machines.boot_deadline_seconds.unwrap_or(BOOT_DEADLINE_SECONDS);
         mistakes.within("machines.boot_deadline_seconds", deadline, 10..=3_600);
+        let agent = machines.agent_deadline_seconds.unwrap_or(AGENT_DEADLINE_SECONDS);
+        mistakes.within("machines.agent_deadline_seconds", agent, 10..=86_400);
         bounded(mistakes, "machines.", machines.machines_max, machines.warm);
         FleetPolicy {
             provider: PROVIDER.to_owned(),
@@ -253,6 +257,7 @@ impl Settings {
             hibernate: machines.hibernate,
             machines_max: machines.machines_max,
             boot_deadline: Millis::from_secs(deadline),
+            agent_deadline: Millis::from_secs(agent),
         }
     }
 
@@ -319,6 +324,7 @@ machines_max = 20
         let config = read(GOOD).ok().unwrap();
         let default = &config.policies.default;
         assert_eq!((default.grace, default.boot_deadline), (Millis::from_minutes(10), Millis::from_minutes(5)));
+        assert_eq!(default.agent_deadline, Millis::from_minutes(15));
         assert_eq!((default.shapes.len(), default.shell_shape.clone(), default.machines_max), (2, None, 6));
         let (org, own) = config.policies.of.iter().next().unwrap();
         assert_eq!((own.machines_max, own.grace), (20, default.grace));

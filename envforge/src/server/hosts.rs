@@ -29,6 +29,8 @@ struct Inner {
     hot: Arc<Hot>,
     local: Mutex<Option<Local>>,
     connected: Mutex<HashMap<HostId, Connected>>,
+    /// How often somebody entered.
+    entries: AtomicU64,
     /// What is connected here, for other processes.
     here: watch::Sender<Vec<HostHere>>,
     connections: AtomicU64,
@@ -69,6 +71,7 @@ impl Hosts {
             hot,
             local: Mutex::default(),
             connected: Mutex::default(),
+            entries: AtomicU64::default(),
             here: watch::Sender::default(),
             connections: AtomicU64::default(),
             relays: Mutex::default(),
@@ -86,6 +89,7 @@ impl Hosts {
         let (number, since) = (self.0.connections.fetch_add(1, Ordering::Relaxed), Instant::now());
         let connected = Connected { identity, remote, closed: closed.clone(), number, since };
         let former = self.connected().insert(identity.host, connected);
+        self.0.entries.fetch_add(1, Ordering::Release);
         if let Some(former) = former {
             former.closed.cancel();
         }
@@ -101,6 +105,11 @@ impl Hosts {
             }
         }
         self.count();
+    }
+
+    /// How often somebody entered: whoever reads this before `close` meets all of them.
+    pub(crate) fn entries(&self) -> u64 {
+        self.0.entries.load(Ordering::Acquire)
     }
 
     pub(crate) fn close(&self, untrusted: impl Fn(&HostIdentity) -> bool) {

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::slug::OrgSlug;
-use envforge_domain::time::Clock as _;
+use envforge_domain::time::{Clock as _, Millis};
 use envforge_domain::user::EmailAddress;
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::jetstream::{Credentials as LogCredentials, JetStreamLog};
@@ -152,6 +152,10 @@ pub(crate) struct ServeArgs {
     /// How long an agent's certificate lives. It renews it at half of that.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     agent_certificate_seconds: u64,
+    /// How often `agents` looks which agents of a provider's machines are there. Each fifth look stands in the log, and each one in vain
+    /// after six of them, for the fleet.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
+    agent_look_seconds: u64,
     #[command(flatten)]
     relay: RelayArgs,
     #[command(flatten)]
@@ -472,7 +476,8 @@ async fn start(
         let authority = agents::authority(&args.stores.keys, plane.clock.now())?;
         let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
         let (public_authority, secret_store) = (public.authority.clone(), secret_store.clone());
-        let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store };
+        let (listen, look) = (args.agents_listen, Some(Millis::from_secs(args.agent_look_seconds)));
+        let listen = Agents { listen, certificate_lifetime, public_authority, secret_store, look };
         let address = agents::start(running, &plane, world, &hosts, authority, listen).await?;
         addresses.insert("agents".to_owned(), address.to_string().into());
         if let Some(listen) = args.relay.listen() {

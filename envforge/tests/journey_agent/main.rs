@@ -8,6 +8,7 @@ mod canary;
 mod git;
 mod proxy;
 mod relays;
+mod revoked;
 mod roots;
 mod secrets;
 mod shells;
@@ -18,6 +19,7 @@ mod tty;
 
 use std::time::Duration;
 
+use envforge_aws::InstancePolicy;
 use envforge_testkit::{NatsServer, Postgres, eventually, wait_until};
 use nix::sys::signal::Signal;
 use proxy::Proxy;
@@ -31,10 +33,22 @@ async fn a_workspace_wakes_on_an_agents_host_and_outlives_the_control_plane() {
     let mut agent = site.agent("builder", &site.at(), Some(&token));
     site.until_host("builder", "active").await;
     assert!(names_no_machine(&site.shown(&["host", "ls"])));
+    let key = "arn:aws:kms:eu-central-1:123456789012:key/1";
+    let asked = ["host", "policy", "--deployment", "production", "--key", key];
 
     site.json(&["up"]);
     let [started] = &*site.starts_on("builder") else { panic!("{:?}", site.starts_on("builder")) };
     assert!(site.starts_on("data").is_empty(), "the control plane's own machine has nothing of it");
+    let workspace = site.json(&["workspace", "show", "main"]);
+    let machines = InstancePolicy {
+        deployment: "production".parse().unwrap(),
+        org: site.json(&["org", "show"])["id"].as_str().unwrap().parse().unwrap(),
+        key: key.parse().unwrap(),
+        workspaces: [workspace["id"].as_str().unwrap().parse().unwrap()].into(),
+        projects: [workspace["project"].as_str().unwrap().parse().unwrap()].into(),
+    };
+    assert_eq!(site.json(&asked), machines.document().unwrap());
+    assert!(site.refused(&[&asked[..], &["--workspace", "nobody"]].concat()).contains("no workspace is called nobody"));
     assert_eq!(site.app_through_the_gateway().await.trim(), started);
 
     // Twice: killed, and stopped as an operator stops it.

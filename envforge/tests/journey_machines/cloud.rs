@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use envforge_testkit::{Moto, TestProcess};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -181,6 +182,12 @@ impl Cloud {
     pub(crate) fn kill_agent(&self, instance: &str) {
         let mut machines = self.machines.lock().unwrap();
         machines.get_mut(instance).unwrap().agent.as_mut().unwrap().kill9();
+    }
+
+    /// The agent on an instance hangs; systemd and EC2 take it for well.
+    pub(crate) fn freeze_agent(&self, instance: &str) {
+        let mut machines = self.machines.lock().unwrap();
+        machines.get_mut(instance).unwrap().agent.as_mut().unwrap().signal(Signal::SIGSTOP);
     }
 
     pub(crate) fn boots(&self, instance: &str) -> u32 {

@@ -57,6 +57,7 @@ shell_shape = "t4g.small"
 machines_max = 3
 grace_seconds = {}
 boot_deadline_seconds = 120
+agent_deadline_seconds = 10
 
 [shapes."m7g.large"]
 cpu_millicores = 8000
@@ -113,7 +114,7 @@ impl Roles {
         let mut command = self.site.serve(roles, &self.nats, &self.agents_at);
         let relay = format!("127.0.0.1:{}", self.relay_port);
         match role {
-            "agents" => command.args(["--relay-listen", &relay]),
+            "agents" => command.args(["--relay-listen", &relay, "--agent-look-seconds", "1"]),
             "api" => command.args(["--relays", &relay]),
             _ => &mut command,
         };
@@ -333,6 +334,20 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     let mine: Vec<_> =
         log.owners().await.into_iter().filter(|(key, of)| key.starts_with("aws-ec2-") && *of == world.acme).collect();
     assert_eq!(mine.len(), 3, "the one for shells is the same");
+
+    // Its agent hangs. What is awake goes on until the log says that it is lost; then the machine is ended, and the next wake gets another one.
+    let mine: Vec<_> = log.launched(world.acme).await.into_iter().map(|launched| launched.instance).collect();
+    let hung = living(cloud, &mine).into_iter().find(|id| *id != world.shells).unwrap();
+    cloud.freeze_agent(&hung);
+    tokio::time::sleep(Duration::from_secs(15)).await; // pause: for longer than an agent may be away where nothing is awake
+    assert!(living(cloud, &mine).contains(&hung));
+    site.app_through_the_gateway().await;
+    eventually("the machine of the agent that hangs is ended", 2 * DEADLINE, async || {
+        cloud.instances().contains(&(hung.clone(), "terminated".to_owned())).then_some(())
+    })
+    .await;
+    site.until_metered().await;
+    site.json(&["up"]);
     site.json(&["workspace", "sleep", "main"]);
     site.until_phase("asleep").await;
     site.until_metered().await;

@@ -344,6 +344,7 @@ fn samples() -> Vec<Event> {
             certificate: TokenDigest::of(b"another certificate"),
             certificate_expires_at: at(129_600),
         },
+        HostEvent::AgentLookedFor { away: Millis::from_minutes(7) },
         HostEvent::Draining,
         HostEvent::Revoked,
     ];

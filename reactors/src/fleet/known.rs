@@ -12,7 +12,7 @@ use envforge_domain::host::{ActiveHost, Capacity, Enrolment, Host, HostEvent};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, Power};
 use envforge_domain::runtime::Runtime;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 
 use super::plan::{AgentState, Demand, Failures, MachineView, OrganizationFleet};
 use crate::world::{KnownRuntime, World, needs};
@@ -45,6 +45,8 @@ pub struct KnownHost {
     pub enrolled_at: UnixMillis,
     /// When an agent last came with a used token: it lost what it had got for it.
     lost_at: UnixMillis,
+    /// How long those that agents connect to have missed it, as they last said; zero since it came or the machine came up.
+    away: Millis,
 }
 
 impl KnownHost {
@@ -53,7 +55,10 @@ impl KnownHost {
         self.commit = Some(recorded.commit.id);
         match event {
             HostEvent::EnrolmentIssued { .. } => self.issued_at = recorded.recorded_at,
-            HostEvent::Registered { .. } | HostEvent::Enrolled { .. } => self.enrolled_at = recorded.recorded_at,
+            HostEvent::Registered { .. } | HostEvent::Enrolled { .. } => {
+                (self.enrolled_at, self.away) = (recorded.recorded_at, Millis::ZERO);
+            }
+            HostEvent::AgentLookedFor { away } => self.away = *away,
             HostEvent::Placed { .. }
             | HostEvent::Released { .. }
             | HostEvent::Retired
@@ -192,6 +197,7 @@ impl Known {
             HostEvent::EnrolmentIssued { .. }
             | HostEvent::Enrolled { .. }
             | HostEvent::CertificateRenewed { .. }
+            | HostEvent::AgentLookedFor { .. }
             | HostEvent::Draining => {}
         }
     }
@@ -215,6 +221,7 @@ impl Known {
         match event {
             MachineEvent::Started => {
                 known.up_at = at;
+                known.host.away = Millis::ZERO;
                 self.used_at.insert(host, at);
             }
             // Nobody ever enrolled on it: as good as a launch that failed.
@@ -287,6 +294,7 @@ impl Known {
             state: known.state.clone(),
             agent: known.agent(),
             up_at: known.up_at,
+            away: known.host.away,
             placed,
             stale,
             used_at: self.used_at.get(&host).copied().unwrap_or(known.requested_at),

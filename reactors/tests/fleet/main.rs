@@ -46,6 +46,7 @@ pub(crate) fn policy() -> FleetPolicy {
         hibernate: false,
         machines_max: 20,
         boot_deadline: Millis::from_minutes(5),
+        agent_deadline: Millis::from_minutes(15),
     }
 }
 
@@ -76,6 +77,7 @@ pub(crate) fn view(state: Machine, placed: &[(u128, Capacity)], used_at: UnixMil
         state,
         agent: AgentState::Enrolled,
         up_at: NOON,
+        away: Millis::ZERO,
         placed,
         stale: BTreeSet::new(),
         used_at,

@@ -113,6 +113,7 @@ impl Site {
             machines_max: 12,
             grace: Millis::from_secs(20),
             boot_deadline: Millis::from_secs(60),
+            agent_deadline: Millis::from_minutes(15),
             ..policy()
         };
         Self {
@@ -322,6 +323,7 @@ impl Site {
                     Some(Host::Revoked) => AgentState::Revoked,
                 },
                 up_at: self.used_at[host],
+                away: Millis::ZERO,
                 stale: placed.keys().copied().filter(|id| !awake(id)).collect(),
                 placed,
                 used_at: self.used_at[host],

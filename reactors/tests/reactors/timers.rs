@@ -1,14 +1,16 @@
 //! Deadlines, on runtimes whose host is this test: no process, and leases as long as a test wants them.
 
-use envforge_commands::{Context, links, organizations, runtimes};
+use envforge_commands::{Context, hosts, links, organizations, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
+use envforge_domain::host::HostCommand;
 use envforge_domain::ids::{HostId, LinkId};
 use envforge_domain::organization::{OrganizationCommand, OrganizationPolicy};
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, Runtime, RuntimeCommand, RuntimeEvent, SleepCause,
 };
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Millis;
 use envforge_testkit::eventually;
 use uuid::Uuid;
@@ -49,6 +51,24 @@ impl Site {
         let event = self.happened("put to sleep for being idle", |event| idle(event).is_some()).await;
         idle(&event).unwrap()
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_on_a_revoked_host_is_lost_at_once_though_its_lease_holds() {
+    let site = Site::new().await;
+    let ticking = site.tick();
+    site.ready_by_hand(site.workspace, LONG).await;
+    let (host, now) = (HostId::from_uuid(Uuid::from_u128(9)), site.now());
+    let (on, context) = (Resource::Host { org: acme(), host }, Context::new(now));
+    let permit = permit_of(&site.log, acme(), Action::HostEnrol, on, now).await;
+    let (name, token, lifetime) = ("builder".parse().unwrap(), TokenDigest::of(b"token"), Millis::from_minutes(15));
+    hosts::issue_enrolment(&site.commands, &permit, &context, host, name, token, lifetime).await.unwrap();
+    assert!(ready(&site.state_of(site.workspace).await));
+    let permit = permit_of(&site.log, acme(), Action::HostRevoke, on, now).await;
+    hosts::execute(&site.commands, &permit, &Context::new(now), host, &HostCommand::Revoke).await.unwrap();
+    let lost = site.happened("it is lost", |event| matches!(event, RuntimeEvent::Lost { .. })).await;
+    assert_eq!(lost, RuntimeEvent::Lost { epoch: Epoch(1), closed_at: now });
+    ticking.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
