@@ -314,9 +314,10 @@ impl Following {
             if !bytes.is_empty() {
                 return Ok(Some(bytes.into()));
             }
+            let look = self.ground.open.look();
             tokio::select! {
                 () = self.state.stop.cancelled() => return Ok(None),
-                () = self.ground.look.notified() => {}
+                () = look.notified() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
         }
@@ -353,8 +354,8 @@ impl ShellEndpoints {
 
     /// As it is now; nothing is asked here.
     pub(super) fn ground_on(&self, caller: &Caller, action: Action, resource: Resource) -> Ground {
-        let (access, clock, look) = (self.access.clone(), Arc::clone(&self.clock), self.held.look());
-        Ground { access, clock, caller: *caller, action, resource, look }
+        let (access, clock, open) = (self.access.clone(), Arc::clone(&self.clock), self.held.clone());
+        Ground { access, clock, caller: *caller, action, resource, open }
     }
 
     pub(crate) fn new(
