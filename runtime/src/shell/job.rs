@@ -38,7 +38,7 @@ pub(crate) async fn run_job(
     let counted = take_place(&host, order.workspace)?;
     let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let JobOrder { run, org, project, workspace, name: job, command, secrets: _ } = order;
-    let JobPlace { directory, mut environment, record } = place;
+    let JobPlace { directory, mut environment, record, standing } = place;
     let name = name_of_job(run);
     environment.set(SERVICE_VARIABLE, name.as_str());
     for (name, value) in &secrets {
@@ -65,6 +65,11 @@ pub(crate) async fn run_job(
     let accounts = accounts.map_err(|error| not_started(&error))?;
     let (directory, environment, who) = (&directory, &environment, (user, accounts.as_deref()));
     let plan = Plan { helper: &helper, words: &words, directory, environment, terminal: None, who };
+    // The runtime may have been put to sleep meanwhile. Nothing slow may happen while this is held.
+    let up = standing.read().await;
+    if !*up {
+        return Err(ShellFailure::NotAwake);
+    }
     let started = plan.start().map_err(|error| not_started(&error))?;
     let mut family = record.family_of(&name);
     if let Some(leader) = started.leader() {
@@ -73,6 +78,7 @@ pub(crate) async fn run_job(
             tracing::warn!(%error, "a process group could not be recorded");
         }
     }
+    drop(up);
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let carrying = started.carry(family, fed, said, host.shells.stop.child_token());
