@@ -33,7 +33,7 @@ impl Drop for Running {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("not root: there is nothing to give here, and nothing was tested");
@@ -41,7 +41,7 @@ fn is_root() -> bool {
     root
 }
 
-async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
+pub(crate) async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
     let team = Team::on(site, dev, at).await;
     team.site.json(&["org", "policy", "set", "--root", "workspace_elevation"]);
     team.site.json(&["workspace", "wake", "main"]);
@@ -57,7 +57,7 @@ async fn team() -> Team {
 
 impl Team {
     /// A window that Dana asked for and the owner approved.
-    fn window(&self, length: &str, more: &[&str]) -> String {
+    pub(crate) fn window(&self, length: &str, more: &[&str]) -> String {
         let ask = ["--json", "root", "request", "main", "--reason", "who am I", "--for", length];
         let asked = self.dana(&[&ask[..], more].concat(), "");
         assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
@@ -81,13 +81,13 @@ impl Team {
         self.site.until_phase("ready").await;
     }
 
-    fn shown(&self, window: &str) -> Value {
+    pub(crate) fn shown(&self, window: &str) -> Value {
         self.site.json(&["root", "show", window])
     }
 
     /// Until its end stands in the log.
     #[track_caller]
-    fn root_ended(&self, window: &str, outcome: &str) -> Value {
+    pub(crate) fn root_ended(&self, window: &str, outcome: &str) -> Value {
         wait_until(&format!("the outcome {outcome}"), DEADLINE, || {
             self.shown(window)["command"]["outcome"].is_string()
         });
