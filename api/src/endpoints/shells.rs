@@ -50,6 +50,8 @@ use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
 
 /// How often a follower of logs looks for more, and its right is looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a runtime is woken for one job: something may put it to sleep before the job has begun.
+const JOB_WAKES_MAX: u32 = 3;
 /// How often the right of those who left a lasting terminal behind is looked at.
 const LASTING_CHECK: Duration = Duration::from_millis(200);
 /// A term's name.
@@ -423,7 +425,7 @@ impl ShellEndpoints {
         match self.open_shell(&mut client, &ground, order).await {
             Err(problem) => client.refuse(&problem).await,
             Ok((shell, open)) => {
-                let carried = client.carry(open, &ground, SHELL_OPEN_MAX.to_duration(), &self.stop).await;
+                let carried = client.carry(open, &ground, SHELL_OPEN_MAX.to_duration(), &self.stop, None).await;
                 self.tell(&ground, Whose::Shell(shell), carried.0, carried.1).await;
             }
         }
@@ -542,7 +544,7 @@ impl ShellEndpoints {
             Ok(None) => {}
             Ok(Some((run, open))) => {
                 let _busy = AbortOnDropHandle::new(tokio::spawn(self.clone().keep_awake(ground.clone())));
-                let carried = client.carry(open, &ground, JOB_RUN_MAX.to_duration(), &self.stop).await;
+                let carried = client.carry(open, &ground, JOB_RUN_MAX.to_duration(), &self.stop, None).await;
                 tracing::debug!(%run, name, end = carried.0.token(), "a job is over");
                 self.tell(&ground, Whose::Job(run), carried.0, carried.1).await;
             }
@@ -551,6 +553,24 @@ impl ShellEndpoints {
 
     /// Wakes, and starts the job. `None` where the client went away, or was told why not.
     async fn begin_job(
+        &self,
+        client: &mut Client,
+        ground: &Ground,
+        job: Job,
+        order: JobOrder,
+    ) -> Result<Option<(JobRunId, crate::shell_host::OpenShell)>, Problem> {
+        let mut wakes = 0;
+        loop {
+            wakes += 1;
+            match self.begin_job_once(client, ground, job.clone(), order.clone()).await {
+                // It was put to sleep between its wake and the job's start: whoever asks for a job wants it awake.
+                Err(problem) if problem.code() == "runtime_not_awake" && wakes < JOB_WAKES_MAX => {}
+                begun => return begun,
+            }
+        }
+    }
+
+    async fn begin_job_once(
         &self,
         client: &mut Client,
         ground: &Ground,
@@ -589,9 +609,11 @@ impl ShellEndpoints {
         let new = job_runs::NewJobRun { workspace, project: order.project, job, by: caller.user, commit, secrets };
         let (run, _) =
             act!(self.access, &caller, permit, job_runs::start(&self.commands, permit, &context, new.clone()));
-        client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
         match host.run_job(JobOrder { run, ..order }).await {
-            Ok(open) => Ok(Some((run, open))),
+            Ok(open) => {
+                client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
+                Ok(Some((run, open)))
+            }
             Err(failure) => {
                 self.tell(ground, Whose::Job(run), ShellEnd::NotStarted, None).await;
                 Err(failure.into())

@@ -33,7 +33,7 @@ impl Drop for Running {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("not root: there is nothing to give here, and nothing was tested");
@@ -41,7 +41,7 @@ fn is_root() -> bool {
     root
 }
 
-async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
+pub(crate) async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
     let team = Team::on(site, dev, at).await;
     team.site.json(&["org", "policy", "set", "--root", "workspace_elevation"]);
     team.site.json(&["workspace", "wake", "main"]);
@@ -57,7 +57,7 @@ async fn team() -> Team {
 
 impl Team {
     /// A window that Dana asked for and the owner approved.
-    fn window(&self, length: &str, more: &[&str]) -> String {
+    pub(crate) fn window(&self, length: &str, more: &[&str]) -> String {
         let ask = ["--json", "root", "request", "main", "--reason", "who am I", "--for", length];
         let asked = self.dana(&[&ask[..], more].concat(), "");
         assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
@@ -81,13 +81,13 @@ impl Team {
         self.site.until_phase("ready").await;
     }
 
-    fn shown(&self, window: &str) -> Value {
+    pub(crate) fn shown(&self, window: &str) -> Value {
         self.site.json(&["root", "show", window])
     }
 
     /// Until its end stands in the log.
     #[track_caller]
-    fn root_ended(&self, window: &str, outcome: &str) -> Value {
+    pub(crate) fn root_ended(&self, window: &str, outcome: &str) -> Value {
         wait_until(&format!("the outcome {outcome}"), DEADLINE, || {
             self.shown(window)["command"]["outcome"].is_string()
         });
@@ -226,7 +226,8 @@ async fn at_the_end_of_a_window_whose_client_was_killed_everything_is_dead() {
     running.dies_with_its_window(&shown);
     running.is_told_as_changed(&team.root_ended(&running.window, "deadline"));
     typed.dies_with_its_window(&shown_typed);
-    assert_ne!(terminal.ends().code(), Some(0));
+    assert_eq!(terminal.ends().code(), Some(1));
+    terminal.shows("the root window's time is over");
     let shown = team.root_ended(&window, "deadline");
     typed.is_told_as_changed(&shown);
     assert_eq!(shown["command"]["words"], serde_json::json!([]));
@@ -235,6 +236,20 @@ async fn at_the_end_of_a_window_whose_client_was_killed_everything_is_dead() {
     assert!(!events.contains("setsid env -i /bin/sh -c 'trap \\\"\\\" TERM HUP; echo $$ >> /tmp/typed"), "{events}");
     let closed = team.site.json(&["audit", "log", "--type", "root_window.closed"]);
     assert!(closed.to_string().contains("a shell, for "), "{closed}");
+
+    // Whoever sits before one is told what became of its window.
+    for (end, told) in [("revoke", "was revoked"), ("withdraw", "was given up")] {
+        let window = team.window("20m", &["--mode", "shell"]);
+        let mut terminal = team.tty(&["root", "shell", &window]);
+        terminal.shows("# ");
+        if end == "revoke" {
+            team.site.json(&["root", "revoke", &window]);
+        } else {
+            assert!(team.dana(&["root", "withdraw", &window], "").status.success());
+        }
+        assert_eq!(terminal.ends().code(), Some(1));
+        terminal.shows(&format!("the root window {told}"));
+    }
 
     // One that its person leaves is over, and so is its window.
     let window = team.window("20m", &["--mode", "shell"]);

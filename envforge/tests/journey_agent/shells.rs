@@ -17,7 +17,7 @@ const LOST: &str = ": lost";
 /// Until what does not want to end was killed.
 const DEAD: Duration = Duration::from_secs(3);
 const PASSWORD: &str = "plum kite engine 8";
-const MANIFEST: &str = "\
+pub(crate) const MANIFEST: &str = "\
 version: 1
 services:
   web:
@@ -178,16 +178,16 @@ async fn a_command_runs_on_an_agents_host_while_the_runtime_sleeps() {
 }
 
 /// Processes that do not want to end, one of them in a session of its own, and where they write who they are.
-struct Tenacious {
+pub(crate) struct Tenacious {
     pids: std::path::PathBuf,
 }
 
 impl Tenacious {
-    fn new(team: &Team, name: &str) -> Self {
+    pub(crate) fn new(team: &Team, name: &str) -> Self {
         Self { pids: team.site.dir.join(name) }
     }
 
-    fn script(&self) -> String {
+    pub(crate) fn script(&self) -> String {
         let pids = self.pids.display();
         format!(
             "trap '' TERM HUP; echo $$ >> {pids}; sleep 100000 & echo $! >> {pids}; \
@@ -195,7 +195,7 @@ impl Tenacious {
         )
     }
 
-    fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         std::fs::read_to_string(&self.pids).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
