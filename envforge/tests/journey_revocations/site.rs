@@ -109,7 +109,7 @@ impl Site {
             let role = roles[0];
             command.args(["--bcrypt-cost", "10", "--allow-local-repositories"]);
             command.args(["--listen", &loopback(apis[number % 2]).to_string()]);
-            command.args(["--gateway-listen", &loopback(gateways[number]).to_string()]);
+            command.args(["--gateway-listen", &loopback(gateways[number % gateways.len()]).to_string()]);
             command.args(["--gateway-url", &format!("http://dev.localhost:{}", gateways[0])]);
             command.args(["--sign-in-url", &format!("http://127.0.0.1:{}", apis[0])]);
             command.arg("--runtime").arg(dir.join("runtime"));

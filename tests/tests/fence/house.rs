@@ -208,7 +208,7 @@ impl Node {
         let redeemed = links::RedeemedHandoff {
             link: visit.link,
             handoff: HandoffId::from_uuid(name("handoff")),
-            handoff_expires_at: LATER,
+            handoff_expires_at: UnixMillis::new(NOW.get() + 10_000),
             generation: Generation(1),
             session,
             cookie: TokenDigest::of(&number.to_be_bytes()),
