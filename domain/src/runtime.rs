@@ -617,9 +617,7 @@ impl Aggregate for Runtime {
             }
             RuntimeCommand::RequestSleep { cause, now } => match state {
                 // It was used since somebody found it idle.
-                Self::Ready(ReadyRuntime { last_activity: Some(used), .. })
-                    if matches!(cause, SleepCause::Idle { idle_for } if now.since(*used) < *idle_for) =>
-                {
+                Self::Ready(ReadyRuntime { last_activity: Some(used), .. }) if matches!(cause, SleepCause::Idle { idle_for } if now.since(*used) < *idle_for) => {
                     Ok(vec![])
                 }
                 Self::Ready(ready) => match (cause, ready.keep_awake_until) {

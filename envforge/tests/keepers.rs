@@ -445,7 +445,8 @@ async fn until_over(mut job: OpenShell) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, over).await.expect("the job ends with its runtime");
+    // With its runtime.
+    tokio::time::timeout(PATIENCE, over).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -461,7 +462,8 @@ async fn a_job_that_starts_while_its_runtime_goes_to_sleep_ends_with_it_or_is_re
             let mut jobs = tokio::task::JoinSet::new();
             for _ in 0..4 {
                 number += 1;
-                let (host, order) = (host.clone(), job(number, &format!("echo $$ >> {}; exec sleep 100000", pids.display())));
+                let (host, order) =
+                    (host.clone(), job(number, &format!("echo $$ >> {}; exec sleep 100000", pids.display())));
                 jobs.spawn(async move { host.run_job(order, BTreeMap::new()).await });
             }
             tokio::time::sleep(Duration::from_millis(round * 2)).await; // pause: another moment of the start in each round
@@ -476,7 +478,12 @@ async fn a_job_that_starts_while_its_runtime_goes_to_sleep_ends_with_it_or_is_re
                     Err(other) => panic!("{other:?}"),
                 }
             }
-            let alive: Vec<_> = std::fs::read_to_string(&pids).unwrap_or_default().lines().filter(|pid| !is_dead(pid)).map(str::to_owned).collect();
+            let alive: Vec<_> = std::fs::read_to_string(&pids)
+                .unwrap_or_default()
+                .lines()
+                .filter(|pid| !is_dead(pid))
+                .map(str::to_owned)
+                .collect();
             assert!(alive.is_empty(), "{alive:?} outlived epoch {epoch}");
         }
         host.shutdown().await;

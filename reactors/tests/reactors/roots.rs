@@ -88,7 +88,7 @@ impl Site {
         let on_org = Resource::Organization(acme());
         let permit = permit_of(&self.log, acme(), Action::OrganizationChangePolicy, on_org, self.now()).await;
         let policy = OrganizationPolicy { root: RootPolicy::BreakGlass, ..OrganizationPolicy::default() };
-        let command = OrganizationCommand::ChangePolicy { by, policy, provider: None };
+        let command = OrganizationCommand::ChangePolicy { by, policy, provider: None, now: self.now() };
         organizations::change(&self.commands, &permit, &context(), &command).await.unwrap();
         let permit = self.permit(self.workspace, Action::RootBreakGlass).await;
         let new = NewRootWindow {
@@ -99,7 +99,9 @@ impl Site {
             length: None,
         };
         let (window, _) = root_windows::request(&self.commands, &permit, &context(), new).await.unwrap();
-        let Resource::Workspace { org, project, workspace } = self.workspace.resource() else { unreachable!("it is one") };
+        let Resource::Workspace { org, project, workspace } = self.workspace.resource() else {
+            unreachable!("it is one")
+        };
         let resource = Resource::RootWindow { org, project, workspace, window };
         let permit = permit_of(&self.log, acme(), Action::RootRun, resource, self.now()).await;
         let words = vec!["true".to_owned()];
@@ -129,7 +131,11 @@ async fn a_root_reactor_that_began_before_the_rights_were_known_looks_again_once
     let hot = Hot::start(Arc::clone(&late) as SharedLog, stop.clone());
     let last = site.log.head().await.unwrap().position;
     hot.wait_for(last, DEADLINE).await.unwrap();
-    assert_eq!(*hot.authorization.root_commands_count().borrow(), 1, "one command is under way, by a view that may be old");
+    assert_eq!(
+        *hot.authorization.root_commands_count().borrow(),
+        1,
+        "one command is under way, by a view that may be old"
+    );
     assert!(!hot.is_caught_up());
     let host = Host::Local(host);
     let reactor = RootReactor::new(site.commands.clone(), Arc::clone(&hot), host, Arc::clone(&site.clock) as _);
@@ -138,7 +144,8 @@ async fn a_root_reactor_that_began_before_the_rights_were_known_looks_again_once
     tokio::time::sleep(std::time::Duration::from_millis(500)).await; // pause: it looks five times a second, and must do nothing
     assert_eq!(site.root_ends().await, []);
     late.told.send_replace(true);
-    eventually("the end of what never ran", DEADLINE, async || (!site.root_ends().await.is_empty()).then_some(())).await;
+    eventually("the end of what never ran", DEADLINE, async || (!site.root_ends().await.is_empty()).then_some(()))
+        .await;
     assert_eq!(site.root_ends().await, [RootOutcome::Revoked]);
     stop.cancel();
     running.await.unwrap();

@@ -14,9 +14,9 @@ use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Su
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, Host as HostState};
 use envforge_domain::ids::{HostId, OrgId, ProjectId, UserId, WorkspaceId};
+use envforge_domain::limits::RUNTIME_LEASE;
 use envforge_domain::manifest::Manifest;
 use envforge_domain::project::Repository;
-use envforge_domain::limits::RUNTIME_LEASE;
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch};
