@@ -226,6 +226,11 @@ pub enum RuntimeCommand {
         open_streams: u32,
         source: ActivitySource,
     },
+    /// A job is about to run: with its start in one append, so that it stands in front of a sleep or is refused.
+    BeginJob {
+        at: UnixMillis,
+        by: UserId,
+    },
     /// `max` is the organization's cap.
     KeepAwake {
         until: UnixMillis,
@@ -546,6 +551,20 @@ impl Aggregate for Runtime {
                     | Self::Failed { .. } => Ok(vec![]),
                 }
             }
+            RuntimeCommand::BeginJob { at, by } => match state {
+                // Even where it is no news: what follows rests on this being written.
+                Self::Ready(ready) => Ok(vec![RuntimeEvent::ActivitySeen {
+                    epoch: ready.epoch,
+                    at: ready.last_activity.map_or(*at, |last| last.max(*at)),
+                    open_streams: 0,
+                    source: ActivitySource::Person(*by),
+                }]),
+                Self::NeverWoken
+                | Self::Asleep { .. }
+                | Self::Waking { .. }
+                | Self::Sleeping { .. }
+                | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
+            },
             RuntimeCommand::KeepAwake { until, reason, by, max, now } => {
                 if !reason_is_valid(reason) {
                     return Err(RuntimeRefusal::Reason { max: crate::limits::REASON_CHARS_MAX });
@@ -597,6 +616,10 @@ impl Aggregate for Runtime {
                 }
             }
             RuntimeCommand::RequestSleep { cause, now } => match state {
+                // It was used since somebody found it idle.
+                Self::Ready(ReadyRuntime { last_activity: Some(used), .. }) if matches!(cause, SleepCause::Idle { idle_for } if now.since(*used) < *idle_for) => {
+                    Ok(vec![])
+                }
                 Self::Ready(ready) => match (cause, ready.keep_awake_until) {
                     (SleepCause::Idle { .. }, Some(until)) if *now < until => Err(RuntimeRefusal::KeptAwake { until }),
                     (
@@ -767,6 +790,7 @@ impl Aggregate for Runtime {
             | RuntimeCommand::Restart { .. }
             | RuntimeCommand::ShortenKeepAwake { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
+            RuntimeCommand::BeginJob { .. } => Action::JobRun,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ChooseHost { .. }
             | RuntimeCommand::ReportStage { .. }

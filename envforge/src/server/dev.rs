@@ -197,6 +197,7 @@ async fn start(
         public_url: PublicUrl::parse(&api),
         // All of them run in this process.
         gateways: Arc::<envforge_projections::Hot>::clone(&plane.hot),
+        open_shells: envforge_api::OpenShells::new(Arc::clone(&plane.hot), true),
         metrics,
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.

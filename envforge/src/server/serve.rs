@@ -453,7 +453,7 @@ async fn start(
         };
         let activity = Activity::default();
         let enrolled = roles::enrol_gateway(&plane, registry, &config).await?;
-        addresses.insert("gateway_id".to_owned(), enrolled.gateway().to_string().into());
+        addresses.insert("gateway_id".to_owned(), enrolled.id().to_string().into());
         running.enrolled = Some(enrolled);
         let started =
             roles::start_gateway(&plane, config, keys.verifier()?, keys.handoff_key()?, activity.clone()).await?;
@@ -500,6 +500,8 @@ async fn start(
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
         let identity = args.stores.identity(args.gateway_url.clone()).await?;
+        let (open_shells, process) = roles::enrol_shells(running, &plane, &registry).await?;
+        addresses.insert("api_id".to_owned(), process.to_string().into());
         let parts = api::Parts {
             database,
             oidc: provider::open(provider, &identity)?,
@@ -508,6 +510,7 @@ async fn start(
             gateway_url: args.gateway_url.clone(),
             public_url: sign_in,
             gateways: roles::watch_gateways(running, registry),
+            open_shells,
             metrics,
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,

@@ -41,7 +41,7 @@ pub(crate) fn is_root() -> bool {
     root
 }
 
-async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
+pub(crate) async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
     let team = Team::on(site, dev, at).await;
     team.site.json(&["org", "policy", "set", "--root", "workspace_elevation"]);
     team.site.json(&["workspace", "wake", "main"]);

@@ -17,7 +17,7 @@ const LOST: &str = ": lost";
 /// Until what does not want to end was killed.
 pub(crate) const DEAD: Duration = Duration::from_secs(3);
 const PASSWORD: &str = "plum kite engine 8";
-const MANIFEST: &str = "\
+pub(crate) const MANIFEST: &str = "\
 version: 1
 services:
   web:
