@@ -1,6 +1,6 @@
 //! The story of a machine: `envforge up` asks EC2 for one from nothing, its agent enrols by what user data says and lies ready, the
-//! workspace wakes there, also by a link; agent and control plane are killed; the machine stops after the grace and starts again;
-//! drained, it is ended. And a second organization beside it, on a machine of its own.
+//! workspace wakes there, also by a link; agent and control plane are killed; the machine stops after the grace and starts again, while
+//! shells are there all the time on theirs; drained, it is ended. And a second organization beside it, on machines of its own.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
 mod cloud;
@@ -66,12 +66,6 @@ async fn until_state(cloud: &Cloud, instance: &str, state: &str) {
     .await;
 }
 
-/// The instances that are not ended.
-fn living(cloud: &Cloud) -> Vec<String> {
-    let living = cloud.instances().into_iter().filter(|(_, state)| state != "terminated");
-    living.map(|(id, _)| id).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_nothing_is_awake() {
     if let Some(why) = cloud::missing() {
@@ -99,7 +93,7 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
 
     // From nothing.
     site.json(&["up"]);
-    let [instance] = living(&cloud).try_into().unwrap();
+    let [instance] = cloud.living("runtime").try_into().unwrap();
     let starts = || {
         let places =
             std::fs::read_dir(cloud.disk(&instance).join("var/lib/envforge-agent/runtime/workspaces")).unwrap();
@@ -112,8 +106,19 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     assert_eq!(site.app_through_the_gateway().await.trim(), started);
     eventually("the token is taken away", DEADLINE, async || cloud.parameters().await.is_empty().then_some(())).await;
     let hosts = site.json(&["host", "ls"]);
-    let [host] = hosts["items"].as_array().unwrap().as_slice() else { panic!("{hosts}") };
-    let host = host["name"].as_str().unwrap().to_owned();
+    let names = || {
+        let mut names = vec![cloud.host_name(&instance), cloud.host_name(&cloud.living("shell")[0])];
+        names.sort_unstable();
+        names
+    };
+    let shown = |hosts: &serde_json::Value| {
+        let items = hosts["items"].as_array().unwrap().iter();
+        let mut names: Vec<_> = items.map(|host| host["name"].as_str().unwrap().to_owned()).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(shown(&hosts), names());
+    let host = cloud.host_name(&instance);
     assert!(!hosts.to_string().contains(&instance) && !hosts.to_string().contains(&cloud.gateway()), "{hosts}");
 
     // The agent and all of the control plane are killed; what is awake goes on.
@@ -133,8 +138,10 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     assert_eq!(site.app_through_the_gateway().await.lines().count(), 2);
     site.json(&["workspace", "sleep", "main"]);
     until_state(&cloud, &instance, "stopped").await;
+    assert_eq!(site.shown(&["shell", "main", "--", "echo", "here"]), "here\n", "a shell is always there");
+    until_state(&cloud, &instance, "stopped").await;
     assert_eq!(site.app_through_the_gateway().await.lines().count(), 3, "the disk is the same");
-    assert_eq!((living(&cloud), cloud.boots(&instance)), (vec![instance.clone()], 2));
+    assert_eq!((cloud.living("runtime"), cloud.boots(&instance)), (vec![instance.clone()], 2));
 
     // A second organization gets a machine of its own, and neither sees the other's.
     let repository = site.dir.join("orders").to_str().unwrap().to_owned();
@@ -143,8 +150,8 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     let owners = log.owners().await;
     assert_eq!(owners[&their_host], globex);
     assert_eq!(owners[&format!("aws-ec2-{instance}")], acme);
-    assert_eq!(living(&cloud).len(), 2);
-    assert_eq!(site.json(&["host", "ls"])["items"].as_array().unwrap().len(), 1, "theirs is not shown");
+    assert_eq!(cloud.living("runtime").len(), 2);
+    assert_eq!(shown(&site.json(&["host", "ls"])), names(), "theirs are not shown");
 
     // Emptied by a person, it is ended, and the next wake gets another one.
     site.json(&["host", "drain", &host]);
@@ -154,7 +161,7 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     site.json(&["up"]);
     let mine: Vec<_> =
         log.owners().await.into_iter().filter(|(key, of)| key.starts_with("aws-ec2-") && *of == acme).collect();
-    assert_eq!(mine.len(), 2);
+    assert_eq!(mine.len(), 3, "two for runtimes, one after the other, and one for shells");
     site.json(&["workspace", "sleep", "main"]);
     site.until_phase("asleep").await;
     site.until_metered().await;
