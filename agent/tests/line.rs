@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envforge_agent::{
-    Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened, IdentityError,
-    HostIdentity, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
+    Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
+    HostIdentity, IdentityError, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;

@@ -13,7 +13,7 @@ use envforge_domain::runtime::{Epoch, Runtime};
 use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind, ShellTerms};
 use envforge_domain::time::{Clock, Millis};
 use envforge_reactors::fleet::FleetPolicy;
-use envforge_runtime::InstanceState;
+use envforge_runtime::{InstanceState, MachineProvider};
 use envforge_testkit::eventually;
 
 use super::site::{CERTIFICATE, GRACE, Running, Site, policy, project, workspace};
@@ -22,12 +22,6 @@ use super::*;
 /// Machines for runtimes alone, all of one shape.
 fn runtimes() -> FleetPolicy {
     FleetPolicy { shell_shape: None, ..policy() }
-}
-
-async fn looks(site: &Site, count: u64) {
-    let before = site.moto.count("DescribeInstances");
-    let looked = async || (site.moto.count("DescribeInstances") > before + count).then_some(());
-    eventually("the fleet has looked", DEADLINE, looked).await;
 }
 
 /// A machine that has run workspace 1 once and was stopped since.
@@ -78,7 +72,7 @@ async fn a_wake_whose_machine_cannot_start_for_lack_of_capacity_gets_another_one
     assert_eq!(site.happened("the start failed", refused).await, on.to_string());
     let other = second(&site, on).await;
     site.until_placed(1, other, &[1]).await;
-    looks(&site, 5).await;
+    site.looked(5).await;
     assert_eq!(site.moto.count("StartInstances"), 1, "it is not asked for all the time");
     let Machine::Live(live) = site.state_of(1, on).await else { panic!("its disk is gone") };
     assert_eq!(live.power, Power::Off(StopMode::Stop));
@@ -153,7 +147,7 @@ async fn a_wake_that_a_host_took_while_its_machine_was_stopped_starts_it() {
     site.wake(1, 1, 2).await;
     site.taken(1, 1, 2, on).await;
     site.happened_times("it is up again", 2, |event| matches!(event, MachineEvent::Started)).await;
-    looks(&site, 3).await;
+    site.looked(3).await;
     let runtime = site.runtime(1, 1).await;
     assert!(matches!(runtime, Runtime::Waking { epoch: Epoch(2), host: Some(host), .. } if host == on), "{runtime:?}");
     fleet.stop().await;
@@ -193,7 +187,7 @@ async fn an_agent_whose_certificate_ended_gets_a_token_and_no_wake_before_it_has
     site.wake(1, 1, 2).await;
     let fleet = site.start_with(warm);
     let token = eventually("a token lies ready", DEADLINE, async || site.token(1, on).await).await;
-    looks(&site, 5).await;
+    site.looked(5).await;
     let Host::Active(active) = site.host_of(1, on).await else { panic!("it is a host") };
     assert!(active.placed.is_empty(), "its agent cannot take it");
     let given_up = |event: &MachineEvent| matches!(event, MachineEvent::Unhealthy { .. });
@@ -248,7 +242,7 @@ async fn a_drained_machine_for_shells_stays_until_they_are_over_beside_the_one_t
     site.tell(StreamId::host(org(1), on), vec![Event::Host(HostEvent::Draining)]).await;
     site.happened("it is drained", |event| matches!(event, MachineEvent::Draining { .. })).await;
     site.happened_times("another one is up", 2, started).await;
-    looks(&site, 5).await;
+    site.looked(5).await;
     assert_eq!(site.moto.count("TerminateInstances"), 0, "somebody is at work there");
     let ended = ShellEnded { end: ShellEnd::Exited, code: Some(0), at, duration: Millis::new(1) };
     let over = ShellEvent::Disconnected { user, workspace: workspace(1), ended };

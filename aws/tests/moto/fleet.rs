@@ -260,14 +260,10 @@ async fn a_machine_that_fails_its_checks_is_stopped_once_and_replaced_when_they_
     site.taken(1, 1, 1, on).await;
     // The first time it is stopped, with nothing awake on it, and starts with its disk for the next wake.
     site.moto.pull("impair", &format!(r#"{{"instance":"{instance}"}}"#));
-    let looks = site.moto.count("DescribeInstances");
-    let looked = async || (site.moto.count("DescribeInstances") > looks + 5).then_some(());
-    eventually("the fleet has looked", DEADLINE, looked).await;
+    site.looked(5).await;
     site.clock.skip(Millis::from_minutes(4));
     site.sleep(1, 1, 1, on).await;
-    let looks = site.moto.count("DescribeInstances");
-    let looked = async || (site.moto.count("DescribeInstances") > looks + 5).then_some(());
-    eventually("the fleet has looked", DEADLINE, looked).await;
+    site.looked(5).await;
     assert!(site.events().await.iter().all(|(_, event)| !matches!(event, MachineEvent::StopRequested { .. })));
     site.clock.skip(Millis::from_minutes(1));
     let healed = |event: &MachineEvent| {
@@ -282,9 +278,7 @@ async fn a_machine_that_fails_its_checks_is_stopped_once_and_replaced_when_they_
 
     // The second time it is replaced.
     site.moto.pull("impair", &format!(r#"{{"instance":"{instance}"}}"#));
-    let looks = site.moto.count("DescribeInstances");
-    let looked = async || (site.moto.count("DescribeInstances") > looks + 5).then_some(());
-    eventually("the fleet has looked", DEADLINE, looked).await;
+    site.looked(5).await;
     site.clock.skip(Millis::from_minutes(5));
     let unhealthy = site.happened("it is failing", |event| matches!(event, MachineEvent::Unhealthy { .. })).await;
     assert_eq!(unhealthy, on.to_string());

@@ -296,6 +296,13 @@ impl Site {
         .await;
     }
 
+    /// Waits until the fleet has looked at least so often from now on.
+    pub(crate) async fn looked(&self, times: u64) {
+        let before = self.moto.count("DescribeInstances");
+        let looked = async || (self.moto.count("DescribeInstances") > before + times).then_some(());
+        eventually("the fleet has looked", DEADLINE, looked).await;
+    }
+
     pub(crate) async fn state_of(&self, of: u128, on: HostId) -> Machine {
         self.commands.load::<Machine>(&StreamId::machine(org(of), on)).await.unwrap().state
     }

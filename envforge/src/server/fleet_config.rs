@@ -22,7 +22,7 @@ const BYTES_MAX: u64 = 1 << 20;
 const BOOT_DEADLINE_SECONDS: u64 = 300;
 const GRACE_SECONDS: u64 = 600;
 const GRACE_RANGE: std::ops::RangeInclusive<u64> = 1..=86_400;
-/// AWS looks about once a minute, and one failed look says little.
+/// AWS looks once a minute ("Status checks for Amazon EC2 instances"), and one look that fails says little.
 const IMPAIRED_SECONDS: u64 = 300;
 const START_PATIENCE_SECONDS: u64 = 6 * 3_600;
 /// A connection to a shell is open for no longer.
