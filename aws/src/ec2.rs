@@ -166,6 +166,7 @@ impl Ec2 {
             state: state_of(instance.state().and_then(|state| state.name())),
             tags: if ours { tags } else { InstanceTags::default() },
             impaired: false,
+            hibernates: instance.hibernation_options().and_then(|options| options.configured()) == Some(true),
             reason: reason.filter(|code| !code.is_empty()).map(str::to_owned),
         })
     }
@@ -264,9 +265,10 @@ impl MachineProvider for Ec2 {
     }
 }
 
-/// A state that excludes it now is looked at again by the next look, which knows the state.
+/// A state that excludes it now is looked at again by the next look, which knows the state. Whoever waits for capacity waits longer
+/// than a request may take.
 fn passes_soon(error: &ProviderError) -> bool {
-    error.may_pass() && !matches!(error, ProviderError::NotNow { .. })
+    error.may_pass() && !matches!(error, ProviderError::NotNow { .. } | ProviderError::Capacity { .. })
 }
 
 fn state_of(name: Option<&InstanceStateName>) -> InstanceState {

@@ -185,6 +185,12 @@ pub enum RuntimeCommand {
         epoch: Epoch,
         host: HostId,
     },
+    /// The host that took the wake is gone, or cannot be started: nothing of the wake runs there or will. It becomes the next wake,
+    /// of the same cause, which any host may take.
+    PlaceAnew {
+        epoch: Epoch,
+        host: HostId,
+    },
     ReportStage {
         epoch: Epoch,
         stage: WakeStage,
@@ -435,6 +441,26 @@ impl Aggregate for Runtime {
                     Self::NeverWoken | Self::Asleep { .. } | Self::Sleeping { .. } | Self::Failed { .. } => {
                         Err(RuntimeRefusal::NotAwake)
                     }
+                }
+            }
+            RuntimeCommand::PlaceAnew { epoch, host } => {
+                state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
+                match state {
+                    Self::Waking { workspace, project, cause, host: Some(_), .. } => {
+                        Ok(vec![RuntimeEvent::WakeRequested {
+                            epoch: Epoch(epoch.0 + 1),
+                            workspace: *workspace,
+                            project: *project,
+                            cause: cause.clone(),
+                        }])
+                    }
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { host: None, .. }
+                    | Self::Ready(_)
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
                 }
             }
             RuntimeCommand::ReportStage { epoch, stage } => {
@@ -793,6 +819,7 @@ impl Aggregate for Runtime {
             RuntimeCommand::BeginJob { .. } => Action::JobRun,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ChooseHost { .. }
+            | RuntimeCommand::PlaceAnew { .. }
             | RuntimeCommand::ReportStage { .. }
             | RuntimeCommand::ReportSecrets { .. }
             | RuntimeCommand::ReportSecretsRefused { .. }

@@ -172,6 +172,16 @@ impl PlacementView {
         self.inner.read().is_for_shells(host)
     }
 
+    /// Whether the organization has a machine for shells, or has asked for one, that is not on its way out.
+    pub fn has_machine_for_shells(&self, org: OrgId) -> bool {
+        let inner = self.inner.read();
+        let of_org = |host: &HostId| {
+            let terms = inner.machines.get(host).and_then(Machine::terms);
+            terms.is_some_and(|terms| terms.org == org && terms.purpose == MachinePurpose::Shell)
+        };
+        inner.machines_of.contains_key(&org) && inner.machines.keys().any(|host| of_org(host) && inner.stays(*host))
+    }
+
     /// Whether the organization has machines of a provider: one with room may come.
     pub fn has_machines(&self, org: OrgId) -> bool {
         self.inner.read().machines_of.contains_key(&org)
@@ -191,7 +201,7 @@ impl PlacementView {
     pub fn open_hosts_of(&self, org: OrgId) -> Vec<HostId> {
         let inner = self.inner.read();
         let hosts = inner.hosts_of.get(&org).into_iter().flatten().filter_map(|host| inner.hosts.get(host));
-        let open = hosts.filter(|(host, _)| host.org == org && !host.draining);
+        let open = hosts.filter(|(host, _)| host.org == org && !host.draining && inner.stays(host.host));
         let mut open: Vec<_> = open.map(|(host, _)| host.host).collect();
         open.sort_unstable();
         open
@@ -388,9 +398,16 @@ impl Inner {
 
     /// Whether a workspace may come to a host.
     fn takes(&self, host: &ActiveHost) -> bool {
-        let stays =
-            |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { draining: false, unhealthy: false, .. }));
-        !host.draining && self.may_run(host.host) && self.machines.get(&host.host).is_none_or(stays)
+        !host.draining && self.may_run(host.host) && self.stays(host.host)
+    }
+
+    /// Whether a host's machine is not on its way out, where it has one.
+    fn stays(&self, host: HostId) -> bool {
+        self.machines.get(&host).is_none_or(|machine| match machine {
+            Machine::Requested { .. } => true,
+            Machine::Live(live) => !live.draining && !live.unhealthy && live.power != Power::Ending,
+            Machine::Unknown | Machine::Over { .. } | Machine::Strange => false,
+        })
     }
 
     fn is_for_shells(&self, host: HostId) -> bool {

@@ -352,6 +352,17 @@ impl World {
         all.filter(|(what, open)| counts(what, open) || open.is_over_time(*what, now)).collect()
     }
 
+    /// How many shells are open on each host, by the log.
+    pub(crate) fn shells_open(&self) -> HashMap<HostId, usize> {
+        let mut open = HashMap::new();
+        for (what, shell) in self.shells.iter() {
+            if let (EndedShell::Shell(_), Some(host)) = (what, shell.host) {
+                *open.entry(host).or_default() += 1;
+            }
+        }
+        open
+    }
+
     /// All owners of secrets.
     pub fn secrets(&self) -> impl Iterator<Item = (OrgId, SecretOwner, &Secrets)> {
         self.secrets.values().filter_map(|(org, owner, known)| Some((*org, (*owner)?, known)))

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use envforge_agent::{
     Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
-    HostIdentity, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
+    HostIdentity, IdentityError, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
@@ -228,6 +228,27 @@ async fn an_agent_does_nothing_for_another_organization() {
     assert_eq!(std::fs::read_dir(line.folder().join("runtime/workspaces")).unwrap().count(), 0, "nothing was made");
     let refused = remote.line().open_stream(header(2, "echo")).await.err().unwrap();
     assert!(refused.to_string().contains("another organization"), "{refused}");
+    stop.cancel();
+}
+
+/// Neither a planner nor an executor stands before it here: a token and a wake of another organization come to a machine straight.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_alone_refuses_another_organizations_enrolment_and_wake() {
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let root = repository(line.dir.path());
+    let (remote, _session) = line.connected().await;
+    let theirs = EnrolmentToken::new(org(2), host(), line.authority.fingerprint(), &[6; 32]);
+    let capacity = Capacity { cpu_millicores: 4_000, memory_mib: 4_096 };
+    let enrolled = enrol(&line.at(), &line.folder(), &theirs, "local-1", capacity, "test", &clock()).await;
+    // Refused before it has told anybody anything: nobody accepts here.
+    assert!(matches!(enrolled, Err(EnrolError::Identity(IdentityError::Another { .. }))), "{:?}", enrolled.err());
+    assert_eq!(AgentIdentity::load(&line.folder()).unwrap().unwrap().of(), (org(1), host()), "it stays who it is");
+    let refused = remote.wake(order(2, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap_err();
+    assert!(refused.to_string().contains("another organization"), "{refused}");
+    assert!(local.epochs_up().is_empty());
     stop.cancel();
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod enrolment;
+mod failing;
 mod fleet;
 mod launching;
 mod overlay;

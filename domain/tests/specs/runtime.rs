@@ -189,6 +189,17 @@ fn keeping_awake_has_the_organizations_cap() {
 }
 
 #[test]
+fn a_wake_whose_host_went_away_becomes_the_next_wake_of_the_same_cause() {
+    let anew = |of: u128| RuntimeCommand::PlaceAnew { epoch: Epoch(1), host: host(of) };
+    let waking = || [requested(1, by_person()), chosen(1)];
+    given::<Runtime>(waking()).when(anew(1)).then([requested(2, by_person())]);
+    given::<Runtime>(waking()).when(anew(2)).then_refused("runtime_other_host");
+    given::<Runtime>(waking()).and(anew(1)).when(anew(1)).then_refused("runtime_other_epoch");
+    given::<Runtime>([requested(1, by_person())]).when(anew(1)).then_nothing();
+    given::<Runtime>([requested(1, by_person()), chosen(1), ready(1, 30_000)]).when(anew(1)).then_nothing();
+}
+
+#[test]
 fn a_runtime_is_lost_only_after_its_lease_or_on_the_hosts_word() {
     let lost = |confirmed_by: Option<u128>, now: u64| RuntimeCommand::DeclareLost {
         epoch: Epoch(1),
@@ -297,6 +308,7 @@ fn any_command() -> impl Strategy<Value = RuntimeCommand> {
         1 => time.clone().prop_map(|at| RuntimeCommand::BeginJob { at, by: user(1) }),
         1 => time.clone().prop_map(|until| RuntimeCommand::KeepAwake { until, reason: "r".to_owned(), by: user(1), max: Millis::from_hours(1), now: at(50) }),
         2 => time.clone().prop_map(|now| RuntimeCommand::RequestSleep { cause: idle(), now }),
+        1 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::PlaceAnew { epoch, host: host(number) }),
         2 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::ReportSlept { epoch, host: host(number) }),
         1 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::ReportFailed { epoch, host: host(number), reason: "broken".to_owned() }),
         1 => (epoch, any::<bool>(), time).prop_map(|(epoch, confirms, now)| RuntimeCommand::DeclareLost { epoch, confirmed_by: confirms.then(|| host(1)), now }),

@@ -200,17 +200,17 @@ impl Hosts {
 
     /// The host of a workspace's shells: the organization's machine for shells, where there is one, whether the runtime is awake or not,
     /// so that the team's clone is at one place; else where the workspace lies. The log knows the last shell's host, so that the next one
-    /// goes there, too.
+    /// goes there, too. One that is drained gets no more of them.
     ///
     /// # Errors
-    /// As [`Hosts::place`].
+    /// As [`Hosts::place`]; also while the machine for shells is on its way.
     pub(crate) fn shell_place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
         let placement = &self.0.hot.placement;
         let for_shells: Vec<_> =
             placement.open_hosts_of(org).into_iter().filter(|host| placement.is_for_shells(*host)).collect();
         match for_shells.iter().find(|host| self.reach(org, **host).is_some()) {
             Some(host) => Ok(*host),
-            None if for_shells.is_empty() => self.place(org, workspace),
+            None if !placement.has_machine_for_shells(org) => self.place(org, workspace),
             None => Err(ShellFailure::OutOfReach),
         }
     }
