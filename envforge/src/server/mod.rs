@@ -24,6 +24,7 @@ mod gateway_args;
 mod gateway_place;
 mod hosts;
 mod known_log;
+pub(crate) mod metadata_service;
 mod open_files;
 pub(crate) mod projections;
 mod provider;

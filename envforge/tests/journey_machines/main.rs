@@ -3,8 +3,10 @@
 //! drained, it is ended. And a second organization beside it, on a machine of its own.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
+mod boot;
 mod cloud;
 mod neighbour;
+mod network;
 #[path = "../journey_agent/site.rs"]
 #[allow(dead_code, reason = "the story of agents uses the rest")]
 mod site;
@@ -20,13 +22,18 @@ use neighbour::Log;
 use site::{DEADLINE, Site, is_dead};
 
 const GRACE: Duration = Duration::from_secs(6);
+/// As what runs for a branch: not root.
+const SOMEBODY: u32 = 1_900_000_001;
 const NEIGHBOUR: &str = "\
 version: 1
 services:
   web:
-    command: exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
+    command: test \"$HOST\" != 127.0.0.1 && exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
     route: { web: {} }
     readiness: { http: /, interval: 100ms, deadline: 60s }
+  database:
+    command: test \"$HOST\" = 127.0.0.1 && exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
+    readiness: { tcp: true, interval: 100ms, deadline: 60s }
 ";
 
 /// What an operator writes.
@@ -74,7 +81,7 @@ fn living(cloud: &Cloud) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_nothing_is_awake() {
-    if let Some(why) = cloud::missing() {
+    if let Some(why) = network::missing() {
         println!("{why}: nothing of this story was told");
         return;
     }
@@ -115,6 +122,16 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     let [host] = hosts["items"].as_array().unwrap().as_slice() else { panic!("{hosts}") };
     let host = host["name"].as_str().unwrap().to_owned();
     assert!(!hosts.to_string().contains(&instance) && !hosts.to_string().contains(&cloud.gateway()), "{hosts}");
+
+    // The machine's role is root's alone, also after something took the rule away that says so.
+    assert!(cloud.reaches_metadata(&instance, 0) && !cloud.reaches_metadata(&instance, SOMEBODY));
+    cloud.without_rules(&instance);
+    assert!(cloud.reaches_metadata(&instance, SOMEBODY));
+    eventually("the agent's next start brings it back", DEADLINE, async || {
+        (!cloud.reaches_metadata(&instance, SOMEBODY)).then_some(())
+    })
+    .await;
+    assert_eq!(site.app_through_the_gateway().await.trim(), started, "what is awake went on");
 
     // The agent and all of the control plane are killed; what is awake goes on.
     cloud.kill_agent(&instance);
