@@ -1,6 +1,7 @@
 # One organization: its KMS key, and the role of its machines. Apply once for each organization, before its first machine.
-# The role's policy is what EnvForge generates for the organization's workspaces (tests/iam/golden/instance_profile.json of
-# the crate `aws` shows one): hand its JSON over in `instance_policy`.
+# The role's policy is what EnvForge generates for the organization (tests/iam/golden/instance_profile.json of the crate `aws`
+# shows one): hand its JSON over in `instance_policy`. It reads enrolment tokens and no secret, so that it stays the same
+# whichever workspaces there are.
 
 terraform {
   required_version = ">= 1.5"
