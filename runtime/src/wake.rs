@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -258,7 +259,7 @@ impl Attempt<'_> {
         let directories = self.directories(tree.clone()).await?;
         let mut attempt = 1;
         loop {
-            let ports = self.reserve(running)?;
+            let addresses = self.reserve(running)?;
             let surroundings = Surroundings {
                 config: self.config(),
                 order: self.order,
@@ -266,7 +267,7 @@ impl Attempt<'_> {
                 home: &home,
                 homes: self.block.map(|_| homes.as_path()),
                 data: &data,
-                ports: &ports,
+                addresses: &addresses,
             };
             running.jobs = Some((tree.clone(), surroundings.of_runtime()));
             running.hook = self.order.manifest.on_sleep.as_ref().map(|hook| SleepHook {
@@ -280,7 +281,7 @@ impl Attempt<'_> {
                 Ok(()) => break,
                 Err(failure) => {
                     let lost_its_port = match &failure {
-                        WakeFailure::Exited { service, .. } => self.lost_its_port(running, service, &ports).await,
+                        WakeFailure::Exited { service, .. } => self.lost_its_port(running, service, &addresses).await,
                         _ => false,
                     };
                     if !lost_its_port || attempt == PORT_ATTEMPTS_MAX {
@@ -319,17 +320,17 @@ impl Attempt<'_> {
         Ok(found)
     }
 
-    fn reserve(&self, running: &mut Running) -> Result<BTreeMap<ServiceName, u16>, WakeFailure> {
-        let mut ports = BTreeMap::new();
+    fn reserve(&self, running: &mut Running) -> Result<BTreeMap<ServiceName, SocketAddr>, WakeFailure> {
+        let mut addresses = BTreeMap::new();
         for service in &self.order.manifest.services {
             if service.port_variable.is_some() {
-                let port =
-                    self.host.ports.reserve().map_err(|error| WakeFailure::NoPort { reason: error.to_string() })?;
-                ports.insert(service.name.clone(), port.number());
+                let port = self.host.ports.reserve(self.config().bind_of(service));
+                let port = port.map_err(|error| WakeFailure::NoPort { reason: error.to_string() })?;
+                addresses.insert(service.name.clone(), port.address());
                 running.ports.push(port);
             }
         }
-        Ok(ports)
+        Ok(addresses)
     }
 
     fn start(
@@ -375,7 +376,7 @@ impl Attempt<'_> {
     ) -> Prober {
         Prober {
             readiness: service.readiness.clone(),
-            port: surroundings.ports.get(&service.name).map(|port| (self.config().bind, *port).into()),
+            port: surroundings.addresses.get(&service.name).copied(),
             public_host: self.order.public_hosts.get(&service.name).cloned(),
             directory: directory.to_owned(),
             environment: environment.clone(),
@@ -430,13 +431,12 @@ impl Attempt<'_> {
         &self,
         running: &Running,
         service: &ServiceName,
-        ports: &BTreeMap<ServiceName, u16>,
+        addresses: &BTreeMap<ServiceName, SocketAddr>,
     ) -> bool {
-        let Some(port) = ports.get(service) else { return false };
+        let Some(address) = addresses.get(service) else { return false };
         // A child of the service itself may hold the port; that is not a loss.
         let family = running.record.family_of(service.as_str());
-        family.end(std::time::Duration::from_millis(200)).await.is_ok()
-            && port::is_taken((self.config().bind, *port).into())
+        family.end(std::time::Duration::from_millis(200)).await.is_ok() && port::is_taken(*address)
     }
 }
 
