@@ -22,6 +22,7 @@ mod fleet;
 mod fleet_config;
 mod gateway_args;
 mod gateway_place;
+mod handshakes;
 mod hosts;
 mod known_log;
 pub(crate) mod metadata_service;
