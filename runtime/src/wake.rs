@@ -242,7 +242,7 @@ impl Attempt<'_> {
         let login = match &self.order.git {
             None => None,
             Some(login) => {
-                Some(LoginSocket::for_envforge(&self.config().state_dir, &self.order.repository, login.clone())?)
+                Some(LoginSocket::for_envforge(self.config(), &self.order.repository, login.clone())?)
             }
         };
         let checkout = Checkout {
