@@ -12,12 +12,12 @@ use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use h2::client::SendRequest;
+use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use rustls::ServerConfig;
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::CALLS_MAX;

@@ -85,7 +85,9 @@ impl Line {
         let (at, folder, token, clock) = (self.at(), self.folder(), self.token(), clock());
         let capacity = Capacity { cpu_millicores: 4_000, memory_mib: 4_096 };
         let granting = async {
-            let Arrival::Enrolling(enrolling) = self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap() else {
+            let Arrival::Enrolling(enrolling) =
+                self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap()
+            else {
                 panic!("somebody else came");
             };
             let identity = HostIdentity { org: enrolling.request.token.org(), host: host(), enrolment: 1 };
@@ -100,7 +102,9 @@ impl Line {
     async fn connected(&self) -> (RemoteHost, Session) {
         let connecting = async {
             loop {
-                if let Ok(Arrival::Agent(connection)) = self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await {
+                if let Ok(Arrival::Agent(connection)) =
+                    self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await
+                {
                     assert_eq!(connection.identity, HostIdentity { org: org(1), host: host(), enrolment: 1 });
                     let (host, session, version) = connection.establish().await.unwrap();
                     assert_eq!(version, "test");

@@ -360,7 +360,9 @@ mod tests {
             let given = Given::from(GitLogin { valid_for: of, ..login("x") });
             given.until.duration_since(Instant::now()).as_secs_f64() / 3_600.0
         };
-        for (of, expected) in [(None, 1.0), (Some(Millis::from_secs(36_000)), 1.0), (Some(Millis::from_secs(900)), 0.25)] {
+        for (of, expected) in
+            [(None, 1.0), (Some(Millis::from_secs(36_000)), 1.0), (Some(Millis::from_secs(900)), 0.25)]
+        {
             assert!((hours(of) - expected).abs() < 0.01, "{expected}");
         }
         let directory = tempfile::tempdir().unwrap();

@@ -242,9 +242,7 @@ impl Attempt<'_> {
         let marker = running.record.marker().clone();
         let login = match &self.order.git {
             None => None,
-            Some(login) => {
-                Some(LoginSocket::for_envforge(self.config(), &self.order.repository, login.clone())?)
-            }
+            Some(login) => Some(LoginSocket::for_envforge(self.config(), &self.order.repository, login.clone())?),
         };
         let checkout = Checkout {
             config: self.config(),

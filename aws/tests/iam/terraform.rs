@@ -172,7 +172,8 @@ fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
 #[test]
 fn nothing_but_the_gateway_reaches_an_organizations_machines() {
     let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
-    let rules: Vec<_> = text.split("resource \"").filter(|block| block.starts_with("aws_vpc_security_group_ingress")).collect();
+    let rules: Vec<_> =
+        text.split("resource \"").filter(|block| block.starts_with("aws_vpc_security_group_ingress")).collect();
     let [rule] = rules.as_slice() else { panic!("{} rules", rules.len()) };
     let rule = rule.split("\n}\n").next().unwrap();
     let value = |key: &str| {
@@ -180,6 +181,9 @@ fn nothing_but_the_gateway_reaches_an_organizations_machines() {
         lines.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
     };
     assert_eq!(value("referenced_security_group_id"), Some("var.gateway_security_group_id"));
-    assert_eq!((value("ip_protocol"), value("from_port"), value("to_port")), (Some("\"tcp\""), Some("32768"), Some("60999")));
+    assert_eq!(
+        (value("ip_protocol"), value("from_port"), value("to_port")),
+        (Some("\"tcp\""), Some("32768"), Some("60999"))
+    );
     assert!(!text.contains("\n  ingress {"), "rules stand by themselves");
 }

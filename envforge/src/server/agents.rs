@@ -150,7 +150,8 @@ impl Desk {
                 Some(Ok(incoming)) => {
                     let (desk, stop, address) = (self.clone(), stop.child_token(), incoming.address());
                     let Some(place) = self.handshakes.place(address) else {
-                        let failed = metrics::counter!("envforge_agent_connections_failed_total", "reason" => "too_many");
+                        let failed =
+                            metrics::counter!("envforge_agent_connections_failed_total", "reason" => "too_many");
                         failed.increment(1);
                         tracing::debug!(%address, "too many connections wait to say who they are");
                         continue;
@@ -174,12 +175,7 @@ impl Desk {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn serve(
-        self,
-        incoming: Incoming,
-        place: Place,
-        stop: CancellationToken,
-    ) -> io::Result<()> {
+    async fn serve(self, incoming: Incoming, place: Place, stop: CancellationToken) -> io::Result<()> {
         let arriving = async {
             let greeted = incoming.hello().await?;
             let turn = place.turn().await?;
