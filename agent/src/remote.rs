@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::manifest::{Manifest, Route};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_runtime::{Awake, Report, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
@@ -269,26 +270,17 @@ impl RemoteHost {
         }
     }
 
-    /// INVARIANT: the gateway is sent to the agent's own address alone. An agent could name any other, and a reviewer would get there.
     fn own_endpoints(
         &self,
         order: &WakeOrder,
-        named: Vec<(String, std::net::SocketAddr)>,
-    ) -> Result<Vec<(ServiceName, std::net::SocketAddr)>, WakeFailure> {
-        let listening = order.manifest.services.iter().filter(|service| service.port_variable.is_some());
-        let expected: Vec<_> = listening.map(|service| service.name.clone()).collect();
-        let own = |address: &std::net::SocketAddr| {
-            address.ip().to_canonical() == self.0.address.to_canonical() && address.port() != 0
-        };
-        let fits = named.len() == expected.len()
-            && named.iter().zip(&expected).all(|((name, address), wanted)| name == wanted.as_str() && own(address));
-        if !fits {
+        named: Vec<(String, SocketAddr)>,
+    ) -> Result<Vec<(ServiceName, SocketAddr)>, WakeFailure> {
+        reached_at(self.0.address, &order.manifest, named).ok_or_else(|| {
             metrics::counter!("envforge_agent_endpoints_refused_total").increment(1);
             let text =
                 "the host named addresses of services that are not its own; see --bind-apps of its agent".to_owned();
-            return Err(WakeFailure::OnHost { text, may_pass_on_retry: false });
-        }
-        Ok(expected.into_iter().zip(named.into_iter().map(|(_, address)| address)).collect())
+            WakeFailure::OnHost { text, may_pass_on_retry: false }
+        })
     }
 
     pub fn host(&self) -> HostId {
@@ -390,6 +382,29 @@ async fn speak(mut to: WriteHalf<ByteStream>, mut downs: mpsc::Receiver<Down>, c
     closed.cancel();
 }
 
+/// Those addresses at which the gateway reaches services. One without a route may listen on its machine's loopback, which is no address for
+/// anybody else.
+///
+/// INVARIANT: the gateway is sent to the agent's own address alone. An agent could name any other, and a reviewer would get there.
+fn reached_at(
+    own: IpAddr,
+    manifest: &Manifest,
+    named: Vec<(String, SocketAddr)>,
+) -> Option<Vec<(ServiceName, SocketAddr)>> {
+    let own = |address: &SocketAddr| address.ip().to_canonical() == own.to_canonical();
+    let listening: Vec<_> = manifest.services.iter().filter(|service| service.port_variable.is_some()).collect();
+    let fits = named.len() == listening.len()
+        && named.iter().zip(&listening).all(|((name, address), service)| {
+            let inside = service.route == Route::None && address.ip().to_canonical().is_loopback();
+            name == service.name.as_str() && address.port() != 0 && (own(address) || inside)
+        });
+    fits.then(|| {
+        let addresses = named.into_iter().map(|(_, address)| address);
+        let reached = listening.into_iter().zip(addresses).filter(|(_, address)| own(address));
+        reached.map(|(service, address)| (service.name.clone(), address)).collect()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -408,5 +423,29 @@ mod tests {
         assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None, Some(4), Some(7)]);
         assert!(facts.told_all(&HashMap::new(), 13));
         assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None; 3]);
+    }
+    #[test]
+    fn the_gateway_is_sent_to_the_hosts_own_address_alone() {
+        let manifest = "version: 1\nservices:\n  web: { command: a, route: web }\n  database: { command: b }\n";
+        let manifest = Manifest::parse(manifest).expect("a manifest");
+        let own: IpAddr = [10, 0, 3, 4].into();
+        let reached = |web: &str, database: &str| {
+            let named = [("web", web), ("database", database)];
+            let named = named.map(|(name, address)| (name.to_owned(), address.parse().expect("an address")));
+            let reached = reached_at(own, &manifest, named.to_vec())?;
+            Some(reached.iter().map(|(name, address)| format!("{name} {address}")).collect::<Vec<_>>())
+        };
+        let web = "web 10.0.3.4:1".to_owned();
+        assert_eq!(reached("10.0.3.4:1", "127.0.0.1:2"), Some(vec![web.clone()]));
+        assert_eq!(reached("10.0.3.4:1", "10.0.3.4:2"), Some(vec![web, "database 10.0.3.4:2".to_owned()]));
+        for (of_web, of_database) in [
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("10.0.3.5:1", "127.0.0.1:2"),
+            ("10.0.3.4:0", "127.0.0.1:2"),
+            ("10.0.3.4:1", "10.0.3.5:2"),
+            ("10.0.3.4:1", "169.254.169.254:80"),
+        ] {
+            assert_eq!(reached(of_web, of_database), None, "{of_web} {of_database}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
-use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, ShellId, WorkspaceId};
 use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, MachinePurpose, Power};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
@@ -28,6 +28,14 @@ pub struct PlacementView {
     trust_changes: AtomicU64,
 }
 
+/// The shell of a workspace that was opened last.
+struct LastShell {
+    shell: ShellId,
+    host: HostId,
+    /// Of the one before it.
+    before: Option<HostId>,
+}
+
 #[derive(Default)]
 struct Inner {
     /// Active hosts, with what is left on each.
@@ -39,6 +47,7 @@ struct Inner {
     /// The host that carried out the last wake or opened the last shell, but for those that are for shells alone; the workspace's data
     /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
+    last_shells: AHashMap<WorkspaceId, LastShell>,
     /// Machines of a provider that are not over, by their hosts.
     machines: AHashMap<HostId, Machine>,
     /// How many of them each organization has.
@@ -197,6 +206,13 @@ impl PlacementView {
         self.inner.read().last_on.get(&workspace).copied()
     }
 
+    /// The host of the shell before this one in a workspace, whether this one is known already or not.
+    pub fn host_of_shell_before(&self, workspace: WorkspaceId, shell: ShellId) -> Option<HostId> {
+        let inner = self.inner.read();
+        let last = inner.last_shells.get(&workspace)?;
+        if last.shell == shell { last.before } else { Some(last.host) }
+    }
+
     /// The active hosts of an organization on which something new may be placed, the oldest first.
     pub fn open_hosts_of(&self, org: OrgId) -> Vec<HostId> {
         let inner = self.inner.read();
@@ -295,6 +311,10 @@ impl PlacementView {
                 }
                 Event::Shell(ShellEvent::Connected { terms }) => {
                     let mut inner = self.inner.write();
+                    if let Some(host) = terms.host {
+                        let before = inner.last_shells.get(&terms.workspace).map(|last| last.host);
+                        inner.last_shells.insert(terms.workspace, LastShell { shell: terms.shell, host, before });
+                    }
                     if let Some(host) = terms.host.filter(|host| !inner.is_for_shells(*host)) {
                         inner.last_on.insert(terms.workspace, host);
                     }

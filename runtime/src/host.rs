@@ -105,7 +105,7 @@ impl LocalHost {
         let shells = Shells::open_in(&root, &boot, users.is_some()).await?;
         let config = Arc::new(config);
         let runtimes = Arc::new(Runtimes {
-            ports: Ports::on(config.bind),
+            ports: Ports::default(),
             changes: watch::channel(0).0,
             room: Arc::new(Semaphore::new(config.runtimes_max)),
             reports: Reports::new(config.reports_max),

@@ -87,7 +87,9 @@ impl Line {
         let (at, folder, token, clock) = (self.at(), self.folder(), self.token(), clock());
         let capacity = Capacity { cpu_millicores: 4_000, memory_mib: 4_096 };
         let granting = async {
-            let Arrival::Enrolling(enrolling) = self.listener.accept().await.unwrap().arrive().await.unwrap() else {
+            let Arrival::Enrolling(enrolling) =
+                self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap()
+            else {
                 panic!("somebody else came");
             };
             let identity = HostIdentity { org: enrolling.request.token.org(), host: host(), enrolment: 1 };
@@ -102,7 +104,9 @@ impl Line {
     async fn connected(&self) -> (RemoteHost, Session) {
         let connecting = async {
             loop {
-                if let Ok(Arrival::Agent(connection)) = self.listener.accept().await.unwrap().arrive().await {
+                if let Ok(Arrival::Agent(connection)) =
+                    self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await
+                {
                     assert_eq!(connection.identity, HostIdentity { org: org(1), host: host(), enrolment: 1 });
                     let (host, session, version) = connection.establish().await.unwrap();
                     assert_eq!(version, "test");
@@ -340,7 +344,7 @@ async fn only_certificates_of_the_authority_are_let_in_and_only_in_time() {
     let folder = elsewhere.path().join("agent");
     std::fs::create_dir(&folder).unwrap();
     let (at, capacity, clock) = (line.at(), Capacity::default(), clock());
-    let arriving = async { line.listener.accept().await.unwrap().arrive().await };
+    let arriving = async { line.listener.accept().await.unwrap().hello().await.unwrap().arrive().await };
     let enrolling = enrol(&at, &folder, &token, "local-1", capacity, "test", &clock);
     let (enrolled, arrived) = tokio::join!(enrolling, arriving);
     assert!(matches!(enrolled, Err(EnrolError::Unreachable { .. })) && arrived.is_err());
@@ -407,7 +411,7 @@ async fn an_authority_is_replaced_while_its_agents_stay() {
     };
     let stop = CancellationToken::new();
     let running = tokio::spawn(Agent::new(config, local.clone(), identity, programs()).run(stop.clone()));
-    assert!(of_first.accept().await.unwrap().arrive().await.is_err());
+    assert!(of_first.accept().await.unwrap().hello().await.unwrap().arrive().await.is_err());
     stop.cancel();
     running.await.unwrap().unwrap();
     local.shutdown().await;

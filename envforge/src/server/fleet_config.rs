@@ -99,6 +99,7 @@ struct Size {
 #[serde(deny_unknown_fields)]
 struct Organization {
     secrets_key: Option<String>,
+    security_groups: Option<Vec<String>>,
     machines_max: Option<usize>,
     grace_seconds: Option<u64>,
     warm: Option<usize>,
@@ -184,12 +185,16 @@ impl Settings {
         let look_seconds = self.look_seconds.unwrap_or(LOOK_SECONDS);
         mistakes.within("look_seconds", look_seconds, 1..=300);
         let default = self.policy(&mut mistakes);
-        let (mut of, mut key_of) = (HashMap::new(), BTreeMap::new());
+        let (mut of, mut key_of, mut security_groups_of) = (HashMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, differs) in &self.organizations {
             let Some(org) = mistakes.parsed::<OrgId>("organizations", name) else { continue };
             let at = |key: &str| format!("organizations.{name}.{key}");
             if let Some(seconds) = differs.grace_seconds {
                 mistakes.within(&at("grace_seconds"), seconds, GRACE_RANGE);
+            }
+            if let Some(groups) = &differs.security_groups {
+                groups.iter().for_each(|group| mistakes.begins(&at("security_groups"), group, "sg-"));
+                security_groups_of.insert(org, groups.clone());
             }
             let grace = differs.grace_seconds.map_or(default.grace, Millis::from_secs);
             let machines_max = differs.machines_max.unwrap_or(default.machines_max);
@@ -234,6 +239,7 @@ impl Settings {
             image: self.image,
             subnets: self.subnets,
             security_groups: self.security_groups,
+            security_groups_of,
             root_device,
             volume_gib,
             volume_key,
@@ -347,6 +353,7 @@ hibernates = true
 
 [organizations.org_0190000000007000800000000000002a]
 secrets_key = "alias/acme"
+security_groups = ["sg-2"]
 machines_max = 20
 "#;
 
@@ -369,6 +376,7 @@ machines_max = 20
         let (org, own) = config.policies.of.iter().next().unwrap();
         assert_eq!((own.machines_max, own.grace), (20, default.grace));
         assert_eq!(config.ssm.key_of[org], "alias/acme");
+        assert_eq!(config.ec2.security_groups_of[org], ["sg-2"]);
         assert_eq!(config.ec2.hibernating, ["m7g.xlarge".to_owned()].into());
     }
 

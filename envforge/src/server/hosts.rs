@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use envforge_agent::{HostHere, HostIdentity, HostLine, ReachedHost, RelayedHost, RemoteHost, StreamHeader};
-use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_commands::{Commands, Context};
+use envforge_domain::ids::{HostId, OrgId, ShellId, WorkspaceId};
 use envforge_domain::shell::{LastingShell, ShellFailure};
+use envforge_domain::time::SharedClock;
 use envforge_projections::Hot;
-use envforge_reactors::{HostMachine, SharedWorld};
+use envforge_reactors::{HostMachine, NotTaken, SharedWorld};
 use envforge_runtime::LocalHost;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -47,6 +49,8 @@ struct Local {
     host: LocalHost,
     machine: HostMachine,
     world: SharedWorld,
+    commands: Commands,
+    clock: SharedClock,
 }
 
 /// A host whose agent is connected to this process.
@@ -80,8 +84,15 @@ impl Hosts {
         }))
     }
 
-    pub(crate) fn add_local(&self, host: LocalHost, machine: HostMachine, world: SharedWorld) {
-        *self.local() = Some(Local { host, machine, world });
+    pub(crate) fn add_local(
+        &self,
+        host: LocalHost,
+        machine: HostMachine,
+        world: SharedWorld,
+        commands: Commands,
+        clock: SharedClock,
+    ) {
+        *self.local() = Some(Local { host, machine, world, commands, clock });
     }
 
     /// The newer connection is the agent's own: it has given the older one up.
@@ -262,6 +273,31 @@ impl Hosts {
         having.max_by_key(|at| at.since).map(|at| at.line.clone())
     }
 
+    /// A host on which something of an organization is to begin. This machine is the organization's from then on, as by a wake.
+    ///
+    /// # Errors
+    /// Where it is not to be reached, or is another organization's.
+    pub(crate) async fn take(&self, org: OrgId, host: HostId) -> Result<ReachedHost, ShellFailure> {
+        let found = self.reach(org, host).ok_or(ShellFailure::OutOfReach)?;
+        if let Some(local) = self.local_of(org).filter(|local| local.machine.host == host) {
+            let (position, now) = (self.0.hot.position(), local.clock.now());
+            let taken = local.machine.belong_to(org, &local.commands, (position, now), |_| Context::new(now)).await;
+            taken.map_err(|error| {
+                tracing::warn!(%org, %error, "this machine takes nothing of an organization");
+                match error {
+                    NotTaken::Command(error) if error.refusal_code().is_some() => ShellFailure::HostElsewhere,
+                    NotTaken::Command(_) | NotTaken::Key(_) | NotTaken::Denied(_) => ShellFailure::OutOfReach,
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Whether the shells of a workspace before this one were on another host than this one is.
+    pub(crate) fn shells_moved(&self, workspace: WorkspaceId, shell: ShellId, host: HostId) -> bool {
+        self.0.hot.placement.host_of_shell_before(workspace, shell).is_some_and(|before| before != host)
+    }
+
     /// All of an organization's that can be reached from here.
     pub(crate) fn all_of(&self, org: OrgId) -> Vec<ReachedHost> {
         let local = self.local_of(org).map(|local| local.machine.host);
@@ -310,5 +346,41 @@ impl Hosts {
 
     fn relays(&self) -> std::sync::MutexGuard<'_, Vec<Option<HashMap<HostId, RelayedHost>>>> {
         self.0.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use envforge_eventlog::SharedLog;
+    use envforge_eventlog::sqlite::{Config, SqliteLog};
+    use envforge_identity::clock::SystemClock;
+    use envforge_testkit::TestDir;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// The process's own view of claims need not know the newest one: the log does.
+    #[tokio::test]
+    async fn this_machine_is_the_organizations_whose_shell_opens_first_and_no_other_ones() {
+        let dir = TestDir::new();
+        let log: SharedLog = Arc::new(SqliteLog::open(Config::new(dir.join("log"))).await.unwrap());
+        let stop = CancellationToken::new();
+        let hot = Hot::start(Arc::clone(&log), stop.clone());
+        hot.caught_up().await.unwrap();
+        let (host, _) = LocalHost::open(envforge_runtime::Config::new(dir.join("state"))).await.unwrap();
+        let machine_id = dir.join("machine-id");
+        std::fs::write(&machine_id, "0123456789abcdef0123456789abcdef").unwrap();
+        let machine = HostMachine::open(&dir.join("state"), &machine_id).unwrap();
+        let (id, world, commands) = (machine.host, SharedWorld::new(Arc::clone(&log)), Commands::new(log));
+        let hosts = Hosts::new(hot, false);
+        hosts.add_local(host.clone(), machine, world, commands, Arc::new(SystemClock));
+        let [acme, globex] = [1, 2].map(|number| OrgId::from_uuid(Uuid::from_u128(number)));
+        assert!(hosts.reach(acme, id).is_some() && hosts.reach(globex, id).is_some(), "it is nobody's yet");
+        assert!(hosts.take(acme, id).await.is_ok());
+        assert!(matches!(hosts.take(globex, id).await.err(), Some(ShellFailure::HostElsewhere)));
+        assert!(hosts.take(acme, id).await.is_ok());
+        host.shutdown().await;
+        stop.cancel();
     }
 }

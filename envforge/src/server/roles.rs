@@ -152,7 +152,8 @@ pub(crate) async fn start_reactors(
 ) -> anyhow::Result<LocalHost> {
     let host = open_host(envforge_runtime::Config::new(state_dir)).await?;
     let machine = HostMachine::open(state_dir, Path::new(MACHINE_ID))?;
-    hosts.add_local(host.clone(), machine.clone(), world.clone());
+    let (commands, clock) = (plane.commands.clone(), Arc::clone(&plane.clock));
+    hosts.add_local(host.clone(), machine.clone(), world.clone(), commands, clock);
     let telling = tell_shell_ends(
         world.clone(),
         plane.commands.clone(),

@@ -68,6 +68,16 @@ impl GivenSecrets {
     }
 }
 
+/// Not where: that is nobody's business (SPEC, rule 7).
+const MOVED: &str = "shells of this workspace were elsewhere before, and this is another clone: what was not pushed from there is not here";
+
+/// With one thing more that the person should know, if there is one.
+fn noticed(mut open: OpenShell, more: Option<&str>) -> OpenShell {
+    let notices: Vec<_> = open.facts.notice.as_deref().into_iter().chain(more).collect();
+    open.facts.notice = (!notices.is_empty()).then(|| notices.join("; "));
+    open
+}
+
 /// Tells the person what git lacks, beside what else there is to tell.
 pub(crate) fn without_login(
     opened: Result<OpenShell, ShellFailure>,
@@ -75,11 +85,9 @@ pub(crate) fn without_login(
 ) -> Result<OpenShell, ShellFailure> {
     let Some(why) = why else { return opened };
     match opened {
-        Ok(mut open) => {
+        Ok(open) => {
             let lacks = format!("git has no credential here: {why}");
-            let notice = open.facts.notice.take();
-            open.facts.notice = Some(notice.map_or(lacks.clone(), |notice| format!("{notice}; {lacks}")));
-            Ok(open)
+            Ok(noticed(open, Some(&lacks)))
         }
         Err(ShellFailure::Checkout { reason }) => Err(ShellFailure::Checkout { reason: format!("{reason}; {why}") }),
         Err(failure) => Err(failure),
@@ -113,12 +121,14 @@ impl ShellHost for HostShells {
 
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async move {
-            let host = self.hosts.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;
+            let at = self.hosts.take(order.org, host).await?;
             let (login, why) = match self.secrets.login(&order).await {
                 Ok(login) => (login, None),
                 Err(why) => (None, Some(why)),
             };
-            without_login(host.open_shell(order, login).await.map(opened), why)
+            let moved = self.hosts.shells_moved(order.workspace, order.shell, host).then_some(MOVED);
+            let open = without_login(at.open_shell(order, login).await.map(opened), why)?;
+            Ok(noticed(open, moved))
         }
         .boxed()
     }

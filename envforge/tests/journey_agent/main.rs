@@ -146,6 +146,29 @@ async fn secrets_reach_services_on_an_agents_host_and_a_new_version_restarts_the
     assert!(found.is_empty(), "{}", String::from_utf8_lossy(&found));
 }
 
+/// As many as one process may have open; were each given one of the turns at which certificates are signed, for as long as a handshake may
+/// take, an agent would come in after half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_say_nothing_keep_no_agent_out() {
+    let (site, _dev) = Site::new();
+    let token = site.enrolment("builder");
+    let mut strangers = Vec::new();
+    for number in 0..900_u16 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 1, u8::try_from(number % 3).unwrap() + 1], 0).into()).unwrap();
+        strangers.push(socket.connect(([127, 0, 0, 1], site.agents_port).into()).await.unwrap());
+    }
+    let begun = std::time::Instant::now();
+    let _agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    // The server hangs up on them.
+    for mut stranger in strangers {
+        let ended = tokio::io::AsyncReadExt::read(&mut stranger, &mut [0; 16]);
+        assert!(matches!(tokio::time::timeout(DEADLINE, ended).await.unwrap(), Ok(0) | Err(_)));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_network_ends_nothing_and_what_was_asked_for_meanwhile_is_done() {
     let (site, _dev) = Site::new();

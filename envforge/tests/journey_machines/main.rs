@@ -5,8 +5,10 @@
 //! its own.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
+mod boot;
 mod cloud;
 mod neighbour;
+mod network;
 mod people;
 #[path = "../journey_agent/site.rs"]
 #[allow(dead_code, reason = "the story of agents uses the rest")]
@@ -30,13 +32,18 @@ use people::{Changed, Dana};
 use site::{DEADLINE, Site, is_dead};
 
 const GRACE: Duration = Duration::from_secs(6);
+/// As what runs for a branch: not root.
+const SOMEBODY: u32 = 1_900_000_001;
 const NEIGHBOUR: &str = "\
 version: 1
 services:
   web:
-    command: exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
+    command: test \"$HOST\" != 127.0.0.1 && exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
     route: { web: {} }
     readiness: { http: /, interval: 100ms, deadline: 60s }
+  database:
+    command: test \"$HOST\" = 127.0.0.1 && exec python3 -m http.server \"$PORT\" --bind \"$HOST\"
+    readiness: { tcp: true, interval: 100ms, deadline: 60s }
 ";
 
 /// What an operator writes.
@@ -156,7 +163,7 @@ struct World {
 impl World {
     /// `None` where this machine can have no others on it.
     async fn up() -> Option<Self> {
-        if let Some(why) = cloud::missing() {
+        if let Some(why) = network::missing() {
             println!("{why}: nothing of this story was told");
             return None;
         }
@@ -280,6 +287,17 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
     assert_eq!([&world.shells, &world.instance].map(|instance| clones(&world.cloud, instance)), [1, 0]);
     let logs = world.dana.does(&["logs", "main"], "");
     assert!(String::from_utf8_lossy(&logs.stdout).contains("web | "), "{logs:?}");
+
+    // The machine's role is root's alone, also after something took the rule away that says so.
+    let instance = world.instance.clone();
+    assert!(world.cloud.reaches_metadata(&instance, 0) && !world.cloud.reaches_metadata(&instance, SOMEBODY));
+    world.cloud.without_rules(&instance);
+    assert!(world.cloud.reaches_metadata(&instance, SOMEBODY));
+    eventually("the agent's next start brings it back", DEADLINE, async || {
+        (!world.cloud.reaches_metadata(&instance, SOMEBODY)).then_some(())
+    })
+    .await;
+    world.goes_on().await;
 
     // The agents and each role are killed; what is awake goes on.
     world.cloud.kill_agent(&world.instance);
