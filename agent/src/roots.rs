@@ -137,13 +137,7 @@ impl Roots {
     }
 
     /// Begins what was taken; what runs already is joined. It goes on whatever becomes of the stream.
-    fn run(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        what: RootWhat,
-        until: Duration,
-    ) -> Option<Begun> {
+    fn run(&self, workspace: WorkspaceId, window: RootWindowId, what: RootWhat, until: Duration) -> Option<Begun> {
         let mut held = self.held();
         let (kill, asked) = watch::channel(None);
         let (told, ended) = watch::channel(None);

@@ -401,7 +401,8 @@ async fn a_shell_is_root_on_a_terminal_of_its_own_and_nobody_comes_to_it_twice()
     let Some(machine) = Machine::open().await else { return };
     let (_keep, end) = nobody_asks();
     let ended = machine.shell(1, LONG, end, async |open| {
-        let keys = ["id -u; tty; stty size; echo $TERM $ENVFORGE_ROOT_WINDOW\n", "echo 'un''heard-of-word'\n", "exit 5\n"];
+        let keys =
+            ["id -u; tty; stty size; echo $TERM $ENVFORGE_ROOT_WINDOW\n", "echo 'un''heard-of-word'\n", "exit 5\n"];
         let (text, end, code) = shown(open, &keys).await;
         assert_eq!((end, code), (ShellEnd::Exited, Some(5)), "{text}");
         for wanted in ["0\n/dev/pts/", "\n30 100\n", &format!("xterm {}", Machine::window(1)), "unheard-of-word\n"] {
@@ -410,7 +411,8 @@ async fn a_shell_is_root_on_a_terminal_of_its_own_and_nobody_comes_to_it_twice()
     });
     assert_eq!(ended.await, (RootOutcome::Exited, Some(5)));
     assert_eq!(machine.host.root_output(Machine::window(1)), None, "nothing of it is kept");
-    let grep = std::process::Command::new("grep").args(["-rl", "heard-of-word"]).arg(machine.dir.path()).output().unwrap();
+    let grep =
+        std::process::Command::new("grep").args(["-rl", "heard-of-word"]).arg(machine.dir.path()).output().unwrap();
     assert!(grep.stdout.is_empty(), "{}", String::from_utf8_lossy(&grep.stdout));
 }
 

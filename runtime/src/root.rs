@@ -299,11 +299,7 @@ impl TakenRoot {
     }
 
     /// Waits for the one who may, and gives them a shell on their terminal until either is gone.
-    async fn run_shell(
-        self,
-        order: &RootOrder,
-        mut kill: watch::Receiver<Option<RootOutcome>>,
-    ) -> Ended {
+    async fn run_shell(self, order: &RootOrder, mut kill: watch::Receiver<Option<RootOutcome>>) -> Ended {
         let stop = self.host.root.stop.clone();
         let door = self.host.root.doors.open(self.window);
         let came = tokio::select! {
@@ -428,9 +424,7 @@ impl TakenRoot {
         let hung_up = hung_up_at.is_some() && cause.is_none() && !stop.is_cancelled();
         let told = if told_at.is_some() { RootOutcome::HostStopped } else { RootOutcome::Deadline };
         let (outcome, code) = match said {
-            Some(GuardReport::NotStarted) => {
-                (self.over_already(order, &kill).unwrap_or(RootOutcome::NotStarted), None)
-            }
+            Some(GuardReport::NotStarted) => (self.over_already(order, &kill).unwrap_or(RootOutcome::NotStarted), None),
             Some(GuardReport::Ended { how: GuardEnd::Exited, code, .. }) => (RootOutcome::Exited, code),
             Some(GuardReport::Ended { how: GuardEnd::Signalled, code, .. }) => (RootOutcome::Signalled, code),
             Some(GuardReport::Ended { how: GuardEnd::Deadline, .. }) => (RootOutcome::Deadline, None),

@@ -237,4 +237,23 @@ mod tests {
         let many = before.changes_to(&Snapshot::of(&[root], &status));
         assert!(many.incomplete && many.files.len() == ROOT_CHANGES_MAX);
     }
+
+    #[test]
+    fn a_look_that_was_written_down_tells_what_changed_since_and_half_of_one_tells_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, status, kept) = (dir.path().join("etc"), dir.path().join("status"), dir.path().join("kept"));
+        fs::create_dir(&root).unwrap();
+        fs::write(&status, "").unwrap();
+        fs::write(root.join("hosts"), "before").unwrap();
+        let look = || Snapshot::of(std::slice::from_ref(&root), &status);
+        look().write(&kept).unwrap();
+        assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o777, 0o600);
+        assert!(Snapshot::read(&kept).unwrap().changes_to(&look()) == RootChanges::default());
+        fs::write(root.join("hosts"), "afterwards").unwrap();
+        let changes = Snapshot::read(&kept).unwrap().changes_to(&look());
+        assert_eq!(changes.files.iter().map(|change| change.kind).collect::<Vec<_>>(), [FileChangeKind::Changed]);
+        let text = fs::read(&kept).unwrap();
+        fs::write(&kept, &text[..text.len() / 2]).unwrap();
+        assert!(Snapshot::read(&kept).is_none() && Snapshot::read(&root.join("none")).is_none());
+    }
 }

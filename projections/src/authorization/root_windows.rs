@@ -92,12 +92,19 @@ impl AuthorizationView {
     }
 
     /// How many requests of one person for one workspace wait for an answer.
-    pub fn root_requests_pending(&self, org: OrgId, requester: UserId, workspace: WorkspaceId, now: UnixMillis) -> usize {
+    pub fn root_requests_pending(
+        &self,
+        org: OrgId,
+        requester: UserId,
+        workspace: WorkspaceId,
+        now: UnixMillis,
+    ) -> usize {
         let inner = self.inner.read();
         let windows = inner.root_windows.get(&org).into_iter().flat_map(BTreeMap::values);
         let of_theirs = windows.filter(|state| {
             let is_pending = state.phase(now) == Some(RootPhase::Requested);
-            is_pending && state.terms().is_some_and(|terms| (terms.requester, terms.workspace) == (requester, workspace))
+            is_pending
+                && state.terms().is_some_and(|terms| (terms.requester, terms.workspace) == (requester, workspace))
         });
         of_theirs.count()
     }

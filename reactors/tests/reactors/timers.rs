@@ -2,8 +2,8 @@
 
 use envforge_commands::root_windows::NewRootWindow;
 use envforge_commands::{Context, hosts, links, organizations, root_windows, runtimes};
-use envforge_domain::access::{Action, ActorFacts, Facts, Request, Resource, Surface, authorize};
-use envforge_domain::commit::{Actor, Component, Position};
+use envforge_domain::access::{Action, ActorFacts, Facts, Request, Resource, authorize};
+use envforge_domain::commit::{Actor, Component, Position, Surface};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::ids::{HostId, LinkId};
@@ -59,8 +59,7 @@ impl Site {
         root_windows::run(&self.commands, &permit, &Context::new(now), window, words).await.unwrap();
         let facts = Facts { position: Position::START, actor: ActorFacts::System };
         let (actor, surface) = (Actor::System(Component::RuntimeReactor), Surface::Agent);
-        let permit =
-            authorize(&facts, &Request { actor, action: Action::RootReport, resource, surface, now }).unwrap();
+        let permit = authorize(&facts, &Request { actor, action: Action::RootReport, resource, surface, now }).unwrap();
         root_windows::report_started(&self.commands, &permit, &Context::new(now), window).await.unwrap();
     }
 
