@@ -59,14 +59,14 @@ impl Roots {
             RootCall::Run { window, words, until_uptime_ms } => {
                 let what = what(words);
                 match self.run(workspace, window, what, Duration::from_millis(until_uptime_ms)) {
-                    Ok(Some(begun)) => return follow(stream, begun).await,
-                    Ok(None) => RootAnswer::Unknown,
-                    Err(error) => RootAnswer::Failed { reason: error.to_string() },
+                    Some(begun) => return follow(stream, begun).await,
+                    None => RootAnswer::Unknown,
                 }
             }
-            RootCall::Join { window } => match self.begun(window) {
-                Some(begun) => return follow(stream, begun).await,
-                None => RootAnswer::Unknown,
+            RootCall::Join { window } => match (self.begun(window), host.root_leftovers().get(&window)) {
+                (Some(begun), _) => return follow(stream, begun).await,
+                (None, Some(left)) => ended(left.clone()),
+                (None, None) => RootAnswer::Unknown,
             },
             RootCall::Attach { window, columns, rows, term } => {
                 let term: String = term.chars().take(TERM_CHARS_MAX).collect();
@@ -95,7 +95,7 @@ impl Roots {
     }
 
     fn windows(&self, host: &LocalHost) -> BTreeMap<String, WindowState> {
-        let left = host.root_leftovers().iter().map(|window| (window.to_string(), WindowState::Left));
+        let left = host.root_leftovers().keys().map(|window| (window.to_string(), WindowState::Left));
         let mut windows: BTreeMap<_, _> = left.collect();
         for (window, held) in self.held().iter() {
             let state = match held {
@@ -114,15 +114,18 @@ impl Roots {
         if !host.is_up(workspace, epoch) {
             return RootAnswer::Failed { reason: "the runtime is not up here".to_owned() };
         }
-        if self.held().contains_key(&window) {
-            return RootAnswer::Failed { reason: "it was taken already".to_owned() };
-        }
-        let taken = host.take_root(window).await;
-        match taken.and_then(|taken| Ok((taken, uptime()?))) {
-            Ok((taken, up)) => {
-                self.held().insert(window, Held::Taken(taken));
-                RootAnswer::Taken { uptime_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX) }
-            }
+        // Whoever took it may have been gone before the log heard of it: what was not begun is taken again.
+        let known = self.held().get(&window).map(|held| matches!(held, Held::Taken(_)));
+        let taken = match known {
+            Some(true) => Ok(()),
+            Some(false) => Err(io::Error::other("it was begun already")),
+            // Whoever was quicker keeps it.
+            None => host.take_root(window).await.map(|taken| {
+                self.held().entry(window).or_insert(Held::Taken(taken));
+            }),
+        };
+        match taken.and_then(|()| uptime()) {
+            Ok(up) => RootAnswer::Taken { uptime_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX) },
             Err(error) => RootAnswer::Failed { reason: error.to_string() },
         }
     }
@@ -135,33 +138,26 @@ impl Roots {
     }
 
     /// Begins what was taken; what runs already is joined. It goes on whatever becomes of the stream.
-    fn run(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        what: RootWhat,
-        until_uptime: Duration,
-    ) -> io::Result<Option<Begun>> {
-        let remaining = until_uptime.saturating_sub(uptime()?);
+    fn run(&self, workspace: WorkspaceId, window: RootWindowId, what: RootWhat, until: Duration) -> Option<Begun> {
         let mut held = self.held();
         let (kill, asked) = watch::channel(None);
         let (told, ended) = watch::channel(None);
         let begun = Held::Begun { kill: kill.clone(), ended: ended.clone() };
         let taken = match held.remove(&window) {
-            None => return Ok(None),
+            None => return None,
             Some(Held::Begun { kill, ended }) => {
                 let known = (kill.clone(), ended.clone());
                 held.insert(window, Held::Begun { kill, ended });
-                return Ok(Some(known));
+                return Some(known);
             }
             Some(Held::Taken(taken)) => taken,
         };
         held.insert(window, begun);
         tokio::spawn(async move {
-            let ran = taken.run(RootOrder { workspace, what, remaining }, asked).await;
+            let ran = taken.run(RootOrder { workspace, what, until }, asked).await;
             told.send_replace(Some(ran));
         });
-        Ok(Some((kill, ended)))
+        Some((kill, ended))
     }
 }
 

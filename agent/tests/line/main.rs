@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use envforge_agent::{
     Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
-    HostIdentity, IdentityError, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
+    HostIdentity, IdentityError, Listener, RemoteHost, RemoteWindow, Session, StreamHandler, StreamHeader, enrol,
+    programs as programs_of_agents,
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
-use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, RootWindowId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
-use envforge_runtime::{LocalHost, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{LocalHost, RootWhat, Stage, WakeFailure, WakeOrder};
 use envforge_testkit::eventually;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
@@ -213,6 +214,39 @@ async fn what_is_awake_outlives_its_connection_and_a_repeated_order_changes_noth
     local.sleep(workspace(), 2).await.unwrap();
     eventually("the agent's word", DEADLINE, async || remote.epoch_up(workspace()).is_none().then_some(())).await;
     remote.remove(workspace()).await.unwrap();
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_as_root_when_the_line_broke_is_taken_again_by_the_next_and_begun_once() {
+    let line = Line::new().await;
+    let identity = line.enrolled(A_DAY).await;
+    let mut config = envforge_runtime::Config::new(line.folder().join("runtime"));
+    // A guard that guards nothing: what it would hold is never started.
+    config.root_guard = Some("/bin/false".into());
+    let (local, _) = LocalHost::open(config).await.unwrap();
+    let config = Config { control_plane: line.at(), agent_version: "test".to_owned(), clock: clock() };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Agent::new(config, local.clone(), identity, programs_of_agents()).run(stop.clone()));
+    let root = repository(line.dir.path());
+    let (remote, session) = line.connected().await;
+    remote.wake(order(1, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap();
+    let window = RootWindowId::from_uuid(Uuid::from_u128(11));
+    let taken = remote.take_root(workspace(), window, 1).await.unwrap();
+    if local.root_refusal().is_none() {
+        drop((taken.unwrap(), remote, session));
+        let (remote, _session) = line.connected().await;
+        assert_eq!(remote.root_windows().await.unwrap(), [(window, RemoteWindow::Taken)].into());
+        let again = remote.take_root(workspace(), window, 1).await.unwrap().unwrap();
+        let (_keep, kill) = watch::channel(None);
+        let what = RootWhat::Command(vec!["true".to_owned()]);
+        assert!(again.run(&what, DEADLINE, kill).await.unwrap().is_some());
+        assert!(remote.take_root(workspace(), window, 1).await.is_err(), "it was begun");
+    } else {
+        assert!(taken.is_err(), "there is no root to give");
+    }
     stop.cancel();
     running.await.unwrap().unwrap();
     local.shutdown().await;

@@ -5,6 +5,7 @@
 //! policy whenever somebody asks: the events close it in the log. Not here: running and ending the command (runtime).
 
 mod decide;
+mod image_change;
 mod refusal;
 
 pub use refusal::RootWindowRefusal;
@@ -341,6 +342,8 @@ pub enum RootWindowCommand {
         access: RootAccess,
         reason: String,
         length: Millis,
+        /// Requests of theirs for this workspace that wait for an answer already.
+        pending: usize,
         limits: RootLimits,
         now: UnixMillis,
     },

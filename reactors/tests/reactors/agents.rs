@@ -103,7 +103,7 @@ fn capacity() -> envforge_domain::host::Capacity {
 }
 
 /// As enrolling registers it.
-async fn register(site: &Site) {
+pub(crate) async fn register(site: &Site) {
     let resource = Resource::Host { org: acme(), host: id() };
     let (actor, surface, now) = (Actor::System(Component::RuntimeReactor), Surface::Agent, site.now());
     let facts = Facts { position: Position::START, actor: ActorFacts::System };
