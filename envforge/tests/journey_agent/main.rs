@@ -20,7 +20,7 @@ mod tty;
 
 use std::time::Duration;
 
-use envforge_aws::InstancePolicy;
+use envforge_aws::{InstancePolicy, SecretReader};
 use envforge_testkit::{NatsServer, Postgres, eventually, wait_until};
 use nix::sys::signal::Signal;
 use proxy::Proxy;
@@ -40,16 +40,17 @@ async fn a_workspace_wakes_on_an_agents_host_and_outlives_the_control_plane() {
     site.json(&["up"]);
     let [started] = &*site.starts_on("builder") else { panic!("{:?}", site.starts_on("builder")) };
     assert!(site.starts_on("data").is_empty(), "the control plane's own machine has nothing of it");
-    let workspace = site.json(&["workspace", "show", "main"]);
     let machines = InstancePolicy {
         deployment: "production".parse().unwrap(),
         org: site.json(&["org", "show"])["id"].as_str().unwrap().parse().unwrap(),
         key: key.parse().unwrap(),
-        workspaces: [workspace["id"].as_str().unwrap().parse().unwrap()].into(),
-        projects: [workspace["project"].as_str().unwrap().parse().unwrap()].into(),
+        secrets: SecretReader::ControlPlane,
+        workspaces: [].into(),
+        projects: [].into(),
     };
     assert_eq!(site.json(&asked), machines.document().unwrap());
-    assert!(site.refused(&[&asked[..], &["--workspace", "nobody"]].concat()).contains("no workspace is called nobody"));
+    let alias = ["host", "policy", "--deployment", "production", "--key", "alias/envforge"];
+    assert!(site.refused(&alias).contains("an alias is none"));
     assert_eq!(site.app_through_the_gateway().await.trim(), started);
 
     // Twice: killed, and stopped as an operator stops it.
