@@ -301,6 +301,17 @@ mod tests {
     }
 
     #[test]
+    fn a_process_makes_no_key_of_its_own() {
+        let keys = envforge_testkit::TestDir::new();
+        let missing = key(keys.path()).err().unwrap().to_string();
+        assert!(missing.contains("relay.key") && missing.contains("missing"), "{missing}");
+        make_key(keys.path(), UnixMillis::new(1_800_000_000_000)).unwrap();
+        assert!(key(keys.path()).is_ok());
+        std::fs::remove_file(keys.join("relay.crt")).unwrap();
+        assert!(key(keys.path()).is_err());
+    }
+
+    #[test]
     fn each_process_is_named_once_by_host_and_port() {
         let named = others(&["b.internal:7091", " a.internal:7091", "b.internal:7091", ""]).unwrap();
         assert_eq!(named, ["a.internal:7091", "b.internal:7091"]);
