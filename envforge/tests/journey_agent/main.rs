@@ -7,6 +7,7 @@ mod authority;
 #[path = "../journey_canary/canary.rs"]
 mod canary;
 mod edges;
+mod git;
 mod proxy;
 mod roots;
 mod secrets;
