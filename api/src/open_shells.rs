@@ -37,9 +37,12 @@ struct Shared {
     /// One is over.
     over: Notify,
     /// By what took their right; with when that was asked first.
-    counted: Mutex<HashMap<Vec<Position>, (Instant, Arc<OnceCell<Option<u32>>>)>>,
+    counted: Mutex<HashMap<Vec<Position>, (Instant, Count)>>,
     watch: Mutex<Watch>,
 }
+
+/// How many lost their right, once they are over; `None` where some take too long.
+type Count = Arc<OnceCell<Option<u32>>>;
 
 /// Whether others wait for what is open here when they take rights away.
 #[derive(Clone, Copy)]

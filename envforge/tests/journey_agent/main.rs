@@ -2,6 +2,7 @@
 //! nor the agent's own end touches what runs there, while the meter stays exact.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+mod absence;
 mod authority;
 #[path = "../journey_canary/canary.rs"]
 mod canary;

@@ -168,14 +168,19 @@ async fn a_receipt_counts_the_shells_of_all_processes_of_the_api_and_names_those
     until_dead(&process, AT_ONCE).await;
     tokio::time::timeout(DEADLINE, client.wait()).await.unwrap().unwrap();
 
-    // It enters anew by itself, and is counted again.
-    eventually("a receipt that knows all processes", DEADLINE, async || {
-        site.as_owner_at(1, "POST", "/v1/orgs/acme/roles", Some(&json!({ "user": person.user, "role": "admin" })))
-            .await;
-        (revoke_role(&site, &person).await.0["processes_unknown"] == json!([])).then_some(())
+    // It enters anew by itself, before which it keeps no shell, and is counted again.
+    person.give_role(&site).await;
+    eventually("a shell at the process that stood still", DEADLINE, async || {
+        let ran = person.command(&site, &["shell", &home.slug, "--", "true"]).output().await.unwrap();
+        ran.status.success().then_some(())
     })
     .await;
-    site.as_owner_at(1, "POST", "/v1/orgs/acme/roles", Some(&json!({ "user": person.user, "role": "admin" }))).await;
+    let (mut client, process) = open_shell(&site, &person, &home.slug).await;
+    let (receipt, _) = revoke_role(&site, &person).await;
+    assert_eq!((&receipt["shells"], &receipt["processes_unknown"]), (&json!(1), &json!([])), "{receipt}");
+    until_dead(&process, AT_ONCE).await;
+    tokio::time::timeout(DEADLINE, client.wait()).await.unwrap().unwrap();
+    person.give_role(&site).await;
     site.api_process(0).kill9();
     let (receipt, took) = revoke_role(&site, &person).await;
     assert_eq!(receipt["processes_unknown"], lost, "{receipt}");
