@@ -502,7 +502,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A machine whose checks fail is stopped once: its disks stay, and it starts on other hardware. Where that did not help it goes.
+    /// A machine whose checks fail is stopped once: its disks stay, and it starts on other hardware, as a rule.
+    /// Where that did not help it goes.
     fn heal(&mut self, machine: &MachineView) {
         let host = machine.host;
         if machine.stopped_for_checks_at.is_some_and(|at| self.now.since(at) < STOP_HELPS_FOR) {
