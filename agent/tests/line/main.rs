@@ -297,7 +297,7 @@ async fn whoever_cannot_decide_is_asked_again_and_a_refusal_is_for_good() {
     let agent = tokio::spawn(line.agent(&local, identity).run(CancellationToken::new()));
     for code in [envforge_agent::UNDECIDED, "host_revoked"] {
         let refusing = async {
-            let arrived = line.listener.accept().await.unwrap().arrive().await.unwrap();
+            let arrived = line.listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap();
             let Arrival::Agent(connection) = arrived else { panic!("somebody else came") };
             connection.refuse(code, "not now".to_owned()).await.unwrap();
         };

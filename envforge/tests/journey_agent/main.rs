@@ -166,7 +166,8 @@ async fn strangers_who_say_nothing_keep_no_agent_out() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     // The server hangs up on them.
     for mut stranger in strangers {
-        let ended = tokio::io::AsyncReadExt::read(&mut stranger, &mut [0; 16]);
+        let mut heard = [0; 16];
+        let ended = tokio::io::AsyncReadExt::read(&mut stranger, &mut heard);
         assert!(matches!(tokio::time::timeout(DEADLINE, ended).await.unwrap(), Ok(0) | Err(_)));
     }
 }

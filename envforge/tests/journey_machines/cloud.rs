@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::boot;
-use super::network::{Network, ip};
+use super::network::Network;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
