@@ -46,6 +46,8 @@ pub struct World {
     /// By the id of the project or workspace whose they are.
     secrets: HashMap<Box<str>, (OrgId, Option<SecretOwner>, Secrets)>,
     no_secrets: Secrets,
+    /// Whoever may have secrets, by organization; archived workspaces too.
+    owners: HashMap<OrgId, BTreeSet<SecretOwner>>,
     /// Those that are not over, and those with a command that has no end yet.
     root_windows: HashMap<RootWindowId, KnownRoot>,
     shells: OpenShells,
@@ -107,12 +109,15 @@ impl World {
                     if let Ok(project) = recorded.commit.stream.key().parse() {
                         let state = self.projects.remove(&project).unwrap_or_default();
                         self.projects.insert(project, Project::evolve(state, event));
+                        self.owners.entry(org).or_default().insert(SecretOwner::Project(project));
                     }
                 }
                 Event::Workspace(event) => {
                     if let Ok(workspace) = recorded.commit.stream.key().parse() {
                         let state = self.workspaces.remove(&workspace).unwrap_or_default();
                         self.workspaces.insert(workspace, Workspace::evolve(state, event));
+                        let owner = self.secrets_owner(workspace);
+                        self.owners.entry(org).or_default().extend(owner);
                         touched = Some(workspace);
                     }
                 }
@@ -252,8 +257,12 @@ impl World {
         let known = self.root_windows.remove(&window);
         let mut known = known.unwrap_or_else(|| KnownRoot { org, state: RootWindow::default(), host: None });
         known.state = RootWindow::evolve(known.state, event);
-        if let (RootWindowEvent::CommandStarted { .. }, Some(terms)) = (event, known.state.terms()) {
-            known.host = self.runtimes.get(&terms.workspace).and_then(|runtime| runtime.state.host());
+        match (event, known.state.terms()) {
+            (RootWindowEvent::CommandAsked { .. }, _) => known.host = None,
+            (RootWindowEvent::CommandStarted { .. }, Some(terms)) => {
+                known.host = self.runtimes.get(&terms.workspace).and_then(|runtime| runtime.state.host());
+            }
+            _ => {}
         }
         let is_under_way = known.state.command().is_some_and(|command| command.ended.is_none());
         if is_under_way || !matches!(known.state, RootWindow::Over(_)) {
@@ -362,6 +371,11 @@ impl World {
     /// All owners of secrets.
     pub fn secrets(&self) -> impl Iterator<Item = (OrgId, SecretOwner, &Secrets)> {
         self.secrets.values().filter_map(|(org, owner, known)| Some((*org, (*owner)?, known)))
+    }
+
+    /// All that may have secrets, whether the log knows of any or not.
+    pub(crate) fn secret_owners(&self) -> impl Iterator<Item = (OrgId, &BTreeSet<SecretOwner>)> {
+        self.owners.iter().map(|(org, owners)| (*org, owners))
     }
 
     /// What is known of an owner's secrets.

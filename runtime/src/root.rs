@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
-use envforge_domain::root_window::{RootChanges, RootOutcome};
+use envforge_domain::root_window::{HANG_UP, RootChanges, RootOutcome};
 use envforge_domain::shell::{ShellEnd, ShellOutput};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
@@ -47,9 +47,8 @@ const GUARD_LATE_MAX: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// For looking at the whole host; a file system that does not answer holds up no window.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(4);
-/// How long a shell may take to end once its terminal has hung up, and the signal that tells it.
+/// How long a shell may take to end once its terminal has hung up.
 const HANG_UP_PATIENCE: Duration = Duration::from_secs(1);
-const HANG_UP: u32 = 1;
 /// How long the last output may take once nothing runs that could write.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
 /// Where systems show cgroups of version 2: alone, and beside those of version 1.

@@ -94,7 +94,7 @@ struct Shown {
     image_change: Option<String>,
 }
 
-/// The one command of a window, or its one shell.
+/// The one command of a window, or its newest shell.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RootCommand)]
 struct Command {

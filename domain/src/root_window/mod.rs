@@ -52,7 +52,7 @@ impl RootPolicy {
     }
 }
 
-/// How a window comes to be. Either way it is for one command, or one shell.
+/// How a window comes to be. Either way it is for one command, or one shell at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RootMode {
     Elevation,
@@ -75,6 +75,28 @@ impl RootMode {
         }
     }
 }
+
+impl RootEnded {
+    /// Whether a shell was taken from its person, who may come back for as long as the window is open: their connection, or the host's
+    /// process, was gone. One that they left themselves is over, and its window with it.
+    pub const fn lost_its_person(&self) -> bool {
+        match self.outcome {
+            RootOutcome::Signalled => matches!(self.code, Some(HANG_UP)),
+            RootOutcome::Lost | RootOutcome::HostStopped => true,
+            RootOutcome::Exited
+            | RootOutcome::Deadline
+            | RootOutcome::Revoked
+            | RootOutcome::Withdrawn
+            | RootOutcome::RightLost
+            | RootOutcome::RuntimeGone
+            | RootOutcome::NoRoot
+            | RootOutcome::NotStarted => false,
+        }
+    }
+}
+
+/// The signal by which a shell ends whose person is gone.
+pub const HANG_UP: u32 = 1;
 
 /// What a window is for. Whoever decides on a request sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,7 +197,7 @@ pub struct RootTerms {
     pub requested_at: UnixMillis,
 }
 
-/// The one command of a window, or its one shell.
+/// The one command of a window, or one of its shells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootCommand {
     /// The program and its arguments. They stand in the log: no place for secrets. None of a shell.
@@ -250,7 +272,7 @@ pub struct RootCloseout {
     pub access: RootAccess,
     pub opened_at: UnixMillis,
     pub closed_at: UnixMillis,
-    /// None or one.
+    /// None or one; of a window for a shell each that its person was given.
     pub commands: Vec<RootCommand>,
 }
 
@@ -396,6 +418,8 @@ pub struct OpenWindow {
     pub approver: Option<UserId>,
     pub opened_at: UnixMillis,
     pub ends_at: UnixMillis,
+    /// Shells that were lost before, the oldest first.
+    pub before: Vec<RootCommand>,
     pub command: Option<RootCommand>,
     /// Said in the same commit as its end.
     pub ended_by: Option<RootOver>,
@@ -408,9 +432,17 @@ pub struct OverWindow {
     pub over: RootOver,
     /// When it opened, where it ever did, and when it was closed.
     pub open: Option<(UnixMillis, UnixMillis)>,
+    /// Shells that were lost before, the oldest first.
+    pub before: Vec<RootCommand>,
     pub command: Option<RootCommand>,
     /// Who reviewed it and whether they found it justified.
     pub reviewed: Option<(UserId, bool)>,
+}
+
+impl OpenWindow {
+    const fn new(terms: RootTerms, approver: Option<UserId>, opened_at: UnixMillis, ends_at: UnixMillis) -> Self {
+        Self { terms, approver, opened_at, ends_at, before: Vec::new(), command: None, ended_by: None }
+    }
 }
 
 /// How a window came to its end.
@@ -545,7 +577,8 @@ impl Aggregate for RootWindow {
 
     fn evolve(state: Self, event: &RootWindowEvent) -> Self {
         let over = |terms, approver, over| {
-            Self::Over(OverWindow { terms, approver, over, open: None, command: None, reviewed: None })
+            let (before, command) = (Vec::new(), None);
+            Self::Over(OverWindow { terms, approver, over, open: None, before, command, reviewed: None })
         };
         match (state, event) {
             (_, RootWindowEvent::Requested { terms, expires_at }) => {
@@ -560,8 +593,7 @@ impl Aggregate for RootWindow {
             (Self::Requested { terms, .. }, RootWindowEvent::Expired) => over(terms, None, RootOver::Expired),
             // Break-glass.
             (Self::Requested { terms, .. }, RootWindowEvent::Opened { at, ends_at }) => {
-                let (opened_at, ends_at) = (*at, *ends_at);
-                Self::Open(OpenWindow { terms, approver: None, opened_at, ends_at, command: None, ended_by: None })
+                Self::Open(OpenWindow::new(terms, None, *at, *ends_at))
             }
             (Self::Approved { terms, approver, .. }, RootWindowEvent::Withdrawn) => {
                 over(terms, Some(approver), RootOver::Withdrawn)
@@ -573,8 +605,7 @@ impl Aggregate for RootWindow {
                 over(terms, Some(approver), RootOver::Expired)
             }
             (Self::Approved { terms, approver, .. }, RootWindowEvent::Opened { at, ends_at }) => {
-                let (approver, opened_at, ends_at) = (Some(approver), *at, *ends_at);
-                Self::Open(OpenWindow { terms, approver, opened_at, ends_at, command: None, ended_by: None })
+                Self::Open(OpenWindow::new(terms, Some(approver), *at, *ends_at))
             }
             (Self::Open(open), event) => evolve_open(open, event),
             (Self::Over(mut over), RootWindowEvent::CommandEnded { ended }) => {
@@ -628,6 +659,7 @@ fn evolve_open(mut open: OpenWindow, event: &RootWindowEvent) -> RootWindow {
         RootWindowEvent::Withdrawn => open.ended_by = Some(RootOver::Withdrawn),
         RootWindowEvent::Revoked { .. } => open.ended_by = Some(RootOver::Revoked),
         RootWindowEvent::CommandAsked { words, epoch, at } => {
+            open.before.extend(open.command.take());
             open.command =
                 Some(RootCommand { words: words.clone(), epoch: *epoch, asked_at: *at, started_at: None, ended: None });
         }
@@ -647,6 +679,7 @@ fn evolve_open(mut open: OpenWindow, event: &RootWindowEvent) -> RootWindow {
                 approver: open.approver,
                 over: open.ended_by.unwrap_or(RootOver::Closed),
                 open: Some((open.opened_at, closeout.closed_at)),
+                before: open.before,
                 command: open.command,
                 reviewed: None,
             });
