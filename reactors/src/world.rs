@@ -269,8 +269,12 @@ impl World {
         let known = self.root_windows.remove(&window);
         let mut known = known.unwrap_or_else(|| KnownRoot { org, state: RootWindow::default(), host: None });
         known.state = RootWindow::evolve(known.state, event);
-        if let (RootWindowEvent::CommandStarted { .. }, Some(terms)) = (event, known.state.terms()) {
-            known.host = self.runtimes.get(&terms.workspace).and_then(|runtime| runtime.state.host());
+        match (event, known.state.terms()) {
+            (RootWindowEvent::CommandAsked { .. }, _) => known.host = None,
+            (RootWindowEvent::CommandStarted { .. }, Some(terms)) => {
+                known.host = self.runtimes.get(&terms.workspace).and_then(|runtime| runtime.state.host());
+            }
+            _ => {}
         }
         let is_under_way = known.state.command().is_some_and(|command| command.ended.is_none());
         if is_under_way || !matches!(known.state, RootWindow::Over(_)) {

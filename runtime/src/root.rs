@@ -448,7 +448,8 @@ impl TakenRoot {
         if let Some(written) = written {
             let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, written).await;
         }
-        Ended { outcome, code, ran: !matches!(said, Some(GuardReport::NotStarted)) }
+        let has_started = !self.record.groups.is_empty();
+        Ended { outcome, code, ran: has_started || !matches!(said, Some(GuardReport::NotStarted)) }
     }
 
     async fn start_guard(&mut self, order: &RootOrder, plan: Plan) -> io::Result<tokio::process::Child> {

@@ -3,6 +3,7 @@
 //! Names come from hosts. INVARIANT: only those of harmless characters become instructions; all others are comments. Not here: what is
 //! in the files, which nobody has looked at.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::{FileChange, FileChangeKind, PackageChange, RootChanges, RootWindow};
@@ -14,9 +15,50 @@ const FILES: &str = "files";
 impl RootWindow {
     /// `None` where nothing has run, or nobody knows what changed.
     pub fn image_change(&self) -> Option<String> {
-        let changes = self.command()?.ended.as_ref()?.changes.as_ref()?;
-        Some(image_change(&self.terms()?.window.to_string(), changes))
+        let before = match self {
+            Self::Open(open) => &open.before[..],
+            Self::Over(over) => &over.before[..],
+            Self::Unknown | Self::Requested { .. } | Self::Approved { .. } => &[],
+        };
+        let ended: Vec<_> = before.iter().chain(self.command()).filter_map(|command| command.ended.as_ref()).collect();
+        let known: Vec<_> = ended.iter().filter_map(|ended| ended.changes.as_ref()).collect();
+        let mut changes = together(&known)?;
+        changes.incomplete |= known.len() < ended.len();
+        Some(image_change(&self.terms()?.window.to_string(), &changes))
     }
+}
+
+/// What several shells changed one after the other, as if it had been one. `None` where there are none.
+fn together(all: &[&RootChanges]) -> Option<RootChanges> {
+    if all.is_empty() {
+        return None;
+    }
+    let (mut packages, mut files) = (BTreeMap::new(), BTreeMap::new());
+    for changes in all {
+        for PackageChange { name, before, after } in &changes.packages {
+            packages.entry(name).or_insert((before, after)).1 = after;
+        }
+        for FileChange { path, kind } in &changes.files {
+            files.entry(path).or_insert((kind, kind)).1 = kind;
+        }
+    }
+    let package = |(name, (before, after)): (&String, (&Option<String>, &Option<String>))| {
+        (before != after).then(|| PackageChange { name: name.clone(), before: before.clone(), after: after.clone() })
+    };
+    let file = |(path, (first, last)): (&String, (&FileChangeKind, &FileChangeKind))| {
+        let kind = match (first, last) {
+            (FileChangeKind::Added, FileChangeKind::Removed) => return None,
+            (FileChangeKind::Added, _) => FileChangeKind::Added,
+            (_, FileChangeKind::Removed) => FileChangeKind::Removed,
+            (FileChangeKind::Removed | FileChangeKind::Changed, _) => FileChangeKind::Changed,
+        };
+        Some(FileChange { path: path.clone(), kind })
+    };
+    Some(RootChanges {
+        packages: packages.into_iter().filter_map(package).collect(),
+        files: files.into_iter().filter_map(file).collect(),
+        incomplete: all.iter().any(|changes| changes.incomplete),
+    })
 }
 
 fn image_change(window: &str, changes: &RootChanges) -> String {
@@ -155,6 +197,33 @@ mod tests {
         COPY ["files/etc/hosts", "/etc/hosts"]
         RUN ["rm", "-f", "/usr/local/bin/old"]
         "#);
+    }
+
+    #[test]
+    fn what_several_shells_changed_counts_as_one_change() {
+        use FileChangeKind::{Added, Changed, Removed};
+        let changes = |packages, files, incomplete| RootChanges { packages, files, incomplete };
+        let first = changes(
+            vec![
+                package("back", Some("1"), None),
+                package("new", None, Some("1")),
+                package("up", Some("1"), Some("2")),
+            ],
+            vec![file("/etc/a", Added), file("/etc/b", Added), file("/etc/c", Removed), file("/etc/d", Changed)],
+            false,
+        );
+        let second = changes(
+            vec![package("back", None, Some("1")), package("new", Some("1"), Some("2"))],
+            vec![file("/etc/a", Removed), file("/etc/b", Changed), file("/etc/c", Added), file("/etc/d", Removed)],
+            true,
+        );
+        let both = changes(
+            vec![package("new", None, Some("2")), package("up", Some("1"), Some("2"))],
+            vec![file("/etc/b", Added), file("/etc/c", Changed), file("/etc/d", Removed)],
+            true,
+        );
+        assert_eq!(together(&[&first, &second]), Some(both));
+        assert_eq!((together(&[&first]), together(&[])), (Some(first.clone()), None));
     }
 
     #[test]
