@@ -104,7 +104,7 @@ pub enum RuntimeCommand {
         host: HostId,
         reason: String,
     },
-    /// Refused while the lease holds, unless the host itself says that nothing runs any more.
+    /// Refused while the lease holds, unless the host itself says that nothing runs any more, or is trusted no more.
     DeclareLost {
         epoch: Epoch,
         confirmed_by: Option<HostId>,
