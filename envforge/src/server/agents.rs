@@ -418,7 +418,7 @@ impl Desk {
                 continue;
             }
             let wanted = self.plane.hot.placement.agents_wanted();
-            let is_here = |org, host| self.hosts.reach(org, host).is_some_and(|host| host.is_heard());
+            let is_here = |org, host| self.hosts.is_heard(org, host);
             let look =
                 |(org, host, heard_at): (OrgId, HostId, _)| Looked { org, host, is_here: is_here(org, host), heard_at };
             for told in watch.look(&wanted.into_iter().map(look).collect::<Vec<_>>()) {

@@ -273,6 +273,11 @@ impl Hosts {
         having.max_by_key(|at| at.since).map(|at| at.line.clone())
     }
 
+    /// Whether an agent is connected to this very process, and was heard of late.
+    pub(crate) fn is_heard(&self, org: OrgId, host: HostId) -> bool {
+        self.connected().get(&host).is_some_and(|at| at.identity.org == org && at.remote.is_heard())
+    }
+
     /// A host on which something of an organization is to begin. This machine is the organization's from then on, as by a wake.
     ///
     /// # Errors

@@ -97,6 +97,7 @@ impl Site {
             access: RootAccess::Command,
             reason: "to see what becomes of it".to_owned(),
             length: None,
+            pending: 0,
         };
         let (window, _) = root_windows::request(&self.commands, &permit, &context(), new).await.unwrap();
         let Resource::Workspace { org, project, workspace } = self.workspace.resource() else {
