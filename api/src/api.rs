@@ -50,6 +50,8 @@ pub struct Parts {
     pub identity: Arc<Identity>,
     /// Those for which revocations wait.
     pub gateways: Arc<dyn Gateways>,
+    /// What is open at this process: revocations wait for that, too.
+    pub open_shells: OpenShells,
     /// The OpenID provider, where there is one.
     pub oidc: Option<Arc<Oidc>>,
     pub share_key: Arc<SigningKey>,
@@ -62,7 +64,7 @@ pub struct Parts {
 /// The API's router, complete with its outermost layer.
 pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, gateways, .. } = parts;
-    let Parts { oidc, share_key, metrics, stop, .. } = parts;
+    let Parts { open_shells, oidc, share_key, metrics, stop, .. } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
     // The provider calls back where its configuration says: browsers know this API by that address.
@@ -76,7 +78,6 @@ pub fn router(parts: Parts) -> Router {
     let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
-    let open_shells = OpenShells::default();
     let (g, o) = (Arc::clone(&gateways), open_shells.clone());
     let revocations = Revocations::new(access.clone(), commands.clone(), Arc::clone(&hot), g, o);
     let (a, c, r) = with_commands(&access);

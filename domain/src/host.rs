@@ -554,13 +554,28 @@ impl Host {
         Ok(vec![HostEvent::EnrolmentIssued { host, org, name, token, expires_at }])
     }
 
-    fn enrol(&self, enrolling: &Enrolling) -> Result<Vec<HostEvent>, HostRefusal> {
-        let refuse_unless_open = |open: Option<&Enrolment>, used: Option<TokenDigest>| match open {
-            _ if used == Some(enrolling.token) => Err(HostRefusal::EnrolmentUsed),
-            Some(open) if open.token == enrolling.token && enrolling.now < open.expires_at => Ok(()),
-            Some(open) if open.token == enrolling.token => Err(HostRefusal::EnrolmentExpired),
-            Some(_) | None => Err(HostRefusal::EnrolmentUnknown),
+    /// Whether a token lets an agent enrol now. `HostCommand::Enrol` asks the same before all else.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn opens_to(&self, token: TokenDigest, now: UnixMillis) -> Result<(), HostRefusal> {
+        let (open, used) = match self {
+            Self::Expected(expected) => (Some(&expected.enrolment), None),
+            Self::Active(ActiveHost { agent: Some(agent), .. }) => (agent.next.as_ref(), agent.used),
+            Self::Unknown | Self::Active(_) => (None, None),
+            Self::Retired => return Err(HostRefusal::Retired),
+            Self::Revoked => return Err(HostRefusal::Revoked),
         };
+        match open {
+            _ if used == Some(token) => Err(HostRefusal::EnrolmentUsed),
+            Some(open) if open.token == token && now < open.expires_at => Ok(()),
+            Some(open) if open.token == token => Err(HostRefusal::EnrolmentExpired),
+            Some(_) | None => Err(HostRefusal::EnrolmentUnknown),
+        }
+    }
+
+    fn enrol(&self, enrolling: &Enrolling) -> Result<Vec<HostEvent>, HostRefusal> {
+        self.opens_to(enrolling.token, enrolling.now)?;
         let enrolled = |enrolment| HostEvent::Enrolled {
             enrolment,
             certificate: enrolling.certificate,
@@ -572,7 +587,6 @@ impl Host {
                 if expected.org != enrolling.org || expected.host != enrolling.host {
                     return Err(HostRefusal::EnrolmentUnknown);
                 }
-                refuse_unless_open(Some(&expected.enrolment), None)?;
                 let registered = HostEvent::Registered {
                     host: enrolling.host,
                     org: enrolling.org,
@@ -586,7 +600,6 @@ impl Host {
                 if *org != enrolling.org || *host != enrolling.host {
                     return Err(HostRefusal::EnrolmentUnknown);
                 }
-                refuse_unless_open(agent.next.as_ref(), agent.used)?;
                 if *machine != enrolling.machine {
                     return Err(HostRefusal::OtherMachine);
                 }

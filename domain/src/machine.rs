@@ -66,8 +66,23 @@ pub enum MachineCause {
     Drift,
     /// An operator asked for it.
     Operator,
-    /// The organization has no workspace any more.
+    /// The organization has no workspace any more, or another machine does its work.
     Unused,
+    /// It was to hibernate, and the provider does not hibernate it.
+    NoHibernation,
+}
+
+/// Why a provider did not start a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFailure {
+    /// It has no capacity for it now.
+    Capacity,
+    /// The account's quota is used up.
+    Quota,
+    /// It refuses the request.
+    Refused,
+    /// It took the request, and the machine stopped again without having been up.
+    StoppedAgain,
 }
 
 /// How a machine is to be put aside.
@@ -107,6 +122,11 @@ pub enum MachineEvent {
         cause: MachineCause,
     },
     Started,
+    /// It is off as before; whoever wants it up asks anew.
+    StartFailed {
+        why: StartFailure,
+        reason: String,
+    },
     StopRequested {
         mode: StopMode,
         cause: MachineCause,
@@ -154,6 +174,10 @@ pub enum MachineCommand {
         cause: MachineCause,
     },
     ReportStarted,
+    ReportStartFailed {
+        why: StartFailure,
+        reason: String,
+    },
     Stop {
         mode: StopMode,
         cause: MachineCause,
@@ -331,6 +355,7 @@ impl Aggregate for Machine {
                 MachineCommand::ReportLaunchFailed { .. }
                 | MachineCommand::Start { .. }
                 | MachineCommand::ReportStarted
+                | MachineCommand::ReportStartFailed { .. }
                 | MachineCommand::Stop { .. }
                 | MachineCommand::ReportStopped
                 | MachineCommand::ReportUnhealthy { .. }
@@ -344,6 +369,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportLaunchFailed { .. }
                 | MachineCommand::Start { .. }
                 | MachineCommand::ReportStarted
+                | MachineCommand::ReportStartFailed { .. }
                 | MachineCommand::Stop { .. }
                 | MachineCommand::ReportStopped
                 | MachineCommand::ReportUnhealthy { .. }
@@ -379,6 +405,7 @@ impl Aggregate for Machine {
                 | MachineEvent::LaunchFailed { .. }
                 | MachineEvent::StartRequested { .. }
                 | MachineEvent::Started
+                | MachineEvent::StartFailed { .. }
                 | MachineEvent::StopRequested { .. }
                 | MachineEvent::Stopped { .. }
                 | MachineEvent::Unhealthy { .. }
@@ -403,6 +430,7 @@ impl Aggregate for Machine {
             MachineCommand::ReportLaunched { .. }
             | MachineCommand::ReportLaunchFailed { .. }
             | MachineCommand::ReportStarted
+            | MachineCommand::ReportStartFailed { .. }
             | MachineCommand::ReportStopped
             | MachineCommand::ReportUnhealthy { .. }
             | MachineCommand::ReportTerminated { .. }
@@ -426,6 +454,7 @@ impl MachineTerms {
             MachineCommand::Request { .. }
             | MachineCommand::Start { .. }
             | MachineCommand::ReportStarted
+            | MachineCommand::ReportStartFailed { .. }
             | MachineCommand::Stop { .. }
             | MachineCommand::ReportStopped
             | MachineCommand::ReportUnhealthy { .. }
@@ -466,8 +495,15 @@ impl LiveMachine {
                 }
                 Power::On | Power::Stopping(_) | Power::Ending => vec![],
             }),
+            MachineCommand::ReportStartFailed { why, reason } => Ok(match self.power {
+                Power::Starting => vec![MachineEvent::StartFailed { why: *why, reason: reason.clone() }],
+                Power::On | Power::Stopping(_) | Power::Off(_) | Power::Ending => vec![],
+            }),
             MachineCommand::Stop { mode, cause } => Ok(match self.power {
                 Power::Starting | Power::On => vec![MachineEvent::StopRequested { mode: *mode, cause: *cause }],
+                Power::Stopping(StopMode::Hibernate) if *mode == StopMode::Stop => {
+                    vec![MachineEvent::StopRequested { mode: *mode, cause: *cause }]
+                }
                 Power::Stopping(_) | Power::Off(_) | Power::Ending => vec![],
             }),
             MachineCommand::ReportStopped => Ok(match self.power {
@@ -509,6 +545,8 @@ impl LiveMachine {
         match event {
             MachineEvent::StartRequested { .. } => self.power = Power::Starting,
             MachineEvent::Started => self.power = Power::On,
+            // Whether its memory was still on its disk is not known any more.
+            MachineEvent::StartFailed { .. } => self.power = Power::Off(StopMode::Stop),
             MachineEvent::StopRequested { mode, .. } => self.power = Power::Stopping(*mode),
             MachineEvent::Stopped { mode } => self.power = Power::Off(*mode),
             MachineEvent::Unhealthy { .. } => self.unhealthy = true,

@@ -6,6 +6,8 @@
 //! INVARIANT: a wake belongs to one host. It is chosen on the runtime's own stream, where two hosts that want the same
 //! wake conflict, before anything is started; only that host's word about the wake counts.
 
+mod cause;
+mod command;
 mod refusal;
 
 use std::net::SocketAddr;
@@ -14,57 +16,19 @@ use crate::access::Action;
 use crate::aggregate::Aggregate;
 use crate::commit::StreamKind;
 use crate::event::Event;
-use crate::ids::{HostId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
+use crate::ids::{HostId, ProjectId, UserId, WorkspaceId};
 use crate::limits::{SECRETS_CONSUMED_MAX, SECRETS_OF_EVENT_MAX};
 use crate::secrets::{ConsumedSecret, RefusedSecret, SecretName};
 use crate::slug::ServiceName;
 use crate::time::{Millis, UnixMillis};
 
+pub use cause::{ActivitySource, PostponeCause, SleepCause, WakeCause};
+pub use command::RuntimeCommand;
 pub use refusal::RuntimeRefusal;
 
 /// Counts the wakes of one runtime, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Epoch(pub u64);
-
-/// Why a runtime was woken. Every wake carries one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum WakeCause {
-    Link { link: LinkId, session: SessionId },
-    Person(UserId),
-    Job { name: String, by: UserId },
-    Agent { name: String, by: UserId },
-}
-
-/// Why a runtime goes to sleep, or a sleep was put off.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum SleepCause {
-    Idle {
-        idle_for: Millis,
-    },
-    Person(UserId),
-    WorkspaceArchived,
-    /// EnvForge itself stops; the host cannot go on alone.
-    Shutdown,
-    UsageCap,
-    /// A secret that it runs with has another version, and its rules say that this restarts.
-    SecretRotated {
-        name: SecretName,
-    },
-}
-
-/// Why a sleep did not happen when it was due.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum PostponeCause {
-    KeepAwake { until: UnixMillis },
-    OpenStreams { count: u32 },
-}
-
-/// Whose use of a runtime was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ActivitySource {
-    Link(LinkId),
-    Person(UserId),
-}
 
 /// How far a wake has come. In order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -169,99 +133,6 @@ pub enum RuntimeEvent {
     Lost {
         epoch: Epoch,
         closed_at: UnixMillis,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RuntimeCommand {
-    RequestWake {
-        workspace: WorkspaceId,
-        project: ProjectId,
-        cause: WakeCause,
-        workspace_active: bool,
-    },
-    /// A host takes the wake. Nothing may be started for it before this was accepted.
-    ChooseHost {
-        epoch: Epoch,
-        host: HostId,
-    },
-    ReportStage {
-        epoch: Epoch,
-        stage: WakeStage,
-    },
-    /// What the services are given; before anything is started.
-    ReportSecrets {
-        epoch: Epoch,
-        host: HostId,
-        consumed: Vec<ConsumedSecret>,
-    },
-    /// Secrets that services declare and cannot be given: nothing was started.
-    ReportSecretsRefused {
-        epoch: Epoch,
-        host: HostId,
-        refused: Vec<RefusedSecret>,
-    },
-    /// Puts it to sleep and wakes it again, in the name of whoever set the new version.
-    Restart {
-        epoch: Epoch,
-        name: SecretName,
-        by: UserId,
-    },
-    ReportReady {
-        epoch: Epoch,
-        commit: String,
-        host: HostId,
-        services: Vec<ReadyService>,
-        endpoints: Vec<(ServiceName, SocketAddr)>,
-        lease_until: UnixMillis,
-    },
-    RenewLease {
-        epoch: Epoch,
-        host: HostId,
-        lease_until: UnixMillis,
-    },
-    RecordActivity {
-        epoch: Epoch,
-        at: UnixMillis,
-        open_streams: u32,
-        source: ActivitySource,
-    },
-    /// `max` is the organization's cap.
-    KeepAwake {
-        until: UnixMillis,
-        reason: String,
-        by: UserId,
-        max: Millis,
-        now: UnixMillis,
-    },
-    /// Down to what the organization's policy allows since; longer than asked for is never.
-    ShortenKeepAwake {
-        epoch: Epoch,
-        until: UnixMillis,
-    },
-    PostponeSleep {
-        epoch: Epoch,
-        cause: PostponeCause,
-    },
-    RequestSleep {
-        cause: SleepCause,
-        now: UnixMillis,
-    },
-    ReportSlept {
-        epoch: Epoch,
-        host: HostId,
-    },
-    /// By the wake's host; while none is chosen, by any that found no room for it.
-    ReportFailed {
-        epoch: Epoch,
-        host: HostId,
-        reason: String,
-    },
-    /// Refused while the lease holds, unless the host itself says that nothing runs any more, or is trusted no more.
-    DeclareLost {
-        epoch: Epoch,
-        confirmed_by: Option<HostId>,
-        now: UnixMillis,
     },
 }
 
@@ -432,6 +303,26 @@ impl Aggregate for Runtime {
                     }
                 }
             }
+            RuntimeCommand::PlaceAnew { epoch, host } => {
+                state.same_epoch(*epoch)?;
+                state.no_other_host(*host)?;
+                match state {
+                    Self::Waking { workspace, project, cause, host: Some(_), .. } => {
+                        Ok(vec![RuntimeEvent::WakeRequested {
+                            epoch: Epoch(epoch.0 + 1),
+                            workspace: *workspace,
+                            project: *project,
+                            cause: cause.clone(),
+                        }])
+                    }
+                    Self::NeverWoken
+                    | Self::Asleep { .. }
+                    | Self::Waking { host: None, .. }
+                    | Self::Ready(_)
+                    | Self::Sleeping { .. }
+                    | Self::Failed { .. } => Ok(vec![]),
+                }
+            }
             RuntimeCommand::ReportStage { epoch, stage } => {
                 state.same_epoch(*epoch)?;
                 match state {
@@ -546,6 +437,20 @@ impl Aggregate for Runtime {
                     | Self::Failed { .. } => Ok(vec![]),
                 }
             }
+            RuntimeCommand::BeginJob { at, by } => match state {
+                // Even where it is no news: what follows rests on this being written.
+                Self::Ready(ready) => Ok(vec![RuntimeEvent::ActivitySeen {
+                    epoch: ready.epoch,
+                    at: ready.last_activity.map_or(*at, |last| last.max(*at)),
+                    open_streams: 0,
+                    source: ActivitySource::Person(*by),
+                }]),
+                Self::NeverWoken
+                | Self::Asleep { .. }
+                | Self::Waking { .. }
+                | Self::Sleeping { .. }
+                | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
+            },
             RuntimeCommand::KeepAwake { until, reason, by, max, now } => {
                 if !reason_is_valid(reason) {
                     return Err(RuntimeRefusal::Reason { max: crate::limits::REASON_CHARS_MAX });
@@ -597,6 +502,10 @@ impl Aggregate for Runtime {
                 }
             }
             RuntimeCommand::RequestSleep { cause, now } => match state {
+                // It was used since somebody found it idle.
+                Self::Ready(ReadyRuntime { last_activity: Some(used), .. }) if matches!(cause, SleepCause::Idle { idle_for } if now.since(*used) < *idle_for) => {
+                    Ok(vec![])
+                }
                 Self::Ready(ready) => match (cause, ready.keep_awake_until) {
                     (SleepCause::Idle { .. }, Some(until)) if *now < until => Err(RuntimeRefusal::KeptAwake { until }),
                     (
@@ -767,8 +676,10 @@ impl Aggregate for Runtime {
             | RuntimeCommand::Restart { .. }
             | RuntimeCommand::ShortenKeepAwake { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
+            RuntimeCommand::BeginJob { .. } => Action::JobRun,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ChooseHost { .. }
+            | RuntimeCommand::PlaceAnew { .. }
             | RuntimeCommand::ReportStage { .. }
             | RuntimeCommand::ReportSecrets { .. }
             | RuntimeCommand::ReportSecretsRefused { .. }

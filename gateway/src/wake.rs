@@ -268,7 +268,7 @@ pub(crate) const fn why_failed(runtime: &RuntimeView) -> Denial {
 
 /// Where the permit's service answers; `None` while the runtime is not ready.
 pub(crate) fn endpoint(runtime: &RuntimeView, permit: &ForwardPermit) -> Option<Result<SocketAddr, Denial>> {
-    if runtime.phase != RuntimePhase::Ready || runtime.endpoints.is_empty() {
+    if runtime.phase != RuntimePhase::Ready {
         return None;
     }
     let found = runtime.endpoints.iter().find(|(service, _)| service == permit.service());

@@ -12,7 +12,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
-use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, ShellId, WorkspaceId};
 use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, MachinePurpose, Power};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
@@ -28,6 +28,14 @@ pub struct PlacementView {
     trust_changes: AtomicU64,
 }
 
+/// The shell of a workspace that was opened last.
+struct LastShell {
+    shell: ShellId,
+    host: HostId,
+    /// Of the one before it.
+    before: Option<HostId>,
+}
+
 #[derive(Default)]
 struct Inner {
     /// Active hosts, with what is left on each.
@@ -39,6 +47,7 @@ struct Inner {
     /// The host that carried out the last wake or opened the last shell, but for those that are for shells alone; the workspace's data
     /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
+    last_shells: AHashMap<WorkspaceId, LastShell>,
     /// Machines of a provider that are not over, by their hosts.
     machines: AHashMap<HostId, Machine>,
     /// How many of them each organization has.
@@ -172,6 +181,16 @@ impl PlacementView {
         self.inner.read().is_for_shells(host)
     }
 
+    /// Whether the organization has a machine for shells, or has asked for one, that is not on its way out.
+    pub fn has_machine_for_shells(&self, org: OrgId) -> bool {
+        let inner = self.inner.read();
+        let of_org = |host: &HostId| {
+            let terms = inner.machines.get(host).and_then(Machine::terms);
+            terms.is_some_and(|terms| terms.org == org && terms.purpose == MachinePurpose::Shell)
+        };
+        inner.machines_of.contains_key(&org) && inner.machines.keys().any(|host| of_org(host) && inner.stays(*host))
+    }
+
     /// Whether the organization has machines of a provider: one with room may come.
     pub fn has_machines(&self, org: OrgId) -> bool {
         self.inner.read().machines_of.contains_key(&org)
@@ -187,11 +206,18 @@ impl PlacementView {
         self.inner.read().last_on.get(&workspace).copied()
     }
 
+    /// The host of the shell before this one in a workspace, whether this one is known already or not.
+    pub fn host_of_shell_before(&self, workspace: WorkspaceId, shell: ShellId) -> Option<HostId> {
+        let inner = self.inner.read();
+        let last = inner.last_shells.get(&workspace)?;
+        if last.shell == shell { last.before } else { Some(last.host) }
+    }
+
     /// The active hosts of an organization on which something new may be placed, the oldest first.
     pub fn open_hosts_of(&self, org: OrgId) -> Vec<HostId> {
         let inner = self.inner.read();
         let hosts = inner.hosts_of.get(&org).into_iter().flatten().filter_map(|host| inner.hosts.get(host));
-        let open = hosts.filter(|(host, _)| host.org == org && !host.draining);
+        let open = hosts.filter(|(host, _)| host.org == org && !host.draining && inner.stays(host.host));
         let mut open: Vec<_> = open.map(|(host, _)| host.host).collect();
         open.sort_unstable();
         open
@@ -285,6 +311,10 @@ impl PlacementView {
                 }
                 Event::Shell(ShellEvent::Connected { terms }) => {
                     let mut inner = self.inner.write();
+                    if let Some(host) = terms.host {
+                        let before = inner.last_shells.get(&terms.workspace).map(|last| last.host);
+                        inner.last_shells.insert(terms.workspace, LastShell { shell: terms.shell, host, before });
+                    }
                     if let Some(host) = terms.host.filter(|host| !inner.is_for_shells(*host)) {
                         inner.last_on.insert(terms.workspace, host);
                     }
@@ -388,9 +418,16 @@ impl Inner {
 
     /// Whether a workspace may come to a host.
     fn takes(&self, host: &ActiveHost) -> bool {
-        let stays =
-            |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { draining: false, unhealthy: false, .. }));
-        !host.draining && self.may_run(host.host) && self.machines.get(&host.host).is_none_or(stays)
+        !host.draining && self.may_run(host.host) && self.stays(host.host)
+    }
+
+    /// Whether a host's machine is not on its way out, where it has one.
+    fn stays(&self, host: HostId) -> bool {
+        self.machines.get(&host).is_none_or(|machine| match machine {
+            Machine::Requested { .. } => true,
+            Machine::Live(live) => !live.draining && !live.unhealthy && live.power != Power::Ending,
+            Machine::Unknown | Machine::Over { .. } | Machine::Strange => false,
+        })
     }
 
     fn is_for_shells(&self, host: HostId) -> bool {

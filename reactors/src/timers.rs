@@ -13,6 +13,7 @@ use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
 use envforge_domain::ids::{HostId, WorkspaceId};
 use envforge_domain::limits::{ACTIVITY_INTERVAL, IDLE_SLEEP_DEFAULT, RUNTIME_LEASE, WAKE_DEADLINE};
+use envforge_domain::root_window::RootEnded;
 use envforge_domain::runtime::{PostponeCause, Runtime, RuntimeCommand, SleepCause};
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use envforge_eventlog::{Follow, LogError, SharedLog};
@@ -86,6 +87,14 @@ impl Timers {
             let permit = system_permit(Component::Timer, Action::RootExpire, resource, self.world.position(), now);
             let Ok(permit) = permit else { continue };
             log_failure("root_window", root_windows::expire(&self.commands, &permit, &Context::new(now), window).await);
+        }
+        for (window, resource, outcome) in self.world.root_commands_lost(now) {
+            // In the place of the host that does not come back.
+            let (component, position) = (Component::RuntimeReactor, self.world.position());
+            let Ok(permit) = system_permit(component, Action::RootReport, resource, position, now) else { continue };
+            let (context, ended) = (Context::new(now), RootEnded { outcome, code: None, at: now, changes: None });
+            let told = root_windows::report_ended(&self.commands, &permit, &context, window, ended).await;
+            log_failure("root_command", told);
         }
         let due: Vec<_> = self
             .world

@@ -81,6 +81,8 @@ pub struct Instance {
     pub tags: InstanceTags,
     /// Fails the provider's own status checks.
     pub impaired: bool,
+    /// Was launched so that it can hibernate.
+    pub hibernates: bool,
     /// Why it is in this state, where the provider says so: `Client.InvalidKMSKey.InvalidState`.
     pub reason: Option<String>,
 }

@@ -5,7 +5,8 @@ Owns, around moto's own application and in its process:
 - Instances take their time: pending, stopping, shutting-down last for as long as `behave` says.
 - Start, stop and hibernate are refused in states that exclude them, by the documented codes.
 - AWS's own KMS keys (alias/aws/...) say that AWS manages them; a disabled or missing key encrypts no parameter.
-- Faults: a queue of errors for an action, before or after it was carried out, and launches that end at once.
+- Faults: a queue of errors for an action, before or after it was carried out, launches that end at once and starts that stop again.
+- An instance that fails its status checks passes them once it was stopped: it starts on other hardware.
 
 Levers: POST /overlay/{behave,fault,doom,tags,vanish,impair,profile,counts,instances} with JSON. Everything else is moto's. tests/overlay.rs of
 `aws` holds what this claims against what AWS documents.
@@ -80,7 +81,7 @@ class Overlay:
             # {"action", "code", "status", "times", "after": it is carried out first, "cut": no answer at all}
             self.faults.append({"times": 1, "status": 400, "after": False, "cut": False, "code": "", **told})
         elif name == "doom":
-            self.doomed += [told["reason"]] * told.get("times", 1)
+            self.doomed += [(told.get("action", "RunInstances"), told["reason"])] * told.get("times", 1)
         elif name == "tags":
             for key, value in told["tags"].items():
                 self.backend().create_tags([told["instance"]], {key: value})
@@ -94,9 +95,10 @@ class Overlay:
         elif name == "counts":
             return self.counts
         elif name == "instances":
-            # What a hypervisor knows: state and user data, as text.
+            # What a hypervisor knows: state and user data, as text; and what it is for, by its tag.
             self.pass_time()
-            return [{"id": one.id, "state": one._state.name, "user_data": one.user_data.decode() if one.user_data else ""}
+            return [{"id": one.id, "state": one._state.name, "user_data": one.user_data.decode() if one.user_data else "",
+                     "purpose": next((tag["value"] for tag in one.get_tags() if tag["key"] == "envforge:purpose"), "")}
                     for reservation in self.backend().reservations.values() for one in reservation.instances]
         return {}
 
@@ -192,9 +194,14 @@ class Overlay:
 
     def begin(self, instance, action):
         first, then = PASSING[action]
-        reason = self.doomed.pop(0) if action == "RunInstances" and self.doomed else None
+        doom = next((doom for doom in self.doomed if doom[0] == action), None)
+        if doom:
+            self.doomed.remove(doom)
+            then = "terminated" if action == "RunInstances" else "stopped"
+        if action == "StopInstances":
+            self.impaired.discard(instance)
         self.set(instance, first)
-        self.due[instance] = (time.monotonic() + self.delay_ms[first] / 1000, "terminated" if reason else then, reason)
+        self.due[instance] = (time.monotonic() + self.delay_ms[first] / 1000, then, doom and doom[1])
         self.pass_time()
 
     def pass_time(self):

@@ -221,3 +221,23 @@ fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
         text.split("TheControlPlaneWritesEnrolmentTokens").nth(1).unwrap().split("statement {").next().unwrap();
     assert!(!writes.contains("kms:Decrypt"), "{writes}");
 }
+
+/// Services without a route listen on loopback; a group keeps what listens elsewhere all the same from everybody but the gateway.
+#[test]
+fn nothing_but_the_gateway_reaches_an_organizations_machines() {
+    let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
+    let rules: Vec<_> =
+        text.split("resource \"").filter(|block| block.starts_with("aws_vpc_security_group_ingress")).collect();
+    let [rule] = rules.as_slice() else { panic!("{} rules", rules.len()) };
+    let rule = rule.split("\n}\n").next().unwrap();
+    let value = |key: &str| {
+        let mut lines = rule.lines().filter_map(|line| line.trim().split_once('='));
+        lines.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
+    };
+    assert_eq!(value("referenced_security_group_id"), Some("var.gateway_security_group_id"));
+    assert_eq!(
+        (value("ip_protocol"), value("from_port"), value("to_port")),
+        (Some("\"tcp\""), Some("32768"), Some("60999"))
+    );
+    assert!(!text.contains("\n  ingress {"), "rules stand by themselves");
+}

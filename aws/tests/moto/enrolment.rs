@@ -122,7 +122,7 @@ async fn ready(site: &Site, on: HostId) -> EnrolmentToken {
     .await
 }
 
-async fn until_taken_away(site: &Site, on: HostId) {
+pub(crate) async fn until_taken_away(site: &Site, on: HostId) {
     eventually("the token is taken away", DEADLINE, async || site.token(1, on).await.is_none().then_some(())).await;
 }
 

@@ -250,20 +250,41 @@ async fn what_others_do_to_a_machine_is_recorded_and_a_vanished_one_is_replaced(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_machine_that_fails_its_checks_is_drained_ended_and_replaced() {
+async fn a_machine_that_fails_its_checks_is_stopped_once_and_replaced_when_they_fail_again() {
     let site = Site::new().await;
     site.workspace(1, 1).await;
     site.wake(1, 1, 1).await;
-    let fleet = site.start();
+    let fleet = site.start_with(FleetPolicy { shell_shape: None, ..policy() });
     let (on, instance) = site.runtime_machine(1).await;
     site.until_placed(1, on, &[1]).await;
     site.taken(1, 1, 1, on).await;
+    // The first time it is stopped, with nothing awake on it, and starts with its disk for the next wake.
     site.moto.pull("impair", &format!(r#"{{"instance":"{instance}"}}"#));
+    site.looked(5).await;
+    site.clock.skip(Millis::from_minutes(4));
+    site.sleep(1, 1, 1, on).await;
+    site.looked(5).await;
+    assert!(site.events().await.iter().all(|(_, event)| !matches!(event, MachineEvent::StopRequested { .. })));
+    site.clock.skip(Millis::from_minutes(1));
+    let healed = |event: &MachineEvent| {
+        matches!(event, MachineEvent::StopRequested { mode: StopMode::Stop, cause: MachineCause::Unhealthy })
+    };
+    assert_eq!(site.happened("it is stopped", healed).await, on.to_string());
+    site.happened("it has stopped", |event| matches!(event, MachineEvent::Stopped { .. })).await;
+    site.wake(1, 1, 2).await;
+    site.until_placed(1, on, &[1]).await;
+    site.taken(1, 1, 2, on).await;
+    assert_eq!(site.ec2.find(&instance).await.unwrap().unwrap().state, InstanceState::Running, "the same instance");
+
+    // The second time it is replaced.
+    site.moto.pull("impair", &format!(r#"{{"instance":"{instance}"}}"#));
+    site.looked(5).await;
+    site.clock.skip(Millis::from_minutes(5));
     let unhealthy = site.happened("it is failing", |event| matches!(event, MachineEvent::Unhealthy { .. })).await;
     assert_eq!(unhealthy, on.to_string());
     site.happened("it drains", |event| matches!(event, MachineEvent::Draining { .. })).await;
     assert!(matches!(site.state_of(1, on).await, Machine::Live(_)), "a runtime that may be awake there is waited for");
-    site.sleep(1, 1, 1, on).await;
+    site.sleep(1, 1, 2, on).await;
     let ended = MachineEvent::Terminated { end: MachineEnd::Terminated };
     assert_eq!(site.happened("it is ended", |event| *event == ended).await, on.to_string());
     eventually("its host is retired", DEADLINE, async || {
@@ -338,11 +359,15 @@ async fn an_instance_whose_tags_were_changed_is_not_touched_any_more() {
     fleet.stop().await;
 }
 
-/// The planner is broken: its acts name another organization's instance. The executor reads the tags and refuses.
+/// The planner is broken: its acts name another organization's instance. So is the agent there: it has come as a host of the planner's
+/// organization, and a workspace is placed on it. The executor reads the tags and refuses.
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_broken_planner_the_executor_touches_nothing_of_another_organization() {
+async fn with_planner_and_agent_broken_the_executor_touches_nothing_of_another_organization() {
     let site = Site::new().await;
+    site.workspace(1, 1).await;
     let theirs = site.ec2.launch(&order(7, 2)).await.unwrap().id;
+    site.register(host(7), &theirs, 1).await.unwrap();
+    site.place(1, 1, host(7)).await.unwrap();
     let executor = Executor::new(Arc::clone(&site.ec2) as _, site.commands.clone(), Arc::clone(&site.clock) as _);
     let id = Uuid::from_u128(1);
     let grounds = Grounds {
@@ -370,9 +395,10 @@ async fn with_a_broken_planner_the_executor_touches_nothing_of_another_organizat
     }
 }
 
-/// The executor is broken: it believes whatever instance it is shown. The planner names nothing of another organization.
+/// The executor is broken: it believes whatever instance it is shown. So is the agent: it has enrolled as ours and takes whatever is
+/// placed there. The planner names nothing of another organization, however the machine stands.
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_broken_executor_the_planner_names_nothing_of_another_organization() {
+async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_organization() {
     let site = Site::new().await;
     let theirs = order(7, 2).terms;
     let live = envforge_domain::machine::LiveMachine {
@@ -392,21 +418,46 @@ async fn with_a_broken_executor_the_planner_names_nothing_of_another_organizatio
             capacity: theirs.capacity,
             state: Machine::Live(live),
             agent: AgentState::Enrolled,
+            requested_at: Default::default(),
             up_at: Default::default(),
             away: Millis::ZERO,
+            starts: Default::default(),
+            impaired_since: None,
+            stopped_for_checks_at: None,
+            drained_at: None,
+            open_shells: 0,
             placed: Default::default(),
             stale: Default::default(),
             used_at: Default::default(),
         }],
-        demands: vec![Demand { workspace: workspace(1), org: org(1), needs: theirs.capacity, before: Some(host(7)) }],
+        demands: Vec::new(),
         workspaces: 1,
         requested_ever: 0,
         failures: Default::default(),
     };
-    let planned = plan(&fleet, &policy(), site.clock.now());
-    let crossed = PlanRefusal::CrossOrganization { workspace: None, host: Some(host(7)) };
-    assert!(planned.refusals.contains(&crossed), "{planned:?}");
-    assert!(!format!("{:?}", planned.steps).contains(&host(7).to_string()), "{planned:?}");
+    let demand = |number, of| Demand {
+        workspace: workspace(number),
+        org: org(of),
+        needs: theirs.capacity,
+        before: Some(host(7)),
+        taken_by: None,
+    };
+    let taken = Demand { taken_by: Some(host(7)), ..demand(3, 1) };
+    let stop = StopMode::Stop;
+    for power in [Power::On, Power::Off(stop), Power::Starting, Power::Stopping(stop), Power::Ending] {
+        let mut fleet = fleet.clone();
+        fleet.demands = vec![demand(1, 1), demand(2, 2), taken.clone()];
+        let Machine::Live(live) = &mut fleet.machines[0].state else { panic!("it is live") };
+        live.power = power;
+        let planned = plan(&fleet, &policy(), site.clock.now());
+        let crossed = |workspace, host| PlanRefusal::CrossOrganization { workspace, host };
+        assert!(planned.refusals.contains(&crossed(None, Some(host(7)))), "{planned:?}");
+        assert!(planned.refusals.contains(&crossed(Some(workspace(2)), None)), "{planned:?}");
+        let steps = format!("{:?}", planned.steps);
+        for theirs in [host(7).to_string(), workspace(2).to_string(), org(2).to_string()] {
+            assert!(!steps.contains(&theirs), "{theirs} {power:?}: {planned:?}");
+        }
+    }
 }
 
 /// Planner and executor are broken: an instance is recorded for a second organization, and a workspace placed there. The

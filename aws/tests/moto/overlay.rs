@@ -110,6 +110,27 @@ async fn errors_have_the_codes_of_aws() {
     assert_eq!(start(&client, &id).await.unwrap_err(), "InvalidInstanceID.NotFound");
 }
 
+/// "Troubleshoot EC2 instance start failures": `InsufficientInstanceCapacity` on StartInstances, and an instance whose key cannot be used, which
+/// is `pending` and then `stopped`, with the state reason's code.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_may_be_refused_for_capacity_and_may_stop_again() {
+    let moto = moto();
+    let client = client(&moto).await;
+    let id = launch(&client, "one", SHAPE).await.unwrap();
+    stop(&client, &id, false).await.unwrap();
+    moto.fault("StartInstances", "InsufficientInstanceCapacity", 500, 1);
+    assert_eq!(start(&client, &id).await.unwrap_err(), "InsufficientInstanceCapacity");
+    assert_eq!(state(&client, &id).await, Ok(InstanceStateName::Stopped));
+    moto.pull("doom", r#"{"action":"StartInstances","reason":"Client.InvalidKMSKey.InvalidState"}"#);
+    start(&client, &id).await.unwrap();
+    until(&client, &id, InstanceStateName::Stopped).await;
+    let told = client.describe_instances().instance_ids(&id).send().await.unwrap();
+    let reason = told.reservations()[0].instances()[0].state_reason().unwrap().code().unwrap().to_owned();
+    assert_eq!(reason, "Client.InvalidKMSKey.InvalidState");
+    start(&client, &id).await.unwrap();
+    until(&client, &id, InstanceStateName::Running).await;
+}
+
 /// "KMS keys: AWS managed keys", and PutParameter's `InvalidKeyId`.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_say_who_manages_them_and_a_disabled_one_encrypts_nothing() {

@@ -14,7 +14,7 @@ use envforge_domain::host::{Enrolling as HostEnrolling, Host, HostCommand};
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEvent};
 use envforge_domain::manifest::Manifest;
-use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeCause};
+use envforge_domain::runtime::{Epoch, Runtime, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
@@ -79,7 +79,7 @@ pub(crate) fn workspace(number: u128) -> WorkspaceId {
     WorkspaceId::from_uuid(Uuid::from_u128(number))
 }
 
-fn project() -> ProjectId {
+pub(crate) fn project() -> ProjectId {
     ProjectId::from_uuid(Uuid::from_u128(9))
 }
 
@@ -99,6 +99,9 @@ pub(crate) fn policy() -> FleetPolicy {
         machines_max: 6,
         boot_deadline: Millis::from_minutes(5),
         agent_deadline: Millis::from_minutes(15),
+        impaired_after: Millis::from_minutes(5),
+        start_patience: Millis::from_hours(6),
+        shell_patience: Millis::from_hours(24),
     }
 }
 
@@ -294,8 +297,19 @@ impl Site {
         .await;
     }
 
+    /// Waits until the fleet has looked at least so often from now on.
+    pub(crate) async fn looked(&self, times: u64) {
+        let before = self.moto.count("DescribeInstances");
+        let looked = async || (self.moto.count("DescribeInstances") > before + times).then_some(());
+        eventually("the fleet has looked", DEADLINE, looked).await;
+    }
+
     pub(crate) async fn state_of(&self, of: u128, on: HostId) -> Machine {
         self.commands.load::<Machine>(&StreamId::machine(org(of), on)).await.unwrap().state
+    }
+
+    pub(crate) async fn runtime(&self, number: u128, of: u128) -> Runtime {
+        self.commands.load::<Runtime>(&StreamId::runtime(org(of), workspace(number))).await.unwrap().state
     }
 
     pub(crate) async fn host_of(&self, of: u128, on: HostId) -> Host {

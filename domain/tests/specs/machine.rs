@@ -75,6 +75,34 @@ fn it_sleeps_as_it_was_asked_to_and_starts_again() {
 }
 
 #[test]
+fn a_start_that_failed_leaves_it_off_until_somebody_asks_again() {
+    let failed =
+        || MachineCommand::ReportStartFailed { why: StartFailure::Capacity, reason: "no m7g.large".to_owned() };
+    let start = || MachineCommand::Start { cause: MachineCause::Demand };
+    let starting = || up().and(stop()).and(MachineCommand::ReportStopped).and(start());
+    starting()
+        .when(failed())
+        .then([MachineEvent::StartFailed { why: StartFailure::Capacity, reason: "no m7g.large".to_owned() }]);
+    starting().and(failed()).when(failed()).then_nothing();
+    starting().and(failed()).when(start()).then([MachineEvent::StartRequested { cause: MachineCause::Demand }]);
+    up().when(failed()).then_nothing();
+}
+
+#[test]
+fn a_hibernation_that_is_refused_becomes_a_stop() {
+    let plain = || MachineCommand::Stop { mode: StopMode::Stop, cause: MachineCause::NoHibernation };
+    let hibernating = || up().and(stop());
+    hibernating()
+        .when(plain())
+        .then([MachineEvent::StopRequested { mode: StopMode::Stop, cause: MachineCause::NoHibernation }]);
+    hibernating().and(plain()).when(stop()).then_nothing();
+    hibernating()
+        .and(plain())
+        .when(MachineCommand::ReportStopped)
+        .then([MachineEvent::Stopped { mode: StopMode::Stop }]);
+}
+
+#[test]
 fn what_somebody_else_did_to_it_is_recorded_as_drift() {
     up().when(MachineCommand::ReportStopped).then([
         MachineEvent::StopRequested { mode: StopMode::Stop, cause: MachineCause::Drift },
@@ -112,7 +140,7 @@ fn a_strange_one_is_reported_once_and_never_becomes_a_machine() {
 proptest! {
     /// Whatever was accepted evolves, and organization, purpose and instance stay what they were.
     #[test]
-    fn any_accepted_history_evolves(steps in prop::collection::vec((0..12u8, 1..3u128, 0..2usize), 1..60)) {
+    fn any_accepted_history_evolves(steps in prop::collection::vec((0..13u8, 1..3u128, 0..2usize), 1..60)) {
         let commands = steps.into_iter().map(|(verb, number, placed)| match verb {
             0 => request(),
             1 => launched(&format!("i-{number}"), number, host(1)),
@@ -125,6 +153,7 @@ proptest! {
             8 => MachineCommand::Drain { cause: MachineCause::Unhealthy },
             9 => MachineCommand::Terminate { cause: MachineCause::Unhealthy, placed },
             10 => MachineCommand::ReportTerminated { end: MachineEnd::Vanished },
+            11 => MachineCommand::ReportStartFailed { why: StartFailure::StoppedAgain, reason: "key".to_owned() },
             _ => MachineCommand::Request { terms: terms(1, number), cause: MachineCause::WarmPool },
         });
         histories::<Machine>([request()].into_iter().chain(commands), |before, after| {

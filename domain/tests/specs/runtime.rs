@@ -153,6 +153,27 @@ fn what_is_kept_awake_is_shortened_and_never_lengthened() {
 }
 
 #[test]
+fn a_job_begins_in_a_ready_runtime_alone_and_puts_off_an_idle_sleep_that_was_due() {
+    let begin = |now: u64| RuntimeCommand::BeginJob { at: at(now), by: user(1) };
+    let seen = |now: u64| RuntimeEvent::ActivitySeen {
+        epoch: Epoch(1),
+        at: at(now),
+        open_streams: 0,
+        source: ActivitySource::Person(user(1)),
+    };
+    let awake = || given::<Runtime>([requested(1, by_person()), ready(1, 30_000)]);
+    awake().when(begin(5)).then([seen(5)]);
+    // Written even where it is no news: whoever sleeps it meanwhile conflicts.
+    awake().and(begin(5)).when(begin(5)).then([seen(5)]);
+    awake().and(begin(5)).when(begin(4)).then([seen(5)]);
+    awake().and(begin(900_000)).when(sleep(idle(), 900_001)).then_nothing();
+    let slept = [RuntimeEvent::SleepRequested { epoch: Epoch(1), cause: idle() }];
+    awake().and(begin(5)).when(sleep(idle(), 900_005)).then(slept);
+    given::<Runtime>([requested(1, by_person())]).when(begin(5)).then_refused("runtime_not_awake");
+    awake().and(sleep(SleepCause::Person(user(1)), 5)).when(begin(6)).then_refused("runtime_not_awake");
+}
+
+#[test]
 fn keeping_awake_has_the_organizations_cap() {
     let keep = |until: u64| RuntimeCommand::KeepAwake {
         until: at(until),
@@ -165,6 +186,17 @@ fn keeping_awake_has_the_organizations_cap() {
     given::<Runtime>(awake()).when(keep(1_000 + 3_600_001)).then_refused("keep_awake_too_long");
     given::<Runtime>(awake()).when(keep(1_000)).then_refused("keep_awake_in_the_past");
     given::<Runtime>([]).when(keep(2_000)).then_refused("runtime_not_awake");
+}
+
+#[test]
+fn a_wake_whose_host_went_away_becomes_the_next_wake_of_the_same_cause() {
+    let anew = |of: u128| RuntimeCommand::PlaceAnew { epoch: Epoch(1), host: host(of) };
+    let waking = || [requested(1, by_person()), chosen(1)];
+    given::<Runtime>(waking()).when(anew(1)).then([requested(2, by_person())]);
+    given::<Runtime>(waking()).when(anew(2)).then_refused("runtime_other_host");
+    given::<Runtime>(waking()).and(anew(1)).when(anew(1)).then_refused("runtime_other_epoch");
+    given::<Runtime>([requested(1, by_person())]).when(anew(1)).then_nothing();
+    given::<Runtime>([requested(1, by_person()), chosen(1), ready(1, 30_000)]).when(anew(1)).then_nothing();
 }
 
 #[test]
@@ -273,8 +305,10 @@ fn any_command() -> impl Strategy<Value = RuntimeCommand> {
         3 => (1..4u64).prop_map(report_ready),
         1 => (epoch.clone(), time.clone()).prop_map(|(epoch, lease_until)| RuntimeCommand::RenewLease { epoch, host: host(1), lease_until }),
         1 => (epoch.clone(), time.clone()).prop_map(|(epoch, at)| RuntimeCommand::RecordActivity { epoch, at, open_streams: 0, source: ActivitySource::Link(link(1)) }),
+        1 => time.clone().prop_map(|at| RuntimeCommand::BeginJob { at, by: user(1) }),
         1 => time.clone().prop_map(|until| RuntimeCommand::KeepAwake { until, reason: "r".to_owned(), by: user(1), max: Millis::from_hours(1), now: at(50) }),
         2 => time.clone().prop_map(|now| RuntimeCommand::RequestSleep { cause: idle(), now }),
+        1 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::PlaceAnew { epoch, host: host(number) }),
         2 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::ReportSlept { epoch, host: host(number) }),
         1 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::ReportFailed { epoch, host: host(number), reason: "broken".to_owned() }),
         1 => (epoch, any::<bool>(), time).prop_map(|(epoch, confirms, now)| RuntimeCommand::DeclareLost { epoch, confirmed_by: confirms.then(|| host(1)), now }),

@@ -3,7 +3,6 @@
 //! What machine a host is, and where, is shown to nobody. An enrolment's token is shown once, or put into a file that only its owner may
 //! read.
 
-use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,7 +13,6 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::failure::{Exit, Failure};
-use super::here::{self, Workspace};
 use super::instant::parse_length;
 use super::output::{Output, cell, printable};
 use super::private_file;
@@ -61,7 +59,7 @@ On the machine that is to be the host:
     #[command(after_help = "\
 It goes to the role that deploy/aws/organization makes, whose instance profile is envforge-DEPLOYMENT-ORGANIZATION:
   terraform apply -var instance_policy=\"$(envforge host policy --deployment NAME --key ARN)\" …
-It names workspaces: print and apply it anew where some came or went.")]
+It reads the organization's enrolment tokens and no secret, and stays as it is whichever workspaces come and go.")]
     Policy {
         /// `deployment` of the fleet's file
         #[arg(long, value_name = "NAME")]
@@ -69,9 +67,6 @@ It names workspaces: print and apply it anew where some came or went.")]
         /// The organization's KMS key: `kms_key_arn` of deploy/aws/organization
         #[arg(long, value_name = "ARN")]
         key: KeyArn,
-        /// Name those that may be on the machines; all that are not archived where it is left out
-        #[arg(long = "workspace", value_name = "WORKSPACE")]
-        workspaces: Vec<String>,
     },
 }
 
@@ -111,42 +106,21 @@ pub(super) async fn run(context: &Context, arguments: HostArguments) -> Result<E
                 format!("The host {} is trusted no more; {awake}. {closed}", printable(&host))
             })?;
         }
-        HostVerb::Policy { deployment, key, workspaces } => {
-            let policy = policy(context, org, deployment, key, &workspaces).await?;
-            let document = policy.document().map_err(|error| {
-                Failure::usage(error.to_string(), "name those that may be on the machines with --workspace")
-            })?;
+        HostVerb::Policy { deployment, key } => {
+            let policy = policy(context, org, deployment, key).await?;
+            let document = policy.document().map_err(|error| Failure::local(error.to_string(), ""))?;
             output.result(&document, || serde_json::to_string_pretty(&document).unwrap_or_default())?;
         }
     }
     Ok(Exit::Ok)
 }
 
-/// For these workspaces, by slug or id, or for all that are not archived.
-async fn policy(
-    context: &Context,
-    org: &str,
-    deployment: Deployment,
-    key: KeyArn,
-    wanted: &[String],
-) -> Result<InstancePolicy, Failure> {
-    // Whoever may see hosts sees all workspaces: a policy for a part of them would leave machines without their secrets.
-    context.client.get(&["v1", "orgs", org, "hosts"], &[]).await?;
+/// Of the machines of the organization that this is about.
+async fn policy(context: &Context, org: &str, deployment: Deployment, key: KeyArn) -> Result<InstancePolicy, Failure> {
     let organization = context.client.get(&["v1", "orgs", org], &[]).await?.body;
-    let known = here::workspaces(context, org).await?;
-    let means = |name: &String, workspace: &Workspace| *name == workspace.slug || *name == workspace.id;
-    if let Some(unknown) = wanted.iter().find(|name| !known.iter().any(|workspace| means(name, workspace))) {
-        let what = format!("no workspace is called {}", printable(unknown));
-        return Err(Failure::usage(what, "`envforge workspace ls` lists them; archived ones need nothing"));
-    }
-    let meant = known.iter().filter(|workspace| wanted.is_empty() || wanted.iter().any(|name| means(name, workspace)));
-    let (mut workspaces, mut projects) = (BTreeSet::new(), BTreeSet::new());
-    for workspace in meant {
-        workspaces.insert(id(&workspace.id)?);
-        projects.insert(id(&workspace.project)?);
-    }
     let org = id(organization["id"].as_str().unwrap_or_default())?;
-    Ok(InstancePolicy { deployment, org, key, workspaces, projects })
+    let (secrets, workspaces, projects) = Default::default();
+    Ok(InstancePolicy { deployment, org, key, secrets, workspaces, projects })
 }
 
 fn id<T: FromStr<Err: Display>>(text: &str) -> Result<T, Failure> {

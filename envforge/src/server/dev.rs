@@ -177,7 +177,7 @@ async fn start(
     };
     let secret_store = StoreName::File(data.secrets()).open().await?;
     let store = Some(Arc::clone(&secret_store));
-    let hosts = Hosts::new(Arc::clone(&plane.hot));
+    let hosts = Hosts::new(Arc::clone(&plane.hot), true);
     let host =
         roles::start_reactors(running, &plane, &world, &hosts, &runtime, public_authority.clone(), store.clone())
             .await?;
@@ -197,6 +197,7 @@ async fn start(
         public_url: PublicUrl::parse(&api),
         // All of them run in this process.
         gateways: Arc::<envforge_projections::Hot>::clone(&plane.hot),
+        open_shells: envforge_api::OpenShells::new(Arc::clone(&plane.hot), true),
         metrics,
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.

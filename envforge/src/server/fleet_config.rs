@@ -10,6 +10,7 @@ use std::time::Duration;
 use envforge_aws::{AwsConfig, Deployment, Ec2Config, KeyArn, PROVIDER, SsmConfig};
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::OrgId;
+use envforge_domain::limits::SHELL_OPEN_MAX;
 use envforge_domain::time::Millis;
 use envforge_reactors::fleet::{FleetPolicies, FleetPolicy, Shape};
 use serde::Deserialize;
@@ -22,6 +23,14 @@ const BOOT_DEADLINE_SECONDS: u64 = 300;
 const AGENT_DEADLINE_SECONDS: u64 = 900;
 const GRACE_SECONDS: u64 = 600;
 const GRACE_RANGE: std::ops::RangeInclusive<u64> = 1..=86_400;
+/// AWS looks once a minute ("Status checks for Amazon EC2 instances"), and one look that fails says little.
+const IMPAIRED_SECONDS: u64 = 300;
+const START_PATIENCE_SECONDS: u64 = 6 * 3_600;
+/// A connection to a shell is open for no longer.
+const SHELL_PATIENCE_SECONDS: u64 = SHELL_OPEN_MAX.as_secs();
+const WEEK_SECONDS: u64 = 7 * 86_400;
+/// In place of a shape for shells.
+const NO_SHELLS: &str = "none";
 const LOOK_SECONDS: u64 = 5;
 const VOLUME_GIB: u16 = 40;
 /// Of Amazon Linux.
@@ -71,6 +80,9 @@ struct Machines {
     hibernate: bool,
     boot_deadline_seconds: Option<u64>,
     agent_deadline_seconds: Option<u64>,
+    impaired_seconds: Option<u64>,
+    start_patience_seconds: Option<u64>,
+    shell_patience_seconds: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -87,6 +99,7 @@ struct Size {
 #[serde(deny_unknown_fields)]
 struct Organization {
     secrets_key: Option<String>,
+    security_groups: Option<Vec<String>>,
     machines_max: Option<usize>,
     grace_seconds: Option<u64>,
     warm: Option<usize>,
@@ -172,17 +185,27 @@ impl Settings {
         let look_seconds = self.look_seconds.unwrap_or(LOOK_SECONDS);
         mistakes.within("look_seconds", look_seconds, 1..=300);
         let default = self.policy(&mut mistakes);
-        let (mut of, mut key_of) = (HashMap::new(), BTreeMap::new());
+        let (mut of, mut key_of, mut security_groups_of) = (HashMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, differs) in &self.organizations {
             let Some(org) = mistakes.parsed::<OrgId>("organizations", name) else { continue };
             let at = |key: &str| format!("organizations.{name}.{key}");
             if let Some(seconds) = differs.grace_seconds {
                 mistakes.within(&at("grace_seconds"), seconds, GRACE_RANGE);
             }
+            if let Some(groups) = &differs.security_groups {
+                groups.iter().for_each(|group| mistakes.begins(&at("security_groups"), group, "sg-"));
+                security_groups_of.insert(org, groups.clone());
+            }
             let grace = differs.grace_seconds.map_or(default.grace, Millis::from_secs);
             let machines_max = differs.machines_max.unwrap_or(default.machines_max);
             let warm = differs.warm.unwrap_or(default.warm);
-            bounded(&mut mistakes, &format!("organizations.{name}."), machines_max, warm);
+            bounded(
+                &mut mistakes,
+                &format!("organizations.{name}."),
+                machines_max,
+                warm,
+                default.shell_shape.is_some(),
+            );
             of.insert(org, FleetPolicy { grace, machines_max, warm, ..default.clone() });
             match differs.secrets_key.as_ref().or(self.secrets_key.as_ref()) {
                 Some(key) => {
@@ -216,6 +239,7 @@ impl Settings {
             image: self.image,
             subnets: self.subnets,
             security_groups: self.security_groups,
+            security_groups_of,
             root_device,
             volume_gib,
             volume_key,
@@ -244,20 +268,36 @@ impl Settings {
         mistakes.within("machines.boot_deadline_seconds", deadline, 10..=3_600);
         let agent = machines.agent_deadline_seconds.unwrap_or(AGENT_DEADLINE_SECONDS);
         mistakes.within("machines.agent_deadline_seconds", agent, 10..=86_400);
-        bounded(mistakes, "machines.", machines.machines_max, machines.warm);
+        let impaired = machines.impaired_seconds.unwrap_or(IMPAIRED_SECONDS);
+        mistakes.within("machines.impaired_seconds", impaired, IMPAIRED_SECONDS..=86_400);
+        let start_patience = machines.start_patience_seconds.unwrap_or(START_PATIENCE_SECONDS);
+        mistakes.within("machines.start_patience_seconds", start_patience, 600..=WEEK_SECONDS);
+        let shell_patience = machines.shell_patience_seconds.unwrap_or(SHELL_PATIENCE_SECONDS);
+        mistakes.within("machines.shell_patience_seconds", shell_patience, 0..=WEEK_SECONDS);
+        let shapes: Vec<Shape> =
+            machines.shapes.iter().filter_map(|name| self.shape(mistakes, "machines.shapes", name)).collect();
+        let shell_shape = match machines.shell_shape.as_deref() {
+            Some(NO_SHELLS) => None,
+            Some(name) => self.shape(mistakes, "machines.shell_shape", name),
+            // A shell is always there, unless somebody says otherwise.
+            None => {
+                shapes.iter().min_by_key(|shape| (shape.capacity.memory_mib, shape.capacity.cpu_millicores)).cloned()
+            }
+        };
+        bounded(mistakes, "machines.", machines.machines_max, machines.warm, shell_shape.is_some());
         FleetPolicy {
             provider: PROVIDER.to_owned(),
-            shapes: machines.shapes.iter().filter_map(|name| self.shape(mistakes, "machines.shapes", name)).collect(),
-            shell_shape: machines
-                .shell_shape
-                .as_ref()
-                .and_then(|name| self.shape(mistakes, "machines.shell_shape", name)),
+            shapes,
+            shell_shape,
             grace: Millis::from_secs(grace),
             warm: machines.warm,
             hibernate: machines.hibernate,
             machines_max: machines.machines_max,
             boot_deadline: Millis::from_secs(deadline),
             agent_deadline: Millis::from_secs(agent),
+            impaired_after: Millis::from_secs(impaired),
+            start_patience: Millis::from_secs(start_patience),
+            shell_patience: Millis::from_secs(shell_patience),
         }
     }
 
@@ -271,7 +311,11 @@ impl Settings {
     }
 }
 
-fn bounded(mistakes: &mut Mistakes, at: &str, machines_max: usize, warm: usize) {
+fn bounded(mistakes: &mut Mistakes, at: &str, machines_max: usize, warm: usize, shells: bool) {
+    if machines_max == 1 && shells {
+        let why = "1 leaves none for runtimes beside the machine for shells: 2 or more, or `shell_shape = \"none\"`";
+        mistakes.add(&format!("{at}machines_max"), why);
+    }
     if machines_max > MACHINES_MAX {
         mistakes.add(&format!("{at}machines_max"), format!("{machines_max} is more than {MACHINES_MAX}"));
     }
@@ -309,6 +353,7 @@ hibernates = true
 
 [organizations.org_0190000000007000800000000000002a]
 secrets_key = "alias/acme"
+security_groups = ["sg-2"]
 machines_max = 20
 "#;
 
@@ -325,11 +370,30 @@ machines_max = 20
         let default = &config.policies.default;
         assert_eq!((default.grace, default.boot_deadline), (Millis::from_minutes(10), Millis::from_minutes(5)));
         assert_eq!(default.agent_deadline, Millis::from_minutes(15));
-        assert_eq!((default.shapes.len(), default.shell_shape.clone(), default.machines_max), (2, None, 6));
+        assert_eq!((default.shapes.len(), default.machines_max), (2, 6));
+        assert_eq!((default.impaired_after, default.start_patience), (Millis::from_minutes(5), Millis::from_hours(6)));
+        assert_eq!(default.shell_patience, Millis::from_hours(24));
         let (org, own) = config.policies.of.iter().next().unwrap();
         assert_eq!((own.machines_max, own.grace), (20, default.grace));
         assert_eq!(config.ssm.key_of[org], "alias/acme");
+        assert_eq!(config.ec2.security_groups_of[org], ["sg-2"]);
         assert_eq!(config.ec2.hibernating, ["m7g.xlarge".to_owned()].into());
+    }
+
+    #[test]
+    fn shells_have_a_machine_of_the_smallest_shape_unless_the_file_says_otherwise() {
+        let shell_shape = |line: &str| {
+            let text = GOOD.replace("machines_max = 6", &format!("machines_max = 6\n{line}"));
+            read(&text).map(|config| config.policies.default.shell_shape.map(|shape| shape.name))
+        };
+        assert_eq!(shell_shape(""), Ok(Some("m7g.large".to_owned())));
+        assert_eq!(shell_shape("shell_shape = \"m7g.xlarge\""), Ok(Some("m7g.xlarge".to_owned())));
+        assert_eq!(shell_shape("shell_shape = \"none\""), Ok(None));
+        let told = shell_shape("shell_shape = \"t4g.nano\"").unwrap_err();
+        assert!(told.contains("`machines.shell_shape`: [shapes.\"t4g.nano\"] is missing"), "{told}");
+        let told = read(&GOOD.replace("machines_max = 6", "machines_max = 1")).err().unwrap();
+        assert!(told.contains("`machines.machines_max`: 1 leaves none for runtimes"), "{told}");
+        assert!(read(&GOOD.replace("machines_max = 6", "machines_max = 1\nshell_shape = \"none\"")).is_ok());
     }
 
     #[test]
@@ -345,12 +409,13 @@ machines_max = 20
             .replace("https://agents", "http://agents")
             .replace("ami-0123456789abcdef0\"", "debian\"\nroot_device = \"sda1\"")
             .replace("\"m7g.large\", ", "\"m7g.huge\", ")
-            .replace("machines_max = 6", "machines_max = 6\nwarm = 7\ngrace_seconds = 0")
+            .replace("machines_max = 6", "machines_max = 6\nwarm = 7\ngrace_seconds = 0\nimpaired_seconds = 15")
             .replace("secrets_key = \"alias/acme\"", "secrets_key = \"alias/acme\"\nwarm = 21");
         let told = read(&wrong).err().unwrap();
         for part in [
             "fleet.toml",
-            "7 mistakes",
+            "8 mistakes",
+            "`machines.impaired_seconds`: 15 is not within 300 to 86400",
             "`root_device`: `sda1` is none; `/dev/xvda`",
             "`agents_url`",
             "https://",

@@ -178,6 +178,35 @@ impl Site {
         answer["access_token"].as_str().unwrap().to_owned()
     }
 
+    /// Somebody of the organization's people, with a password, as a developer.
+    pub(crate) fn add_developer(&self, email: &str, password: &str) {
+        let add = ["org", "member", "add", "--email", email, "--name", "Dana", "--password-stdin"];
+        let added = self.run("config", &add, password);
+        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        self.json(&["org", "role", "assign", email, "developer"]);
+    }
+
+    /// The owner, at another API from another machine.
+    pub(crate) fn sign_in_owner_as(&self, who: &str, api: &str) {
+        self.sign_in_as(who, OWNER, &self.password, api);
+    }
+
+    /// `who`: the folder in which that person's machine keeps what a login was.
+    pub(crate) fn sign_in_as(&self, who: &str, email: &str, password: &str, api: &str) {
+        let signed_in = self.run(who, &["login", "--api", api, "--email", email, "--password-stdin"], password);
+        assert!(signed_in.status.success(), "{}", String::from_utf8_lossy(&signed_in.stderr));
+    }
+
+    /// A command line of somebody's, to its end.
+    pub(crate) fn run(&self, who: &str, args: &[&str], stdin: &str) -> Output {
+        let mut command = self.command_of(who, args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A command that asks for nothing may be gone already.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
     pub(crate) fn answers(&self) -> Vec<(String, Vec<u8>)> {
         self.answers.lock().unwrap().clone()
     }

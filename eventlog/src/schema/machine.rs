@@ -2,7 +2,9 @@
 
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::{HostId, OrgId};
-use envforge_domain::machine::{MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StopMode};
+use envforge_domain::machine::{
+    MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StartFailure, StopMode,
+};
 
 use super::wire::{events, object, tokens};
 
@@ -13,6 +15,7 @@ events! {
         "machine.launch_failed.v1" => LaunchFailed { reason: String = "reason" },
         "machine.start_requested.v1" => StartRequested { cause: MachineCause = "cause" },
         "machine.started.v1" => Started,
+        "machine.start_failed.v1" => StartFailed { why: StartFailure = "why", reason: String = "reason" },
         "machine.stop_requested.v1" => StopRequested { mode: StopMode = "mode", cause: MachineCause = "cause" },
         "machine.stopped.v1" => Stopped { mode: StopMode = "mode" },
         "machine.unhealthy.v1" => Unhealthy { reason: String = "reason" },
@@ -50,6 +53,16 @@ tokens! {
         "drift" => Drift,
         "operator" => Operator,
         "unused" => Unused,
+        "no_hibernation" => NoHibernation,
+    }
+}
+
+tokens! {
+    StartFailure {
+        "capacity" => Capacity,
+        "quota" => Quota,
+        "refused" => Refused,
+        "stopped_again" => StoppedAgain,
     }
 }
 

@@ -1,6 +1,8 @@
 //! One sample of each event of machines.
 
-use envforge_domain::machine::{MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StopMode};
+use envforge_domain::machine::{
+    MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StartFailure, StopMode,
+};
 
 use super::*;
 
@@ -24,13 +26,16 @@ pub(crate) fn samples(host: HostId, org: OrgId, capacity: Capacity) -> Vec<Machi
         MachineCause::Drift,
         MachineCause::Operator,
         MachineCause::Unused,
+        MachineCause::NoHibernation,
     ];
+    let failures = [StartFailure::Capacity, StartFailure::Quota, StartFailure::Refused, StartFailure::StoppedAgain];
     let modes = [StopMode::Stop, StopMode::Hibernate];
     let mut all = Vec::from(requested);
     all.push(MachineEvent::Launched { instance: "i-0c1e5b2a7d3f49680".to_owned() });
     all.push(MachineEvent::LaunchFailed { reason: "no capacity for m7g.large".to_owned() });
     all.extend(causes.map(|cause| MachineEvent::StartRequested { cause }));
     all.push(MachineEvent::Started);
+    all.extend(failures.map(|why| MachineEvent::StartFailed { why, reason: "no capacity for m7g.large".to_owned() }));
     all.extend(modes.map(|mode| MachineEvent::StopRequested { mode, cause: MachineCause::Idle }));
     all.extend(modes.map(|mode| MachineEvent::Stopped { mode }));
     all.push(MachineEvent::Unhealthy { reason: "the instance's status check failed".to_owned() });

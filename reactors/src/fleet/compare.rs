@@ -37,9 +37,9 @@ pub enum Finding {
         host: HostId,
         instance: String,
     },
+    /// The provider's status checks of it fail. It counts once they have for long enough.
     Impaired {
         host: HostId,
-        reason: String,
     },
     Strange {
         instance: String,
@@ -169,8 +169,7 @@ impl Compared {
             }
             (Power::On, InstanceState::Running) => {
                 if instance.impaired && !live.unhealthy {
-                    let reason = "the provider's status checks of the instance fail".to_owned();
-                    self.findings.push(Finding::Impaired { host, reason });
+                    self.findings.push(Finding::Impaired { host });
                 }
             }
             // On its way to where it is to be, or about to be there.

@@ -64,7 +64,7 @@ pub enum Due {
 /// Holds what lies in the store for a machine's host against what has to. `kept`: `None` where nothing lies there. `held`: the
 /// token that this process could put.
 pub fn due(known: &KnownMachine, kept: Option<Option<TokenDigest>>, held: Option<TokenDigest>, now: UnixMillis) -> Due {
-    if !known.awaits_enrolment() {
+    if !known.awaits_enrolment(now) {
         return if kept.is_some() { Due::Remove } else { Due::Nothing };
     }
     let lasts = |open: &&Enrolment| now.plus(LEFT_MIN) < open.expires_at;
@@ -92,7 +92,7 @@ impl Enrolling {
             }
         }
         for (org, machines) in machines {
-            if !self.list(org, machines.iter().any(|(_, machine)| machine.awaits_enrolment()), now).await {
+            if !self.list(org, machines.iter().any(|(_, machine)| machine.awaits_enrolment(now)), now).await {
                 continue;
             }
             for (host, machine) in machines {

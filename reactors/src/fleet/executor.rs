@@ -12,7 +12,7 @@ use envforge_domain::access::{Action, Denial, Resource};
 use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Component, Position};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId};
-use envforge_domain::machine::{Machine, MachineCommand, MachineTerms};
+use envforge_domain::machine::{Machine, MachineCause, MachineCommand, MachineTerms, StartFailure, StopMode};
 use envforge_domain::slug::InvalidSlug;
 use envforge_domain::time::SharedClock;
 use envforge_runtime::secret_store::StoreError;
@@ -73,6 +73,23 @@ pub fn machine_key(provider: &str, instance: &str) -> String {
     format!("{provider}-{instance}")
 }
 
+/// What a refused start means for its machine; `None` where the next look may ask again.
+fn start_failure(error: &ProviderError) -> Option<StartFailure> {
+    match error {
+        ProviderError::Capacity { .. } => Some(StartFailure::Capacity),
+        ProviderError::Quota { .. } => Some(StartFailure::Quota),
+        ProviderError::Unsupported { .. }
+        | ProviderError::Unauthorized { .. }
+        | ProviderError::TokenMismatch
+        | ProviderError::Invalid { .. } => Some(StartFailure::Refused),
+        // It is gone, which the next looks find.
+        ProviderError::NotFound { .. }
+        | ProviderError::Throttled
+        | ProviderError::NotNow { .. }
+        | ProviderError::Unavailable { .. } => None,
+    }
+}
+
 impl Executor {
     pub fn new(provider: Arc<dyn MachineProvider>, commands: Commands, clock: SharedClock) -> Self {
         Self { provider, commands, clock }
@@ -92,17 +109,38 @@ impl Executor {
             Act::Start { terms, instance } => {
                 let now = self.look(terms, instance).await?;
                 // Whoever was faster has done it; while it stops, the next look asks again.
-                if now.state == InstanceState::Stopped {
-                    self.provider.start(instance).await?;
+                if now.state != InstanceState::Stopped {
+                    return Ok(None);
                 }
-                Ok(None)
+                match self.provider.start(instance).await {
+                    Ok(()) => Ok(None),
+                    Err(error) => match start_failure(&error) {
+                        Some(why) => {
+                            let report = MachineCommand::ReportStartFailed { why, reason: error.to_string() };
+                            let context = self.caused(grounds, "start failed");
+                            self.command(terms.org, terms.host, grounds.position, &context, &report).await.map(Some)
+                        }
+                        None => Err(error.into()),
+                    },
+                }
             }
             Act::Stop { terms, instance, mode } => {
                 let now = self.look(terms, instance).await?;
-                if now.state == InstanceState::Running {
-                    self.provider.stop(instance, *mode).await?;
+                if now.state != InstanceState::Running {
+                    return Ok(None);
                 }
-                Ok(None)
+                // What it was launched for counts, whatever the policy says by now.
+                if *mode == StopMode::Hibernate && !now.hibernates {
+                    return self.stop_instead(terms, grounds).await.map(Some);
+                }
+                match self.provider.stop(instance, *mode).await {
+                    Ok(()) => Ok(None),
+                    Err(ProviderError::Unsupported { reason }) if *mode == StopMode::Hibernate => {
+                        tracing::warn!(%instance, %reason, "a machine does not hibernate; it is stopped instead");
+                        self.stop_instead(terms, grounds).await.map(Some)
+                    }
+                    Err(error) => Err(error.into()),
+                }
             }
             Act::Terminate { terms, instance } => {
                 let now = self.look(terms, instance).await?;
@@ -112,6 +150,13 @@ impl Executor {
                 Ok(None)
             }
         }
+    }
+
+    /// The next look asks for the stop.
+    async fn stop_instead(&self, terms: &MachineTerms, grounds: Grounds) -> Result<Position, ActError> {
+        let stop = MachineCommand::Stop { mode: StopMode::Stop, cause: MachineCause::NoHibernation };
+        let context = self.caused(grounds, "stop instead");
+        self.command(terms.org, terms.host, grounds.position, &context, &stop).await
     }
 
     async fn launch(&self, host: HostId, terms: &MachineTerms, grounds: Grounds) -> Result<Position, ActError> {

@@ -10,11 +10,12 @@ use envforge_domain::denial::DenialEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, Enrolment, Host, HostEvent};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
-use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, Power};
+use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
+use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachineEvent, Power};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::time::{Millis, UnixMillis};
 
-use super::plan::{AgentState, Demand, Failures, MachineView, OrganizationFleet};
+use super::plan::{AgentState, Demand, Failures, MachineView, OrganizationFleet, Starts};
 use crate::world::{KnownRuntime, World, needs};
 
 /// What an agent is refused with that comes with a token that it, or another one, has used.
@@ -32,6 +33,10 @@ pub struct KnownMachine {
     pub requested_at: UnixMillis,
     /// When it last came up.
     pub up_at: UnixMillis,
+    pub starts: Starts,
+    /// When it was last stopped because its status checks failed.
+    pub stopped_for_checks_at: Option<UnixMillis>,
+    pub drained_at: Option<UnixMillis>,
     pub host: KnownHost,
 }
 
@@ -43,6 +48,8 @@ pub struct KnownHost {
     pub commit: Option<CommitId>,
     pub issued_at: UnixMillis,
     pub enrolled_at: UnixMillis,
+    /// Since when an agent could have enrolled at any time and has not.
+    pub awaited_since: Option<UnixMillis>,
     /// When an agent last came with a used token: it lost what it had got for it.
     lost_at: UnixMillis,
     /// How long those that agents connect to have missed it, as they last said; zero since it came or the machine came up.
@@ -51,12 +58,18 @@ pub struct KnownHost {
 
 impl KnownHost {
     fn apply(&mut self, event: &HostEvent, recorded: &Recorded) {
+        if let HostEvent::EnrolmentIssued { .. } = event {
+            // One token after the other, without a gap between them, is one wait.
+            let goes_on = self.open().is_some_and(|open| recorded.recorded_at < open.expires_at);
+            self.awaited_since = self.awaited_since.filter(|_| goes_on).or(Some(recorded.recorded_at));
+        }
         self.state = Host::evolve(std::mem::take(&mut self.state), event);
         self.commit = Some(recorded.commit.id);
         match event {
             HostEvent::EnrolmentIssued { .. } => self.issued_at = recorded.recorded_at,
             HostEvent::Registered { .. } | HostEvent::Enrolled { .. } => {
                 (self.enrolled_at, self.away) = (recorded.recorded_at, Millis::ZERO);
+                self.awaited_since = None;
             }
             HostEvent::AgentLookedFor { away } => self.away = *away,
             HostEvent::Placed { .. }
@@ -84,13 +97,17 @@ impl KnownHost {
 
 impl KnownMachine {
     /// What is known of its agent.
-    pub fn agent(&self) -> AgentState {
+    pub fn agent(&self, now: UnixMillis) -> AgentState {
         match &self.host.state {
             Host::Unknown => AgentState::Absent,
             Host::Expected(_) => AgentState::Awaited,
             Host::Active(ActiveHost { draining: true, .. }) => AgentState::Draining,
-            Host::Active(ActiveHost { agent: Some(agent), .. }) if agent.certificate_expires_at <= self.up_at => {
-                AgentState::Lapsed { at: agent.certificate_expires_at }
+            // What it was renewed to since is recorded at that interval.
+            Host::Active(ActiveHost { agent: Some(agent), .. })
+                if agent.certificate_expires_at <= self.up_at
+                    || agent.certificate_expires_at.plus(RENEWAL_RECORD_INTERVAL) <= now =>
+            {
+                AgentState::Lapsed { at: agent.certificate_expires_at, awaited: self.host.awaited_since }
             }
             Host::Active(_) => AgentState::Enrolled,
             Host::Revoked => AgentState::Revoked,
@@ -99,12 +116,12 @@ impl KnownMachine {
     }
 
     /// Whether an enrolment token has to lie ready for its agent.
-    pub fn awaits_enrolment(&self) -> bool {
+    pub fn awaits_enrolment(&self, now: UnixMillis) -> bool {
         let stays = matches!(
             &self.state,
             Machine::Live(LiveMachine { power: Power::Starting | Power::On, draining: false, unhealthy: false, .. })
         );
-        let wanted = match self.agent() {
+        let wanted = match self.agent(now) {
             AgentState::Absent | AgentState::Awaited | AgentState::Lapsed { .. } => true,
             AgentState::Enrolled => self.host.lost_at > self.host.enrolled_at,
             AgentState::Draining | AgentState::Revoked | AgentState::Retired => false,
@@ -211,6 +228,9 @@ impl Known {
             correlation: recorded.commit.correlation,
             requested_at: at,
             up_at: at,
+            starts: Starts::default(),
+            stopped_for_checks_at: None,
+            drained_at: None,
             host: KnownHost::default(),
         });
         let never_up = matches!(known.state, Machine::Requested { .. })
@@ -222,8 +242,15 @@ impl Known {
             MachineEvent::Started => {
                 known.up_at = at;
                 known.host.away = Millis::ZERO;
+                known.starts.failures = Failures::default();
                 self.used_at.insert(host, at);
             }
+            MachineEvent::Launched { .. } | MachineEvent::StartRequested { .. } => known.starts.asked_at = at,
+            MachineEvent::StartFailed { .. } => known.starts.failures.add(at),
+            MachineEvent::StopRequested { cause: MachineCause::Unhealthy, .. } => {
+                known.stopped_for_checks_at = Some(at);
+            }
+            MachineEvent::Draining { .. } => known.drained_at = Some(at),
             // Nobody ever enrolled on it: as good as a launch that failed.
             MachineEvent::Unhealthy { .. } if !known.host.was_enrolled() => {
                 self.failures.entry(org).or_default().add(at);
@@ -231,12 +258,9 @@ impl Known {
             MachineEvent::LaunchFailed { .. } => self.failures.entry(org).or_default().add(at),
             MachineEvent::Terminated { .. } if never_up => self.failures.entry(org).or_default().add(at),
             MachineEvent::Requested { .. }
-            | MachineEvent::Launched { .. }
-            | MachineEvent::StartRequested { .. }
             | MachineEvent::StopRequested { .. }
             | MachineEvent::Stopped { .. }
             | MachineEvent::Unhealthy { .. }
-            | MachineEvent::Draining { .. }
             | MachineEvent::TerminationRequested { .. }
             | MachineEvent::Terminated { .. }
             | MachineEvent::StrangeReported { .. } => {}
@@ -267,12 +291,13 @@ impl Known {
     }
 
     /// What the planner is told of one organization.
-    pub fn fleet_of(&self, org: OrgId) -> OrganizationFleet {
+    pub fn fleet_of(&self, org: OrgId, now: UnixMillis) -> OrganizationFleet {
+        let shells = self.world.shells_open();
         let of_org = |known: &KnownMachine| known.state.terms().is_some_and(|terms| terms.org == org);
         let machines = self.machines.iter().filter(|(_, known)| of_org(known));
         OrganizationFleet {
             org,
-            machines: machines.filter_map(|(host, known)| self.view(*host, known)).collect(),
+            machines: machines.filter_map(|(host, known)| self.view(*host, known, &shells, now)).collect(),
             demands: self.demands(org),
             workspaces: self.active_workspaces().filter(|(_, of)| *of == org).count(),
             requested_ever: self.machines.values().filter(|known| of_org(known)).count(),
@@ -280,7 +305,13 @@ impl Known {
         }
     }
 
-    fn view(&self, host: HostId, known: &KnownMachine) -> Option<MachineView> {
+    fn view(
+        &self,
+        host: HostId,
+        known: &KnownMachine,
+        shells: &HashMap<HostId, usize>,
+        now: UnixMillis,
+    ) -> Option<MachineView> {
         let terms = known.state.terms()?;
         let placed: BTreeMap<WorkspaceId, Capacity> = self.world.placement().placed(host).unwrap_or_default();
         let awake_here =
@@ -292,24 +323,34 @@ impl Known {
             purpose: terms.purpose,
             capacity: terms.capacity,
             state: known.state.clone(),
-            agent: known.agent(),
+            agent: known.agent(now),
+            requested_at: known.requested_at,
             up_at: known.up_at,
             away: known.host.away,
+            starts: known.starts,
+            impaired_since: None,
+            stopped_for_checks_at: known.stopped_for_checks_at,
+            drained_at: known.drained_at,
             placed,
             stale,
+            open_shells: shells.get(&host).copied().unwrap_or_default(),
             used_at: self.used_at.get(&host).copied().unwrap_or(known.requested_at),
         })
     }
 
-    /// Wakes that no host has taken yet.
+    /// Wakes that no host has taken yet, and those whose host is a machine that may be off.
     fn demands(&self, org: OrgId) -> Vec<Demand> {
-        let waiting = |known: &KnownRuntime| matches!(known.state, Runtime::Waking { host: None, .. });
+        let waiting = |known: &KnownRuntime| {
+            let ours = |host: HostId| self.machines.contains_key(&host);
+            matches!(known.state, Runtime::Waking { host, .. } if host.is_none_or(ours))
+        };
         let runtimes = self.world.runtimes().filter(|(_, known)| known.org == org && waiting(known));
         runtimes
             .filter_map(|(workspace, known)| {
                 let active = self.world.workspace(workspace)?;
                 let before = self.world.placement().last_host_of(workspace);
-                Some(Demand { workspace, org: known.org, needs: needs(active), before })
+                let taken_by = known.state.host();
+                Some(Demand { workspace, org: known.org, needs: needs(active), before, taken_by })
             })
             .collect()
     }

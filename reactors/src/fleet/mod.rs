@@ -16,13 +16,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_commands::{Commands, Context, hosts};
+use envforge_commands::{Commands, Context, hosts, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position};
 use envforge_domain::host::HostCommand;
-use envforge_domain::ids::{HostId, OrgId};
-use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, Power};
-use envforge_domain::time::SharedClock;
+use envforge_domain::ids::{CommitId, HostId, OrgId};
+use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, Power, StartFailure};
+use envforge_domain::runtime::{Runtime, RuntimeCommand};
+use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_eventlog::{Follow, LogError, SharedLog};
 use envforge_runtime::{Instance, MachineProvider};
 use futures_util::StreamExt;
@@ -35,14 +36,14 @@ pub use enrolling::{DrawSecret, Due, Enrolling, due};
 pub use executor::{ActError, Executor, Grounds, launch_token, machine_key};
 pub use known::{Known, KnownHost, KnownMachine};
 pub use plan::{
-    AgentState, Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Step,
+    AgentState, Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Starts, Step,
     WhyGivenUp, plan,
 };
 
 use crate::following::Following;
 use crate::permit::system_permit;
 
-/// How many looks in a row must agree before an instance counts as gone, or as failing.
+/// How many looks in a row must agree before an instance counts as gone, or as stopped again.
 const LOOKS_BEFORE_BELIEVED: u32 = 3;
 /// Acts carried to the provider at one time.
 const ACTS_AT_ONCE: usize = 8;
@@ -50,12 +51,12 @@ const ACTS_AT_ONCE: usize = 8;
 /// For metrics: all but those that are over.
 const STANDINGS: [&str; 6] = ["requested", "starting", "booting", "on", "stopping", "off"];
 
-fn standing(known: &KnownMachine) -> &'static str {
+fn standing(known: &KnownMachine, now: UnixMillis) -> &'static str {
     match &known.state {
         Machine::Requested { .. } => "requested",
         Machine::Live(live) => match live.power {
             Power::Starting => "starting",
-            Power::On if known.awaits_enrolment() => "booting",
+            Power::On if known.awaits_enrolment(now) => "booting",
             Power::On => "on",
             Power::Stopping(_) | Power::Ending => "stopping",
             Power::Off(_) => "off",
@@ -90,7 +91,10 @@ pub struct Fleet {
     /// What was written must be read before it is planned again.
     ahead: Position,
     missed: HashMap<HostId, u32>,
-    impaired: HashMap<HostId, u32>,
+    /// Since when.
+    impaired: HashMap<HostId, UnixMillis>,
+    /// Starts that the provider took: of which commit, and how many looks found the machine stopped since.
+    started: HashMap<HostId, (CommitId, u32)>,
 }
 
 impl Fleet {
@@ -116,6 +120,7 @@ impl Fleet {
             ahead: Position::START,
             missed: HashMap::new(),
             impaired: HashMap::new(),
+            started: HashMap::new(),
         }
     }
 
@@ -163,7 +168,8 @@ impl Fleet {
                 tracing::warn!(?finding, %error, "what the provider shows was not recorded");
             }
         }
-        self.carry_out(&compared.acts).await;
+        let acts = self.without_started(compared.acts, &instances).await;
+        self.carry_out(&acts).await;
         let position = self.enrolling.look(&self.known, &self.commands, self.clock.now()).await;
         self.ahead = self.ahead.max(position);
         self.count();
@@ -177,9 +183,10 @@ impl Fleet {
 
     /// Machines by where they stand.
     fn count(&self) {
+        let now = self.clock.now();
         let mut counts: BTreeMap<&str, u32> = STANDINGS.iter().map(|standing| (*standing, 0)).collect();
         for known in self.known.machines().values() {
-            *counts.entry(standing(known)).or_default() += 1;
+            *counts.entry(standing(known, now)).or_default() += 1;
         }
         counts.remove("over");
         for (state, count) in counts {
@@ -187,13 +194,13 @@ impl Fleet {
         }
     }
 
-    /// Counts how often in a row something was missing or failing.
+    /// Counts how often in a row something was missing, and since when it fails.
     fn believe(&mut self, compared: &Compared) {
         let (mut missing, mut failing) = (BTreeSet::new(), BTreeSet::new());
         for finding in &compared.findings {
             match finding {
                 Finding::Missing { host, .. } => missing.insert(*host),
-                Finding::Impaired { host, .. } => failing.insert(*host),
+                Finding::Impaired { host } => failing.insert(*host),
                 Finding::Launched { .. }
                 | Finding::Started { .. }
                 | Finding::Stopped { .. }
@@ -201,12 +208,45 @@ impl Fleet {
                 | Finding::Strange { .. } => false,
             };
         }
-        for (counts, now) in [(&mut self.missed, missing), (&mut self.impaired, failing)] {
-            counts.retain(|host, _| now.contains(host));
-            for host in now {
-                *counts.entry(host).or_default() += 1;
+        self.missed.retain(|host, _| missing.contains(host));
+        for host in missing {
+            *self.missed.entry(host).or_default() += 1;
+        }
+        let now = self.clock.now();
+        self.impaired.retain(|host, _| failing.contains(host));
+        for host in failing {
+            self.impaired.entry(host).or_insert(now);
+        }
+    }
+
+    /// Leaves out the starts that the provider has taken already, and records those after which the machine stopped again.
+    async fn without_started(&mut self, acts: Vec<Act>, instances: &[Instance]) -> Vec<Act> {
+        let current = |host: &HostId| self.known.machines().get(host).map(|known| known.commit);
+        self.started.retain(|host, (commit, _)| current(host) == Some(*commit));
+        let (mut left, mut stopped) = (Vec::new(), Vec::new());
+        for act in acts {
+            match &act {
+                Act::Start { terms, instance } => match self.started.get_mut(&terms.host) {
+                    None => left.push(act),
+                    Some((_, looks)) => {
+                        *looks += 1;
+                        if *looks >= LOOKS_BEFORE_BELIEVED {
+                            stopped.push((terms.host, instance.clone()));
+                        }
+                    }
+                },
+                Act::Launch { .. } | Act::Stop { .. } | Act::Terminate { .. } => left.push(act),
             }
         }
+        for (host, instance) in stopped {
+            let shown = instances.iter().find(|shown| shown.id == instance).and_then(|shown| shown.reason.clone());
+            let reason = format!("it stopped again: {}", shown.as_deref().unwrap_or("the provider does not say why"));
+            let report = MachineCommand::ReportStartFailed { why: StartFailure::StoppedAgain, reason };
+            if let Err(error) = self.command(host, "start failed", &report).await {
+                tracing::warn!(%host, %error, "a start that failed was not recorded yet");
+            }
+        }
+        left
     }
 
     async fn report(&mut self, finding: &Finding) -> Result<(), ActError> {
@@ -223,17 +263,15 @@ impl Fleet {
             Finding::Started { host }
             | Finding::Stopped { host }
             | Finding::Ended { host, .. }
-            | Finding::Missing { host, .. }
-            | Finding::Impaired { host, .. } => *host,
+            | Finding::Missing { host, .. } => *host,
+            // Only for so long does it count.
+            Finding::Impaired { .. } => return Ok(()),
         };
         let (command, purpose) = match finding {
             Finding::Started { .. } => (MachineCommand::ReportStarted, "started"),
             Finding::Stopped { .. } => (MachineCommand::ReportStopped, "stopped"),
             Finding::Ended { end, .. } => (MachineCommand::ReportTerminated { end: *end }, "terminated"),
-            Finding::Impaired { reason, .. } if self.is_believed(&self.impaired, host) => {
-                (MachineCommand::ReportUnhealthy { reason: reason.clone() }, "unhealthy")
-            }
-            Finding::Missing { instance, .. } if self.is_believed(&self.missed, host) => {
+            Finding::Missing { instance, .. } if self.is_missed(host) => {
                 if self.executor.provider().find(instance).await?.is_some() {
                     return Ok(());
                 }
@@ -244,8 +282,8 @@ impl Fleet {
         self.command(host, purpose, &command).await
     }
 
-    fn is_believed(&self, counts: &HashMap<HostId, u32>, host: HostId) -> bool {
-        counts.get(&host).is_some_and(|count| *count >= LOOKS_BEFORE_BELIEVED)
+    fn is_missed(&self, host: HostId) -> bool {
+        self.missed.get(&host).is_some_and(|count| *count >= LOOKS_BEFORE_BELIEVED)
     }
 
     async fn launched(&mut self, host: HostId, instance: &Instance) -> Result<(), ActError> {
@@ -274,7 +312,14 @@ impl Fleet {
             .await;
         for (result, act) in done {
             match result {
-                Ok(position) => self.ahead = self.ahead.max(position.unwrap_or_default()),
+                Ok(Some(position)) => self.ahead = self.ahead.max(position),
+                Ok(None) => {
+                    if let Act::Start { terms, .. } = &act
+                        && let Some(known) = self.known.machines().get(&terms.host)
+                    {
+                        self.started.insert(terms.host, (known.commit, 0));
+                    }
+                }
                 Err(ActError::CrossOrganization { instance }) => {
                     metrics::counter!("envforge_fleet_cross_organization_refused_total").increment(1);
                     tracing::error!(?act, "an instance of another organization was not touched");
@@ -290,7 +335,10 @@ impl Fleet {
 
     async fn plan(&mut self, org: OrgId) {
         let now = self.clock.now();
-        let fleet = self.known.fleet_of(org);
+        let mut fleet = self.known.fleet_of(org, now);
+        for machine in &mut fleet.machines {
+            machine.impaired_since = self.impaired.get(&machine.host).copied();
+        }
         let planned = plan(&fleet, self.policies.get(org), now);
         for refusal in &planned.refusals {
             match refusal {
@@ -328,6 +376,21 @@ impl Fleet {
             self.ahead = self.ahead.max(done.position);
             return Ok(());
         }
+        if let Step::PlaceAnew { workspace, host } = step {
+            let (Some(known), Some(resource)) =
+                (self.known.world.runtime(*workspace), self.known.world.resource(*workspace))
+            else {
+                return Ok(());
+            };
+            let Runtime::Waking { epoch, .. } = known.state else { return Ok(()) };
+            let now = self.clock.now();
+            let permit = system_permit(Component::Fleet, Action::RuntimeReport, resource, self.known.position(), now)?;
+            let context = Context::caused_by(known.commit, known.correlation, "place anew", now);
+            let anew = RuntimeCommand::PlaceAnew { epoch, host: *host };
+            let done = runtimes::report(&self.commands, &permit, &context, *workspace, &anew).await?;
+            self.ahead = self.ahead.max(done.position);
+            return Ok(());
+        }
         let (host, command, purpose) = match step {
             Step::Request { terms, cause } => {
                 (terms.host, MachineCommand::Request { terms: terms.clone(), cause: *cause }, "request")
@@ -345,6 +408,11 @@ impl Fleet {
                 metrics::counter!("envforge_fleet_given_up_total", "reason" => why.token()).increment(1);
                 (*host, MachineCommand::ReportUnhealthy { reason }, "given up")
             }
+            Step::GiveUpChecks { host } => {
+                let reason = "the provider's status checks fail again, after it was stopped and started".to_owned();
+                tracing::warn!(%org, %host, reason, "a machine is given up");
+                (*host, MachineCommand::ReportUnhealthy { reason }, "checks fail")
+            }
             Step::Retire { host } => {
                 let now = self.clock.now();
                 let resource = Resource::Host { org, host: *host };
@@ -355,7 +423,7 @@ impl Fleet {
                 self.ahead = self.ahead.max(done.position);
                 return Ok(());
             }
-            Step::Place { .. } | Step::Release { .. } => return Ok(()),
+            Step::Place { .. } | Step::Release { .. } | Step::PlaceAnew { .. } => return Ok(()),
         };
         if let Step::Request { terms, .. } = step {
             // Nothing caused it but the log as it stands.

@@ -15,9 +15,13 @@ use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
 use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachinePurpose, MachineTerms, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
 
-/// After a launch that failed; doubled for each one that follows, up to `LAUNCH_PAUSE_MAX`.
+/// After a launch or a start that failed; doubled for each one that follows, up to `LAUNCH_PAUSE_MAX`.
 const LAUNCH_PAUSE_MIN: Millis = Millis::from_secs(15);
 const LAUNCH_PAUSE_MAX: Millis = Millis::from_minutes(15);
+/// So many starts must have failed before a machine is replaced for it, however long they took.
+const STARTS_BEFORE_GIVEN_UP: u32 = 8;
+/// A machine whose checks fail again this long after it was stopped for them has not got well by it.
+const STOP_HELPS_FOR: Millis = Millis::from_hours(24);
 
 /// What an operator allows and pays for, for one organization.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,12 @@ pub struct FleetPolicy {
     pub boot_deadline: Millis,
     /// How long the agent of a machine that is up and has nothing awake may be away; then another one takes its place.
     pub agent_deadline: Millis,
+    /// For how long the provider's status checks must fail before they are believed.
+    pub impaired_after: Millis,
+    /// For how long a machine's starts may fail before it is replaced, with its disk.
+    pub start_patience: Millis,
+    /// How long a machine that is drained may wait for the shells that are open on it.
+    pub shell_patience: Millis,
 }
 
 /// A size of machine.
@@ -73,14 +83,32 @@ pub struct MachineView {
     pub capacity: Capacity,
     pub state: Machine,
     pub agent: AgentState,
+    pub requested_at: UnixMillis,
     /// When it last came up.
     pub up_at: UnixMillis,
     /// How long its agent was missed, by whoever was there to miss it; zero while it is there.
     pub away: Millis,
+    pub starts: Starts,
+    /// Since when the provider's status checks fail, as far as this process has seen.
+    pub impaired_since: Option<UnixMillis>,
+    /// When it was last stopped because they did.
+    pub stopped_for_checks_at: Option<UnixMillis>,
+    pub drained_at: Option<UnixMillis>,
     pub placed: BTreeMap<WorkspaceId, Capacity>,
     /// Of those, the ones of which nothing may run there any more.
     pub stale: BTreeSet<WorkspaceId>,
+    /// Shells that are open there by the log.
+    pub open_shells: usize,
     pub used_at: UnixMillis,
+}
+
+/// What became of a machine's starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Starts {
+    /// When it was last wanted up.
+    pub asked_at: UnixMillis,
+    /// Since it was last up.
+    pub failures: Failures,
 }
 
 /// What the log says of a machine's agent.
@@ -92,9 +120,11 @@ pub enum AgentState {
     Awaited,
     /// It takes wakes.
     Enrolled,
-    /// Its certificate had ended when the machine last came up, as far as it was recorded: it has to enrol again.
+    /// Its certificate has ended, or had when the machine last came up, as far as it was recorded: it has to enrol again. `awaited`:
+    /// since when a token for that lies ready.
     Lapsed {
         at: UnixMillis,
+        awaited: Option<UnixMillis>,
     },
     /// A person wants nothing more placed there.
     Draining,
@@ -103,7 +133,7 @@ pub enum AgentState {
     Retired,
 }
 
-/// A wake that no host has taken.
+/// A wake that is not carried out yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demand {
     pub workspace: WorkspaceId,
@@ -111,12 +141,15 @@ pub struct Demand {
     pub needs: Capacity,
     /// Where it ran the last time, and where its checkout lies.
     pub before: Option<HostId>,
+    /// The host that has taken it.
+    pub taken_by: Option<HostId>,
 }
 
-/// Launches that failed one after the other.
+/// Launches, or starts of one machine, that failed one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Failures {
     count: u32,
+    first_at: UnixMillis,
     last_at: UnixMillis,
 }
 
@@ -162,6 +195,15 @@ pub enum Step {
         host: HostId,
         why: WhyGivenUp,
     },
+    /// Its status checks fail again, though it was stopped and started for it.
+    GiveUpChecks {
+        host: HostId,
+    },
+    /// A wake whose host is gone or cannot be started.
+    PlaceAnew {
+        workspace: WorkspaceId,
+        host: HostId,
+    },
 }
 
 /// Why a machine that is up is given up.
@@ -204,8 +246,19 @@ pub struct Plan {
 
 impl Failures {
     pub fn add(&mut self, at: UnixMillis) {
+        if self.count == 0 {
+            self.first_at = at;
+        }
         self.count = self.count.saturating_add(1);
         self.last_at = at;
+    }
+
+    fn any(&self) -> bool {
+        self.count > 0
+    }
+
+    fn last_for(&self, length: Millis) -> bool {
+        self.count >= STARTS_BEFORE_GIVEN_UP && self.last_at.since(self.first_at) >= length
     }
 
     fn until(&self) -> UnixMillis {
@@ -233,8 +286,9 @@ impl MachineView {
     }
 
     /// Why it has to go, where it has to.
-    fn leaves_for(&self, workspaces: usize) -> Option<MachineCause> {
-        if self.live().is_some_and(|live| live.unhealthy) {
+    fn leaves_for(&self, workspaces: usize, policy: &FleetPolicy) -> Option<MachineCause> {
+        let never_starts = !self.is_on() && self.starts.failures.last_for(policy.start_patience);
+        if self.live().is_some_and(|live| live.unhealthy) || never_starts {
             Some(MachineCause::Unhealthy)
         } else if self.is_given_up_by_people() {
             Some(MachineCause::Operator)
@@ -250,12 +304,36 @@ impl MachineView {
     /// Up for so long without an agent that none will come.
     fn is_overdue(&self, deadline: Millis, now: UnixMillis) -> bool {
         let awaited = match self.agent {
-            AgentState::Absent | AgentState::Awaited => true,
+            AgentState::Absent | AgentState::Awaited => Some(self.up_at),
             // A younger certificate may not have been recorded.
-            AgentState::Lapsed { at } => now.since(at) >= RENEWAL_RECORD_INTERVAL,
-            AgentState::Enrolled | AgentState::Draining | AgentState::Revoked | AgentState::Retired => false,
+            AgentState::Lapsed { at, awaited } if now.since(at) >= RENEWAL_RECORD_INTERVAL => {
+                awaited.map(|since| since.max(self.up_at))
+            }
+            AgentState::Lapsed { .. }
+            | AgentState::Enrolled
+            | AgentState::Draining
+            | AgentState::Revoked
+            | AgentState::Retired => None,
         };
-        awaited && self.is_on() && now.since(self.up_at) >= deadline
+        self.is_on() && awaited.is_some_and(|since| now.since(since) >= deadline)
+    }
+
+    /// Wanted up, and not up for a reason that may last.
+    fn fails_to_start(&self, deadline: Millis, now: UnixMillis) -> bool {
+        match self.power() {
+            Some(Power::Off(_) | Power::Stopping(_)) => self.starts.failures.any(),
+            Some(Power::Starting) => self.starts.failures.any() || now.since(self.starts.asked_at) >= deadline,
+            Some(Power::On | Power::Ending) | None => false,
+        }
+    }
+
+    fn is_impaired(&self, after: Millis, now: UnixMillis) -> bool {
+        self.is_on() && self.impaired_since.is_some_and(|since| now.since(since) >= after)
+    }
+
+    /// Nothing runs there that would miss it, by the log.
+    fn is_quiet(&self) -> bool {
+        self.stale.len() == self.placed.len() && self.open_shells == 0
     }
 
     /// Up, with an agent that was away for too long, and nothing awake there. What may be awake is not touched: the log says first that it
@@ -304,6 +382,13 @@ struct Slot<'a> {
     /// Something is placed there, or comes there by this plan.
     taken: bool,
     off: bool,
+    /// Its last start has failed.
+    failing: bool,
+}
+
+/// Whether a start that failed may be repeated.
+fn may_retry(machine: &MachineView, now: UnixMillis) -> bool {
+    machine.starts.failures.until() <= now
 }
 
 /// Plans for one organization.
@@ -339,13 +424,17 @@ impl<'a> Planner<'a> {
             .filter(|machine| {
                 machine.purpose == MachinePurpose::Runtime && machine.takes() && machine.away == Millis::ZERO
             })
+            .filter(|machine| !machine.is_impaired(policy.impaired_after, now))
             .map(|machine| Slot {
                 host: machine.host,
                 machine: Some(machine),
                 room: machine.placed.values().fold(machine.capacity, |room, taken| room.minus(taken)),
                 taken: !machine.placed.is_empty(),
                 off: machine.is_off(),
+                failing: machine.fails_to_start(policy.boot_deadline, now),
             })
+            // One that fails to start keeps nothing waiting, and is tried again after a while.
+            .filter(|slot| !slot.failing || (slot.off && slot.machine.is_some_and(|machine| may_retry(machine, now))))
             .collect();
         Self { fleet, policy, now, ours, slots, requested: 0, plan }
     }
@@ -382,7 +471,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let Some(live) = machine.live() else { continue };
-            let leaves_for = machine.leaves_for(self.fleet.workspaces);
+            let leaves_for = machine.leaves_for(self.fleet.workspaces, self.policy);
             if !live.draining {
                 let (boot, agent) = (self.policy.boot_deadline, self.policy.agent_deadline);
                 match leaves_for {
@@ -396,13 +485,14 @@ impl<'a> Planner<'a> {
                         settled = false;
                         self.step(Step::GiveUp { host, why: WhyGivenUp::AgentAway { deadline: agent } });
                     }
+                    None if machine.is_impaired(self.policy.impaired_after, self.now) => self.heal(machine),
                     None => {}
                 }
                 continue;
             }
             let cause = leaves_for.unwrap_or(MachineCause::Unused);
             if machine.placed.is_empty() {
-                if live.power != Power::Ending {
+                if live.power != Power::Ending && !self.waits_for_shells(machine) {
                     self.step(Step::Terminate { host, cause });
                 }
             } else if live.unhealthy && machine.stale.len() == machine.placed.len() && machine.is_on() {
@@ -412,20 +502,53 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// A machine whose checks fail is stopped once: its disks stay, and it starts on other hardware, as a rule.
+    /// Where that did not help it goes.
+    fn heal(&mut self, machine: &MachineView) {
+        let host = machine.host;
+        if machine.stopped_for_checks_at.is_some_and(|at| self.now.since(at) < STOP_HELPS_FOR) {
+            self.step(Step::GiveUpChecks { host });
+        } else if machine.is_quiet() {
+            self.step(Step::Stop { host, mode: StopMode::Stop, cause: MachineCause::Unhealthy });
+        }
+    }
+
+    /// People are at work there. Nothing new comes, and a host that is trusted no more is not waited for.
+    fn waits_for_shells(&self, machine: &MachineView) -> bool {
+        let trusted = !matches!(machine.agent, AgentState::Revoked | AgentState::Retired);
+        let patient = machine.drained_at.is_none_or(|at| self.now.since(at) < self.policy.shell_patience);
+        machine.is_on() && machine.open_shells > 0 && trusted && patient
+    }
+
     /// One machine for shells for as long as there are workspaces.
     fn shell(&mut self) {
         if self.fleet.workspaces == 0 {
             return;
         }
-        let shells = || self.ours.iter().filter(|machine| machine.purpose == MachinePurpose::Shell && machine.takes());
-        match (shells().find(|machine| !machine.is_off()), shells().next().map(|machine| machine.host)) {
-            (Some(_), _) => {}
-            (None, Some(host)) => self.step(Step::Start { host, cause: MachineCause::Demand }),
-            (None, None) => {
+        let (deadline, now) = (self.policy.boot_deadline, self.now);
+        let shells = self.ours.iter().copied();
+        let (failing, mut sound): (Vec<&MachineView>, Vec<&MachineView>) = shells
+            .filter(|machine| machine.purpose == MachinePurpose::Shell && machine.takes())
+            .partition(|machine| machine.fails_to_start(deadline, now));
+        sound.sort_by_key(|machine| (!machine.is_ready(), machine.is_off(), machine.requested_at, machine.host));
+        match sound.first() {
+            Some(machine) if machine.is_off() => {
+                self.step(Step::Start { host: machine.host, cause: MachineCause::Demand });
+            }
+            Some(_) => {}
+            None => {
                 if let Some(shape) = self.policy.shell_shape.clone() {
                     self.request(MachinePurpose::Shell, &shape, MachineCause::Demand);
                 }
             }
+        }
+        // What people left there is there alone.
+        for machine in failing.into_iter().filter(|machine| machine.is_off() && may_retry(machine, now)) {
+            self.step(Step::Start { host: machine.host, cause: MachineCause::Demand });
+        }
+        // Back beside the one that took its place: the older one stays.
+        for machine in sound.iter().skip(1).filter(|machine| machine.is_ready()) {
+            self.step(Step::Drain { host: machine.host, cause: MachineCause::Unused });
         }
     }
 
@@ -441,6 +564,10 @@ impl<'a> Planner<'a> {
                 self.plan.refusals.push(refusal);
                 continue;
             }
+            if let Some(host) = demand.taken_by {
+                self.keep(demand.workspace, host);
+                continue;
+            }
             match self.best(demand) {
                 Some(index) => self.use_slot(index, demand),
                 None => self.request_for(demand),
@@ -448,7 +575,29 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Where it is placed already, else where it was before, else where an agent is ready, else up before off, else the
+    /// A wake that a host has taken is that host's alone: its machine is started where it is off, and where it cannot be the wake goes to
+    /// another one.
+    fn keep(&mut self, workspace: WorkspaceId, host: HostId) {
+        let Some(machine) = self.ours.iter().copied().find(|machine| machine.host == host) else { return };
+        let fails = machine.fails_to_start(self.policy.boot_deadline, self.now);
+        let leaves = machine.is_leaving()
+            || machine.is_given_up_by_people()
+            || machine.leaves_for(self.fleet.workspaces, self.policy).is_some();
+        // INVARIANT: only from where nothing can run.
+        let dead = matches!(machine.state, Machine::Over { .. })
+            || (matches!(machine.power(), Some(Power::Off(_))) && (fails || leaves));
+        if dead {
+            return self.step(Step::PlaceAnew { workspace, host });
+        }
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.host == host) {
+            slot.taken = true;
+            if std::mem::take(&mut slot.off) {
+                self.step(Step::Start { host, cause: MachineCause::Demand });
+            }
+        }
+    }
+
+    /// Where no start has failed, else where it is placed already, else where it was before, else where an agent is ready, else up before off, else the
     /// tightest, of equal ones the oldest.
     fn best(&self, demand: &Demand) -> Option<usize> {
         let own = |slot: &Slot<'_>| {
@@ -460,7 +609,8 @@ impl<'a> Planner<'a> {
             let left = room.minus(&demand.needs);
             let before = demand.before == Some(slot.host);
             let ready = slot.machine.is_some_and(MachineView::is_ready);
-            (own(slot).is_none(), !before, !ready, slot.off, left.memory_mib, left.cpu_millicores, slot.host)
+            let left = (left.memory_mib, left.cpu_millicores);
+            (slot.failing, own(slot).is_none(), !before, !ready, slot.off, left, slot.host)
         };
         let fits = |(_, slot): &(usize, &Slot<'_>)| {
             demand.needs.fits_into(&own(slot).map_or(slot.room, |own| slot.room.plus(&own)))
@@ -494,7 +644,7 @@ impl<'a> Planner<'a> {
         };
         if let Some(host) = self.request(MachinePurpose::Runtime, &shape, MachineCause::Demand) {
             let room = shape.capacity.minus(&demand.needs);
-            self.slots.push(Slot { host, machine: None, room, taken: true, off: false });
+            self.slots.push(Slot { host, machine: None, room, taken: true, off: false, failing: false });
         }
     }
 
@@ -503,7 +653,9 @@ impl<'a> Planner<'a> {
         let wanted = if self.fleet.workspaces == 0 { 0 } else { self.policy.warm };
         let idle = |slot: &&Slot<'_>| !slot.taken;
         let up: Vec<HostId> = self.slots.iter().filter(idle).filter(|slot| !slot.off).map(|slot| slot.host).collect();
-        let off: Vec<HostId> = self.slots.iter().filter(idle).filter(|slot| slot.off).map(|slot| slot.host).collect();
+        let mut off: Vec<_> = self.slots.iter().filter(idle).filter(|slot| slot.off).collect();
+        off.sort_by_key(|slot| slot.failing);
+        let off: Vec<HostId> = off.into_iter().map(|slot| slot.host).collect();
         let missing = wanted.saturating_sub(up.len());
         for host in off.iter().take(missing) {
             self.step(Step::Start { host: *host, cause: MachineCause::WarmPool });
@@ -545,7 +697,12 @@ impl<'a> Planner<'a> {
             self.refuse_once(PlanRefusal::Pausing { until });
             return None;
         }
-        let living = self.ours.iter().filter(|machine| !matches!(machine.state, Machine::Over { .. })).count();
+        // One that does not start is no machine that anybody has.
+        let counts = |machine: &&&MachineView| {
+            let fails = machine.fails_to_start(self.policy.boot_deadline, self.now);
+            !matches!(machine.state, Machine::Over { .. }) && !(fails && machine.is_off())
+        };
+        let living = self.ours.iter().filter(counts).count();
         if living + self.requested >= self.policy.machines_max {
             self.refuse_once(PlanRefusal::MachinesMax { max: self.policy.machines_max });
             return None;

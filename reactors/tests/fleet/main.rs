@@ -11,7 +11,7 @@ use envforge_domain::host::Capacity;
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::machine::{LiveMachine, Machine, MachinePurpose, MachineTerms, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_reactors::fleet::{AgentState, FleetPolicy, KnownMachine, MachineView, OrganizationFleet, Shape};
+use envforge_reactors::fleet::{AgentState, FleetPolicy, KnownMachine, MachineView, OrganizationFleet, Shape, Starts};
 use envforge_runtime::{Instance, InstanceState, InstanceTags};
 use uuid::Uuid;
 
@@ -47,6 +47,9 @@ pub(crate) fn policy() -> FleetPolicy {
         machines_max: 20,
         boot_deadline: Millis::from_minutes(5),
         agent_deadline: Millis::from_minutes(15),
+        impaired_after: Millis::from_minutes(5),
+        start_patience: Millis::from_hours(6),
+        shell_patience: Millis::from_hours(24),
     }
 }
 
@@ -76,10 +79,16 @@ pub(crate) fn view(state: Machine, placed: &[(u128, Capacity)], used_at: UnixMil
         capacity: terms.capacity,
         state,
         agent: AgentState::Enrolled,
+        requested_at: NOON,
         up_at: NOON,
         away: Millis::ZERO,
+        starts: Starts { asked_at: NOON, ..Starts::default() },
+        impaired_since: None,
+        stopped_for_checks_at: None,
+        drained_at: None,
         placed,
         stale: BTreeSet::new(),
+        open_shells: 0,
         used_at,
     }
 }
@@ -110,6 +119,9 @@ pub(crate) fn known(state: Machine) -> (HostId, KnownMachine) {
         correlation: CorrelationId::from_uuid(id),
         requested_at: NOON,
         up_at: NOON,
+        starts: Default::default(),
+        stopped_for_checks_at: None,
+        drained_at: None,
         host: Default::default(),
     };
     (host, known)
@@ -126,6 +138,7 @@ pub(crate) fn instance(id: &str, of: &MachineTerms, state: InstanceState) -> Ins
             version: Some("0.1.0".to_owned()),
         },
         impaired: false,
+        hibernates: false,
         reason: None,
     }
 }

@@ -8,7 +8,7 @@ use envforge_domain::claim::{Claim, ClaimCommand};
 use envforge_domain::event::Event;
 use envforge_domain::host::{Host, HostCommand, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
-use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, MachineEvent, Power};
+use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, MachineEvent, Power, StartFailure};
 use envforge_domain::runtime::{Epoch, RuntimeEvent};
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_reactors::fleet::{Demand, Failures, FleetPolicy, OrganizationFleet, PlanRefusal, Step, plan};
@@ -90,6 +90,7 @@ struct Site {
     hosts: BTreeMap<HostId, Host>,
     claims: HashMap<String, Claim>,
     used_at: HashMap<HostId, UnixMillis>,
+    start_failures: HashMap<HostId, Failures>,
     wakes: BTreeMap<WorkspaceId, (OrgId, Wake)>,
     requested: HashMap<OrgId, usize>,
     instances: u64,
@@ -114,6 +115,7 @@ impl Site {
             grace: Millis::from_secs(20),
             boot_deadline: Millis::from_secs(60),
             agent_deadline: Millis::from_minutes(15),
+            start_patience: Millis::from_minutes(2),
             ..policy()
         };
         Self {
@@ -124,6 +126,7 @@ impl Site {
             hosts: BTreeMap::new(),
             claims: HashMap::new(),
             used_at: HashMap::new(),
+            start_failures: HashMap::new(),
             wakes,
             requested: HashMap::new(),
             instances: 0,
@@ -236,7 +239,16 @@ impl Site {
                     self.fall(host);
                 }
                 Machine::Live(live) => match live.power {
-                    Power::Starting => self.machine(of, host, &MachineCommand::ReportStarted),
+                    Power::Starting if luck < 6 => {
+                        self.count("start failed");
+                        let (why, reason) = (StartFailure::Capacity, "no capacity".to_owned());
+                        self.machine(of, host, &MachineCommand::ReportStartFailed { why, reason });
+                        self.start_failures.entry(host).or_default().add(self.now);
+                    }
+                    Power::Starting => {
+                        self.start_failures.remove(&host);
+                        self.machine(of, host, &MachineCommand::ReportStarted);
+                    }
                     Power::Stopping(_) => {
                         self.count("stopped");
                         self.machine(of, host, &MachineCommand::ReportStopped);
@@ -322,8 +334,17 @@ impl Site {
                     Some(Host::Retired) => AgentState::Retired,
                     Some(Host::Revoked) => AgentState::Revoked,
                 },
+                requested_at: NOON,
                 up_at: self.used_at[host],
                 away: Millis::ZERO,
+                starts: Starts {
+                    asked_at: self.used_at[host],
+                    failures: self.start_failures.get(host).copied().unwrap_or_default(),
+                },
+                impaired_since: None,
+                stopped_for_checks_at: None,
+                drained_at: None,
+                open_shells: 0,
                 stale: placed.keys().copied().filter(|id| !awake(id)).collect(),
                 placed,
                 used_at: self.used_at[host],
@@ -333,7 +354,7 @@ impl Site {
         let waiting = self.wakes.iter().filter(|(_, (org, wake))| ours(*org) && *wake == Wake::Waiting);
         let sized = waiting.map(|(id, (org, _))| {
             let size = 200 + u32::try_from(id.as_uuid().as_u128() % 7).unwrap() * 300;
-            Demand { workspace: *id, org: *org, needs: capacity(size, size), before: None }
+            Demand { workspace: *id, org: *org, needs: capacity(size, size), before: None, taken_by: None }
         });
         OrganizationFleet {
             org: of,
@@ -412,6 +433,8 @@ impl Site {
             Step::Retire { host } => {
                 self.host(of, *host, &HostCommand::Retire);
             }
+            // Nobody here looks at checks, and no wake is taken before its host is up.
+            Step::GiveUpChecks { .. } | Step::PlaceAnew { .. } => self.count("unexpected"),
         }
     }
 
@@ -442,6 +465,7 @@ fn a_million_placements_with_failures_never_put_two_organizations_on_one_machine
         ("unhealthy", 1_000),
         ("launch failed", 100),
         ("stopped", 1_000),
+        ("start failed", 1_000),
         ("terminated", 1_000),
         ("given up", 100),
         ("drained by people", 100),

@@ -9,7 +9,7 @@ use super::*;
 const NEEDS: Capacity = Capacity { cpu_millicores: 1_000, memory_mib: 3_000 };
 
 fn demand(number: u128, of: u128, needs: Capacity) -> Demand {
-    Demand { workspace: workspace(number), org: org(of), needs, before: None }
+    Demand { workspace: workspace(number), org: org(of), needs, before: None, taken_by: None }
 }
 
 fn on(number: u128, of: u128) -> Machine {
@@ -156,9 +156,17 @@ fn a_machine_whose_agent_does_not_enrol_in_time_is_given_up() {
     }
     assert_eq!(one(awaited(AgentState::Enrolled, deadline)), []);
     // A certificate that ended just now may have been renewed since it was recorded.
-    let lapsed = |ago| AgentState::Lapsed { at: NOON.minus(ago) };
-    assert_eq!(one(awaited(lapsed(Millis::from_hours(5)), deadline)), []);
-    assert_eq!(one(awaited(lapsed(Millis::from_hours(6)), deadline)), [given_up]);
+    let lapsed = |ago, since: Option<Millis>| AgentState::Lapsed {
+        at: NOON.minus(ago),
+        awaited: since.map(|since| NOON.minus(since)),
+    };
+    let (five, six, long) = (Millis::from_hours(5), Millis::from_hours(6), Millis::from_hours(9));
+    assert_eq!(one(awaited(lapsed(five, Some(deadline)), deadline)), []);
+    // It needs a token to enrol again, and as long as any to do so.
+    assert_eq!(one(awaited(lapsed(six, None), long)), []);
+    assert_eq!(one(awaited(lapsed(six, Some(Millis::from_minutes(4))), long)), []);
+    assert_eq!(one(awaited(lapsed(six, Some(deadline)), deadline)), [given_up.clone()]);
+    assert_eq!(one(awaited(lapsed(six, Some(long)), long)), [given_up]);
     // Machines for shells have agents as well.
     let mut shell = fleet(1, vec![]);
     shell.machines[0].agent = AgentState::Awaited;
@@ -272,4 +280,144 @@ fn shells_have_a_machine_as_long_as_there_are_workspaces() {
 fn two_planners_that_know_the_same_ask_for_the_same_machine() {
     let fleet = wanting(vec![], vec![demand(1, 1, NEEDS)]);
     assert_eq!(steps(&fleet), steps(&fleet));
+}
+
+fn failed(mut machine: MachineView, at: &[UnixMillis]) -> MachineView {
+    at.iter().for_each(|at| machine.starts.failures.add(*at));
+    machine
+}
+
+fn is_request(step: &Step) -> bool {
+    matches!(step, Step::Request { .. })
+}
+
+#[test]
+fn a_machine_whose_start_failed_keeps_no_wake_waiting_and_is_tried_again_later() {
+    let start = Step::Start { host: host(1), cause: MachineCause::Demand };
+    let again = Demand { before: Some(host(1)), ..demand(1, 1, NEEDS) };
+    let with = |machines| wanting(machines, vec![again.clone()]);
+    let failing = failed(view(off(1, 1), &[], NOON), &[NOON]);
+    let at = |fleet: &OrganizationFleet, after_s| plan(fleet, &policy(), NOON.plus(Millis::from_secs(after_s))).steps;
+    let planned = at(&with(vec![failing.clone()]), 14);
+    assert!(matches!(planned.as_slice(), [Step::Request { .. }]), "{planned:?}");
+    assert_eq!(at(&with(vec![failing.clone()]), 15), [start.clone()]);
+    // Also while the second attempt is under way.
+    let starting = failed(view(Machine::Live(live(1, 1, Power::Starting)), &[], NOON), &[NOON]);
+    assert!(at(&with(vec![starting.clone()]), 15).iter().any(is_request));
+    // Beside another one it is not needed, though the checkout lies there.
+    let ready = view(on(2, 1), &[], NOON);
+    let planned = at(&with(vec![failing, ready]), 15);
+    assert_eq!(planned, [Step::Place { workspace: workspace(1), host: host(2), needs: NEEDS }]);
+    // Nor does one keep a wake waiting that is neither up nor refused.
+    let slow = view(Machine::Live(live(1, 1, Power::Starting)), &[], NOON);
+    assert_eq!(at(&with(vec![slow.clone()]), 299), []);
+    assert!(at(&with(vec![slow]), 300).iter().any(is_request));
+}
+
+#[test]
+fn a_machine_that_does_not_start_is_not_among_those_that_are_allowed() {
+    let failing = failed(view(off(1, 1), &[], NOON), &[NOON]);
+    let two = FleetPolicy { machines_max: 2, ..policy() };
+    let planned = plan(&wanting(vec![failing], vec![demand(1, 1, NEEDS)]), &two, NOON);
+    assert!(planned.steps.iter().any(is_request), "{planned:?}");
+}
+
+#[test]
+fn a_machine_whose_starts_fail_for_long_is_replaced() {
+    let every = |length: Millis, times: u64| -> Vec<_> {
+        (0..times).map(|number| NOON.plus(Millis::new(length.get() * number))).collect()
+    };
+    let drained = |at: &[UnixMillis]| {
+        let now = NOON.plus(Millis::from_hours(24));
+        let planned = plan(&fleet(1, vec![failed(view(off(1, 1), &[], NOON), at)]), &policy(), now).steps;
+        planned == [Step::Drain { host: host(1), cause: MachineCause::Unhealthy }]
+    };
+    assert!(drained(&every(Millis::from_hours(1), 8)));
+    assert!(!drained(&every(Millis::from_minutes(30), 8)));
+    assert!(!drained(&every(Millis::from_hours(6), 2)), "two in six hours are not six hours of failing");
+}
+
+#[test]
+fn shells_get_another_machine_while_theirs_does_not_start_and_the_older_one_stays() {
+    let shell = |number, state: Power, requested_at| {
+        let mut live = live(number, 1, state);
+        live.terms.purpose = MachinePurpose::Shell;
+        MachineView { requested_at, ..view(Machine::Live(live), &[], NOON) }
+    };
+    let planned = |machines: Vec<MachineView>, after_s| {
+        let fleet = OrganizationFleet { machines, ..fleet(1, vec![]) };
+        plan(&fleet, &policy(), NOON.plus(Millis::from_secs(after_s))).steps
+    };
+    let failing = failed(shell(1, Power::Off(STOP), NOON), &[NOON]);
+    assert!(matches!(planned(vec![failing.clone()], 0).as_slice(), [Step::Request { .. }]));
+    let second = |power| shell(2, power, NOON.plus(Millis::from_secs(1)));
+    assert_eq!(planned(vec![failing.clone(), second(Power::Starting)], 14), []);
+    let start = Step::Start { host: host(1), cause: MachineCause::Demand };
+    assert_eq!(planned(vec![failing, second(Power::On)], 15), [start], "what people left there is there alone");
+    let back = vec![shell(1, Power::On, NOON), second(Power::On)];
+    assert_eq!(planned(back, 60), [Step::Drain { host: host(2), cause: MachineCause::Unused }]);
+}
+
+#[test]
+fn a_machine_whose_checks_fail_is_stopped_once_with_nothing_awake_and_given_up_the_second_time() {
+    let impaired = |minutes, placed: &[(u128, Capacity)]| {
+        let since = NOON.minus(Millis::from_minutes(minutes));
+        MachineView { impaired_since: Some(since), ..view(on(1, 1), placed, NOON) }
+    };
+    let one = |machine: MachineView| steps(&fleet(1, vec![machine]));
+    assert_eq!(one(impaired(4, &[])), []);
+    let stop = Step::Stop { host: host(1), mode: StopMode::Stop, cause: MachineCause::Unhealthy };
+    assert_eq!(one(impaired(5, &[])), [stop.clone()]);
+    assert_eq!(one(impaired(5, &[(1, NEEDS)])), [], "a runtime that may be awake there is waited for");
+    assert_eq!(one(MachineView { open_shells: 1, ..impaired(5, &[]) }), [], "and so are shells");
+    let planned = steps(&wanting(vec![impaired(5, &[])], vec![demand(1, 1, NEEDS)]));
+    assert!(planned.iter().any(is_request), "nothing new comes: {planned:?}");
+    let after = |hours| {
+        let at = Some(NOON.minus(Millis::from_hours(hours)));
+        one(MachineView { stopped_for_checks_at: at, ..impaired(5, &[(1, NEEDS)]) })
+    };
+    assert_eq!(after(23), [Step::GiveUpChecks { host: host(1) }]);
+    assert_eq!(after(24), []);
+}
+
+#[test]
+fn a_machine_that_is_drained_waits_for_the_shells_that_are_open_on_it() {
+    let mut shell = live(1, 1, Power::On);
+    (shell.terms.purpose, shell.draining) = (MachinePurpose::Shell, true);
+    let draining = |agent, drained_ago, open_shells| {
+        let drained_at = Some(NOON.minus(drained_ago));
+        let state = Machine::Live(shell.clone());
+        let machine = MachineView { agent, drained_at, open_shells, ..view(state, &[], NOON) };
+        steps(&fleet(1, vec![machine]))
+    };
+    let (draining_host, day) = (AgentState::Draining, Millis::from_hours(24));
+    let ends = [Step::Terminate { host: host(1), cause: MachineCause::Operator }];
+    assert_eq!(draining(draining_host, Millis::from_hours(23), 1), []);
+    assert_eq!(draining(draining_host, Millis::from_hours(23), 0), ends);
+    assert_eq!(draining(draining_host, day, 1), ends, "for as long as a shell may be open");
+    assert_eq!(draining(AgentState::Revoked, Millis::from_secs(0), 1), ends, "nobody is to work there any more");
+}
+
+#[test]
+fn a_wake_whose_machine_was_stopped_under_it_starts_it_or_goes_elsewhere() {
+    let taken = Demand { taken_by: Some(host(1)), ..demand(1, 1, NEEDS) };
+    let planned = |machine: MachineView| steps(&wanting(vec![machine], vec![taken.clone()]));
+    let start = [Step::Start { host: host(1), cause: MachineCause::Demand }];
+    let anew = [Step::PlaceAnew { workspace: workspace(1), host: host(1) }];
+    for power in [Power::Off(STOP), Power::Stopping(STOP)] {
+        assert_eq!(planned(view(Machine::Live(live(1, 1, power)), &[], NOON)), start);
+    }
+    for power in [Power::On, Power::Starting] {
+        assert_eq!(planned(view(Machine::Live(live(1, 1, power)), &[], UnixMillis::EPOCH)), []);
+    }
+    assert_eq!(planned(failed(view(off(1, 1), &[], NOON), &[NOON])), anew);
+    let mut leaving = live(1, 1, Power::Off(STOP));
+    leaving.draining = true;
+    let drained = planned(view(Machine::Live(leaving.clone()), &[(1, NEEDS)], NOON));
+    assert_eq!(drained, anew);
+    leaving.power = Power::Stopping(STOP);
+    let stopping = planned(view(Machine::Live(leaving), &[(1, NEEDS)], NOON));
+    assert_eq!(stopping, [], "something may still run there");
+    let over = Machine::Over { terms: terms(1, 1), instance: None };
+    assert!(planned(view(over, &[(1, NEEDS)], NOON)).contains(&anew[0]));
 }
