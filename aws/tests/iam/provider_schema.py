@@ -14,7 +14,16 @@ import sys
 import zipfile
 
 TYPES = {
-    "resource": ["iam_instance_profile", "iam_role", "iam_role_policy", "kms_alias", "kms_key"],
+    "resource": [
+        "iam_instance_profile",
+        "iam_role",
+        "iam_role_policy",
+        "kms_alias",
+        "kms_key",
+        "security_group",
+        "vpc_security_group_egress_rule",
+        "vpc_security_group_ingress_rule",
+    ],
     "data": ["caller_identity", "iam_policy_document", "partition", "region"],
 }
 # Of Terraform, or of CDKTF itself.

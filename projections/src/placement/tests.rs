@@ -221,7 +221,7 @@ fn a_million_planned_placements_never_mix_organizations() {
         };
         inner.apply(host(number), &registered);
     }
-    let view = PlacementView { inner: RwLock::new(inner) };
+    let view = PlacementView { inner: RwLock::new(inner), ..PlacementView::default() };
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move |below: u64| {
         seed ^= seed << 13;
