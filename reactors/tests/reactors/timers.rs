@@ -2,7 +2,7 @@
 
 use envforge_commands::root_windows::NewRootWindow;
 use envforge_commands::{Context, hosts, links, organizations, root_windows, runtimes};
-use envforge_domain::access::{Action, ActorFacts, Facts, Request, Resource, authorize};
+use envforge_domain::access::{Action, ActorFacts, Facts, Permit, Request, Resource, authorize};
 use envforge_domain::commit::{Actor, Component, Position, Surface};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
@@ -15,7 +15,7 @@ use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, Runtime, RuntimeCommand, RuntimeEvent, SleepCause,
 };
 use envforge_domain::secret::TokenDigest;
-use envforge_domain::time::Millis;
+use envforge_domain::time::{Millis, UnixMillis};
 use envforge_testkit::eventually;
 use uuid::Uuid;
 
@@ -23,6 +23,12 @@ use crate::agents::register;
 use crate::site::*;
 
 const LONG: Millis = Millis::from_hours(10);
+
+fn by_a_host(action: Action, resource: Resource, now: UnixMillis) -> Permit {
+    let facts = Facts { position: Position::START, actor: ActorFacts::System };
+    let (actor, surface) = (Actor::System(Component::RuntimeReactor), Surface::Agent);
+    authorize(&facts, &Request { actor, action, resource, surface, now }).unwrap()
+}
 
 impl Site {
     /// The workspace's runtime is ready on a host that is not there; its lease holds that long.
@@ -59,9 +65,7 @@ impl Site {
         let permit = permit_of(&self.log, acme(), Action::RootRun, resource, now).await;
         let words = vec!["df".to_owned()];
         root_windows::run(&self.commands, &permit, &Context::new(now), window, words).await.unwrap();
-        let facts = Facts { position: Position::START, actor: ActorFacts::System };
-        let (actor, surface) = (Actor::System(Component::RuntimeReactor), Surface::Agent);
-        let permit = authorize(&facts, &Request { actor, action: Action::RootReport, resource, surface, now }).unwrap();
+        let permit = by_a_host(Action::RootReport, resource, now);
         root_windows::report_started(&self.commands, &permit, &Context::new(now), window).await.unwrap();
     }
 
@@ -285,7 +289,7 @@ async fn a_wake_and_a_sleep_whose_host_is_gone_are_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_as_root_whose_host_is_none_any_more_or_stays_away_is_lost_once_its_window_is_over() {
-    for revoked in [false, true] {
+    for retired in [false, true] {
         let site = Site::new().await;
         register(&site).await;
         site.ready_by_hand(site.workspace, LONG).await;
@@ -298,11 +302,11 @@ async fn a_command_as_root_whose_host_is_none_any_more_or_stays_away_is_lost_onc
         site.clock.skip(Millis::from_minutes(50));
         tokio::time::sleep(std::time::Duration::from_millis(1_500)).await; // pause: for timers that should not fire
         assert_eq!(site.of_root(ended).await, None, "its host may come back");
-        if revoked {
+        if retired {
             let host = HostId::from_uuid(Uuid::from_u128(9));
-            let resource = Resource::Host { org: acme(), host };
-            let permit = permit_of(&site.log, acme(), Action::HostRevoke, resource, site.now()).await;
-            hosts::revoke(&site.commands, &permit, &Context::new(site.now()), host).await.unwrap();
+            let permit = by_a_host(Action::HostRegister, Resource::Host { org: acme(), host }, site.now());
+            let context = Context::new(site.now());
+            hosts::execute(&site.commands, &permit, &context, host, &HostCommand::Retire).await.unwrap();
         } else {
             site.clock.skip(ROOT_LOST_AFTER);
         }
