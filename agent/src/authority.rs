@@ -34,6 +34,8 @@ pub(crate) const SERVER_NAME: &str = "control-plane.envforge.internal";
 pub(crate) const ENROL_PROTOCOL: &[u8] = b"envforge-enrol/1";
 pub(crate) const AGENT_PROTOCOL: &[u8] = b"envforge-agent/1";
 
+/// What an authority's certificate is called.
+const AGENTS: &str = "EnvForge agents";
 /// By how much an agent's clock may be behind ours.
 const CLOCK_SKEW: Millis = Millis::from_minutes(5);
 const AUTHORITY_LIFETIME: Millis = Millis::from_hours(24 * 365 * 10);
@@ -47,10 +49,10 @@ pub struct Authority {
 }
 
 /// A key with its certificate.
-struct Pair {
-    certificate: CertificateDer<'static>,
+pub(crate) struct Pair {
+    pub(crate) certificate: CertificateDer<'static>,
     certificate_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate of an agent.
@@ -96,10 +98,10 @@ fn next(path: &Path) -> PathBuf {
 }
 
 impl Pair {
-    fn create(key: &Path, certificate: &Path, now: UnixMillis) -> Result<(), AuthorityError> {
+    pub(crate) fn create(key: &Path, certificate: &Path, name: &str, now: UnixMillis) -> Result<(), AuthorityError> {
         let pair = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "EnvForge agents");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         (params.not_before, params.not_after) = validity(now, AUTHORITY_LIFETIME);
@@ -110,7 +112,7 @@ impl Pair {
         write_new(key, text.as_bytes(), 0o600).map_err(|error| of_file(key, error))
     }
 
-    fn load(key: &Path, certificate: &Path) -> Result<Self, AuthorityError> {
+    pub(crate) fn load(key: &Path, certificate: &Path) -> Result<Self, AuthorityError> {
         let text = zeroize::Zeroizing::new(fs::read_to_string(key).map_err(|error| of_file(key, error))?);
         let pair = KeyPair::from_pem(&text).map_err(|error| of_file(key, error))?;
         let certificate_pem = fs::read_to_string(certificate).map_err(|error| of_file(certificate, error))?;
@@ -138,7 +140,7 @@ impl Authority {
     /// Where one of the two is missing or damaged: what they certified would be lost with a new one.
     pub fn load_or_create(key: &Path, certificate: &Path, now: UnixMillis) -> Result<Self, AuthorityError> {
         if !key.exists() && !certificate.exists() {
-            Pair::create(key, certificate, now)?;
+            Pair::create(key, certificate, AGENTS, now)?;
         }
         Self::load(key, certificate)
     }
@@ -162,7 +164,7 @@ impl Authority {
         }
         let (next_key, next_certificate) = (next(key), next(certificate));
         // A certificate without its key is what an earlier try left.
-        Pair::create(&next_key, &next_certificate, now)?;
+        Pair::create(&next_key, &next_certificate, AGENTS, now)?;
         Pair::load(&next_key, &next_certificate).map(|next| TokenDigest::of(&next.certificate))
     }
 
@@ -309,7 +311,7 @@ pub(crate) enum San {
     Uri(String),
 }
 
-fn params(
+pub(crate) fn params(
     name: San,
     usage: ExtendedKeyUsagePurpose,
     now: UnixMillis,

@@ -96,10 +96,19 @@ fn config(token: &EnrolmentToken) -> io::Result<Arc<ClientConfig>> {
 
 /// Connects to the control plane, and to nobody who cannot prove to be it.
 pub(crate) async fn connect(at: &str, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    connect_as(at, SERVER_NAME, config).await
+}
+
+/// `name`: what the other side's certificate must be for.
+pub(crate) async fn connect_as(
+    at: &str,
+    name: &'static str,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
     let connecting = async {
         let socket = TcpStream::connect(at).await?;
         socket.set_nodelay(true)?;
-        let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
+        let name = ServerName::try_from(name).map_err(io::Error::other)?;
         TlsConnector::from(config).connect(name, socket).await
     };
     timeout(CONNECT_WAIT, connecting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

@@ -13,6 +13,7 @@ use envforge_runtime::{
 };
 use tokio::sync::watch;
 
+use crate::line::HostLine;
 use crate::remote::RemoteHost;
 
 /// Where reactors bring about what the log asks for.
@@ -78,47 +79,11 @@ impl Host {
         }
     }
 
-    /// See `LocalHost::open_shell`.
-    ///
-    /// # Errors
-    /// See `ShellFailure`; nothing runs then.
-    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
+    /// What is up there.
+    pub fn workspaces_up(&self) -> Vec<WorkspaceId> {
         match self {
-            Self::Local(host) => host.open_shell(order, login).await,
-            Self::Remote(host) => host.open_shell(order, login).await,
-        }
-    }
-
-    /// See `LocalHost::run_job`.
-    ///
-    /// # Errors
-    /// See `ShellFailure`; nothing runs then.
-    pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
-        match self {
-            Self::Local(host) => host.run_job(order, secrets).await,
-            Self::Remote(host) => host.run_job(order, secrets).await,
-        }
-    }
-
-    /// The commit that is checked out where the runtime is up there.
-    pub async fn commit_up(&self, workspace: WorkspaceId) -> Option<String> {
-        match self {
-            Self::Local(host) => host.commit_up(workspace),
-            Self::Remote(host) => host.commit_up(workspace).await,
-        }
-    }
-
-    /// See `LocalHost::end_lasting_shells`.
-    ///
-    /// # Errors
-    /// Where the host does not answer: what lasts there is found on its next connection.
-    pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) -> io::Result<()> {
-        match self {
-            Self::Local(host) => {
-                host.end_lasting_shells(workspace, user).await;
-                Ok(())
-            }
-            Self::Remote(host) => host.end_lasting_shells(workspace, user).await,
+            Self::Local(host) => host.epochs_up().into_iter().map(|(workspace, _)| workspace).collect(),
+            Self::Remote(host) => host.workspaces_up(),
         }
     }
 
@@ -130,66 +95,6 @@ impl Host {
         match self {
             Self::Local(host) => Ok(host.known_shells().into_iter().map(|(what, _)| what).collect()),
             Self::Remote(host) => host.known_shells().await,
-        }
-    }
-
-    /// See `LocalHost::tail_log`.
-    ///
-    /// # Errors
-    /// `NotConnected` where the host does not answer.
-    pub async fn tail_log(
-        &self,
-        workspace: WorkspaceId,
-        service: &ServiceName,
-        lines: usize,
-    ) -> io::Result<Option<LogChunk>> {
-        match self {
-            Self::Local(host) => host.tail_log(workspace, service, lines).await,
-            Self::Remote(host) => host.tail_log(workspace, service, lines).await,
-        }
-    }
-
-    /// See `LocalHost::log_since`.
-    ///
-    /// # Errors
-    /// `NotConnected` where the host does not answer.
-    pub async fn log_since(
-        &self,
-        workspace: WorkspaceId,
-        service: &ServiceName,
-        from: LogPlace,
-    ) -> io::Result<LogChunk> {
-        match self {
-            Self::Local(host) => host.log_since(workspace, service, from).await,
-            Self::Remote(host) => host.log_since(workspace, service, from).await,
-        }
-    }
-
-    /// See `LocalHost::attach_root`.
-    ///
-    /// # Errors
-    /// See `ShellFailure`; nothing runs then.
-    pub async fn attach_root(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        size: TerminalSize,
-        term: String,
-    ) -> Result<OpenShell, ShellFailure> {
-        match self {
-            Self::Local(host) => host.attach_root(window, size, term).await,
-            Self::Remote(host) => host.attach_root(workspace, window, size, term).await,
-        }
-    }
-
-    /// See `LocalHost::root_output`.
-    ///
-    /// # Errors
-    /// Where the host does not answer.
-    pub async fn root_output(&self, workspace: WorkspaceId, window: RootWindowId) -> io::Result<Option<(String, u64)>> {
-        match self {
-            Self::Local(host) => Ok(host.root_output(window)),
-            Self::Remote(host) => host.root_output(workspace, window).await,
         }
     }
 
@@ -206,6 +111,121 @@ impl Host {
         match self {
             Self::Local(_) => true,
             Self::Remote(host) => host.is_heard(),
+        }
+    }
+}
+
+/// A host that this process reaches for shells, jobs and logs.
+#[derive(Clone)]
+pub enum ReachedHost {
+    /// In this process.
+    Local(LocalHost),
+    /// An agent's, connected to this process or to another one.
+    Line(HostLine),
+}
+
+impl ReachedHost {
+    /// See `LocalHost::open_shell`.
+    ///
+    /// # Errors
+    /// See `ShellFailure`; nothing runs then.
+    pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
+        match self {
+            Self::Local(host) => host.open_shell(order, login).await,
+            Self::Line(line) => line.open_shell(order, login).await,
+        }
+    }
+
+    /// See `LocalHost::run_job`.
+    ///
+    /// # Errors
+    /// See `ShellFailure`; nothing runs then.
+    pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
+        match self {
+            Self::Local(host) => host.run_job(order, secrets).await,
+            Self::Line(line) => line.run_job(order, secrets).await,
+        }
+    }
+
+    /// The commit that is checked out where the runtime is up there.
+    pub async fn commit_up(&self, workspace: WorkspaceId) -> Option<String> {
+        match self {
+            Self::Local(host) => host.commit_up(workspace),
+            Self::Line(line) => line.commit_up(workspace).await,
+        }
+    }
+
+    /// See `LocalHost::end_lasting_shells`.
+    ///
+    /// # Errors
+    /// Where the host does not answer: what lasts there is found on its next connection.
+    pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) -> io::Result<()> {
+        match self {
+            Self::Local(host) => {
+                host.end_lasting_shells(workspace, user).await;
+                Ok(())
+            }
+            Self::Line(line) => line.end_lasting_shells(workspace, user).await,
+        }
+    }
+
+    /// See `LocalHost::tail_log`.
+    ///
+    /// # Errors
+    /// `NotConnected` where the host does not answer.
+    pub async fn tail_log(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        lines: usize,
+    ) -> io::Result<Option<LogChunk>> {
+        match self {
+            Self::Local(host) => host.tail_log(workspace, service, lines).await,
+            Self::Line(line) => line.tail_log(workspace, service, lines).await,
+        }
+    }
+
+    /// See `LocalHost::log_since`.
+    ///
+    /// # Errors
+    /// `NotConnected` where the host does not answer.
+    pub async fn log_since(
+        &self,
+        workspace: WorkspaceId,
+        service: &ServiceName,
+        from: LogPlace,
+    ) -> io::Result<LogChunk> {
+        match self {
+            Self::Local(host) => host.log_since(workspace, service, from).await,
+            Self::Line(line) => line.log_since(workspace, service, from).await,
+        }
+    }
+
+    /// See `LocalHost::attach_root`.
+    ///
+    /// # Errors
+    /// See `ShellFailure`; nothing runs then.
+    pub async fn attach_root(
+        &self,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        size: TerminalSize,
+        term: String,
+    ) -> Result<OpenShell, ShellFailure> {
+        match self {
+            Self::Local(host) => host.attach_root(window, size, term).await,
+            Self::Line(line) => line.attach_root(workspace, window, size, term).await,
+        }
+    }
+
+    /// See `LocalHost::root_output`.
+    ///
+    /// # Errors
+    /// Where the host does not answer.
+    pub async fn root_output(&self, workspace: WorkspaceId, window: RootWindowId) -> io::Result<Option<(String, u64)>> {
+        match self {
+            Self::Local(host) => Ok(host.root_output(window)),
+            Self::Line(line) => line.root_output(workspace, window).await,
         }
     }
 }

@@ -12,11 +12,12 @@ use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use h2::client::SendRequest;
+use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::CALLS_MAX;
@@ -26,29 +27,39 @@ use crate::identity::HostIdentity;
 use crate::remote::{RemoteHost, Session};
 use crate::wire::{EnrolAnswer, EnrolCall};
 
-/// From the connection to a known purpose.
-const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+/// From the connection to its first message.
+const HELLO_WAIT: Duration = Duration::from_secs(3);
+/// From there to a known purpose.
+pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 /// What one stream may hold that nobody has read yet.
-const WINDOW_BYTES: u32 = 256 * 1024;
+pub(crate) const WINDOW_BYTES: u32 = 256 * 1024;
 /// INVARIANT: as much as all streams together, so that those that nobody reads hold up no other, the session least of all.
-const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
 pub(crate) const FRAME_BYTES: u32 = 64 * 1024;
-const HEADERS_BYTES_MAX: u32 = 8 * 1024;
+pub(crate) const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 const MACHINE_CHARS_MAX: usize = 100;
 const VERSION_CHARS_MAX: usize = 40;
 
 /// Listens for agents.
 pub struct Listener {
     socket: TcpListener,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
     clock: SharedClock,
 }
 
-/// A connection whose purpose is not known yet.
+/// A connection that has said nothing yet.
 pub struct Incoming {
     socket: TcpStream,
     address: SocketAddr,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
+    clock: SharedClock,
+}
+
+/// A connection that speaks TLS, whose purpose is not known yet. Nothing was signed for it so far.
+pub struct Greeted {
+    start: StartHandshake<TcpStream>,
+    address: IpAddr,
+    config: Arc<ServerConfig>,
     clock: SharedClock,
 }
 
@@ -90,9 +101,9 @@ impl Listener {
         authority: &Arc<Authority>,
         clock: SharedClock,
     ) -> Result<Self, ListenError> {
-        let acceptor = TlsAcceptor::from(authority.server_config(Arc::clone(&clock))?);
+        let config = authority.server_config(Arc::clone(&clock))?;
         let socket = TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })?;
-        Ok(Self { socket, acceptor, clock })
+        Ok(Self { socket, config, clock })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {
@@ -102,7 +113,7 @@ impl Listener {
     /// The next connection. Safe to cancel.
     pub async fn accept(&self) -> io::Result<Incoming> {
         let (socket, address) = self.socket.accept().await?;
-        Ok(Incoming { socket, address, acceptor: self.acceptor.clone(), clock: Arc::clone(&self.clock) })
+        Ok(Incoming { socket, address, config: Arc::clone(&self.config), clock: Arc::clone(&self.clock) })
     }
 }
 
@@ -119,6 +130,19 @@ impl Incoming {
         self.address.ip()
     }
 
+    /// Hears its first message, within three seconds: who says nothing costs no more than a socket.
+    ///
+    /// # Errors
+    /// Where there is none, or it is not TLS's.
+    pub async fn hello(self) -> io::Result<Greeted> {
+        self.socket.set_nodelay(true)?;
+        let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), self.socket);
+        let start = timeout(HELLO_WAIT, acceptor).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(Greeted { start, address: self.address.ip(), config: self.config, clock: self.clock })
+    }
+}
+
+impl Greeted {
     /// Finds out who it is, within ten seconds.
     ///
     /// # Errors
@@ -128,9 +152,8 @@ impl Incoming {
     }
 
     async fn shake_hands(self) -> io::Result<Arrival> {
-        self.socket.set_nodelay(true)?;
-        let address = self.address.ip();
-        let mut stream = self.acceptor.accept(self.socket).await?;
+        let address = self.address;
+        let mut stream = self.start.into_stream(self.config).await?;
         let connection = stream.get_ref().1;
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         match connection.alpn_protocol() {

@@ -5,18 +5,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::manifest::{Manifest, Route};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_runtime::{Awake, Report, Reports, SleepFailure, Stage, WakeFailure, WakeOrder};
 use h2::client::SendRequest;
-use http::Request;
-use serde::Serialize;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -25,14 +24,10 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::HostCertificate;
 use crate::frame;
 use crate::identity::HostIdentity;
+use crate::line::{Calls, HostLine, timed};
 use crate::stream::ByteStream;
-use crate::wire::{
-    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StreamAnswer, StreamHeader, Up, WakeAnswer, WakeCall,
-    shortened,
-};
+use crate::wire::{Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, Up, WakeAnswer, WakeCall, shortened};
 
-/// Until a call is under way.
-const CALL_WAIT: Duration = Duration::from_secs(10);
 /// Beside the interval between heartbeats: how old an agent's last word may be to renew a lease on it.
 const HEARD_GRACE: Duration = Duration::from_secs(2);
 const REPORTS_MAX: usize = 256;
@@ -47,7 +42,7 @@ struct Inner {
     identity: HostIdentity,
     /// Where it connected from: its services answer there and nowhere else.
     address: IpAddr,
-    calls: SendRequest<Bytes>,
+    line: HostLine,
     facts: Mutex<Facts>,
     heard: Mutex<Instant>,
     /// Something that was up is not, or the other way round, without having been asked for.
@@ -73,11 +68,18 @@ impl Facts {
         }
     }
 
-    fn told_all(&mut self, up: &HashMap<WorkspaceId, u64>, as_of: u64) {
+    /// Whether anything is up now that was not, or the other way round.
+    fn told_all(&mut self, up: &HashMap<WorkspaceId, u64>, as_of: u64) -> bool {
+        let before: HashMap<_, _> = self.up().collect();
         self.known.retain(|workspace, (_, known)| *known > as_of || up.contains_key(workspace));
         for (workspace, epoch) in up {
             self.told(*workspace, Some(*epoch), as_of);
         }
+        before != self.up().collect()
+    }
+
+    fn up(&self) -> impl Iterator<Item = (WorkspaceId, u64)> {
+        self.known.iter().filter_map(|(workspace, (epoch, _))| Some((*workspace, (*epoch)?)))
     }
 }
 
@@ -144,10 +146,11 @@ impl RemoteHost {
         closed: CancellationToken,
         valid_for: Millis,
     ) -> io::Result<(Self, Session, String)> {
+        let line = HostLine::of_agent(identity.org, Calls::new(calls));
         let inner = Inner {
             identity,
             address,
-            calls,
+            line,
             facts: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             changed: Notify::new(),
@@ -218,8 +221,11 @@ impl RemoteHost {
             .into_iter()
             .map(|(workspace, epoch)| Ok((workspace.parse().map_err(|_| invalid("no workspace's id"))?, epoch)))
             .collect::<io::Result<_>>()?;
-        self.facts().told_all(&up, as_of);
-        self.0.changed.notify_one();
+        // A heartbeat that says what is known already is no news: a thousand agents send one every few seconds.
+        let changed = self.facts().told_all(&up, as_of);
+        if changed {
+            self.0.changed.notify_one();
+        }
         Ok(())
     }
 
@@ -228,26 +234,14 @@ impl RemoteHost {
     }
 
     async fn call(&self, call: &Call) -> io::Result<ByteStream> {
-        self.open(call).await.inspect_err(|error| {
+        self.0.line.calls().open(PATH, call).await.inspect_err(|error| {
             tracing::debug!(host = %self.0.identity.host, %error, "a call did not reach an agent");
         })
     }
 
-    async fn open(&self, call: &impl Serialize) -> io::Result<ByteStream> {
-        let opening = async {
-            let mut calls = self.0.calls.clone().ready().await.map_err(io::Error::other)?;
-            let request = Request::post(format!("https://agent{PATH}")).body(()).map_err(io::Error::other)?;
-            let (response, send) = calls.send_request(request, false).map_err(io::Error::other)?;
-            let response = response.await.map_err(io::Error::other)?;
-            if !response.status().is_success() {
-                let why = format!("the agent answered {}", response.status());
-                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
-            }
-            let mut stream = ByteStream::new(send, response.into_body());
-            frame::write_call(&mut stream, call).await?;
-            Ok(stream)
-        };
-        timeout(CALL_WAIT, opening).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    /// Its programs.
+    pub fn line(&self) -> &HostLine {
+        &self.0.line
     }
 
     /// See `LocalHost::wake`.
@@ -276,26 +270,17 @@ impl RemoteHost {
         }
     }
 
-    /// INVARIANT: the gateway is sent to the agent's own address alone. An agent could name any other, and a reviewer would get there.
     fn own_endpoints(
         &self,
         order: &WakeOrder,
-        named: Vec<(String, std::net::SocketAddr)>,
-    ) -> Result<Vec<(ServiceName, std::net::SocketAddr)>, WakeFailure> {
-        let listening = order.manifest.services.iter().filter(|service| service.port_variable.is_some());
-        let expected: Vec<_> = listening.map(|service| service.name.clone()).collect();
-        let own = |address: &std::net::SocketAddr| {
-            address.ip().to_canonical() == self.0.address.to_canonical() && address.port() != 0
-        };
-        let fits = named.len() == expected.len()
-            && named.iter().zip(&expected).all(|((name, address), wanted)| name == wanted.as_str() && own(address));
-        if !fits {
+        named: Vec<(String, SocketAddr)>,
+    ) -> Result<Vec<(ServiceName, SocketAddr)>, WakeFailure> {
+        reached_at(self.0.address, &order.manifest, named).ok_or_else(|| {
             metrics::counter!("envforge_agent_endpoints_refused_total").increment(1);
             let text =
                 "the host named addresses of services that are not its own; see --bind-apps of its agent".to_owned();
-            return Err(WakeFailure::OnHost { text, may_pass_on_retry: false });
-        }
-        Ok(expected.into_iter().zip(named.into_iter().map(|(_, address)| address)).collect())
+            WakeFailure::OnHost { text, may_pass_on_retry: false }
+        })
     }
 
     pub fn host(&self) -> HostId {
@@ -334,18 +319,6 @@ impl RemoteHost {
         }
     }
 
-    /// Opens a byte stream to one of the agent's programs.
-    ///
-    /// # Errors
-    /// `ConnectionRefused` where the agent has no such program or does not let this one in.
-    pub async fn open_stream(&self, header: StreamHeader) -> io::Result<ByteStream> {
-        let mut stream = self.call(&Call::Stream(header)).await?;
-        match timed(frame::expect(&mut stream)).await? {
-            StreamAnswer::Open => Ok(stream),
-            StreamAnswer::Refused { reason } => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
-        }
-    }
-
     pub fn reports(&self) -> Reports {
         self.0.reports.clone()
     }
@@ -358,6 +331,11 @@ impl RemoteHost {
     /// As the agent said last.
     pub fn epoch_up(&self, workspace: WorkspaceId) -> Option<u64> {
         self.facts().epoch_up(workspace)
+    }
+
+    /// What is up there.
+    pub fn workspaces_up(&self) -> Vec<WorkspaceId> {
+        self.facts().up().map(|(workspace, _)| workspace).collect()
     }
 
     /// Waits until the agent has told what is up. Safe to cancel.
@@ -373,10 +351,11 @@ impl RemoteHost {
 
     /// Says why, as the last thing on this connection.
     pub(crate) async fn refuse(calls: SendRequest<Bytes>, identity: HostIdentity, code: String, text: String) {
+        let line = HostLine::of_agent(identity.org, Calls::new(calls));
         let inner = Inner {
             identity,
             address: IpAddr::from([0, 0, 0, 0]),
-            calls,
+            line,
             facts: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             changed: Notify::new(),
@@ -391,10 +370,6 @@ impl RemoteHost {
     }
 }
 
-async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(CALL_WAIT, wait).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
 async fn speak(mut to: WriteHalf<ByteStream>, mut downs: mpsc::Receiver<Down>, closed: CancellationToken) {
     let speaking = async {
         while let Some(down) = downs.recv().await {
@@ -407,6 +382,29 @@ async fn speak(mut to: WriteHalf<ByteStream>, mut downs: mpsc::Receiver<Down>, c
     closed.cancel();
 }
 
+/// Those addresses at which the gateway reaches services. One without a route may listen on its machine's loopback, which is no address for
+/// anybody else.
+///
+/// INVARIANT: the gateway is sent to the agent's own address alone. An agent could name any other, and a reviewer would get there.
+fn reached_at(
+    own: IpAddr,
+    manifest: &Manifest,
+    named: Vec<(String, SocketAddr)>,
+) -> Option<Vec<(ServiceName, SocketAddr)>> {
+    let own = |address: &SocketAddr| address.ip().to_canonical() == own.to_canonical();
+    let listening: Vec<_> = manifest.services.iter().filter(|service| service.port_variable.is_some()).collect();
+    let fits = named.len() == listening.len()
+        && named.iter().zip(&listening).all(|((name, address), service)| {
+            let inside = service.route == Route::None && address.ip().to_canonical().is_loopback();
+            name == service.name.as_str() && address.port() != 0 && (own(address) || inside)
+        });
+    fits.then(|| {
+        let addresses = named.into_iter().map(|(_, address)| address);
+        let reached = listening.into_iter().zip(addresses).filter(|(_, address)| own(address));
+        reached.map(|(service, address)| (service.name.clone(), address)).collect()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -417,12 +415,37 @@ mod tests {
     fn an_older_list_takes_back_no_newer_answer() {
         let workspace = |number| WorkspaceId::from_uuid(Uuid::from_u128(number));
         let mut facts = Facts::default();
-        facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10);
+        assert!(facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10));
+        assert!(!facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 10), "which is no news");
         facts.told(workspace(1), None, 12);
         facts.told(workspace(3), Some(7), 12);
-        facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 11);
+        assert!(!facts.told_all(&HashMap::from([(workspace(1), 1), (workspace(2), 4)]), 11));
         assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None, Some(4), Some(7)]);
-        facts.told_all(&HashMap::new(), 13);
+        assert!(facts.told_all(&HashMap::new(), 13));
         assert_eq!([1, 2, 3].map(|number| facts.epoch_up(workspace(number))), [None; 3]);
+    }
+    #[test]
+    fn the_gateway_is_sent_to_the_hosts_own_address_alone() {
+        let manifest = "version: 1\nservices:\n  web: { command: a, route: web }\n  database: { command: b }\n";
+        let manifest = Manifest::parse(manifest).expect("a manifest");
+        let own: IpAddr = [10, 0, 3, 4].into();
+        let reached = |web: &str, database: &str| {
+            let named = [("web", web), ("database", database)];
+            let named = named.map(|(name, address)| (name.to_owned(), address.parse().expect("an address")));
+            let reached = reached_at(own, &manifest, named.to_vec())?;
+            Some(reached.iter().map(|(name, address)| format!("{name} {address}")).collect::<Vec<_>>())
+        };
+        let web = "web 10.0.3.4:1".to_owned();
+        assert_eq!(reached("10.0.3.4:1", "127.0.0.1:2"), Some(vec![web.clone()]));
+        assert_eq!(reached("10.0.3.4:1", "10.0.3.4:2"), Some(vec![web, "database 10.0.3.4:2".to_owned()]));
+        for (of_web, of_database) in [
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("10.0.3.5:1", "127.0.0.1:2"),
+            ("10.0.3.4:0", "127.0.0.1:2"),
+            ("10.0.3.4:1", "10.0.3.5:2"),
+            ("10.0.3.4:1", "169.254.169.254:80"),
+        ] {
+            assert_eq!(reached(of_web, of_database), None, "{of_web} {of_database}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::frame;
+use crate::line::HostLine;
 use crate::remote::RemoteHost;
 use crate::root_wire::{Output, ROOT, RootAnswer, RootCall, RootKill, WindowState, ended, ran, what, words};
 use crate::shells::{serve, timed};
@@ -58,14 +59,14 @@ impl Roots {
             RootCall::Run { window, words, until_uptime_ms } => {
                 let what = what(words);
                 match self.run(workspace, window, what, Duration::from_millis(until_uptime_ms)) {
-                    Ok(Some(begun)) => return follow(stream, begun).await,
-                    Ok(None) => RootAnswer::Unknown,
-                    Err(error) => RootAnswer::Failed { reason: error.to_string() },
+                    Some(begun) => return follow(stream, begun).await,
+                    None => RootAnswer::Unknown,
                 }
             }
-            RootCall::Join { window } => match self.begun(window) {
-                Some(begun) => return follow(stream, begun).await,
-                None => RootAnswer::Unknown,
+            RootCall::Join { window } => match (self.begun(window), host.root_leftovers().get(&window)) {
+                (Some(begun), _) => return follow(stream, begun).await,
+                (None, Some(left)) => ended(left.clone()),
+                (None, None) => RootAnswer::Unknown,
             },
             RootCall::Attach { window, columns, rows, term } => {
                 let term: String = term.chars().take(TERM_CHARS_MAX).collect();
@@ -94,7 +95,7 @@ impl Roots {
     }
 
     fn windows(&self, host: &LocalHost) -> BTreeMap<String, WindowState> {
-        let left = host.root_leftovers().iter().map(|window| (window.to_string(), WindowState::Left));
+        let left = host.root_leftovers().keys().map(|window| (window.to_string(), WindowState::Left));
         let mut windows: BTreeMap<_, _> = left.collect();
         for (window, held) in self.held().iter() {
             let state = match held {
@@ -113,15 +114,18 @@ impl Roots {
         if !host.is_up(workspace, epoch) {
             return RootAnswer::Failed { reason: "the runtime is not up here".to_owned() };
         }
-        if self.held().contains_key(&window) {
-            return RootAnswer::Failed { reason: "it was taken already".to_owned() };
-        }
-        let taken = host.take_root(window).await;
-        match taken.and_then(|taken| Ok((taken, uptime()?))) {
-            Ok((taken, up)) => {
-                self.held().insert(window, Held::Taken(taken));
-                RootAnswer::Taken { uptime_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX) }
-            }
+        // Whoever took it may have been gone before the log heard of it: what was not begun is taken again.
+        let known = self.held().get(&window).map(|held| matches!(held, Held::Taken(_)));
+        let taken = match known {
+            Some(true) => Ok(()),
+            Some(false) => Err(io::Error::other("it was begun already")),
+            // Whoever was quicker keeps it.
+            None => host.take_root(window).await.map(|taken| {
+                self.held().entry(window).or_insert(Held::Taken(taken));
+            }),
+        };
+        match taken.and_then(|()| uptime()) {
+            Ok(up) => RootAnswer::Taken { uptime_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX) },
             Err(error) => RootAnswer::Failed { reason: error.to_string() },
         }
     }
@@ -134,33 +138,26 @@ impl Roots {
     }
 
     /// Begins what was taken; what runs already is joined. It goes on whatever becomes of the stream.
-    fn run(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        what: RootWhat,
-        until_uptime: Duration,
-    ) -> io::Result<Option<Begun>> {
-        let remaining = until_uptime.saturating_sub(uptime()?);
+    fn run(&self, workspace: WorkspaceId, window: RootWindowId, what: RootWhat, until: Duration) -> Option<Begun> {
         let mut held = self.held();
         let (kill, asked) = watch::channel(None);
         let (told, ended) = watch::channel(None);
         let begun = Held::Begun { kill: kill.clone(), ended: ended.clone() };
         let taken = match held.remove(&window) {
-            None => return Ok(None),
+            None => return None,
             Some(Held::Begun { kill, ended }) => {
                 let known = (kill.clone(), ended.clone());
                 held.insert(window, Held::Begun { kill, ended });
-                return Ok(Some(known));
+                return Some(known);
             }
             Some(Held::Taken(taken)) => taken,
         };
         held.insert(window, begun);
         tokio::spawn(async move {
-            let ran = taken.run(RootOrder { workspace, what, remaining }, asked).await;
+            let ran = taken.run(RootOrder { workspace, what, until }, asked).await;
             told.send_replace(Some(ran));
         });
-        Ok(Some((kill, ended)))
+        Some((kill, ended))
     }
 }
 
@@ -212,7 +209,7 @@ pub struct RemoteRoot {
     told_at: Instant,
 }
 
-impl RemoteHost {
+impl HostLine {
     async fn root(&self, workspace: WorkspaceId, call: &RootCall) -> io::Result<ByteStream> {
         let mut stream = self.open_stream(self.header(workspace, ROOT)).await?;
         frame::write(&mut stream, call).await?;
@@ -221,61 +218,6 @@ impl RemoteHost {
 
     async fn ask_root(&self, workspace: WorkspaceId, call: &RootCall) -> io::Result<RootAnswer> {
         timed(async { frame::expect(&mut self.root(workspace, call).await?).await }).await
-    }
-
-    /// The windows that the host knows of.
-    ///
-    /// # Errors
-    /// Where the host does not answer.
-    pub async fn root_windows(&self) -> io::Result<HashMap<RootWindowId, RemoteWindow>> {
-        let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
-        let answer = self.ask_root(nowhere, &RootCall::Windows).await?;
-        let RootAnswer::Windows { windows } = answer else { return Err(unexpected(answer)) };
-        if windows.len() > WINDOWS_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "more windows than a host has"));
-        }
-        let known = windows.into_iter().filter_map(|(window, state)| {
-            let state = match state {
-                WindowState::Taken => RemoteWindow::Taken,
-                WindowState::Begun => RemoteWindow::Begun,
-                WindowState::Left => RemoteWindow::Left,
-            };
-            Some((window.parse().ok()?, state))
-        });
-        Ok(known.collect())
-    }
-
-    /// See `LocalHost::take_root`; or why this host runs nothing as root.
-    ///
-    /// # Errors
-    /// Where it was not taken.
-    pub async fn take_root(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        epoch: u64,
-    ) -> io::Result<Result<RemoteRoot, RootOutcome>> {
-        match self.ask_root(workspace, &RootCall::Take { window, epoch }).await? {
-            RootAnswer::Taken { uptime_ms } => {
-                let (uptime, told_at) = (Duration::from_millis(uptime_ms), Instant::now());
-                Ok(Ok(RemoteRoot { host: self.clone(), workspace, window, uptime, told_at }))
-            }
-            RootAnswer::NoRoot { outcome } => Ok(Err(ran(&outcome, None, None, None).outcome)),
-            answer => Err(unexpected(answer)),
-        }
-    }
-
-    /// Waits for the end of what runs in a window. `None` where nothing was begun there.
-    ///
-    /// # Errors
-    /// Where the connection is gone; it goes on there.
-    pub async fn join_root(
-        &self,
-        workspace: WorkspaceId,
-        window: RootWindowId,
-        kill: watch::Receiver<Option<RootOutcome>>,
-    ) -> io::Result<Option<RanRoot>> {
-        wait(timed(self.root(workspace, &RootCall::Join { window })).await?, kill).await
     }
 
     /// See `LocalHost::root_output`.
@@ -305,13 +247,70 @@ impl RemoteHost {
         let coming = self.begin_shell(ROOT, workspace, &call);
         timeout(ATTACH_WAIT, coming).await.map_err(|_| ShellFailure::OutOfReach)?
     }
+}
+
+impl RemoteHost {
+    /// The windows that the host knows of.
+    ///
+    /// # Errors
+    /// Where the host does not answer.
+    pub async fn root_windows(&self) -> io::Result<HashMap<RootWindowId, RemoteWindow>> {
+        let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
+        let answer = self.line().ask_root(nowhere, &RootCall::Windows).await?;
+        let RootAnswer::Windows { windows } = answer else { return Err(unexpected(answer)) };
+        if windows.len() > WINDOWS_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more windows than a host has"));
+        }
+        let known = windows.into_iter().filter_map(|(window, state)| {
+            let state = match state {
+                WindowState::Taken => RemoteWindow::Taken,
+                WindowState::Begun => RemoteWindow::Begun,
+                WindowState::Left => RemoteWindow::Left,
+            };
+            Some((window.parse().ok()?, state))
+        });
+        Ok(known.collect())
+    }
+
+    /// See `LocalHost::take_root`; or why this host runs nothing as root.
+    ///
+    /// # Errors
+    /// Where it was not taken.
+    pub async fn take_root(
+        &self,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        epoch: u64,
+    ) -> io::Result<Result<RemoteRoot, RootOutcome>> {
+        match self.line().ask_root(workspace, &RootCall::Take { window, epoch }).await? {
+            RootAnswer::Taken { uptime_ms } => {
+                let (uptime, told_at) = (Duration::from_millis(uptime_ms), Instant::now());
+                Ok(Ok(RemoteRoot { host: self.clone(), workspace, window, uptime, told_at }))
+            }
+            RootAnswer::NoRoot { outcome } => Ok(Err(ran(&outcome, None, None, None).outcome)),
+            answer => Err(unexpected(answer)),
+        }
+    }
+
+    /// Waits for the end of what runs in a window. `None` where nothing was begun there.
+    ///
+    /// # Errors
+    /// Where the connection is gone; it goes on there.
+    pub async fn join_root(
+        &self,
+        workspace: WorkspaceId,
+        window: RootWindowId,
+        kill: watch::Receiver<Option<RootOutcome>>,
+    ) -> io::Result<Option<RanRoot>> {
+        wait(timed(self.line().root(workspace, &RootCall::Join { window })).await?, kill).await
+    }
 
     /// See `LocalHost::forget_root`.
     ///
     /// # Errors
     /// Where the host does not answer, or cannot.
     pub async fn forget_root(&self, workspace: WorkspaceId, window: RootWindowId) -> io::Result<()> {
-        match self.ask_root(workspace, &RootCall::Forget { window }).await? {
+        match self.line().ask_root(workspace, &RootCall::Forget { window }).await? {
             RootAnswer::Done => Ok(()),
             answer => Err(unexpected(answer)),
         }
@@ -334,7 +333,7 @@ impl RemoteRoot {
         let until = self.uptime + self.told_at.elapsed() + remaining;
         let until_uptime_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         let call = RootCall::Run { window: self.window, words: words(what), until_uptime_ms };
-        wait(timed(self.host.root(self.workspace, &call)).await?, kill).await
+        wait(timed(self.host.line().root(self.workspace, &call)).await?, kill).await
     }
 }
 

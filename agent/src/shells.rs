@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use crate::agent::{StreamHandler, StreamProgram};
 use crate::frame;
+use crate::line::HostLine;
 use crate::remote::RemoteHost;
 use crate::root_wire::ROOT;
 use crate::roots::Roots;
@@ -231,12 +232,7 @@ pub(crate) async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::R
     timeout(ANSWER_WAIT, wait).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-impl RemoteHost {
-    pub(crate) fn header(&self, workspace: WorkspaceId, purpose: &str) -> StreamHeader {
-        let (org, purpose) = (self.org(), purpose.to_owned());
-        StreamHeader { org, workspace, purpose, parameters: Default::default() }
-    }
-
+impl HostLine {
     /// See `LocalHost::open_shell`. It ends with the connection, and says nothing more then.
     ///
     /// # Errors
@@ -361,7 +357,9 @@ impl RemoteHost {
         })
         .await
     }
+}
 
+impl RemoteHost {
     /// See `LocalHost::known_shells`; those of the connection's organization.
     ///
     /// # Errors
@@ -369,7 +367,7 @@ impl RemoteHost {
     pub async fn known_shells(&self) -> io::Result<Vec<EndedShell>> {
         let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
         timed(async {
-            let mut stream = self.open_stream(self.header(nowhere, KNOWN)).await?;
+            let mut stream = self.line().open_stream(self.line().header(nowhere, KNOWN)).await?;
             let mut all = Vec::new();
             while let Some(known) = frame::expect::<Option<EndMessage>, _>(&mut stream).await? {
                 let known = known.read(self.org()).filter(|_| all.len() < KNOWN_MAX);
@@ -387,7 +385,8 @@ impl RemoteHost {
     /// Where the host does not answer.
     pub async fn ends(&self) -> io::Result<RemoteEnds> {
         let nowhere = WorkspaceId::from_uuid(uuid::Uuid::nil());
-        Ok(RemoteEnds { org: self.org(), stream: self.open_stream(self.header(nowhere, ENDS)).await? })
+        let stream = self.line().open_stream(self.line().header(nowhere, ENDS)).await?;
+        Ok(RemoteEnds { org: self.org(), stream })
     }
 }
 

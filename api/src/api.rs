@@ -50,6 +50,8 @@ pub struct Parts {
     pub identity: Arc<Identity>,
     /// Those for which revocations wait.
     pub gateways: Arc<dyn Gateways>,
+    /// What is open at this process: revocations wait for that, too.
+    pub open_shells: OpenShells,
     /// The OpenID provider, where there is one.
     pub oidc: Option<Arc<Oidc>>,
     pub share_key: Arc<SigningKey>,
@@ -62,7 +64,7 @@ pub struct Parts {
 /// The API's router, complete with its outermost layer.
 pub fn router(parts: Parts) -> Router {
     let Parts { config, clock, log, commands, authorizer, database, identity, gateways, .. } = parts;
-    let Parts { oidc, share_key, metrics, stop, .. } = parts;
+    let Parts { open_shells, oidc, share_key, metrics, stop, .. } = parts;
     let hot: Arc<Hot> = Arc::clone(authorizer.hot());
     let keys = Keys::new(database.clone());
     // The provider calls back where its configuration says: browsers know this API by that address.
@@ -76,7 +78,6 @@ pub fn router(parts: Parts) -> Router {
     let health = health::Health { hot: Arc::clone(&hot), database, metrics, movement: Arc::default() };
 
     let with_commands = |access: &Access| (access.clone(), commands.clone(), reads.clone());
-    let open_shells = OpenShells::default();
     let (g, o) = (Arc::clone(&gateways), open_shells.clone());
     let revocations = Revocations::new(access.clone(), commands.clone(), Arc::clone(&hot), g, o);
     let (a, c, r) = with_commands(&access);
@@ -121,7 +122,7 @@ pub fn router(parts: Parts) -> Router {
     let handoff = handoff::Handoff { access: a, commands: c, reads: r, share: share.clone() };
     let (a, c, r) = with_commands(&access);
     let teams = teams::Teams { access: a, commands: c, reads: r, revocations: revocations.clone() };
-    let roles = roles::Roles { access: access.clone(), commands: commands.clone(), revocations };
+    let roles = roles::Roles { access: access.clone(), commands: commands.clone(), revocations: revocations.clone() };
     let people = session_endpoints::People {
         access: access.clone(),
         identity: Arc::clone(&identity),
@@ -134,7 +135,7 @@ pub fn router(parts: Parts) -> Router {
         identity: Arc::clone(&identity),
     };
     let (a, c, r) = with_commands(&access);
-    let machines = hosts::Hosts { access: a, commands: c, reads: r, agents: config.agents.clone() };
+    let machines = hosts::Hosts { access: a, commands: c, reads: r, agents: config.agents.clone(), revocations };
     let jwks = Arc::clone(&identity);
     let auth = auth::Auth { access: access.clone(), identity, commands: commands.clone(), sessions };
     let pages = browsers.clone().map(|browsers| sign_in_page::SignInPages {

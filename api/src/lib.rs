@@ -41,6 +41,7 @@ pub use api::{Parts, document, metrics_router, render, router};
 pub use config::{AgentsAt, Config, GatewayUrl, InvalidGatewayUrl, NotPut, PutBy, SecretPuts, Shells};
 pub use edge::REQUEST_HEADER;
 pub use listener::serve;
+pub use open_shells::OpenShells;
 pub use openapi::{ACTION_EXTENSION, action_of};
 pub use reads::MIN_POSITION_HEADER;
 pub use shell_host::{OpenShell, ShellHost};

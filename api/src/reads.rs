@@ -364,7 +364,7 @@ impl Reads {
                 gateway_view::RuntimePhase::Asleep => RuntimePhase::Asleep,
                 gateway_view::RuntimePhase::Waking => RuntimePhase::Waking,
                 gateway_view::RuntimePhase::Ready => RuntimePhase::Ready,
-                gateway_view::RuntimePhase::Sleeping => RuntimePhase::Sleeping,
+                gateway_view::RuntimePhase::Sleeping | gateway_view::RuntimePhase::Leaving => RuntimePhase::Sleeping,
                 gateway_view::RuntimePhase::Failed => RuntimePhase::Failed,
             }
             .token(),

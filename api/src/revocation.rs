@@ -1,7 +1,7 @@
 //! Receipts of revocations: what each closed at all gateways, and how fast.
 //!
-//! One mechanism for links, sessions, roles, policies and workspaces: what is over is counted by the views that fold the very
-//! commits, open WebSockets by the gateways, and shells by this process (`open_shells`). Not here: closing anything (projections give the signal, gateways act on it), and which rights end with a change (the views).
+//! One mechanism for links, sessions, roles, policies, workspaces and hosts: what is over is counted by the views that fold the very
+//! commits, open WebSockets by the gateways, and shells by the API's processes (`open_shells`). Not here: closing anything (projections give the signal, gateways act on it), and which rights end with a change (the views).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,11 +13,11 @@ use envforge_domain::commit::{Position, StreamId, Surface};
 use envforge_domain::event::Event;
 use envforge_domain::ids::OrgId;
 use envforge_domain::organization::{Organization, OrganizationCommand, OrganizationEvent};
-use envforge_domain::revocation::{self, WhyShellsUnknown};
+use envforge_domain::revocation::{self, UncountedShells, WhyShellsUnknown};
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::workspace::WorkspaceEvent;
 use envforge_eventlog::LogError;
-use envforge_eventlog::gateways::Gateways;
+use envforge_eventlog::gateways::{Gateways, Witness as _};
 use envforge_projections::{Hot, gateway_view};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -40,12 +40,13 @@ pub(crate) struct Receipt {
     sockets: Option<u32>,
     /// Why it is not, as `gateways_unknown` says of each: the first of them.
     sockets_unknown: Option<&'static str>,
-    /// Terminals, commands, SSH, jobs, followed logs and root shells that were open at the API process that answered, and are over;
-    /// `null` of a receipt from before they were counted.
+    /// Terminals, commands, SSH, jobs, followed logs and root shells that were open and are over, at all processes of the API but
+    /// those of `processes_unknown`; `null` of a receipt from before they were counted.
     shells: Option<u32>,
-    /// Why that is not all: `other_processes` (other API processes end theirs by themselves and do not say how many),
-    /// `still_closing` (some took longer than a second), `not_reported` (of a receipt from before they were counted).
+    /// Why that is not all, as `processes_unknown` says of each: the first of them.
     shells_unknown: Option<&'static str>,
+    /// Processes of the API that did not tell how many shells ended there. Empty where all did.
+    processes_unknown: Vec<UnknownProcess>,
     /// Gateways that did not tell how many they closed. Empty where all did.
     gateways_unknown: Vec<UnknownGateway>,
     /// Milliseconds until no gateway let in anybody with what was revoked any more, and what was open was closed.
@@ -62,12 +63,26 @@ struct UnknownGateway {
     reason: &'static str,
 }
 
+#[derive(Serialize, ToSchema)]
+struct UnknownProcess {
+    /// As it calls itself when it starts (`api_id`); `null` where it is not one alone.
+    process: Option<String>,
+    /// `still_closing` (some took longer than a second), `process_lost` (its lease is over: it ends what is open by itself),
+    /// `process_silent` (nothing was heard of it in time), `processes_unknown` (which there are could not be found out),
+    /// `other_processes` (of a receipt from before they were asked), `not_reported` (of one from before shells were counted).
+    reason: &'static str,
+}
+
 impl From<&revocation::Receipt> for Receipt {
     fn from(receipt: &revocation::Receipt) -> Self {
-        let revocation::Receipt { sessions, cli_sessions, links, sockets, uncounted, shells, shells_unknown, took } =
+        let revocation::Receipt { sessions, cli_sessions, links, sockets, uncounted, shells, shells_uncounted, took } =
             receipt;
         let unknown = |uncounted: &revocation::Uncounted| UnknownGateway {
             gateway: uncounted.gateway.map(|gateway| gateway.to_string()),
+            reason: uncounted.why.token(),
+        };
+        let unknown_process = |uncounted: &UncountedShells| UnknownProcess {
+            process: uncounted.process.map(|process| process.to_string()),
             reason: uncounted.why.token(),
         };
         Self {
@@ -77,8 +92,9 @@ impl From<&revocation::Receipt> for Receipt {
             sockets: uncounted.is_empty().then_some(*sockets),
             sockets_unknown: uncounted.first().map(|uncounted| uncounted.why.token()),
             gateways_unknown: uncounted.iter().map(unknown).collect(),
-            shells: (*shells_unknown != Some(WhyShellsUnknown::NotReported)).then_some(*shells),
-            shells_unknown: shells_unknown.map(WhyShellsUnknown::token),
+            shells: shells_uncounted.iter().all(|one| one.why != WhyShellsUnknown::NotReported).then_some(*shells),
+            shells_unknown: shells_uncounted.first().map(|one| one.why.token()),
+            processes_unknown: shells_uncounted.iter().map(unknown_process).collect(),
             took_ms: took.get(),
         }
     }
@@ -157,7 +173,7 @@ impl Revocations {
             return Receipt::from(&self.receipt(&commits, Over::default(), begun).await);
         }
         let known = self.known(&commits).await;
-        let gateway_view::Over { links, link_sessions, member_sessions } = self.hot.gateway.over_with(&commits);
+        let gateway_view::Over { links, link_sessions, member_sessions, .. } = self.hot.gateway.over_with(&commits);
         // Where people's sessions end, those on workspaces' hosts are among them.
         let members = if sessions > 0 { sessions } else { member_sessions };
         let over = Over { sessions: members + link_sessions, cli_sessions, links };
@@ -215,11 +231,18 @@ impl Revocations {
     /// What these commits have closed, once no gateway lets in what they took. For commits that are `known`. `begun`: when they
     /// were decided.
     pub(crate) async fn receipt(&self, commits: &[Position], over: Over, begun: Instant) -> revocation::Receipt {
-        let (closed, ended) = tokio::join!(self.gateways.have_read(commits), self.shells.ended_since(begun));
-        let shells_unknown = match ended.still_closing {
-            true => Some(WhyShellsUnknown::StillClosing),
-            false => (!self.gateways.is_all_there_is()).then_some(WhyShellsUnknown::OtherProcesses),
+        let here = async {
+            if !self.gateways.is_all_there_is() {
+                // It is asked with the others.
+                return (0, Vec::new());
+            }
+            match self.shells.closed_by(commits).await {
+                Some(shells) => (shells, Vec::new()),
+                None => (0, vec![UncountedShells { process: None, why: WhyShellsUnknown::StillClosing }]),
+            }
         };
+        let (mut closed, (shells, uncounted)) = tokio::join!(self.gateways.have_read(commits), here);
+        closed.shells_uncounted.extend(uncounted);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         revocation::Receipt {
             sessions: count(over.sessions),
@@ -227,8 +250,8 @@ impl Revocations {
             links: count(over.links),
             sockets: closed.sockets,
             uncounted: closed.uncounted,
-            shells: count(ended.shells),
-            shells_unknown,
+            shells: closed.shells.saturating_add(shells),
+            shells_uncounted: closed.shells_uncounted,
             took: Millis::new(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
         }
     }

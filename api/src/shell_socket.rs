@@ -4,13 +4,14 @@
 //! small JSON objects with a `type`. A client sends no more input than it was granted (`window`); output is held up by a client
 //! that does not read. Not here: who may open what (`endpoints::shells`), and what runs at the other end (`shell_host`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use envforge_domain::access::{Action, Resource};
+use envforge_domain::ids::HostId;
 use envforge_domain::limits::SHELL_WINDOW_BYTES;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, TerminalSize};
 use envforge_domain::time::SharedClock;
@@ -19,11 +20,12 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Caller};
 use crate::edge::Arrival;
+use crate::open_shells::OpenShells;
 use crate::problem::Problem;
 use crate::shell_host::OpenShell;
 
@@ -34,7 +36,7 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 192 * 1024;
 /// What a client asks for must come within this time.
 const ORDER_WAIT: Duration = Duration::from_secs(10);
 /// How often the right is looked at again.
-const RIGHTS_CHECK: Duration = Duration::from_millis(200);
+pub(crate) const RIGHTS_CHECK: Duration = Duration::from_millis(200);
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A client that answers nothing for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -92,14 +94,28 @@ pub(crate) struct Ground {
     pub(crate) caller: Caller,
     pub(crate) action: Action,
     pub(crate) resource: Resource,
-    /// Rings when the right should be looked at at once.
-    pub(crate) look: Arc<Notify>,
+    /// Where it is counted, and told when the right should be looked at at once.
+    pub(crate) open: OpenShells,
+    /// The host that it was opened on, once it was.
+    pub(crate) host: Arc<OnceLock<HostId>>,
 }
 
 impl Ground {
     /// Whether it was taken away, as far as anybody knows.
     pub(crate) fn is_taken(&self) -> bool {
-        self.lost().is_some_and(|end| end != ShellEnd::RightsUnknown)
+        self.ended().is_some_and(|end| end != ShellEnd::RightsUnknown)
+    }
+
+    /// From now on it is over with the trust in that host, too.
+    pub(crate) fn opened_on(&self, host: HostId) {
+        let _ = self.host.set(host);
+    }
+
+    /// Why what is open on it is over, where it is.
+    fn ended(&self) -> Option<ShellEnd> {
+        let placement = &self.access.hot().placement;
+        let revoked = |host: &&HostId| placement.is_revoked(self.resource.org(), **host);
+        self.lost().or_else(|| self.host.get().filter(revoked).map(|_| ShellEnd::Lost))
     }
 
     /// Why it is over, where it is.
@@ -108,12 +124,14 @@ impl Ground {
         if workspace.is_some_and(|workspace| self.access.hot().gateway.is_archived(workspace)) {
             return Some(ShellEnd::WorkspaceArchived);
         }
-        let still = self.access.permit_still(&self.caller, self.action, self.resource, self.clock.now());
-        still.err().map(|problem| match problem.code() {
-            "session_ended" => ShellEnd::SessionEnded,
-            "rights_stale" => ShellEnd::RightsUnknown,
-            _ => ShellEnd::RightLost,
-        })
+        match self.access.permit_still(&self.caller, self.action, self.resource, self.clock.now()) {
+            Ok(_) => self.open.is_unwatched().then_some(ShellEnd::RightsUnknown),
+            Err(problem) => Some(match problem.code() {
+                "session_ended" => ShellEnd::SessionEnded,
+                "rights_stale" => ShellEnd::RightsUnknown,
+                _ => ShellEnd::RightLost,
+            }),
+        }
     }
 
     /// The caller as of now.
@@ -205,6 +223,7 @@ impl Client {
         let mut check = tokio::time::interval(RIGHTS_CHECK);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let begun = Instant::now();
+        let look = ground.open.look();
         let (mut heard, mut pinged) = (begun, begun);
         let end = loop {
             tokio::select! {
@@ -214,13 +233,13 @@ impl Client {
                     Ok(None) | Err(_) => (ShellEnd::Closed, None),
                 },
                 () = stop.cancelled() => break ShellEnd::HostStopped,
-                () = ground.look.notified() => {
-                    if let Some(end) = ground.lost() {
+                () = look.notified() => {
+                    if let Some(end) = ground.ended() {
                         break end;
                     }
                 }
                 _ = check.tick() => {
-                    if let Some(end) = ground.lost() {
+                    if let Some(end) = ground.ended() {
                         break end;
                     }
                     if begun.elapsed() > longest {

@@ -6,7 +6,7 @@
 //!
 //! Not here: which machines are wanted and whose instances may be touched (reactors), policies (`policy`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use aws_sdk_ec2::Client;
@@ -17,6 +17,7 @@ use aws_sdk_ec2::types::{
     InstanceMetadataOptionsRequest, InstanceMetadataTagsState, InstanceStateName, InstanceType, ResourceType,
     ShutdownBehavior, SummaryStatus, Tag, TagSpecification, VolumeType,
 };
+use envforge_domain::ids::OrgId;
 use envforge_domain::machine::StopMode;
 use envforge_runtime::{Instance, InstanceState, InstanceTags, LaunchOrder, MachineProvider, ProviderError};
 
@@ -41,6 +42,8 @@ pub struct Ec2Config {
     /// One is chosen by the launch's token; in several zones where capacity is to be found in another one.
     pub subnets: Vec<String>,
     pub security_groups: Vec<String>,
+    /// In their place, for some organizations.
+    pub security_groups_of: BTreeMap<OrgId, Vec<String>>,
     /// The image's own: a volume under another name would be a second one beside a root that is not encrypted.
     pub root_device: String,
     pub volume_gib: u16,
@@ -117,6 +120,7 @@ impl Ec2 {
             .delete_on_termination(true);
         let profile =
             IamInstanceProfileSpecification::builder().name(config.deployment.instance_profile(terms.org)).build();
+        let groups = config.security_groups_of.get(&terms.org).unwrap_or(&config.security_groups);
         let hibernates = config.hibernating.contains(&terms.shape);
         let launched = self
             .client
@@ -127,7 +131,7 @@ impl Ec2 {
             .image_id(&config.image)
             .instance_type(InstanceType::from(terms.shape.as_str()))
             .set_subnet_id(self.subnet(order).cloned())
-            .set_security_group_ids(Some(config.security_groups.clone()).filter(|groups| !groups.is_empty()))
+            .set_security_group_ids(Some(groups.clone()).filter(|groups| !groups.is_empty()))
             .iam_instance_profile(profile)
             .metadata_options(metadata.build())
             .block_device_mappings(

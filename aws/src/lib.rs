@@ -23,7 +23,7 @@ pub use ec2::{Ec2, Ec2Config, PROVIDER};
 #[cfg(feature = "aws")]
 pub use enrolment::EnrolmentReader;
 pub use names::{Deployment, InvalidDeployment, tag};
-pub use policy::{InstancePolicy, InvalidArn, KeyArn, POLICY_BYTES_MAX, PolicyTooLarge};
+pub use policy::{InstancePolicy, InvalidArn, KeyArn, POLICY_BYTES_MAX, PolicyTooLarge, SecretReader};
 #[cfg(feature = "aws")]
 pub use ssm::{SsmConfig, SsmStore, SsmStoreError};
 pub use user_data::{ControlPlane, InvalidControlPlane, UserData};

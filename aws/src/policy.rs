@@ -1,7 +1,8 @@
 //! The policy of an instance profile: what the machines of one organization may do in the account.
 //!
-//! They read the parameters of the workspaces that may be on them, and decrypt these under the organization's key, in the
-//! encryption context of just these parameters. Nothing else: no change of a parameter, no EC2, no IAM. What an attached
+//! They read the tokens by which their organization's agents enrol, and decrypt these under the organization's key, in the encryption
+//! context of just these parameters. Secrets come to an agent with the order of a wake, so that no machine reads any: where a deployment
+//! had agents read them, those of its workspaces would be named here, too. Nothing else: no change of a parameter, no EC2, no IAM. What an attached
 //! policy of AWS gives besides (`AmazonSSMManagedInstanceCore` reads every parameter of the account) is denied again.
 //!
 //! Not here: creating roles, which an operator does by Terraform (`deploy/aws`).
@@ -80,6 +81,16 @@ impl KeyArn {
     }
 }
 
+/// Who reads the values of secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SecretReader {
+    /// The control plane, which sends a service's along with the order of its wake: how every agent of this version gets them.
+    #[default]
+    ControlPlane,
+    /// The machines themselves, those of the workspaces that may be on them.
+    Machine,
+}
+
 /// What the machines of one organization are to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstancePolicy {
@@ -87,7 +98,8 @@ pub struct InstancePolicy {
     pub org: OrgId,
     /// The organization's own.
     pub key: KeyArn,
-    /// The workspaces that may be on the machines.
+    pub secrets: SecretReader,
+    /// The workspaces that may be on the machines. Theirs is what a machine reads besides, where it reads secrets.
     pub workspaces: BTreeSet<WorkspaceId>,
     /// Their projects, whose secrets they may use.
     pub projects: BTreeSet<ProjectId>,
@@ -110,6 +122,7 @@ impl InstancePolicy {
         let enrolment = format!("{}/hosts/*/enrolment", self.deployment.organization_path(self.org));
         let owners = self.projects.iter().map(ToString::to_string);
         let owners = owners.chain(self.workspaces.iter().map(ToString::to_string));
+        let owners = owners.filter(|_| self.secrets == SecretReader::Machine);
         let secrets = owners.map(|owner| format!("{}/*", self.deployment.secrets_path(self.org, &owner)));
         let readable: Vec<String> = secrets.chain([enrolment]).map(|path| self.key.parameter(&path)).collect();
         let via = format!("ssm.{}.amazonaws.com", self.key.region());
@@ -117,7 +130,7 @@ impl InstancePolicy {
             "Version": "2012-10-17",
             "Statement": [
                 {
-                    "Sid": "ReadParametersOfItsWorkspaces",
+                    "Sid": "ReadItsParameters",
                     "Effect": "Allow",
                     "Action": "ssm:GetParameters",
                     "Resource": readable,

@@ -3,6 +3,9 @@
 //! INVARIANT: nothing of it is secret: whatever runs on the instance may read it, and so may whoever describes instances.
 //! The enrolment token is named here, by the parameter that will hold it ([ADR 0016]).
 //!
+//! And it keeps the instance metadata service, which tells the credentials of the machine's role, from everybody but root: by a rule of
+//! routing that each start of the agent adds again, since whatever runs for a branch runs after that.
+//!
 //! [ADR 0016]: ../../docs/adr/0016-a-machine-reads-its-enrolment-token-from-a-parameter.md
 
 use base64::Engine as _;
@@ -45,6 +48,10 @@ impl std::str::FromStr for ControlPlane {
     }
 }
 
+/// Before every other rule but the first, which is for addresses of the machine itself. The protocol keeps systemd-networkd from taking the
+/// rule for a stranger's. One that stands already is refused, which changes nothing; whether it is there is what the agent looks at.
+const ROOT_ALONE: &str = "prohibit priority 1 protocol kernel uidrange 1-4294967294";
+
 impl UserData {
     /// As RunInstances takes it.
     pub fn encoded(&self) -> String {
@@ -66,6 +73,12 @@ write_files:
       host = "{host}"
       enrolment_parameter = "{parameter}"
       region = "{region}"
+  - path: /etc/systemd/system/envforge-agent.service.d/metadata-service.conf
+    permissions: "0644"
+    content: |
+      [Service]
+      ExecStartPre=-/sbin/ip rule add {ROOT_ALONE} to 169.254.169.254
+      ExecStartPre=-/sbin/ip -6 rule add {ROOT_ALONE} to fd00:ec2::254
 runcmd:
   - [systemctl, enable, --now, envforge-agent.service]
 "#,

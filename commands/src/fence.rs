@@ -1,13 +1,12 @@
-//! What keeps a command of a person, or of a program with a service token, in front of the revocation that forbids it: its
-//! append guards the streams on which its permit rests, and says beside its events why it was allowed.
+//! What keeps a command of a person, of a program with a service token or of a link's visitor in front of the revocation that
+//! forbids it: its append guards the streams on which its permit rests, and says beside its events why it was allowed.
 //!
 //! Each guard needs a commit that carries it, for a commit expects one thing of one stream. So the record of the decision,
-//! which belongs in the log anyway, carries them. EnvForge's own components rest on no streams; a host's agent and a
-//! reviewer are stopped by their own stream's state and stay single commits, which a log of one server takes a hundred
-//! times as fast (docs/adr/0005). Not here: finding out where the streams stood (projections' authorizer).
+//! which belongs in the log anyway, carries them. EnvForge's own components rest on no streams; a host's agent is stopped by
+//! its own stream's state and stays with single commits, which a log of one server takes a hundred times as fast (docs/adr/0005). Not here: finding out where the streams stood (projections' authorizer).
 
 use envforge_domain::access::Permit;
-use envforge_domain::commit::{Actor, Commit, Expectation, Position, Standing, StreamId};
+use envforge_domain::commit::{Actor, Commit, Expectation, Position, Standing, StreamId, StreamKind};
 use envforge_domain::decision::DecisionEvent;
 use envforge_domain::event::Event;
 
@@ -47,9 +46,14 @@ pub(crate) fn fenced(
         }
     }
     // A stream that the append writes itself is guarded by what is expected of it, if that is what the permit rests on.
+    let by_visitor = permits.iter().any(|permit| matches!(permit.actor(), Actor::LinkVisitor { .. }));
     for (commit, at) in &decided {
         let Some(index) = open.iter().position(|standing| standing.stream == commit.stream) else { continue };
         let standing = open.swap_remove(index);
+        // What a link itself says of its visitors was looked at when this was decided: they need not take turns.
+        if by_visitor && commit.stream.kind() == StreamKind::DevLink {
+            continue;
+        }
         if *at > standing.last {
             return Err(CommandError::RightsMoved { stream: standing.stream });
         }
@@ -67,8 +71,8 @@ pub(crate) fn fenced(
 /// Whose appends are held to their rights stream by stream.
 const fn is_fenced(actor: Actor) -> bool {
     match actor {
-        Actor::User(_) | Actor::ServiceToken(_) | Actor::Anonymous => true,
-        Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::System(_) => false,
+        Actor::User(_) | Actor::ServiceToken(_) | Actor::LinkVisitor { .. } | Actor::Anonymous => true,
+        Actor::Agent(_) | Actor::System(_) => false,
     }
 }
 
@@ -78,9 +82,10 @@ fn record(context: &Context, permit: &Permit, mut open: Vec<Standing>, append: &
     let own = match permit.actor() {
         Actor::User(user) => StreamId::user(permit.org(), user),
         Actor::ServiceToken(_) => StreamId::service_tokens(permit.org()),
-        Actor::LinkVisitor { .. } | Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => return,
+        Actor::LinkVisitor { link, .. } => StreamId::dev_link(permit.org(), link),
+        Actor::Agent(_) | Actor::System(_) | Actor::Anonymous => return,
     };
-    // The person's own stream first: a further guard stands in the decisions of its stream, and those are the person's.
+    // The actor's own stream first: a further guard stands in the decisions of its stream, and those are the actor's.
     open.sort_by_key(|standing| standing.stream != own);
     let mut open = open.into_iter();
     let Some(guarded) = open.next() else { return };

@@ -137,37 +137,18 @@ pub async fn record_renewal(
     commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &command).await
 }
 
-/// Retires a host that holds nothing any more.
+/// Decides any command but a registration or an enrolment.
 ///
 /// # Errors
 /// As for [`Commands::execute`].
-pub async fn retire(
+pub async fn execute(
     commands: &Commands,
     permit: &Permit,
     context: &Context,
     host: HostId,
+    command: &HostCommand,
 ) -> Result<Done, CommandError> {
-    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &HostCommand::Retire).await
-}
-
-/// Has nothing more placed on a host.
-pub async fn drain(
-    commands: &Commands,
-    permit: &Permit,
-    context: &Context,
-    host: HostId,
-) -> Result<Done, CommandError> {
-    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &HostCommand::Drain).await
-}
-
-/// Trusts a host's agent no more.
-pub async fn revoke(
-    commands: &Commands,
-    permit: &Permit,
-    context: &Context,
-    host: HostId,
-) -> Result<Done, CommandError> {
-    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), &HostCommand::Revoke).await
+    commands.execute::<Host>(permit, context, &StreamId::host(permit.org(), host), command).await
 }
 
 /// A host as the log's leader has it.

@@ -5,6 +5,7 @@ use envforge_domain::commit::StreamId;
 use envforge_domain::ids::{JobRunId, ProjectId, UserId, WorkspaceId};
 use envforge_domain::job_run::{JobRun, JobRunCommand, JobRunRefusal, JobRunTerms};
 use envforge_domain::manifest::Job;
+use envforge_domain::runtime::{Runtime, RuntimeCommand};
 use envforge_domain::secrets::ConsumedSecret;
 use envforge_domain::shell::ShellEnd;
 
@@ -62,7 +63,11 @@ pub struct NewJobRun {
     pub secrets: Vec<ConsumedSecret>,
 }
 
-/// Writes down that a job runs; the run's id follows from the request.
+/// Writes down that a job runs, where its runtime is ready; the run's id follows from the request. INVARIANT: in one append with the
+/// runtime's stream. A sleep stands behind it, and an idle one is none any more, or the job is refused.
+///
+/// # Errors
+/// `NotAwake`, of the runtime.
 pub async fn start(
     commands: &Commands,
     permit: &Permit,
@@ -73,8 +78,13 @@ pub async fn start(
     let run = JobRunId::from_uuid(context.new_id());
     let Job { name, command, kind, secrets: _ } = job;
     let terms = JobRunTerms { run, project, workspace, name, command, kind, by, commit, secrets, at: context.now };
-    let stream = StreamId::job_run(permit.org(), run);
-    let done = commands.execute::<JobRun>(permit, context, &stream, &JobRunCommand::Start { terms }).await?;
+    let (stream, runtime) = (StreamId::job_run(permit.org(), run), StreamId::runtime(permit.org(), workspace));
+    let done = commands
+        .transaction(context)
+        .step::<JobRun>(permit, stream, JobRunCommand::Start { terms })
+        .step::<Runtime>(permit, runtime, RuntimeCommand::BeginJob { at: context.now, by })
+        .commit()
+        .await?;
     Ok((run, done))
 }
 

@@ -24,6 +24,8 @@ pub struct NewRootWindow {
     pub reason: String,
     /// As long as the policy allows where it is left out.
     pub length: Option<Millis>,
+    /// Requests of theirs for this workspace that wait for an answer already.
+    pub pending: usize,
 }
 
 /// Asks for a window; its id follows from the request. A break-glass window opens at once, and holds the organization's
@@ -40,12 +42,23 @@ pub async fn request(
         return Ok((window, done));
     }
     let limits = limits(commands, permit).await?;
-    let NewRootWindow { workspace, mode, access, reason, length } = new;
+    let NewRootWindow { workspace, mode, access, reason, length, pending } = new;
     let project = active_workspace(commands, permit, workspace).await?.project;
     let length = length.unwrap_or(limits.length_max);
     let (by, now) = (permit.actor(), context.now);
-    let command =
-        RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now };
+    let command = RootWindowCommand::Request {
+        by,
+        window,
+        project,
+        workspace,
+        mode,
+        access,
+        reason,
+        length,
+        pending,
+        limits,
+        now,
+    };
     if mode == RootMode::Elevation {
         return Ok((window, commands.execute::<RootWindow>(permit, context, &stream, &command).await?));
     }

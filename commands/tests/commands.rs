@@ -55,11 +55,14 @@ async fn permit(log: &Arc<dyn EventLog>, action: Action, resource: Resource) -> 
     };
     let facts = Facts { position: Position::START, actor };
     let streams = vec![StreamId::organization(resource.org()), StreamId::user(resource.org(), owner())];
-    let lasts = log.last_positions_of(&streams).await.unwrap();
-    let rests_on = streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last });
     authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now: NOW })
         .unwrap()
-        .resting_on(rests_on)
+        .resting_on(standings(log, streams).await)
+}
+
+async fn standings(log: &Arc<dyn EventLog>, streams: Vec<StreamId>) -> Vec<Standing> {
+    let lasts = log.last_positions_of(&streams).await.unwrap();
+    streams.into_iter().zip(lasts).map(|(stream, last)| Standing { stream, last }).collect()
 }
 
 fn system(component: Component, action: Action, resource: Resource) -> Permit {
@@ -68,12 +71,23 @@ fn system(component: Component, action: Action, resource: Resource) -> Permit {
     authorize(&facts, &Request { actor: Actor::System(component), action, resource, surface, now: NOW }).unwrap()
 }
 
-fn visitor(action: Action, resource: Resource, link: LinkId, session: SessionId) -> Permit {
+/// Of a link that the owner gave.
+async fn visitor(
+    log: &Arc<dyn EventLog>,
+    action: Action,
+    resource: Resource,
+    link: LinkId,
+    session: SessionId,
+) -> Permit {
     let Resource::Link { org, project, workspace, .. } = resource else { panic!("a visitor acts on a link") };
     let facts =
         Facts { position: Position::START, actor: ActorFacts::Link { org, project, workspace, link, live: true } };
     let actor = Actor::LinkVisitor { link, session: Some(session) };
-    authorize(&facts, &Request { actor, action, resource, surface: Surface::Gateway, now: NOW }).unwrap()
+    let (on_link, on_workspace) = (StreamId::dev_link(org, link), StreamId::workspace(org, workspace));
+    let streams = vec![StreamId::organization(org), on_link, StreamId::user(org, owner()), on_workspace];
+    authorize(&facts, &Request { actor, action, resource, surface: Surface::Gateway, now: NOW })
+        .unwrap()
+        .resting_on(standings(log, streams).await)
 }
 
 struct World {
@@ -183,7 +197,7 @@ async fn open_session(
         session,
         cookie: TokenDigest::of(&number.to_be_bytes()),
     };
-    let permit = visitor(Action::LinkOpenSession, resource, link, session);
+    let permit = visitor(&world.log, Action::LinkOpenSession, resource, link, session).await;
     links::open_session(commands, &permit, &Context::new(NOW), &redeemed).await.map(|_| session)
 }
 
@@ -250,7 +264,7 @@ async fn a_thousand_requests_over_four_gateways_are_one_wake() {
     let requests = (0..1_000).map(|number| {
         let (world, commands) = (Arc::clone(&world), gateways[number % 4].clone());
         tokio::spawn(async move {
-            let permit = visitor(Action::RuntimeWake, resource, link, session);
+            let permit = visitor(&world.log, Action::RuntimeWake, resource, link, session).await;
             runtimes::wake_by_link(&commands, &permit, &Context::new(NOW), world.workspace, link, session).await
         })
     });
@@ -259,7 +273,7 @@ async fn a_thousand_requests_over_four_gateways_are_one_wake() {
         match outcome.unwrap() {
             Ok(_) => {}
             // Nothing was done and the caller may ask again; a gateway asks once per workspace anyway.
-            Err(CommandError::Contended) => contended += 1,
+            Err(CommandError::Contended | CommandError::RightsMoved { .. }) => contended += 1,
             Err(error) => panic!("{error}"),
         }
     }
@@ -277,7 +291,7 @@ async fn a_spent_wake_budget_wakes_nothing() {
     let session = open_session(&world, &world.commands, link, 5, 5).await.unwrap();
     let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
     let wake = || async {
-        let permit = visitor(Action::RuntimeWake, resource, link, session);
+        let permit = visitor(&world.log, Action::RuntimeWake, resource, link, session).await;
         runtimes::wake_by_link(&world.commands, &permit, &Context::new(NOW), world.workspace, link, session).await
     };
     wake().await.unwrap();
@@ -414,7 +428,7 @@ async fn a_refusal_is_given_on_the_leaders_word_and_not_from_memory() {
 #[tokio::test]
 async fn what_a_person_does_stands_beside_why_it_was_allowed() {
     let world = world().await;
-    let (link, done) = issue(&world, &Context::new(NOW), None).await.unwrap();
+    let (_, done) = issue(&world, &Context::new(NOW), None).await.unwrap();
     let page = world.log.read(done.position, 10, &Filter::everything()).await.unwrap();
     let [recorded, held] = &page.commits[..] else { panic!("{page:?}") };
     let (on_org, on_owner) = (StreamId::organization(acme()), StreamId::user(acme(), owner()));
@@ -429,10 +443,44 @@ async fn what_a_person_does_stands_beside_why_it_was_allowed() {
     assert_eq!(rests_on[..], stood);
     assert_eq!(held.commit.stream, StreamId::decisions_on(&on_org));
     assert_eq!(held.commit.events, [Event::Decision(DecisionEvent::Held { last })]);
-    // EnvForge's own components and reviewers need nothing beside what they do.
+    // EnvForge's own components need nothing beside what they do.
     let before = world.log.head().await.unwrap().position;
-    open_session(&world, &world.commands, link, 1, 1).await.unwrap();
+    move_rights(&world, 3).await;
     assert_eq!(world.log.head().await.unwrap().position, before.next());
+}
+
+#[tokio::test]
+async fn a_visitor_of_a_link_rests_on_its_issuers_right_and_says_so_and_a_moved_one_stops_it() {
+    let world = world().await;
+    let (link, _) = issue(&world, &Context::new(NOW), None).await.unwrap();
+    let before = world.log.head().await.unwrap().position;
+    let session = open_session(&world, &world.commands, link, 1, 1).await.unwrap();
+    let page = world.log.read(before, 10, &Filter::everything()).await.unwrap();
+    let [opened, recorded, held @ ..] = &page.commits[..] else { panic!("{page:?}") };
+    let on_link = StreamId::dev_link(acme(), link);
+    assert_eq!(opened.commit.stream, on_link);
+    assert_eq!(recorded.commit.stream, StreamId::decisions_on(&on_link));
+    let [Event::Decision(DecisionEvent::Recorded { action, rests_on, .. })] = &recorded.commit.events[..] else {
+        panic!("{recorded:?}")
+    };
+    assert_eq!((action.as_str(), rests_on.len()), ("link.open_session", 4));
+    // The organization's by the record; the link's own by what is expected of it.
+    assert_eq!(held.len(), 2, "of the issuer and of the workspace: {held:?}");
+
+    // Somebody else of the same link comes in between, and nobody minds.
+    let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
+    let decided = visitor(&world.log, Action::RuntimeWake, resource, link, session).await;
+    open_session(&world, &world.commands, link, 2, 2).await.unwrap();
+    move_rights(&world, 2).await;
+    let context = Context::new(NOW);
+    let refused = runtimes::wake_by_link(&world.commands, &decided, &context, world.workspace, link, session).await;
+    let Err(CommandError::RightsMoved { stream }) = refused else { panic!("{refused:?}") };
+    assert_eq!(stream, StreamId::organization(acme()));
+    assert!(!world.history().await.iter().any(|event| matches!(event, Event::Runtime(_))), "nothing is half done");
+    let decided = visitor(&world.log, Action::RuntimeWake, resource, link, session).await;
+    runtimes::wake_by_link(&world.commands, &decided, &Context::new(NOW), world.workspace, link, session)
+        .await
+        .unwrap();
 }
 
 /// Adds somebody to the organization, by EnvForge itself.
@@ -571,7 +619,8 @@ async fn a_link_pays_only_for_the_wakes_that_it_caused_however_others_come_in_be
             let (link, _) = issue(&world, &Context::new(NOW), Some(9)).await.unwrap();
             let session = open_session(&world, &world.commands, link, number, number).await.unwrap();
             let resource = Resource::Link { org: acme(), project: world.project, workspace: world.workspace, link };
-            visitors.push((visitor(Action::RuntimeWake, resource, link, session), link, session));
+            let permit = visitor(&world.log, Action::RuntimeWake, resource, link, session).await;
+            visitors.push((permit, link, session));
         }
         let (permit, link, session) = visitors.remove(0);
         let (others, other, others_session) = visitors.remove(0);

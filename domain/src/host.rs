@@ -83,6 +83,11 @@ pub enum HostEvent {
         certificate: TokenDigest,
         certificate_expires_at: UnixMillis,
     },
+    /// A process that agents connect to looked for the agent of a machine that is up. It is there where `away` is zero, else it has been
+    /// away for so long, in which that process was there all the time.
+    AgentLookedFor {
+        away: Millis,
+    },
     /// Nothing more is placed there.
     Draining,
     /// Its agent is trusted no more, and neither is what it says of runtimes.
@@ -136,6 +141,10 @@ pub enum HostCommand {
         certificate: TokenDigest,
         certificate_expires_at: UnixMillis,
         now: UnixMillis,
+    },
+    /// What came of looking for its agent; see [`HostEvent::AgentLookedFor`].
+    RecordLook {
+        away: Millis,
     },
     Drain,
     Revoke,
@@ -366,7 +375,13 @@ impl Aggregate for Host {
                     certificate_expires_at: *certificate_expires_at,
                 }])
             }
-            (Self::Active(_) | Self::Expected(_), HostCommand::RecordRenewal { .. }) => Err(HostRefusal::NoAgent),
+            (Self::Active(ActiveHost { agent: Some(_), .. }), HostCommand::RecordLook { away }) => {
+                Ok(vec![HostEvent::AgentLookedFor { away: *away }])
+            }
+            (
+                Self::Active(_) | Self::Expected(_),
+                HostCommand::RecordRenewal { .. } | HostCommand::RecordLook { .. },
+            ) => Err(HostRefusal::NoAgent),
             (Self::Active(active), HostCommand::Drain) => {
                 Ok(if active.draining { vec![] } else { vec![HostEvent::Draining] })
             }
@@ -383,6 +398,7 @@ impl Aggregate for Host {
                 | HostCommand::Place { .. }
                 | HostCommand::Retire
                 | HostCommand::RecordRenewal { .. }
+                | HostCommand::RecordLook { .. }
                 | HostCommand::Drain,
             ) => Err(HostRefusal::Revoked),
             (
@@ -391,6 +407,7 @@ impl Aggregate for Host {
                 | HostCommand::Place { .. }
                 | HostCommand::Release { .. }
                 | HostCommand::RecordRenewal { .. }
+                | HostCommand::RecordLook { .. }
                 | HostCommand::Drain
                 | HostCommand::Revoke,
             ) => Err(HostRefusal::Retired),
@@ -400,6 +417,7 @@ impl Aggregate for Host {
                 | HostCommand::Release { .. }
                 | HostCommand::Retire
                 | HostCommand::RecordRenewal { .. }
+                | HostCommand::RecordLook { .. }
                 | HostCommand::Drain
                 | HostCommand::Revoke,
             )
@@ -478,6 +496,8 @@ impl Aggregate for Host {
                 }
                 Self::Active(active)
             }
+            // Whoever looks after machines counts it.
+            (state, HostEvent::AgentLookedFor { .. }) => state,
             (
                 state @ (Self::Unknown | Self::Expected(_) | Self::Retired | Self::Revoked),
                 HostEvent::Placed { .. }
@@ -501,7 +521,9 @@ impl Aggregate for Host {
             HostCommand::Register { .. } | HostCommand::Retire => Action::HostRegister,
             HostCommand::Place { .. } | HostCommand::Release { .. } => Action::HostPlace,
             HostCommand::IssueEnrolment { .. } => Action::HostEnrol,
-            HostCommand::Enrol(_) | HostCommand::RecordRenewal { .. } => Action::HostRegister,
+            HostCommand::Enrol(_) | HostCommand::RecordRenewal { .. } | HostCommand::RecordLook { .. } => {
+                Action::HostRegister
+            }
             HostCommand::Drain => Action::HostDrain,
             HostCommand::Revoke => Action::HostRevoke,
         }
@@ -532,13 +554,28 @@ impl Host {
         Ok(vec![HostEvent::EnrolmentIssued { host, org, name, token, expires_at }])
     }
 
-    fn enrol(&self, enrolling: &Enrolling) -> Result<Vec<HostEvent>, HostRefusal> {
-        let refuse_unless_open = |open: Option<&Enrolment>, used: Option<TokenDigest>| match open {
-            _ if used == Some(enrolling.token) => Err(HostRefusal::EnrolmentUsed),
-            Some(open) if open.token == enrolling.token && enrolling.now < open.expires_at => Ok(()),
-            Some(open) if open.token == enrolling.token => Err(HostRefusal::EnrolmentExpired),
-            Some(_) | None => Err(HostRefusal::EnrolmentUnknown),
+    /// Whether a token lets an agent enrol now. `HostCommand::Enrol` asks the same before all else.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn opens_to(&self, token: TokenDigest, now: UnixMillis) -> Result<(), HostRefusal> {
+        let (open, used) = match self {
+            Self::Expected(expected) => (Some(&expected.enrolment), None),
+            Self::Active(ActiveHost { agent: Some(agent), .. }) => (agent.next.as_ref(), agent.used),
+            Self::Unknown | Self::Active(_) => (None, None),
+            Self::Retired => return Err(HostRefusal::Retired),
+            Self::Revoked => return Err(HostRefusal::Revoked),
         };
+        match open {
+            _ if used == Some(token) => Err(HostRefusal::EnrolmentUsed),
+            Some(open) if open.token == token && now < open.expires_at => Ok(()),
+            Some(open) if open.token == token => Err(HostRefusal::EnrolmentExpired),
+            Some(_) | None => Err(HostRefusal::EnrolmentUnknown),
+        }
+    }
+
+    fn enrol(&self, enrolling: &Enrolling) -> Result<Vec<HostEvent>, HostRefusal> {
+        self.opens_to(enrolling.token, enrolling.now)?;
         let enrolled = |enrolment| HostEvent::Enrolled {
             enrolment,
             certificate: enrolling.certificate,
@@ -550,7 +587,6 @@ impl Host {
                 if expected.org != enrolling.org || expected.host != enrolling.host {
                     return Err(HostRefusal::EnrolmentUnknown);
                 }
-                refuse_unless_open(Some(&expected.enrolment), None)?;
                 let registered = HostEvent::Registered {
                     host: enrolling.host,
                     org: enrolling.org,
@@ -564,7 +600,6 @@ impl Host {
                 if *org != enrolling.org || *host != enrolling.host {
                     return Err(HostRefusal::EnrolmentUnknown);
                 }
-                refuse_unless_open(agent.next.as_ref(), agent.used)?;
                 if *machine != enrolling.machine {
                     return Err(HostRefusal::OtherMachine);
                 }

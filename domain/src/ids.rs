@@ -101,6 +101,10 @@ id!(
     GatewayId, "gtw"
 );
 id!(
+    /// A process that serves the API, for as long as it lives.
+    ApiProcessId, "api"
+);
+id!(
     /// A signed dev link.
     LinkId, "lnk"
 );

@@ -73,6 +73,10 @@ pub const ROOT_WINDOW_MIN: Millis = Millis::from_minutes(1);
 /// How long a request waits for somebody's answer, and an approval for its use.
 pub const ROOT_REQUEST_LIFETIME: Millis = Millis::from_hours(24);
 pub const ROOT_APPROVAL_LIFETIME: Millis = Millis::from_hours(8);
+/// Requests of one person for one workspace that wait for an answer.
+pub const ROOT_REQUESTS_MAX: usize = 5;
+/// After a window's end: for a host that was away to come back and say how its command ended. Then that is lost.
+pub const ROOT_LOST_AFTER: Millis = Millis::from_hours(1);
 /// One command in a root window.
 pub const ROOT_COMMAND_WORDS_MAX: usize = 64;
 pub const ROOT_COMMAND_CHARS_MAX: usize = 4_000;

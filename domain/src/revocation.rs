@@ -3,7 +3,7 @@
 //! One form for links, sessions, roles, policies and workspaces. Not here: whose stream it is written to (`user`, `dev_link`,
 //! `organization`, `workspace`).
 
-use crate::ids::GatewayId;
+use crate::ids::{ApiProcessId, GatewayId};
 use crate::time::Millis;
 
 /// What a revocation closed, and how fast. Written after it: the revocation holds with or without it.
@@ -19,10 +19,10 @@ pub struct Receipt {
     pub sockets: u32,
     /// Gateways whose sockets are not among them.
     pub uncounted: Vec<Uncounted>,
-    /// Terminals, commands, SSH, jobs, followed logs and root shells that were open at the API process that was asked, and are over.
+    /// Terminals, commands, SSH, jobs, followed logs and root shells that were open and are over, of the API processes that told.
     pub shells: u32,
-    /// Why more may be over, or some are not yet.
-    pub shells_unknown: Option<WhyShellsUnknown>,
+    /// API processes whose shells are not among them.
+    pub shells_uncounted: Vec<UncountedShells>,
     /// From the decision until every gateway refused what was revoked.
     pub took: Millis,
 }
@@ -30,7 +30,8 @@ pub struct Receipt {
 impl Receipt {
     /// Whether nothing was closed, as far as everybody told.
     pub const fn is_empty(&self) -> bool {
-        self.sessions == 0 && self.links == 0 && self.sockets == 0 && self.shells == 0 && self.uncounted.is_empty()
+        let nothing = self.sessions == 0 && self.links == 0 && self.sockets == 0 && self.shells == 0;
+        nothing && self.uncounted.is_empty() && self.shells_uncounted.is_empty()
     }
 }
 
@@ -68,12 +69,26 @@ impl WhyUncounted {
     }
 }
 
-/// Why the number of shells that are over is not known exactly.
+/// An API process that did not tell how many shells ended there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UncountedShells {
+    /// `None` where it was not one process alone.
+    pub process: Option<ApiProcessId>,
+    pub why: WhyShellsUnknown,
+}
+
+/// Why it is not known of shells whether, or how many of them, are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyShellsUnknown {
     /// They lost their right. Some were open for longer than was waited for.
     StillClosing,
-    /// There are other API processes, which end theirs by themselves and do not say how many.
+    /// Its lease is over: nothing was heard of it, and it ends whatever is open by itself since.
+    Lost,
+    /// Nothing was heard of it in time, and its lease is not known to be over.
+    Silent,
+    /// Which processes there are could not be asked.
+    Unknown,
+    /// Of a time when one process alone was asked.
     OtherProcesses,
     /// Of a time when they were not counted.
     NotReported,
@@ -83,6 +98,9 @@ impl WhyShellsUnknown {
     pub const fn token(self) -> &'static str {
         match self {
             Self::StillClosing => "still_closing",
+            Self::Lost => "process_lost",
+            Self::Silent => "process_silent",
+            Self::Unknown => "processes_unknown",
             Self::OtherProcesses => "other_processes",
             Self::NotReported => "not_reported",
         }

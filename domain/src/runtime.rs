@@ -6,6 +6,7 @@
 //! INVARIANT: a wake belongs to one host. It is chosen on the runtime's own stream, where two hosts that want the same
 //! wake conflict, before anything is started; only that host's word about the wake counts.
 
+mod cause;
 mod command;
 mod refusal;
 
@@ -15,58 +16,19 @@ use crate::access::Action;
 use crate::aggregate::Aggregate;
 use crate::commit::StreamKind;
 use crate::event::Event;
-use crate::ids::{HostId, LinkId, ProjectId, SessionId, UserId, WorkspaceId};
+use crate::ids::{HostId, ProjectId, UserId, WorkspaceId};
 use crate::limits::{SECRETS_CONSUMED_MAX, SECRETS_OF_EVENT_MAX};
 use crate::secrets::{ConsumedSecret, RefusedSecret, SecretName};
 use crate::slug::ServiceName;
 use crate::time::{Millis, UnixMillis};
 
+pub use cause::{ActivitySource, PostponeCause, SleepCause, WakeCause};
 pub use command::RuntimeCommand;
 pub use refusal::RuntimeRefusal;
 
 /// Counts the wakes of one runtime, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Epoch(pub u64);
-
-/// Why a runtime was woken. Every wake carries one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum WakeCause {
-    Link { link: LinkId, session: SessionId },
-    Person(UserId),
-    Job { name: String, by: UserId },
-    Agent { name: String, by: UserId },
-}
-
-/// Why a runtime goes to sleep, or a sleep was put off.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum SleepCause {
-    Idle {
-        idle_for: Millis,
-    },
-    Person(UserId),
-    WorkspaceArchived,
-    /// EnvForge itself stops; the host cannot go on alone.
-    Shutdown,
-    UsageCap,
-    /// A secret that it runs with has another version, and its rules say that this restarts.
-    SecretRotated {
-        name: SecretName,
-    },
-}
-
-/// Why a sleep did not happen when it was due.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum PostponeCause {
-    KeepAwake { until: UnixMillis },
-    OpenStreams { count: u32 },
-}
-
-/// Whose use of a runtime was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ActivitySource {
-    Link(LinkId),
-    Person(UserId),
-}
 
 /// How far a wake has come. In order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -475,6 +437,20 @@ impl Aggregate for Runtime {
                     | Self::Failed { .. } => Ok(vec![]),
                 }
             }
+            RuntimeCommand::BeginJob { at, by } => match state {
+                // Even where it is no news: what follows rests on this being written.
+                Self::Ready(ready) => Ok(vec![RuntimeEvent::ActivitySeen {
+                    epoch: ready.epoch,
+                    at: ready.last_activity.map_or(*at, |last| last.max(*at)),
+                    open_streams: 0,
+                    source: ActivitySource::Person(*by),
+                }]),
+                Self::NeverWoken
+                | Self::Asleep { .. }
+                | Self::Waking { .. }
+                | Self::Sleeping { .. }
+                | Self::Failed { .. } => Err(RuntimeRefusal::NotAwake),
+            },
             RuntimeCommand::KeepAwake { until, reason, by, max, now } => {
                 if !reason_is_valid(reason) {
                     return Err(RuntimeRefusal::Reason { max: crate::limits::REASON_CHARS_MAX });
@@ -526,6 +502,10 @@ impl Aggregate for Runtime {
                 }
             }
             RuntimeCommand::RequestSleep { cause, now } => match state {
+                // It was used since somebody found it idle.
+                Self::Ready(ReadyRuntime { last_activity: Some(used), .. }) if matches!(cause, SleepCause::Idle { idle_for } if now.since(*used) < *idle_for) => {
+                    Ok(vec![])
+                }
                 Self::Ready(ready) => match (cause, ready.keep_awake_until) {
                     (SleepCause::Idle { .. }, Some(until)) if *now < until => Err(RuntimeRefusal::KeptAwake { until }),
                     (
@@ -696,6 +676,7 @@ impl Aggregate for Runtime {
             | RuntimeCommand::Restart { .. }
             | RuntimeCommand::ShortenKeepAwake { .. } => Action::RuntimeSleep,
             RuntimeCommand::KeepAwake { .. } => Action::RuntimeKeepAwake,
+            RuntimeCommand::BeginJob { .. } => Action::JobRun,
             RuntimeCommand::RecordActivity { .. } => Action::RuntimeRecordActivity,
             RuntimeCommand::ChooseHost { .. }
             | RuntimeCommand::PlaceAnew { .. }

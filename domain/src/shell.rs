@@ -241,7 +241,7 @@ pub struct LogPlace {
 /// Why a host opened no shell. Nothing runs then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShellFailure {
-    #[error("no host of this workspace is connected to this API's process")]
+    #[error("no host of this workspace is connected to this API's process or to one that it reaches")]
     HostElsewhere,
     #[error("the host on which this workspace lies is out of reach; its files are there and nowhere else")]
     OutOfReach,

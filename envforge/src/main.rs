@@ -44,6 +44,9 @@ fn main() -> ExitCode {
     if let Some(ended) = envforge_runtime::keeper_main(std::env::args_os(), server::telemetry::trace_as_usual) {
         return ended;
     }
+    if let Some(ended) = server::metadata_service::probe_main(std::env::args_os()) {
+        return ended;
+    }
     let Envforge { global, verb } = match Envforge::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => return misused(error),

@@ -178,7 +178,7 @@ fn a_branch_comes_up_is_shared_and_revoked_with_the_commands_of_the_readme() {
     world.json(&["workspace", "sleep"]);
     let rows = world.json(&["audit", "log", "--link", id, "--oldest-first"]);
     let types: Vec<_> = items(&rows).iter().map(|row| row["type"].as_str().unwrap()).collect();
-    let revoked = ["dev_link.revoked.v1", "dev_link.revocation_recorded.v3"];
+    let revoked = ["dev_link.revoked.v1", "dev_link.revocation_recorded.v4"];
     assert_eq!(types, [&["dev_link.issued.v1", "dev_link.rotated.v1"], &revoked[..]].concat());
     assert!(items(&rows).iter().all(|row| row["surface"] == "cli"), "{rows}");
     let usage = world.json(&["usage", "--by", "service"]);

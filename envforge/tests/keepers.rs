@@ -13,9 +13,11 @@ use envforge_domain::ids::{JobRunId, OrgId, ProjectId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::manifest::Manifest;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{ShellEnd, ShellOutput};
+use envforge_domain::shell::{ShellEnd, ShellFailure, ShellOutput};
 use envforge_domain::time::Millis;
-use envforge_runtime::{Awake, Config, EndedShell, Leftover, LocalHost, Report, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{
+    Awake, Config, EndedShell, Leftover, LocalHost, OpenShell, Report, Stage, WakeFailure, WakeOrder,
+};
 use envforge_testkit::{TestDir, eventually, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -54,9 +56,17 @@ impl Machine {
     }
 
     async fn open(&self) -> (LocalHost, Vec<Leftover>) {
+        self.open_as(true).await
+    }
+
+    /// With a keeper for each runtime, or as a process that holds all of them itself.
+    async fn open_as(&self, kept: bool) -> (LocalHost, Vec<Leftover>) {
         let mut config = Config::new(self.state());
         config.keeper = Some(env!("CARGO_BIN_EXE_envforge").into());
         config.root_guard = config.keeper.clone();
+        if !kept {
+            config.keeper = None;
+        }
         config.alone_max = self.alone_max;
         config.restarts_max = 1;
         config.restart_delay_min = Duration::from_millis(10);
@@ -424,4 +434,61 @@ async fn jobs_run_beside_a_kept_runtime_and_end_with_their_host() {
     assert_eq!(told, [EndedShell::Job(JobRunId::from_uuid(Uuid::from_u128(5)))]);
     host.shutdown().await;
     assert!(is_dead(&app));
+}
+
+async fn until_over(mut job: OpenShell) {
+    let over = async {
+        loop {
+            match job.output.recv().await {
+                Some(ShellOutput::Over { .. }) | None => return,
+                Some(_) => {}
+            }
+        }
+    };
+    // With its runtime.
+    tokio::time::timeout(PATIENCE, over).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_starts_while_its_runtime_goes_to_sleep_ends_with_it_or_is_refused() {
+    let machine = Machine::new();
+    let pids = machine.dir.join("pids");
+    let (mut epoch, mut number, mut ended, mut refused) = (0, 10, 0, 0);
+    for kept in [true, false] {
+        let (host, _) = machine.open_as(kept).await;
+        for round in 0..8 {
+            epoch += 1;
+            wake(&host, WakeOrder { epoch, ..machine.order(APP) }).await.unwrap();
+            let mut jobs = tokio::task::JoinSet::new();
+            for _ in 0..4 {
+                number += 1;
+                let (host, order) =
+                    (host.clone(), job(number, &format!("echo $$ >> {}; exec sleep 100000", pids.display())));
+                jobs.spawn(async move { host.run_job(order, BTreeMap::new()).await });
+            }
+            tokio::time::sleep(Duration::from_millis(round * 2)).await; // pause: another moment of the start in each round
+            host.sleep(workspace(), epoch).await.unwrap();
+            while let Some(begun) = jobs.join_next().await {
+                match begun.unwrap() {
+                    Ok(open) => {
+                        until_over(open).await;
+                        ended += 1;
+                    }
+                    Err(ShellFailure::NotAwake) => refused += 1,
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            let alive: Vec<_> = std::fs::read_to_string(&pids)
+                .unwrap_or_default()
+                .lines()
+                .filter(|pid| !is_dead(pid))
+                .map(str::to_owned)
+                .collect();
+            assert!(alive.is_empty(), "{alive:?} outlived epoch {epoch}");
+        }
+        host.shutdown().await;
+    }
+    println!("{ended} ended with their runtime, {refused} were refused");
+    assert_eq!(ended + refused, 64);
+    assert!(ended > 0 && refused > 0, "both happen: {ended}, {refused}");
 }

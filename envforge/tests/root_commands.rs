@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
 use envforge_domain::root_window::RootOutcome;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, TerminalSize};
-use envforge_runtime::{Config, LocalHost, OpenShell, RootOrder, RootWhat};
+use envforge_runtime::{Config, LocalHost, OpenShell, RanRoot, RootOrder, RootWhat, uptime};
 use envforge_testkit::{TestDir, eventually, wait_until};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -52,12 +52,25 @@ impl Machine {
         remaining: Duration,
         end: watch::Receiver<Option<RootOutcome>>,
     ) -> (RootOutcome, Option<u32>) {
-        let words = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        let taken = self.host.take_root(Self::window(number)).await.unwrap();
-        let what = RootWhat::Command(words);
-        let ran = taken.run(RootOrder { workspace: self.workspace, what, remaining }, end).await;
+        let ran = self.ran(number, script, remaining, end).await;
         assert!(ran.changes.is_some(), "something ran");
         (ran.outcome, ran.code)
+    }
+
+    async fn ran(
+        &self,
+        number: u128,
+        script: &str,
+        remaining: Duration,
+        end: watch::Receiver<Option<RootOutcome>>,
+    ) -> RanRoot {
+        let taken = self.host.take_root(Self::window(number)).await.unwrap();
+        let what = RootWhat::Command(["/bin/sh", "-c", script].map(str::to_owned).to_vec());
+        taken.run(self.order(what, remaining), end).await
+    }
+
+    fn order(&self, what: RootWhat, remaining: Duration) -> RootOrder {
+        RootOrder { workspace: self.workspace, what, until: uptime().unwrap() + remaining }
     }
 
     fn pids(&self) -> PathBuf {
@@ -94,8 +107,10 @@ impl Machine {
     }
 
     fn no_record_but(&self, windows: usize) {
-        let records = std::fs::read_dir(self.dir.join("root")).unwrap().count();
-        assert_eq!(records, windows);
+        let files = std::fs::read_dir(self.dir.join("root")).unwrap().map(|file| file.unwrap().path());
+        // Each with how the host was before.
+        let (records, before): (Vec<_>, Vec<_>) = files.partition(|path| path.extension() == Some("json".as_ref()));
+        assert_eq!((records.len(), before.len()), (windows, windows));
     }
 }
 
@@ -139,8 +154,7 @@ async fn what_a_command_writes_is_kept_within_bounds_and_a_program_that_is_not_t
     assert!(text.len() == 64 * 1024 && text.ends_with("last\n"));
     let words = vec!["/nowhere/to-be-found".to_owned()];
     let taken = machine.host.take_root(Machine::window(2)).await.unwrap();
-    let order = RootOrder { workspace: machine.workspace, what: RootWhat::Command(words), remaining: LONG };
-    let ran = taken.run(order, end).await;
+    let ran = taken.run(machine.order(RootWhat::Command(words), LONG), end).await;
     assert_eq!((ran.outcome, ran.code), (RootOutcome::Exited, Some(127)));
     assert!(machine.host.root_output(Machine::window(2)).unwrap().0.contains("could not be run"));
 }
@@ -150,11 +164,7 @@ async fn what_a_command_changed_below_etc_is_told() {
     let Some(machine) = Machine::open().await else { return };
     let (_keep, end) = nobody_asks();
     let file = format!("/etc/envforge-test-{}", std::process::id());
-    let words =
-        ["/bin/sh", "-c", &format!("echo x > {file}; sleep 0.05; echo y >> {file}")].map(str::to_owned).to_vec();
-    let taken = machine.host.take_root(Machine::window(1)).await.unwrap();
-    let order = RootOrder { workspace: machine.workspace, what: RootWhat::Command(words), remaining: LONG };
-    let ran = taken.run(order, end).await;
+    let ran = machine.ran(1, &format!("echo x > {file}; sleep 0.05; echo y >> {file}"), LONG, end).await;
     std::fs::remove_file(&file).unwrap();
     let changes = ran.changes.unwrap();
     assert!(changes.files.iter().any(|change| change.path == file && change.kind.token() == "added"), "{changes:?}");
@@ -212,6 +222,88 @@ async fn a_command_that_kills_its_guard_dies_with_it() {
     }
 }
 
+/// Its parent is the guard, which ends nothing from then on.
+fn stopping(script: &str) -> String {
+    script.replace("echo begun; wait", "kill -STOP $PPID; echo stopped; wait")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stops_its_guard_is_dead_all_the_same_at_the_end_of_its_window_and_when_it_is_told_to() {
+    let Some(machine) = Machine::open().await else { return };
+    let script = stopping(&machine.tenacious());
+    let (_keep, end) = nobody_asks();
+    let begun = Instant::now();
+    let ended = machine.run(1, &script, Duration::from_secs(2), end).await;
+    assert_eq!(ended, (RootOutcome::Deadline, None));
+    assert!((2..6).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!((machine.started().len(), machine.alive()), (5, vec![]));
+    // A shell: it is its guard's child as well.
+    std::fs::remove_file(machine.pids()).unwrap();
+    let (_keep, end) = nobody_asks();
+    let begun = Instant::now();
+    let ended = machine.shell(2, Duration::from_secs(3), end, async |open| {
+        let (text, end, _) = shown(open, &[&format!("{script}\n")]).await;
+        assert!(text.contains("\nstopped\n") && end == ShellEnd::TimeOver, "{text}");
+    });
+    assert_eq!(ended.await, (RootOutcome::Deadline, None));
+    assert!((3..7).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!((machine.started().len(), machine.alive()), (5, vec![]));
+    // Revoked, and stopped with its host.
+    for (number, outcome) in [(3, RootOutcome::Revoked), (4, RootOutcome::HostStopped)] {
+        std::fs::remove_file(machine.pids()).unwrap();
+        let (ask, end) = nobody_asks();
+        let asking = async {
+            machine.until_all_started().await;
+            let asked = Instant::now();
+            match outcome {
+                RootOutcome::Revoked => ask.send(Some(outcome)).unwrap(),
+                _ => machine.host.shutdown().await,
+            }
+            asked
+        };
+        let (ended, asked) = tokio::join!(machine.run(number, &script, LONG, end), asking);
+        assert_eq!(ended, (outcome, None));
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        assert_eq!(machine.alive(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_started_in_a_window_that_is_over_and_its_end_waits_for_nobody() {
+    let Some(machine) = Machine::open().await else { return };
+    let touch = format!("echo x >> {}", machine.pids().display());
+    let without_running = |outcome| RanRoot { outcome, code: None, changes: None };
+    let (_keep, end) = nobody_asks();
+    let ran = machine.ran(1, &touch, Duration::ZERO, end.clone()).await;
+    assert_eq!(ran, without_running(RootOutcome::Deadline));
+    let (ask, asked) = nobody_asks();
+    ask.send(Some(RootOutcome::Revoked)).unwrap();
+    assert_eq!(machine.ran(2, &touch, LONG, asked).await, without_running(RootOutcome::Revoked));
+    // Nobody comes to a shell, and then somebody does, late: its window is no longer for that.
+    let second = Duration::from_secs(1);
+    let begun = Instant::now();
+    let taken = machine.host.take_root(Machine::window(3)).await.unwrap();
+    let ran = taken.run(machine.order(RootWhat::Shell, second), end.clone()).await;
+    assert_eq!(ran, without_running(RootOutcome::Deadline));
+    assert!(begun.elapsed() < 4 * second, "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let taken = machine.host.take_root(Machine::window(4)).await.unwrap();
+    let coming = async {
+        tokio::time::sleep(2 * second).await; // pause: somebody who comes late
+        let open = machine.host.attach_root(Machine::window(4), SIZE, "xterm".to_owned()).await.unwrap();
+        assert_eq!(shown(open, &[]).await.1, ShellEnd::TimeOver);
+    };
+    let (ran, ()) = tokio::join!(taken.run(machine.order(RootWhat::Shell, 4 * second), end.clone()), coming);
+    assert_eq!(ran.outcome, RootOutcome::Deadline);
+    assert!((4..6).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // The host stops.
+    let taken = machine.host.take_root(Machine::window(5)).await.unwrap();
+    machine.host.shutdown().await;
+    let order = machine.order(RootWhat::Command(vec!["/bin/sh".to_owned(), "-c".to_owned(), touch]), LONG);
+    assert_eq!(taken.run(order, end).await, without_running(RootOutcome::HostStopped));
+    assert!(machine.started().is_empty());
+}
+
 /// The machine has a file system for them, and nobody else's window has this number.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_was_taken_and_never_run_leaves_no_cgroup_and_one_that_ran_takes_its_own_along() {
@@ -257,7 +349,7 @@ async fn what_is_left_where_agent_and_guard_were_killed_at_once_is_ended_by_the_
     // A process that was just started holds what this one had open for a moment, the directory's lock with it.
     let opened = eventually("the directory's lock", PATIENCE, async || LocalHost::open(config.clone()).await.ok());
     let (host, _) = opened.await;
-    assert_eq!(host.root_leftovers(), [window]);
+    assert_eq!(host.root_leftovers().keys().collect::<Vec<_>>(), [&window]);
     assert!(left.try_wait().unwrap().is_some_and(|status| !status.success()), "it was killed");
     // Until its end stands in the log, it is found again.
     assert!(dir.join("root").join(format!("{window}.json")).exists());
@@ -293,7 +385,7 @@ impl Machine {
         come: impl AsyncFnOnce(OpenShell),
     ) -> (RootOutcome, Option<u32>) {
         let taken = self.host.take_root(Self::window(number)).await.unwrap();
-        let order = RootOrder { workspace: self.workspace, what: RootWhat::Shell, remaining };
+        let order = self.order(RootWhat::Shell, remaining);
         let coming = async {
             let open = self.host.attach_root(Self::window(number), SIZE, "xterm".to_owned()).await.unwrap();
             come(open).await;
@@ -309,16 +401,18 @@ async fn a_shell_is_root_on_a_terminal_of_its_own_and_nobody_comes_to_it_twice()
     let Some(machine) = Machine::open().await else { return };
     let (_keep, end) = nobody_asks();
     let ended = machine.shell(1, LONG, end, async |open| {
-        let keys = ["id -u; tty; stty size; echo $TERM $ENVFORGE_ROOT_WINDOW\n", "echo 'se''cret'\n", "exit 5\n"];
+        let keys =
+            ["id -u; tty; stty size; echo $TERM $ENVFORGE_ROOT_WINDOW\n", "echo 'un''heard-of-word'\n", "exit 5\n"];
         let (text, end, code) = shown(open, &keys).await;
         assert_eq!((end, code), (ShellEnd::Exited, Some(5)), "{text}");
-        for wanted in ["0\n/dev/pts/", "\n30 100\n", &format!("xterm {}", Machine::window(1)), "secret\n"] {
+        for wanted in ["0\n/dev/pts/", "\n30 100\n", &format!("xterm {}", Machine::window(1)), "unheard-of-word\n"] {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
     });
     assert_eq!(ended.await, (RootOutcome::Exited, Some(5)));
     assert_eq!(machine.host.root_output(Machine::window(1)), None, "nothing of it is kept");
-    let grep = std::process::Command::new("grep").args(["-rl", "secret"]).arg(machine.dir.path()).output().unwrap();
+    let grep =
+        std::process::Command::new("grep").args(["-rl", "heard-of-word"]).arg(machine.dir.path()).output().unwrap();
     assert!(grep.stdout.is_empty(), "{}", String::from_utf8_lossy(&grep.stdout));
 }
 

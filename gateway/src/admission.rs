@@ -155,6 +155,10 @@ impl ForwardPermit {
         match standing {
             Err(denial) => denial,
             Ok(ground) if !self.families.minus(ground.families()).is_empty() => Denial::RouteNotIncluded,
+            // The visitor may come again: the app wakes elsewhere.
+            Ok(_) if self.families.iter().any(|family| self.ground.has_lost_host(family)) => {
+                Denial::UpstreamUnreachable
+            }
             Ok(_) => Denial::WorkspaceClosed,
         }
     }

@@ -12,7 +12,9 @@ use envforge_domain::ids::{LinkId, SessionId, UserId, WorkspaceId};
 use envforge_domain::runtime::ActivitySource;
 use envforge_domain::slug::{HostLabel, ServiceName};
 use envforge_domain::time::UnixMillis;
-use envforge_projections::gateway_view::{Closers, GatewayView, LinkPhase, LinkView, MemberView, OpenSocket};
+use envforge_projections::gateway_view::{
+    CloseReason, Closers, GatewayView, LinkPhase, LinkView, MemberView, OpenSocket,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::denial::Denial;
@@ -183,6 +185,11 @@ impl Ground {
     /// Whether the right to a family was taken away since it was given.
     pub(crate) fn is_withdrawn(&self, family: RouteFamily) -> bool {
         self.closers().reason(family).is_some()
+    }
+
+    /// Whether that was for the host on which the app ran, and not for the right.
+    pub(crate) fn has_lost_host(&self, family: RouteFamily) -> bool {
+        self.closers().reason(family) == Some(CloseReason::HostRevoked)
     }
 
     /// Cancelled when that happens.

@@ -21,7 +21,7 @@ use crate::decisions::{AskWake, Blocked, Decisions, OpenSession, OpenWorkspaceSe
 use crate::denial::Denial;
 use crate::ground::Visitor;
 
-/// Questions to the policy for one command of a member; others' changes of rights can come in between that often.
+/// Questions to the policy for one command; others' changes of rights can come in between that often.
 const PERMITS_MAX: u32 = 16;
 
 pub struct LogDecisions {
@@ -59,27 +59,21 @@ impl LogDecisions {
         })
     }
 
-    /// A member's command guards the rights that it rests on: where others change rights meanwhile, it is asked for again.
     async fn wake_by_member(&self, permit: &Permit, ask: &AskWake, user: UserId) -> Result<(), Denial> {
         let mut rounds = 0;
-        loop {
+        let done = loop {
             let permit = self.fresh(permit, Some(ask.session), ask.now).await?;
             let (context, cause) = (Context::new(ask.now), WakeCause::Person(user));
-            match runtimes::wake(&self.commands, &permit, &context, ask.workspace, cause).await {
-                Ok(_) => return Ok(()),
-                Err(CommandError::RightsMoved { .. }) if rounds < PERMITS_MAX => {
-                    rounds += 1;
-                    back_off(rounds).await;
-                }
-                Err(error) => {
-                    return Err(match error.refusal_code() {
-                        Some("workspace_archived") => Denial::WorkspaceClosed,
-                        Some(_) => Denial::WakeRefused,
-                        None => unavailable(&error),
-                    });
-                }
+            let done = runtimes::wake(&self.commands, &permit, &context, ask.workspace, cause).await;
+            if !is_to_be_asked_again(&done, &mut rounds).await {
+                break done;
             }
-        }
+        };
+        done.map(|_| ()).map_err(|error| match error.refusal_code() {
+            Some("workspace_archived") => Denial::WorkspaceClosed,
+            Some(_) => Denial::WakeRefused,
+            None => unavailable(&error),
+        })
     }
 
     async fn open_for_member(&self, ask: OpenWorkspaceSession) -> Result<Position, Denial> {
@@ -107,22 +101,27 @@ impl LogDecisions {
                 AuthorizeError::Denied(denial) => of_member(denial),
                 AuthorizeError::Stale(_) | AuthorizeError::Log(_) => Denial::AuthorizationStale,
             })?;
-            match users::open_workspace(&self.commands, &permit, &context, handoff.user, asked.clone()).await {
-                Ok(done) => return Ok(done.position),
-                Err(CommandError::RightsMoved { .. }) if rounds < PERMITS_MAX => {
-                    rounds += 1;
-                    back_off(rounds).await;
-                }
-                Err(error) => {
-                    return Err(match error.refusal_code() {
-                        Some("handoff_used" | "handoff_expired") => Denial::SignInInvalid,
-                        Some(_) => Denial::SignedOut,
-                        None => unavailable(&error),
-                    });
-                }
+            let done = users::open_workspace(&self.commands, &permit, &context, handoff.user, asked.clone()).await;
+            if is_to_be_asked_again(&done, &mut rounds).await {
+                continue;
             }
+            return done.map(|done| done.position).map_err(|error| match error.refusal_code() {
+                Some("handoff_used" | "handoff_expired") => Denial::SignInInvalid,
+                Some(_) => Denial::SignedOut,
+                None => unavailable(&error),
+            });
         }
     }
+}
+
+/// A command guards the rights that it rests on: where others change rights meanwhile, the policy is asked again.
+async fn is_to_be_asked_again<T>(done: &Result<T, CommandError>, rounds: &mut u32) -> bool {
+    if !matches!(done, Err(CommandError::RightsMoved { .. })) || *rounds >= PERMITS_MAX {
+        return false;
+    }
+    *rounds += 1;
+    back_off(*rounds).await;
+    true
 }
 
 /// What a member is told whom the policy refused.
@@ -136,7 +135,6 @@ fn of_member(denial: access::Denial) -> Denial {
 impl Decisions for LogDecisions {
     fn open_session<'a>(&'a self, permit: &'a Permit, ask: OpenSession) -> BoxFuture<'a, Result<Position, Denial>> {
         Box::pin(async move {
-            let permit = self.fresh(permit, None, ask.now).await?;
             let redeemed = links::RedeemedHandoff {
                 link: ask.link,
                 handoff: ask.handoff,
@@ -145,7 +143,14 @@ impl Decisions for LogDecisions {
                 session: ask.session,
                 cookie: ask.cookie,
             };
-            let done = links::open_session(&self.commands, &permit, &Context::new(ask.now), &redeemed).await;
+            let (context, mut rounds) = (Context::new(ask.now), 0);
+            let done = loop {
+                let permit = self.fresh(permit, None, ask.now).await?;
+                let done = links::open_session(&self.commands, &permit, &context, &redeemed).await;
+                if !is_to_be_asked_again(&done, &mut rounds).await {
+                    break done;
+                }
+            };
             done.map(|done| done.position).map_err(|error| match error.refusal_code() {
                 Some("handoff_used" | "handoff_expired") => Denial::HandoffInvalid,
                 Some("link_too_many_sessions") => Denial::TooManySessions,
@@ -182,10 +187,15 @@ impl Decisions for LogDecisions {
                 Visitor::Link(link) => link,
                 Visitor::Member(user) => return self.wake_by_member(permit, &ask, user).await,
             };
-            let permit = self.fresh(permit, Some(ask.session), ask.now).await?;
-            let context = Context::new(ask.now);
-            let done =
-                runtimes::wake_by_link(&self.commands, &permit, &context, ask.workspace, link, ask.session).await;
+            let (context, mut rounds) = (Context::new(ask.now), 0);
+            let done = loop {
+                let permit = self.fresh(permit, Some(ask.session), ask.now).await?;
+                let (workspace, session) = (ask.workspace, ask.session);
+                let done = runtimes::wake_by_link(&self.commands, &permit, &context, workspace, link, session).await;
+                if !is_to_be_asked_again(&done, &mut rounds).await {
+                    break done;
+                }
+            };
             done.map(|_| ()).map_err(|error| match error.refusal_code() {
                 Some("wake_budget_spent") => Denial::WakeBudgetSpent,
                 Some("link_revoked") => Denial::LinkRevoked,

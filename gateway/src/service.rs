@@ -412,7 +412,7 @@ impl Following {
     fn news(&mut self) -> WakeNews {
         let runtime = self.runtime.borrow_and_update().clone();
         let refusal = match runtime.phase {
-            RuntimePhase::Ready | RuntimePhase::Waking => None,
+            RuntimePhase::Ready | RuntimePhase::Waking | RuntimePhase::Leaving => None,
             RuntimePhase::Asleep | RuntimePhase::Sleeping | RuntimePhase::Failed => {
                 self.shared.waker.refusal(&self.permit)
             }

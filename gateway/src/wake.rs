@@ -97,7 +97,7 @@ impl Waker {
 
     /// Makes sure that a wake is asked for, and says at once if it was just refused. For pages, which do not wait.
     pub(crate) fn nudge(&self, permit: &ForwardPermit, runtime: &RuntimeView) -> Result<(), Denial> {
-        if runtime.phase == RuntimePhase::Waking {
+        if comes_by_itself(runtime.phase) {
             return Ok(());
         }
         let outcome = *self.ask(permit, runtime)?.borrow();
@@ -145,7 +145,7 @@ impl Waker {
             if seen.phase == RuntimePhase::Failed && seen.epoch > before {
                 return Err(why_failed(&seen));
             }
-            let mut asked = (seen.phase != RuntimePhase::Waking).then(|| self.ask(permit, &seen)).transpose()?;
+            let mut asked = (!comes_by_itself(seen.phase)).then(|| self.ask(permit, &seen)).transpose()?;
             if let Some(asked) = &asked
                 && let Asked::Refused(denial) = *asked.borrow()
             {
@@ -255,6 +255,12 @@ async fn wake_patiently(decisions: &dyn Decisions, permit: &Permit, ask: AskWake
     decisions.wake(permit, ask).await
 }
 
+/// Whether another phase follows that was not asked for. A wake that is asked for before the log knows that a runtime is lost wakes
+/// nothing.
+const fn comes_by_itself(phase: RuntimePhase) -> bool {
+    matches!(phase, RuntimePhase::Waking | RuntimePhase::Leaving)
+}
+
 /// What a visitor is told of a wake that failed: never a name.
 pub(crate) const fn why_failed(runtime: &RuntimeView) -> Denial {
     if runtime.secrets_refused { Denial::SecretsRefused } else { Denial::WakeFailed }
@@ -262,7 +268,7 @@ pub(crate) const fn why_failed(runtime: &RuntimeView) -> Denial {
 
 /// Where the permit's service answers; `None` while the runtime is not ready.
 pub(crate) fn endpoint(runtime: &RuntimeView, permit: &ForwardPermit) -> Option<Result<SocketAddr, Denial>> {
-    if runtime.phase != RuntimePhase::Ready || runtime.endpoints.is_empty() {
+    if runtime.phase != RuntimePhase::Ready {
         return None;
     }
     let found = runtime.endpoints.iter().find(|(service, _)| service == permit.service());

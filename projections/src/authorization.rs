@@ -261,6 +261,7 @@ impl AuthorizationView {
                     | HostEvent::EnrolmentIssued { .. }
                     | HostEvent::Enrolled { .. }
                     | HostEvent::CertificateRenewed { .. }
+                    | HostEvent::AgentLookedFor { .. }
                     | HostEvent::Draining,
                 )
                 | Event::Project(_)

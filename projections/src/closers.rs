@@ -32,12 +32,33 @@ pub enum CloseReason {
     /// The workspace was taken off the public gateway.
     TailscaleOnly,
     Archived,
+    /// The host on which the workspace was awake is trusted no more; whoever may come in is admitted anew.
+    HostRevoked,
     /// A member's session, or the one from which it was opened, has ended.
     SignedOut,
     /// A member may open the workspace no more, or not for as long.
     MemberLostRight,
     /// The log is not the one that was followed: nobody knows what still stands.
     ViewsFailed,
+}
+
+impl CloseReason {
+    /// Whether links and sessions stand as before, and only what they had open is over.
+    pub(crate) const fn leaves_right(self) -> bool {
+        match self {
+            Self::RoutesChanged | Self::HostRevoked => true,
+            Self::Revoked
+            | Self::Expired
+            | Self::Rotated
+            | Self::Narrowed
+            | Self::IssuerLostRight
+            | Self::TailscaleOnly
+            | Self::Archived
+            | Self::SignedOut
+            | Self::MemberLostRight
+            | Self::ViewsFailed => false,
+        }
+    }
 }
 
 /// Given, each for its route family, when what was admitted is no longer allowed.
@@ -88,6 +109,8 @@ pub struct Over {
     pub link_sessions: usize,
     /// Members' sessions on workspaces' hosts that ended, or whose right did.
     pub member_sessions: usize,
+    /// Runtimes that were ready on a host which is trusted no more.
+    pub runtimes: usize,
 }
 
 /// What one commit ended.
@@ -175,6 +198,7 @@ impl Closings {
                 links: sum.links + over.links,
                 link_sessions: sum.link_sessions + over.link_sessions,
                 member_sessions: sum.member_sessions + over.member_sessions,
+                runtimes: sum.runtimes + over.runtimes,
             }
         })
     }

@@ -10,14 +10,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::{DevLinkEvent, Generation, RouteFamilies};
 use envforge_domain::event::Event;
-use envforge_domain::ids::{LinkId, OrgId, ProjectId, WorkspaceId};
+use envforge_domain::host::HostEvent;
+use envforge_domain::ids::{HostId, LinkId, OrgId, ProjectId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::routing::RouteTable;
+use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::{HostLabel, OrgSlug, ServiceName, WorkspaceSlug};
 use envforge_domain::time::{Millis, UnixMillis};
@@ -136,6 +138,10 @@ struct Fold {
     ended_links: VecDeque<(UnixMillis, LinkId)>,
     /// Sessions in the table that do not count any more.
     ended_sessions: usize,
+    /// Where each runtime is ready.
+    ready_on: AHashMap<WorkspaceId, HostId>,
+    /// Hosts that are trusted no more, for ever.
+    revoked_hosts: AHashSet<HostId>,
 }
 
 struct KnownWorkspace {
@@ -332,7 +338,12 @@ impl GatewayView {
                 }
                 Event::Runtime(event) => {
                     if let Ok(workspace) = key.parse() {
-                        self.runtimes.apply(workspace, event, at);
+                        self.apply_runtime(&mut fold, workspace, event, at);
+                    }
+                }
+                Event::Host(HostEvent::Revoked) => {
+                    if let Ok(host) = key.parse() {
+                        self.revoke_host(&mut fold, host, at);
                     }
                 }
                 Event::DevLink(event) => {
@@ -374,6 +385,52 @@ impl GatewayView {
         });
     }
 
+    fn apply_runtime(&self, fold: &mut Fold, workspace: WorkspaceId, event: &RuntimeEvent, at: UnixMillis) {
+        match event {
+            // What a host says that was revoked meanwhile leads nobody there.
+            RuntimeEvent::EndpointsBound { host, .. } if fold.revoked_hosts.contains(host) => return,
+            RuntimeEvent::EndpointsBound { host, .. } => {
+                fold.ready_on.insert(workspace, *host);
+            }
+            RuntimeEvent::WakeRequested { .. }
+            | RuntimeEvent::SleepRequested { .. }
+            | RuntimeEvent::Slept { .. }
+            | RuntimeEvent::Failed { .. }
+            | RuntimeEvent::Lost { .. } => {
+                fold.ready_on.remove(&workspace);
+            }
+            RuntimeEvent::HostChosen { .. }
+            | RuntimeEvent::StageReached { .. }
+            | RuntimeEvent::SecretsResolved { .. }
+            | RuntimeEvent::SecretsRefused { .. }
+            | RuntimeEvent::WakeQueued { .. }
+            | RuntimeEvent::Ready { .. }
+            | RuntimeEvent::LeaseRenewed { .. }
+            | RuntimeEvent::ActivitySeen { .. }
+            | RuntimeEvent::KeptAwake { .. }
+            | RuntimeEvent::KeepAwakeShortened { .. }
+            | RuntimeEvent::SleepPostponed { .. } => {}
+        }
+        self.runtimes.apply(workspace, event, at);
+    }
+
+    /// Leads nobody to a host that is trusted no more, and ends what is open to it. Links and sessions stand: whoever has one may wake
+    /// the workspace elsewhere, once the log has said that its runtime is lost.
+    fn revoke_host(&self, fold: &mut Fold, host: HostId, at: UnixMillis) {
+        fold.revoked_hosts.insert(host);
+        let there: Vec<_> = fold.ready_on.extract_if(|_, on| *on == host).map(|(workspace, _)| workspace).collect();
+        for workspace in there {
+            // INVARIANT: before anything open is told, so that whoever is ended is not led there again.
+            self.runtimes.withdraw(workspace, at);
+            self.closings.count(|over| over.runtimes += 1);
+            let links = fold.workspaces.get(&workspace).map(|known| known.links.as_slice()).unwrap_or_default();
+            for link in links {
+                self.change_link(*link, |_| Some((RouteFamilies::ALL, CloseReason::HostRevoked)));
+            }
+            self.members.close_workspace(workspace, CloseReason::HostRevoked, |_| true);
+        }
+    }
+
     fn apply_workspace(&self, fold: &mut Fold, org: OrgId, workspace: WorkspaceId, event: &WorkspaceEvent) {
         if let WorkspaceEvent::Created { project, slug, manifest, access_mode, .. } = event {
             let known = KnownWorkspace {
@@ -408,7 +465,7 @@ impl GatewayView {
         };
         self.publish_hosts(fold, workspace, &known, Some(&before));
         if let Some(reason) = reason {
-            if reason != CloseReason::RoutesChanged {
+            if !reason.leaves_right() {
                 let open = known.links.iter().filter_map(|link| fold.open_links.get(link));
                 open.filter(|open| open.phase() == LinkPhase::Active).for_each(|open| self.count_link(open.sessions));
             }

@@ -5,24 +5,35 @@
 //! the host's aggregate and the machine's claim check again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::{AHashMap, AHashSet};
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::Recorded;
+use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::event::Event;
 use envforge_domain::host::{ActiveHost, Capacity, ExpectedHost, Host, HostEvent};
-use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, ShellId, WorkspaceId};
 use envforge_domain::machine::{LiveMachine, Machine, MachineEvent, MachinePurpose, Power};
 use envforge_domain::runtime::RuntimeEvent;
 use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 use parking_lot::RwLock;
 
 /// The view.
 #[derive(Default)]
 pub struct PlacementView {
     inner: RwLock<Inner>,
+    /// How often it changed which agents are trusted.
+    trust_changes: AtomicU64,
+}
+
+/// The shell of a workspace that was opened last.
+struct LastShell {
+    shell: ShellId,
+    host: HostId,
+    /// Of the one before it.
+    before: Option<HostId>,
 }
 
 #[derive(Default)]
@@ -36,10 +47,13 @@ struct Inner {
     /// The host that carried out the last wake or opened the last shell, but for those that are for shells alone; the workspace's data
     /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
+    last_shells: AHashMap<WorkspaceId, LastShell>,
     /// Machines of a provider that are not over, by their hosts.
     machines: AHashMap<HostId, Machine>,
     /// How many of them each organization has.
     machines_of: AHashMap<OrgId, usize>,
+    /// Where the log says for the last time that a host's agent is connected.
+    heard_at: AHashMap<HostId, Position>,
     /// Hosts that people named, in whatever state.
     named: AHashMap<OrgId, BTreeMap<HostId, NamedHost>>,
 }
@@ -192,6 +206,13 @@ impl PlacementView {
         self.inner.read().last_on.get(&workspace).copied()
     }
 
+    /// The host of the shell before this one in a workspace, whether this one is known already or not.
+    pub fn host_of_shell_before(&self, workspace: WorkspaceId, shell: ShellId) -> Option<HostId> {
+        let inner = self.inner.read();
+        let last = inner.last_shells.get(&workspace)?;
+        if last.shell == shell { last.before } else { Some(last.host) }
+    }
+
     /// The active hosts of an organization on which something new may be placed, the oldest first.
     pub fn open_hosts_of(&self, org: OrgId) -> Vec<HostId> {
         let inner = self.inner.read();
@@ -210,6 +231,11 @@ impl PlacementView {
     /// Whether a host holds room for a workspace.
     pub fn is_placed(&self, workspace: WorkspaceId, host: HostId) -> bool {
         self.inner.read().hosts.get(&host).is_some_and(|(host, _)| host.placed.contains_key(&workspace))
+    }
+
+    /// How often the answers of `enrolment_of` changed: whoever reads this before them has answers that are at least as new.
+    pub fn trust_changes(&self) -> u64 {
+        self.trust_changes.load(Ordering::Acquire)
     }
 
     /// Which enrolment an active host's agent must have a certificate of; `None` where no agent is trusted for it.
@@ -231,6 +257,27 @@ impl PlacementView {
         named.map(|(host, named)| (*host, named.clone())).collect()
     }
 
+    /// The hosts on a provider's machines that are up and whose agents have enrolled, with where the log says for the last time that one
+    /// is connected.
+    pub fn agents_wanted(&self) -> Vec<(OrgId, HostId, Position)> {
+        let inner = self.inner.read();
+        let up = |machine: &Machine| matches!(machine, Machine::Live(LiveMachine { power: Power::On, .. }));
+        let up = inner.machines.iter().filter(|(_, machine)| up(machine)).map(|(host, _)| host);
+        let wanted = up.filter_map(|host| {
+            let (active, _) = inner.hosts.get(host)?;
+            active.agent.as_ref()?;
+            Some((active.org, *host, inner.heard_at.get(host).copied().unwrap_or_default()))
+        });
+        wanted.collect()
+    }
+
+    /// Whether a host of the organization is trusted no more.
+    pub fn is_revoked(&self, org: OrgId, host: HostId) -> bool {
+        let inner = self.inner.read();
+        let named = inner.named.get(&org).and_then(|hosts| hosts.get(&host));
+        named.is_some_and(|named| named.phase == HostPhase::Revoked)
+    }
+
     /// What is placed on an active host.
     pub fn placed(&self, host: HostId) -> Option<BTreeMap<WorkspaceId, Capacity>> {
         self.inner.read().hosts.get(&host).map(|(host, _)| host.placed.clone())
@@ -243,7 +290,18 @@ impl PlacementView {
             match event {
                 Event::Host(event) => {
                     if let Ok(host) = key.parse() {
-                        self.inner.write().apply(host, event);
+                        let mut inner = self.inner.write();
+                        if matches!(
+                            event,
+                            HostEvent::Enrolled { .. } | HostEvent::AgentLookedFor { away: Millis::ZERO }
+                        ) {
+                            inner.heard_at.insert(host, recorded.position);
+                        }
+                        inner.apply(host, event);
+                        drop(inner);
+                        if matches!(event, HostEvent::Enrolled { .. } | HostEvent::Retired | HostEvent::Revoked) {
+                            self.trust_changes.fetch_add(1, Ordering::Release);
+                        }
                     }
                 }
                 Event::Runtime(RuntimeEvent::HostChosen { host, .. } | RuntimeEvent::EndpointsBound { host, .. }) => {
@@ -253,6 +311,10 @@ impl PlacementView {
                 }
                 Event::Shell(ShellEvent::Connected { terms }) => {
                     let mut inner = self.inner.write();
+                    if let Some(host) = terms.host {
+                        let before = inner.last_shells.get(&terms.workspace).map(|last| last.host);
+                        inner.last_shells.insert(terms.workspace, LastShell { shell: terms.shell, host, before });
+                    }
                     if let Some(host) = terms.host.filter(|host| !inner.is_for_shells(*host)) {
                         inner.last_on.insert(terms.workspace, host);
                     }
@@ -301,6 +363,7 @@ impl Inner {
             }
             HostEvent::Released { workspace } => self.forget(*workspace, id),
             HostEvent::Retired | HostEvent::Revoked => {
+                self.heard_at.remove(&id);
                 if let Host::Active(host) = &before {
                     if let Some(hosts) = self.hosts_of.get_mut(&host.org) {
                         hosts.remove(&id);
@@ -311,6 +374,7 @@ impl Inner {
             HostEvent::EnrolmentIssued { .. }
             | HostEvent::Enrolled { .. }
             | HostEvent::CertificateRenewed { .. }
+            | HostEvent::AgentLookedFor { .. }
             | HostEvent::Draining => {}
         }
         let after = Host::evolve(before, event);

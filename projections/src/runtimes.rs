@@ -19,6 +19,8 @@ pub enum RuntimePhase {
     Ready,
     Sleeping,
     Failed,
+    /// Ready by the log, on a host that is trusted no more: nobody is led there, and the log is about to say that it is lost.
+    Leaving,
 }
 
 /// A runtime as of now.
@@ -77,6 +79,16 @@ impl Runtimes {
             return;
         }
         tell(self.channels.write().entry(workspace).or_default(), event, at);
+    }
+
+    /// Leads nobody to where it was ready.
+    pub(crate) fn withdraw(&self, workspace: WorkspaceId, since: UnixMillis) {
+        if let Some(sender) = self.channels.read().get(&workspace) {
+            sender.send_modify(|view| {
+                let (phase, epoch) = (RuntimePhase::Leaving, view.epoch);
+                *view = RuntimeView { phase, epoch, since, ..RuntimeView::default() };
+            });
+        }
     }
 }
 

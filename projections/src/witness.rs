@@ -55,10 +55,10 @@ impl Gateways for Hot {
         let why = match self.position() >= last {
             false => WhyUncounted::Silent,
             true => match self.closed_by(commits).await {
-                Some(sockets) => return Account { sockets, uncounted: Vec::new() },
+                Some(sockets) => return Account { sockets, ..Account::default() },
                 None => WhyUncounted::StillClosing,
             },
         };
-        Account { sockets: 0, uncounted: vec![Uncounted { gateway: None, why }] }
+        Account { uncounted: vec![Uncounted { gateway: None, why }], ..Account::default() }
     }
 }

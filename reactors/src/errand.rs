@@ -10,8 +10,7 @@ use envforge_agent::Host as Runner;
 use envforge_commands::{CommandError, Commands, Context, hosts, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::aggregate::Aggregate;
-use envforge_domain::commit::{Component, Position, StreamId};
-use envforge_domain::host::Host;
+use envforge_domain::commit::{Component, Position};
 use envforge_domain::ids::{CommitId, CorrelationId, WorkspaceId};
 use envforge_domain::limits::{RUNTIME_LEASE, SECRETS_CONSUMED_MAX};
 use envforge_domain::project::GitCredential;
@@ -23,7 +22,7 @@ use envforge_domain::workspace::ActiveWorkspace;
 use envforge_runtime::{GitLogin, SleepFailure, Stage, WakeFailure, WakeOrder};
 use tokio::sync::watch;
 
-use crate::host_machine::HostMachine;
+use crate::host_machine::{HostMachine, NotTaken};
 use crate::permit::system_permit;
 use crate::secret_resolver::{SecretResolver, Unresolved};
 use crate::world::needs;
@@ -74,17 +73,6 @@ pub(crate) struct Cleared {
     /// A reader at this position sees that the room was given back.
     pub(crate) released_at: Option<Position>,
     pub(crate) removed: bool,
-}
-
-/// Why this host did not get a wake. Another one may; nothing is reported.
-#[derive(Debug, thiserror::Error)]
-enum NotTaken {
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    #[error("the machine's key cannot be claimed: {0}")]
-    Key(#[from] envforge_domain::commit::InvalidStreamKey),
-    #[error("the policy does not allow it: {0}")]
-    Denied(#[from] envforge_domain::access::Denial),
 }
 
 impl Errands {
@@ -332,8 +320,9 @@ impl Errands {
     /// INVARIANT: nothing is started before the last of these steps was accepted. Two hosts may hold room for a moment; the
     /// one that does not get the wake gives it back at its next comparison.
     async fn take(&self, matter: Matter, active: &ActiveWorkspace) -> Result<(), NotTaken> {
-        self.belong(matter).await?;
         let now = self.clock.now();
+        let context = |purpose: &str| self.caused(matter, purpose);
+        self.machine.belong_to(matter.resource.org(), &self.commands, (matter.position, now), context).await?;
         let permit =
             system_permit(Component::RuntimeReactor, Action::HostPlace, matter.resource, matter.position, now)?;
         let context = self.caused(matter, "place");
@@ -344,33 +333,6 @@ impl Errands {
         let choose = RuntimeCommand::ChooseHost { epoch: matter.epoch, host: self.machine.host };
         let context = self.caused(matter, "choose");
         runtimes::report(&self.commands, &permit, &context, matter.workspace, &choose).await?;
-        Ok(())
-    }
-
-    /// The machine is claimed for the organization, and this host registered on it.
-    async fn belong(&self, matter: Matter) -> Result<(), NotTaken> {
-        // An agent's host was registered when it enrolled.
-        if self.machine.org.is_some() {
-            return Ok(());
-        }
-        let (org, host, now) = (matter.resource.org(), self.machine.host, self.clock.now());
-        let on = Resource::Host { org, host };
-        let permit = system_permit(Component::RuntimeReactor, Action::HostRegister, on, matter.position, now)?;
-        let machine = hosts::MachineKey::parse(&self.machine.key)?;
-        let known = self.commands.load::<Host>(&StreamId::host(org, host)).await.map_err(CommandError::from)?;
-        match known.state {
-            Host::Unknown => {
-                let (context, capacity) = (self.caused(matter, "register host"), self.machine.capacity);
-                let provider = "local".to_owned();
-                hosts::register(&self.commands, &permit, &context, host, provider, machine, capacity).await?;
-            }
-            // It was registered when folders, and not machines, had keys. The claim is what keeps a second organization off.
-            Host::Active(active) if active.machine != self.machine.key => {
-                hosts::claim_machine(&self.commands, &permit, &self.caused(matter, "claim machine"), machine).await?;
-            }
-            // A retired one is refused its placement.
-            Host::Active(_) | Host::Expected(_) | Host::Retired | Host::Revoked => {}
-        }
         Ok(())
     }
 

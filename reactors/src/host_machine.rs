@@ -8,9 +8,15 @@ use std::io::Write as _;
 use std::path::Path;
 
 use envforge_commands::context::derived_uuid;
-use envforge_domain::host::Capacity;
+use envforge_commands::{CommandError, Commands, Context, hosts};
+use envforge_domain::access::{Action, Resource};
+use envforge_domain::commit::{Component, Position, StreamId};
+use envforge_domain::host::{Capacity, Host};
 use envforge_domain::ids::{HostId, OrgId};
+use envforge_domain::time::UnixMillis;
 use uuid::Uuid;
+
+use crate::permit::system_permit;
 
 /// Services declare more than they use; a laptop holds several workspaces. CPU is shared, memory is not.
 const CPU_OVERCOMMIT: u32 = 4;
@@ -40,7 +46,56 @@ pub enum MachineError {
     Machine { path: String, reason: String },
 }
 
+/// Why a host does not take something of an organization.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error("the machine's key cannot be claimed: {0}")]
+    Key(#[from] envforge_domain::commit::InvalidStreamKey),
+    #[error("the policy does not allow it: {0}")]
+    Denied(#[from] envforge_domain::access::Denial),
+}
+
 impl HostMachine {
+    /// Has the machine be claimed for an organization, and this host registered on it; what is so already stays so. `position`: what the
+    /// caller knew of the log. `context`: of each step, by what it is for.
+    ///
+    /// INVARIANT: nothing of an organization begins on a machine before this was accepted.
+    ///
+    /// # Errors
+    /// Where another organization has the machine, and where the log does not take it.
+    pub async fn belong_to(
+        &self,
+        org: OrgId,
+        commands: &Commands,
+        (position, now): (Position, UnixMillis),
+        context: impl Fn(&str) -> Context,
+    ) -> Result<(), NotTaken> {
+        // An agent's host was registered when it enrolled.
+        if self.org.is_some() {
+            return Ok(());
+        }
+        let host = self.host;
+        let on = Resource::Host { org, host };
+        let permit = system_permit(Component::RuntimeReactor, Action::HostRegister, on, position, now)?;
+        let machine = hosts::MachineKey::parse(&self.key)?;
+        let known = commands.load::<Host>(&StreamId::host(org, host)).await.map_err(CommandError::from)?;
+        match known.state {
+            Host::Unknown => {
+                let (context, provider) = (context("register host"), "local".to_owned());
+                hosts::register(commands, &permit, &context, host, provider, machine, self.capacity).await?;
+            }
+            // It was registered when folders, and not machines, had keys. The claim is what keeps a second organization off.
+            Host::Active(active) if active.machine != self.key => {
+                hosts::claim_machine(commands, &permit, &context("claim machine"), machine).await?;
+            }
+            // A retired one is refused its placement.
+            Host::Active(_) | Host::Expected(_) | Host::Retired | Host::Revoked => {}
+        }
+        Ok(())
+    }
+
     /// Reads or makes the folder's key in `state_dir`, and the machine's from `machine_id` ([`MACHINE_ID`]). A machine
     /// without an id goes by the folder's key.
     pub fn open(state_dir: &Path, machine_id: &Path) -> Result<Self, MachineError> {

@@ -20,7 +20,7 @@ mod shell_leftovers;
 pub mod timers;
 mod world;
 
-pub use host_machine::{HostMachine, MACHINE_ID, MachineError, ThisMachine};
+pub use host_machine::{HostMachine, MACHINE_ID, MachineError, NotTaken, ThisMachine};
 pub use root_reactor::RootReactor;
 pub use runtime_reactor::RuntimeReactor;
 pub use secret_resolver::SecretResolver;

@@ -21,7 +21,7 @@ use envforge_domain::root_window::{RootAccess, RootCommand, RootEnded, RootOutco
 use envforge_domain::time::{SharedClock, UnixMillis};
 use envforge_projections::Hot;
 use envforge_projections::authorization::KnownRootWindow;
-use envforge_runtime::{RanRoot, RootOrder, RootWhat};
+use envforge_runtime::{RanRoot, RootOrder, RootWhat, uptime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -120,8 +120,7 @@ impl RootReactor {
                         self.start(window, reason, async move { errands.tell_and_forget(&known, ran).await });
                     }
                     Some(RemoteWindow::Left) => {
-                        let ran = without_running(RootOutcome::Lost);
-                        self.start(window, reason, async move { errands.tell_and_forget(&known, ran).await });
+                        self.start(window, reason, async move { errands.tell_left(&known, ending).await });
                     }
                     Some(RemoteWindow::Begun) => {
                         self.start(window, reason, async move { errands.join(&known, ending).await });
@@ -192,7 +191,7 @@ impl Errands {
     async fn found(&self) -> HashMap<RootWindowId, RemoteWindow> {
         let remote = match &self.host {
             Host::Local(host) => {
-                return host.root_leftovers().iter().map(|window| (*window, RemoteWindow::Left)).collect();
+                return host.root_leftovers().keys().map(|window| (*window, RemoteWindow::Left)).collect();
             }
             Host::Remote(remote) => remote,
         };
@@ -269,7 +268,10 @@ impl Errands {
                 if !self.tell_started(known).await {
                     return self.forget(known).await;
                 }
-                let ran = taken.run(RootOrder { workspace, what, remaining: remaining() }, ending).await;
+                let ran = match uptime() {
+                    Ok(up) => taken.run(RootOrder { workspace, what, until: up + remaining() }, ending).await,
+                    Err(_) => without_running(RootOutcome::NotStarted),
+                };
                 self.tell_and_forget(known, ran).await;
             }
             Host::Remote(host) => {
@@ -289,6 +291,17 @@ impl Errands {
                 let ran = taken.run(&what, remaining(), ending.clone()).await;
                 self.told_by(known, host, ran, ending).await;
             }
+        }
+    }
+
+    /// Of what an earlier process of the host's left, and its start has ended.
+    async fn tell_left(&self, known: &KnownRootWindow, ending: watch::Receiver<Option<RootOutcome>>) {
+        match &self.host {
+            Host::Local(host) => {
+                let left = host.root_leftovers().get(&known.window).cloned();
+                self.tell_and_forget(known, left.unwrap_or(without_running(RootOutcome::Lost))).await;
+            }
+            Host::Remote(_) => self.join(known, ending).await,
         }
     }
 

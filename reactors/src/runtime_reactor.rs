@@ -44,6 +44,8 @@ const NEW_HOST_PATIENCE: Millis = Millis::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often values are looked for of which the log was never told.
 const UNTOLD_INTERVAL: Duration = Duration::from_hours(1);
+/// Of so many renewals of leases one comes with a look at all of the organization's runtimes, the others with those that may be here.
+const RENEWALS_PER_FULL_LOOK: u32 = 6;
 
 /// One host's reactor.
 pub struct RuntimeReactor {
@@ -133,7 +135,10 @@ impl RuntimeReactor {
         untold.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let host = self.errands.host.clone();
         let reports = host.reports();
+        let mut renewals: u32 = 0;
         loop {
+            // A thousand reactors for which nothing waits cost nothing.
+            let waited_for = caught_up && self.world.read().has_untaken(self.errands.machine.org);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -159,11 +164,16 @@ impl RuntimeReactor {
                 }
                 report = reports.next() => self.told(report),
                 () = host.facts_changed(), if caught_up => self.compare_all(),
-                _ = look.tick(), if caught_up => self.compare_untaken(),
+                _ = look.tick(), if waited_for => self.compare_untaken(),
                 _ = untold.tick(), if caught_up => self.look_for_untold(|_| true),
                 _ = renewal.tick(), if caught_up => {
                     self.renew_leases();
-                    self.compare_all();
+                    if renewals.is_multiple_of(RENEWALS_PER_FULL_LOOK) {
+                        self.compare_all();
+                    } else {
+                        self.compare_here();
+                    }
+                    renewals = renewals.wrapping_add(1);
                 }
             }
         }
@@ -278,6 +288,22 @@ impl RuntimeReactor {
 
     fn compare_all(&mut self) {
         let workspaces: Vec<_> = self.world.read().runtimes_of(self.errands.machine.org).collect();
+        for workspace in workspaces {
+            self.compare(workspace);
+        }
+    }
+
+    /// Compares what may have to do with this host, by the log or by what it says itself: an organization's hosts together look at each of its
+    /// runtimes about once.
+    fn compare_here(&mut self) {
+        let up = self.errands.host.workspaces_up();
+        let mut workspaces = {
+            let world = self.world.read();
+            let mut workspaces = world.runtimes_on(self.errands.machine.host);
+            workspaces.extend(world.untaken_of(self.errands.machine.org));
+            workspaces
+        };
+        workspaces.extend(up);
         for workspace in workspaces {
             self.compare(workspace);
         }
@@ -517,7 +543,7 @@ impl RuntimeReactor {
         }
         let (now, host) = (self.errands.clock.now(), self.errands.machine.host);
         let world = self.world.read();
-        for workspace in world.runtimes_of(self.errands.machine.org) {
+        for workspace in world.runtimes_on(host) {
             let Some(known) = world.runtime(workspace) else { continue };
             let Runtime::Ready(ready) = &known.state else { continue };
             if ready.host != Some(host) || !self.errands.host.is_up(workspace, ready.epoch.0) {

@@ -1,5 +1,5 @@
 //! Timers: links and root windows that expire, runtimes that were idle for too long, leases that lapsed, wakes and sleeps that
-//! never end, archived workspaces still awake.
+//! never end, archived workspaces still awake, runtimes on hosts that were revoked.
 //!
 //! A deadline holds without these events: whoever decides compares instants. The events close things in the log and
 //! put runtimes to sleep. Each firing is a command that the domain may refuse when it is too early.
@@ -9,8 +9,11 @@ use std::time::Duration;
 use envforge_commands::{CommandError, Commands, Context, links, root_windows, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::Component;
-use envforge_domain::ids::WorkspaceId;
+use envforge_domain::event::Event;
+use envforge_domain::host::HostEvent;
+use envforge_domain::ids::{HostId, WorkspaceId};
 use envforge_domain::limits::{ACTIVITY_INTERVAL, IDLE_SLEEP_DEFAULT, RUNTIME_LEASE, WAKE_DEADLINE};
+use envforge_domain::root_window::RootEnded;
 use envforge_domain::runtime::{PostponeCause, Runtime, RuntimeCommand, SleepCause};
 use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use envforge_eventlog::{Follow, LogError, SharedLog};
@@ -59,6 +62,10 @@ impl Timers {
                 next = following.next() => match next? {
                     Follow::Commit { recorded, .. } => {
                         self.world.apply(&recorded);
+                        // Visitors are led there no more, and may wake what was there elsewhere as soon as the log says that it is lost.
+                        if caught_up && recorded.commit.events.contains(&Event::Host(HostEvent::Revoked)) {
+                            self.fire().await;
+                        }
                     }
                     Follow::Caught { .. } => caught_up = true,
                 },
@@ -81,6 +88,14 @@ impl Timers {
             let Ok(permit) = permit else { continue };
             log_failure("root_window", root_windows::expire(&self.commands, &permit, &Context::new(now), window).await);
         }
+        for (window, resource, outcome) in self.world.root_commands_lost(now) {
+            // In the place of the host that does not come back.
+            let (component, position) = (Component::RuntimeReactor, self.world.position());
+            let Ok(permit) = system_permit(component, Action::RootReport, resource, position, now) else { continue };
+            let (context, ended) = (Context::new(now), RootEnded { outcome, code: None, at: now, changes: None });
+            let told = root_windows::report_ended(&self.commands, &permit, &context, window, ended).await;
+            log_failure("root_command", told);
+        }
         let due: Vec<_> = self
             .world
             .runtimes()
@@ -95,6 +110,11 @@ impl Timers {
 
     /// What is due for one runtime.
     fn due(&self, workspace: WorkspaceId, known: &KnownRuntime, now: UnixMillis) -> Option<Due> {
+        let revoked = |host: &HostId| self.world.placement().is_revoked(known.org, *host);
+        if let Some(host) = known.state.host().filter(revoked) {
+            let epoch = known.state.epoch();
+            return Some(Due::Lost(RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(host), now }));
+        }
         let awake = matches!(known.state, Runtime::Ready(_) | Runtime::Waking { .. });
         if awake && self.world.is_archived(workspace) {
             return Some(Due::Sleep(SleepCause::WorkspaceArchived));

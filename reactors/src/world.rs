@@ -12,9 +12,10 @@ use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, LinkId, OrgId, ProjectId, RootWindowId, WorkspaceId};
+use envforge_domain::limits::ROOT_LOST_AFTER;
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
-use envforge_domain::root_window::{RootWindow, RootWindowCommand, RootWindowEvent};
+use envforge_domain::root_window::{RootOutcome, RootWindow, RootWindowCommand, RootWindowEvent};
 use envforge_domain::runtime::{Runtime, RuntimeEvent};
 use envforge_domain::secrets::{SecretOwner, SecretView, Secrets, SecretsEvent};
 use envforge_domain::slug::OrgSlug;
@@ -34,6 +35,8 @@ pub struct World {
     workspaces: HashMap<WorkspaceId, Workspace>,
     runtimes: HashMap<WorkspaceId, KnownRuntime>,
     runtimes_by_org: HashMap<OrgId, BTreeSet<WorkspaceId>>,
+    /// By the host of their wake.
+    runtimes_by_host: HashMap<HostId, BTreeSet<WorkspaceId>>,
     /// Wakes that no host has taken.
     untaken: BTreeSet<(OrgId, WorkspaceId)>,
     placement: PlacementView,
@@ -47,9 +50,25 @@ pub struct World {
     no_secrets: Secrets,
     /// Whoever may have secrets, by organization; archived workspaces too.
     owners: HashMap<OrgId, BTreeSet<SecretOwner>>,
-    /// Those that are not over.
-    root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
+    /// Those that are not over, and those with a command that has no end yet.
+    root_windows: HashMap<RootWindowId, KnownRoot>,
     shells: OpenShells,
+}
+
+/// A root window, with the host that took its command.
+#[derive(Clone, Debug)]
+struct KnownRoot {
+    org: OrgId,
+    state: RootWindow,
+    host: Option<HostId>,
+}
+
+impl KnownRoot {
+    fn resource(&self, window: RootWindowId) -> Option<Resource> {
+        let terms = self.state.terms()?;
+        let (org, project, workspace) = (self.org, terms.project, terms.workspace);
+        Some(Resource::RootWindow { org, project, workspace, window })
+    }
 }
 
 /// A runtime with what idle sleep and causation need.
@@ -189,7 +208,17 @@ impl World {
             commit: recorded.commit.id,
             correlation: recorded.commit.correlation,
         });
+        let before = known.state.host();
         known.state = Runtime::evolve(std::mem::take(&mut known.state), event);
+        let after = known.state.host();
+        if before != after {
+            if let Some(there) = before.and_then(|host| self.runtimes_by_host.get_mut(&host)) {
+                there.remove(&workspace);
+            }
+            if let Some(host) = after {
+                self.runtimes_by_host.entry(host).or_default().insert(workspace);
+            }
+        }
         self.runtimes_by_org.entry(known.org).or_default().insert(workspace);
         if matches!(known.state, Runtime::Waking { host: None, .. }) {
             self.untaken.insert((known.org, workspace));
@@ -237,22 +266,44 @@ impl World {
     }
 
     fn apply_root_window(&mut self, org: OrgId, window: RootWindowId, event: &RootWindowEvent) {
-        let state = self.root_windows.remove(&window).map(|(_, state)| state).unwrap_or_default();
-        let state = RootWindow::evolve(state, event);
-        if !matches!(state, RootWindow::Over(_)) {
-            self.root_windows.insert(window, (org, state));
+        let known = self.root_windows.remove(&window);
+        let mut known = known.unwrap_or_else(|| KnownRoot { org, state: RootWindow::default(), host: None });
+        known.state = RootWindow::evolve(known.state, event);
+        match (event, known.state.terms()) {
+            (RootWindowEvent::CommandAsked { .. }, _) => known.host = None,
+            (RootWindowEvent::CommandStarted { .. }, Some(terms)) => {
+                known.host = self.runtimes.get(&terms.workspace).and_then(|runtime| runtime.state.host());
+            }
+            _ => {}
+        }
+        let is_under_way = known.state.command().is_some_and(|command| command.ended.is_none());
+        if is_under_way || !matches!(known.state, RootWindow::Over(_)) {
+            self.root_windows.insert(window, known);
         }
     }
 
     /// Root windows whose closing event is due.
     pub fn root_windows_due(&self, now: UnixMillis) -> Vec<(RootWindowId, Resource)> {
-        let due = |(window, (org, state)): (&RootWindowId, &(OrgId, RootWindow))| {
-            RootWindow::decide(state, &RootWindowCommand::Expire { now }).ok().filter(|events| !events.is_empty())?;
-            let terms = state.terms()?;
-            let (org, project, workspace, window) = (*org, terms.project, terms.workspace, *window);
-            Some((window, Resource::RootWindow { org, project, workspace, window }))
+        let due = |(window, known): (&RootWindowId, &KnownRoot)| {
+            let expire = RootWindowCommand::Expire { now };
+            RootWindow::decide(&known.state, &expire).ok().filter(|events| !events.is_empty())?;
+            Some((*window, known.resource(*window)?))
         };
         self.root_windows.iter().filter_map(due).collect()
+    }
+
+    /// Root windows that are over, with a command of whose end no host will tell any more: the one that took it is none any more, or has
+    /// been away for too long.
+    pub fn root_commands_lost(&self, now: UnixMillis) -> Vec<(RootWindowId, Resource, RootOutcome)> {
+        let lost = |(window, known): (&RootWindowId, &KnownRoot)| {
+            let RootWindow::Over(over) = &known.state else { return None };
+            let (started, (_, closed_at)) = (over.command.as_ref()?.started_at.is_some(), over.open?);
+            let no_host = known.host.is_some_and(|host| self.placement.organization_of(host).is_none());
+            let outcome = if started { RootOutcome::Lost } else { RootOutcome::NotStarted };
+            let is_lost = no_host || closed_at.plus(ROOT_LOST_AFTER) <= now;
+            is_lost.then(|| Some((*window, known.resource(*window)?, outcome))).flatten()
+        };
+        self.root_windows.iter().filter_map(lost).collect()
     }
 
     fn apply_link(&mut self, org: OrgId, link: LinkId, event: &DevLinkEvent) {
@@ -302,6 +353,17 @@ impl World {
             None => (None, Some(self.runtimes.keys())),
         };
         of_one.into_iter().flatten().chain(of_all.into_iter().flatten()).copied()
+    }
+
+    /// Those whose wake is a host's, or was placed there.
+    pub(crate) fn runtimes_on(&self, host: HostId) -> BTreeSet<WorkspaceId> {
+        let placed = self.placement.placed(host).unwrap_or_default().into_keys();
+        self.runtimes_by_host.get(&host).into_iter().flatten().copied().chain(placed).collect()
+    }
+
+    /// Whether an organization, or any, has a wake that no host has taken.
+    pub(crate) fn has_untaken(&self, org: Option<OrgId>) -> bool {
+        self.untaken_of(org).next().is_some()
     }
 
     /// Those whose wake no host has taken.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use envforge_domain::limits;
+use envforge_domain::manifest::{Route, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::environment;
@@ -31,8 +32,8 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// Output files of one service, the one that is written included.
     pub log_files_max: u32,
-    /// Where services listen and are reached, `HOST` of their environment: loopback, or the address at which the gateway reaches this
-    /// machine.
+    /// Where services with a route listen and are reached, `HOST` of their environment: loopback, or the address at which the gateway
+    /// reaches this machine. Those without a route are for their siblings alone: they listen on loopback.
     pub bind: IpAddr,
     /// Runtimes awake at the same time.
     pub runtimes_max: usize,
@@ -74,6 +75,11 @@ pub enum InvalidConfig {
 }
 
 impl Config {
+    /// Where a service listens: one without a route is reached by nobody in the network, its siblings alone.
+    pub(crate) fn bind_of(&self, service: &Service) -> IpAddr {
+        if service.route == Route::None { Ipv4Addr::LOCALHOST.into() } else { self.bind }
+    }
+
     /// Defaults for everything but the place of the state.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {

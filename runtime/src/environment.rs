@@ -2,6 +2,7 @@
 //! configuration never reaches a service, so nothing of the control plane can leak into one.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use envforge_domain::manifest::Service;
@@ -51,7 +52,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) homes: Option<&'a Path>,
     /// For what a service wants to keep over sleep; outside the checkout.
     pub(crate) data: &'a Path,
-    pub(crate) ports: &'a BTreeMap<ServiceName, u16>,
+    /// Of those that listen.
+    pub(crate) addresses: &'a BTreeMap<ServiceName, SocketAddr>,
 }
 
 impl Surroundings<'_> {
@@ -68,7 +70,7 @@ impl Surroundings<'_> {
         if let Some(homes) = self.homes {
             environment.set("HOME", homes.join(service.name.as_str()).to_string_lossy());
         }
-        environment.set("HOST", self.config.bind.to_string());
+        environment.set("HOST", self.config.bind_of(service).to_string());
         for (name, value) in &service.environment {
             environment.set(name, value);
         }
@@ -78,8 +80,8 @@ impl Surroundings<'_> {
             }
         }
         environment.0.retain(|name, _| !is_reserved(name));
-        if let (Some(variable), Some(port)) = (&service.port_variable, self.ports.get(&service.name)) {
-            environment.set(variable, port.to_string());
+        if let (Some(variable), Some(address)) = (&service.port_variable, self.addresses.get(&service.name)) {
+            environment.set(variable, address.port().to_string());
         }
         if let Some(host) = self.order.public_hosts.get(&service.name) {
             environment.set("ENVFORGE_PUBLIC_HOST", host);
@@ -106,9 +108,10 @@ impl Surroundings<'_> {
         environment.set("ENVFORGE_WORKSPACE", self.order.workspace.to_string());
         environment.set("ENVFORGE_DATA_DIR", self.data.to_string_lossy());
         environment.set(MARKER_VARIABLE, self.marker.as_str());
-        for (service, port) in self.ports {
+        for (service, address) in self.addresses {
             let name = service.as_str().to_ascii_uppercase().replace('-', "_");
-            environment.set(format!("ENVFORGE_SERVICE_{name}_PORT"), port.to_string());
+            environment.set(format!("ENVFORGE_SERVICE_{name}_HOST"), address.ip().to_string());
+            environment.set(format!("ENVFORGE_SERVICE_{name}_PORT"), address.port().to_string());
         }
     }
 }

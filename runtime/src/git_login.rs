@@ -25,6 +25,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use crate::config::Config;
 use crate::failure::CheckoutFailure;
 use crate::output::private_directory;
 use crate::repository::Repository;
@@ -35,6 +36,8 @@ const QUESTION_BYTES_MAX: u64 = 16 * 1024;
 /// Bytes of a path at which sockets may lie, the shortest of common systems.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// From when a login is given: a shell that is opened gives it anew.
+const VALID_MAX: Duration = Duration::from_secs(60 * 60);
 /// Questions that are answered at the same time.
 const QUESTIONS_MAX: usize = 32;
 
@@ -43,7 +46,7 @@ const QUESTIONS_MAX: usize = 32;
 pub struct GitLogin {
     pub username: String,
     pub value: Secret,
-    /// From now on; `None`: for as long as it is asked for.
+    /// From now on; `None`: its secret has no end. In any case no longer than an hour, for EnvForge's own git no longer than a checkout.
     pub valid_for: Option<Millis>,
 }
 
@@ -112,23 +115,25 @@ pub(crate) struct LoginSocket {
 
 struct Given {
     login: GitLogin,
-    until: Option<Instant>,
+    until: Instant,
 }
 
 impl From<GitLogin> for Given {
     fn from(login: GitLogin) -> Self {
-        let until = login.valid_for.map(|length| Instant::now() + length.to_duration());
-        Self { login, until }
+        let length = login.valid_for.map_or(VALID_MAX, |length| length.to_duration().min(VALID_MAX));
+        Self { login, until: Instant::now() + length }
     }
 }
 
 impl LoginSocket {
-    /// For a git of EnvForge's own.
+    /// For a git of EnvForge's own, for as long as a checkout may take.
     ///
     /// # Errors
     /// As `open`.
-    pub(crate) fn for_envforge(state_dir: &Path, address: &str, login: GitLogin) -> Result<Self, CheckoutFailure> {
-        let path = own_socket(state_dir).map_err(no_place)?;
+    pub(crate) fn for_envforge(config: &Config, address: &str, mut login: GitLogin) -> Result<Self, CheckoutFailure> {
+        let path = own_socket(&config.state_dir).map_err(no_place)?;
+        let checkout = Millis::new(u64::try_from(config.checkout_duration_max.as_millis()).unwrap_or(u64::MAX));
+        login.valid_for = Some(login.valid_for.map_or(checkout, |length| length.min(checkout)));
         Self::open(path, address, login, Asker::EnvForge)
     }
 
@@ -265,7 +270,7 @@ async fn answer(mut stream: UnixStream, scope: &Scope, given: &RwLock<Given>) ->
     (&mut stream).take(QUESTION_BYTES_MAX).read_to_string(&mut question).await?;
     let told = {
         let given = given.read().unwrap_or_else(PoisonError::into_inner);
-        let over = given.until.is_some_and(|until| until <= Instant::now());
+        let over = given.until <= Instant::now();
         let GitLogin { username, value, .. } = &given.login;
         (!over && is_for(scope, &question))
             .then(|| Secret::new(format!("username={username}\npassword={}\n", value.expose())))
@@ -348,6 +353,25 @@ mod tests {
         assert_eq!(ask(&path, QUESTION).await, "");
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn no_login_is_given_for_ever() {
+        let hours = |of: Option<Millis>| {
+            let given = Given::from(GitLogin { valid_for: of, ..login("x") });
+            given.until.duration_since(Instant::now()).as_secs_f64() / 3_600.0
+        };
+        for (of, expected) in
+            [(None, 1.0), (Some(Millis::from_secs(36_000)), 1.0), (Some(Millis::from_secs(900)), 0.25)]
+        {
+            assert!((hours(of) - expected).abs() < 0.01, "{expected}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::new(directory.path());
+        config.checkout_duration_max = Duration::from_secs(90);
+        let socket = LoginSocket::for_envforge(&config, ADDRESS, login("x")).unwrap();
+        let until = socket.given.read().unwrap().until;
+        assert!(until <= Instant::now() + Duration::from_secs(90));
     }
 
     #[tokio::test]

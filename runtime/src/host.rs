@@ -31,7 +31,7 @@ use crate::port::Ports;
 use crate::process::{self, Family, KILL_PATIENCE, Survivors};
 use crate::record::{self, Record, Records};
 use crate::report::Reports;
-use crate::root::{self, RootRuns, TakenRoot};
+use crate::root::{self, RanRoot, RootRuns, TakenRoot};
 use crate::shell::{self, EndedShell, OpenShell, ShellPlace, Shells, UntoldEnd};
 use crate::unix_user::UnixUsers;
 use crate::wake::{Host, Runtimes};
@@ -105,7 +105,7 @@ impl LocalHost {
         let shells = Shells::open_in(&root, &boot, users.is_some()).await?;
         let config = Arc::new(config);
         let runtimes = Arc::new(Runtimes {
-            ports: Ports::on(config.bind),
+            ports: Ports::default(),
             changes: watch::channel(0).0,
             room: Arc::new(Semaphore::new(config.runtimes_max)),
             reports: Reports::new(config.reports_max),
@@ -334,8 +334,9 @@ impl LocalHost {
         root::take(Arc::clone(&self.0.host), window).await
     }
 
-    /// Windows whose command an earlier process of this host had taken, and which were ended when this one was opened.
-    pub fn root_leftovers(&self) -> &[RootWindowId] {
+    /// Windows whose command an earlier process of this host had taken, which were ended when this one was opened, and what changed
+    /// on the host since their beginning.
+    pub fn root_leftovers(&self) -> &BTreeMap<RootWindowId, RanRoot> {
         self.0.host.root.leftovers()
     }
 

@@ -297,7 +297,7 @@ impl Keeper {
         self.alone_max = config.alone_max;
         let users = UnixUsers::open_as_configured(&config).map_err(|error| invalid(error.to_string()))?;
         let runtimes = Runtimes {
-            ports: Ports::shared(config.bind, config.state_dir.join("ports")),
+            ports: Ports::shared(config.state_dir.join("ports")),
             changes: watch::channel(0).0,
             room: Arc::new(Semaphore::new(1)),
             reports: self.reports.clone(),

@@ -1,4 +1,4 @@
-//! Ports on one address of this machine, each handed to one service at a time.
+//! Ports of this machine, each handed to one service at a time.
 //!
 //! The kernel picks the number; the set remembers it until the reservation is dropped, because the service that gets it
 //! binds it only later. Keepers of one host, each a process, tell each other by locks on files. What an unrelated program does in
@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const ATTEMPTS_MAX: usize = 128;
 
-#[derive(Clone)]
+/// A number is handed out once, whatever the address.
+#[derive(Clone, Default)]
 pub(crate) struct Ports {
-    address: IpAddr,
     taken: Arc<Mutex<HashSet<u16>>>,
     /// Where other processes of this host see what is taken.
     locks: Option<PathBuf>,
@@ -24,32 +24,29 @@ pub(crate) struct Ports {
 
 /// One port; free for others when dropped.
 pub(crate) struct ReservedPort {
-    number: u16,
+    address: SocketAddr,
     ports: Ports,
     /// Goes with the process that holds it, however that ends.
     _lock: Option<File>,
 }
 
 impl Ports {
-    pub(crate) fn on(address: IpAddr) -> Self {
-        Self { address, taken: Arc::default(), locks: None }
-    }
-
     /// Shared with other processes that name the same directory.
-    pub(crate) fn shared(address: IpAddr, locks: PathBuf) -> Self {
-        Self { address, taken: Arc::default(), locks: Some(locks) }
+    pub(crate) fn shared(locks: PathBuf) -> Self {
+        Self { taken: Arc::default(), locks: Some(locks) }
     }
 
-    pub(crate) fn reserve(&self) -> io::Result<ReservedPort> {
+    pub(crate) fn reserve(&self, address: IpAddr) -> io::Result<ReservedPort> {
         // Held until the end, so that the kernel does not offer the same number again.
         let mut passed_over = Vec::new();
         for _ in 0..ATTEMPTS_MAX {
-            let listener = TcpListener::bind((self.address, 0))?;
-            let number = listener.local_addr()?.port();
+            let listener = TcpListener::bind((address, 0))?;
+            let address = listener.local_addr()?;
+            let number = address.port();
             match self.lock(number) {
                 Ok(lock) => {
                     if self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(number) {
-                        return Ok(ReservedPort { number, ports: self.clone(), _lock: lock });
+                        return Ok(ReservedPort { address, ports: self.clone(), _lock: lock });
                     }
                 }
                 Err(TryLockError::WouldBlock) => {}
@@ -78,18 +75,14 @@ impl Ports {
 }
 
 impl ReservedPort {
-    pub(crate) fn number(&self) -> u16 {
-        self.number
-    }
-
     pub(crate) fn address(&self) -> SocketAddr {
-        (self.ports.address, self.number).into()
+        self.address
     }
 }
 
 impl Drop for ReservedPort {
     fn drop(&mut self) {
-        self.ports.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.ports.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.address.port());
     }
 }
 
@@ -105,9 +98,10 @@ mod tests {
 
     #[test]
     fn no_port_is_handed_out_twice_and_a_dropped_one_comes_back() {
-        let ports = Ports::on(std::net::Ipv4Addr::LOCALHOST.into());
-        let held: Vec<_> = (0..200).map(|_| ports.reserve().unwrap()).collect();
-        let distinct: HashSet<_> = held.iter().map(ReservedPort::number).collect();
+        let ports = Ports::default();
+        let held: Vec<_> =
+            (1..=200).map(|last| ports.reserve(IpAddr::from([127, 0, 0, 1 + last % 2])).unwrap()).collect();
+        let distinct: HashSet<_> = held.iter().map(|port| port.address().port()).collect();
         assert_eq!(distinct.len(), 200);
         drop(held);
         assert!(ports.taken.lock().unwrap().is_empty());
@@ -116,10 +110,10 @@ mod tests {
     #[test]
     fn what_one_process_holds_another_does_not_hand_out() {
         let locks = tempfile::tempdir().unwrap();
-        let [one, other] = [(); 2].map(|()| Ports::shared(std::net::Ipv4Addr::LOCALHOST.into(), locks.path().into()));
-        let held = one.reserve().unwrap();
-        assert!(matches!(other.lock(held.number()), Err(TryLockError::WouldBlock)));
-        let number = held.number();
+        let [one, other] = [(); 2].map(|()| Ports::shared(locks.path().into()));
+        let held = one.reserve(std::net::Ipv4Addr::LOCALHOST.into()).unwrap();
+        let number = held.address().port();
+        assert!(matches!(other.lock(number), Err(TryLockError::WouldBlock)));
         drop(held);
         assert!(other.lock(number).unwrap().is_some());
     }

@@ -112,7 +112,7 @@ pub(crate) struct Family {
     pub(crate) groups: Vec<Identity>,
     /// Only the processes of this service.
     pub(crate) service: Option<String>,
-    /// And whatever has this process for its parent: it takes in what its children let go of.
+    /// And whatever has this process for its parent: it takes in what its children let go of. Itself it is none of them.
     pub(crate) children_of: Option<i32>,
     /// And whatever runs as one of its services' users, where they have their own: nothing hides from that.
     pub(crate) users: Option<UserBlock>,
@@ -201,6 +201,7 @@ impl Family {
         for entry in fs::read_dir(proc)? {
             if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
                 && pid != own
+                && self.children_of != Some(pid)
                 && let Some(stat) = Stat::read(proc, pid)?
             {
                 processes.insert(pid, stat);

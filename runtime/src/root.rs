@@ -1,6 +1,6 @@
 //! What runs as root on this host: one command or one shell for a root window, each below a guard of its own (`root_guard`).
 //!
-//! Layout: `root/<window>.json`, what to find again after a kill -9. Output is kept in memory alone, and only the end of it:
+//! Layout: `root/<window>.json`, what to find again after a kill -9; `root/<window>.before`, how the host was before. Output is kept in memory alone, and only the end of it:
 //! it may hold secrets. Of a shell nothing is kept. Not here: whether somebody may (the caller brings an order that the log has allowed).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,7 +29,7 @@ use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
 use crate::record::{Records, blocking};
 use crate::root_diff::Snapshot;
 use crate::root_door::{Doors, Visitor};
-use crate::root_guard::{GUARD, GuardEnd, GuardOrder, GuardReport, end_all};
+use crate::root_guard::{GUARD, GuardEnd, GuardOrder, GuardReport, end_all, uptime};
 use crate::shell::login_shell;
 use crate::shell_process::{Sink, feed, read_terminal};
 use crate::terminal::Terminal;
@@ -39,8 +39,14 @@ use crate::wake::Host;
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 /// Commands whose output is kept: the newest.
 const OUTPUTS_MAX: usize = 32;
-/// How long a guard that was told to end its command may take; it kills for `KILL_PATIENCE` at most, twice.
-const GUARD_PATIENCE: Duration = Duration::from_secs(2 * KILL_PATIENCE.as_secs() + 2);
+/// How long a guard may take that was told to end its command, before this process does it itself: root can stop its guard.
+const GUARD_PATIENCE: Duration = Duration::from_secs(2);
+/// How late a guard may be at the end of its window, before this process does it itself.
+const GUARD_LATE_MAX: Duration = Duration::from_secs(1);
+/// The longest sleep between two looks at the clock: that of sleeps stands still while a machine is suspended.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// For looking at the whole host; a file system that does not answer holds up no window.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a shell may take to end once its terminal has hung up.
 const HANG_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the last output may take once nothing runs that could write.
@@ -50,10 +56,11 @@ const CGROUP_ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// What a host keeps of its commands as root.
 pub(crate) struct RootRuns {
+    directory: PathBuf,
     records: Records<RootWindowId, RootRecord>,
     outputs: Mutex<VecDeque<(RootWindowId, SharedOutput)>>,
-    /// Windows whose command an earlier process of this host had taken.
-    leftovers: Vec<RootWindowId>,
+    /// Windows whose command an earlier process of this host had taken, and what became of it.
+    leftovers: BTreeMap<RootWindowId, RanRoot>,
     doors: Doors,
     stop: CancellationToken,
     running: TaskTracker,
@@ -90,8 +97,8 @@ pub enum RootWhat {
 pub struct RootOrder {
     pub workspace: WorkspaceId,
     pub what: RootWhat,
-    /// How much of the window is left.
-    pub remaining: Duration,
+    /// When the window ends, by this host's own clock ([`crate::uptime`]): nothing that lies before the start makes it later.
+    pub until: Duration,
 }
 
 /// A command that has ended.
@@ -100,8 +107,22 @@ pub struct RanRoot {
     pub outcome: RootOutcome,
     /// The exit status, or the signal's number.
     pub code: Option<u32>,
-    /// What changed on this host meanwhile; `None` where nothing ran.
+    /// What changed on this host meanwhile; `None` where nothing ran, or nobody knows.
     pub changes: Option<RootChanges>,
+}
+
+/// How it went below its guard.
+struct Ended {
+    outcome: RootOutcome,
+    code: Option<u32>,
+    /// Whether anything may have been started.
+    ran: bool,
+}
+
+impl Ended {
+    const fn without_running(outcome: RootOutcome) -> Self {
+        Self { outcome, code: None, ran: false }
+    }
 }
 
 /// A command that was taken: its record is on disk, nothing runs yet.
@@ -116,8 +137,8 @@ impl RootRuns {
     pub(crate) async fn open(state_dir: &Path, boot: &str) -> Result<Self, OpenError> {
         let directory = state_dir.join("root");
         private_directory(&directory).map_err(|source| OpenError::State { path: directory.clone(), source })?;
-        let records: Records<RootWindowId, RootRecord> = Records::in_directory(directory);
-        let mut leftovers = Vec::new();
+        let records: Records<RootWindowId, RootRecord> = Records::in_directory(directory.clone());
+        let mut leftovers = BTreeMap::new();
         for (window, record) in records.read_all()? {
             let groups = if record.boot == boot { record.groups } else { Vec::new() };
             let family = Family { marker: record.marker, groups, service: None, children_of: None, users: None };
@@ -127,10 +148,16 @@ impl RootRuns {
                 return Err(OpenError::Survivors { count: survivors, waited });
             }
             tracing::warn!(%window, "a command that an earlier process ran as root was ended");
-            leftovers.push(window);
+            leftovers.insert(window, RanRoot { outcome: RootOutcome::Lost, code: None, changes: None });
+        }
+        // One look is enough for all: nothing of them runs any more.
+        let after = if leftovers.is_empty() { None } else { snapshot().await };
+        for (window, left) in &mut leftovers {
+            let before = Snapshot::read(&before_path(&directory, *window));
+            left.changes = before.zip(after.as_ref()).map(|(before, after)| before.changes_to(after));
         }
         let (doors, stop, running) = (Doors::default(), CancellationToken::new(), TaskTracker::new());
-        Ok(Self { records, outputs: Mutex::default(), leftovers, doors, stop, running })
+        Ok(Self { directory, records, outputs: Mutex::default(), leftovers, doors, stop, running })
     }
 
     fn output_of(&self, window: RootWindowId) -> SharedOutput {
@@ -143,7 +170,7 @@ impl RootRuns {
         output
     }
 
-    pub(crate) fn leftovers(&self) -> &[RootWindowId] {
+    pub(crate) fn leftovers(&self) -> &BTreeMap<RootWindowId, RanRoot> {
         &self.leftovers
     }
 
@@ -170,8 +197,29 @@ impl RootRuns {
 
     /// Nothing of it has to be found again: its end stands in the log.
     pub(crate) async fn forget(&self, window: RootWindowId) -> io::Result<()> {
-        let records = self.records.clone();
-        blocking(move || records.remove(window)).await
+        let (records, before) = (self.records.clone(), before_path(&self.directory, window));
+        blocking(move || match fs::remove_file(before) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => records.remove(window),
+        })
+        .await
+    }
+}
+
+fn before_path(directory: &Path, window: RootWindowId) -> PathBuf {
+    directory.join(format!("{window}.before"))
+}
+
+/// `None` where that takes too long.
+async fn snapshot() -> Option<Snapshot> {
+    let looking = tokio::task::spawn_blocking(Snapshot::take);
+    tokio::time::timeout(SNAPSHOT_PATIENCE, looking).await.ok()?.ok()
+}
+
+/// Until an instant of this host's own clock. One that cannot be read any more is no reason to go on.
+async fn until_uptime(until: Duration) {
+    while let Some(left) = uptime().ok().and_then(|now| until.checked_sub(now)).filter(|left| !left.is_zero()) {
+        tokio::time::sleep(left.min(LOOK_INTERVAL)).await;
     }
 }
 
@@ -208,8 +256,8 @@ impl TakenRoot {
     /// running then, which the guard sees to also where this process dies or this future is dropped.
     pub async fn run(self, order: RootOrder, kill: watch::Receiver<Option<RootOutcome>>) -> RanRoot {
         let _running = self.host.root.running.token();
-        let before = tokio::task::spawn_blocking(Snapshot::take).await.ok();
-        let (outcome, code) = match order.what {
+        let before = self.remember_host().await;
+        let Ended { outcome, code, ran } = match order.what {
             RootWhat::Command(ref words) => {
                 let output = self.host.root.output_of(self.window);
                 let plan = Plan { words: words.clone(), terminal: None };
@@ -217,38 +265,59 @@ impl TakenRoot {
             }
             RootWhat::Shell => self.run_shell(&order, kill).await,
         };
-        let ran = !matches!(outcome, RootOutcome::NoRoot | RootOutcome::NotStarted);
-        let changes = match before.filter(|_| ran) {
+        let changes = match before {
+            _ if !ran => None,
             None => None,
-            Some(before) => tokio::task::spawn_blocking(move || before.changes_to(&Snapshot::take())).await.ok(),
+            Some(before) => snapshot().await.map(|after| before.changes_to(&after)),
         };
         RanRoot { outcome, code, changes }
     }
 
+    /// How the host is before, on disk, too: whoever ends what a kill -9 leaves behind says what changed.
+    async fn remember_host(&self) -> Option<Arc<Snapshot>> {
+        let before = Arc::new(snapshot().await?);
+        let (path, kept) = (before_path(&self.host.root.directory, self.window), Arc::clone(&before));
+        if let Err(error) = blocking(move || kept.write(&path)).await {
+            tracing::warn!(window = %self.window, %error, "how the host was before a command as root is not written down");
+        }
+        Some(before)
+    }
+
+    /// Why nothing is started any more.
+    fn over_already(&self, order: &RootOrder, kill: &watch::Receiver<Option<RootOutcome>>) -> Option<RootOutcome> {
+        let asked = *kill.borrow();
+        if asked.is_some() {
+            asked
+        } else if self.host.root.stop.is_cancelled() || kill.has_changed().is_err() {
+            Some(RootOutcome::HostStopped)
+        } else if uptime().is_ok_and(|now| now < order.until) {
+            None
+        } else {
+            Some(RootOutcome::Deadline)
+        }
+    }
+
     /// Waits for the one who may, and gives them a shell on their terminal until either is gone.
-    async fn run_shell(
-        self,
-        order: &RootOrder,
-        mut kill: watch::Receiver<Option<RootOutcome>>,
-    ) -> (RootOutcome, Option<u32>) {
+    async fn run_shell(self, order: &RootOrder, mut kill: watch::Receiver<Option<RootOutcome>>) -> Ended {
         let stop = self.host.root.stop.clone();
         let door = self.host.root.doors.open(self.window);
         let came = tokio::select! {
             biased;
             () = asked_to_end(&mut kill, &stop) => {
-                return (kill.borrow().unwrap_or(RootOutcome::HostStopped), None);
+                return Ended::without_running(kill.borrow().unwrap_or(RootOutcome::HostStopped));
             }
+            () = until_uptime(order.until) => return Ended::without_running(RootOutcome::Deadline),
             came = door.knocked() => came,
         };
         let Some(Visitor { size, term, mut input, output }) = came else {
             tracing::info!(window = %self.window, "nobody came to a shell as root");
-            return (RootOutcome::NotStarted, None);
+            return Ended::without_running(RootOutcome::NotStarted);
         };
         let (terminal, path) = match Terminal::open(size) {
             Ok((terminal, path)) => (Arc::new(terminal), path),
             Err(error) => {
                 tracing::warn!(window = %self.window, %error, "there is no terminal for a shell as root");
-                return (RootOutcome::NotStarted, None);
+                return Ended::without_running(RootOutcome::NotStarted);
             }
         };
         let nothing_runs = CancellationToken::new();
@@ -266,7 +335,7 @@ impl TakenRoot {
         };
         nothing_runs.cancel();
         let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, reading).await;
-        let over = ShellOutput::Over { end: shell_end(ended.0), code: ended.1 };
+        let over = ShellOutput::Over { end: shell_end(ended.outcome), code: ended.code };
         let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, output.send(over)).await;
         ended
     }
@@ -279,14 +348,22 @@ impl TakenRoot {
         output: Option<SharedOutput>,
         gone: impl Future<Output = ()>,
         mut kill: watch::Receiver<Option<RootOutcome>>,
-    ) -> (RootOutcome, Option<u32>) {
+    ) -> Ended {
+        // Much may have happened since the order: the look at the host, the wait for whoever comes.
+        if let Some(outcome) = self.over_already(order, &kill) {
+            return Ended::without_running(outcome);
+        }
         let stop = self.host.root.stop.clone();
         let mut guard = match self.start_guard(order, plan).await {
             Ok(guard) => guard,
             Err(error) => {
                 tracing::warn!(window = %self.window, %error, "a command could not be started as root");
                 let survivors = end_all(&self.family(), self.record.cgroup.as_deref()).await;
-                return (if survivors == 0 { RootOutcome::NotStarted } else { RootOutcome::Lost }, None);
+                return if survivors == 0 {
+                    Ended::without_running(RootOutcome::NotStarted)
+                } else {
+                    Ended { outcome: RootOutcome::Lost, code: None, ran: true }
+                };
             }
         };
         let mut lifeline = guard.stdin.take();
@@ -295,8 +372,9 @@ impl TakenRoot {
         let written = guard.stderr.take().map(|stream| tokio::spawn(copy(stream, output)));
         let mut reports = guard.stdout.take().map(|stream| BufReader::new(stream).lines());
         let (mut told_at, mut hung_up_at) = (None, None);
-        let mut said = None;
-        tokio::pin!(gone);
+        let (mut said, mut by_force) = (None, false);
+        let overdue = until_uptime(order.until + GUARD_LATE_MAX);
+        tokio::pin!(gone, overdue);
         loop {
             let next = async {
                 match &mut reports {
@@ -330,30 +408,48 @@ impl TakenRoot {
                     told_at = Some(tokio::time::Instant::now() + GUARD_PATIENCE);
                     lifeline = None;
                 }
-                () = late => break,
+                () = late => {
+                    by_force = true;
+                    break;
+                }
+                () = &mut overdue => {
+                    by_force = true;
+                    break;
+                }
             }
         }
         drop(lifeline);
         let cause = *kill.borrow();
         let hung_up = hung_up_at.is_some() && cause.is_none() && !stop.is_cancelled();
-        let by_guard = match said {
-            Some(GuardReport::NotStarted) => (RootOutcome::NotStarted, None),
+        let told = if told_at.is_some() { RootOutcome::HostStopped } else { RootOutcome::Deadline };
+        let (outcome, code) = match said {
+            Some(GuardReport::NotStarted) => (self.over_already(order, &kill).unwrap_or(RootOutcome::NotStarted), None),
             Some(GuardReport::Ended { how: GuardEnd::Exited, code, .. }) => (RootOutcome::Exited, code),
             Some(GuardReport::Ended { how: GuardEnd::Signalled, code, .. }) => (RootOutcome::Signalled, code),
             Some(GuardReport::Ended { how: GuardEnd::Deadline, .. }) => (RootOutcome::Deadline, None),
-            Some(GuardReport::Ended { how: GuardEnd::Told, .. }) if hung_up => (RootOutcome::Signalled, Some(HANG_UP)),
+            Some(GuardReport::Ended { how: GuardEnd::Told, .. }) | None if hung_up && (said.is_some() || by_force) => {
+                (RootOutcome::Signalled, Some(HANG_UP))
+            }
             Some(GuardReport::Ended { how: GuardEnd::Told, .. }) => (cause.unwrap_or(RootOutcome::HostStopped), None),
+            None if by_force => {
+                tracing::warn!(window = %self.window, "the guard of a command as root ends nothing: it is ended without it");
+                (cause.unwrap_or(told), None)
+            }
             Some(GuardReport::Started { .. }) | None => (cause.unwrap_or(RootOutcome::Lost), None),
         };
-        let clean = matches!(said, Some(GuardReport::NotStarted | GuardReport::Ended { survivors: 0, .. }));
-        if !clean && end_all(&self.family(), self.record.cgroup.as_deref()).await > 0 {
+        // Whatever the guard said: root could have said it for it. And the guard last, as long as it lives it tells its children.
+        let keeper = guard.id().and_then(|id| i32::try_from(id).ok());
+        let family = Family { children_of: keeper, ..self.family() };
+        if end_all(&family, self.record.cgroup.as_deref()).await > 0 {
             tracing::error!(window = %self.window, "processes of a command as root do not end, not even by SIGKILL");
         }
-        let _ = guard.wait().await;
+        let _ = guard.start_kill();
+        let _ = tokio::time::timeout(KILL_PATIENCE, guard.wait()).await;
         if let Some(written) = written {
             let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, written).await;
         }
-        by_guard
+        let has_started = !self.record.groups.is_empty();
+        Ended { outcome, code, ran: has_started || !matches!(said, Some(GuardReport::NotStarted)) }
     }
 
     async fn start_guard(&mut self, order: &RootOrder, plan: Plan) -> io::Result<tokio::process::Child> {
@@ -385,7 +481,7 @@ impl TakenRoot {
             words,
             directory: self.host.place(order.workspace).join("checkout"),
             environment,
-            remaining_ms: u64::try_from(order.remaining.as_millis()).unwrap_or(0),
+            until_uptime_ms: u64::try_from(order.until.as_millis()).unwrap_or(0),
             marker: self.record.marker.clone(),
             cgroup: self.record.cgroup.clone(),
             terminal,

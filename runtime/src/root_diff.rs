@@ -3,22 +3,30 @@
 //! Names alone, never what is in them. It says what changed, not who changed it: others may have been at work meanwhile.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use envforge_domain::limits::{ROOT_CHANGE_CHARS_MAX, ROOT_CHANGES_MAX};
 use envforge_domain::root_window::{FileChange, FileChangeKind, PackageChange, RootChanges};
+use serde::{Deserialize, Serialize};
 
 /// Where changes of files are looked for. What packages bring lies elsewhere, and shows as their change.
 const FILE_ROOTS: [&str; 2] = ["/etc", "/usr/local"];
 /// Files that are looked at; where there are more, the rest is not known.
 const FILES_MAX: usize = 50_000;
+const DIRECTORIES_MAX: usize = 20_000;
+/// How long is looked; a command waits for it.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// What is written of one look, as JSON: enough for ordinary paths of all files.
+const SNAPSHOT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Where Debian and what comes of it keep what is installed.
 const DPKG_STATUS: &str = "/var/lib/dpkg/status";
 
 /// What a file looks like from outside: any write, replacement, or change of owner or mode changes it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Look {
     changed: (i64, i64),
     inode: u64,
@@ -27,10 +35,12 @@ struct Look {
 }
 
 /// A host at one moment.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Snapshot {
     /// Versions by name and architecture.
     packages: Option<BTreeMap<String, String>>,
-    files: BTreeMap<PathBuf, Look>,
+    files: BTreeMap<String, Look>,
     complete: bool,
 }
 
@@ -46,8 +56,13 @@ impl Snapshot {
             files: BTreeMap::new(),
             complete: true,
         };
-        let mut open = roots.to_vec();
+        let (mut open, mut directories, begun) = (roots.to_vec(), 0, Instant::now());
         while let Some(directory) = open.pop() {
+            directories += 1;
+            if directories > DIRECTORIES_MAX || begun.elapsed() > LOOK_MAX {
+                snapshot.complete = false;
+                break;
+            }
             let Ok(entries) = fs::read_dir(&directory) else {
                 snapshot.complete = false;
                 continue;
@@ -67,13 +82,30 @@ impl Snapshot {
                         size: metadata.size(),
                         mode: metadata.mode(),
                     };
-                    snapshot.files.insert(path, look);
+                    snapshot.files.insert(path.to_string_lossy().into_owned(), look);
                 } else {
                     snapshot.complete = false;
                 }
             }
         }
         snapshot
+    }
+
+    /// Blocking. Not to be read by others: it tells what is where only root looks.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec(self)?;
+        if text.len() as u64 > SNAPSHOT_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "there is too much on this host"));
+        }
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(&text)
+    }
+
+    /// Blocking. `None` where none was written, or not all of it.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        let mut text = Vec::new();
+        File::open(path).ok()?.take(SNAPSHOT_BYTES_MAX).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// What `after` has otherwise, sorted, and cut to what an event holds.
@@ -91,7 +123,7 @@ impl Snapshot {
             _ => incomplete = true,
         }
         let files = differing(&self.files, &after.files).map(|(path, before, after)| FileChange {
-            path: shown(&path.to_string_lossy()),
+            path: shown(path),
             kind: match (before, after) {
                 (None, _) => FileChangeKind::Added,
                 (Some(_), None) => FileChangeKind::Removed,
@@ -204,5 +236,24 @@ mod tests {
         }
         let many = before.changes_to(&Snapshot::of(&[root], &status));
         assert!(many.incomplete && many.files.len() == ROOT_CHANGES_MAX);
+    }
+
+    #[test]
+    fn a_look_that_was_written_down_tells_what_changed_since_and_half_of_one_tells_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, status, kept) = (dir.path().join("etc"), dir.path().join("status"), dir.path().join("kept"));
+        fs::create_dir(&root).unwrap();
+        fs::write(&status, "").unwrap();
+        fs::write(root.join("hosts"), "before").unwrap();
+        let look = || Snapshot::of(std::slice::from_ref(&root), &status);
+        look().write(&kept).unwrap();
+        assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o777, 0o600);
+        assert!(Snapshot::read(&kept).unwrap().changes_to(&look()) == RootChanges::default());
+        fs::write(root.join("hosts"), "afterwards").unwrap();
+        let changes = Snapshot::read(&kept).unwrap().changes_to(&look());
+        assert_eq!(changes.files.iter().map(|change| change.kind).collect::<Vec<_>>(), [FileChangeKind::Changed]);
+        let text = fs::read(&kept).unwrap();
+        fs::write(&kept, &text[..text.len() / 2]).unwrap();
+        assert!(Snapshot::read(&kept).is_none() && Snapshot::read(&root.join("none")).is_none());
     }
 }

@@ -39,7 +39,8 @@ pub(crate) struct GuardOrder {
     pub(crate) words: Vec<String>,
     pub(crate) directory: PathBuf,
     pub(crate) environment: BTreeMap<String, String>,
-    pub(crate) remaining_ms: u64,
+    /// When the window ends, by this host's own clock (`uptime`).
+    pub(crate) until_uptime_ms: u64,
     pub(crate) marker: Marker,
     /// A cgroup (version 2) for the command alone, where there is one.
     pub(crate) cgroup: Option<PathBuf>,
@@ -93,10 +94,12 @@ fn guard() -> io::Result<()> {
     let mut line = String::new();
     input.by_ref().take(ORDER_BYTES_MAX).read_line(&mut line)?;
     let order: GuardOrder = serde_json::from_str(&line)?;
-    let end = uptime()? + Duration::from_millis(order.remaining_ms);
+    let end = Duration::from_millis(order.until_uptime_ms);
     // A session of its own: no terminal's signal reaches it. Already its leader is as good.
     let _ = setsid();
     set_child_subreaper(Some(getpid()))?;
+    // Root can stop it. With the agent nobody is left who would end it all the same: then it goes on, and hears that it is alone.
+    set_parent_process_death_signal(Some(Signal::CONT))?;
     let (gone, told) = oneshot::channel();
     std::thread::spawn(move || {
         let mut rest = [0; 64];
@@ -110,6 +113,10 @@ fn guard() -> io::Result<()> {
 
 async fn keep(order: GuardOrder, end: Duration, mut told: oneshot::Receiver<()>) -> io::Result<()> {
     let own = getpid().as_raw_nonzero().get();
+    let is_alone = !matches!(told.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+    if is_alone || uptime().map_or(true, |now| now >= end) {
+        return say(GuardReport::NotStarted);
+    }
     let mut leader = match start(&order) {
         Ok(leader) => leader,
         Err(_) => return say(GuardReport::NotStarted),

@@ -545,7 +545,7 @@ async fn clone(
         None => None,
         Some(login) => {
             let address = order.repository.as_str();
-            let socket = LoginSocket::for_envforge(&host.config.state_dir, address, login.clone());
+            let socket = LoginSocket::for_envforge(&host.config, address, login.clone());
             Some(socket.map_err(checkout_failed)?)
         }
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -241,9 +242,7 @@ impl Attempt<'_> {
         let marker = running.record.marker().clone();
         let login = match &self.order.git {
             None => None,
-            Some(login) => {
-                Some(LoginSocket::for_envforge(&self.config().state_dir, &self.order.repository, login.clone())?)
-            }
+            Some(login) => Some(LoginSocket::for_envforge(self.config(), &self.order.repository, login.clone())?),
         };
         let checkout = Checkout {
             config: self.config(),
@@ -261,7 +260,7 @@ impl Attempt<'_> {
         let names = names.await.map_err(state)?;
         let mut attempt = 1;
         loop {
-            let ports = self.reserve(running)?;
+            let addresses = self.reserve(running)?;
             let surroundings = Surroundings {
                 config: self.config(),
                 order: self.order,
@@ -269,7 +268,7 @@ impl Attempt<'_> {
                 home: &home,
                 homes: self.block.map(|_| homes.as_path()),
                 data: &data,
-                ports: &ports,
+                addresses: &addresses,
             };
             running.jobs = Some((tree.clone(), surroundings.of_runtime()));
             running.hook = self.order.manifest.on_sleep.as_ref().map(|hook| SleepHook {
@@ -284,7 +283,7 @@ impl Attempt<'_> {
                 Ok(()) => break,
                 Err(failure) => {
                     let lost_its_port = match &failure {
-                        WakeFailure::Exited { service, .. } => self.lost_its_port(running, service, &ports).await,
+                        WakeFailure::Exited { service, .. } => self.lost_its_port(running, service, &addresses).await,
                         _ => false,
                     };
                     if !lost_its_port || attempt == PORT_ATTEMPTS_MAX {
@@ -323,17 +322,17 @@ impl Attempt<'_> {
         Ok(found)
     }
 
-    fn reserve(&self, running: &mut Running) -> Result<BTreeMap<ServiceName, u16>, WakeFailure> {
-        let mut ports = BTreeMap::new();
+    fn reserve(&self, running: &mut Running) -> Result<BTreeMap<ServiceName, SocketAddr>, WakeFailure> {
+        let mut addresses = BTreeMap::new();
         for service in &self.order.manifest.services {
             if service.port_variable.is_some() {
-                let port =
-                    self.host.ports.reserve().map_err(|error| WakeFailure::NoPort { reason: error.to_string() })?;
-                ports.insert(service.name.clone(), port.number());
+                let port = self.host.ports.reserve(self.config().bind_of(service));
+                let port = port.map_err(|error| WakeFailure::NoPort { reason: error.to_string() })?;
+                addresses.insert(service.name.clone(), port.address());
                 running.ports.push(port);
             }
         }
-        Ok(ports)
+        Ok(addresses)
     }
 
     fn start(
@@ -350,7 +349,7 @@ impl Attempt<'_> {
             let directory = directories.get(&service.name).expect("every service's directory was resolved").clone();
             probers.push(Prober {
                 readiness: service.readiness.clone(),
-                port: surroundings.ports.get(&service.name).map(|port| (self.config().bind, *port).into()),
+                port: surroundings.addresses.get(&service.name).copied(),
                 public_host: self.order.public_hosts.get(&service.name).cloned(),
                 directory: directory.clone(),
                 environment: environment.clone(),
@@ -427,13 +426,12 @@ impl Attempt<'_> {
         &self,
         running: &Running,
         service: &ServiceName,
-        ports: &BTreeMap<ServiceName, u16>,
+        addresses: &BTreeMap<ServiceName, SocketAddr>,
     ) -> bool {
-        let Some(port) = ports.get(service) else { return false };
+        let Some(address) = addresses.get(service) else { return false };
         // A child of the service itself may hold the port; that is not a loss.
         let family = running.record.family_of(service.as_str());
-        family.end(std::time::Duration::from_millis(200)).await.is_ok()
-            && port::is_taken((self.config().bind, *port).into())
+        family.end(std::time::Duration::from_millis(200)).await.is_ok() && port::is_taken(*address)
     }
 }
 

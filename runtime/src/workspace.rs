@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use envforge_domain::ids::WorkspaceId;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,14 @@ pub(crate) struct JobPlace {
     pub(crate) directory: PathBuf,
     pub(crate) environment: Environment,
     pub(crate) record: RecordOfRuntime,
+    pub(crate) standing: Standing,
 }
+
+/// Whether a runtime is up, for whoever starts something in it.
+///
+/// INVARIANT: what is started while this is held, and was found `true`, ends with the runtime: the end waits for it. Afterwards
+/// nothing is started.
+pub(crate) type Standing = Arc<RwLock<bool>>;
 
 /// By what a runtime's jobs are found.
 pub(crate) enum RecordOfRuntime {
@@ -118,6 +125,13 @@ struct Up {
     epoch: u64,
     runtime: Runtime,
     awake: Awake,
+    standing: Standing,
+}
+
+impl Up {
+    fn new(epoch: u64, runtime: Runtime, awake: Awake) -> Box<Self> {
+        Box::new(Self { epoch, runtime, awake, standing: Arc::new(RwLock::new(true)) })
+    }
 }
 
 type Woken = Result<(Runtime, Awake), Failed>;
@@ -156,13 +170,13 @@ impl Runtime {
         }
     }
 
-    fn job_place(&self) -> Option<JobPlace> {
+    fn job_place(&self, standing: Standing) -> Option<JobPlace> {
         let (jobs, record) = match self {
             Self::Here(running) => (running.jobs.clone(), RecordOfRuntime::Here(running.record.clone())),
             Self::Kept(kept) => (kept.jobs.clone(), RecordOfRuntime::Kept(kept.record.clone())),
         };
         let (directory, environment) = jobs?;
-        Some(JobPlace { directory, environment, record })
+        Some(JobPlace { directory, environment, record, standing })
     }
 }
 
@@ -202,7 +216,7 @@ impl Workspace {
         match found {
             Found::Up(kept, awake) => {
                 self.commit.send_replace(Some(awake.commit.clone()));
-                self.phase = Phase::Up(Box::new(Up { epoch, runtime: Runtime::Kept(Box::new(kept)), awake }));
+                self.phase = Phase::Up(Up::new(epoch, Runtime::Kept(Box::new(kept)), awake));
                 self.set_up(Some(epoch));
             }
             Found::Waking(kept) => {
@@ -268,7 +282,7 @@ impl Workspace {
 
     fn job_place(&self) -> Option<JobPlace> {
         let Phase::Up(up) = &self.phase else { return None };
-        up.runtime.job_place()
+        up.runtime.job_place(Arc::clone(&up.standing))
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -338,7 +352,7 @@ impl Workspace {
         metrics::histogram!("wake_seconds", "outcome" => outcome).record(waking.started.elapsed().as_secs_f64());
         let answer = match result {
             Ok((runtime, awake)) => {
-                self.phase = Phase::Up(Box::new(Up { epoch: waking.epoch, runtime, awake: awake.clone() }));
+                self.phase = Phase::Up(Up::new(waking.epoch, runtime, awake.clone()));
                 self.commit.send_replace(Some(awake.commit.clone()));
                 self.set_up(Some(waking.epoch));
                 Ok(awake)
@@ -386,6 +400,7 @@ impl Workspace {
         tracing::warn!(workspace = %self.id, "a runtime's keeper is gone, and what it held is ended");
         metrics::counter!("keepers_lost_total").increment(1);
         let Phase::Up(up) = std::mem::replace(&mut self.phase, Phase::Asleep) else { return };
+        *up.standing.write().await = false;
         let ended = match &up.runtime {
             Runtime::Kept(kept) => kept.end_by_force().await,
             Runtime::Here(_) => return,
@@ -473,6 +488,7 @@ impl Workspace {
         let (family, ended) = match std::mem::replace(&mut self.phase, Phase::Asleep) {
             Phase::Asleep | Phase::Waking(_) => return Ok(()),
             Phase::Up(mut up) => {
+                *up.standing.write().await = false;
                 let ended = up.runtime.end(with_hook).await;
                 (up.runtime.family(), ended)
             }

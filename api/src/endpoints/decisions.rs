@@ -64,7 +64,7 @@ struct WhyEvent {
     event_type: String,
     subject: Option<String>,
     summary: String,
-    /// `null` where nobody's rights were asked for: EnvForge's own components, agents and link visitors; and beside an append that
+    /// `null` where nobody's rights were asked for: EnvForge's own components and agents; and beside an append that
     /// held its rights by its own streams.
     decision: Option<Decided>,
 }

@@ -5,7 +5,9 @@
 use axum::extract::State;
 use envforge_commands::{Commands, hosts};
 use envforge_domain::access::{Action, Permit, Resource};
+use envforge_domain::aggregate::Aggregate as _;
 use envforge_domain::enrolment::EnrolmentToken;
+use envforge_domain::host::{Host, HostCommand};
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::limits::ENROLMENT_LIFETIME_DEFAULT;
 use envforge_domain::slug::HostName;
@@ -26,7 +28,8 @@ use crate::page::{Page, Path};
 use crate::problem::Problem;
 use crate::reads::{AtLeast, Reads};
 use crate::request_body::{Empty, Json};
-use crate::write::{Happened, Write, Written};
+use crate::revocation::{Receipt, Revocations};
+use crate::write::{Write, Written};
 
 #[derive(Clone)]
 pub(crate) struct Hosts {
@@ -34,6 +37,7 @@ pub(crate) struct Hosts {
     pub(crate) commands: Commands,
     pub(crate) reads: Reads,
     pub(crate) agents: Option<AgentsAt>,
+    pub(crate) revocations: Revocations,
 }
 
 has_access!(Hosts);
@@ -75,6 +79,17 @@ struct EnrolmentIssued {
     /// Whoever has it becomes this host, once.
     #[schema(value_type = String)]
     token: Disclosed,
+}
+
+/// A host that takes nothing new, or is trusted no more.
+#[derive(Serialize, ToSchema)]
+struct HostTaken {
+    id: String,
+    /// `draining` or `revoked`.
+    state: String,
+    /// Runtimes that were ready there and are over with it.
+    runtimes: usize,
+    receipt: Receipt,
 }
 
 /// The hosts that the organization added, with their states. What machine a host is, and where, is told to nobody.
@@ -137,33 +152,25 @@ async fn enrol(
 
 /// Have nothing more placed on a host. What is awake there stays until it sleeps.
 #[utoipa::path(post, path = "/v1/orgs/{org}/hosts/{host}/drain", tag = "hosts",
-    responses((status = 204)), extensions(("x-envforge-action" = json!("host.drain"))))]
+    responses((status = 200, body = HostTaken)), extensions(("x-envforge-action" = json!("host.drain"))))]
 async fn drain(
     State(state): State<Hosts>,
-    Path((org, host)): Path<(String, String)>,
+    Path(of): Path<(String, String)>,
     request: Write<Empty>,
-) -> Result<Happened, Problem> {
-    let Write { caller, context, .. } = request;
-    let (org, host) = state.named(&org, &host).await?;
-    let permit = state.access.permit(&caller, Action::HostDrain, Resource::Host { org, host }).await?;
-    let done = act!(state.access, &caller, permit, hosts::drain(&state.commands, permit, &context, host));
-    Ok(Happened::new(&done))
+) -> Result<Written<HostTaken>, Problem> {
+    state.take_away(of, request, HostCommand::Drain).await
 }
 
-/// Trust a host's agent no more, at once: its connection is closed, and it may not come back. What ran there counts as lost at its last
-/// word; nothing else is touched.
+/// Trust a host's agent no more, at once: its connection is closed, and it may not come back. No gateway leads anybody there from the
+/// answer on, and what was open to it is closed. What was awake there counts as lost at its last word, and may wake on another host.
 #[utoipa::path(delete, path = "/v1/orgs/{org}/hosts/{host}", tag = "hosts",
-    responses((status = 204)), extensions(("x-envforge-action" = json!("host.revoke"))))]
+    responses((status = 200, body = HostTaken)), extensions(("x-envforge-action" = json!("host.revoke"))))]
 async fn revoke(
     State(state): State<Hosts>,
-    Path((org, host)): Path<(String, String)>,
+    Path(of): Path<(String, String)>,
     request: Write<Empty>,
-) -> Result<Happened, Problem> {
-    let Write { caller, context, .. } = request;
-    let (org, host) = state.named(&org, &host).await?;
-    let permit = state.access.permit(&caller, Action::HostRevoke, Resource::Host { org, host }).await?;
-    let done = act!(state.access, &caller, permit, hosts::revoke(&state.commands, permit, &context, host));
-    Ok(Happened::new(&done))
+) -> Result<Written<HostTaken>, Problem> {
+    state.take_away(of, request, HostCommand::Revoke).await
 }
 
 fn shown(id: HostId, host: NamedHost) -> HostShown {
@@ -177,6 +184,27 @@ fn shown(id: HostId, host: NamedHost) -> HostShown {
 }
 
 impl Hosts {
+    /// Drains or revokes; once no gateway leads anybody where nobody may be led any more.
+    async fn take_away(
+        &self,
+        (org, host): (String, String),
+        request: Write<Empty>,
+        command: HostCommand,
+    ) -> Result<Written<HostTaken>, Problem> {
+        let Write { caller, context, .. } = request;
+        let (org, host) = self.named(&org, &host).await?;
+        let action = Host::action_of(&command);
+        let permit = self.access.permit(&caller, action, Resource::Host { org, host }).await?;
+        let changing = Revocations::changing();
+        let done = act!(self.access, &caller, permit, hosts::execute(&self.commands, permit, &context, host, &command));
+        let on = Resource::Organization(org);
+        let receipt = self.revocations.changed(&caller, on, changing, &done, &context).await;
+        let runtimes = self.access.hot().gateway.over_with(&done.commits()).runtimes;
+        let phase = if command == HostCommand::Revoke { HostPhase::Revoked } else { HostPhase::Draining };
+        let (id, state) = (host.to_string(), phase.token().to_owned());
+        Ok(Written::ok(&done, HostTaken { id, state, runtimes, receipt }))
+    }
+
     /// A host by id or name. One that does not exist has a random id: whoever may not know gets the same denial.
     async fn named(&self, org: &str, host: &str) -> Result<(OrgId, HostId), Problem> {
         let org = self.access.org(org).await?;

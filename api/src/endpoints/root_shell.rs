@@ -107,6 +107,7 @@ impl ShellEndpoints {
         match self.begin_root(&ground, workspace, window, order).await {
             Err(problem) => client.refuse(&problem).await,
             Ok(open) => {
+                self.opened_by_runtime(&ground);
                 client.say(&json!({ "type": "opened", "lasting": false })).await;
                 let (access, clock) = (self.access.clone(), ground.clock.clone());
                 let verdict: Verdict = Arc::new(move |end| verdict(access.clone(), clock.clone(), window, end).boxed());

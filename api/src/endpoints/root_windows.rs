@@ -89,6 +89,9 @@ struct Shown {
     reviewer: Option<String>,
     /// What its review said.
     justified: Option<bool>,
+    /// What changed on the host, as lines of a Dockerfile for a base image. In the answer for one window alone; `null` where nothing
+    /// ran, or nobody knows.
+    image_change: Option<String>,
 }
 
 /// The one command of a window, or its newest shell.
@@ -191,6 +194,7 @@ impl Shown {
             command,
             reviewer: reviewed.map(|(reviewer, _)| reviewer.to_string()),
             justified: reviewed.map(|(_, justified)| justified),
+            image_change: None,
         })
     }
 }
@@ -234,7 +238,7 @@ struct RootOutput {
     text: Option<String>,
     /// Bytes before those.
     dropped_bytes: u64,
-    /// Why it is not known: `host_elsewhere` (no host of it is connected to this API's process), `host_out_of_reach`, `none_kept`
+    /// Why it is not known: `host_elsewhere` (no host of it is connected to this API's process or to one that it reaches), `host_out_of_reach`, `none_kept`
     /// (nothing was run, a shell was, or the host's process was started anew since).
     unknown: Option<&'static str>,
 }
@@ -309,8 +313,9 @@ async fn get(
     let (resource, _) = state.named(&org, &window).await?;
     let permit = state.access.permit(&caller, Action::RootRead, resource).await?;
     let known = state.reads.root_window(&permit, at).await?;
-    let shown = Shown::of(known, caller.arrival.now, state.reads.hot());
-    shown.map(axum::Json).ok_or_else(Problem::not_found)
+    let image_change = known.state.image_change();
+    let shown = Shown::of(known, caller.arrival.now, state.reads.hot()).ok_or_else(Problem::not_found)?;
+    Ok(axum::Json(Shown { image_change, ..shown }))
 }
 
 /// Approve somebody else's request. Nobody approves their own, whatever their roles.
@@ -484,15 +489,21 @@ impl RootWindows {
         let org = self.access.org(org).await?;
         let resource = self.access.workspace(org, workspace).await?;
         let permit = self.access.permit(&caller, mode.ground(), resource).await?;
+        let workspace = resource.workspace().ok_or_else(Problem::not_found)?;
         let new = NewRootWindow {
-            workspace: resource.workspace().ok_or_else(Problem::not_found)?,
+            workspace,
             mode,
             access: access_of(new.access.as_deref())?,
             reason: new.reason,
             length: new.minutes.map(Millis::from_minutes),
+            pending: 0,
         };
-        let (window, done) =
-            act!(self.access, &caller, permit, root_windows::request(&self.commands, permit, &context, new.clone()));
+        let (window, done) = act!(self.access, &caller, permit, async {
+            let views = &self.access.hot().authorization;
+            let pending = views.root_requests_pending(org, caller.user, workspace, context.now);
+            let new = NewRootWindow { pending, ..new.clone() };
+            root_windows::request(&self.commands, permit, &context, new).await
+        });
         Ok(Written::created(&done, self.as_of(&caller, window, &done).await?))
     }
 

@@ -50,6 +50,8 @@ use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
 
 /// How often a follower of logs looks for more, and its right is looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a runtime is woken for one job: something may put it to sleep before the job has begun.
+const JOB_WAKES_MAX: u32 = 3;
 /// How often the right of those who left a lasting terminal behind is looked at.
 const LASTING_CHECK: Duration = Duration::from_millis(200);
 /// A term's name.
@@ -314,9 +316,10 @@ impl Following {
             if !bytes.is_empty() {
                 return Ok(Some(bytes.into()));
             }
+            let look = self.ground.open.look();
             tokio::select! {
                 () = self.state.stop.cancelled() => return Ok(None),
-                () = self.ground.look.notified() => {}
+                () = look.notified() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
         }
@@ -351,10 +354,16 @@ impl ShellEndpoints {
         self.held.hold(move || ground.is_taken())
     }
 
+    /// It is open where the workspace's runtime is.
+    pub(super) fn opened_by_runtime(&self, ground: &Ground) {
+        let host = ground.resource.workspace().and_then(|workspace| self.access.hot().placement.host_of(workspace));
+        host.into_iter().for_each(|host| ground.opened_on(host));
+    }
+
     /// As it is now; nothing is asked here.
     pub(super) fn ground_on(&self, caller: &Caller, action: Action, resource: Resource) -> Ground {
-        let (access, clock, look) = (self.access.clone(), Arc::clone(&self.clock), self.held.look());
-        Ground { access, clock, caller: *caller, action, resource, look }
+        let (access, clock, open) = (self.access.clone(), Arc::clone(&self.clock), self.held.clone());
+        Ground { access, clock, caller: *caller, action, resource, open, host: Arc::default() }
     }
 
     pub(crate) fn new(
@@ -461,6 +470,7 @@ impl ShellEndpoints {
         };
         match host.open(place, order).await {
             Ok(open) => {
+                ground.opened_on(place);
                 if open.facts.lasting {
                     self.hold_lasting(ground, workspace);
                 }
@@ -556,6 +566,24 @@ impl ShellEndpoints {
         job: Job,
         order: JobOrder,
     ) -> Result<Option<(JobRunId, crate::shell_host::OpenShell)>, Problem> {
+        let mut wakes = 0;
+        loop {
+            wakes += 1;
+            match self.begin_job_once(client, ground, job.clone(), order.clone()).await {
+                // It was put to sleep between its wake and the job's start: whoever asks for a job wants it awake.
+                Err(problem) if problem.code() == "runtime_not_awake" && wakes < JOB_WAKES_MAX => {}
+                begun => return begun,
+            }
+        }
+    }
+
+    async fn begin_job_once(
+        &self,
+        client: &mut Client,
+        ground: &Ground,
+        job: Job,
+        order: JobOrder,
+    ) -> Result<Option<(JobRunId, crate::shell_host::OpenShell)>, Problem> {
         let (caller, workspace) = (ground.caller_now(), order.workspace);
         let permit = self.access.permit(&caller, Action::RuntimeWake, ground.resource).await?;
         let context = self.context(ground);
@@ -588,9 +616,12 @@ impl ShellEndpoints {
         let new = job_runs::NewJobRun { workspace, project: order.project, job, by: caller.user, commit, secrets };
         let (run, _) =
             act!(self.access, &caller, permit, job_runs::start(&self.commands, permit, &context, new.clone()));
-        client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
         match host.run_job(JobOrder { run, ..order }).await {
-            Ok(open) => Ok(Some((run, open))),
+            Ok(open) => {
+                self.opened_by_runtime(ground);
+                client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
+                Ok(Some((run, open)))
+            }
             Err(failure) => {
                 self.tell(ground, Whose::Job(run), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
@@ -611,7 +642,11 @@ impl ShellEndpoints {
             match phase {
                 RuntimePhase::Ready if self.is_up_here(ground, workspace).await => return None,
                 RuntimePhase::Failed => return Some(ShellEnd::RuntimeGone),
-                RuntimePhase::Asleep | RuntimePhase::Waking | RuntimePhase::Ready | RuntimePhase::Sleeping => {}
+                RuntimePhase::Asleep
+                | RuntimePhase::Waking
+                | RuntimePhase::Ready
+                | RuntimePhase::Sleeping
+                | RuntimePhase::Leaving => {}
             }
             tokio::select! {
                 () = self.stop.cancelled() => return Some(ShellEnd::HostStopped),

@@ -164,10 +164,11 @@ catalogue! {
         "root_no_command" "No command was asked for in the root window", "Nothing was changed.";
         "root_nothing_to_review" "The root window needs no review", "Only break-glass windows are reviewed.";
         "root_reviewed_already" "The root window has been reviewed", "Nothing was changed.";
+        "root_requests_too_many" "Too many of your requests for root in this workspace wait for an answer", "`max` is the limit. Withdraw one, or wait for an answer.";
         "root_review_pending" "A break-glass window was not reviewed yet", "`detail` names it. Somebody else, an owner or admin, reviews it first.";
         "shell_exists" "The shell was opened already", "Nothing was changed.";
         "job_run_exists" "The run was started already", "Nothing was changed.";
-        "host_elsewhere" "The workspace's host is elsewhere", "No host of it is connected to this API's process.";
+        "host_elsewhere" "The workspace's host is elsewhere", "No host of it is connected to this API's process or to one that it reaches.";
         "checkout_failed" "The repository could not be cloned", "`detail` says why.";
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use envforge_api::{Config, GatewayUrl, Parts};
+use envforge_api::{Config, GatewayUrl, OpenShells, Parts};
 use envforge_commands::{Commands, Context, organizations, runtimes, users};
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
@@ -294,6 +294,7 @@ impl House {
             database: self.database.clone(),
             identity: Arc::clone(&self.identity),
             gateways: Arc::<Hot>::clone(&self.hot),
+            open_shells: OpenShells::new(Arc::clone(&self.hot), true),
             oidc: self.oidc.clone(),
             share_key: Arc::clone(&self.share_key),
             metrics: None,

@@ -250,3 +250,27 @@ async fn a_repeated_request_is_one_window() {
     let again = owner.post_keyed(&glass, "k2", because()).await.expect(201);
     assert_eq!(again.text("id"), window, "not a second one");
 }
+
+#[tokio::test]
+async fn whoever_has_five_requests_for_a_workspace_waiting_is_answered_first() {
+    let (_house, _owner, admin, dev) = open_house().await;
+    let mut windows = Vec::new();
+    for _ in 0..4 {
+        windows.push(ask(&dev).await);
+    }
+    let last = dev.post_keyed(ASK, "last", because()).await.expect(201);
+    let refused = dev.post(ASK, because()).await.expect_problem(409, "root_requests_too_many");
+    assert_eq!(refused.body["max"], 5, "{}", refused.body);
+    let again = dev.post_keyed(ASK, "last", because()).await.expect(201);
+    assert_eq!(again.text("id"), last.text("id"), "what was asked for is no further request");
+    // Somebody else's count for them, and an emergency waits for nobody.
+    ask(&admin).await;
+    admin.post(&format!("{ASK}/break-glass"), because()).await.expect(201);
+    tell(&admin, &windows[0], "deny").await.expect(200);
+    windows.push(ask(&dev).await);
+    tell(&dev, &windows[1], "withdraw").await.expect(200);
+    tell(&admin, &windows[2], "approve").await.expect(200);
+    ask(&dev).await;
+    ask(&dev).await;
+    dev.post(ASK, because()).await.expect_problem(409, "root_requests_too_many");
+}

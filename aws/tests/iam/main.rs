@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod evaluator;
+mod schema;
 mod terraform;
 
 use std::collections::BTreeSet;
 
-use envforge_aws::{Deployment, InstancePolicy, KeyArn, PolicyTooLarge, UserData};
+use envforge_aws::{Deployment, InstancePolicy, KeyArn, PolicyTooLarge, SecretReader, UserData};
 use envforge_domain::ids::{HostId, OrgId, ProjectId, WorkspaceId};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -27,6 +28,7 @@ fn org(number: u128) -> OrgId {
     OrgId::from_uuid(Uuid::from_u128(number))
 }
 
+/// The widest: machines that read their workspaces' secrets themselves.
 fn policy(
     of: OrgId,
     workspaces: impl IntoIterator<Item = u128>,
@@ -36,17 +38,26 @@ fn policy(
         deployment: deployment(),
         org: of,
         key: key(),
+        secrets: SecretReader::Machine,
         workspaces: workspaces.into_iter().map(|number| WorkspaceId::from_uuid(Uuid::from_u128(number))).collect(),
         projects: projects.into_iter().map(|number| ProjectId::from_uuid(Uuid::from_u128(number))).collect(),
     }
+}
+
+/// As it is where the control plane reads secrets.
+fn narrow(wide: &InstancePolicy) -> InstancePolicy {
+    InstancePolicy { secrets: SecretReader::default(), ..wide.clone() }
+}
+
+fn enrolments(of: &InstancePolicy) -> String {
+    of.key.parameter(&of.deployment.enrolment_parameter(of.org, HostId::from_uuid(Uuid::from_u128(3))))
 }
 
 /// Everything that is under an organization's path for these owners, as ARNs.
 fn parameters(of: &InstancePolicy) -> Vec<String> {
     let owners = of.workspaces.iter().map(ToString::to_string).chain(of.projects.iter().map(ToString::to_string));
     let secrets = owners.map(|owner| format!("{}/TOKEN/1", of.deployment.secrets_path(of.org, &owner)));
-    let host = HostId::from_uuid(Uuid::from_u128(3));
-    secrets.chain([of.deployment.enrolment_parameter(of.org, host)]).map(|path| of.key.parameter(&path)).collect()
+    secrets.map(|path| of.key.parameter(&path)).chain([enrolments(of)]).collect()
 }
 
 /// To read a SecureString is to get it and to decrypt it in its own context, through SSM.
@@ -59,16 +70,35 @@ fn reads(documents: &[&serde_json::Value], parameter: &str) -> bool {
 }
 
 #[test]
-fn the_policy_is_the_reviewed_one() {
-    let document = policy(org(1), [10, 11], [20]).document().unwrap();
-    let text = format!("{}\n", serde_json::to_string_pretty(&document).unwrap());
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/iam/golden/instance_profile.json");
-    let golden = std::fs::read_to_string(path).unwrap_or_default();
-    if text != golden {
-        let fresh = concat!(env!("CARGO_TARGET_TMPDIR"), "/instance_profile.json");
-        std::fs::write(fresh, &text).unwrap();
-        panic!("the policy differs from {path}; review it and copy {fresh} over it");
+fn the_policies_are_the_reviewed_ones() {
+    let wide = policy(org(1), [10, 11], [20]);
+    for (policy, file) in [(narrow(&wide), "instance_profile.json"), (wide, "instance_profile_with_secrets.json")] {
+        let text = format!("{}\n", serde_json::to_string_pretty(&policy.document().unwrap()).unwrap());
+        let path = format!("{}/tests/iam/golden/{file}", env!("CARGO_MANIFEST_DIR"));
+        let golden = std::fs::read_to_string(&path).unwrap_or_default();
+        if text != golden {
+            let fresh = format!("{}/{file}", env!("CARGO_TARGET_TMPDIR"));
+            std::fs::write(&fresh, &text).unwrap();
+            panic!("the policy differs from {path}; review it and copy {fresh} over it");
+        }
     }
+}
+
+/// Its agent gets values with the order of a wake: what comes to the machine's role learns how agents enrol, and no secret at all.
+#[test]
+fn a_machine_reads_its_organizations_enrolment_tokens_and_not_even_its_own_workspaces_secrets() {
+    let wide = policy(org(1), [10, 11], [20]);
+    let document = narrow(&wide).document().unwrap();
+    assert_eq!(document, narrow(&policy(org(1), [], [])).document().unwrap(), "whichever workspaces these are");
+    assert!(!document.to_string().contains("/secrets/"), "{document:#}");
+    for parameter in parameters(&wide) {
+        assert_eq!(reads(&[&document], &parameter), parameter == enrolments(&wide), "{parameter}");
+    }
+    let everything = serde_json::json!({ "Statement": [{ "Effect": "Allow", "Action": "*", "Resource": "*" }] });
+    for secret in parameters(&wide).iter().filter(|parameter| **parameter != enrolments(&wide)) {
+        assert!(!reads(&[&document, &everything], secret), "{secret}: also where another policy allows it");
+    }
+    assert!(narrow(&policy(org(1), 0..200, [])).document().is_ok());
 }
 
 #[test]
@@ -95,12 +125,14 @@ fn of_every_pair_of_organizations_neither_reads_the_others_parameters() {
             policy(of, (0..=number % 5).map(|one| number * 10 + one), (0..=number % 3).map(|one| number * 10 + one))
         })
         .collect();
-    let documents: Vec<_> = policies.iter().map(|policy| policy.document().unwrap()).collect();
+    let documents: Vec<_> =
+        policies.iter().map(|policy| [policy.document().unwrap(), narrow(policy).document().unwrap()]).collect();
     let mut pairs = 0;
-    for (index, document) in documents.iter().enumerate() {
+    for (index, [wide, narrow]) in documents.iter().enumerate() {
         for (other, theirs) in policies.iter().enumerate().filter(|(other, _)| *other != index) {
             for parameter in parameters(theirs) {
-                assert!(!reads(&[document], &parameter), "{index} reads {parameter} of {other}");
+                assert!(!reads(&[wide], &parameter), "{index} reads {parameter} of {other}");
+                assert!(!reads(&[narrow], &parameter), "{index} reads {parameter} of {other}");
             }
             pairs += 1;
         }
@@ -112,7 +144,7 @@ fn of_every_pair_of_organizations_neither_reads_the_others_parameters() {
 #[test]
 fn no_machine_reads_an_enrolment_token_of_another_organization_or_changes_any() {
     for (of, theirs) in [(1, 2), (2, 1), (1, 1 << 64), (16, 1)] {
-        let document = policy(org(of), [10], [20]).document().unwrap();
+        let document = narrow(&policy(org(of), [10], [20])).document().unwrap();
         for number in [0, 1, 3, u128::MAX] {
             let host = HostId::from_uuid(Uuid::from_u128(number));
             let own = key().parameter(&deployment().enrolment_parameter(org(of), host));
@@ -157,7 +189,7 @@ fn an_attached_policy_of_aws_opens_no_other_parameter() {
 
 #[test]
 fn it_manages_nothing() {
-    let document = policy(org(1), [10], [20]).document().unwrap();
+    let document = narrow(&policy(org(1), [10], [20])).document().unwrap();
     let everything = serde_json::json!({
         "Version": "2012-10-17",
         "Statement": [{ "Effect": "Allow", "Action": "*", "Resource": "*" }],
@@ -165,6 +197,7 @@ fn it_manages_nothing() {
     let parameter = parameters(&policy(org(1), [10], [20])).remove(0);
     for (action, resource) in [
         ("ssm:PutParameter", parameter.as_str()),
+        ("ssm:GetParameters", &parameter),
         ("ssm:DeleteParameter", &parameter),
         ("ssm:DeleteParameters", &parameter),
         ("ssm:LabelParameterVersion", &parameter),

@@ -1,7 +1,8 @@
 //! What operators apply (`deploy/aws`): well formed, and neither less nor more than EnvForge asks AWS for.
 //!
-//! `terraform validate` needs HashiCorp's provider: it runs where `.tools/terraform-plugins` is a mirror that holds it, and the
-//! output says when it does not.
+//! `terraform validate` needs HashiCorp's provider for all that it knows: it has it where `.tools/terraform-plugins` is a mirror that holds
+//! it. Elsewhere it judges what it can without, arguments and references are held against the provider's schema (`schema`), and the
+//! output says what was not looked at.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +11,7 @@ use envforge_testkit::tools::{on_path, tools_dir};
 use serde_json::{Value, json};
 
 use super::evaluator::{Asked, Decision, evaluate};
+use super::schema;
 
 const MODULES: [&str; 2] = ["control-plane", "organization"];
 /// Every action that `Ec2` and `SsmStore` ask for, and what they need besides.
@@ -51,18 +53,69 @@ fn the_modules_are_well_formed() {
     let (well, text) = terraform(&["fmt", "-check", "-recursive", "-diff"], &folder());
     assert!(well, "run `terraform fmt -recursive deploy/aws`:\n{text}");
     let plugins = tools_dir().join("terraform-plugins");
-    if !plugins.is_dir() {
-        println!("{} is not there: `terraform fmt` ran, `terraform validate` did not", plugins.display());
-        return;
+    let has_provider = plugins.is_dir();
+    if !has_provider {
+        println!(
+            "{} is not there: `terraform validate` had no provider, and types of values were not checked",
+            plugins.display()
+        );
     }
     for module in MODULES {
         let copy = tempfile::tempdir().unwrap();
         std::fs::copy(folder().join(module).join("main.tf"), copy.path().join("main.tf")).unwrap();
+        if !has_provider {
+            let (_, told) = terraform(&["validate", "-json", "-no-color"], copy.path());
+            // A remark about its own configuration may stand before it.
+            let told: Value = serde_json::from_str(&told[told.find('{').unwrap()..=told.rfind('}').unwrap()]).unwrap();
+            let known = |diagnostic: &&Value| diagnostic["summary"] != "Missing required provider";
+            let wrong: Vec<_> = told["diagnostics"].as_array().unwrap().iter().filter(known).collect();
+            assert!(wrong.is_empty(), "{module}: {wrong:#?}");
+            continue;
+        }
         let from = format!("-plugin-dir={}", plugins.display());
         let (made, text) = terraform(&["init", "-backend=false", "-input=false", &from], copy.path());
         assert!(made, "{module}: {text}");
         let (valid, text) = terraform(&["validate"], copy.path());
         assert!(valid, "{module}: {text}");
+    }
+}
+
+fn provider_schema() -> Value {
+    serde_json::from_str(include_str!("golden/aws_provider.json")).unwrap()
+}
+
+/// Whether `terraform` is there or not.
+#[test]
+fn the_modules_say_nothing_that_the_provider_does_not_know() {
+    let schema = provider_schema();
+    for module in MODULES {
+        let text = std::fs::read_to_string(folder().join(module).join("main.tf")).unwrap();
+        assert_eq!(schema::mistakes(&schema, &text), Vec::<String>::new(), "{module}");
+    }
+    println!("arguments, blocks, attributes and references: as in {}", schema["from"]["provider"]);
+}
+
+#[test]
+fn what_the_provider_does_not_know_is_found() {
+    let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
+    for (right, wrong, told) in [
+        ("enable_key_rotation", "enable_key_rotations", "`aws_kms_key.secrets` takes no `enable_key_rotations`"),
+        ("  policy = var.instance_policy\n", "", "`aws_iam_role_policy.machines` lacks `policy`"),
+        (
+            "      test     = \"StringLike\"\n",
+            "",
+            "`data.aws_iam_policy_document.key.statement.condition` lacks `test`",
+        ),
+        ("condition {", "conditions {", "`data.aws_iam_policy_document.key.statement` takes no block `conditions`"),
+        ("[var.control_plane_role_arn]", "[var.control_plane]", "`var.control_plane` is not declared"),
+        ("local.parameters}/secrets", "local.parameter}/secrets", "`local.parameter` is not declared"),
+        ("aws_kms_key.secrets.arn", "aws_kms_key.secrets.arm", "`aws_kms_key.secrets` has no `arm`"),
+        ("aws_kms_key.secrets.key_id", "aws_kms_key.secret.key_id", "`aws_kms_key.secret` is not declared"),
+        ("var.instance_policy\n", "local.name\n", "the variable `instance_policy` is used nowhere"),
+    ] {
+        assert!(text.contains(right), "{right}");
+        let found = schema::mistakes(&provider_schema(), &text.replacen(right, wrong, 1));
+        assert!(found.iter().any(|mistake| mistake == told), "{wrong}: {found:?}");
     }
 }
 
@@ -167,4 +220,24 @@ fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
     let writes =
         text.split("TheControlPlaneWritesEnrolmentTokens").nth(1).unwrap().split("statement {").next().unwrap();
     assert!(!writes.contains("kms:Decrypt"), "{writes}");
+}
+
+/// Services without a route listen on loopback; a group keeps what listens elsewhere all the same from everybody but the gateway.
+#[test]
+fn nothing_but_the_gateway_reaches_an_organizations_machines() {
+    let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
+    let rules: Vec<_> =
+        text.split("resource \"").filter(|block| block.starts_with("aws_vpc_security_group_ingress")).collect();
+    let [rule] = rules.as_slice() else { panic!("{} rules", rules.len()) };
+    let rule = rule.split("\n}\n").next().unwrap();
+    let value = |key: &str| {
+        let mut lines = rule.lines().filter_map(|line| line.trim().split_once('='));
+        lines.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
+    };
+    assert_eq!(value("referenced_security_group_id"), Some("var.gateway_security_group_id"));
+    assert_eq!(
+        (value("ip_protocol"), value("from_port"), value("to_port")),
+        (Some("\"tcp\""), Some("32768"), Some("60999"))
+    );
+    assert!(!text.contains("\n  ingress {"), "rules stand by themselves");
 }

@@ -16,8 +16,8 @@ use envforge_domain::machine::{Machine, MachineEvent};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis};
 use envforge_reactors::fleet::FleetPolicy;
-use envforge_runtime::EnrolmentStore;
 use envforge_runtime::secret_store::StoreError;
+use envforge_runtime::{EnrolmentStore, MachineProvider as _};
 use envforge_testkit::eventually;
 
 use super::site::{CERTIFICATE, Running, Site, policy};
@@ -320,6 +320,39 @@ async fn a_machine_whose_agent_never_enrols_is_replaced_more_and_more_slowly() {
         until_taken_away(&site, on).await;
         gone.push(on);
     }
+    fleet.stop().await;
+}
+
+/// The provider takes it for well, and nobody comes through to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_agent_stays_away_is_replaced_once_nothing_is_awake_on_it() {
+    let site = site().await;
+    let fleet = site.start_with(patient());
+    let (on, instance) = site.runtime_machine(1).await;
+    site.until_placed(1, on, &[1]).await;
+    site.taken(1, 1, 1, on).await;
+    let missed = async |minutes| {
+        let away = Millis::from_minutes(minutes);
+        site.tell(StreamId::host(org(1), on), vec![HostEvent::AgentLookedFor { away }.into()]).await;
+        let looks = site.moto.count("DescribeInstances");
+        let looked = async || (site.moto.count("DescribeInstances") > looks + 3).then_some(());
+        eventually("the fleet has looked", DEADLINE, looked).await;
+        let given_up = |(_, event): &(String, MachineEvent)| matches!(event, MachineEvent::Unhealthy { .. });
+        site.events().await.iter().any(given_up)
+    };
+    assert!(!missed(14).await && !missed(0).await, "it was back before its time");
+    assert!(!missed(60).await, "what may be awake there goes on");
+    site.sleep(1, 1, 1, on).await;
+    let reason = "its agent has been away for 15 min, and nothing is awake there";
+    site.happened("it is given up", |event| matches!(event, MachineEvent::Unhealthy { reason: why } if why == reason))
+        .await;
+    site.happened("it is ended", |event| matches!(event, MachineEvent::Terminated { .. })).await;
+    let state = site.ec2.find(&instance).await.unwrap().map(|instance| instance.state);
+    assert!(state.is_none_or(|state| state.is_over()), "{state:?}");
+    // The next wake gets another one.
+    site.wake(1, 1, 2).await;
+    let (next, _) = site.runtime_machine(1).await;
+    assert_ne!(next, on);
     fleet.stop().await;
 }
 

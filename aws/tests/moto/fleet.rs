@@ -420,6 +420,7 @@ async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_org
             agent: AgentState::Enrolled,
             requested_at: Default::default(),
             up_at: Default::default(),
+            away: Millis::ZERO,
             starts: Default::default(),
             impaired_since: None,
             stopped_for_checks_at: None,

@@ -56,6 +56,28 @@ async fn an_instance_is_launched_closed_and_tagged_and_told_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_organizations_own_security_groups_take_the_place_of_those_of_all() {
+    let moto = moto();
+    let client = aws_sdk_ec2::Client::new(&aws(&moto).sdk().await);
+    let mut groups = Vec::new();
+    for name in ["all", "own"] {
+        let made = client.create_security_group().group_name(name).description(name).send().await.unwrap();
+        groups.push(made.group_id().unwrap().to_owned());
+    }
+    let [all, own] = groups.try_into().unwrap();
+    let mut config = ec2_config(&moto);
+    config.security_groups = vec![all.clone()];
+    config.security_groups_of.insert(org(2), vec![own.clone()]);
+    let ec2 = Ec2::new(config).await;
+    for (of, group) in [(1, all), (2, own)] {
+        let launched = ec2.launch(&order(of, of)).await.unwrap();
+        let told = client.describe_instances().instance_ids(&launched.id).send().await.unwrap();
+        let shown = told.reservations()[0].instances()[0].security_groups();
+        assert_eq!(shown.iter().filter_map(|group| group.group_id()).collect::<Vec<_>>(), [group]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn twenty_launches_at_once_with_one_token_make_one_machine() {
     let moto = moto();
     let ec2 = Arc::new(provider(&moto).await);

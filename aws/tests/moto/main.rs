@@ -9,6 +9,7 @@ mod overlay;
 mod secrets;
 mod site;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use envforge_aws::{Attempts, AwsConfig, AwsCredentials, Deployment, Ec2Config};
@@ -66,6 +67,7 @@ pub(crate) fn ec2_config(moto: &Moto) -> Ec2Config {
         image: "ami-12345678".to_owned(),
         subnets: vec![],
         security_groups: vec![],
+        security_groups_of: BTreeMap::new(),
         root_device: "/dev/xvda".to_owned(),
         volume_gib: 40,
         volume_key: None,

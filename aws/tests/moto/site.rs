@@ -98,6 +98,7 @@ pub(crate) fn policy() -> FleetPolicy {
         hibernate: false,
         machines_max: 6,
         boot_deadline: Millis::from_minutes(5),
+        agent_deadline: Millis::from_minutes(15),
         impaired_after: Millis::from_minutes(5),
         start_patience: Millis::from_hours(6),
         shell_patience: Millis::from_hours(24),

@@ -1,6 +1,7 @@
 # One organization: its KMS key, and the role of its machines. Apply once for each organization, before its first machine.
-# The role's policy is what EnvForge generates for the organization's workspaces (tests/iam/golden/instance_profile.json of
-# the crate `aws` shows one): hand its JSON over in `instance_policy`.
+# The role's policy is what `envforge host policy` prints for the organization (tests/iam/golden/instance_profile.json of the crate
+# `aws` shows one): hand its JSON over in `instance_policy`. It reads enrolment tokens and no secret, so that it stays the same
+# whichever workspaces there are.
 
 terraform {
   required_version = ">= 1.5"
@@ -33,6 +34,24 @@ variable "organization" {
 variable "control_plane_role_arn" {
   description = "The role of the control plane, which encrypts and reads the organization's secrets."
   type        = string
+}
+
+variable "vpc_id" {
+  description = "The VPC of the machines. With it they get a security group of the organization's own."
+  type        = string
+  default     = null
+}
+
+variable "gateway_security_group_id" {
+  description = "The security group of the gateway's machines, which alone reach what runs on the organization's."
+  type        = string
+  default     = null
+}
+
+variable "egress_cidrs" {
+  description = "Where the machines may call: the control plane, AWS, repositories, what services and their builds fetch."
+  type        = list(string)
+  default     = ["0.0.0.0/0"]
 }
 
 variable "instance_policy" {
@@ -140,6 +159,40 @@ resource "aws_iam_instance_profile" "machines" {
   tags = local.tags
 }
 
+# Nothing but the gateway reaches a machine, its neighbours of the same organization neither. Services are allotted ports out of
+# those that Linux gives (net.ipv4.ip_local_port_range).
+resource "aws_security_group" "machines" {
+  count       = var.vpc_id == null ? 0 : 1
+  name        = local.name
+  description = "Machines of ${var.organization} in EnvForge ${var.deployment}"
+  vpc_id      = var.vpc_id
+  tags        = local.tags
+
+  lifecycle {
+    precondition {
+      condition     = var.gateway_security_group_id != null
+      error_message = "`gateway_security_group_id` is needed with `vpc_id`: without it nobody would reach what runs on the machines."
+    }
+  }
+}
+
+resource "aws_vpc_security_group_ingress_rule" "gateway" {
+  count                        = var.vpc_id == null ? 0 : 1
+  security_group_id            = aws_security_group.machines[0].id
+  description                  = "The gateway, to services with a route"
+  referenced_security_group_id = var.gateway_security_group_id
+  ip_protocol                  = "tcp"
+  from_port                    = 32768
+  to_port                      = 60999
+}
+
+resource "aws_vpc_security_group_egress_rule" "machines" {
+  for_each          = var.vpc_id == null ? toset([]) : toset(var.egress_cidrs)
+  security_group_id = aws_security_group.machines[0].id
+  ip_protocol       = "-1"
+  cidr_ipv4         = each.value
+}
+
 locals {
   tags = {
     "envforge:deployment"   = var.deployment
@@ -150,6 +203,11 @@ locals {
 output "kms_key_arn" {
   description = "For `secrets_key` of the organization in the file of `serve fleet`, and for `--secret-store`."
   value       = aws_kms_key.secrets.arn
+}
+
+output "security_group_id" {
+  description = "For `security_groups` of the organization in the file of `serve fleet`; its ARN is one of the control plane's `security_group_arns`."
+  value       = one(aws_security_group.machines[*].id)
 }
 
 output "instance_profile" {

@@ -13,14 +13,29 @@ use crate::time::{Millis, UnixMillis};
 type Decided = Result<Vec<RootWindowEvent>, RootWindowRefusal>;
 
 pub(super) fn unknown(command: &RootWindowCommand) -> Decided {
-    let RootWindowCommand::Request { by, window, project, workspace, mode, access, reason, length, limits, now } =
-        command
+    let RootWindowCommand::Request {
+        by,
+        window,
+        project,
+        workspace,
+        mode,
+        access,
+        reason,
+        length,
+        pending,
+        limits,
+        now,
+    } = command
     else {
         return Err(RootWindowRefusal::Unknown);
     };
     let requester = person(*by)?;
     check_limits(*mode, *length, limits)?;
     check_reason(Some(reason))?;
+    // Break-glass has a bound of its own: the one that nobody has reviewed.
+    if *mode == RootMode::Elevation && *pending >= limits::ROOT_REQUESTS_MAX {
+        return Err(RootWindowRefusal::TooManyRequests { max: limits::ROOT_REQUESTS_MAX });
+    }
     let terms = RootTerms {
         window: *window,
         project: *project,

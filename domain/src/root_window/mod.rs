@@ -5,6 +5,7 @@
 //! policy whenever somebody asks: the events close it in the log. Not here: running and ending the command (runtime).
 
 mod decide;
+mod image_change;
 mod refusal;
 
 pub use refusal::RootWindowRefusal;
@@ -341,6 +342,8 @@ pub enum RootWindowCommand {
         access: RootAccess,
         reason: String,
         length: Millis,
+        /// Requests of theirs for this workspace that wait for an answer already.
+        pending: usize,
         limits: RootLimits,
         now: UnixMillis,
     },
@@ -429,6 +432,8 @@ pub struct OverWindow {
     pub over: RootOver,
     /// When it opened, where it ever did, and when it was closed.
     pub open: Option<(UnixMillis, UnixMillis)>,
+    /// Shells that were lost before, the oldest first.
+    pub before: Vec<RootCommand>,
     pub command: Option<RootCommand>,
     /// Who reviewed it and whether they found it justified.
     pub reviewed: Option<(UserId, bool)>,
@@ -572,7 +577,8 @@ impl Aggregate for RootWindow {
 
     fn evolve(state: Self, event: &RootWindowEvent) -> Self {
         let over = |terms, approver, over| {
-            Self::Over(OverWindow { terms, approver, over, open: None, command: None, reviewed: None })
+            let (before, command) = (Vec::new(), None);
+            Self::Over(OverWindow { terms, approver, over, open: None, before, command, reviewed: None })
         };
         match (state, event) {
             (_, RootWindowEvent::Requested { terms, expires_at }) => {
@@ -673,6 +679,7 @@ fn evolve_open(mut open: OpenWindow, event: &RootWindowEvent) -> RootWindow {
                 approver: open.approver,
                 over: open.ended_by.unwrap_or(RootOver::Closed),
                 open: Some((open.opened_at, closeout.closed_at)),
+                before: open.before,
                 command: open.command,
                 reviewed: None,
             });

@@ -56,6 +56,8 @@ pub enum RootWindowRefusal {
     NothingToReview,
     #[error("this root window has been reviewed")]
     ReviewedAlready,
+    #[error("{max} of your requests for root in this workspace wait for an answer: withdraw one, or wait")]
+    TooManyRequests { max: usize },
     #[error("a break-glass window was not reviewed yet: {window}; somebody else reviews it first")]
     ReviewPending { window: String },
 }
@@ -86,6 +88,7 @@ impl Refusal for RootWindowRefusal {
             Self::TooManyChanges { .. } => "root_changes_too_many",
             Self::NothingToReview => "root_nothing_to_review",
             Self::ReviewedAlready => "root_reviewed_already",
+            Self::TooManyRequests { .. } => "root_requests_too_many",
             Self::ReviewPending { .. } => "root_review_pending",
         }
     }
@@ -103,6 +106,7 @@ impl Refusal for RootWindowRefusal {
             | Self::NoCommand
             | Self::NothingToReview
             | Self::ReviewedAlready
+            | Self::TooManyRequests { .. }
             | Self::ReviewPending { .. } => RefusalKind::Conflict,
             Self::LengthOutOfRange { .. }
             | Self::Reason { .. }
@@ -119,7 +123,7 @@ impl Refusal for RootWindowRefusal {
         match self {
             Self::LengthOutOfRange { min, max } => vec![("min_ms", min.get()), ("max_ms", max.get())],
             Self::Reason { max } => vec![("max_chars", *max as u64)],
-            Self::TooManyChanges { max } => vec![("max", *max as u64)],
+            Self::TooManyChanges { max } | Self::TooManyRequests { max } => vec![("max", *max as u64)],
             Self::Command { max_words, max_chars } => {
                 vec![("max_words", *max_words as u64), ("max_chars", *max_chars as u64)]
             }

@@ -68,6 +68,11 @@ pub enum RuntimeCommand {
         open_streams: u32,
         source: ActivitySource,
     },
+    /// A job is about to run: with its start in one append, so that it stands in front of a sleep or is refused.
+    BeginJob {
+        at: UnixMillis,
+        by: UserId,
+    },
     /// `max` is the organization's cap.
     KeepAwake {
         until: UnixMillis,
@@ -99,7 +104,7 @@ pub enum RuntimeCommand {
         host: HostId,
         reason: String,
     },
-    /// Refused while the lease holds, unless the host itself says that nothing runs any more.
+    /// Refused while the lease holds, unless the host itself says that nothing runs any more, or is trusted no more.
     DeclareLost {
         epoch: Epoch,
         confirmed_by: Option<HostId>,

@@ -31,6 +31,7 @@ fn request(mode: RootMode, length: Millis, limits: RootLimits) -> RootWindowComm
         access: RootAccess::Command,
         reason: "libpq is missing".to_owned(),
         length,
+        pending: limits::ROOT_REQUESTS_MAX - 1,
         limits,
         now: ASKED,
     }
@@ -131,6 +132,20 @@ fn a_reason_is_asked_for_and_has_its_limits() {
         }
         given::<RootWindow>([]).when(command).then_refused("reason_invalid");
     }
+}
+
+#[test]
+fn whoever_has_asked_for_much_waits_for_an_answer_first_but_for_an_emergency() {
+    let asking = |mode| {
+        let mut command = request(mode, LENGTH, LIMITS);
+        if let RootWindowCommand::Request { pending, .. } = &mut command {
+            *pending += 1;
+        }
+        given::<RootWindow>([]).when(command)
+    };
+    asking(RootMode::Elevation).then_refused("root_requests_too_many");
+    let opened = RootWindowEvent::Opened { at: ASKED, ends_at: ASKED.plus(LENGTH) };
+    asking(RootMode::BreakGlass).then([requested(RootMode::BreakGlass), opened]);
 }
 
 #[test]
@@ -323,6 +338,7 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
                 access: if minutes % 2 == 0 { RootAccess::Command } else { RootAccess::Shell },
                 reason: "because".to_owned(),
                 length: Millis::from_minutes(minutes),
+                pending: 0,
                 limits,
                 now,
             }

@@ -153,6 +153,27 @@ fn what_is_kept_awake_is_shortened_and_never_lengthened() {
 }
 
 #[test]
+fn a_job_begins_in_a_ready_runtime_alone_and_puts_off_an_idle_sleep_that_was_due() {
+    let begin = |now: u64| RuntimeCommand::BeginJob { at: at(now), by: user(1) };
+    let seen = |now: u64| RuntimeEvent::ActivitySeen {
+        epoch: Epoch(1),
+        at: at(now),
+        open_streams: 0,
+        source: ActivitySource::Person(user(1)),
+    };
+    let awake = || given::<Runtime>([requested(1, by_person()), ready(1, 30_000)]);
+    awake().when(begin(5)).then([seen(5)]);
+    // Written even where it is no news: whoever sleeps it meanwhile conflicts.
+    awake().and(begin(5)).when(begin(5)).then([seen(5)]);
+    awake().and(begin(5)).when(begin(4)).then([seen(5)]);
+    awake().and(begin(900_000)).when(sleep(idle(), 900_001)).then_nothing();
+    let slept = [RuntimeEvent::SleepRequested { epoch: Epoch(1), cause: idle() }];
+    awake().and(begin(5)).when(sleep(idle(), 900_005)).then(slept);
+    given::<Runtime>([requested(1, by_person())]).when(begin(5)).then_refused("runtime_not_awake");
+    awake().and(sleep(SleepCause::Person(user(1)), 5)).when(begin(6)).then_refused("runtime_not_awake");
+}
+
+#[test]
 fn keeping_awake_has_the_organizations_cap() {
     let keep = |until: u64| RuntimeCommand::KeepAwake {
         until: at(until),
@@ -284,6 +305,7 @@ fn any_command() -> impl Strategy<Value = RuntimeCommand> {
         3 => (1..4u64).prop_map(report_ready),
         1 => (epoch.clone(), time.clone()).prop_map(|(epoch, lease_until)| RuntimeCommand::RenewLease { epoch, host: host(1), lease_until }),
         1 => (epoch.clone(), time.clone()).prop_map(|(epoch, at)| RuntimeCommand::RecordActivity { epoch, at, open_streams: 0, source: ActivitySource::Link(link(1)) }),
+        1 => time.clone().prop_map(|at| RuntimeCommand::BeginJob { at, by: user(1) }),
         1 => time.clone().prop_map(|until| RuntimeCommand::KeepAwake { until, reason: "r".to_owned(), by: user(1), max: Millis::from_hours(1), now: at(50) }),
         2 => time.clone().prop_map(|now| RuntimeCommand::RequestSleep { cause: idle(), now }),
         1 => (epoch.clone(), 1..3u128).prop_map(|(epoch, number)| RuntimeCommand::PlaceAnew { epoch, host: host(number) }),

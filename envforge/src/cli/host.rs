@@ -1,11 +1,14 @@
-//! `envforge host`: the machines that an organization's workspaces wake on, by name and state.
+//! `envforge host`: the machines that an organization's workspaces wake on, by name and state, and what those at AWS may do there.
 //!
 //! What machine a host is, and where, is shown to nobody. An enrolment's token is shown once, or put into a file that only its owner may
 //! read.
 
+use std::fmt::Display;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand};
+use envforge_aws::{Deployment, InstancePolicy, KeyArn};
 use serde_json::{Value, json};
 
 use super::Context;
@@ -13,6 +16,7 @@ use super::failure::{Exit, Failure};
 use super::instant::parse_length;
 use super::output::{Output, cell, printable};
 use super::private_file;
+use super::session::shown;
 
 #[derive(Args, Debug)]
 pub(crate) struct HostArguments {
@@ -51,6 +55,19 @@ On the machine that is to be the host:
         #[arg(value_name = "HOST")]
         host: String,
     },
+    /// Print the IAM policy that this organization's machines at AWS need, and no more than that
+    #[command(after_help = "\
+It goes to the role that deploy/aws/organization makes, whose instance profile is envforge-DEPLOYMENT-ORGANIZATION:
+  terraform apply -var instance_policy=\"$(envforge host policy --deployment NAME --key ARN)\" …
+It reads the organization's enrolment tokens and no secret, and stays as it is whichever workspaces come and go.")]
+    Policy {
+        /// `deployment` of the fleet's file
+        #[arg(long, value_name = "NAME")]
+        deployment: Deployment,
+        /// The organization's KMS key: `kms_key_arn` of deploy/aws/organization
+        #[arg(long, value_name = "ARN")]
+        key: KeyArn,
+    },
 }
 
 pub(super) async fn run(context: &Context, arguments: HostArguments) -> Result<Exit, Failure> {
@@ -75,17 +92,40 @@ pub(super) async fn run(context: &Context, arguments: HostArguments) -> Result<E
             output.result(&issued, || told(output, &issued, out.as_deref()))?;
         }
         HostVerb::Drain { host } => {
-            client.post(&["v1", "orgs", org, "hosts", &host, "drain"], json!({})).await?;
-            let draining = json!({ "host": host, "draining": true });
-            output.result(&draining, || format!("Nothing more is placed on the host {}.", printable(&host)))?;
+            let drained = client.post(&["v1", "orgs", org, "hosts", &host, "drain"], json!({})).await?.body;
+            output.result(&drained, || format!("Nothing more is placed on the host {}.", printable(&host)))?;
         }
         HostVerb::Revoke { host } => {
-            client.delete(&["v1", "orgs", org, "hosts", &host], &[]).await?;
-            let revoked = json!({ "host": host, "revoked": true });
-            output.result(&revoked, || format!("The host {} is trusted no more.", printable(&host)))?;
+            let revoked = client.delete(&["v1", "orgs", org, "hosts", &host], &[]).await?.body;
+            output.result(&revoked, || {
+                let awake = match revoked["runtimes"].as_u64() {
+                    Some(1) => "1 workspace was awake there".to_owned(),
+                    count => format!("{} workspaces were awake there", count.unwrap_or_default()),
+                };
+                let closed = shown(&revoked["receipt"]);
+                format!("The host {} is trusted no more; {awake}. {closed}", printable(&host))
+            })?;
+        }
+        HostVerb::Policy { deployment, key } => {
+            let policy = policy(context, org, deployment, key).await?;
+            let document = policy.document().map_err(|error| Failure::local(error.to_string(), ""))?;
+            output.result(&document, || serde_json::to_string_pretty(&document).unwrap_or_default())?;
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Of the machines of the organization that this is about.
+async fn policy(context: &Context, org: &str, deployment: Deployment, key: KeyArn) -> Result<InstancePolicy, Failure> {
+    let organization = context.client.get(&["v1", "orgs", org], &[]).await?.body;
+    let org = id(organization["id"].as_str().unwrap_or_default())?;
+    let (secrets, workspaces, projects) = Default::default();
+    Ok(InstancePolicy { deployment, org, key, secrets, workspaces, projects })
+}
+
+fn id<T: FromStr<Err: Display>>(text: &str) -> Result<T, Failure> {
+    let hint = "the API and this envforge are of different versions; `envforge doctor` shows both";
+    text.parse().map_err(|error| Failure::local(format!("the API told an id that is none: {error}"), hint))
 }
 
 fn told(output: &Output, issued: &Value, out: Option<&std::path::Path>) -> String {

@@ -104,6 +104,7 @@ const VERBS: &[(&str, &[&str])] = &[
     ("host enrol", &["host.enrol"]),
     ("host drain", &["host.drain"]),
     ("host revoke", &["host.revoke"]),
+    ("host policy", &["organization.read"]),
     ("doctor", &["profile.read", "workspace.read"]),
     ("completions", &[]),
     ("exit-codes", &[]),

@@ -66,7 +66,12 @@ Examples:
         limit: u16,
     },
     /// One root window with its command
-    Show { window: String },
+    Show {
+        window: String,
+        /// What changed on the host, as lines of a Dockerfile for a base image
+        #[arg(long)]
+        as_image_change: bool,
+    },
     /// Approve somebody else's request
     Approve { window: String },
     /// Deny somebody else's request
@@ -133,7 +138,14 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
             output.result(&page, || table(output, &page))?;
             return Ok(Exit::Ok);
         }
-        RootVerb::Show { window } => client.get(&["v1", "orgs", org, "root-windows", &window], &[]).await?.body,
+        RootVerb::Show { window, as_image_change } => {
+            let shown = client.get(&["v1", "orgs", org, "root-windows", &window], &[]).await?.body;
+            if as_image_change {
+                output.result(&shown, || image_change(&shown))?;
+                return Ok(Exit::Ok);
+            }
+            shown
+        }
         RootVerb::Approve { window } => answered(&window, "approve", Value::Null).await?,
         RootVerb::Deny { window, reason } => answered(&window, "deny", because(reason)).await?,
         RootVerb::Withdraw { window } => answered(&window, "withdraw", Value::Null).await?,
@@ -162,6 +174,14 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
     };
     output.result(&shown, || output.card(&card(output, &shown)))?;
     Ok(Exit::Ok)
+}
+
+fn image_change(shown: &Value) -> String {
+    match shown["image_change"].as_str() {
+        Some(text) => text.lines().map(printable).collect::<Vec<_>>().join("\n"),
+        // Whoever builds an image of it gets a comment, too.
+        None => "# Nothing ran in this root window, or nobody knows what changed.".to_owned(),
+    }
 }
 
 fn because(reason: Option<String>) -> Value {
@@ -318,5 +338,13 @@ mod tests {
         let text = Output::plain().card(&card(&Output::plain(), &window));
         assert!(text.contains("open (its ground is lost)") && text.contains("apt-get install libpq5"), "{text}");
         assert!(text.contains("right_lost") && text.contains("signed-links") && !text.contains("wsp_1"), "{text}");
+    }
+
+    #[test]
+    fn a_change_of_an_image_is_shown_line_by_line() {
+        let shown = json!({"image_change": "# what\nRUN apt-get update \\\n && \u{1b}[31mx\n"});
+        let text = image_change(&shown);
+        assert!(text.starts_with("# what\nRUN apt-get update \\\n && ") && !text.contains('\u{1b}'), "{text}");
+        assert!(image_change(&json!({"image_change": null})).starts_with("# Nothing ran"));
     }
 }

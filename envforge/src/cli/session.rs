@@ -277,7 +277,7 @@ pub(super) async fn change_password(context: &Context, change: Change) -> Result
     Ok(Exit::Ok)
 }
 
-/// What a revocation closed, which gateways did not tell how many connections, and whose shells are not counted.
+/// What a revocation closed, which gateways did not tell how many connections, and which processes how many shells.
 pub(super) fn shown(receipt: &Value) -> String {
     let some = |field: &str, one: &str, many: &str| {
         receipt[field].as_u64().map(|count| format!("{count} {}", if count == 1 { one } else { many }))
@@ -294,22 +294,18 @@ pub(super) fn shown(receipt: &Value) -> String {
     ];
     let closed: Vec<_> = closed.into_iter().flatten().collect();
     let told = format!("Closed {} in {} ms.", closed.join(", "), cell(receipt.get("took_ms")));
-    let told = match receipt["shells_unknown"].as_str() {
-        Some("other_processes") => {
-            format!("{told} Shells at other processes of the API end, too, and are not counted.")
+    let unknown = [("gateways_unknown", "gateway", "Open connections"), ("processes_unknown", "process", "Shells")];
+    unknown.into_iter().fold(told, |told, (field, id, what)| {
+        let unknown = receipt[field].as_array().map(Vec::as_slice).unwrap_or_default();
+        if unknown.is_empty() {
+            return told;
         }
-        Some("still_closing") => format!("{told} Some shells are still closing."),
-        Some(_) | None => told,
-    };
-    let unknown = receipt["gateways_unknown"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if unknown.is_empty() {
-        return told;
-    }
-    let named = unknown.iter().map(|unknown| match unknown["gateway"].as_str() {
-        Some(gateway) => format!("{gateway} ({})", cell(unknown.get("reason"))),
-        None => cell(unknown.get("reason")),
-    });
-    format!("{told} Open connections are not known of: {}.", named.collect::<Vec<_>>().join(", "))
+        let named = unknown.iter().map(|unknown| match unknown[id].as_str() {
+            Some(name) => format!("{name} ({})", cell(unknown.get("reason"))),
+            None => cell(unknown.get("reason")),
+        });
+        format!("{told} {what} are not known of: {}.", named.collect::<Vec<_>>().join(", "))
+    })
 }
 
 fn table(output: &Output, page: &Value) -> String {
@@ -354,9 +350,9 @@ mod tests {
         let receipt =
             json!({"sessions": 1, "links": 0, "sockets": 2, "shells": 1, "shells_unknown": null, "took_ms": 3});
         assert_eq!(shown(&receipt), "Closed 1 session, 0 links, 2 open connections, 1 shell in 3 ms.");
-        let receipt =
-            json!({"sessions": 1, "links": 0, "shells": 2, "shells_unknown": "other_processes", "took_ms": 3});
-        let told = "Closed 1 session, 0 links, 2 shells in 3 ms. Shells at other processes of the API end, too, and are not counted.";
+        let unknown = json!([{"process": "api_1", "reason": "process_lost"}]);
+        let receipt = json!({"sessions": 1, "links": 0, "shells": 2, "processes_unknown": unknown, "took_ms": 3});
+        let told = "Closed 1 session, 0 links, 2 shells in 3 ms. Shells are not known of: api_1 (process_lost).";
         assert_eq!(shown(&receipt), told);
         let unknown =
             json!([{"gateway": "gtw_1", "reason": "gateway_lost"}, {"gateway": null, "reason": "gateways_unknown"}]);

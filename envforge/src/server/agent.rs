@@ -22,7 +22,7 @@ use super::agent_file::{AgentFile, OfMachine};
 use super::running::{self, Running};
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{open_files, roles, usable};
+use super::{metadata_service, open_files, roles, usable};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -52,6 +52,10 @@ pub(crate) struct AgentArgs {
     /// File that names the machine, for machines that do not have it where Linux has it.
     #[arg(long, value_name = "FILE", default_value = MACHINE_ID)]
     machine_id: PathBuf,
+    /// With --config: start though others than root reach this machine's metadata service, which gives them the machine's role, or
+    /// though that cannot be told.
+    #[arg(long, requires = "config")]
+    allow_metadata_service: bool,
     /// When asked to stop, put every runtime to sleep here first. Without it they go on, and the next start of the agent takes them over.
     #[arg(long)]
     end_runtimes_on_stop: bool,
@@ -78,6 +82,11 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     let data = args.data.canonicalize().with_context(folder)?;
     let_workspaces_users_in(&data).with_context(folder)?;
     let file = args.config.as_deref().map(AgentFile::read).transpose()?;
+    let guarded = file.is_some() && !args.allow_metadata_service;
+    if guarded {
+        metadata_service::check().await.map_err(Failure::from)?;
+        tracing::info!("this machine's metadata service is root's alone");
+    }
     let control_plane = match (args.control_plane, &file) {
         (Some(at), _) => at,
         (None, Some(file)) => file.control_plane.clone(),
@@ -165,6 +174,16 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
             }
         }
     });
+    if guarded {
+        let stop = running.stop.clone();
+        running.essential.spawn("the watch over the metadata service", async move {
+            match stop.run_until_cancelled(metadata_service::watch()).await {
+                // The next start has the rule added anew; what runs here goes on.
+                Some(open) => Err(Failure::from(open).into()),
+                None => Ok(()),
+            }
+        });
+    }
     let line = serde_json::json!({ "org": org.to_string(), "host": id.to_string() });
     Ok(output.event(&line)?)
 }

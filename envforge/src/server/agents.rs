@@ -18,25 +18,23 @@ use envforge_domain::access::{Action, Permit, Request, Resource};
 use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::commit::{Actor, Component, Surface};
 use envforge_domain::denial::RefusedRequest;
-use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostState};
+use envforge_domain::host::{Capacity, Enrolling as EnrollingHost, Host as HostState, HostCommand};
 use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineRefusal};
 use envforge_domain::time::Millis;
 use envforge_projections::DenialSink;
-use envforge_reactors::fleet::machine_key;
+use envforge_reactors::fleet::{AgentWatch, Looked, Told, machine_key};
 use envforge_reactors::{HostMachine, RootReactor, RuntimeReactor, SharedWorld, tell_shell_ends};
 use envforge_runtime::secret_store::SecretStore;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
+use super::handshakes::{Handshakes, Place};
 use super::hosts::Hosts;
 use super::running::Running;
 use super::{roles, usable};
 
-/// Handshakes at the same time: certificates cost a signature each.
-const HANDSHAKES_MAX: usize = 256;
 /// How often open connections are held against who is trusted.
 const TRUST_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the view of hosts may take to know what the log's leader knows.
@@ -55,6 +53,8 @@ pub(crate) struct Agents {
     pub(crate) public_authority: String,
     /// Where values of secrets are read, which a wake's order then carries to its host.
     pub(crate) secret_store: Option<Arc<dyn SecretStore>>,
+    /// How often it is looked which agents of a provider's machines are there; never where there is no provider.
+    pub(crate) look: Option<Millis>,
 }
 
 /// How long agents' certificates live, from the command line.
@@ -80,6 +80,7 @@ struct Desk {
     public_authority: String,
     secret_store: Option<Arc<dyn SecretStore>>,
     hosts: Hosts,
+    handshakes: Handshakes,
 }
 
 /// Listens for agents. Answers the address.
@@ -101,12 +102,20 @@ pub(crate) async fn start(
         public_authority: agents.public_authority,
         secret_store: agents.secret_store,
         hosts: hosts.clone(),
+        handshakes: Handshakes::default(),
     };
     let (watching, stop) = (desk.clone(), running.stop.clone());
     running.essential.spawn("trust in agents", async move {
         stop.run_until_cancelled(watching.watch_trust()).await;
         Ok(())
     });
+    if let Some(interval) = agents.look {
+        let (watching, stop) = (desk.clone(), running.stop.clone());
+        running.essential.spawn("the watch over machines' agents", async move {
+            stop.run_until_cancelled(watching.watch_presence(interval)).await;
+            Ok(())
+        });
+    }
     let stop = running.stop.clone();
     running.essential.spawn("the listener for agents", async move {
         desk.listen(listener, stop).await;
@@ -142,21 +151,22 @@ impl Refusal {
 
 impl Desk {
     async fn listen(self, listener: Listener, stop: CancellationToken) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let accepted = stop.run_until_cancelled(async {
-                let turn = Arc::clone(&handshakes).acquire_owned().await;
-                (turn, listener.accept().await)
-            });
-            match accepted.await {
+            match stop.run_until_cancelled(listener.accept()).await {
                 None => break,
-                Some((Ok(turn), Ok(incoming))) => {
-                    let (desk, stop) = (self.clone(), stop.child_token());
+                Some(Ok(incoming)) => {
+                    let (desk, stop, address) = (self.clone(), stop.child_token(), incoming.address());
+                    let Some(place) = self.handshakes.place(address) else {
+                        let failed =
+                            metrics::counter!("envforge_agent_connections_failed_total", "reason" => "too_many");
+                        failed.increment(1);
+                        tracing::debug!(%address, "too many connections wait to say who they are");
+                        continue;
+                    };
                     connections.spawn(async move {
-                        let address = incoming.address();
-                        if let Err(error) = desk.serve(incoming, turn, stop).await {
+                        if let Err(error) = desk.serve(incoming, place, stop).await {
                             let reason = reason(&error);
                             metrics::counter!("envforge_agent_connections_failed_total", "reason" => reason)
                                 .increment(1);
@@ -164,28 +174,28 @@ impl Desk {
                         }
                     });
                 }
-                Some((_, Err(error))) => {
+                Some(Err(error)) => {
                     tracing::warn!(%error, "a connection of an agent could not be accepted");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                Some((Err(_), _)) => break,
             }
         }
         self.hosts.close(|_| true);
         while connections.join_next().await.is_some() {}
     }
 
-    async fn serve(
-        self,
-        incoming: Incoming,
-        turn: tokio::sync::OwnedSemaphorePermit,
-        stop: CancellationToken,
-    ) -> io::Result<()> {
-        let Some(arrival) = stop.run_until_cancelled(incoming.arrive()).await else { return Ok(()) };
-        match arrival? {
+    async fn serve(self, incoming: Incoming, place: Place, stop: CancellationToken) -> io::Result<()> {
+        let arriving = async {
+            let greeted = incoming.hello().await?;
+            let turn = place.turn().await?;
+            Ok::<_, io::Error>((turn, greeted.arrive().await?))
+        };
+        let Some(arrived) = stop.run_until_cancelled(arriving).await else { return Ok(()) };
+        let (turn, arrival) = arrived?;
+        match arrival {
             Arrival::Enrolling(enrolling) => stop.run_until_cancelled(self.enrol(enrolling)).await.unwrap_or(Ok(())),
             Arrival::Agent(connection) => {
-                drop(turn);
+                drop((turn, place));
                 self.take_in(connection, stop).await
             }
         }
@@ -220,6 +230,9 @@ impl Desk {
         let (key, capacity) = self.machine_of(enrolling, org, host).await?;
         let machine = hosts::MachineKey::parse(&key).map_err(|error| invalid(error.to_string()))?;
         let state = hosts::load(&self.plane.commands, org, host).await.map_err(|error| Refusal::of(&error))?.state;
+        // A certificate is a signature: nobody gets one made for nothing.
+        let opens = state.opens_to(request.token.digest(), now);
+        opens.map_err(|refusal| Refusal { code: refusal.code(), text: refusal.to_string() })?;
         // Which one it is going to be; the command below decides whether it comes to be.
         let enrolment = match &state {
             HostState::Active(active) => active.agent.as_ref().map_or(1, |agent| agent.enrolment.saturating_add(1)),
@@ -311,6 +324,7 @@ impl Desk {
                 return connection.refuse(refusal.code, refusal.text).await;
             }
         };
+        self.handshakes.know(address);
         let (remote, mut session, agent_version) = connection.establish().await?;
         let closed = session.closed().clone();
         self.hosts.enter(identity, remote.clone(), &closed);
@@ -347,7 +361,8 @@ impl Desk {
         let (commands, hot, clock) =
             (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
         let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);
-        let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&remote), telling) });
+        let beside =
+            closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(remote.line()), telling) });
         tokio::join!(reacting, listening, beside, root.run(closed.clone()));
         self.hosts.leave(identity, &closed);
         tracing::info!(host = %identity.host, "an agent is gone");
@@ -389,13 +404,54 @@ impl Desk {
         metrics::counter!("envforge_agent_renewals_total", "outcome" => outcome).increment(1);
     }
 
+    /// Tells the log which agents of a provider's machines are there, and which have been away for how long while this process was here:
+    /// whoever asks for machines replaces those to which nobody comes through.
+    async fn watch_presence(self, interval: Millis) {
+        let mut watch = AgentWatch::new(interval);
+        let mut tick = tokio::time::interval(interval.to_duration());
+        // What stood still looked at nothing.
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // An agent that is connected elsewhere would not be known of.
+            if self.plane.hot.fresh().is_err() {
+                continue;
+            }
+            let wanted = self.plane.hot.placement.agents_wanted();
+            let is_here = |org, host| self.hosts.reach(org, host).is_some_and(|host| host.is_heard());
+            let look =
+                |(org, host, heard_at): (OrgId, HostId, _)| Looked { org, host, is_here: is_here(org, host), heard_at };
+            for told in watch.look(&wanted.into_iter().map(look).collect::<Vec<_>>()) {
+                if let Err(refusal) = self.tell_look(told).await {
+                    tracing::warn!(host = %told.host, code = refusal.code, text = refusal.text, "a look was not recorded");
+                }
+            }
+        }
+    }
+
+    async fn tell_look(&self, told: Told) -> Result<(), Refusal> {
+        if told.away > Millis::ZERO {
+            tracing::warn!(host = %told.host, away = %told.away, "the agent of a machine that is up is away");
+        }
+        let permit = self.permit(told.org, told.host).await?;
+        let (context, command) = (Context::new(self.plane.clock.now()), HostCommand::RecordLook { away: told.away });
+        let done = hosts::execute(&self.plane.commands, &permit, &context, told.host, &command).await;
+        done.map(drop).map_err(|error| Refusal::of(&error))
+    }
+
     /// INVARIANT: a host that is revoked, retired or enrolled anew loses the connection that it had before.
     async fn watch_trust(self) {
         let mut tick = tokio::time::interval(TRUST_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = None;
         loop {
             tick.tick().await;
             let placement = &self.plane.hot.placement;
+            // Who is there and who may be there are looked at only where one of them is news.
+            let news = Some((placement.trust_changes(), self.hosts.entries()));
+            if std::mem::replace(&mut seen, news) == news {
+                continue;
+            }
             self.hosts
                 .close(|identity| placement.enrolment_of(identity.org, identity.host) != Some(identity.enrolment));
         }

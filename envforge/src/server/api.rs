@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use envforge_api::AgentsAt;
+use envforge_api::{AgentsAt, OpenShells};
 use envforge_domain::time::SharedClock;
 use envforge_eventlog::gateways::Gateways;
 use envforge_identity::oidc::{Oidc, PublicUrl};
@@ -34,6 +34,8 @@ pub(crate) struct Parts {
     pub(crate) public_url: Option<PublicUrl>,
     /// Those for which revocations wait.
     pub(crate) gateways: Arc<dyn Gateways>,
+    /// What is open here, for which they wait, too.
+    pub(crate) open_shells: OpenShells,
     pub(crate) metrics: PrometheusHandle,
     /// Reverse proxies that say truly from where a request comes.
     pub(crate) trusted_proxies: Vec<IpAddr>,
@@ -99,6 +101,7 @@ pub(crate) fn start(
         database: parts.database,
         identity: parts.identity,
         gateways: parts.gateways,
+        open_shells: parts.open_shells,
         oidc: parts.oidc,
         share_key: parts.signing_key,
         // Metrics name no organization's data, but they are for operators: only a loopback listener shows them.

@@ -177,14 +177,15 @@ async fn start(
     };
     let secret_store = StoreName::File(data.secrets()).open().await?;
     let store = Some(Arc::clone(&secret_store));
-    let hosts = Hosts::new(Arc::clone(&plane.hot));
+    let hosts = Hosts::new(Arc::clone(&plane.hot), true);
     let host =
         roles::start_reactors(running, &plane, &world, &hosts, &runtime, public_authority.clone(), store.clone())
             .await?;
     let authority = agents::authority(&data.keys(), plane.clock.now())?;
     let fingerprint = authority.fingerprint();
     let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
-    let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store: store };
+    let listen = args.agents_listen;
+    let listen = Agents { listen, certificate_lifetime, public_authority, secret_store: store, look: None };
     let agents = agents::start(running, &plane, &world, &hosts, authority, listen).await?.to_string();
     roles::start_projector(running, &plane, &database);
     let parts = api::Parts {
@@ -196,6 +197,7 @@ async fn start(
         public_url: PublicUrl::parse(&api),
         // All of them run in this process.
         gateways: Arc::<envforge_projections::Hot>::clone(&plane.hot),
+        open_shells: envforge_api::OpenShells::new(Arc::clone(&plane.hot), true),
         metrics,
         trusted_proxies: Vec::new(),
         // Everything runs on this machine, as whoever started it.

@@ -20,6 +20,7 @@ use crate::cli::failure::Failure;
 /// No such file comes near it.
 const BYTES_MAX: u64 = 1 << 20;
 const BOOT_DEADLINE_SECONDS: u64 = 300;
+const AGENT_DEADLINE_SECONDS: u64 = 900;
 const GRACE_SECONDS: u64 = 600;
 const GRACE_RANGE: std::ops::RangeInclusive<u64> = 1..=86_400;
 /// AWS looks once a minute ("Status checks for Amazon EC2 instances"), and one look that fails says little.
@@ -78,6 +79,7 @@ struct Machines {
     #[serde(default)]
     hibernate: bool,
     boot_deadline_seconds: Option<u64>,
+    agent_deadline_seconds: Option<u64>,
     impaired_seconds: Option<u64>,
     start_patience_seconds: Option<u64>,
     shell_patience_seconds: Option<u64>,
@@ -97,6 +99,7 @@ struct Size {
 #[serde(deny_unknown_fields)]
 struct Organization {
     secrets_key: Option<String>,
+    security_groups: Option<Vec<String>>,
     machines_max: Option<usize>,
     grace_seconds: Option<u64>,
     warm: Option<usize>,
@@ -182,12 +185,16 @@ impl Settings {
         let look_seconds = self.look_seconds.unwrap_or(LOOK_SECONDS);
         mistakes.within("look_seconds", look_seconds, 1..=300);
         let default = self.policy(&mut mistakes);
-        let (mut of, mut key_of) = (HashMap::new(), BTreeMap::new());
+        let (mut of, mut key_of, mut security_groups_of) = (HashMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, differs) in &self.organizations {
             let Some(org) = mistakes.parsed::<OrgId>("organizations", name) else { continue };
             let at = |key: &str| format!("organizations.{name}.{key}");
             if let Some(seconds) = differs.grace_seconds {
                 mistakes.within(&at("grace_seconds"), seconds, GRACE_RANGE);
+            }
+            if let Some(groups) = &differs.security_groups {
+                groups.iter().for_each(|group| mistakes.begins(&at("security_groups"), group, "sg-"));
+                security_groups_of.insert(org, groups.clone());
             }
             let grace = differs.grace_seconds.map_or(default.grace, Millis::from_secs);
             let machines_max = differs.machines_max.unwrap_or(default.machines_max);
@@ -232,6 +239,7 @@ impl Settings {
             image: self.image,
             subnets: self.subnets,
             security_groups: self.security_groups,
+            security_groups_of,
             root_device,
             volume_gib,
             volume_key,
@@ -258,6 +266,8 @@ impl Settings {
         mistakes.within("machines.grace_seconds", grace, GRACE_RANGE);
         let deadline = machines.boot_deadline_seconds.unwrap_or(BOOT_DEADLINE_SECONDS);
         mistakes.within("machines.boot_deadline_seconds", deadline, 10..=3_600);
+        let agent = machines.agent_deadline_seconds.unwrap_or(AGENT_DEADLINE_SECONDS);
+        mistakes.within("machines.agent_deadline_seconds", agent, 10..=86_400);
         let impaired = machines.impaired_seconds.unwrap_or(IMPAIRED_SECONDS);
         mistakes.within("machines.impaired_seconds", impaired, IMPAIRED_SECONDS..=86_400);
         let start_patience = machines.start_patience_seconds.unwrap_or(START_PATIENCE_SECONDS);
@@ -284,6 +294,7 @@ impl Settings {
             hibernate: machines.hibernate,
             machines_max: machines.machines_max,
             boot_deadline: Millis::from_secs(deadline),
+            agent_deadline: Millis::from_secs(agent),
             impaired_after: Millis::from_secs(impaired),
             start_patience: Millis::from_secs(start_patience),
             shell_patience: Millis::from_secs(shell_patience),
@@ -342,6 +353,7 @@ hibernates = true
 
 [organizations.org_0190000000007000800000000000002a]
 secrets_key = "alias/acme"
+security_groups = ["sg-2"]
 machines_max = 20
 "#;
 
@@ -357,12 +369,14 @@ machines_max = 20
         let config = read(GOOD).ok().unwrap();
         let default = &config.policies.default;
         assert_eq!((default.grace, default.boot_deadline), (Millis::from_minutes(10), Millis::from_minutes(5)));
+        assert_eq!(default.agent_deadline, Millis::from_minutes(15));
         assert_eq!((default.shapes.len(), default.machines_max), (2, 6));
         assert_eq!((default.impaired_after, default.start_patience), (Millis::from_minutes(5), Millis::from_hours(6)));
         assert_eq!(default.shell_patience, Millis::from_hours(24));
         let (org, own) = config.policies.of.iter().next().unwrap();
         assert_eq!((own.machines_max, own.grace), (20, default.grace));
         assert_eq!(config.ssm.key_of[org], "alias/acme");
+        assert_eq!(config.ec2.security_groups_of[org], ["sg-2"]);
         assert_eq!(config.ec2.hibernating, ["m7g.xlarge".to_owned()].into());
     }
 

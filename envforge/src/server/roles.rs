@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use envforge_agent::Host;
+use envforge_api::OpenShells;
+use envforge_domain::ids::ApiProcessId;
 use envforge_eventlog::jetstream::{Enrolled, Registry};
 use envforge_gateway::{Activity, Gateway, HandoffKey, LogDecisions, Parts};
 use envforge_identity::share_token::ShareVerifier;
@@ -50,6 +52,19 @@ pub(crate) async fn enrol_gateway(
 ) -> anyhow::Result<Enrolled> {
     plane.hot.gateway.must_be_waited_for();
     Ok(registry.enrol(Arc::<Hot>::clone(&plane.hot), config.refuses_within()).await?)
+}
+
+/// Has revocations wait for the shells of this process, before it opens any. Answers them.
+pub(crate) async fn enrol_shells(
+    running: &mut Running,
+    plane: &ControlPlane,
+    registry: &Arc<Registry>,
+) -> anyhow::Result<(OpenShells, ApiProcessId)> {
+    let open = OpenShells::new(Arc::clone(&plane.hot), false);
+    let enrolled = registry.enrol_api(Arc::new(open.clone()), OpenShells::ENDS_WITHIN).await?;
+    let process = enrolled.id();
+    running.enrolled_shells = Some(enrolled);
+    Ok((open, process))
 }
 
 /// Keeps an eye on the gateways of all processes, for those who wait for them.
@@ -137,7 +152,8 @@ pub(crate) async fn start_reactors(
 ) -> anyhow::Result<LocalHost> {
     let host = open_host(envforge_runtime::Config::new(state_dir)).await?;
     let machine = HostMachine::open(state_dir, Path::new(MACHINE_ID))?;
-    hosts.add_local(host.clone(), machine.clone(), world.clone());
+    let (commands, clock) = (plane.commands.clone(), Arc::clone(&plane.clock));
+    hosts.add_local(host.clone(), machine.clone(), world.clone(), commands, clock);
     let telling = tell_shell_ends(
         world.clone(),
         plane.commands.clone(),

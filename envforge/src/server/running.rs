@@ -3,6 +3,7 @@
 //!
 //! Not here: what is started (`dev`, `serve`), or when to stop (`stop`).
 
+use envforge_domain::ids::ApiProcessId;
 use envforge_eventlog::jetstream::Enrolled;
 use envforge_gateway::Gateway;
 use envforge_projections::sql::Supervisor;
@@ -19,6 +20,8 @@ pub(crate) struct Running {
     pub(crate) gateway: Option<Gateway>,
     /// The gateway's place among those for which revocations wait.
     pub(crate) enrolled: Option<Enrolled>,
+    /// The same of the shells that are open at the API of this process.
+    pub(crate) enrolled_shells: Option<Enrolled<ApiProcessId>>,
     pub(crate) projector: Option<Supervisor>,
     /// Ends the essential tasks.
     pub(crate) stop: CancellationToken,
@@ -38,6 +41,10 @@ impl Running {
         }
         self.stop.cancel();
         self.essential.finish().await;
+        // INVARIANT: not before the API has ended what was open.
+        if let Some(enrolled) = self.enrolled_shells {
+            enrolled.leave().await;
+        }
         if let Some(projector) = self.projector {
             projector.stop().await;
         }

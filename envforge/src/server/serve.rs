@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::slug::OrgSlug;
-use envforge_domain::time::Clock as _;
+use envforge_domain::time::{Clock as _, Millis};
 use envforge_domain::user::EmailAddress;
 use envforge_eventlog::SharedLog;
 use envforge_eventlog::jetstream::{Credentials as LogCredentials, JetStreamLog};
@@ -38,11 +38,12 @@ use super::gateway_place::GatewayPlace;
 use super::hosts::Hosts;
 use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
 use super::provider::ProviderArgs;
+use super::relays::RelayArgs;
 use super::running::{self, Running};
 use super::secret_store::StoreName;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
-use super::{agents, api, fleet, open_files, provider, roles, usable};
+use super::{agents, api, fleet, open_files, provider, relays, roles, usable};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -151,6 +152,12 @@ pub(crate) struct ServeArgs {
     /// How long an agent's certificate lives. It renews it at half of that.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     agent_certificate_seconds: u64,
+    /// How often `agents` looks which agents of a provider's machines are there. Each fifth look stands in the log, and each one in vain
+    /// after six of them, for the fleet.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
+    agent_look_seconds: u64,
+    #[command(flatten)]
+    relay: RelayArgs,
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
@@ -215,7 +222,7 @@ impl Keys<'_> {
         key_file::open_or_create(&self.access_token(), Randomness)?;
         key_file::open_or_create(&self.handoff(), Randomness)?;
         agents::authority(self.0, SystemClock.now())?;
-        Ok(())
+        relays::make_key(self.0, SystemClock.now())
     }
 
     /// What agents' enrolment tokens carry. `None` where the folder is of before there was an authority: `setup` makes it.
@@ -377,6 +384,10 @@ async fn start(
         let what = "--metrics-listen takes loopback addresses only: metrics are for the machine itself";
         return Err(Failure::usage(what, "127.0.0.1:0, and a scraper on this machine").into());
     }
+    let others = match has(RoleName::Api) {
+        true => args.relay.others()?,
+        false => Vec::new(),
+    };
     let provider = match has(RoleName::Api) {
         true => args.provider.read()?,
         false => None,
@@ -442,7 +453,7 @@ async fn start(
         };
         let activity = Activity::default();
         let enrolled = roles::enrol_gateway(&plane, registry, &config).await?;
-        addresses.insert("gateway_id".to_owned(), enrolled.gateway().to_string().into());
+        addresses.insert("gateway_id".to_owned(), enrolled.id().to_string().into());
         running.enrolled = Some(enrolled);
         let started =
             roles::start_gateway(&plane, config, keys.verifier()?, keys.handoff_key()?, activity.clone()).await?;
@@ -456,7 +467,7 @@ async fn start(
         }
         Some(_) | None => None,
     };
-    let hosts = Hosts::new(Arc::clone(&plane.hot));
+    let hosts = Hosts::new(Arc::clone(&plane.hot), has(RoleName::Api));
     let world = match has(RoleName::Reactors) || has(RoleName::Agents) {
         true => Some(roles::start_world(running, &plane)),
         false => None,
@@ -465,9 +476,18 @@ async fn start(
         let authority = agents::authority(&args.stores.keys, plane.clock.now())?;
         let certificate_lifetime = agents::certificate_lifetime(args.agent_certificate_seconds)?;
         let (public_authority, secret_store) = (public.authority.clone(), secret_store.clone());
-        let listen = Agents { listen: args.agents_listen, certificate_lifetime, public_authority, secret_store };
+        let (listen, look) = (args.agents_listen, Some(Millis::from_secs(args.agent_look_seconds)));
+        let listen = Agents { listen, certificate_lifetime, public_authority, secret_store, look };
         let address = agents::start(running, &plane, world, &hosts, authority, listen).await?;
         addresses.insert("agents".to_owned(), address.to_string().into());
+        if let Some(listen) = args.relay.listen() {
+            let address = relays::listen(running, &plane, &hosts, relays::key(&args.stores.keys)?, listen).await?;
+            addresses.insert("relay".to_owned(), address.to_string().into());
+        }
+    }
+    let reaches = world.is_some() || !others.is_empty();
+    if !others.is_empty() {
+        relays::follow(running, &plane, &hosts, &relays::key(&args.stores.keys)?, others);
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
@@ -480,6 +500,8 @@ async fn start(
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
         let identity = args.stores.identity(args.gateway_url.clone()).await?;
+        let (open_shells, process) = roles::enrol_shells(running, &plane, &registry).await?;
+        addresses.insert("api_id".to_owned(), process.to_string().into());
         let parts = api::Parts {
             database,
             oidc: provider::open(provider, &identity)?,
@@ -488,10 +510,11 @@ async fn start(
             gateway_url: args.gateway_url.clone(),
             public_url: sign_in,
             gateways: roles::watch_gateways(running, registry),
+            open_shells,
             metrics,
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
-            hosts: world.is_some().then_some(hosts),
+            hosts: reaches.then_some(hosts),
             agents: keys
                 .agents_authority()?
                 .map(|authority| envforge_api::AgentsAt { authority, address: args.agents_address.clone() }),

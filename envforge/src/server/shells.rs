@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use envforge_agent::ReachedHost;
 use envforge_api::{OpenShell, ShellHost};
 use envforge_domain::access::Resource;
 use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
@@ -67,6 +68,16 @@ impl GivenSecrets {
     }
 }
 
+/// Not where: that is nobody's business (SPEC, rule 7).
+const MOVED: &str = "shells of this workspace were elsewhere before, and this is another clone: what was not pushed from there is not here";
+
+/// With one thing more that the person should know, if there is one.
+fn noticed(mut open: OpenShell, more: Option<&str>) -> OpenShell {
+    let notices: Vec<_> = open.facts.notice.as_deref().into_iter().chain(more).collect();
+    open.facts.notice = (!notices.is_empty()).then(|| notices.join("; "));
+    open
+}
+
 /// Tells the person what git lacks, beside what else there is to tell.
 pub(crate) fn without_login(
     opened: Result<OpenShell, ShellFailure>,
@@ -74,11 +85,9 @@ pub(crate) fn without_login(
 ) -> Result<OpenShell, ShellFailure> {
     let Some(why) = why else { return opened };
     match opened {
-        Ok(mut open) => {
+        Ok(open) => {
             let lacks = format!("git has no credential here: {why}");
-            let notice = open.facts.notice.take();
-            open.facts.notice = Some(notice.map_or(lacks.clone(), |notice| format!("{notice}; {lacks}")));
-            Ok(open)
+            Ok(noticed(open, Some(&lacks)))
         }
         Err(ShellFailure::Checkout { reason }) => Err(ShellFailure::Checkout { reason: format!("{reason}; {why}") }),
         Err(failure) => Err(failure),
@@ -91,12 +100,12 @@ fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
 }
 
 impl HostShells {
-    fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<envforge_agent::Host, ShellFailure> {
+    fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<ReachedHost, ShellFailure> {
         let host = self.hosts.place(org, workspace)?;
         self.hosts.reach(org, host).ok_or(ShellFailure::OutOfReach)
     }
 
-    fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<envforge_agent::Host> {
+    fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<ReachedHost> {
         self.host_of(org, workspace).map_err(|failure| io::Error::new(io::ErrorKind::NotConnected, failure))
     }
 }
@@ -112,12 +121,14 @@ impl ShellHost for HostShells {
 
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async move {
-            let host = self.hosts.reach(order.org, host).ok_or(ShellFailure::OutOfReach)?;
+            let at = self.hosts.take(order.org, host).await?;
             let (login, why) = match self.secrets.login(&order).await {
                 Ok(login) => (login, None),
                 Err(why) => (None, Some(why)),
             };
-            without_login(host.open_shell(order, login).await.map(opened), why)
+            let moved = self.hosts.shells_moved(order.workspace, order.shell, host).then_some(MOVED);
+            let open = without_login(at.open_shell(order, login).await.map(opened), why)?;
+            Ok(noticed(open, moved))
         }
         .boxed()
     }

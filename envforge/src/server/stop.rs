@@ -2,8 +2,13 @@
 //!
 //! Not here: how a process stops (`running`).
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// One Ctrl-C may be told twice, by the terminal and by whoever passes it on to a group of processes.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// The requests to stop that this process hears, from the moment it is made. One that comes before somebody waits for it
 /// is kept.
@@ -11,6 +16,8 @@ pub(crate) struct StopRequests {
     interrupt: Signal,
     terminate: Signal,
     hangup: Option<Signal>,
+    /// The latest one that was waited for.
+    heard: Option<Instant>,
 }
 
 impl StopRequests {
@@ -22,14 +29,20 @@ impl StopRequests {
             terminate: hear(SignalKind::terminate())?,
             // Whoever started us by `nohup` wants us to outlive the terminal.
             hangup: if ignores_hangup() { None } else { Some(hear(SignalKind::hangup())?) },
+            heard: None,
         })
     }
 
     /// Waits for Ctrl-C alone, from somebody who was heard already and does not want to wait. A closed terminal is told twice,
-    /// by the kernel and by the shell, and supervisors repeat themselves: neither is impatience.
+    /// by the kernel and by the shell, and supervisors repeat themselves: neither is impatience, nor is a Ctrl-C within a second.
     pub(crate) async fn impatience(&mut self) {
-        if self.interrupt.recv().await.is_none() {
-            std::future::pending::<()>().await;
+        loop {
+            if self.interrupt.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            if self.heard.is_none_or(|heard| heard.elapsed() >= SAME_REQUEST) {
+                return;
+            }
         }
     }
 
@@ -46,6 +59,7 @@ impl StopRequests {
             _ = self.terminate.recv() => {}
             _ = hangup => {}
         }
+        self.heard = Some(Instant::now());
     }
 }
 

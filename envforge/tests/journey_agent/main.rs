@@ -2,11 +2,15 @@
 //! nor the agent's own end touches what runs there, while the meter stays exact.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+mod absence;
 mod authority;
 #[path = "../journey_canary/canary.rs"]
 mod canary;
+mod edges;
 mod git;
 mod proxy;
+mod relays;
+mod revoked;
 mod roots;
 mod secrets;
 mod shells;
@@ -17,6 +21,7 @@ mod tty;
 
 use std::time::Duration;
 
+use envforge_aws::{InstancePolicy, SecretReader};
 use envforge_testkit::{NatsServer, Postgres, eventually, wait_until};
 use nix::sys::signal::Signal;
 use proxy::Proxy;
@@ -30,10 +35,23 @@ async fn a_workspace_wakes_on_an_agents_host_and_outlives_the_control_plane() {
     let mut agent = site.agent("builder", &site.at(), Some(&token));
     site.until_host("builder", "active").await;
     assert!(names_no_machine(&site.shown(&["host", "ls"])));
+    let key = "arn:aws:kms:eu-central-1:123456789012:key/1";
+    let asked = ["host", "policy", "--deployment", "production", "--key", key];
 
     site.json(&["up"]);
     let [started] = &*site.starts_on("builder") else { panic!("{:?}", site.starts_on("builder")) };
     assert!(site.starts_on("data").is_empty(), "the control plane's own machine has nothing of it");
+    let machines = InstancePolicy {
+        deployment: "production".parse().unwrap(),
+        org: site.json(&["org", "show"])["id"].as_str().unwrap().parse().unwrap(),
+        key: key.parse().unwrap(),
+        secrets: SecretReader::ControlPlane,
+        workspaces: [].into(),
+        projects: [].into(),
+    };
+    assert_eq!(site.json(&asked), machines.document().unwrap());
+    let alias = ["host", "policy", "--deployment", "production", "--key", "alias/envforge"];
+    assert!(site.refused(&alias).contains("an alias is none"));
     assert_eq!(site.app_through_the_gateway().await.trim(), started);
 
     // Twice: killed, and stopped as an operator stops it.
@@ -128,6 +146,30 @@ async fn secrets_reach_services_on_an_agents_host_and_a_new_version_restarts_the
         std::process::Command::new("grep").args(["-rl", "value-of-the-key"]).arg(site.dir.join("builder")).output();
     let found = grep.unwrap().stdout;
     assert!(found.is_empty(), "{}", String::from_utf8_lossy(&found));
+}
+
+/// As many as one process may have open; were each given one of the turns at which certificates are signed, for as long as a handshake may
+/// take, an agent would come in after half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_say_nothing_keep_no_agent_out() {
+    let (site, _dev) = Site::new();
+    let token = site.enrolment("builder");
+    let mut strangers = Vec::new();
+    for number in 0..900_u16 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 1, u8::try_from(number % 3).unwrap() + 1], 0).into()).unwrap();
+        strangers.push(socket.connect(([127, 0, 0, 1], site.agents_port).into()).await.unwrap());
+    }
+    let begun = std::time::Instant::now();
+    let _agent = site.agent("builder", &site.at(), Some(&token));
+    site.until_host("builder", "active").await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    // The server hangs up on them.
+    for mut stranger in strangers {
+        let mut heard = [0; 16];
+        let ended = tokio::io::AsyncReadExt::read(&mut stranger, &mut heard);
+        assert!(matches!(tokio::time::timeout(DEADLINE, ended).await.unwrap(), Ok(0) | Err(_)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The network between an agent and the control plane, which a test can cut.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,7 +20,12 @@ enum State {
     Cut,
     /// Nothing passes, and nobody hears of it.
     Silent,
+    /// What the control plane says is on its way for that long.
+    Slow,
 }
+
+/// Long enough to see in the log what the control plane did before it said so.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
@@ -49,6 +55,11 @@ impl Proxy {
         self.state.send_replace(State::Silent);
     }
 
+    /// What the control plane says comes late: until the line is cut it is on its way.
+    pub(crate) fn slow_down(&self) {
+        self.state.send_replace(State::Slow);
+    }
+
     pub(crate) fn mend(&self) {
         self.state.send_replace(State::Open);
     }
@@ -61,15 +72,23 @@ async fn pass_on(from: TcpStream, port: u16, mut states: watch::Receiver<State>)
     let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let ((from_reading, from_writing), (to_reading, to_writing)) = (from.into_split(), to.into_split());
     tokio::select! {
-        () = copy(from_reading, to_writing, states.clone()) => {}
-        () = copy(to_reading, from_writing, states.clone()) => {}
+        () = copy(from_reading, to_writing, states.clone(), false) => {}
+        () = copy(to_reading, from_writing, states.clone(), true) => {}
         _ = states.wait_for(|state| *state == State::Cut) => {}
     }
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut states: watch::Receiver<State>) {
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut states: watch::Receiver<State>,
+    from_control_plane: bool,
+) {
     let mut chunk = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut chunk).await {
+        if from_control_plane && *states.borrow() == State::Slow {
+            tokio::time::sleep(ON_ITS_WAY).await; // pause: the line under test is as slow as this
+        }
         let open = states.wait_for(|state| *state != State::Silent).await.is_ok();
         if !open || to.write_all(&chunk[..read]).await.is_err() {
             return;

@@ -13,9 +13,14 @@ use serde_json::Value;
 use crate::proxy::Proxy;
 use crate::shells::{DANA, Team};
 use crate::site::{DEADLINE, Site, is_dead};
+use crate::tty::Tty;
 
 /// After a window's end.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
+/// What a command does first that does not want its guard to end it.
+const STOPPED: &str = "kill -STOP $PPID; ";
+/// Until a line counts as broken of which nothing is heard.
+const UNHEARD: Duration = Duration::from_secs(20);
 /// For a window of a minute to end.
 const A_MINUTE: Duration = Duration::from_secs(90);
 
@@ -33,7 +38,7 @@ impl Drop for Running {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("not root: there is nothing to give here, and nothing was tested");
@@ -41,7 +46,7 @@ fn is_root() -> bool {
     root
 }
 
-async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
+pub(crate) async fn team_at(site: Site, dev: TestProcess, at: &str) -> Team {
     let team = Team::on(site, dev, at).await;
     team.site.json(&["org", "policy", "set", "--root", "workspace_elevation"]);
     team.site.json(&["workspace", "wake", "main"]);
@@ -57,7 +62,7 @@ async fn team() -> Team {
 
 impl Team {
     /// A window that Dana asked for and the owner approved.
-    fn window(&self, length: &str, more: &[&str]) -> String {
+    pub(crate) fn window(&self, length: &str, more: &[&str]) -> String {
         let ask = ["--json", "root", "request", "main", "--reason", "who am I", "--for", length];
         let asked = self.dana(&[&ask[..], more].concat(), "");
         assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
@@ -68,11 +73,28 @@ impl Team {
     }
 
     fn running(&self, name: &str, length: &str) -> (Running, Child) {
+        self.running_after("", name, length)
+    }
+
+    /// A command that does something else first.
+    fn running_after(&self, first: &str, name: &str, length: &str) -> (Running, Child) {
         let window = self.window(length, &[]);
         let running = Running::of(self, name, &window);
-        let child = self.begin(&["root", "run", &window, "--", "/bin/sh", "-c", &running.script()]);
+        let script = format!("{first}{}", running.script());
+        let child = self.begin(&["root", "run", &window, "--", "/bin/sh", "-c", &script]);
         running.until_all_run();
         (running, child)
+    }
+
+    /// The same, typed into a shell.
+    fn typed(&self, name: &str, length: &str) -> (Running, Tty) {
+        let window = self.window(length, &["--mode", "shell"]);
+        let mut terminal = self.tty(&["root", "shell", &window]);
+        terminal.shows("# ");
+        let typed = Running::of(self, name, &window);
+        terminal.types(&format!("{}\r", typed.script()));
+        typed.until_all_run();
+        (typed, terminal)
     }
 
     /// The runtime counts as lost where its host was away for about as long as a window of a minute.
@@ -81,13 +103,13 @@ impl Team {
         self.site.until_phase("ready").await;
     }
 
-    fn shown(&self, window: &str) -> Value {
+    pub(crate) fn shown(&self, window: &str) -> Value {
         self.site.json(&["root", "show", window])
     }
 
     /// Until its end stands in the log.
     #[track_caller]
-    fn root_ended(&self, window: &str, outcome: &str) -> Value {
+    pub(crate) fn root_ended(&self, window: &str, outcome: &str) -> Value {
         wait_until(&format!("the outcome {outcome}"), DEADLINE, || {
             self.shown(window)["command"]["outcome"].is_string()
         });
@@ -171,6 +193,9 @@ async fn root_on_an_agents_host_ends_with_whatever_takes_it_away_and_its_output_
         running.until_dead(DEAD_AFTER);
         let shown = team.root_ended(&running.window, outcome);
         running.is_told_as_changed(&shown);
+        let image = team.site.shown(&["root", "show", &running.window, "--as-image-change"]);
+        let path = running.changed.display();
+        assert!(image.contains(&format!("COPY [\"files{path}\", \"{path}\"]")), "{image}");
         child.wait().unwrap();
         std::fs::remove_file(&running.pids).unwrap();
         team.make_developer();
@@ -179,9 +204,10 @@ async fn root_on_an_agents_host_ends_with_whatever_takes_it_away_and_its_output_
     team.site.json(&["workspace", "wake", "main"]);
     team.site.until_phase("ready").await;
 
-    // The agent dies: what it ran as root dies with it, and its next start says so. A stop that is asked for says more.
-    for (asked, outcome) in [(false, "lost"), (true, "host_stopped")] {
-        let (running, mut child) = team.running(outcome, "20m");
+    // The agent dies: what it ran as root dies with it, and its next start says so. A stop that is asked for says more. What stopped
+    // its guard gains nothing by that.
+    for (first, asked, outcome) in [("", false, "lost"), (STOPPED, false, "lost"), ("", true, "host_stopped")] {
+        let (running, mut child) = team.running_after(first, outcome, "20m");
         let since = Instant::now();
         if asked {
             assert!(team.agent.terminate(DEADLINE).success(), "{}", team.agent.stderr());
@@ -194,7 +220,11 @@ async fn root_on_an_agents_host_ends_with_whatever_takes_it_away_and_its_output_
         team.agent = team.site.agent("builder", &at, None);
         let shown = team.root_ended(&running.window, outcome);
         assert_eq!(shown["phase"], "closed");
+        if !asked {
+            running.is_told_as_changed(&shown);
+        }
         child.wait().unwrap();
+        std::fs::remove_file(&running.pids).unwrap();
     }
 }
 
@@ -288,14 +318,18 @@ async fn at_the_end_of_a_window_everything_is_dead_behind_a_cut_network_too() {
     let team = team_at(site, dev, &proxy.address()).await;
     let (running, mut child) = team.running("cut", "1m");
     let shown = team.shown(&running.window);
+    let (typed, mut terminal) = team.typed("cut-shell", "20m");
     proxy.cut();
     child.kill().unwrap();
     child.wait().unwrap();
+    typed.until_dead(DEAD_AFTER);
+    terminal.ends();
     running.dies_with_its_window(&shown);
     assert!(team.shown(&running.window)["command"]["outcome"].is_null(), "nobody knows yet");
     proxy.mend();
     let shown = team.root_ended(&running.window, "deadline");
     running.is_told_as_changed(&shown);
+    typed.is_told_as_changed(&team.root_ended(&typed.window, "signalled"));
     team.wake_again().await;
     // One that is revoked behind a cut is dead once the line is back.
     let (running, mut child) = team.running("revoked", "20m");
@@ -309,20 +343,68 @@ async fn at_the_end_of_a_window_everything_is_dead_behind_a_cut_network_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_of_a_window_everything_is_dead_behind_a_line_that_fell_silent() {
+    if !is_root() {
+        return;
+    }
+    let (site, dev) = Site::new();
+    let proxy = Proxy::to(site.agents_port).await;
+    let team = team_at(site, dev, &proxy.address()).await;
+    let (running, mut child) = team.running("silent", "1m");
+    let shown = team.shown(&running.window);
+    let (typed, mut terminal) = team.typed("silent-shell", "20m");
+    proxy.fall_silent();
+    // A shell goes with its line, once that counts as broken.
+    typed.until_dead(UNHEARD);
+    running.dies_with_its_window(&shown);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    terminal.ends();
+    proxy.mend();
+    running.is_told_as_changed(&team.root_ended(&running.window, "deadline"));
+    typed.is_told_as_changed(&team.root_ended(&typed.window, "signalled"));
+    team.wake_again().await;
+
+    // And with its window, where that ends before anybody could know of the line.
+    let (typed, mut terminal) = team.typed("late-silent-shell", "1m");
+    let shown = team.shown(&typed.window);
+    let ends_at: Timestamp = shown["ends_at"].as_str().unwrap().parse().unwrap();
+    let left = ends_at.as_millisecond() - Timestamp::now().as_millisecond();
+    let before = Duration::from_millis(u64::try_from(left).unwrap()).saturating_sub(DEAD_AFTER);
+    tokio::time::sleep(before).await; // pause: until shortly before the end
+    assert!(typed.is_alive());
+    proxy.fall_silent();
+    typed.dies_with_its_window(&shown);
+    proxy.mend();
+    terminal.ends();
+    typed.is_told_as_changed(&team.root_ended(&typed.window, "deadline"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn at_the_end_of_a_window_everything_is_dead_though_the_control_plane_was_killed() {
     if !is_root() {
         return;
     }
     let mut team = team().await;
     let (running, mut child) = team.running("control-plane", "1m");
-    let shown = team.shown(&running.window);
+    // Nobody is there but the agent.
+    let (stopping, mut stopping_child) = team.running_after(STOPPED, "stopping", "1m");
+    let (typed, mut terminal) = team.typed("control-plane-shell", "20m");
+    let (shown, shown_stopping) = (team.shown(&running.window), team.shown(&stopping.window));
     team.dev.kill9();
+    typed.until_dead(DEAD_AFTER);
+    terminal.ends();
     child.wait().unwrap();
+    stopping_child.wait().unwrap();
     running.dies_with_its_window(&shown);
+    stopping.dies_with_its_window(&shown_stopping);
     team.dev = team.site.start().0;
-    let shown = team.root_ended(&running.window, "deadline");
-    running.is_told_as_changed(&shown);
-    assert_eq!(shown["phase"], "closed");
+    for ran in [&running, &stopping] {
+        let shown = team.root_ended(&ran.window, "deadline");
+        ran.is_told_as_changed(&shown);
+        assert_eq!(shown["phase"], "closed");
+    }
+    typed.is_told_as_changed(&team.root_ended(&typed.window, "signalled"));
     team.wake_again().await;
     // One that ends by itself while nobody listens is told, too, with what it said.
     team.sign_in();

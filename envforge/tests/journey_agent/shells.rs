@@ -15,9 +15,9 @@ use crate::tty::Tty;
 pub(crate) const DANA: &str = "dana@acme.example";
 const LOST: &str = ": lost";
 /// Until what does not want to end was killed.
-const DEAD: Duration = Duration::from_secs(3);
+pub(crate) const DEAD: Duration = Duration::from_secs(3);
 const PASSWORD: &str = "plum kite engine 8";
-const MANIFEST: &str = "\
+pub(crate) const MANIFEST: &str = "\
 version: 1
 services:
   web:
@@ -70,10 +70,8 @@ impl Team {
     pub(crate) fn with(site: Site, dev: TestProcess, agent: TestProcess, repository: &str) -> Self {
         site.json(&["project", "create", "orders", "--name", "Orders", "--repository", repository]);
         site.json(&["workspace", "create", "--project", "orders", "--branch", "main", "--slug", "main"]);
+        site.add_developer(DANA, PASSWORD);
         let team = Self { site, dev, agent };
-        let add = ["org", "member", "add", "--email", DANA, "--name", "Dana", "--password-stdin"];
-        assert!(team.run("config", &add, PASSWORD).status.success());
-        team.make_developer();
         team.sign_in();
         team
     }
@@ -83,18 +81,16 @@ impl Team {
     }
 
     pub(crate) fn sign_in(&self) {
-        let api = self.site.api();
-        let signed_in = self.run("dana", &["login", "--api", &api, "--email", DANA, "--password-stdin"], PASSWORD);
-        assert!(signed_in.status.success(), "{}", String::from_utf8_lossy(&signed_in.stderr));
+        self.sign_in_as("dana", &self.site.api());
+    }
+
+    /// Dana, at another API from another machine.
+    pub(crate) fn sign_in_as(&self, who: &str, api: &str) {
+        self.site.sign_in_as(who, DANA, PASSWORD, api);
     }
 
     pub(crate) fn run(&self, who: &str, args: &[&str], stdin: &str) -> Output {
-        let mut command = self.site.command_of(who, args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        // A command that asks for nothing may be gone already.
-        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-        child.wait_with_output().unwrap()
+        self.site.run(who, args, stdin)
     }
 
     pub(crate) fn dana(&self, args: &[&str], stdin: &str) -> Output {
@@ -102,7 +98,7 @@ impl Team {
     }
 
     #[track_caller]
-    fn refused(&self, args: &[&str]) -> String {
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
         let output = self.dana(args, "");
         assert_ne!(output.status.code(), Some(0), "{args:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -140,7 +136,7 @@ impl Team {
         });
     }
 
-    fn clones_on(&self, host: &str) -> usize {
+    pub(crate) fn clones_on(&self, host: &str) -> usize {
         let places = std::fs::read_dir(self.site.dir.join(host).join("runtime/workspaces"));
         places.into_iter().flatten().flatten().filter(|place| place.path().join("shell/work").exists()).count()
     }
@@ -178,16 +174,16 @@ async fn a_command_runs_on_an_agents_host_while_the_runtime_sleeps() {
 }
 
 /// Processes that do not want to end, one of them in a session of its own, and where they write who they are.
-struct Tenacious {
+pub(crate) struct Tenacious {
     pids: std::path::PathBuf,
 }
 
 impl Tenacious {
-    fn new(team: &Team, name: &str) -> Self {
+    pub(crate) fn new(team: &Team, name: &str) -> Self {
         Self { pids: team.site.dir.join(name) }
     }
 
-    fn script(&self) -> String {
+    pub(crate) fn script(&self) -> String {
         let pids = self.pids.display();
         format!(
             "trap '' TERM HUP; echo $$ >> {pids}; sleep 100000 & echo $! >> {pids}; \
@@ -195,17 +191,17 @@ impl Tenacious {
         )
     }
 
-    fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         std::fs::read_to_string(&self.pids).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     #[track_caller]
-    fn until_they_run(&self) {
+    pub(crate) fn until_they_run(&self) {
         wait_until("the shell's processes", DEADLINE, || self.all().len() >= 3);
     }
 
     #[track_caller]
-    fn until_dead(&self, within: Duration) -> Duration {
+    pub(crate) fn until_dead(&self, within: Duration) -> Duration {
         let begun = Instant::now();
         wait_until("the end of the shell's processes", within, || self.all().iter().all(|pid| is_dead(pid)));
         begun.elapsed()

@@ -10,6 +10,9 @@ use envforge_testkit::{TestDir, TestProcess, eventually, free_port};
 use reqwest::header::{ACCEPT, COOKIE, LOCATION, ORIGIN, SET_COOKIE};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const OWNER: &str = "owner@envforge.localhost";
@@ -175,6 +178,35 @@ impl Site {
         answer["access_token"].as_str().unwrap().to_owned()
     }
 
+    /// Somebody of the organization's people, with a password, as a developer.
+    pub(crate) fn add_developer(&self, email: &str, password: &str) {
+        let add = ["org", "member", "add", "--email", email, "--name", "Dana", "--password-stdin"];
+        let added = self.run("config", &add, password);
+        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        self.json(&["org", "role", "assign", email, "developer"]);
+    }
+
+    /// The owner, at another API from another machine.
+    pub(crate) fn sign_in_owner_as(&self, who: &str, api: &str) {
+        self.sign_in_as(who, OWNER, &self.password, api);
+    }
+
+    /// `who`: the folder in which that person's machine keeps what a login was.
+    pub(crate) fn sign_in_as(&self, who: &str, email: &str, password: &str, api: &str) {
+        let signed_in = self.run(who, &["login", "--api", api, "--email", email, "--password-stdin"], password);
+        assert!(signed_in.status.success(), "{}", String::from_utf8_lossy(&signed_in.stderr));
+    }
+
+    /// A command line of somebody's, to its end.
+    pub(crate) fn run(&self, who: &str, args: &[&str], stdin: &str) -> Output {
+        let mut command = self.command_of(who, args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A command that asks for nothing may be gone already.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
     pub(crate) fn answers(&self) -> Vec<(String, Vec<u8>)> {
         self.answers.lock().unwrap().clone()
     }
@@ -291,8 +323,18 @@ impl Site {
             .unwrap()
     }
 
-    /// Opens a new link as a reviewer without a browser does, and answers what the app serves.
+    /// What the app serves to somebody who comes by a new link.
     pub(crate) async fn app_through_the_gateway(&self) -> String {
+        let reviewer = self.reviewer().await;
+        eventually("the app", DEADLINE, async || {
+            let (status, text) = reviewer.answer("/starts").await.ok()?;
+            (status == StatusCode::OK).then_some(text)
+        })
+        .await
+    }
+
+    /// Opens a new link as a reviewer without a browser does.
+    pub(crate) async fn reviewer(&self) -> Reviewer {
         let link = self.json(&["link", "create", "--label", "review", "--for", "1h"]);
         let share_url = link["share_url"].as_str().unwrap();
         let client = self.browser();
@@ -309,13 +351,7 @@ impl Site {
         assert_eq!(redeemed.status(), StatusCode::SEE_OTHER);
         let cookie = redeemed.headers()[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
         let url = handoff.split("/.envforge").next().unwrap().to_owned();
-        eventually("the app", DEADLINE, async || {
-            let request =
-                client.get(format!("{url}/starts")).header(COOKIE, &cookie).header(ACCEPT, "application/json");
-            let answer = request.send().await.ok()?;
-            if answer.status() == StatusCode::OK { answer.text().await.ok() } else { None }
-        })
-        .await
+        Reviewer { client, cookie, url, gateway_port: self.gateway_port }
     }
 
     /// Events of the runtime, with the instants of the log's clock, oldest first.
@@ -361,6 +397,37 @@ impl Site {
             (used == self.awake_ms() && used > 0).then_some(())
         })
         .await;
+    }
+}
+
+/// Somebody who has come by a link.
+#[derive(Clone)]
+pub(crate) struct Reviewer {
+    client: Client,
+    cookie: String,
+    url: String,
+    gateway_port: u16,
+}
+
+impl Reviewer {
+    /// Asks as a script of the app's own page does.
+    pub(crate) async fn asks(&self, path: &str) -> (StatusCode, String) {
+        self.answer(path).await.unwrap()
+    }
+
+    async fn answer(&self, path: &str) -> reqwest::Result<(StatusCode, String)> {
+        let request = self.client.get(format!("{}{path}", self.url)).header(COOKIE, &self.cookie);
+        let answer = request.header(ACCEPT, "application/json").send().await?;
+        Ok((answer.status(), answer.text().await?))
+    }
+
+    /// A WebSocket to the app.
+    pub(crate) async fn socket(&self, path: &str) -> WebSocketStream<TcpStream> {
+        let mut request = format!("{}{path}", self.url.replace("http:", "ws:")).into_client_request().unwrap();
+        request.headers_mut().insert(COOKIE, self.cookie.parse().unwrap());
+        request.headers_mut().insert(ORIGIN, self.url.parse().unwrap());
+        let stream = TcpStream::connect(("127.0.0.1", self.gateway_port)).await.unwrap();
+        tokio_tungstenite::client_async(request, stream).await.unwrap().0
     }
 }
 

@@ -10,7 +10,7 @@ use crate::proxy::Proxy;
 use crate::site::{DEADLINE, Site, is_dead};
 
 /// The process that holds the one runtime of a host.
-fn keeper(site: &Site, name: &str) -> Pid {
+pub(crate) fn keeper(site: &Site, name: &str) -> Pid {
     let records = std::fs::read_dir(site.dir.join(name).join("runtime/runtimes")).unwrap();
     let read =
         |path: PathBuf| -> serde_json::Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
@@ -19,12 +19,12 @@ fn keeper(site: &Site, name: &str) -> Pid {
     Pid::from_raw(keeper.try_into().unwrap())
 }
 
-fn count(site: &Site, event: &str) -> usize {
+pub(crate) fn count(site: &Site, event: &str) -> usize {
     site.runtime_events().iter().filter(|(name, _)| name.contains(event)).count()
 }
 
 /// Until the control plane has heard of the runtime again.
-async fn until_renewed(site: &Site) {
+pub(crate) async fn until_renewed(site: &Site) {
     let before = count(site, "lease_renewed");
     eventually("a renewed lease", DEADLINE, async || (count(site, "lease_renewed") > before).then_some(())).await;
 }
@@ -32,8 +32,14 @@ async fn until_renewed(site: &Site) {
 /// Enrolled, with one workspace awake; the process id of its service.
 async fn awake() -> (Site, TestProcess, TestProcess, String) {
     let (site, dev) = Site::new();
+    let at = site.at();
+    awake_at(site, dev, &at).await
+}
+
+/// The same, where the agent connects to `at`.
+pub(crate) async fn awake_at(site: Site, dev: TestProcess, at: &str) -> (Site, TestProcess, TestProcess, String) {
     let token = site.enrolment("builder");
-    let agent = site.agent("builder", &site.at(), Some(&token));
+    let agent = site.agent("builder", at, Some(&token));
     site.until_host("builder", "active").await;
     site.json(&["up"]);
     let started = site.starts_on("builder").pop().unwrap();

@@ -467,6 +467,8 @@ async fn give_programs_tokens(world: &mut World, wire: &Wire) {
     world.cli_once(0, &["host", "enrol", "builder"], "");
     world.cli_once(0, &["host", "enrol", "builder", "--json"], "");
     world.cli(0, &["host", "ls"], "");
+    let key = "arn:aws:kms:eu-central-1:123456789012:key/1";
+    world.cli(0, &["host", "policy", "--deployment", "production", "--key", key], "");
     // Nobody has enrolled as it: there is nothing to drain.
     world.cli(4, &["host", "drain", "builder"], "");
     world.cli_once(0, &["host", "revoke", "builder"], "");

@@ -1,17 +1,19 @@
 //! A cloud of this machine: moto for the API, and for each instance that it shows as running a network namespace, in which what
-//! cloud-init and systemd would do is done with nothing but the user data of the launch and the unit of the image.
+//! cloud-init and systemd would do (`boot`) is done with nothing but the user data of the launch and the unit of the image.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use envforge_testkit::{Moto, TestProcess};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
-const UNIT: &str = include_str!("../../../deploy/aws/image/envforge-agent.service");
+use super::boot;
+use super::network::Network;
+
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Ends with everything in it on drop.
@@ -23,12 +25,6 @@ pub(crate) struct Cloud {
     looking: tokio::task::JoinHandle<()>,
 }
 
-struct Network {
-    bridge: String,
-    /// The first three numbers of its addresses.
-    prefix: String,
-}
-
 /// An instance's machine. Its disk stays while it is off.
 struct Machine {
     number: usize,
@@ -37,74 +33,9 @@ struct Machine {
     boots: u32,
 }
 
-fn ip(args: &[&str]) -> Output {
-    Command::new("ip").args(args).output().unwrap()
-}
-
-#[track_caller]
-fn ip_does(args: &[&str]) {
-    let output = ip(args);
-    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// What stands in the way of namespaces here, if anything.
-pub(crate) fn missing() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("network namespaces need root");
-    }
-    if envforge_testkit::tools::on_path("ip").is_none() {
-        return Some("`ip` (iproute2) is not installed");
-    }
-    let name = format!("ef{}x", std::process::id());
-    let made = ip(&["netns", "add", &name]).status.success();
-    ip(&["netns", "del", &name]);
-    (!made).then_some("this kernel, or this container, gives no network namespaces")
-}
-
-impl Network {
-    fn new() -> Self {
-        let id = std::process::id();
-        let (bridge, prefix) = (format!("efb{id}"), format!("10.{}.{}", 201 + (id >> 8) % 50, id % 256));
-        ip_does(&["link", "add", &bridge, "type", "bridge"]);
-        let network = Self { bridge, prefix };
-        ip_does(&["addr", "add", &format!("{}/24", network.gateway()), "dev", &network.bridge]);
-        ip_does(&["link", "set", &network.bridge, "up"]);
-        network
-    }
-
-    /// The address of what is not in any machine.
-    fn gateway(&self) -> String {
-        format!("{}.1", self.prefix)
-    }
-
-    fn namespace(&self, number: usize) -> String {
-        format!("{}-{number}", self.bridge)
-    }
-
-    fn plug_in(&self, number: usize) {
-        let (namespace, link) = (self.namespace(number), format!("{}x{number}", self.bridge.replace("efb", "v")));
-        ip_does(&["netns", "add", &namespace]);
-        ip_does(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
-        ip_does(&["link", "set", &link, "master", &self.bridge, "up"]);
-        let address = format!("{}.{}/24", self.prefix, 10 + number);
-        ip_does(&["-n", &namespace, "addr", "add", &address, "dev", "eth0"]);
-        ip_does(&["-n", &namespace, "link", "set", "eth0", "up"]);
-        ip_does(&["-n", &namespace, "link", "set", "lo", "up"]);
-    }
-
-    /// Power off: whatever runs in the machine is gone at once.
-    fn power_off(&self, number: usize) {
-        let pids = String::from_utf8(ip(&["netns", "pids", &self.namespace(number)]).stdout).unwrap();
-        for pid in pids.lines().filter_map(|pid| pid.trim().parse().ok()).filter_map(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        ip(&["netns", "del", &self.namespace(number)]);
-    }
-}
-
 impl Cloud {
     pub(crate) async fn new(disks: &Path) -> Self {
-        let network = Arc::new(Network::new());
+        let network = Arc::new(Network::new(disks));
         let moto = Arc::new(Moto::start());
         // moto listens on loopback, which every machine has one of its own of.
         let listener = TcpListener::bind((network.gateway(), 0)).await.unwrap();
@@ -197,6 +128,22 @@ impl Cloud {
         machines.get_mut(instance).unwrap().agent.as_mut().unwrap().kill9();
     }
 
+    /// The agent on an instance hangs; systemd and EC2 take it for well.
+    pub(crate) fn freeze_agent(&self, instance: &str) {
+        let mut machines = self.machines.lock().unwrap();
+        machines.get_mut(instance).unwrap().agent.as_mut().unwrap().signal(Signal::SIGSTOP);
+    }
+
+    /// Whether a user of an instance's machine reaches the metadata service.
+    pub(crate) fn reaches_metadata(&self, instance: &str, uid: u32) -> bool {
+        self.network.reaches_metadata(self.machines.lock().unwrap()[instance].number, uid)
+    }
+
+    /// As something does that sets up the machine's network anew.
+    pub(crate) fn without_rules(&self, instance: &str) {
+        self.network.without_rules(self.machines.lock().unwrap()[instance].number);
+    }
+
     pub(crate) fn boots(&self, instance: &str) -> u32 {
         self.machines.lock().unwrap()[instance].boots
     }
@@ -227,7 +174,6 @@ impl Drop for Cloud {
         for machine in machines.values() {
             self.network.power_off(machine.number);
         }
-        ip(&["link", "del", &self.network.bridge]);
     }
 }
 
@@ -296,41 +242,15 @@ impl Hypervisor {
             None => {
                 self.network.plug_in(machine.number);
                 machine.boots += 1;
-                cloud_init(&machine.disk, &instance.user_data);
+                boot::cloud_init(&machine.disk, &instance.user_data);
                 machine.agent = Some(self.start_unit(machine));
             }
         }
     }
 
-    /// Starts what the unit says, with this build in place of the image's binary and the machine's disk in place of `/`.
     fn start_unit(&self, machine: &Machine) -> TestProcess {
-        let line = UNIT.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/envforge ")).unwrap();
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.network.namespace(machine.number), env!("CARGO_BIN_EXE_envforge")]);
-        for word in line.split(' ') {
-            match word.strip_prefix('/') {
-                Some(path) => command.arg(machine.disk.join(path)),
-                None => command.arg(word),
-            };
-        }
-        command.args(["--log-format", "text"]).envs(environment(&self.endpoint));
-        command.env_remove("ENVFORGE_CONTROL_PLANE");
+        let mut command = boot::unit(&machine.disk, &self.network.namespace(machine.number));
+        command.envs(environment(&self.endpoint));
         TestProcess::spawn("agent", &command, &machine.disk)
     }
-}
-
-/// Writes the files that user data names, once, and sees that it starts the unit.
-fn cloud_init(disk: &Path, user_data: &str) {
-    let mut lines = user_data.lines().peekable();
-    assert_eq!(lines.next(), Some("#cloud-config"));
-    assert!(user_data.ends_with("runcmd:\n  - [systemctl, enable, --now, envforge-agent.service]\n"), "{user_data}");
-    while let Some(line) = lines.next() {
-        let Some(path) = line.trim().strip_prefix("- path: /") else { continue };
-        let body = lines.by_ref().skip_while(|line| line.trim() != "content: |").skip(1);
-        let body: Vec<_> = body.take_while(|line| line.starts_with("      ")).map(str::trim_start).collect();
-        let file = disk.join(path);
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(file, body.join("\n")).unwrap();
-    }
-    std::fs::create_dir_all(disk.join("var/lib")).unwrap();
 }

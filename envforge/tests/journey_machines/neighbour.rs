@@ -10,7 +10,7 @@ use envforge_domain::commit::{
 use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, OrgId, ProjectId, UserId, WorkspaceId};
-use envforge_domain::machine::MachineEvent;
+use envforge_domain::machine::{MachineEvent, MachinePurpose};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::{ProjectEvent, Repository};
@@ -20,6 +20,13 @@ use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::jetstream::{Config, JetStreamLog};
 use envforge_eventlog::{EventLog, Filter};
 use uuid::Uuid;
+
+/// A machine, by the log.
+pub(crate) struct Launched {
+    pub(crate) instance: String,
+    pub(crate) host: String,
+    pub(crate) purpose: MachinePurpose,
+}
 
 /// The log behind the control plane.
 pub(crate) struct Log(JetStreamLog);
@@ -116,6 +123,28 @@ impl Log {
             }
         }
         host.filter(|_| ready)
+    }
+
+    /// The machines that were launched for an organization, the newest last.
+    pub(crate) async fn launched(&self, org: OrgId) -> Vec<Launched> {
+        let (mut asked, mut launched) = (BTreeMap::new(), Vec::new());
+        for Recorded { commit, .. } in
+            self.all().await.into_iter().filter(|recorded| recorded.commit.stream.org() == org)
+        {
+            for event in &commit.events {
+                match event {
+                    Event::Machine(MachineEvent::Requested { terms, .. }) => {
+                        asked.insert(commit.stream.key().to_owned(), terms.purpose);
+                    }
+                    Event::Machine(MachineEvent::Launched { instance }) => {
+                        let (host, purpose) = (commit.stream.key().to_owned(), asked[commit.stream.key()]);
+                        launched.push(Launched { instance: instance.clone(), host, purpose });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        launched
     }
 
     /// Of which organization each host and each of a provider's instances has been.

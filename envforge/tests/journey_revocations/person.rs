@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::probe::{Ask, Ground, Meaning, Place, Probe, Probes, RefreshToken, cli};
@@ -220,6 +221,11 @@ impl Person {
         let output = child.wait_with_output().await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         std::fs::read(dir.join("credentials.json")).unwrap()
+    }
+
+    /// Their command line.
+    pub(crate) fn command(&self, site: &Site, args: &[&str]) -> Command {
+        cli(site, &self.dir.join("cli"), args)
     }
 
     async fn console_session(&self, site: &Site) -> String {

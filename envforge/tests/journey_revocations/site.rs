@@ -33,7 +33,8 @@ pub(crate) struct Site {
     workspaces: AtomicUsize,
     /// Of the owner's latest change: what they read is at least as new.
     position: AtomicU64,
-    // Processes end before what they talk to. In a cluster the last ones are the gateways.
+    // Processes end before what they talk to. In a cluster the first one is the projector, behind it the APIs, and the last ones
+    // are the gateways.
     processes: Vec<TestProcess>,
     _servers: Option<(NatsServer, PostgresDatabase)>,
 }
@@ -79,6 +80,11 @@ impl Site {
 
     /// Two APIs and so many gateways over NATS and PostgreSQL.
     pub(crate) async fn cluster(gateways: usize) -> Self {
+        Self::cluster_of([&["api"], &["api"]], &["reactors"], gateways).await
+    }
+
+    /// The same with these roles in the APIs' processes, and in one process more where that has any.
+    pub(crate) async fn cluster_of(with_api: [&[&str]; 2], beside: &[&str], gateways: usize) -> Self {
         let (dir, nats, database) = (TestDir::new(), NatsServer::start(), Postgres::shared());
         let database_url_file = dir.join("database-url");
         std::fs::write(&database_url_file, database.database_url()).unwrap();
@@ -95,12 +101,15 @@ impl Site {
         let output = setup.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mut processes = Vec::new();
-        let all = (0..gateways.len()).map(|number| ("gateway", number));
-        for (role, number) in [("projector", 0), ("api", 0), ("api", 1), ("reactors", 0)].into_iter().chain(all) {
-            let mut command = command(&["serve", role]);
+        let [first, second] = with_api;
+        let all = (0..gateways.len()).map(|number| (&["gateway"][..], number));
+        let all = [(&["projector"][..], 0), (first, 0), (second, 1), (beside, 0)].into_iter().chain(all);
+        for (roles, number) in all.filter(|(roles, _)| !roles.is_empty()) {
+            let mut command = command(&[&["serve"], roles].concat());
+            let role = roles[0];
             command.args(["--bcrypt-cost", "10", "--allow-local-repositories"]);
             command.args(["--listen", &loopback(apis[number % 2]).to_string()]);
-            command.args(["--gateway-listen", &loopback(gateways[number]).to_string()]);
+            command.args(["--gateway-listen", &loopback(gateways[number % gateways.len()]).to_string()]);
             command.args(["--gateway-url", &format!("http://dev.localhost:{}", gateways[0])]);
             command.args(["--sign-in-url", &format!("http://127.0.0.1:{}", apis[0])]);
             command.arg("--runtime").arg(dir.join("runtime"));
@@ -173,6 +182,17 @@ impl Site {
 
     /// What the owner asks for is done.
     pub(crate) async fn as_owner(&self, method: &'static str, path: &str, body: Option<&Value>) -> Answer {
+        self.as_owner_at(0, method, path, body).await
+    }
+
+    /// At one of the APIs.
+    pub(crate) async fn as_owner_at(
+        &self,
+        api: usize,
+        method: &'static str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Answer {
         let mut request = self.api(method, path).bearer(&self.owner);
         if let Some(body) = body {
             request = request.json(body);
@@ -180,7 +200,7 @@ impl Site {
         if method == "GET" {
             request = request.with("envforge-min-position", self.position.load(Ordering::Relaxed).to_string());
         }
-        let answer = self.send(&request, Ipv4Addr::LOCALHOST).await;
+        let answer = Connection::new(self.apis[api], Ipv4Addr::LOCALHOST).send(&request).await.0;
         assert!((200..300).contains(&answer.status), "the owner's {method} {path}: {answer:?}");
         if let Some(position) = answer.header("envforge-position") {
             self.position.fetch_max(position.parse().unwrap(), Ordering::Relaxed);
@@ -218,9 +238,17 @@ impl Site {
 
     /// As receipts call it.
     pub(crate) fn gateway_id(&mut self, number: usize) -> String {
-        let started: Value =
-            serde_json::from_str(self.gateway_process(number).stdout().lines().next().unwrap()).unwrap();
-        text(&started, "gateway_id")
+        named(self.gateway_process(number), "gateway_id")
+    }
+
+    /// The process of an API, in a cluster.
+    pub(crate) fn api_process(&mut self, number: usize) -> &mut TestProcess {
+        &mut self.processes[1 + number]
+    }
+
+    /// As receipts call it.
+    pub(crate) fn api_id(&mut self, number: usize) -> String {
+        named(self.api_process(number), "api_id")
     }
 
     /// What the processes complained about.
@@ -231,6 +259,12 @@ impl Site {
 
 pub(crate) fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_else(|| panic!("{field} is missing in {value}")).to_owned()
+}
+
+/// What a process calls itself when it starts.
+fn named(process: &TestProcess, id: &str) -> String {
+    let started: Value = serde_json::from_str(process.stdout().lines().next().unwrap()).unwrap();
+    text(&started, id)
 }
 
 fn password_file(dir: &TestDir) -> PathBuf {

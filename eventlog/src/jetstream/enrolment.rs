@@ -1,4 +1,4 @@
-//! Being one of the gateways for which revocations wait: entering, renewing the lease, answering.
+//! Being a gateway, or a process of the API, for which revocations wait: entering, renewing the lease, answering.
 //!
 //! Not here: who is waited for (`registry`).
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
 use envforge_domain::commit::Position;
-use envforge_domain::ids::GatewayId;
+use envforge_domain::ids::{ApiProcessId, GatewayId};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::leader::with_source;
-use super::registry::{Registry, Written};
+use super::registry::{Member, Registry, Written};
 use crate::LogError;
 use crate::gateways::{REFUSES_WITHIN_MAX, Witness};
 
@@ -30,19 +30,27 @@ const QUESTIONS_MAX: usize = 256;
 #[derive(Serialize, Deserialize)]
 pub(super) struct Question {
     pub(super) commits: Vec<u64>,
+    /// And of every process of the API: each shell is counted once, so nobody is asked who is not waited for.
+    #[serde(default)]
+    pub(super) shells: bool,
 }
 
-/// What a gateway that has read them says.
+/// What whoever has read them says.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Answer {
-    pub(super) gateway: String,
+    #[serde(rename = "gateway")]
+    pub(super) member: String,
     /// `None`: some are still open.
     pub(super) closed: Option<u32>,
 }
 
-/// A gateway's place in the registry. Dropped without `leave`, it is waited for until its lease is over.
-pub struct Enrolled {
-    gateway: GatewayId,
+/// A place in the registry. Dropped without `leave`, it is waited for until its lease is over.
+pub struct Enrolled<Id = GatewayId> {
+    id: Id,
+    place: Place,
+}
+
+struct Place {
     stop: CancellationToken,
     renewing: JoinHandle<()>,
     answering: JoinHandle<()>,
@@ -51,7 +59,7 @@ pub struct Enrolled {
 struct Enrolment {
     registry: Arc<Registry>,
     witness: Arc<dyn Witness>,
-    gateway: GatewayId,
+    member: Member,
 }
 
 impl Registry {
@@ -65,15 +73,37 @@ impl Registry {
         witness: Arc<dyn Witness>,
         refuses_within: Duration,
     ) -> Result<Enrolled, LogError> {
+        let id = GatewayId::from_uuid(Uuid::now_v7());
+        Ok(Enrolled { id, place: self.place(Member::Gateway(id), witness, refuses_within).await? })
+    }
+
+    /// Enters this process with the shells of its API, in the same way: it must open none, and have ended those that were open.
+    ///
+    /// # Errors
+    /// As `enrol`.
+    pub async fn enrol_api(
+        self: &Arc<Self>,
+        witness: Arc<dyn Witness>,
+        ends_within: Duration,
+    ) -> Result<Enrolled<ApiProcessId>, LogError> {
+        let id = ApiProcessId::from_uuid(Uuid::now_v7());
+        Ok(Enrolled { id, place: self.place(Member::Api(id), witness, ends_within).await? })
+    }
+
+    async fn place(
+        self: &Arc<Self>,
+        member: Member,
+        witness: Arc<dyn Witness>,
+        refuses_within: Duration,
+    ) -> Result<Place, LogError> {
         if refuses_within > REFUSES_WITHIN_MAX {
             return Err(LogError::Open(format!(
-                "a gateway that refuses after {} ms only outlives its lease: at most {} ms",
+                "what refuses after {} ms only outlives its lease: at most {} ms",
                 refuses_within.as_millis(),
                 REFUSES_WITHIN_MAX.as_millis()
             )));
         }
-        let gateway = GatewayId::from_uuid(Uuid::now_v7());
-        let enrolment = Enrolment { registry: Arc::clone(self), witness, gateway };
+        let enrolment = Enrolment { registry: Arc::clone(self), witness, member };
         // Whoever finds it in the registry is answered.
         let client = &self.leader.client;
         let questions = client.subscribe(self.asked_at.clone()).await;
@@ -91,23 +121,24 @@ impl Registry {
         };
         let stop = CancellationToken::new();
         let renewing = tokio::spawn(enrolment.renew(sequence, stop.clone()));
-        Ok(Enrolled { gateway, stop, renewing, answering })
+        Ok(Place { stop, renewing, answering })
     }
 }
 
-impl Enrolled {
+impl<Id: Copy> Enrolled<Id> {
     /// As which it is told where nothing was heard of it.
-    pub fn gateway(&self) -> GatewayId {
-        self.gateway
+    pub fn id(&self) -> Id {
+        self.id
     }
 
-    /// Gives up the place. For a gateway that has stopped: nobody waits for it from here on.
+    /// Gives up the place. For what has stopped: nobody waits for it from here on.
     pub async fn leave(self) {
-        self.stop.cancel();
-        if let Err(error) = self.renewing.await {
-            tracing::error!(%error, "renewing a gateway's lease ended badly");
+        let Place { stop, renewing, answering } = self.place;
+        stop.cancel();
+        if let Err(error) = renewing.await {
+            tracing::error!(%error, "renewing a lease ended badly");
         }
-        self.answering.abort();
+        answering.abort();
     }
 }
 
@@ -116,8 +147,8 @@ impl Enrolment {
     /// asked before it was there is among that.
     async fn enter(&self) -> Result<u64, LogError> {
         let sent = Instant::now();
-        let Written::At(sequence) = self.registry.write(self.gateway, None).await? else {
-            return Err(LogError::Unavailable("entering the registry of gateways expects nothing".to_owned()));
+        let Written::At(sequence) = self.registry.write(self.member, None).await? else {
+            return Err(LogError::Unavailable("entering the registry expects nothing".to_owned()));
         };
         let head = self.registry.leader.head().await?;
         if !self.witness.has_read(head).await {
@@ -145,7 +176,7 @@ impl Enrolment {
             }
             let sent = Instant::now();
             let renewed = match place {
-                Some(after) => self.registry.write(self.gateway, Some(after)).await,
+                Some(after) => self.registry.write(self.member, Some(after)).await,
                 None => self.enter().await.map(Written::At),
             };
             match renewed {
@@ -156,11 +187,11 @@ impl Enrolment {
                     place = Some(sequence);
                 }
                 Ok(Written::Superseded) => {
-                    tracing::info!(gateway = %self.gateway, "this gateway's lease was not the last one: it enters anew");
+                    tracing::info!(member = %self.member, "this process's lease was not the last one: it enters anew");
                     (place, pause) = (None, Duration::ZERO);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, gateway = %self.gateway, "this gateway's lease could not be renewed");
+                    tracing::warn!(%error, member = %self.member, "this process's lease could not be renewed");
                     pause = RETRY_PAUSE;
                 }
             }
@@ -186,12 +217,15 @@ impl Enrolment {
         let (Some(to), Ok(question)) = (message.reply, serde_json::from_slice::<Question>(&message.payload)) else {
             return;
         };
+        if !question.shells && matches!(self.member, Member::Api(_)) {
+            return;
+        }
         let commits: Vec<Position> = question.commits.into_iter().map(Position::new).collect();
         let last = commits.iter().copied().max().unwrap_or(Position::START);
         if !self.witness.has_read(last).await {
             return;
         }
-        let answer = Answer { gateway: self.gateway.to_string(), closed: self.witness.closed_by(&commits).await };
+        let answer = Answer { member: self.member.to_string(), closed: self.witness.closed_by(&commits).await };
         let Ok(payload) = serde_json::to_vec(&answer) else { return };
         if let Err(error) = self.registry.leader.client.publish(to, payload.into()).await {
             tracing::debug!(%error, "an answer to a revocation could not be sent");

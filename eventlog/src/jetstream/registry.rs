@@ -1,14 +1,17 @@
-//! Which gateways there are: a stream beside the log with one message for each, written again and again as long as it lives.
+//! Which gateways, and which processes of the API, there are: a stream beside the log with one message for each, written again and
+//! again as long as it lives.
 //!
-//! INVARIANT: a gateway serves only while it is in the registry, or was less than `REFUSES_WITHIN_MAX` ago; it is taken out by
+//! INVARIANT: a gateway serves, and a process of the API keeps shells, only while it is in the registry, or was less than `REFUSES_WITHIN_MAX` ago; it is taken out by
 //! others only once nothing of it was heard for `LEASE`; and whoever (re)enters has first read all that the log held then. So
 //! a revocation that is stored before the registry is asked has to wait for those that it finds there and for nobody else
 //! (docs/adr/0012). No clock is compared with another process's: each side counts on its own from before what it sends, or
 //! from after what it receives.
 //!
-//! Not here: asking the gateways (`gateways`), and being one (`enrolment`).
+//! Not here: asking them (`asking`), and being one (`enrolment`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -22,7 +25,7 @@ use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{
     self, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType, Stream,
 };
-use envforge_domain::ids::GatewayId;
+use envforge_domain::ids::{ApiProcessId, GatewayId, InvalidId};
 use futures_util::TryStreamExt;
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -36,21 +39,45 @@ use crate::gateways::LEASE;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
-/// The gateways of everything that shares one log.
+/// Who can be in the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Member {
+    Gateway(GatewayId),
+    Api(ApiProcessId),
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway(id) => id.fmt(formatter),
+            Self::Api(id) => id.fmt(formatter),
+        }
+    }
+}
+
+impl FromStr for Member {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        text.parse().map(Self::Gateway).or_else(|_| text.parse().map(Self::Api))
+    }
+}
+
+/// The gateways, and processes of the API, of everything that shares one log.
 pub struct Registry {
     pub(super) leader: Arc<Leader>,
     stream: Stream<()>,
     name: String,
     /// With its dot.
     prefix: String,
-    /// Where gateways are asked; no stream keeps it.
+    /// Where they are asked; no stream keeps it.
     pub(super) asked_at: String,
-    seen: Mutex<BTreeMap<GatewayId, Seen>>,
+    seen: Mutex<BTreeMap<Member, Seen>>,
     /// The furthest position for which was waited.
     pub(super) settled: AtomicU64,
 }
 
-/// The message by which a gateway was last known to live.
+/// The message by which somebody was last known to live.
 #[derive(Clone, Copy)]
 struct Seen {
     sequence: u64,
@@ -58,7 +85,7 @@ struct Seen {
     since: Instant,
 }
 
-/// What came of writing a gateway's message.
+/// What came of writing somebody's message.
 pub(super) enum Written {
     /// It stands there.
     At(u64),
@@ -119,49 +146,50 @@ impl Registry {
         Ok(Self { leader, stream, name, prefix: format!("{subjects}."), asked_at, seen, settled })
     }
 
-    fn subject(&self, gateway: GatewayId) -> String {
-        format!("{}{gateway}", self.prefix)
+    fn subject(&self, member: Member) -> String {
+        format!("{}{member}", self.prefix)
     }
 
     /// Who is there, by the word of the stream's leader.
-    pub(super) async fn members(&self) -> Result<BTreeSet<GatewayId>, LogError> {
+    pub(super) async fn members(&self) -> Result<BTreeSet<Member>, LogError> {
         let unavailable = |error: &dyn std::error::Error| LogError::Unavailable(with_source(error));
         let mut subjects =
             self.stream.info_with_subjects(format!("{}*", self.prefix)).await.map_err(|error| unavailable(&error))?;
         let mut members = BTreeSet::new();
         while let Some((subject, _)) = subjects.try_next().await.map_err(|error| unavailable(&error))? {
-            let gateway = subject.strip_prefix(&self.prefix).and_then(|id| id.parse().ok());
-            members.insert(gateway.ok_or_else(|| LogError::Unavailable(format!("`{subject}` is no gateway's")))?);
+            let member = subject.strip_prefix(&self.prefix).and_then(|id| id.parse().ok());
+            let nobodys = || LogError::Unavailable(format!("`{subject}` is no gateway's, and no process's"));
+            members.insert(member.ok_or_else(nobodys)?);
         }
         Ok(members)
     }
 
     /// `members`, without those whose lease is over: these are taken out.
-    pub(super) async fn look(&self) -> Result<BTreeSet<GatewayId>, LogError> {
+    pub(super) async fn look(&self) -> Result<BTreeSet<Member>, LogError> {
         let mut members = self.members().await?;
-        let lasts = members.iter().map(async |gateway| Ok((*gateway, self.last(*gateway).await?)));
-        let lasts: Vec<(GatewayId, Option<u64>)> = try_join_all(lasts).await?;
+        let lasts = members.iter().map(async |member| Ok((*member, self.last(*member).await?)));
+        let lasts: Vec<(Member, Option<u64>)> = try_join_all(lasts).await?;
         let now = Instant::now();
         let mut over = Vec::new();
         {
             let mut seen = self.seen.lock();
-            seen.retain(|gateway, _| members.contains(gateway));
-            for (gateway, last) in lasts {
+            seen.retain(|member, _| members.contains(member));
+            for (member, last) in lasts {
                 let Some(sequence) = last else { continue };
-                let known = seen.entry(gateway).or_insert(Seen { sequence, since: now });
+                let known = seen.entry(member).or_insert(Seen { sequence, since: now });
                 if known.sequence != sequence {
                     *known = Seen { sequence, since: now };
                 }
                 if now.duration_since(known.since) >= LEASE {
-                    over.push((gateway, sequence));
+                    over.push((member, sequence));
                 }
             }
         }
-        for (gateway, sequence) in over {
-            // It is this very message that is deleted: a gateway that wrote since stays.
+        for (member, sequence) in over {
+            // It is this very message that is deleted: whoever wrote since stays.
             if self.take_out(sequence).await {
-                tracing::warn!(%gateway, "nothing was heard of a gateway for as long as its lease: it counts as gone");
-                members.remove(&gateway);
+                tracing::warn!(%member, "nothing was heard of it for as long as its lease: it counts as gone");
+                members.remove(&member);
             }
         }
         Ok(members)
@@ -182,8 +210,8 @@ impl Registry {
         }
     }
 
-    async fn last(&self, gateway: GatewayId) -> Result<Option<u64>, LogError> {
-        let subject = self.subject(gateway);
+    async fn last(&self, member: Member) -> Result<Option<u64>, LogError> {
+        let subject = self.subject(member);
         match self.stream.raw_message_builder().last_by_subject(&subject).send().await {
             Ok(message) => Ok(Some(message.sequence)),
             Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
@@ -196,15 +224,15 @@ impl Registry {
         self.stream.delete_message(sequence).await.unwrap_or(false)
     }
 
-    /// Writes a gateway's message, behind `after` where that is given.
-    pub(super) async fn write(&self, gateway: GatewayId, after: Option<u64>) -> Result<Written, LogError> {
+    /// Writes somebody's message, behind `after` where that is given.
+    pub(super) async fn write(&self, member: Member, after: Option<u64>) -> Result<Written, LogError> {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_STREAM, self.name.as_str());
         if let Some(after) = after {
             headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, after.to_string().as_str());
         }
         let request = Request::new().headers(headers).payload(bytes::Bytes::new());
-        let answer = self.leader.client.send_request(self.subject(gateway), request).await;
+        let answer = self.leader.client.send_request(self.subject(member), request).await;
         let answer = answer.map_err(|error| LogError::Unavailable(with_source(&error)))?;
         match serde_json::from_slice::<Response<PublishAck>>(&answer.payload) {
             Ok(Response::Ok(ack)) => Ok(Written::At(ack.sequence)),

@@ -47,7 +47,7 @@ events! {
         },
         "dev_link.expired.v1" => Expired,
         "dev_link.revoked.v1" => Revoked { reason: Option<String> = "reason" },
-        "dev_link.revocation_recorded.v3" => RevocationRecorded { receipt: Receipt = "receipt" },
+        "dev_link.revocation_recorded.v4" => RevocationRecorded { receipt: Receipt = "receipt" },
     }
 }
 

@@ -4,7 +4,7 @@ use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::slug::HostName;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 
 use super::wire::{events, object};
 
@@ -37,6 +37,7 @@ events! {
             certificate: TokenDigest = "certificate",
             certificate_expires_at: UnixMillis = "certificate_expires_at",
         },
+        "host.agent_looked_for.v1" => AgentLookedFor { away: Millis = "away_ms" },
         "host.draining.v1" => Draining,
         "host.revoked.v1" => Revoked,
     }

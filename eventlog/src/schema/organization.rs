@@ -29,7 +29,7 @@ events! {
         },
         "organization.owner_recovered.v1" => OwnerRecovered { user: UserId = "user" },
         "organization.policy_changed.v4" => PolicyChanged { policy: OrganizationPolicy = "policy" },
-        "organization.revocation_recorded.v2" => RevocationRecorded { receipt: Receipt = "receipt" },
+        "organization.revocation_recorded.v3" => RevocationRecorded { receipt: Receipt = "receipt" },
         "team.created.v1" => TeamCreated { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.renamed.v1" => TeamRenamed { team: TeamId = "team", slug: TeamSlug = "slug" },
         "team.deleted.v1" => TeamDeleted { team: TeamId = "team" },

@@ -1,7 +1,7 @@
 //! Receipts of revocations, as they stand in the events of whatever was revoked.
 
-use envforge_domain::ids::GatewayId;
-use envforge_domain::revocation::{Receipt, Uncounted, WhyShellsUnknown, WhyUncounted};
+use envforge_domain::ids::{ApiProcessId, GatewayId};
+use envforge_domain::revocation::{Receipt, Uncounted, UncountedShells, WhyShellsUnknown, WhyUncounted};
 use envforge_domain::time::Millis;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ object! {
         sockets: u32 = "sockets",
         uncounted: Vec<Uncounted> = "uncounted",
         shells: u32 = "shells",
-        shells_unknown: Option<WhyShellsUnknown> = "shells_unknown",
+        shells_uncounted: Vec<UncountedShells> = "shells_uncounted",
         took: Millis = "took_ms",
     }
 }
@@ -37,9 +37,19 @@ tokens! {
     }
 }
 
+object! {
+    UncountedShells {
+        process: Option<ApiProcessId> = "process",
+        why: WhyShellsUnknown = "why",
+    }
+}
+
 tokens! {
     WhyShellsUnknown {
         "still_closing" => StillClosing,
+        "process_lost" => Lost,
+        "process_silent" => Silent,
+        "processes_unknown" => Unknown,
         "other_processes" => OtherProcesses,
         "not_reported" => NotReported,
     }
@@ -50,6 +60,17 @@ pub(super) fn without_shells(mut data: Value) -> Result<Value, String> {
     let receipt = data.get_mut("receipt").and_then(Value::as_object_mut).ok_or("no receipt")?;
     receipt.insert("shells".to_owned(), 0.into());
     receipt.insert("shells_unknown".to_owned(), "not_reported".into());
+    Ok(data)
+}
+
+/// One process was asked, and said at most one reason.
+pub(super) fn with_one_process(mut data: Value) -> Result<Value, String> {
+    let receipt = data.get_mut("receipt").and_then(Value::as_object_mut).ok_or("no receipt")?;
+    let uncounted = match receipt.remove("shells_unknown").ok_or("`receipt` must have `shells_unknown`")? {
+        Value::Null => json!([]),
+        why => json!([{ "process": null, "why": why }]),
+    };
+    receipt.insert("shells_uncounted".to_owned(), uncounted);
     Ok(data)
 }
 

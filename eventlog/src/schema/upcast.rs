@@ -47,6 +47,26 @@ const STEPS: &[Upcast] = &[
         to: "workspace.revocation_recorded.v2",
         apply: revocation::without_shells,
     },
+    Upcast {
+        from: "user.revocation_recorded.v3",
+        to: "user.revocation_recorded.v4",
+        apply: revocation::with_one_process,
+    },
+    Upcast {
+        from: "dev_link.revocation_recorded.v3",
+        to: "dev_link.revocation_recorded.v4",
+        apply: revocation::with_one_process,
+    },
+    Upcast {
+        from: "organization.revocation_recorded.v2",
+        to: "organization.revocation_recorded.v3",
+        apply: revocation::with_one_process,
+    },
+    Upcast {
+        from: "workspace.revocation_recorded.v2",
+        to: "workspace.revocation_recorded.v3",
+        apply: revocation::with_one_process,
+    },
     Upcast { from: "denial.recorded.v1", to: "denial.recorded.v2", apply: denial::recorded_v1_to_v2 },
     Upcast { from: "denial.recorded.v2", to: "denial.recorded.v3", apply: denial::recorded_v2_to_v3 },
     Upcast { from: "denial.recorded.v3", to: "denial.recorded.v4", apply: denial::without_requests },

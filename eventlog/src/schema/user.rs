@@ -55,7 +55,7 @@ events! {
             opened_at: UnixMillis = "opened_at",
             expires_at: UnixMillis = "expires_at",
         },
-        "user.revocation_recorded.v3" => RevocationRecorded { cause: SessionEnd = "cause", receipt: Receipt = "receipt" },
+        "user.revocation_recorded.v4" => RevocationRecorded { cause: SessionEnd = "cause", receipt: Receipt = "receipt" },
     }
 }
 

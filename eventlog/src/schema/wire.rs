@@ -11,8 +11,8 @@ use envforge_domain::access::Role;
 use envforge_domain::commit::{Actor, Position};
 use envforge_domain::dev_link::{Generation, RouteFamilies, RouteFamily};
 use envforge_domain::ids::{
-    CorrelationId, GatewayId, HandoffId, HostId, JobRunId, LinkId, OrgId, ProjectId, RootWindowId, ServiceTokenId,
-    SessionId, ShellId, TeamId, UserId, WorkspaceId,
+    ApiProcessId, CorrelationId, GatewayId, HandoffId, HostId, JobRunId, LinkId, OrgId, ProjectId, RootWindowId,
+    ServiceTokenId, SessionId, ShellId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::runtime::Epoch;
 use envforge_domain::secret::TokenDigest;
@@ -132,6 +132,7 @@ displayed!(
     ProjectId,
     WorkspaceId,
     HostId,
+    ApiProcessId,
     GatewayId,
     LinkId,
     SessionId,

@@ -22,7 +22,7 @@ events! {
         "workspace.manifest_changed.v2" => ManifestChanged { manifest: Manifest = "manifest" },
         "workspace.access_mode_changed.v1" => AccessModeChanged { access_mode: AccessMode = "access_mode" },
         "workspace.archived.v1" => Archived,
-        "workspace.revocation_recorded.v2" => RevocationRecorded { receipt: Receipt = "receipt" },
+        "workspace.revocation_recorded.v3" => RevocationRecorded { receipt: Receipt = "receipt" },
     }
 }
 

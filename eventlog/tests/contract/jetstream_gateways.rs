@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use envforge_domain::commit::Position;
-use envforge_domain::revocation::{Uncounted, WhyUncounted};
+use envforge_domain::revocation::{Uncounted, UncountedShells, WhyShellsUnknown, WhyUncounted};
 use envforge_domain::secret::Secret;
 use envforge_eventlog::LogError;
 use envforge_eventlog::gateways::{Account, Gateways, LEASE, REFUSES_WITHIN_MAX, Witness};
@@ -66,7 +66,7 @@ async fn registry(server: &NatsServer) -> (Arc<JetStreamLog>, Arc<Registry>) {
 }
 
 fn counted(sockets: u32) -> Account {
-    Account { sockets, uncounted: Vec::new() }
+    Account { sockets, ..Account::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -106,7 +106,7 @@ async fn a_gateway_that_hears_nothing_is_gone_once_it_refuses_by_itself_and_ente
     let (_, of_gateway) = registry(&server).await;
     let (silent, well) = (Scripted::new(7), Scripted::new(1));
     let enrolled = of_gateway.enrol(silent.clone(), REFUSES_WITHIN_MAX).await.unwrap();
-    let gateway = Some(enrolled.gateway());
+    let gateway = Some(enrolled.id());
     let _well = of_gateway.enrol(well.clone(), REFUSES_WITHIN_MAX).await.unwrap();
     // Cut off from the log, and its views stand still.
     silent.fresh.store(false, Ordering::Relaxed);
@@ -151,6 +151,32 @@ async fn without_the_registry_it_is_said_that_nothing_is_known() {
     server.kill9();
     let account = api.have_read(&[at(1)]).await;
     assert_eq!(account.uncounted, [Uncounted { gateway: None, why: WhyUncounted::Unknown }]);
+    assert_eq!(account.shells_uncounted, [UncountedShells { process: None, why: WhyShellsUnknown::Unknown }]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_the_api_are_waited_for_by_receipts_and_by_nothing_else() {
+    let server = NatsServer::start();
+    let (_log, api) = registry(&server).await;
+    let (_, of_gateway) = registry(&server).await;
+    let (_, of_other) = registry(&server).await;
+    let _gateway = of_gateway.enrol(Scripted::new(2), REFUSES_WITHIN_MAX).await.unwrap();
+    let (here, there) = (Scripted::new(1), Scripted::new(5));
+    let _here = api.enrol_api(here, REFUSES_WITHIN_MAX).await.unwrap();
+    let enrolled = of_other.enrol_api(there.clone(), REFUSES_WITHIN_MAX).await.unwrap();
+    assert_eq!(api.have_read(&[at(1)]).await, Account { shells: 6, ..counted(2) });
+
+    // Nothing is heard of it.
+    there.fresh.store(false, Ordering::Relaxed);
+    there.read.send_replace(Position::START);
+    let asked = Instant::now();
+    assert_eq!(api.settle(at(5)).await, counted(2));
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    let silent = UncountedShells { process: Some(enrolled.id()), why: WhyShellsUnknown::Lost };
+    let account = api.have_read(&[at(6)]).await;
+    assert_eq!(account, Account { shells: 1, shells_uncounted: vec![silent], ..counted(2) });
+    assert!(there.since() > REFUSES_WITHIN_MAX, "it has ended what was open: {:?}", there.since());
+    assert!(asked.elapsed() < LEASE + Duration::from_secs(1), "{:?}", asked.elapsed());
 }
 
 /// With the rights that `jetstream`'s page names, and no others.
@@ -177,7 +203,9 @@ async fn the_registry_needs_no_more_rights_than_it_says_once_it_is_made() {
     open("operator").await.gateways().await.unwrap();
     let registry = open("envforge").await.gateways().await.unwrap();
     let enrolled = registry.enrol(Scripted::new(4), REFUSES_WITHIN_MAX).await.unwrap();
-    assert_eq!(registry.have_read(&[at(1)]).await, counted(4));
+    let of_api = registry.enrol_api(Scripted::new(3), REFUSES_WITHIN_MAX).await.unwrap();
+    assert_eq!(registry.have_read(&[at(1)]).await, Account { shells: 3, ..counted(4) });
     enrolled.leave().await;
+    of_api.leave().await;
     assert_eq!(registry.have_read(&[at(1)]).await, counted(0));
 }

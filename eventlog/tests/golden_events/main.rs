@@ -24,8 +24,8 @@ use envforge_domain::dev_link::{BlockedAttempts, DevLinkEvent, Generation, Route
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
 use envforge_domain::ids::{
-    CommandId, CommitId, CorrelationId, GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId, RootWindowId,
-    ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
+    ApiProcessId, CommandId, CommitId, CorrelationId, GatewayId, HandoffId, HostId, LinkId, OrgId, ProjectId,
+    RootWindowId, ServiceTokenId, SessionId, TeamId, UserId, WorkspaceId,
 };
 use envforge_domain::invitation::{Invitation, InvitedRole};
 use envforge_domain::manifest::{
@@ -33,7 +33,7 @@ use envforge_domain::manifest::{
 };
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::{GitCredential, ProjectEvent, Repository};
-use envforge_domain::revocation::{Receipt, Uncounted, WhyShellsUnknown, WhyUncounted};
+use envforge_domain::revocation::{Receipt, Uncounted, UncountedShells, WhyShellsUnknown, WhyUncounted};
 use envforge_domain::root_window::RootPolicy;
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, ReadyService, RuntimeEvent, SleepCause, WakeCause, WakeStage,
@@ -115,7 +115,7 @@ fn opened(surface: Surface) -> OpenSession {
 
 /// At least one sample per event; the first of a type is its golden one.
 /// With each reason for which a gateway, or shells, are not counted.
-fn receipts() -> [Receipt; 4] {
+fn receipts() -> [Receipt; 2] {
     let gateway = Some(GatewayId::from_uuid(uuid(14)));
     let lone =
         [WhyUncounted::StillClosing, WhyUncounted::Lost, WhyUncounted::Silent].map(|why| Uncounted { gateway, why });
@@ -127,13 +127,20 @@ fn receipts() -> [Receipt; 4] {
         sockets: 2,
         uncounted: vec![],
         shells: 2,
-        shells_unknown: None,
+        shells_uncounted: vec![],
         took: Millis::new(42),
     };
-    let uncounted = Receipt { uncounted: lone.into_iter().chain(all).collect(), ..counts.clone() };
-    let unknown = |why| Receipt { shells_unknown: Some(why), ..counts.clone() };
-    let closing = Receipt { shells_unknown: Some(WhyShellsUnknown::StillClosing), ..uncounted };
-    [counts.clone(), closing, unknown(WhyShellsUnknown::OtherProcesses), unknown(WhyShellsUnknown::NotReported)]
+    let process = Some(ApiProcessId::from_uuid(uuid(15)));
+    let shells = [WhyShellsUnknown::StillClosing, WhyShellsUnknown::Lost, WhyShellsUnknown::Silent]
+        .map(|why| UncountedShells { process, why });
+    let of_all = [WhyShellsUnknown::Unknown, WhyShellsUnknown::OtherProcesses, WhyShellsUnknown::NotReported]
+        .map(|why| UncountedShells { process: None, why });
+    let uncounted = Receipt {
+        uncounted: lone.into_iter().chain(all).collect(),
+        shells_uncounted: shells.into_iter().chain(of_all).collect(),
+        ..counts.clone()
+    };
+    [counts, uncounted]
 }
 
 fn samples() -> Vec<Event> {
@@ -344,6 +351,7 @@ fn samples() -> Vec<Event> {
             certificate: TokenDigest::of(b"another certificate"),
             certificate_expires_at: at(129_600),
         },
+        HostEvent::AgentLookedFor { away: Millis::from_minutes(7) },
         HostEvent::Draining,
         HostEvent::Revoked,
     ];

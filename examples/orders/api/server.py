@@ -140,13 +140,13 @@ class Server(http.server.ThreadingHTTPServer):
         self.orders = orders
 
 
-def deliver_mail(port):
+def deliver_mail(host, port):
     """Confirmations go out one by one; an order never waits for them."""
     while True:
         order = MAIL.get()
         text = json.dumps({"to": order["customer"], "subject": f"Order {order['id']}: {order['quantity']} x {order['title']}"})
         try:
-            mailbox = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            mailbox = http.client.HTTPConnection(host, port, timeout=5)
             mailbox.request("POST", "/messages", text.encode(), {"Content-Type": "application/json"})
             mailbox.getresponse().read()
             mailbox.close()
@@ -157,7 +157,8 @@ def deliver_mail(port):
 def main():
     data = pathlib.Path(os.environ.get("ENVFORGE_DATA_DIR", "."))
     if mailbox := os.environ.get("ENVFORGE_SERVICE_MAILBOX_PORT"):
-        threading.Thread(target=deliver_mail, args=(int(mailbox),), daemon=True).start()
+        address = (os.environ["ENVFORGE_SERVICE_MAILBOX_HOST"], int(mailbox))
+        threading.Thread(target=deliver_mail, args=address, daemon=True).start()
     address = (os.environ.get("HOST", "127.0.0.1"), int(os.environ["PORT"]))
     Server(address, shop.Orders(data / "orders.json")).serve_forever()
 

@@ -4,7 +4,8 @@ import http.client
 import json
 import os
 
-api = http.client.HTTPConnection("127.0.0.1", int(os.environ["ENVFORGE_SERVICE_API_PORT"]), timeout=8)
+address = (os.environ["ENVFORGE_SERVICE_API_HOST"], int(os.environ["ENVFORGE_SERVICE_API_PORT"]))
+api = http.client.HTTPConnection(*address, timeout=8)
 api.request("POST", "/internal/flush")
 answer = api.getresponse()
 if answer.status != 200:

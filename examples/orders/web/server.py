@@ -95,11 +95,11 @@ ROOM = Room()
 FILES = load_files()
 
 
-def follow_orders(port):
+def follow_orders(host, port):
     """Passes the API's event stream on, for as long as this process lives."""
     while True:
         try:
-            api = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            api = http.client.HTTPConnection(host, port, timeout=60)
             api.request("GET", "/api/stream", headers={"Accept": "text/event-stream"})
             answer = api.getresponse()
             while line := answer.readline(64 * 1024):
@@ -200,7 +200,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 def main():
     if api := os.environ.get("ENVFORGE_SERVICE_API_PORT"):
-        threading.Thread(target=follow_orders, args=(int(api),), daemon=True).start()
+        address = (os.environ["ENVFORGE_SERVICE_API_HOST"], int(api))
+        threading.Thread(target=follow_orders, args=address, daemon=True).start()
     Server((os.environ.get("HOST", "127.0.0.1"), int(os.environ["PORT"])), Handler).serve_forever()
 
 

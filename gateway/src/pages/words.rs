@@ -26,7 +26,7 @@ pub(super) const fn phase(phase: RuntimePhase) -> &'static str {
         RuntimePhase::Asleep => "asleep",
         RuntimePhase::Waking => "waking",
         RuntimePhase::Ready => "ready",
-        RuntimePhase::Sleeping => "sleeping",
+        RuntimePhase::Sleeping | RuntimePhase::Leaving => "sleeping",
         RuntimePhase::Failed => "failed",
     }
 }

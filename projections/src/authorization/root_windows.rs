@@ -91,6 +91,24 @@ impl AuthorizationView {
         windows.filter_map(|window| inner.known_root_window(org, *window)).collect()
     }
 
+    /// How many requests of one person for one workspace wait for an answer.
+    pub fn root_requests_pending(
+        &self,
+        org: OrgId,
+        requester: UserId,
+        workspace: WorkspaceId,
+        now: UnixMillis,
+    ) -> usize {
+        let inner = self.inner.read();
+        let windows = inner.root_windows.get(&org).into_iter().flat_map(BTreeMap::values);
+        let of_theirs = windows.filter(|state| {
+            let is_pending = state.phase(now) == Some(RootPhase::Requested);
+            is_pending
+                && state.terms().is_some_and(|terms| (terms.requester, terms.workspace) == (requester, workspace))
+        });
+        of_theirs.count()
+    }
+
     /// Windows, of whatever organization, with a command that has no end yet.
     pub fn root_commands_under_way(&self) -> Vec<KnownRootWindow> {
         let inner = self.inner.read();

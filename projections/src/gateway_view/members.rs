@@ -246,7 +246,7 @@ impl Members {
         let closing: Vec<_> = here.cloned().collect();
         drop(open);
         for before in closing {
-            if reason != CloseReason::RoutesChanged && before.right.is_some() {
+            if !reason.leaves_right() && before.right.is_some() {
                 self.closings.count(|over| over.member_sessions += 1);
             }
             let mut after = (*before).clone();

@@ -3,6 +3,7 @@
 
 use envforge_domain::access::{Role, Roles, Scope};
 use envforge_domain::dev_link::RouteFamily;
+use envforge_domain::host::HostEvent;
 use envforge_domain::ids::HostId;
 use envforge_domain::organization::OrganizationPolicy;
 use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeCause, WakeStage};
@@ -271,6 +272,47 @@ fn a_runtime_is_ready_only_with_its_endpoints() {
     let cause = SleepCause::Shutdown;
     story.on_runtime(vec![RuntimeEvent::SleepRequested { epoch, cause }]);
     assert!(seen.borrow().endpoints.is_empty(), "whoever goes to sleep takes nothing more");
+}
+
+#[test]
+fn nobody_is_led_to_a_revoked_host_and_what_was_open_there_is_over() {
+    let mut story = Story::new();
+    let seen = story.view().runtime(workspace(1));
+    let cause = WakeCause::Person(user(OWNER));
+    let waking = |epoch| {
+        let (workspace, project, cause) = (workspace(1), project(1), cause.clone());
+        vec![RuntimeEvent::WakeRequested { epoch, workspace, project, cause }]
+    };
+    let bound = |epoch, number| {
+        let (commit, lease_until) = ("0".repeat(40), NOW.plus(Millis::new(1)));
+        let endpoints = vec![("web".parse().unwrap(), "127.0.0.1:4000".parse().unwrap())];
+        let ready = RuntimeEvent::Ready { epoch, commit, services: vec![], lease_until };
+        vec![ready, RuntimeEvent::EndpointsBound { epoch, host: host(number), endpoints }]
+    };
+    story.on_runtime(waking(Epoch(1)));
+    story.on_runtime(bound(Epoch(1), 1));
+    let before = story.link_view();
+    let open = before.closers.socket_opened(RouteFamily::Web);
+    story.on_host(1, 2, HostEvent::Revoked);
+    assert!(seen.borrow().phase == RuntimePhase::Ready && ended(&before).is_empty(), "it is another host");
+    story.on_host(1, 1, HostEvent::Revoked);
+    let at = story.history.last().unwrap().position;
+    assert!(seen.borrow().phase == RuntimePhase::Leaving && seen.borrow().endpoints.is_empty());
+    assert_eq!(ended(&before), all(CloseReason::HostRevoked));
+    let after = story.link_view();
+    assert!(after.phase == LinkPhase::Active && ended(&after).is_empty(), "whoever has the link may come again");
+    assert_eq!(story.view().sockets_closed_by(&[at]), None, "told, and still open");
+    drop(open);
+    assert_eq!(story.view().sockets_closed_by(&[at]), Some(1));
+    assert_eq!(story.view().over_with(&[at]), Over { runtimes: 1, ..Over::default() });
+    story.on_runtime(vec![RuntimeEvent::Lost { epoch: Epoch(1), closed_at: NOW }]);
+    assert_eq!(seen.borrow().phase, RuntimePhase::Asleep);
+    // What it says of a wake that it had begun leads nobody there.
+    story.on_runtime(waking(Epoch(2)));
+    story.on_runtime(bound(Epoch(2), 1));
+    assert_eq!(seen.borrow().phase, RuntimePhase::Waking);
+    story.on_runtime(bound(Epoch(2), 3));
+    assert_eq!(seen.borrow().phase, RuntimePhase::Ready);
 }
 
 #[test]

@@ -64,6 +64,36 @@ fn a_workspace_goes_back_to_the_host_of_its_last_wake_while_it_fits_there() {
 }
 
 #[test]
+fn the_host_of_the_shell_before_is_known_whether_the_newest_one_is_or_not() {
+    use envforge_domain::commit::StreamId;
+    use envforge_domain::ids::{ProjectId, SessionId, ShellId, UserId};
+    use envforge_domain::shell::{ShellEvent, ShellKind, ShellTerms};
+    use envforge_domain::time::UnixMillis;
+    let id = |number: u128| ShellId::from_uuid(uuid::Uuid::from_u128(number));
+    let mut story = Story::empty();
+    let before = |story: &Story, shell| story.hosts().host_of_shell_before(workspace(1), id(shell));
+    assert_eq!(before(&story, 1), None);
+    for (shell, on) in [(1, Some(1)), (2, Some(1)), (3, None), (4, Some(2)), (5, Some(2))] {
+        let terms = ShellTerms {
+            shell: id(shell),
+            project: ProjectId::from_uuid(uuid::Uuid::nil()),
+            workspace: workspace(1),
+            user: UserId::from_uuid(uuid::Uuid::nil()),
+            session: SessionId::from_uuid(uuid::Uuid::nil()),
+            kind: ShellKind::Terminal,
+            host: on.map(host),
+            git: None,
+            at: UnixMillis::new(1),
+        };
+        let stream = StreamId::shell(org(1), id(shell));
+        story.append(stream, vec![Event::Shell(ShellEvent::Connected { terms })]);
+    }
+    assert_eq!([before(&story, 5), before(&story, 6)], [Some(host(2)); 2]);
+    story.on_host(1, 2, HostEvent::Retired);
+    assert_eq!(before(&story, 6), Some(host(2)), "what lay there is not here");
+}
+
+#[test]
 fn a_workspace_that_moved_is_not_lost_by_its_release() {
     let mut story = Story::empty();
     story.host(1, 1, capacity(1_000, 1_000));

@@ -13,7 +13,7 @@ use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
 use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachineEvent, Power};
 use envforge_domain::runtime::Runtime;
-use envforge_domain::time::UnixMillis;
+use envforge_domain::time::{Millis, UnixMillis};
 
 use super::plan::{AgentState, Demand, Failures, MachineView, OrganizationFleet, Starts};
 use crate::world::{KnownRuntime, World, needs};
@@ -52,6 +52,8 @@ pub struct KnownHost {
     pub awaited_since: Option<UnixMillis>,
     /// When an agent last came with a used token: it lost what it had got for it.
     lost_at: UnixMillis,
+    /// How long those that agents connect to have missed it, as they last said; zero since it came or the machine came up.
+    away: Millis,
 }
 
 impl KnownHost {
@@ -66,9 +68,10 @@ impl KnownHost {
         match event {
             HostEvent::EnrolmentIssued { .. } => self.issued_at = recorded.recorded_at,
             HostEvent::Registered { .. } | HostEvent::Enrolled { .. } => {
-                self.enrolled_at = recorded.recorded_at;
+                (self.enrolled_at, self.away) = (recorded.recorded_at, Millis::ZERO);
                 self.awaited_since = None;
             }
+            HostEvent::AgentLookedFor { away } => self.away = *away,
             HostEvent::Placed { .. }
             | HostEvent::Released { .. }
             | HostEvent::Retired
@@ -211,6 +214,7 @@ impl Known {
             HostEvent::EnrolmentIssued { .. }
             | HostEvent::Enrolled { .. }
             | HostEvent::CertificateRenewed { .. }
+            | HostEvent::AgentLookedFor { .. }
             | HostEvent::Draining => {}
         }
     }
@@ -237,6 +241,7 @@ impl Known {
         match event {
             MachineEvent::Started => {
                 known.up_at = at;
+                known.host.away = Millis::ZERO;
                 known.starts.failures = Failures::default();
                 self.used_at.insert(host, at);
             }
@@ -321,6 +326,7 @@ impl Known {
             agent: known.agent(now),
             requested_at: known.requested_at,
             up_at: known.up_at,
+            away: known.host.away,
             starts: known.starts,
             impaired_since: None,
             stopped_for_checks_at: known.stopped_for_checks_at,

@@ -5,6 +5,7 @@
 //! event; a second fleet on the same log asks for the same machines and launches with the same tokens. Not here: what runs
 //! on a machine (its agent), how a provider is talked to (`envforge-aws`).
 
+mod agent_watch;
 mod compare;
 mod enrolling;
 mod executor;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use envforge_commands::{Commands, Context, hosts, runtimes};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position};
+use envforge_domain::host::HostCommand;
 use envforge_domain::ids::{CommitId, HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, Power, StartFailure};
 use envforge_domain::runtime::{Runtime, RuntimeCommand};
@@ -28,13 +30,14 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use tokio_util::sync::CancellationToken;
 
+pub use agent_watch::{AgentWatch, Looked, Told};
 pub use compare::{Act, Compared, Finding, compare};
 pub use enrolling::{DrawSecret, Due, Enrolling, due};
 pub use executor::{ActError, Executor, Grounds, launch_token, machine_key};
 pub use known::{Known, KnownHost, KnownMachine};
 pub use plan::{
     AgentState, Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Starts, Step,
-    plan,
+    WhyGivenUp, plan,
 };
 
 use crate::following::Following;
@@ -399,9 +402,10 @@ impl Fleet {
                 let placed = self.known.world.placement().placed(*host).map_or(0, |placed| placed.len());
                 (*host, MachineCommand::Terminate { cause: *cause, placed }, "terminate")
             }
-            Step::GiveUp { host, deadline } => {
-                let reason = format!("its agent has not enrolled within {deadline}");
+            Step::GiveUp { host, why } => {
+                let reason = why.to_string();
                 tracing::warn!(%org, %host, reason, "a machine is given up");
+                metrics::counter!("envforge_fleet_given_up_total", "reason" => why.token()).increment(1);
                 (*host, MachineCommand::ReportUnhealthy { reason }, "given up")
             }
             Step::GiveUpChecks { host } => {
@@ -414,7 +418,8 @@ impl Fleet {
                 let resource = Resource::Host { org, host: *host };
                 let permit =
                     system_permit(Component::Fleet, Action::HostRegister, resource, self.known.position(), now)?;
-                let done = hosts::retire(&self.commands, &permit, &Context::new(now), *host).await?;
+                let context = Context::new(now);
+                let done = hosts::execute(&self.commands, &permit, &context, *host, &HostCommand::Retire).await?;
                 self.ahead = self.ahead.max(done.position);
                 return Ok(());
             }

@@ -41,6 +41,8 @@ pub struct FleetPolicy {
     pub machines_max: usize,
     /// How long a machine may be up before its agent has enrolled; then another one takes its place.
     pub boot_deadline: Millis,
+    /// How long the agent of a machine that is up and has nothing awake may be away; then another one takes its place.
+    pub agent_deadline: Millis,
     /// For how long the provider's status checks must fail before they are believed.
     pub impaired_after: Millis,
     /// For how long a machine's starts may fail before it is replaced, with its disk.
@@ -84,6 +86,8 @@ pub struct MachineView {
     pub requested_at: UnixMillis,
     /// When it last came up.
     pub up_at: UnixMillis,
+    /// How long its agent was missed, by whoever was there to miss it; zero while it is there.
+    pub away: Millis,
     pub starts: Starts,
     /// Since when the provider's status checks fail, as far as this process has seen.
     pub impaired_since: Option<UnixMillis>,
@@ -186,10 +190,10 @@ pub enum Step {
     Retire {
         host: HostId,
     },
-    /// Its agent has not enrolled for as long as it may take.
+    /// Nobody gets through to a machine that the provider takes for well.
     GiveUp {
         host: HostId,
-        deadline: Millis,
+        why: WhyGivenUp,
     },
     /// Its status checks fail again, though it was stopped and started for it.
     GiveUpChecks {
@@ -200,6 +204,25 @@ pub enum Step {
         workspace: WorkspaceId,
         host: HostId,
     },
+}
+
+/// Why a machine that is up is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WhyGivenUp {
+    #[error("its agent has not enrolled within {deadline}")]
+    NotEnrolled { deadline: Millis },
+    #[error("its agent has been away for {deadline}, and nothing is awake there")]
+    AgentAway { deadline: Millis },
+}
+
+impl WhyGivenUp {
+    /// Towards metrics.
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::NotEnrolled { .. } => "not_enrolled",
+            Self::AgentAway { .. } => "agent_away",
+        }
+    }
 }
 
 /// What the planner does not do, and why.
@@ -313,6 +336,23 @@ impl MachineView {
         self.stale.len() == self.placed.len() && self.open_shells == 0
     }
 
+    /// Up, with an agent that was away for too long, and nothing awake there. What may be awake is not touched: the log says first that it
+    /// is lost.
+    fn is_deserted(&self, deadline: Millis) -> bool {
+        let empty = self.stale.len() == self.placed.len();
+        self.agent == AgentState::Enrolled && self.is_on() && empty && self.away >= deadline
+    }
+
+    /// On its way in or out.
+    fn is_unsettled(&self) -> bool {
+        let coming = match &self.state {
+            Machine::Requested { .. } => true,
+            Machine::Live(live) => live.power == Power::Starting || self.is_on() && self.agent != AgentState::Enrolled,
+            Machine::Unknown | Machine::Over { .. } | Machine::Strange => false,
+        };
+        coming || self.is_leaving()
+    }
+
     /// May take workspaces, now or once it is up.
     fn takes(&self) -> bool {
         matches!(self.state, Machine::Requested { .. } | Machine::Live(_))
@@ -380,7 +420,10 @@ impl<'a> Planner<'a> {
         ours.sort_by_key(|machine| machine.host);
         let slots = ours
             .iter()
-            .filter(|machine| machine.purpose == MachinePurpose::Runtime && machine.takes())
+            // A wake that is led to where the agent is missed would wait in vain.
+            .filter(|machine| {
+                machine.purpose == MachinePurpose::Runtime && machine.takes() && machine.away == Millis::ZERO
+            })
             .filter(|machine| !machine.is_impaired(policy.impaired_after, now))
             .map(|machine| Slot {
                 host: machine.host,
@@ -410,6 +453,7 @@ impl<'a> Planner<'a> {
 
     /// Machines that fail or are not needed any more, on their way out.
     fn leave(&mut self) {
+        let mut settled = !self.ours.iter().any(|machine| machine.is_unsettled());
         for machine in self.ours.clone() {
             let host = machine.host;
             let gone = matches!(machine.state, Machine::Over { .. });
@@ -429,10 +473,18 @@ impl<'a> Planner<'a> {
             let Some(live) = machine.live() else { continue };
             let leaves_for = machine.leaves_for(self.fleet.workspaces, self.policy);
             if !live.draining {
-                let deadline = self.policy.boot_deadline;
+                let (boot, agent) = (self.policy.boot_deadline, self.policy.agent_deadline);
                 match leaves_for {
                     Some(cause) => self.step(Step::Drain { host, cause }),
-                    None if machine.is_overdue(deadline, self.now) => self.step(Step::GiveUp { host, deadline }),
+                    None if machine.is_overdue(boot, self.now) => {
+                        self.step(Step::GiveUp { host, why: WhyGivenUp::NotEnrolled { deadline: boot } });
+                    }
+                    // One after the other, and the next one once its successor's agent has come: where nobody comes through to any, it is not
+                    // the machines that fail.
+                    None if machine.is_deserted(agent) && settled => {
+                        settled = false;
+                        self.step(Step::GiveUp { host, why: WhyGivenUp::AgentAway { deadline: agent } });
+                    }
                     None if machine.is_impaired(self.policy.impaired_after, self.now) => self.heal(machine),
                     None => {}
                 }

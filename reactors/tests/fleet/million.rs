@@ -114,6 +114,7 @@ impl Site {
             machines_max: 12,
             grace: Millis::from_secs(20),
             boot_deadline: Millis::from_secs(60),
+            agent_deadline: Millis::from_minutes(15),
             start_patience: Millis::from_minutes(2),
             ..policy()
         };
@@ -335,6 +336,7 @@ impl Site {
                 },
                 requested_at: NOON,
                 up_at: self.used_at[host],
+                away: Millis::ZERO,
                 starts: Starts {
                     asked_at: self.used_at[host],
                     failures: self.start_failures.get(host).copied().unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use envforge_domain::machine::{Machine, MachineCause, MachinePurpose, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_reactors::fleet::{Demand, FleetPolicy, OrganizationFleet, PlanRefusal, Step, plan};
+use envforge_reactors::fleet::{Demand, FleetPolicy, OrganizationFleet, PlanRefusal, Step, WhyGivenUp, plan};
 
 use super::*;
 
@@ -147,11 +147,12 @@ fn a_failing_machine_is_drained_emptied_and_ended_and_takes_nothing() {
 #[test]
 fn a_machine_whose_agent_does_not_enrol_in_time_is_given_up() {
     let deadline = policy().boot_deadline;
+    let given_up = Step::GiveUp { host: host(1), why: WhyGivenUp::NotEnrolled { deadline } };
     let awaited = |agent, up_for| MachineView { agent, up_at: NOON.minus(up_for), ..view(on(1, 1), &[], NOON) };
     let one = |machine| steps(&fleet(1, vec![machine]));
     for agent in [AgentState::Absent, AgentState::Awaited] {
         assert_eq!(one(awaited(agent, Millis::new(deadline.get() - 1))), []);
-        assert_eq!(one(awaited(agent, deadline)), [Step::GiveUp { host: host(1), deadline }]);
+        assert_eq!(one(awaited(agent, deadline)), [given_up.clone()]);
     }
     assert_eq!(one(awaited(AgentState::Enrolled, deadline)), []);
     // A certificate that ended just now may have been renewed since it was recorded.
@@ -164,14 +165,38 @@ fn a_machine_whose_agent_does_not_enrol_in_time_is_given_up() {
     // It needs a token to enrol again, and as long as any to do so.
     assert_eq!(one(awaited(lapsed(six, None), long)), []);
     assert_eq!(one(awaited(lapsed(six, Some(Millis::from_minutes(4))), long)), []);
-    let gives_up = [Step::GiveUp { host: host(1), deadline }];
-    assert_eq!(one(awaited(lapsed(six, Some(deadline)), deadline)), gives_up);
-    assert_eq!(one(awaited(lapsed(six, Some(long)), long)), gives_up);
+    assert_eq!(one(awaited(lapsed(six, Some(deadline)), deadline)), [given_up.clone()]);
+    assert_eq!(one(awaited(lapsed(six, Some(long)), long)), [given_up]);
     // Machines for shells have agents as well.
     let mut shell = fleet(1, vec![]);
     shell.machines[0].agent = AgentState::Awaited;
     shell.machines[0].up_at = UnixMillis::EPOCH;
     assert!(matches!(steps(&shell).as_slice(), [Step::GiveUp { .. }]));
+}
+
+#[test]
+fn a_machine_whose_agent_stays_away_is_given_up_once_nothing_is_awake_there() {
+    let deadline = policy().agent_deadline;
+    let given_up = |number| Step::GiveUp { host: host(number), why: WhyGivenUp::AgentAway { deadline } };
+    let deserted = |number, away| MachineView { away, ..view(on(number, 1), &[(number, NEEDS)], NOON) };
+    let stale = |machine: MachineView| MachineView { stale: machine.placed.keys().copied().collect(), ..machine };
+    let all = |machines| steps(&fleet(1, machines));
+    assert_eq!(all(vec![stale(deserted(1, Millis::new(deadline.get() - 1)))]), []);
+    assert_eq!(all(vec![deserted(1, Millis::from_hours(9))]), [], "what may be awake there goes on");
+    assert_eq!(all(vec![stale(deserted(1, deadline))]), [given_up(1)]);
+    // Where none comes through the network is more likely: one after the other, and only once the last one's successor is there.
+    assert_eq!(all(vec![stale(deserted(1, deadline)), stale(deserted(2, deadline))]), [given_up(1)]);
+    for unsettled in [
+        MachineView { agent: AgentState::Awaited, up_at: NOON, ..view(on(3, 1), &[], NOON) },
+        view(Machine::Live(live(3, 1, Power::Starting)), &[], NOON),
+        view(Machine::Requested { terms: terms(3, 1) }, &[], NOON),
+    ] {
+        assert_eq!(all(vec![stale(deserted(1, deadline)), unsettled]), []);
+    }
+    // Nothing new comes there meanwhile.
+    let missed = MachineView { away: Millis::from_minutes(7), ..view(on(1, 1), &[], NOON) };
+    let planned = steps(&wanting(vec![missed], vec![demand(1, 1, NEEDS)]));
+    assert!(matches!(planned.as_slice(), [Step::Request { .. }]), "{planned:?}");
 }
 
 #[test]

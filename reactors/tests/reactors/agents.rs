@@ -61,7 +61,9 @@ impl Line {
         let at = listener.local_address().unwrap().to_string();
         let token = EnrolmentToken::new(acme(), id(), authority.fingerprint(), &[1; 32]);
         let granting = async {
-            let Arrival::Enrolling(enrolling) = listener.accept().await.unwrap().arrive().await.unwrap() else {
+            let Arrival::Enrolling(enrolling) =
+                listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap()
+            else {
                 panic!("somebody else came");
             };
             let identity = HostIdentity { org: acme(), host: id(), enrolment: 1 };
@@ -80,7 +82,9 @@ impl Line {
 
     async fn connected(&self) -> (RemoteHost, Session) {
         loop {
-            if let Ok(Arrival::Agent(connection)) = self.listener.accept().await.unwrap().arrive().await {
+            if let Ok(Arrival::Agent(connection)) =
+                self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await
+            {
                 let (host, session, _) = connection.establish().await.unwrap();
                 return (host, session);
             }
@@ -99,7 +103,7 @@ fn capacity() -> envforge_domain::host::Capacity {
 }
 
 /// As enrolling registers it.
-async fn register(site: &Site) {
+pub(crate) async fn register(site: &Site) {
     let resource = Resource::Host { org: acme(), host: id() };
     let (actor, surface, now) = (Actor::System(Component::RuntimeReactor), Surface::Agent, site.now());
     let facts = Facts { position: Position::START, actor: ActorFacts::System };

@@ -4,6 +4,7 @@
 mod agents;
 mod hosts;
 mod outages;
+mod roots;
 mod runtimes;
 mod shells;
 mod site;

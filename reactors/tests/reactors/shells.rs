@@ -9,6 +9,7 @@ use envforge_domain::event::Event;
 use envforge_domain::ids::{HostId, SessionId};
 use envforge_domain::job_run::JobRunEvent;
 use envforge_domain::manifest::{Job, JobKind};
+use envforge_domain::runtime::{Epoch, RuntimeCommand};
 use envforge_domain::shell::{ShellEnd, ShellEnded, ShellEvent, ShellKind};
 use envforge_domain::time::Millis;
 use envforge_reactors::{HostMachine, SharedWorld, tell_shell_ends};
@@ -55,14 +56,20 @@ impl Site {
         shells::connect(&self.commands, &permit, &Context::new(self.now()), new).await.unwrap();
     }
 
-    /// The same of a job.
+    /// The same of a job, whose runtime is lost with its host.
     async fn run_job(&self) {
+        let (epoch, host) = (Epoch(1), HostId::from_uuid(Uuid::from_u128(9)));
+        self.wake().await;
+        self.report(self.workspace, &RuntimeCommand::ChooseHost { epoch, host }).await.unwrap();
+        self.report(self.workspace, &ready_on(host)).await.unwrap();
         let permit = self.permit(self.workspace, Action::JobRun).await;
         let (name, command) = ("test".to_owned(), "true".to_owned());
         let job = Job { name, command, kind: JobKind::Test, secrets: Vec::new() };
         let (workspace, project, commit) = (self.workspace.id, self.workspace.project, "c0ffee".to_owned());
         let new = job_runs::NewJobRun { workspace, project, job, by: owner(), commit, secrets: Vec::new() };
         job_runs::start(&self.commands, &permit, &Context::new(self.now()), new).await.unwrap();
+        let lost = RuntimeCommand::DeclareLost { epoch, confirmed_by: Some(host), now: self.now() };
+        self.report(self.workspace, &lost).await.unwrap();
     }
 
     /// Ends of shells and of jobs, in their order.

@@ -14,9 +14,10 @@ use envforge_domain::commit::{Actor, Component, Position, Standing, StreamId, Su
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, Host as HostState};
 use envforge_domain::ids::{HostId, OrgId, ProjectId, UserId, WorkspaceId};
+use envforge_domain::limits::RUNTIME_LEASE;
 use envforge_domain::manifest::Manifest;
 use envforge_domain::project::Repository;
-use envforge_domain::runtime::{Runtime, RuntimeCommand, RuntimeEvent, SleepCause, WakeCause};
+use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::time::{Clock, Millis, UnixMillis};
 use envforge_domain::workspace::{AccessMode, Branch};
 use envforge_eventlog::{Filter, LogError, SharedLog};
@@ -402,6 +403,13 @@ pub(crate) async fn permit_of(
     authorize(&facts, &Request { actor: Actor::User(owner()), action, resource, surface: Surface::Api, now })
         .unwrap()
         .resting_on(rests_on)
+}
+
+/// What a host says of the first wake that got ready there.
+pub(crate) fn ready_on(host: HostId) -> RuntimeCommand {
+    let (commit, services, endpoints) = ("c0ffee".to_owned(), Vec::new(), Vec::new());
+    let lease_until = UnixMillis::new(START).plus(RUNTIME_LEASE);
+    RuntimeCommand::ReportReady { epoch: Epoch(1), commit, host, services, endpoints, lease_until }
 }
 
 pub(crate) fn ready(state: &Runtime) -> bool {

@@ -1,18 +1,25 @@
 //! Deadlines, on runtimes whose host is this test: no process, and leases as long as a test wants them.
 
-use envforge_commands::{Context, links, organizations, runtimes};
-use envforge_domain::access::{Action, Resource};
+use envforge_commands::root_windows::NewRootWindow;
+use envforge_commands::{Context, hosts, links, organizations, root_windows, runtimes};
+use envforge_domain::access::{Action, ActorFacts, Facts, Request, Resource, authorize};
+use envforge_domain::commit::{Actor, Component, Position, Surface};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
+use envforge_domain::host::HostCommand;
 use envforge_domain::ids::{HostId, LinkId};
+use envforge_domain::limits::ROOT_LOST_AFTER;
 use envforge_domain::organization::{OrganizationCommand, OrganizationPolicy};
+use envforge_domain::root_window::{RootAccess, RootMode, RootOutcome, RootPolicy, RootWindowEvent};
 use envforge_domain::runtime::{
     ActivitySource, Epoch, PostponeCause, Runtime, RuntimeCommand, RuntimeEvent, SleepCause,
 };
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Millis;
 use envforge_testkit::eventually;
 use uuid::Uuid;
 
+use crate::agents::register;
 use crate::site::*;
 
 const LONG: Millis = Millis::from_hours(10);
@@ -34,6 +41,37 @@ impl Site {
         self.report(thing, &ready).await.unwrap();
     }
 
+    /// A host has taken a command of a root window, which is open for half an hour.
+    async fn runs_as_root(&self) {
+        let organization = Resource::Organization(acme());
+        let permit = permit_of(&self.log, acme(), Action::OrganizationChangePolicy, organization, self.now()).await;
+        let policy = OrganizationPolicy { root: RootPolicy::BreakGlass, ..OrganizationPolicy::default() };
+        let (by, now) = (permit.actor(), self.now());
+        let command = OrganizationCommand::ChangePolicy { by, policy, provider: None, now };
+        organizations::change(&self.commands, &permit, &Context::new(now), &command).await.unwrap();
+        let permit = self.permit(self.workspace, Action::RootBreakGlass).await;
+        let (workspace, project) = (self.workspace.id, self.workspace.project);
+        let (mode, access, reason) = (RootMode::BreakGlass, RootAccess::Command, "disk full".to_owned());
+        let length = Some(Millis::from_minutes(30));
+        let new = NewRootWindow { workspace, mode, access, reason, length, pending: 0 };
+        let (window, _) = root_windows::request(&self.commands, &permit, &Context::new(now), new).await.unwrap();
+        let resource = Resource::RootWindow { org: acme(), project, workspace, window };
+        let permit = permit_of(&self.log, acme(), Action::RootRun, resource, now).await;
+        let words = vec!["df".to_owned()];
+        root_windows::run(&self.commands, &permit, &Context::new(now), window, words).await.unwrap();
+        let facts = Facts { position: Position::START, actor: ActorFacts::System };
+        let (actor, surface) = (Actor::System(Component::RuntimeReactor), Surface::Agent);
+        let permit = authorize(&facts, &Request { actor, action: Action::RootReport, resource, surface, now }).unwrap();
+        root_windows::report_started(&self.commands, &permit, &Context::new(now), window).await.unwrap();
+    }
+
+    async fn of_root(&self, wanted: impl Fn(&RootWindowEvent) -> bool) -> Option<RootWindowEvent> {
+        self.history().await.into_iter().find_map(|event| match event {
+            Event::RootWindow(event) if wanted(&event) => Some(event),
+            _ => None,
+        })
+    }
+
     async fn used(&self, open_streams: u32) {
         let source = ActivitySource::Link(LinkId::from_uuid(Uuid::from_u128(7)));
         let used = RuntimeCommand::RecordActivity { epoch: Epoch(1), at: self.now(), open_streams, source };
@@ -49,6 +87,24 @@ impl Site {
         let event = self.happened("put to sleep for being idle", |event| idle(event).is_some()).await;
         idle(&event).unwrap()
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_on_a_revoked_host_is_lost_at_once_though_its_lease_holds() {
+    let site = Site::new().await;
+    let ticking = site.tick();
+    site.ready_by_hand(site.workspace, LONG).await;
+    let (host, now) = (HostId::from_uuid(Uuid::from_u128(9)), site.now());
+    let (on, context) = (Resource::Host { org: acme(), host }, Context::new(now));
+    let permit = permit_of(&site.log, acme(), Action::HostEnrol, on, now).await;
+    let (name, token, lifetime) = ("builder".parse().unwrap(), TokenDigest::of(b"token"), Millis::from_minutes(15));
+    hosts::issue_enrolment(&site.commands, &permit, &context, host, name, token, lifetime).await.unwrap();
+    assert!(ready(&site.state_of(site.workspace).await));
+    let permit = permit_of(&site.log, acme(), Action::HostRevoke, on, now).await;
+    hosts::execute(&site.commands, &permit, &Context::new(now), host, &HostCommand::Revoke).await.unwrap();
+    let lost = site.happened("it is lost", |event| matches!(event, RuntimeEvent::Lost { .. })).await;
+    assert_eq!(lost, RuntimeEvent::Lost { epoch: Epoch(1), closed_at: now });
+    ticking.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,4 +281,34 @@ async fn a_wake_and_a_sleep_whose_host_is_gone_are_given_up() {
     assert_eq!(reason, "the host was lost while waking");
     site.until_of(going, "the queued wake follows", |state| state.epoch() == Epoch(2)).await;
     ticking.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_as_root_whose_host_is_none_any_more_or_stays_away_is_lost_once_its_window_is_over() {
+    for revoked in [false, true] {
+        let site = Site::new().await;
+        register(&site).await;
+        site.ready_by_hand(site.workspace, LONG).await;
+        site.runs_as_root().await;
+        let ticking = site.tick();
+        let closed = |event: &RootWindowEvent| matches!(event, RootWindowEvent::Closed { .. });
+        let ended = |event: &RootWindowEvent| matches!(event, RootWindowEvent::CommandEnded { .. });
+        site.clock.skip(Millis::from_minutes(31));
+        eventually("its closeout", DEADLINE, async || site.of_root(closed).await).await;
+        site.clock.skip(Millis::from_minutes(50));
+        tokio::time::sleep(std::time::Duration::from_millis(1_500)).await; // pause: for timers that should not fire
+        assert_eq!(site.of_root(ended).await, None, "its host may come back");
+        if revoked {
+            let host = HostId::from_uuid(Uuid::from_u128(9));
+            let resource = Resource::Host { org: acme(), host };
+            let permit = permit_of(&site.log, acme(), Action::HostRevoke, resource, site.now()).await;
+            hosts::revoke(&site.commands, &permit, &Context::new(site.now()), host).await.unwrap();
+        } else {
+            site.clock.skip(ROOT_LOST_AFTER);
+        }
+        let event = eventually("its end", DEADLINE, async || site.of_root(ended).await).await;
+        let RootWindowEvent::CommandEnded { ended } = event else { unreachable!() };
+        assert_eq!((ended.outcome, ended.code, ended.changes), (RootOutcome::Lost, None, None));
+        ticking.stop().await;
+    }
 }

@@ -39,7 +39,7 @@ pub(crate) async fn run_job(
 ) -> Result<OpenShell, ShellFailure> {
     let counted = take_place(&host, order.workspace)?;
     let JobOrder { run, org, project, workspace, name: job, command, secrets: _ } = order;
-    let JobPlace { directory, mut environment, record } = place;
+    let JobPlace { directory, mut environment, record, standing } = place;
     let name = name_of_job(run);
     environment.set(SERVICE_VARIABLE, name.as_str());
     for (name, value) in &secrets {
@@ -67,6 +67,11 @@ pub(crate) async fn run_job(
     let names = names.map_err(|error| not_started(&error))?;
     let mut command = process::shell(&command, &directory, &environment, user);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // The runtime may have been put to sleep meanwhile. Nothing slow may happen while this is held.
+    let up = standing.read().await;
+    if !*up {
+        return Err(ShellFailure::NotAwake);
+    }
     let started = accounts::start(&mut command, names.as_ref()).map_err(|error| not_started(&error))?;
     let started = Started::with_pipes(started);
     let mut family = record.family_of(&name);
@@ -76,6 +81,7 @@ pub(crate) async fn run_job(
             tracing::warn!(%error, "a process group could not be recorded");
         }
     }
+    drop(up);
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let carrying = started.carry(family, fed, said, host.shells.stop.child_token());

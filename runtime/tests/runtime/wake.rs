@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use envforge_domain::manifest::Probe;
+use envforge_domain::manifest::{Probe, Route, Service};
 use envforge_domain::secret::Secret;
 use envforge_domain::time::Millis;
 use envforge_runtime::{Config, InvalidConfig, LocalHost, OpenError, Stage, WakeFailure};
@@ -243,7 +243,9 @@ async fn a_service_sees_what_it_is_told_and_nothing_of_the_parent() {
             "ENVFORGE_PUBLIC_HOST",
             "ENVFORGE_RUNTIME",
             "ENVFORGE_SERVICE",
+            "ENVFORGE_SERVICE_MAIL_BOX_HOST",
             "ENVFORGE_SERVICE_MAIL_BOX_PORT",
+            "ENVFORGE_SERVICE_WEB_HOST",
             "ENVFORGE_SERVICE_WEB_PORT",
             "ENVFORGE_WORKSPACE",
             "GREETING",
@@ -267,6 +269,32 @@ async fn a_service_sees_what_it_is_told_and_nothing_of_the_parent() {
     assert!(!other.contains_key("DATABASE_URL") && !other.contains_key("ENVFORGE_PUBLIC_HOST"));
     assert_eq!(other["ONLY_THERE"], "1");
     assert!(host.written(workspace(1), "pwd").await.ends_with("/checkout/web"));
+    host.host.shutdown().await;
+}
+
+/// A machine has another address than loopback, at which the gateway reaches it and so does everybody else in its network.
+#[tokio::test]
+async fn what_no_link_reaches_listens_on_loopback_alone_and_its_siblings_are_told_where() {
+    const SERVER: &str =
+        "env -0 > \"$ENVFORGE_DATA_DIR/$ENVFORGE_SERVICE\"; exec python3 -m http.server --bind \"$HOST\" \"$PORT\"";
+    let (host, repository) =
+        (Host::configured(|config| config.bind = [127, 0, 0, 2].into()).await, Repository::with(&[]));
+    let web = Service { route: Route::Web { websockets: Vec::new() }, ..listening("web", SERVER, http("/")) };
+    let awake = host.wake(order(&repository, [web, listening("database", SERVER, Probe::Tcp)])).await.unwrap();
+    let [(_, web), (_, database)] = awake.endpoints.as_slice() else { panic!("{awake:?}") };
+    assert_eq!((web.ip().to_string(), database.ip().to_string()), ("127.0.0.2".to_owned(), "127.0.0.1".to_owned()));
+    assert_eq!((get(*web, "/").await.0, get(*database, "/").await.0), (200, 200));
+    let from_outside = std::net::TcpStream::connect((web.ip(), database.port()));
+    assert_eq!(from_outside.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    for service in ["web", "database"] {
+        let seen = fs::read_to_string(host.data(workspace(1)).join(service)).unwrap();
+        let seen: BTreeMap<_, _> = seen.split('\0').filter_map(|line| line.split_once('=')).collect();
+        for (sibling, address) in [("WEB", web), ("DATABASE", database)] {
+            assert_eq!(seen[format!("ENVFORGE_SERVICE_{sibling}_HOST").as_str()], address.ip().to_string());
+            assert_eq!(seen[format!("ENVFORGE_SERVICE_{sibling}_PORT").as_str()], address.port().to_string());
+        }
+        assert_eq!(seen["HOST"], if service == "web" { "127.0.0.2" } else { "127.0.0.1" });
+    }
     host.host.shutdown().await;
 }
 

@@ -5,16 +5,22 @@ use std::sync::Arc;
 
 use envforge_commands::context::derived_uuid;
 use envforge_commands::service_tokens::{self, NewServiceToken};
-use envforge_commands::{CommandError, Commands, Context, Done, organizations, projects, users};
+use envforge_commands::{
+    CommandError, Commands, Context, Done, links, organizations, projects, runtimes, users, workspaces,
+};
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
 use envforge_domain::commit::{Actor, Component, Position, Recorded, StreamId, Surface};
-use envforge_domain::ids::{OrgId, ProjectId, ServiceTokenId, SessionId, UserId};
+use envforge_domain::dev_link::Generation;
+use envforge_domain::ids::{HandoffId, LinkId, OrgId, ProjectId, ServiceTokenId, SessionId, UserId, WorkspaceId};
+use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationCommand;
 use envforge_domain::project::Repository;
+use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{EmailAddress, OpenSession, SessionEnd, UserCommand};
+use envforge_domain::workspace::{AccessMode, Branch};
 use envforge_eventlog::jetstream::{self, JetStreamLog};
 use envforge_eventlog::sqlite::{self, SqliteLog};
 use envforge_eventlog::{Filter, SharedLog};
@@ -63,6 +69,14 @@ impl Site {
         let log = Arc::new(JetStreamLog::open(jetstream::Config::new(server.url())).await.unwrap());
         Self { log, tries: 30, _directory: None, _server: Some(server) }
     }
+}
+
+/// A link, and where it leads.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    pub workspace: WorkspaceId,
+    pub link: LinkId,
+    resource: Resource,
 }
 
 /// One process: its own memory of streams, its own follower of the log.
@@ -145,6 +159,83 @@ impl Node {
 
     pub async fn add_member(&self, permit: &Permit, context: &Context, user: UserId) -> Result<Done, CommandError> {
         organizations::change(&self.commands, permit, context, &OrganizationCommand::AddMember { user }).await
+    }
+
+    /// Somebody shares a new workspace by a link.
+    pub async fn share(&self, project: ProjectId, by: (UserId, SessionId), slug: &str) -> Visit {
+        let (user, session) = by;
+        let permit = self.permit(user, session, Action::WorkspaceCreate, Resource::Project { org: acme(), project });
+        let new = workspaces::NewWorkspace {
+            project,
+            slug: slug.parse().unwrap(),
+            branch: Branch::parse("main").unwrap(),
+            manifest: Manifest::parse("version: 1\nservices:\n  web:\n    command: ./web\n    route: { web: {} }\n")
+                .unwrap(),
+            access_mode: AccessMode::SignedLinks,
+        };
+        let created = workspaces::create(&self.commands, &permit.await.unwrap(), &Context::new(NOW), new).await;
+        let workspace = created.unwrap().0;
+        let on_workspace = Resource::Workspace { org: acme(), project, workspace };
+        let permit = self.permit(user, session, Action::LinkIssue, on_workspace).await.unwrap();
+        let new = links::NewLink {
+            workspace,
+            service: "web".parse().unwrap(),
+            families: None,
+            lifetime: None,
+            label: "review".to_owned(),
+            wake_budget: None,
+            issued_by: user,
+        };
+        let link = links::issue(&self.commands, &permit, &Context::new(NOW), new).await.unwrap().0;
+        Visit { workspace, link, resource: Resource::Link { org: acme(), project, workspace, link } }
+    }
+
+    /// As a gateway asks, of somebody who came by a link.
+    pub async fn visitors_permit(
+        &self,
+        visit: &Visit,
+        session: Option<SessionId>,
+        action: Action,
+    ) -> Result<Permit, AuthorizeError> {
+        let actor = Actor::LinkVisitor { link: visit.link, session };
+        self.authorizer.permit(actor, None, action, visit.resource, Surface::Gateway, NOW).await
+    }
+
+    /// Opens the link's session of that number.
+    pub async fn visit(&self, visit: &Visit, number: u32) -> Result<SessionId, CommandError> {
+        let name = |what: &str| derived(&format!("{what} {number} of {}", visit.link));
+        let session = SessionId::from_uuid(name("session"));
+        let redeemed = links::RedeemedHandoff {
+            link: visit.link,
+            handoff: HandoffId::from_uuid(name("handoff")),
+            handoff_expires_at: UnixMillis::new(NOW.get() + 10_000),
+            generation: Generation(1),
+            session,
+            cookie: TokenDigest::of(&number.to_be_bytes()),
+        };
+        let permit = self.visitors_permit(visit, None, Action::LinkOpenSession).await.unwrap();
+        links::open_session(&self.commands, &permit, &Context::new(NOW), &redeemed).await.map(|_| session)
+    }
+
+    /// Wakes the workspace in a session of the link.
+    pub async fn wake(&self, visit: &Visit, session: SessionId) -> Result<Done, CommandError> {
+        let permit = self.visitors_permit(visit, Some(session), Action::RuntimeWake).await.unwrap();
+        let (workspace, link) = (visit.workspace, visit.link);
+        runtimes::wake_by_link(&self.commands, &permit, &Context::new(NOW), workspace, link, session).await
+    }
+
+    /// Lets nobody in by links any more.
+    pub async fn close(
+        &self,
+        project: ProjectId,
+        visit: &Visit,
+        by: (UserId, SessionId),
+    ) -> Result<Done, CommandError> {
+        let resource = Resource::Workspace { org: acme(), project, workspace: visit.workspace };
+        let permit = self.permit(by.0, by.1, Action::WorkspaceChangeAccessMode, resource).await.unwrap();
+        let context = Context::new(NOW);
+        workspaces::change_access_mode(&self.commands, &permit, &context, visit.workspace, AccessMode::TailscaleOnly)
+            .await
     }
 
     /// EnvForge itself changes the organization.

@@ -29,6 +29,7 @@ macro_rules! on_both_logs {
 
 on_both_logs! {
     parked::a_command_on_its_way_to_the_log_is_refused_when_its_right_is_taken_meanwhile,
+    parked::a_visitors_command_on_its_way_to_the_log_is_refused_when_its_links_issuer_loses_the_right_meanwhile,
     parked::a_command_whose_rights_moved_but_still_stand_is_carried_out_when_asked_again,
     racing::nothing_of_a_person_stands_behind_what_took_their_right_away,
 }

@@ -151,7 +151,7 @@ fn user(event: &UserEvent, name: &str) -> String {
 
 /// What a receipt holds. Connections are told where all gateways told theirs.
 fn closed(receipt: &Receipt) -> String {
-    let Receipt { sessions, cli_sessions, links, sockets, uncounted, shells, shells_unknown: _, took } = receipt;
+    let Receipt { sessions, cli_sessions, links, sockets, uncounted, shells, shells_uncounted: _, took } = receipt;
     let some = |count: u32, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
     let cli = if *cli_sessions > 0 { format!(" ({cli_sessions} on the command line)") } else { String::new() };
     let sockets = if uncounted.is_empty() { format!(", {}", some(*sockets, "connection")) } else { String::new() };

@@ -547,6 +547,7 @@ impl DirectoryModel {
             HostEvent::EnrolmentIssued { .. }
             | HostEvent::Enrolled { .. }
             | HostEvent::CertificateRenewed { .. }
+            | HostEvent::AgentLookedFor { .. }
             | HostEvent::Draining => {}
         }
         row.placed = to_json(&placed);

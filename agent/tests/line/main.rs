@@ -1,6 +1,8 @@
 //! Both ends of the line in one process, over real sockets: who is let in, what passes, and what a broken connection changes.
 #![allow(clippy::unwrap_used)]
 
+mod relay;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,15 +10,16 @@ use std::time::Duration;
 
 use envforge_agent::{
     Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
-    HostIdentity, IdentityError, Listener, RemoteHost, Session, StreamHandler, StreamHeader, enrol,
+    HostIdentity, IdentityError, Listener, RemoteHost, RemoteWindow, Session, StreamHandler, StreamHeader, enrol,
+    programs as programs_of_agents,
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
-use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
+use envforge_domain::ids::{HostId, OrgId, RootWindowId, WorkspaceId};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
-use envforge_runtime::{LocalHost, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{LocalHost, RootWhat, Stage, WakeFailure, WakeOrder};
 use envforge_testkit::eventually;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
@@ -85,7 +88,9 @@ impl Line {
         let (at, folder, token, clock) = (self.at(), self.folder(), self.token(), clock());
         let capacity = Capacity { cpu_millicores: 4_000, memory_mib: 4_096 };
         let granting = async {
-            let Arrival::Enrolling(enrolling) = self.listener.accept().await.unwrap().arrive().await.unwrap() else {
+            let Arrival::Enrolling(enrolling) =
+                self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap()
+            else {
                 panic!("somebody else came");
             };
             let identity = HostIdentity { org: enrolling.request.token.org(), host: host(), enrolment: 1 };
@@ -100,7 +105,9 @@ impl Line {
     async fn connected(&self) -> (RemoteHost, Session) {
         let connecting = async {
             loop {
-                if let Ok(Arrival::Agent(connection)) = self.listener.accept().await.unwrap().arrive().await {
+                if let Ok(Arrival::Agent(connection)) =
+                    self.listener.accept().await.unwrap().hello().await.unwrap().arrive().await
+                {
                     assert_eq!(connection.identity, HostIdentity { org: org(1), host: host(), enrolment: 1 });
                     let (host, session, version) = connection.establish().await.unwrap();
                     assert_eq!(version, "test");
@@ -116,8 +123,12 @@ impl Line {
     }
 
     fn agent(&self, host: &LocalHost, identity: AgentIdentity) -> Agent {
+        self.agent_serving(host, identity, programs())
+    }
+
+    fn agent_serving(&self, host: &LocalHost, identity: AgentIdentity, programs: StreamHandler) -> Agent {
         let config = Config { control_plane: self.at(), agent_version: "test".to_owned(), clock: clock() };
-        Agent::new(config, host.clone(), identity, programs())
+        Agent::new(config, host.clone(), identity, programs)
     }
 }
 
@@ -209,6 +220,39 @@ async fn what_is_awake_outlives_its_connection_and_a_repeated_order_changes_noth
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_as_root_when_the_line_broke_is_taken_again_by_the_next_and_begun_once() {
+    let line = Line::new().await;
+    let identity = line.enrolled(A_DAY).await;
+    let mut config = envforge_runtime::Config::new(line.folder().join("runtime"));
+    // A guard that guards nothing: what it would hold is never started.
+    config.root_guard = Some("/bin/false".into());
+    let (local, _) = LocalHost::open(config).await.unwrap();
+    let config = Config { control_plane: line.at(), agent_version: "test".to_owned(), clock: clock() };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(Agent::new(config, local.clone(), identity, programs_of_agents()).run(stop.clone()));
+    let root = repository(line.dir.path());
+    let (remote, session) = line.connected().await;
+    remote.wake(order(1, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap();
+    let window = RootWindowId::from_uuid(Uuid::from_u128(11));
+    let taken = remote.take_root(workspace(), window, 1).await.unwrap();
+    if local.root_refusal().is_none() {
+        drop((taken.unwrap(), remote, session));
+        let (remote, _session) = line.connected().await;
+        assert_eq!(remote.root_windows().await.unwrap(), [(window, RemoteWindow::Taken)].into());
+        let again = remote.take_root(workspace(), window, 1).await.unwrap().unwrap();
+        let (_keep, kill) = watch::channel(None);
+        let what = RootWhat::Command(vec!["true".to_owned()]);
+        assert!(again.run(&what, DEADLINE, kill).await.unwrap().is_some());
+        assert!(remote.take_root(workspace(), window, 1).await.is_err(), "it was begun");
+    } else {
+        assert!(taken.is_err(), "there is no root to give");
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    local.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_does_nothing_for_another_organization() {
     let line = Line::new().await;
     let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
@@ -220,7 +264,7 @@ async fn an_agent_does_nothing_for_another_organization() {
     assert!(refused.to_string().contains("another organization"), "{refused}");
     assert!(local.epochs_up().is_empty());
     assert_eq!(std::fs::read_dir(line.folder().join("runtime/workspaces")).unwrap().count(), 0, "nothing was made");
-    let refused = remote.open_stream(header(2, "echo")).await.err().unwrap();
+    let refused = remote.line().open_stream(header(2, "echo")).await.err().unwrap();
     assert!(refused.to_string().contains("another organization"), "{refused}");
     stop.cancel();
 }
@@ -253,7 +297,7 @@ async fn whoever_cannot_decide_is_asked_again_and_a_refusal_is_for_good() {
     let agent = tokio::spawn(line.agent(&local, identity).run(CancellationToken::new()));
     for code in [envforge_agent::UNDECIDED, "host_revoked"] {
         let refusing = async {
-            let arrived = line.listener.accept().await.unwrap().arrive().await.unwrap();
+            let arrived = line.listener.accept().await.unwrap().hello().await.unwrap().arrive().await.unwrap();
             let Arrival::Agent(connection) = arrived else { panic!("somebody else came") };
             connection.refuse(code, "not now".to_owned()).await.unwrap();
         };
@@ -271,9 +315,9 @@ async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_othe
     let stop = CancellationToken::new();
     let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
     let (remote, session) = line.connected().await;
-    assert!(remote.open_stream(header(1, "unheard-of")).await.is_err());
+    assert!(remote.line().open_stream(header(1, "unheard-of")).await.is_err());
 
-    let mut deaf = remote.open_stream(header(1, "deaf")).await.unwrap();
+    let mut deaf = remote.line().open_stream(header(1, "deaf")).await.unwrap();
     let chunk = vec![7; 64 * 1024];
     let mut taken = 0;
     // Until nobody takes any more.
@@ -282,7 +326,7 @@ async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_othe
         assert!(taken < 16 * 1024 * 1024, "a stream that nobody reads takes whatever it is given");
     }
 
-    let echo = remote.open_stream(header(1, "echo")).await.unwrap();
+    let echo = remote.line().open_stream(header(1, "echo")).await.unwrap();
     let (mut reading, mut writing) = tokio::io::split(echo);
     let began = tokio::time::Instant::now();
     let sending = tokio::spawn(async move {
@@ -308,7 +352,7 @@ async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_othe
     assert_eq!((sending.await.unwrap(), got), (BYTES, BYTES));
     println!("100 MiB there and back within {:?}", began.elapsed());
     // The end of the connection is the end of its streams.
-    let mut open = remote.open_stream(header(1, "echo")).await.unwrap();
+    let mut open = remote.line().open_stream(header(1, "echo")).await.unwrap();
     session.closed().cancel();
     assert!(matches!(open.read(&mut buffer).await, Err(_) | Ok(0)));
     stop.cancel();
@@ -334,7 +378,7 @@ async fn only_certificates_of_the_authority_are_let_in_and_only_in_time() {
     let folder = elsewhere.path().join("agent");
     std::fs::create_dir(&folder).unwrap();
     let (at, capacity, clock) = (line.at(), Capacity::default(), clock());
-    let arriving = async { line.listener.accept().await.unwrap().arrive().await };
+    let arriving = async { line.listener.accept().await.unwrap().hello().await.unwrap().arrive().await };
     let enrolling = enrol(&at, &folder, &token, "local-1", capacity, "test", &clock);
     let (enrolled, arrived) = tokio::join!(enrolling, arriving);
     assert!(matches!(enrolled, Err(EnrolError::Unreachable { .. })) && arrived.is_err());
@@ -401,7 +445,7 @@ async fn an_authority_is_replaced_while_its_agents_stay() {
     };
     let stop = CancellationToken::new();
     let running = tokio::spawn(Agent::new(config, local.clone(), identity, programs()).run(stop.clone()));
-    assert!(of_first.accept().await.unwrap().arrive().await.is_err());
+    assert!(of_first.accept().await.unwrap().hello().await.unwrap().arrive().await.is_err());
     stop.cancel();
     running.await.unwrap().unwrap();
     local.shutdown().await;

@@ -1,0 +1,292 @@
+//! The side of a relay that has agents: passes byte streams of another process of the control plane on to a host's programs.
+//!
+//! INVARIANT: what passes is what people ask for (shells, jobs, logs, a root window's shell and output), never an order to wake or to run
+//! something as root: those are the reactors', in the process that has the agent. A stream here lives as long as both of its halves.
+//! Not here: which host is whose (the caller asks the log's views), and whether a person may (the asking process does, all the time).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envforge_domain::ids::{HostId, OrgId};
+use envforge_domain::time::SharedClock;
+use futures_util::future::BoxFuture;
+use http::{Response, StatusCode};
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::agent::CALLS_MAX;
+use crate::frame;
+use crate::line::{HostLine, timed};
+use crate::listener::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HANDSHAKE_WAIT, ListenError, WINDOW_BYTES};
+use crate::relay_key::RelayKey;
+use crate::relay_wire::{HostMessage, RELAY_PATH, RELAY_PROTOCOL, RelayAnswer, RelayCall, RelayHears, RelaySays};
+use crate::root_wire::{ROOT, RootCall};
+use crate::shell_wire::{COMMIT, JOB, LASTING, LOGS, SHELL};
+use crate::stream::ByteStream;
+use crate::wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader};
+
+/// Between two lists of hosts: a thousand agents that come at once are told of together.
+const LIST_INTERVAL: Duration = Duration::from_millis(100);
+const COPY_BYTES: usize = 64 * 1024;
+
+/// A host whose agent is connected to this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostHere {
+    pub org: OrgId,
+    pub host: HostId,
+    /// Another one for each connection of the process.
+    pub connection: u64,
+    pub since: Instant,
+}
+
+/// Finds the line to a host for a stream that another process wants opened, once this one knows the log as far as that one did. `None`
+/// where there is none, or not for that.
+pub type RelayLines = Arc<dyn Fn(HostId, u64, StreamHeader) -> BoxFuture<'static, Option<HostLine>> + Send + Sync>;
+
+/// What a process lets others reach.
+#[derive(Clone)]
+pub struct Relayed {
+    pub here: watch::Receiver<Vec<HostHere>>,
+    pub lines: RelayLines,
+}
+
+/// Listens for other processes of the control plane.
+pub struct RelayListener {
+    socket: TcpListener,
+    key: Arc<RelayKey>,
+    clock: SharedClock,
+}
+
+/// A connection of somebody who is not known yet.
+pub struct RelayIncoming {
+    socket: TcpStream,
+    address: SocketAddr,
+    key: Arc<RelayKey>,
+    clock: SharedClock,
+}
+
+/// Another process of this control plane.
+pub struct RelayPeer {
+    connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+}
+
+impl RelayListener {
+    pub async fn bind(address: SocketAddr, key: Arc<RelayKey>, clock: SharedClock) -> Result<Self, ListenError> {
+        let socket = TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })?;
+        Ok(Self { socket, key, clock })
+    }
+
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The next connection. Safe to cancel.
+    pub async fn accept(&self) -> io::Result<RelayIncoming> {
+        let (socket, address) = self.socket.accept().await?;
+        Ok(RelayIncoming { socket, address, key: Arc::clone(&self.key), clock: Arc::clone(&self.clock) })
+    }
+}
+
+impl RelayIncoming {
+    pub fn address(&self) -> IpAddr {
+        self.address.ip()
+    }
+
+    /// Finds out whether it is a process of this control plane, within ten seconds.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub async fn arrive(self) -> io::Result<RelayPeer> {
+        let config = self.key.server_config(self.clock.now()).map_err(io::Error::other)?;
+        let shaking_hands = async {
+            self.socket.set_nodelay(true)?;
+            let stream = TlsAcceptor::from(config).accept(self.socket).await?;
+            if stream.get_ref().1.alpn_protocol() != Some(RELAY_PROTOCOL) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a connection for nothing that is served here"));
+            }
+            h2::server::Builder::new()
+                .initial_window_size(WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES)
+                .max_concurrent_streams(CALLS_MAX)
+                .max_send_buffer_size(WINDOW_BYTES as usize)
+                .handshake::<_, Bytes>(stream)
+                .await
+                .map_err(io::Error::other)
+        };
+        let connection = timeout(HANDSHAKE_WAIT, shaking_hands).await;
+        Ok(RelayPeer { connection: connection.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? })
+    }
+}
+
+impl RelayPeer {
+    /// Serves it to its end. Whatever was open over it ends with it.
+    ///
+    /// # Errors
+    /// Where the connection breaks, or falls silent.
+    pub async fn serve(self, relayed: Relayed) -> io::Result<()> {
+        let mut connection = self.connection;
+        // Ends with this connection, and so do the agents' halves of its streams.
+        let mut calls = JoinSet::new();
+        let mut silent = Box::pin(sleep(SILENCE_MAX));
+        let (heard, mut hears) = watch::channel(());
+        loop {
+            tokio::select! {
+                next = connection.accept() => {
+                    let (request, mut respond) = match next {
+                        None => return Ok(()),
+                        Some(next) => next.map_err(io::Error::other)?,
+                    };
+                    let known = request.uri().path() == RELAY_PATH;
+                    let status = if known { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                    let mut response = Response::new(());
+                    *response.status_mut() = status;
+                    let Ok(send) = respond.send_response(response, !known) else { continue };
+                    if known {
+                        let stream = ByteStream::new(send, request.into_body());
+                        calls.spawn(serve(stream, relayed.clone(), heard.clone()));
+                    }
+                }
+                Ok(()) = hears.changed() => silent.as_mut().reset(Instant::now() + SILENCE_MAX),
+                () = &mut silent => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another process fell silent"));
+                }
+                Some(_) = calls.join_next(), if !calls.is_empty() => {}
+            }
+        }
+    }
+}
+
+/// One call, to its end.
+async fn serve(mut stream: ByteStream, relayed: Relayed, heard: watch::Sender<()>) {
+    let Ok(call) = timed(frame::expect_call(&mut stream)).await else { return };
+    match call {
+        RelayCall::Hosts => {
+            let (mut reading, mut writing) = tokio::io::split(stream);
+            let hearing = async {
+                while let Ok(RelayHears::Alive) = frame::expect(&mut reading).await {
+                    heard.send_replace(());
+                }
+            };
+            tokio::select! {
+                () = hearing => {}
+                told = tell(&mut writing, relayed.here) => {
+                    if let Err(error) = told {
+                        tracing::debug!(%error, "another process hears no more of the agents here");
+                    }
+                }
+            }
+        }
+        RelayCall::Stream { host, as_of, header } => {
+            let purpose = relayed_purpose(&header.purpose);
+            let outcome = match pass_on(stream, &relayed.lines, host, as_of, header).await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    tracing::debug!(%host, %error, "a stream of another process broke");
+                    "broken"
+                }
+            };
+            let purpose = purpose.unwrap_or("unknown");
+            metrics::counter!("envforge_relay_streams_total", "purpose" => purpose, "outcome" => outcome).increment(1);
+        }
+    }
+}
+
+/// Says which hosts are here, and at least that it lives. Ends with the connection.
+async fn tell(
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    mut here: watch::Receiver<Vec<HostHere>>,
+) -> io::Result<()> {
+    let mut alive = tokio::time::interval(HEARTBEAT_INTERVAL);
+    alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    here.mark_changed();
+    loop {
+        tokio::select! {
+            changed = here.changed() => {
+                changed.map_err(io::Error::other)?;
+                let message = |at: &HostHere| {
+                    let age_ms = u64::try_from(at.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    HostMessage { org: at.org, host: at.host, connection: at.connection, age_ms }
+                };
+                let hosts = here.borrow_and_update().iter().map(message).collect();
+                frame::write_call(to, &RelaySays::Hosts { hosts }).await?;
+                sleep(LIST_INTERVAL).await;
+            }
+            _ = alive.tick() => frame::write_call(to, &RelaySays::Alive).await?,
+        }
+    }
+}
+
+/// What of an agent's programs another process may ask for.
+fn relayed_purpose(purpose: &str) -> Option<&'static str> {
+    [SHELL, JOB, LOGS, COMMIT, LASTING, ROOT].into_iter().find(|relayed| *relayed == purpose)
+}
+
+/// Passes both directions on until both are over, or one breaks. Answers how that went.
+async fn pass_on(
+    mut stream: ByteStream,
+    lines: &RelayLines,
+    host: HostId,
+    as_of: u64,
+    header: StreamHeader,
+) -> io::Result<&'static str> {
+    let purpose = relayed_purpose(&header.purpose);
+    // What lasts is asked for of all workspaces at once.
+    let somewhere = !header.workspace.as_uuid().is_nil() || purpose == Some(LASTING);
+    if purpose.is_none() || !somewhere {
+        let reason = format!("`{}` is not for other processes", header.purpose);
+        return answer(stream, &RelayAnswer::Refused { reason }, "refused").await;
+    }
+    let Some(line) = lines(host, as_of, header.clone()).await else {
+        return answer(stream, &RelayAnswer::NotHere, "not_here").await;
+    };
+    let mut onward = match line.open_stream(header).await {
+        Ok(onward) => onward,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return answer(stream, &RelayAnswer::Refused { reason: error.to_string() }, "refused").await;
+        }
+        Err(_) => return answer(stream, &RelayAnswer::NotHere, "not_here").await,
+    };
+    frame::write(&mut stream, &RelayAnswer::Open).await?;
+    if purpose == Some(ROOT) {
+        let call = timed(frame::expect::<RootCall, _>(&mut stream)).await?;
+        if !matches!(call, RootCall::Attach { .. } | RootCall::Output { .. }) {
+            return Ok("refused");
+        }
+        frame::write(&mut onward, &call).await?;
+    }
+    let _open = Open::count();
+    copy_bidirectional_with_sizes(&mut stream, &mut onward, COPY_BYTES, COPY_BYTES).await?;
+    Ok("passed")
+}
+
+async fn answer(mut stream: ByteStream, answer: &RelayAnswer, outcome: &'static str) -> io::Result<&'static str> {
+    frame::write(&mut stream, answer).await?;
+    // A stream that is dropped takes back what was not sent yet.
+    stream.shutdown().await?;
+    Ok(outcome)
+}
+
+/// A stream that is passed on, in the metrics.
+struct Open;
+
+impl Open {
+    fn count() -> Self {
+        metrics::gauge!("envforge_relay_streams_open").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!("envforge_relay_streams_open").decrement(1.0);
+    }
+}

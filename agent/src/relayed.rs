@@ -1,0 +1,124 @@
+//! The asking side of a relay: which hosts another process of the control plane has, and the lines to them.
+//!
+//! Not here: when to connect, and again (the caller), and what becomes of two processes that name the same host (the newer connection is
+//! its agent's own).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envforge_domain::ids::{HostId, OrgId};
+use envforge_domain::time::SharedClock;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::enrol::connect_as;
+use crate::frame;
+use crate::line::{AsOf, Calls, HostLine};
+use crate::listener::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HANDSHAKE_WAIT, HEADERS_BYTES_MAX, WINDOW_BYTES};
+use crate::relay_key::{RELAY_NAME, RelayKey};
+use crate::relay_wire::{HostMessage, RELAY_PATH, RelayCall, RelayHears, RelaySays};
+use crate::stream::ByteStream;
+use crate::wire::{HEARTBEAT_INTERVAL, SILENCE_MAX};
+
+/// A process that names more has none.
+const HOSTS_MAX: usize = 10_000;
+
+/// A host whose agent is connected to the process at the other end.
+#[derive(Clone)]
+pub struct RelayedHost {
+    pub org: OrgId,
+    pub host: HostId,
+    /// Another one where the agent has connected again.
+    pub connection: u64,
+    pub since: Instant,
+    pub line: HostLine,
+}
+
+/// A connection to a process that has agents. Whatever was open over it ends with it.
+pub struct RelayConnection {
+    says: ReadHalf<ByteStream>,
+    calls: Calls,
+    as_of: AsOf,
+    _closed: DropGuard,
+}
+
+impl RelayConnection {
+    /// `at`: host and port.
+    ///
+    /// # Errors
+    /// Where nobody is there, or it is no process of this control plane.
+    pub async fn open(at: &str, key: &RelayKey, clock: &SharedClock, as_of: AsOf) -> io::Result<Self> {
+        let config = key.client_config(clock.now()).map_err(io::Error::other)?;
+        let stream = connect_as(at, RELAY_NAME, config).await?;
+        let shaking_hands = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .max_header_list_size(HEADERS_BYTES_MAX)
+            .max_send_buffer_size(WINDOW_BYTES as usize)
+            .handshake::<_, Bytes>(stream);
+        let (requests, connection) = timeout(HANDSHAKE_WAIT, shaking_hands)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            .map_err(io::Error::other)?;
+        let closed = CancellationToken::new();
+        let ending = closed.clone();
+        tokio::spawn(async move {
+            // With the connection's future goes the socket.
+            if let Some(Err(error)) = ending.run_until_cancelled(connection).await {
+                tracing::debug!(%error, "a connection to another process broke");
+            }
+            ending.cancel();
+        });
+        let guard = closed.clone().drop_guard();
+        let calls = Calls::new(requests);
+        let (says, hears) = tokio::io::split(calls.open(RELAY_PATH, &RelayCall::Hosts).await?);
+        tokio::spawn(speak(hears, closed));
+        Ok(Self { says, calls, as_of, _closed: guard })
+    }
+
+    /// All hosts that are there, each time that they are others. Not safe to cancel.
+    ///
+    /// # Errors
+    /// Where the connection is gone, or has been silent.
+    pub async fn next(&mut self) -> io::Result<Vec<RelayedHost>> {
+        loop {
+            let next = timeout(SILENCE_MAX, frame::expect_call(&mut self.says)).await;
+            match next.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the other process fell silent"))?? {
+                RelaySays::Alive => {}
+                RelaySays::Hosts { hosts } if hosts.len() > HOSTS_MAX => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "more hosts than a process has"));
+                }
+                RelaySays::Hosts { hosts } => return Ok(hosts.into_iter().map(|host| self.host(host)).collect()),
+            }
+        }
+    }
+
+    fn host(&self, message: HostMessage) -> RelayedHost {
+        let HostMessage { org, host, connection, age_ms } = message;
+        let now = Instant::now();
+        let since = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
+        let line = HostLine::over_relay(org, host, self.calls.clone(), Arc::clone(&self.as_of));
+        RelayedHost { org, host, connection, since, line }
+    }
+}
+
+/// Says that this process lives, until the connection ends.
+async fn speak(mut to: WriteHalf<ByteStream>, closed: CancellationToken) {
+    let speaking = async {
+        let mut alive = tokio::time::interval(HEARTBEAT_INTERVAL);
+        alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            alive.tick().await;
+            if frame::write(&mut to, &RelayHears::Alive).await.is_err() {
+                break;
+            }
+        }
+    };
+    closed.run_until_cancelled(speaking).await;
+    closed.cancel();
+}

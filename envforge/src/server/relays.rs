@@ -1,0 +1,323 @@
+//! Connections between processes of the control plane: one with the role `agents` passes shells, jobs, logs and what is seen of root
+//! windows on to its agents' hosts for processes that have the API (docs/adr/0020).
+//!
+//! Not here: what passes and how (agent), which host a workspace lies on (`hosts`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use envforge_agent::{AsOf, HostLine, RelayConnection, RelayIncoming, RelayKey, RelayListener, Relayed};
+use envforge_domain::commit::Position;
+use envforge_domain::time::UnixMillis;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::control_plane::ControlPlane;
+use super::hosts::{Hosts, Relay};
+use super::running::Running;
+use crate::cli::failure::Failure;
+
+/// Processes that may be connected at the same time, known or not.
+const CONNECTIONS_MAX: usize = 64;
+/// Other processes that one is told of.
+const RELAYS_MAX: usize = 64;
+/// How long our views of the log may take to know what the asking process knows.
+const VIEW_WAIT: Duration = Duration::from_secs(5);
+/// Wait before connecting again: doubled each time, and each time some random part of it.
+const RECONNECT_MIN: Duration = Duration::from_millis(250);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// A connection that held for this long begins the waits anew.
+const SETTLED: Duration = Duration::from_secs(30);
+/// Hosts that are asked at the same time what lasts there.
+const ASKED_MAX: usize = 16;
+
+const KEY: &str = "relay.key";
+const CERTIFICATE: &str = "relay.crt";
+
+/// How processes reach each other's agents.
+#[derive(Args, Debug)]
+pub(crate) struct RelayArgs {
+    /// Where `agents` listens for processes that have the API and reach hosts through this one, by TLS with certificates of the key
+    /// `relay.key` in the folder of the keys. Without it nobody does.
+    #[arg(long, value_name = "ADDRESS", env = "ENVFORGE_RELAY_LISTEN")]
+    relay_listen: Option<SocketAddr>,
+    /// Where other processes with the role `agents` listen for this one, which has the API: host and port of each, separated by commas.
+    #[arg(long = "relays", value_name = "HOST:PORT", value_delimiter = ',', env = "ENVFORGE_RELAYS")]
+    relays: Vec<String>,
+}
+
+impl RelayArgs {
+    /// Each of the other processes, once.
+    pub(crate) fn others(&self) -> Result<Vec<String>, Failure> {
+        let mut others: Vec<_> =
+            self.relays.iter().map(|at| at.trim().to_owned()).filter(|at| !at.is_empty()).collect();
+        others.sort_unstable();
+        others.dedup();
+        let port = |at: &String| {
+            at.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if let Some(wrong) = others.iter().find(|at| !port(at)) {
+            let what = format!("--relays `{wrong}` is no host with a port");
+            return Err(Failure::usage(what, "for example agents-1.internal:7091,agents-2.internal:7091"));
+        }
+        if others.len() > RELAYS_MAX {
+            let what = format!("--relays names {} processes; at most {RELAYS_MAX}", others.len());
+            return Err(Failure::usage(what, "name those with the role `agents`"));
+        }
+        Ok(others)
+    }
+
+    pub(crate) fn listen(&self) -> Option<SocketAddr> {
+        self.relay_listen
+    }
+}
+
+/// The key in a folder of keys, made where there is none.
+pub(crate) fn make_key(keys: &Path, now: UnixMillis) -> anyhow::Result<()> {
+    RelayKey::load_or_create(&keys.join(KEY), &keys.join(CERTIFICATE), now)?;
+    Ok(())
+}
+
+/// The key in a folder of keys. INVARIANT: nobody makes one of their own: others would not know it.
+pub(crate) fn key(keys: &Path) -> anyhow::Result<Arc<RelayKey>> {
+    let (key, certificate) = (keys.join(KEY), keys.join(CERTIFICATE));
+    if !key.exists() || !certificate.exists() {
+        let what = format!("{} or {} is missing", key.display(), certificate.display());
+        return Err(
+            Failure::usage(what, "`envforge setup` makes both, also where the other keys are there already").into()
+        );
+    }
+    Ok(Arc::new(RelayKey::load(&key, &certificate)?))
+}
+
+/// Listens for other processes. Answers the address.
+pub(crate) async fn listen(
+    running: &mut Running,
+    plane: &ControlPlane,
+    hosts: &Hosts,
+    key: Arc<RelayKey>,
+    address: SocketAddr,
+) -> anyhow::Result<SocketAddr> {
+    let listener = RelayListener::bind(address, key, Arc::clone(&plane.clock)).await?;
+    let address = listener.local_address()?;
+    let (relayed, hosts) = (relayed(plane, hosts), hosts.clone());
+    let stop = running.stop.clone();
+    running.essential.spawn("the listener for other processes", async move {
+        accept(listener, relayed, hosts, stop).await;
+        Ok(())
+    });
+    Ok(address)
+}
+
+fn relayed(plane: &ControlPlane, hosts: &Hosts) -> Relayed {
+    let (hot, here, hosts) = (Arc::clone(&plane.hot), hosts.here(), hosts.clone());
+    let lines = Arc::new(move |host, as_of, header| {
+        let (hot, hosts) = (Arc::clone(&hot), hosts.clone());
+        async move {
+            // Else this process would judge by less than the other one.
+            hot.wait_for(Position::new(as_of), VIEW_WAIT).await.ok()?;
+            hosts.line_for(host, &header)
+        }
+        .boxed()
+    });
+    Relayed { here, lines }
+}
+
+async fn accept(listener: RelayListener, relayed: Relayed, hosts: Hosts, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = stop.run_until_cancelled(async {
+            let turn = Arc::clone(&room).acquire_owned().await;
+            (turn, listener.accept().await)
+        });
+        match accepted.await {
+            None | Some((Err(_), _)) => break,
+            Some((Ok(turn), Ok(incoming))) => {
+                let (relayed, hosts, stop) = (relayed.clone(), hosts.clone(), stop.clone());
+                connections.spawn(async move {
+                    stop.run_until_cancelled(serve(incoming, relayed, hosts)).await;
+                    drop(turn);
+                });
+            }
+            Some((_, Err(error))) => {
+                tracing::warn!(%error, "a connection of another process could not be accepted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+async fn serve(incoming: RelayIncoming, relayed: Relayed, hosts: Hosts) {
+    let address = incoming.address();
+    let ended = |outcome: io::Result<()>| {
+        let outcome = match outcome {
+            Ok(()) => "closed",
+            Err(error) => {
+                tracing::info!(%address, %error, "a connection of another process failed");
+                reason(&error)
+            }
+        };
+        metrics::counter!("envforge_relay_connections_total", "outcome" => outcome).increment(1);
+    };
+    match incoming.arrive().await {
+        Err(error) => ended(Err(error)),
+        Ok(peer) => {
+            ended(peer.serve(relayed).await);
+            // It may have been alone to watch what lasts.
+            let lines = hosts.ask_anew();
+            find_lasting(hosts, lines).await;
+        }
+    }
+}
+
+/// Why a connection came to nothing, for metrics.
+fn reason(error: &io::Error) -> &'static str {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match (tls, error.kind()) {
+        (Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented), _) => {
+            "certificate_unknown"
+        }
+        (Some(_), _) => "tls",
+        (None, io::ErrorKind::TimedOut) => "slow",
+        (None, io::ErrorKind::InvalidData) => "protocol",
+        (None, _) => "connection",
+    }
+}
+
+/// Keeps a connection to each of the other processes.
+pub(crate) fn follow(
+    running: &mut Running,
+    plane: &ControlPlane,
+    hosts: &Hosts,
+    key: &Arc<RelayKey>,
+    others: Vec<String>,
+) {
+    for at in others {
+        let following = Following {
+            at,
+            relay: hosts.add_relay(),
+            key: Arc::clone(key),
+            plane: plane.clone(),
+            hosts: hosts.clone(),
+        };
+        let stop = running.stop.clone();
+        running.essential.spawn("the way to another process's agents", async move {
+            stop.run_until_cancelled(following.run()).await;
+            Ok(())
+        });
+    }
+}
+
+struct Following {
+    at: String,
+    relay: Relay,
+    key: Arc<RelayKey>,
+    plane: ControlPlane,
+    hosts: Hosts,
+}
+
+impl Following {
+    async fn run(self) {
+        let mut delay = RECONNECT_MIN;
+        loop {
+            let began = Instant::now();
+            let error = match self.connected().await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            self.hosts.relay_is_gone(self.relay);
+            let reason = reason(&error);
+            metrics::counter!("envforge_relay_connects_failed_total", "reason" => reason).increment(1);
+            tracing::warn!(at = self.at, %error, reason, ?delay, "the agents of another process are out of reach");
+            if began.elapsed() >= SETTLED {
+                delay = RECONNECT_MIN;
+            }
+            sleep(delay.mul_f64(rand::random_range(0.5..1.0))).await;
+            delay = (delay * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    /// One connection, to its end.
+    async fn connected(&self) -> io::Result<std::convert::Infallible> {
+        let hot = Arc::clone(&self.plane.hot);
+        let as_of: AsOf = Arc::new(move || hot.position().get());
+        let mut connection = RelayConnection::open(&self.at, &self.key, &self.plane.clock, as_of).await?;
+        let _connected = Connected::count();
+        tracing::info!(at = self.at, "the agents of another process are in reach");
+        // What lasts on hosts is held to rights from here, too. Ends with the connection.
+        let mut asking = JoinSet::new();
+        loop {
+            let fresh = self.hosts.relay_has(self.relay, connection.next().await?);
+            while asking.try_join_next().is_some() {}
+            if !fresh.is_empty() {
+                asking.spawn(find_lasting(self.hosts.clone(), fresh));
+            }
+        }
+    }
+}
+
+async fn find_lasting(hosts: Hosts, fresh: Vec<HostLine>) {
+    let ask = |line: HostLine| {
+        let hosts = &hosts;
+        async move { hosts.find_lasting(&line).await }
+    };
+    stream::iter(fresh).for_each_concurrent(ASKED_MAX, ask).await;
+}
+
+/// A connection that stands, in the metrics.
+struct Connected;
+
+impl Connected {
+    fn count() -> Self {
+        metrics::gauge!("envforge_relays_connected").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        metrics::gauge!("envforge_relays_connected").decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn others(relays: &[&str]) -> Result<Vec<String>, String> {
+        let relays = relays.iter().map(|at| (*at).to_owned()).collect();
+        RelayArgs { relay_listen: None, relays }.others().map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn a_process_makes_no_key_of_its_own() {
+        let keys = envforge_testkit::TestDir::new();
+        let missing = key(keys.path()).err().unwrap().to_string();
+        assert!(missing.contains("relay.key") && missing.contains("missing"), "{missing}");
+        make_key(keys.path(), UnixMillis::new(1_800_000_000_000)).unwrap();
+        assert!(key(keys.path()).is_ok());
+        std::fs::remove_file(keys.join("relay.crt")).unwrap();
+        assert!(key(keys.path()).is_err());
+    }
+
+    #[test]
+    fn each_process_is_named_once_by_host_and_port() {
+        let named = others(&["b.internal:7091", " a.internal:7091", "b.internal:7091", ""]).unwrap();
+        assert_eq!(named, ["a.internal:7091", "b.internal:7091"]);
+        assert_eq!(others(&["[::1]:7091"]).unwrap(), ["[::1]:7091"]);
+        for wrong in ["a.internal", ":7091", "a.internal:port", "a.internal:70910"] {
+            assert!(others(&[wrong]).unwrap_err().contains(wrong), "{wrong}");
+        }
+    }
+}
