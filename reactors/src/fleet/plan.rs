@@ -700,7 +700,7 @@ impl<'a> Planner<'a> {
         // One that does not start is no machine that anybody has.
         let counts = |machine: &&&MachineView| {
             let fails = machine.fails_to_start(self.policy.boot_deadline, self.now);
-            !matches!(machine.state, Machine::Over { .. }) && !(fails && machine.is_off())
+            !(matches!(machine.state, Machine::Over { .. }) || fails && machine.is_off())
         };
         let living = self.ours.iter().filter(counts).count();
         if living + self.requested >= self.policy.machines_max {

@@ -300,7 +300,7 @@ fn a_machine_whose_start_failed_keeps_no_wake_waiting_and_is_tried_again_later()
     let at = |fleet: &OrganizationFleet, after_s| plan(fleet, &policy(), NOON.plus(Millis::from_secs(after_s))).steps;
     let planned = at(&with(vec![failing.clone()]), 14);
     assert!(matches!(planned.as_slice(), [Step::Request { .. }]), "{planned:?}");
-    assert_eq!(at(&with(vec![failing.clone()]), 15), [start.clone()]);
+    assert_eq!(at(&with(vec![failing.clone()]), 15), [start]);
     // Also while the second attempt is under way.
     let starting = failed(view(Machine::Live(live(1, 1, Power::Starting)), &[], NOON), &[NOON]);
     assert!(at(&with(vec![starting.clone()]), 15).iter().any(is_request));
@@ -367,7 +367,7 @@ fn a_machine_whose_checks_fail_is_stopped_once_with_nothing_awake_and_given_up_t
     let one = |machine: MachineView| steps(&fleet(1, vec![machine]));
     assert_eq!(one(impaired(4, &[])), []);
     let stop = Step::Stop { host: host(1), mode: StopMode::Stop, cause: MachineCause::Unhealthy };
-    assert_eq!(one(impaired(5, &[])), [stop.clone()]);
+    assert_eq!(one(impaired(5, &[])), [stop]);
     assert_eq!(one(impaired(5, &[(1, NEEDS)])), [], "a runtime that may be awake there is waited for");
     assert_eq!(one(MachineView { open_shells: 1, ..impaired(5, &[]) }), [], "and so are shells");
     let planned = steps(&wanting(vec![impaired(5, &[])], vec![demand(1, 1, NEEDS)]));
