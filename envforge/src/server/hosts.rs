@@ -159,6 +159,13 @@ impl Hosts {
         lines
     }
 
+    /// Whether a host's agent is connected to this very process, and heard. What is reached through another process is not.
+    pub(crate) fn is_heard_here(&self, org: OrgId, host: HostId) -> bool {
+        let connected = self.connected();
+        let at = connected.get(&host).filter(|at| at.identity.org == org && !at.closed.is_cancelled());
+        at.is_some_and(|at| at.remote.is_heard())
+    }
+
     /// What is connected here.
     pub(crate) fn here(&self) -> watch::Receiver<Vec<HostHere>> {
         self.0.here.subscribe()
