@@ -133,8 +133,8 @@ async fn only_processes_of_one_control_plane_pass_streams_on_and_an_agents_certi
     // And a process of the control plane is no agent.
     let (listening, clock) = (line.at(), clock());
     let coming = RelayConnection::open(&listening, &ours, &clock, Arc::new(|| 0));
-    let (refused, arrived) =
-        tokio::join!(coming, async { line.listener.accept().await.unwrap().hello().await.unwrap().arrive().await });
+    let arriving = async { line.listener.accept().await.unwrap().hello().await.unwrap().arrive().await };
+    let (refused, arrived) = tokio::join!(coming, arriving);
     assert!(refused.is_err() && arrived.is_err());
 }
 

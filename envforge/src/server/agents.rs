@@ -418,9 +418,10 @@ impl Desk {
                 continue;
             }
             let wanted = self.plane.hot.placement.agents_wanted();
-            let is_here = |org, host| self.hosts.is_heard(org, host);
-            let look =
-                |(org, host, heard_at): (OrgId, HostId, _)| Looked { org, host, is_here: is_here(org, host), heard_at };
+            let look = |(org, host, heard_at): (OrgId, HostId, _)| {
+                let is_here = self.hosts.is_heard_here(org, host);
+                Looked { org, host, is_here, heard_at }
+            };
             for told in watch.look(&wanted.into_iter().map(look).collect::<Vec<_>>()) {
                 if let Err(refusal) = self.tell_look(told).await {
                     tracing::warn!(host = %told.host, code = refusal.code, text = refusal.text, "a look was not recorded");

@@ -159,6 +159,13 @@ impl Hosts {
         lines
     }
 
+    /// Whether a host's agent is connected to this very process, and heard. What is reached through another process is not.
+    pub(crate) fn is_heard_here(&self, org: OrgId, host: HostId) -> bool {
+        let connected = self.connected();
+        let at = connected.get(&host).filter(|at| at.identity.org == org && !at.closed.is_cancelled());
+        at.is_some_and(|at| at.remote.is_heard())
+    }
+
     /// What is connected here.
     pub(crate) fn here(&self) -> watch::Receiver<Vec<HostHere>> {
         self.0.here.subscribe()
@@ -271,11 +278,6 @@ impl Hosts {
         let relays = self.relays();
         let having = relays.iter().flatten().filter_map(|hosts| hosts.get(&host)).filter(|at| at.org == org);
         having.max_by_key(|at| at.since).map(|at| at.line.clone())
-    }
-
-    /// Whether an agent is connected to this very process, and was heard of late.
-    pub(crate) fn is_heard(&self, org: OrgId, host: HostId) -> bool {
-        self.connected().get(&host).is_some_and(|at| at.identity.org == org && at.remote.is_heard())
     }
 
     /// A host on which something of an organization is to begin. This machine is the organization's from then on, as by a wake.
