@@ -18,9 +18,9 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::{HostId, ProjectId, UserId, WorkspaceId};
 use crate::limits::{SECRETS_CONSUMED_MAX, SECRETS_OF_EVENT_MAX};
-use crate::secrets::{ConsumedSecret, RefusedSecret, SecretName};
+use crate::secrets::{ConsumedSecret, RefusedSecret};
 use crate::slug::ServiceName;
-use crate::time::{Millis, UnixMillis};
+use crate::time::UnixMillis;
 
 pub use cause::{ActivitySource, PostponeCause, SleepCause, WakeCause};
 pub use command::RuntimeCommand;
