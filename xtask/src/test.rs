@@ -55,6 +55,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut tests = workspace.cargo();
     if nextest {
         tests.args(["nextest", "run", "--locked"]).args(scope);
+        // One more than there are cores, for a test that mostly waits (`.config/nextest.toml`).
+        if !options
+            .arguments
+            .iter()
+            .any(|argument| argument.starts_with("--test-threads") || argument.starts_with("-j"))
+        {
+            let cores = std::thread::available_parallelism().map_or(2, usize::from);
+            tests.args(["--test-threads", &(cores + 1).to_string()]);
+        }
         if options.fast {
             tests.args(["-E", &format!("not (binary(/{SERVERS}/) | test(/{SERVERS}/))")]);
         }
