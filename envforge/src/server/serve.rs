@@ -40,6 +40,7 @@ use super::known_log::{CheckpointFile, Keeper, KnownLog, Memory};
 use super::provider::ProviderArgs;
 use super::running::{self, Running};
 use super::secret_store::StoreName;
+use super::service_users::ServiceUserArgs;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, fleet, open_files, provider, roles, usable};
@@ -160,7 +161,9 @@ pub(crate) struct ServeArgs {
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
-    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS. The API puts them, reactors and agents read them: all need the same one.
+    #[command(flatten)]
+    service_users: ServiceUserArgs,
+    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS, with `{org}` in KEY where each organization has its own. The API puts them, reactors and agents read them: all need the same one.
     #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
     secret_store: Option<StoreName>,
     /// Where roles without a database keep how far they have followed the log. Default: `state` in the folder of the keys.
@@ -377,6 +380,10 @@ async fn start(
         let what = "--metrics-listen takes loopback addresses only: metrics are for the machine itself";
         return Err(Failure::usage(what, "127.0.0.1:0, and a scraper on this machine").into());
     }
+    if has(RoleName::Reactors) {
+        std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
+        args.service_users.check(&args.runtime)?;
+    }
     let provider = match has(RoleName::Api) {
         true => args.provider.read()?,
         false => None,
@@ -470,7 +477,6 @@ async fn start(
         addresses.insert("agents".to_owned(), address.to_string().into());
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
-        std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         let (authority, store) = (public.authority.clone(), secret_store.clone());
         roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
     }
