@@ -38,24 +38,11 @@ pub trait SecretStore: Send + Sync {
     /// See [`StoreError`]; doing it again is right for each that is retryable.
     async fn delete(&self, key: &SecretKey) -> Result<(), StoreError>;
 
-    /// What is kept of a key; `None` where nothing is.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    async fn describe(&self, key: &SecretKey) -> Result<Option<Kept>, StoreError>;
-
     /// The keys of one owner of which anything is kept, in any order: for those who clear up.
     ///
     /// # Errors
     /// See [`StoreError`].
     async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError>;
-}
-
-/// What a store keeps of one key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
-    pub oldest_version: u64,
-    pub newest_version: u64,
 }
 
 /// Why a store did not do it. Texts name stores, keys and versions, never values.
@@ -77,6 +64,8 @@ pub enum StoreError {
     },
     #[error("a secret's value must have 1 to {max} bytes of UTF-8 without NUL")]
     Value { max: usize },
+    #[error("the secret store takes no such value: {why}")]
+    Untakable { why: &'static str },
     #[error("at most {max} secrets are read at once")]
     TooMany { max: usize },
 }
@@ -90,6 +79,7 @@ impl StoreError {
             | Self::Forbidden { .. }
             | Self::Damaged { .. }
             | Self::Value { .. }
+            | Self::Untakable { .. }
             | Self::TooMany { .. } => false,
         }
     }
@@ -103,6 +93,7 @@ impl StoreError {
             Self::Forbidden { .. } => "forbidden",
             Self::Damaged { .. } => "damaged",
             Self::Value { .. } => "value",
+            Self::Untakable { .. } => "untakable",
             Self::TooMany { .. } => "too_many",
         }
     }
