@@ -27,7 +27,7 @@ use crate::listener::FRAME_BYTES;
 use crate::pinned;
 use crate::stream::ByteStream;
 use crate::wire::{
-    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StreamAnswer, StreamHeader, Up, WakeAnswer,
+    Call, Down, EndAnswer, HEARTBEAT_INTERVAL, PATH, SILENCE_MAX, StreamAnswer, StreamHeader, UNDECIDED, Up, WakeAnswer,
 };
 
 /// Wait before connecting again: doubled each time, and each time some random part of it.
@@ -72,7 +72,7 @@ pub enum AgentError {
     #[error("the control plane takes this host no more ({code}): {text}")]
     Refused { code: String, text: String },
     #[error("this agent's certificate has ended, and with it its right to renew it: enrol this host again")]
-    CertificateEnded,
+    CertificateEnded { at: UnixMillis },
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
@@ -81,6 +81,13 @@ pub enum AgentError {
 enum Ended {
     Lost(io::Error),
     Refused { code: String, text: String },
+}
+
+impl Ended {
+    /// INVARIANT: what runs here is ended for a decision alone. Whoever cannot decide now will later.
+    fn of_refusal(code: String, text: String) -> Self {
+        if code == UNDECIDED { Self::Lost(io::Error::other(text)) } else { Self::Refused { code, text } }
+    }
 }
 
 impl From<io::Error> for Ended {
@@ -104,7 +111,7 @@ impl Agent {
         loop {
             let identity = agent.identity.borrow().clone();
             if identity.expires_at() <= agent.config.clock.now() {
-                return Err(AgentError::CertificateEnded);
+                return Err(AgentError::CertificateEnded { at: identity.expires_at() });
             }
             let began = Instant::now();
             let Some(ended) = stop.run_until_cancelled(agent.serve(identity)).await else { return Ok(()) };
@@ -210,7 +217,7 @@ impl Agent {
                 // Read: the control plane may close.
                 let _ = frame::write(&mut stream, &EndAnswer::Ended { facts: 0 }).await;
                 let _ = stream.shutdown().await;
-                return Some(Ended::Refused { code, text });
+                return Some(Ended::of_refusal(code, text));
             }
             Call::Wake(order) => match order.order() {
                 Ok(order) if order.org == self.org() => self.wake(&mut stream, order).await,

@@ -37,4 +37,4 @@ pub use remote::{Happened, RemoteHost, Session};
 pub use roots::{RemoteRoot, RemoteWindow};
 pub use shells::{RemoteEnds, programs};
 pub use stream::ByteStream;
-pub use wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader};
+pub use wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader, UNDECIDED};

@@ -37,8 +37,8 @@ use crate::wire::StreamHeader;
 const CHUNKS_MAX: usize = 4;
 /// For what is said at once.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// From the end of something to its being told here: whoever carried it tells first, and knows more.
-const END_WAIT: Duration = Duration::from_secs(10);
+/// From the end of something to its being told here: whoever carried it tells first, and knows more. Longer than that one goes on trying.
+const END_WAIT: Duration = Duration::from_secs(40);
 /// A host that lists more is none.
 const LASTING_MAX: usize = 10_000;
 /// So does one that knows more shells and jobs: open ones, and ends that nobody has told yet.

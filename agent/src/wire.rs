@@ -21,6 +21,9 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Without a word for this long the other side counts as gone, and the connection with it.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 
+/// The code of whoever cannot say whether an agent may come: the log or a view does not answer.
+pub const UNDECIDED: &str = "unavailable";
+
 const REASON_CHARS_MAX: usize = 1_000;
 
 /// What the control plane opens a stream for; the first message on it.

@@ -253,6 +253,23 @@ async fn a_job_reaches_its_host_with_all_the_secrets_that_it_may_be_given() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_cannot_decide_is_asked_again_and_a_refusal_is_for_good() {
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let agent = tokio::spawn(line.agent(&local, identity).run(CancellationToken::new()));
+    for code in [envforge_agent::UNDECIDED, "host_revoked"] {
+        let refusing = async {
+            let arrived = line.listener.accept().await.unwrap().arrive().await.unwrap();
+            let Arrival::Agent(connection) = arrived else { panic!("somebody else came") };
+            connection.refuse(code, "not now".to_owned()).await.unwrap();
+        };
+        tokio::time::timeout(DEADLINE, refusing).await.unwrap();
+    }
+    let ended = tokio::time::timeout(DEADLINE, agent).await.unwrap().unwrap();
+    assert!(matches!(&ended, Err(AgentError::Refused { code, .. }) if code == "host_revoked"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_carry_much_both_ways_and_one_that_nobody_reads_holds_up_no_other() {
     const BYTES: usize = 100 * 1024 * 1024;
     let line = Line::new().await;
@@ -314,7 +331,7 @@ async fn only_certificates_of_the_authority_are_let_in_and_only_in_time() {
     let ended = async { while !matches!(session.next().await, envforge_agent::Happened::Closed) {} };
     tokio::time::timeout(DEADLINE, ended).await.expect("the connection ends with its certificate");
     let ended = tokio::time::timeout(DEADLINE, running).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(AgentError::CertificateEnded)), "{ended:?}");
+    assert!(matches!(ended, Err(AgentError::CertificateEnded { .. })), "{ended:?}");
 
     // An authority of somebody else's certifies nobody here, and the agent believes nobody else's either.
     let elsewhere = tempfile::tempdir().unwrap();

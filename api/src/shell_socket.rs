@@ -14,6 +14,7 @@ use envforge_domain::access::{Action, Resource};
 use envforge_domain::limits::SHELL_WINDOW_BYTES;
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, TerminalSize};
 use envforge_domain::time::SharedClock;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
@@ -122,6 +123,10 @@ impl Ground {
     }
 }
 
+/// Who says how something ended: what the host said of it, or that it said nothing ([`ShellEnd::Lost`]), to what the client is told. Where
+/// nobody is asked, the host's word stands, and where there is none the connection closes without one.
+pub(crate) type Verdict = Arc<dyn Fn(ShellEnd) -> BoxFuture<'static, &'static str> + Send + Sync>;
+
 /// A client's end of a shell that is about to be opened.
 pub(crate) struct Client {
     sink: SplitSink<WebSocket, Message>,
@@ -169,7 +174,7 @@ impl Client {
 
     /// Says that it is over before it began.
     pub(crate) async fn over(&mut self, end: ShellEnd) {
-        self.say(&over(end, None)).await;
+        self.say(&over(end.token(), None)).await;
         let _ = tokio::time::timeout(FAREWELL, self.sink.send(closing(1000, end.token()))).await;
     }
 
@@ -189,13 +194,14 @@ impl Client {
         ground: &Ground,
         longest: Duration,
         stop: &CancellationToken,
+        verdict: Option<Verdict>,
     ) -> (ShellEnd, Option<u32>) {
         let Self { sink, mut stream } = self;
         let OpenShell { input, output, .. } = open;
         let on_their_way = Arc::new(AtomicUsize::new(0));
         // Room for pings and the last word; a writer that a slow client holds up takes none of it.
         let (say, said) = mpsc::channel(4);
-        let mut writing = tokio::spawn(write(sink, output, said, Arc::clone(&on_their_way)));
+        let mut writing = tokio::spawn(write(sink, output, said, verdict, Arc::clone(&on_their_way)));
         let mut check = tokio::time::interval(RIGHTS_CHECK);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let begun = Instant::now();
@@ -262,7 +268,7 @@ impl Client {
         // What runs there ends now, whatever becomes of the client.
         drop(input);
         if end != ShellEnd::Closed {
-            let _ = say.try_send(Message::Text(over(end, None).to_string().into()));
+            let _ = say.try_send(Message::Text(over(end.token(), None).to_string().into()));
             let code = if end == ShellEnd::Violation { 1002 } else { 1000 };
             let _ = say.try_send(closing(code, end.token()));
         }
@@ -284,6 +290,7 @@ async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     mut output: mpsc::Receiver<ShellOutput>,
     mut said: mpsc::Receiver<Message>,
+    verdict: Option<Verdict>,
     on_their_way: Arc<AtomicUsize>,
 ) -> Option<(ShellEnd, Option<u32>)> {
     let mut over_before = false;
@@ -305,12 +312,20 @@ async fn write(
                     on_their_way.fetch_sub(bytes, Ordering::AcqRel);
                     Message::Text(json!({ "type": "window", "bytes": bytes }).to_string().into())
                 }
-                Some(ShellOutput::Over { end, code }) => {
-                    let _ = sink.send(Message::Text(over(end, code).to_string().into())).await;
-                    let _ = tokio::time::timeout(FAREWELL, sink.send(closing(1000, end.token()))).await;
+                None if verdict.is_none() => return Some((ShellEnd::Lost, None)),
+                next @ (Some(ShellOutput::Over { .. }) | None) => {
+                    let (end, code) = match next {
+                        Some(ShellOutput::Over { end, code }) => (end, code),
+                        _ => (ShellEnd::Lost, None),
+                    };
+                    let told = match &verdict {
+                        Some(verdict) => verdict(end).await,
+                        None => end.token(),
+                    };
+                    let _ = sink.send(Message::Text(over(told, code).to_string().into())).await;
+                    let _ = tokio::time::timeout(FAREWELL, sink.send(closing(1000, told))).await;
                     return Some((end, code));
                 }
-                None => return Some((ShellEnd::Lost, None)),
             },
         };
         sink.send(message).await.ok()?;
@@ -324,8 +339,8 @@ fn data(stream: u8, bytes: &[u8]) -> Message {
     Message::Binary(message.freeze())
 }
 
-fn over(end: ShellEnd, code: Option<u32>) -> Value {
-    json!({ "type": "over", "end": end.token(), "code": code })
+fn over(end: &str, code: Option<u32>) -> Value {
+    json!({ "type": "over", "end": end, "code": code })
 }
 
 fn closing(code: u16, reason: &str) -> Message {

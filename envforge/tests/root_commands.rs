@@ -212,6 +212,31 @@ async fn a_command_that_kills_its_guard_dies_with_it() {
     }
 }
 
+/// The machine has a file system for them, and nobody else's window has this number.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_was_taken_and_never_run_leaves_no_cgroup_and_one_that_ran_takes_its_own_along() {
+    let Some(machine) = Machine::open().await else { return };
+    let number = Uuid::now_v7().as_u128();
+    let taken = machine.host.take_root(Machine::window(number)).await.unwrap();
+    let record = machine.dir.join("root").join(format!("{}.json", Machine::window(number)));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    let Some(cgroup) = record["cgroup"].as_str().map(PathBuf::from) else {
+        return eprintln!("there are no cgroups of version 2 here, and nothing was tested");
+    };
+    assert!(!cgroup.exists(), "{}", cgroup.display());
+    drop(taken);
+    assert!(!cgroup.exists());
+    let (_keep, end) = nobody_asks();
+    let script = "grep ^0:: /proc/self/cgroup";
+    assert_eq!(machine.run(number, script, LONG, end).await, (RootOutcome::Exited, Some(0)));
+    let (text, _) = machine.host.root_output(Machine::window(number)).unwrap();
+    let name = cgroup.file_name().unwrap().to_str().unwrap();
+    if !text.trim().ends_with(name) {
+        eprintln!("nobody may make a cgroup here: {text}");
+    }
+    assert!(!cgroup.exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_where_agent_and_guard_were_killed_at_once_is_ended_by_the_next_start() {
     let Some(machine) = Machine::open().await else { return };

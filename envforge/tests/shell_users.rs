@@ -1,5 +1,5 @@
 //! Shells as the workspace's own user, as root with real processes: who they are, what they may touch, and that terminals
-//! and what lasts work all the same. Where the tests are not root there are no such users, and they say so.
+//! and what lasts work all the same; and that services and jobs have names as they do. Where the tests are not root there are no such users, and they say so.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and read what processes wrote")]
 
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use envforge_domain::time::Millis;
 use envforge_domain::workspace::Branch;
 use envforge_runtime::{Config, LocalHost, NoUsers, OpenShell, Stage, UnixUsers, UserBlock, WakeOrder};
 use envforge_testkit::TestDir;
+use envforge_testkit::tools::Tool;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -40,6 +41,10 @@ fn words(script: &str) -> Vec<String> {
 impl Machine {
     /// `None` where these tests are not root.
     async fn open() -> Option<Self> {
+        Self::configured(|_| {}).await
+    }
+
+    async fn configured(change: impl FnOnce(&mut Config)) -> Option<Self> {
         let dir = TestDir::new();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let state = dir.join("state");
@@ -59,6 +64,7 @@ impl Machine {
         let mut config = Config::new(&state);
         config.root_guard = Some(env!("CARGO_BIN_EXE_envforge").into());
         config.unix_users = Some(dir.join("registry"));
+        change(&mut config);
         let (host, _) = LocalHost::open(config).await.unwrap();
         let machine = Self { dir, host };
         machine.git(&["init", "--quiet", "--initial-branch=main", "."]);
@@ -70,6 +76,42 @@ impl Machine {
 
     fn repository(&self) -> std::path::PathBuf {
         self.dir.join("repository")
+    }
+
+    fn order(&self, manifest: &str) -> WakeOrder {
+        WakeOrder {
+            org: OrgId::from_uuid(Uuid::from_u128(2)),
+            workspace: workspace(),
+            epoch: 1,
+            repository: self.repository().to_string_lossy().into_owned(),
+            branch: "main".to_owned(),
+            manifest: Manifest::parse(manifest).unwrap(),
+            deadline: Millis::from_secs(60),
+            public_hosts: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            git: None,
+        }
+    }
+
+    async fn wake(&self, manifest: &str) {
+        self.host.wake(self.order(manifest), watch::channel(Stage::CheckingOut).0).await.unwrap();
+    }
+
+    async fn job(&self, command: &str, secrets: BTreeMap<String, Secret>) -> OpenShell {
+        let order = JobOrder {
+            run: JobRunId::from_uuid(Uuid::now_v7()),
+            org: OrgId::from_uuid(Uuid::from_u128(2)),
+            project: ProjectId::from_uuid(Uuid::from_u128(3)),
+            workspace: workspace(),
+            name: "unit".to_owned(),
+            command: command.to_owned(),
+            secrets: Vec::new(),
+        };
+        self.host.run_job(order, secrets).await.unwrap()
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.dir.join("state/workspaces").join(workspace().to_string()).join("data")
     }
 
     fn git(&self, arguments: &[&str]) {
@@ -212,34 +254,12 @@ async fn a_jobs_secrets_are_read_by_no_shell_and_no_service() {
     std::fs::write(machine.repository().join("steal.sh"), steal).unwrap();
     machine.git(&["add", "."]);
     machine.git(&["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "two"]);
-    let (org, project) = (OrgId::from_uuid(Uuid::from_u128(2)), ProjectId::from_uuid(Uuid::from_u128(3)));
-    let order = WakeOrder {
-        org,
-        workspace: workspace(),
-        epoch: 1,
-        repository: machine.repository().to_string_lossy().into_owned(),
-        branch: "main".to_owned(),
-        manifest: Manifest::parse(manifest).unwrap(),
-        deadline: Millis::from_secs(30),
-        public_hosts: BTreeMap::new(),
-        secrets: BTreeMap::new(),
-        git: None,
-    };
-    machine.host.wake(order, watch::channel(Stage::CheckingOut).0).await.unwrap();
-    let data = machine.dir.join("state/workspaces").join(workspace().to_string()).join("data");
-    let run = |command: &str| JobOrder {
-        run: JobRunId::from_uuid(Uuid::now_v7()),
-        org,
-        project,
-        workspace: workspace(),
-        name: "unit".to_owned(),
-        command: command.to_owned(),
-        secrets: Vec::new(),
-    };
+    machine.wake(manifest).await;
+    let data = machine.data();
     let secrets = || BTreeMap::from([("JOB_TOKEN".to_owned(), Secret::new("the value of the job".to_owned()))]);
     let waits = "id -u; echo \"$JOB_TOKEN\"; touch \"$HOME/kept\"; echo $$ > \"$ENVFORGE_DATA_DIR/job\"; \
                  while ! test -e \"$ENVFORGE_DATA_DIR/go\"; do sleep 0.02; done";
-    let job = machine.host.run_job(run(waits), secrets()).await.unwrap();
+    let job = machine.job(waits, secrets()).await;
     assert_eq!(until_written(&data.join("stolen")).await, "refused\n");
     let read = format!(
         "cat /proc/$(cat {}/job)/environ 2>/dev/null || echo refused; touch {}/go",
@@ -256,10 +276,71 @@ async fn a_jobs_secrets_are_read_by_no_shell_and_no_service() {
     assert!(block.holds(uid) && uid != block.shell().uid && uid != service, "{uid}: {block:?}");
     assert_eq!((lines[1], code), ("the value of the job", Some(0)));
     // It keeps its user and its home; one without secrets is the shells'.
-    let again = machine.host.run_job(run("id -u; ls \"$HOME\""), secrets()).await.unwrap();
+    let again = machine.job("id -u; ls \"$HOME\"", secrets()).await;
     assert_eq!(all_of(again).await.0, format!("{uid}\nkept\n"));
-    let plain = machine.host.run_job(run("id -u; echo \"[$JOB_TOKEN]\""), BTreeMap::new()).await.unwrap();
+    let plain = machine.job("id -u; echo \"[$JOB_TOKEN]\"", BTreeMap::new()).await;
     assert_eq!(all_of(plain).await.0, format!("{}\n[]\n", block.shell().uid));
+    machine.host.shutdown().await;
+}
+
+const DATABASE: &str = r#"version: 1
+services:
+  database:
+    command: |
+      initdb --no-sync --auth=trust -D "$HOME/cluster" > "$HOME/initdb.txt" 2>&1 || { cat "$HOME/initdb.txt"; exit 1; }
+      { id -un; id -gn; getent passwd "$(id -u)" | cut -d: -f6; echo "$HOME"; } > "$ENVFORGE_DATA_DIR/service"
+      exec postgres -D "$HOME/cluster" -p "$PORT" -c unix_socket_directories=
+    readiness:
+      command: psql -h 127.0.0.1 -p "$PORT" -d postgres -Atc "select current_user" > "$ENVFORGE_DATA_DIR/probe"
+      deadline: 60s
+  other:
+    command: id -un > "$ENVFORGE_DATA_DIR/other"; exec sleep 100000
+    port: none
+on_sleep: { command: id -un > "$ENVFORGE_DATA_DIR/hook" }
+"#;
+
+/// A database's own programs give up where their user has no name. A keeper starts them, as on a host with an agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_their_probes_and_what_runs_before_sleep_find_their_users_by_name() {
+    let bin = Tool::PostgresBin.path();
+    let before = std::fs::read("/etc/passwd").unwrap();
+    let machine = Machine::configured(|config| {
+        config.keeper = Some(env!("CARGO_BIN_EXE_envforge").into());
+        config.path = format!("{}:{}", bin.display(), config.path);
+    });
+    let Some(machine) = machine.await else { return };
+    machine.wake(DATABASE).await;
+    let service = until_written(&machine.data().join("service")).await;
+    let lines: Vec<_> = service.lines().collect();
+    assert_eq!(lines[..2], ["service-database", "workspace"], "{service}");
+    assert_eq!(lines[2], lines[3], "its home is where it keeps things");
+    assert_eq!(until_written(&machine.data().join("probe")).await, "service-database\n");
+    assert_eq!(until_written(&machine.data().join("other")).await, "service-other\n");
+    let (text, _) = all_of(machine.job("id -un", BTreeMap::new()).await).await;
+    assert_eq!(text, "workspace\n");
+    machine.host.sleep(workspace(), 1).await.unwrap();
+    assert_eq!(until_written(&machine.data().join("hook")).await, "workspace\n");
+    assert_eq!(std::fs::read("/etc/passwd").unwrap(), before, "the machine's own stay as they are");
+    machine.host.shutdown().await;
+}
+
+/// What the dynamic loader does as it is told by a job's variables it does as the job's user: no program before the job is root.
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_of_a_job_move_no_program_that_is_root() {
+    let Some(machine) = Machine::open().await else { return };
+    machine.wake("version: 1\nservices:\n  app:\n    command: exec sleep 100000\n    port: none\n").await;
+    let traces = machine.data().join("loader");
+    let told = [("LD_DEBUG", "files".to_owned()), ("LD_DEBUG_OUTPUT", traces.display().to_string())];
+    let told = told.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))).collect();
+    let (text, code) = all_of(machine.job("id -u; id -un", told).await).await;
+    let (uid, name) = text.trim().split_once('\n').unwrap();
+    assert_eq!((name, code), ("service-job.unit", Some(0)), "{text}");
+    let written = std::fs::read_dir(machine.data()).unwrap().map(|entry| entry.unwrap());
+    let owners: Vec<_> = written
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("loader."))
+        .map(|entry| entry.metadata().unwrap().uid().to_string())
+        .collect();
+    assert!(owners.len() >= 3 && owners.iter().all(|owner| owner == uid), "{owners:?} and not {uid} alone");
     machine.host.shutdown().await;
 }
 

@@ -1,19 +1,25 @@
-//! Names of a workspace's users: files in the place of /etc/passwd and /etc/group, for what its people run.
+//! Names of a workspace's users: files in the place of /etc/passwd and /etc/group, for what its people and its services run.
 //!
-//! Programs ask who they are and where home is, and some give up where nobody can say: ssh, sftp-server, Node's `os.userInfo`. The
-//! machine's own files stay as they are. The helper that becomes a user mounts the workspace's files over them, in a mount namespace of
-//! its own; where the system lets nobody mount (a container), ids have no names there. Not here: who those users are (`unix_user`).
+//! Programs ask who they are and where home is, and some give up where nobody can say: ssh, sftp-server, initdb, Node's `os.userInfo`.
+//! The machine's own files stay as they are: the workspace's are mounted over them in a mount namespace. A shell's helper makes one of
+//! its own; services, probes, hooks and jobs are started in one ([`Names`]), with no program between that would be root in an
+//! environment which others wrote (`LD_PRELOAD`). Where the system lets nobody mount (a container), ids have no names there. Not here:
+//! who those users are (`unix_user`).
 //!
 //! Layout: `workspaces/<workspace>/accounts/{passwd,group}`, root's, in a directory that root alone enters.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 
 use crate::output::private_directory;
 use crate::record::blocking;
@@ -25,6 +31,58 @@ const PASSWD: &str = "passwd";
 const GROUP: &str = "group";
 /// Of the machine's own files; larger ones stay in their place.
 const SYSTEM_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// A mount namespace in which the users of one workspace have names. Clones are one.
+#[derive(Clone)]
+pub(crate) struct Names(Arc<OwnedFd>);
+
+impl Names {
+    /// Of a workspace that has users, as [`written`] writes them; `None` also where nothing may be mounted, which is no failure.
+    ///
+    /// # Errors
+    /// Where the files cannot be written.
+    pub(crate) async fn of(place: PathBuf, block: Option<UserBlock>, login_shell: String) -> io::Result<Option<Self>> {
+        let Some(directory) = written(place, block, login_shell).await? else { return Ok(None) };
+        blocking(move || {
+            let made = aside(|| {
+                enter(&directory)?;
+                File::open("/proc/thread-self/ns/mnt")
+            });
+            Ok(match made {
+                Ok(namespace) => Some(Self(Arc::new(namespace.into()))),
+                Err(error) => {
+                    tracing::info!(%error, "users of a workspace have no names here");
+                    None
+                }
+            })
+        })
+        .await
+    }
+}
+
+/// Starts a process where its user has a name, if it has one.
+///
+/// # Errors
+/// Where it cannot be started.
+pub(crate) fn start(command: &mut Command, names: Option<&Names>) -> io::Result<Child> {
+    let Some(Names(namespace)) = names else { return command.spawn() };
+    let runtime = Handle::current();
+    aside(|| {
+        let _in_it = runtime.enter();
+        // Root and working directory are the whole process's until they are not shared; who shares them may enter nothing.
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(namespace, CloneFlags::CLONE_NEWNS)?;
+        command.spawn()
+    })
+}
+
+/// On a thread that ends with it: what it sees of the file system becomes its own and nobody else's here.
+fn aside<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("names".to_owned()).spawn_scoped(scope, act)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("it ended unexpectedly")))
+    })
+}
 
 /// Writes the files of a workspace that has users, whose directory is `place`, as the machine's are now with its users behind them. Answers
 /// where they are; `None` also where they cannot say it: no field of theirs holds a colon.

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::accounts::{self, Names};
 use crate::environment::Environment;
 use crate::process::{self, Ended};
 use crate::unix_user::UnixUser;
@@ -34,6 +35,8 @@ pub(crate) struct Prober {
     pub(crate) environment: Environment,
     /// The service's.
     pub(crate) user: Option<UnixUser>,
+    /// Where that user has a name.
+    pub(crate) names: Option<Names>,
 }
 
 /// The deadline passed without a probe that held.
@@ -81,7 +84,9 @@ impl Prober {
 
     async fn command(&self, command: &str) -> Result<(), String> {
         let mut process = process::shell(command, &self.directory, &self.environment, self.user);
-        let status = process.status().await.map_err(|error| format!("could not be run: {error}"))?;
+        let failed = |error| format!("could not be run: {error}");
+        let mut started = accounts::start(&mut process, self.names.as_ref()).map_err(failed)?;
+        let status = started.wait().await.map_err(failed)?;
         if status.success() { Ok(()) } else { Err(Ended(status).to_string()) }
     }
 

@@ -189,26 +189,19 @@ pub(crate) fn refusal(host: &Host) -> Option<RootOutcome> {
 
 /// INVARIANT: the marker is on disk before the first process that carries it starts, and before the log hears of a start.
 pub(crate) async fn take(host: Arc<Host>, window: RootWindowId) -> io::Result<TakenRoot> {
-    let cgroup = new_cgroup(window);
+    let cgroup = cgroup_of(window);
     let record = RootRecord { marker: Marker::random(), boot: host.boot.clone(), groups: Vec::new(), cgroup };
     let (records, kept) = (host.root.records.clone(), record.clone());
     blocking(move || records.write(window, &kept)).await?;
     Ok(TakenRoot { host, window, record })
 }
 
-/// A cgroup below this process's own, where the system lets it make one. Without it, marker, group and parents must do.
-fn new_cgroup(window: RootWindowId) -> Option<PathBuf> {
+/// Where a window's cgroup is made, below this process's own. There is none before something starts in it.
+fn cgroup_of(window: RootWindowId) -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
     let root = CGROUP_ROOTS.iter().map(Path::new).find(|root| root.join("cgroup.procs").exists())?;
-    let path = root.join(own).join(format!("envforge-root-{window}"));
-    match fs::create_dir(&path) {
-        Ok(()) => Some(path),
-        Err(error) => {
-            tracing::info!(%error, "a command as root gets no cgroup of its own here");
-            None
-        }
-    }
+    Some(root.join(own).join(format!("envforge-root-{window}")))
 }
 
 impl TakenRoot {
@@ -364,7 +357,14 @@ impl TakenRoot {
         by_guard
     }
 
-    async fn start_guard(&self, order: &RootOrder, plan: Plan) -> io::Result<tokio::process::Child> {
+    async fn start_guard(&mut self, order: &RootOrder, plan: Plan) -> io::Result<tokio::process::Child> {
+        // INVARIANT: where it is stands on disk by now. Where the system lets nobody make one, marker, group and parents must do.
+        if let Some(path) = &self.record.cgroup
+            && let Err(error) = fs::create_dir(path)
+        {
+            tracing::info!(%error, "a command as root gets no cgroup of its own here");
+            self.record.cgroup = None;
+        }
         let Plan { words, terminal } = plan;
         let config = &self.host.config;
         let program = config.root_guard.as_ref().ok_or_else(|| io::Error::other("no guard is configured"))?;

@@ -9,6 +9,7 @@ use envforge_domain::manifest::Hook;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::accounts::{self, Names};
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::output::{self, RotatingFile};
@@ -30,6 +31,8 @@ pub(crate) struct SleepHook {
     pub(crate) environment: Environment,
     /// The shell's, where services have their own.
     pub(crate) user: Option<UnixUser>,
+    /// Where that user has a name.
+    pub(crate) names: Option<Names>,
 }
 
 pub(crate) struct Running {
@@ -101,7 +104,7 @@ impl Running {
             command.stdout(writer).stderr(errors);
             copier = Some(AbortOnDropHandle::new(tokio::spawn(output::copy(source, file))));
         }
-        let leader = match command.spawn() {
+        let leader = match accounts::start(&mut command, hook.names.as_ref()) {
             Ok(child) => started.insert(Leader::new(child)),
             Err(error) => {
                 tracing::warn!(%error, "on_sleep could not be started");

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::accounts::{self, Names};
 use crate::backoff::RestartBudget;
 use crate::config::Config;
 use crate::environment::Environment;
@@ -37,6 +38,8 @@ pub(crate) struct ServicePlan {
     pub(crate) environment: Environment,
     /// Its own, where services have their own.
     pub(crate) user: Option<UnixUser>,
+    /// Where that user has a name.
+    pub(crate) names: Option<Names>,
 }
 
 /// What the services of one runtime share.
@@ -215,7 +218,7 @@ impl ServicePlan {
         let mut command = process::shell(&self.command, &self.directory, &self.environment, self.user);
         command.stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
         let source = Receiver::from_owned_fd(reader.into())?;
-        let child = supervision.stop.unless_asked(|| command.spawn())?;
+        let child = supervision.stop.unless_asked(|| accounts::start(&mut command, self.names.as_ref()))?;
         // The command still holds the pipe's other end; with it open the copy would never end.
         drop(command);
         Ok((Leader::new(child), AbortOnDropHandle::new(tokio::spawn(output::copy(source, file)))))
@@ -239,6 +242,7 @@ mod tests {
             directory: directory.path().to_owned(),
             environment: Environment::default(),
             user: None,
+            names: None,
         };
         let stop = Stop::default();
         stop.ask();

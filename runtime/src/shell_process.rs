@@ -12,7 +12,7 @@ use bytes::{Buf as _, BytesMut};
 use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, TerminalSize};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{ChildStdin, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -69,18 +69,24 @@ impl Plan<'_> {
             .stdout(streams(opened.is_some()))
             .stderr(streams(opened.is_some()))
             .kill_on_drop(true);
-        let mut child = command.spawn()?;
-        let streams = match opened {
-            Some((terminal, _)) => Streams::Terminal(Arc::new(terminal)),
-            None => {
-                Streams::Pipes { input: child.stdin.take(), output: child.stdout.take(), error: child.stderr.take() }
+        let child = command.spawn()?;
+        Ok(match opened {
+            Some((terminal, _)) => {
+                Started { leader: Leader::new(child), streams: Streams::Terminal(Arc::new(terminal)) }
             }
-        };
-        Ok(Started { leader: Leader::new(child), streams })
+            None => Started::with_pipes(child),
+        })
     }
 }
 
 impl Started {
+    /// A process whose streams are pipes, the leader of its group.
+    pub(crate) fn with_pipes(mut child: Child) -> Self {
+        let streams =
+            Streams::Pipes { input: child.stdin.take(), output: child.stdout.take(), error: child.stderr.take() };
+        Self { leader: Leader::new(child), streams }
+    }
+
     pub(crate) fn leader(&self) -> Option<crate::process::Identity> {
         self.leader.identity()
     }

@@ -15,9 +15,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::accounts::Names;
 use crate::checkout::Checkout;
 use crate::config::Config;
-use crate::environment::{Environment, Surroundings};
+use crate::environment::Surroundings;
 use crate::failure::WakeFailure;
 use crate::git_login::LoginSocket;
 use crate::order::{Awake, Stage, WakeOrder};
@@ -30,7 +31,7 @@ use crate::report::Reports;
 use crate::root::RootRuns;
 use crate::running::{Running, SleepHook};
 use crate::service::{Life, ServicePlan, Stop, Supervised, Supervision};
-use crate::shell::Shells;
+use crate::shell::{Shells, login_shell};
 use crate::unix_user::{self, UnixUser, UnixUsers, UserBlock};
 
 /// Starts of all services with other ports, where some program took one before its service did.
@@ -256,6 +257,8 @@ impl Attempt<'_> {
         let commit = checkout.update(&self.order.repository, &self.order.branch).await?;
         drop(login);
         let directories = self.directories(tree.clone()).await?;
+        let names = Names::of(self.place.to_owned(), self.block.cloned(), login_shell().remove(0));
+        let names = names.await.map_err(state)?;
         let mut attempt = 1;
         loop {
             let ports = self.reserve(running)?;
@@ -274,8 +277,9 @@ impl Attempt<'_> {
                 directory: tree.clone(),
                 environment: surroundings.of_runtime(),
                 user: self.block.map(UserBlock::shell),
+                names: names.clone(),
             });
-            let probers = self.start(running, &surroundings, &directories);
+            let probers = self.start(running, &surroundings, &directories, names.as_ref());
             match self.become_ready(running, &probers).await {
                 Ok(()) => break,
                 Err(failure) => {
@@ -337,19 +341,29 @@ impl Attempt<'_> {
         running: &mut Running,
         surroundings: &Surroundings<'_>,
         directories: &BTreeMap<ServiceName, PathBuf>,
+        names: Option<&Names>,
     ) -> Vec<Prober> {
         let mut probers = Vec::new();
         for service in &self.order.manifest.services {
             self.stages.set(Stage::Starting { service: service.name.clone() });
             let environment = surroundings.of_service(service);
             let directory = directories.get(&service.name).expect("every service's directory was resolved").clone();
-            probers.push(self.prober(service, surroundings, &directory, &environment));
+            probers.push(Prober {
+                readiness: service.readiness.clone(),
+                port: surroundings.ports.get(&service.name).map(|port| (self.config().bind, *port).into()),
+                public_host: self.order.public_hosts.get(&service.name).cloned(),
+                directory: directory.clone(),
+                environment: environment.clone(),
+                user: self.user_of(service),
+                names: names.cloned(),
+            });
             let plan = ServicePlan {
                 name: service.name.clone(),
                 command: service.command.clone(),
                 directory,
                 environment,
                 user: self.user_of(service),
+                names: names.cloned(),
             };
             running.services.push(plan.start(Supervision {
                 config: Arc::clone(&self.host.config),
@@ -364,23 +378,6 @@ impl Attempt<'_> {
             }));
         }
         probers
-    }
-
-    fn prober(
-        &self,
-        service: &Service,
-        surroundings: &Surroundings<'_>,
-        directory: &Path,
-        environment: &Environment,
-    ) -> Prober {
-        Prober {
-            readiness: service.readiness.clone(),
-            port: surroundings.ports.get(&service.name).map(|port| (self.config().bind, *port).into()),
-            public_host: self.order.public_hosts.get(&service.name).cloned(),
-            directory: directory.to_owned(),
-            environment: environment.clone(),
-            user: self.user_of(service),
-        }
     }
 
     fn user_of(&self, service: &Service) -> Option<UnixUser> {

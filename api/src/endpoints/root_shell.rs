@@ -3,6 +3,7 @@
 //! Not here: the window's life (`root_windows`), and running the shell: its host hears of it from the log, and this connection meets it
 //! there. It ends with the connection, and the window with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -13,8 +14,10 @@ use envforge_commands::{CommandError, root_windows};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
 use envforge_domain::limits::ROOT_WINDOW_MAX;
-use envforge_domain::root_window::{RootAccess, RootOutcome, RootWindow, RootWindowRefusal};
-use envforge_domain::shell::{ShellFailure, ShellWhat};
+use envforge_domain::root_window::{OverWindow, RootAccess, RootOutcome, RootOver, RootWindow, RootWindowRefusal};
+use envforge_domain::shell::{ShellEnd, ShellFailure, ShellWhat};
+use envforge_domain::time::SharedClock;
+use futures_util::FutureExt as _;
 use http::HeaderMap;
 use serde_json::json;
 use utoipa_axum::router::OpenApiRouter;
@@ -22,21 +25,24 @@ use utoipa_axum::routes;
 
 use super::root_windows::still_stands;
 use super::shells::{Order, ShellEndpoints, upgraded};
-use crate::access::{Caller, act};
+use crate::access::{Access, Caller, act};
 use crate::page::Path;
 use crate::problem::Problem;
 use crate::shell_host::OpenShell;
-use crate::shell_socket::{Client, Ground};
+use crate::shell_socket::{Client, Ground, Verdict};
 
 /// How often the window is looked at while its shell is on its way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// For the log to hear how a shell ended, before its person is told what the host said.
+const OUTCOME_WAIT: Duration = Duration::from_secs(3);
 
 pub(crate) fn routes() -> OpenApiRouter<ShellEndpoints> {
     OpenApiRouter::new().routes(routes!(shell))
 }
 
 /// Open the one shell of a root window that was asked for with `access: shell`: a WebSocket as of the workspace's shell, with a terminal
-/// as its order. What is typed and shown is kept nowhere. The host kills it, with all it started, when the window ends.
+/// as its order. What is typed and shown is kept nowhere. The host kills it, with all it started, when the window ends; `end` is the
+/// outcome that the window then shows.
 #[utoipa::path(get, path = "/v1/orgs/{org}/root-windows/{window}/shell", tag = "root",
     responses((status = 101, description = "The connection is a WebSocket now.")),
     extensions(("x-envforge-action" = json!("root.run"))))]
@@ -69,6 +75,32 @@ async fn shell(
     }))
 }
 
+/// Why the shell is over, in the words of its window's outcomes. What its host says of its own process is believed; whether the window
+/// was over, and by whom, is the log's to say, which hears of it from the host at the same time.
+async fn verdict(access: Access, clock: SharedClock, window: RootWindowId, end: ShellEnd) -> &'static str {
+    if !matches!(end, ShellEnd::TimeOver | ShellEnd::RightLost | ShellEnd::Lost) {
+        return end.token();
+    }
+    let looks = OUTCOME_WAIT.as_millis() / LOOK_INTERVAL.as_millis();
+    for _ in 0..looks {
+        let Some(known) = access.hot().authorization.root_window(window) else { break };
+        if let Some(ended) = known.state.command().and_then(|command| command.ended.as_ref()) {
+            return ended.outcome.token();
+        }
+        match &known.state {
+            RootWindow::Over(OverWindow { over: RootOver::Revoked, .. }) => return RootOutcome::Revoked.token(),
+            RootWindow::Over(OverWindow { over: RootOver::Withdrawn, .. }) => return RootOutcome::Withdrawn.token(),
+            _ if known.right_lost => return RootOutcome::RightLost.token(),
+            _ if known.ends_at.is_some_and(|ends_at| ends_at <= clock.now()) => return RootOutcome::Deadline.token(),
+            _ => tokio::time::sleep(LOOK_INTERVAL).await,
+        }
+    }
+    match end {
+        ShellEnd::TimeOver => RootOutcome::Deadline.token(),
+        end => end.token(),
+    }
+}
+
 impl ShellEndpoints {
     async fn serve_root(self, mut client: Client, ground: Ground, workspace: WorkspaceId, window: RootWindowId) {
         let Some(order) = client.order::<Order>().await else { return };
@@ -76,8 +108,9 @@ impl ShellEndpoints {
             Err(problem) => client.refuse(&problem).await,
             Ok(open) => {
                 client.say(&json!({ "type": "opened", "lasting": false })).await;
-                // How it ended is the host's to tell, and the window's record.
-                client.carry(open, &ground, ROOT_WINDOW_MAX.to_duration(), self.stop()).await;
+                let (access, clock) = (self.access.clone(), ground.clock.clone());
+                let verdict: Verdict = Arc::new(move |end| verdict(access.clone(), clock.clone(), window, end).boxed());
+                client.carry(open, &ground, ROOT_WINDOW_MAX.to_duration(), self.stop(), Some(verdict)).await;
             }
         }
     }

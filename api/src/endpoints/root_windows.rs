@@ -64,6 +64,7 @@ struct Shown {
     id: String,
     project: String,
     workspace: String,
+    workspace_slug: Option<String>,
     requester: String,
     requester_name: Option<String>,
     /// `elevation` or `break_glass`.
@@ -172,6 +173,7 @@ impl Shown {
             id: known.window.to_string(),
             project: terms.project.to_string(),
             workspace: terms.workspace.to_string(),
+            workspace_slug: hot.gateway.workspace_name(terms.workspace),
             requester: terms.requester.to_string(),
             requester_name: name(terms.requester),
             mode: terms.mode.token(),

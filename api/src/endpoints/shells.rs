@@ -422,7 +422,7 @@ impl ShellEndpoints {
         match self.open_shell(&mut client, &ground, order).await {
             Err(problem) => client.refuse(&problem).await,
             Ok((shell, open)) => {
-                let carried = client.carry(open, &ground, SHELL_OPEN_MAX.to_duration(), &self.stop).await;
+                let carried = client.carry(open, &ground, SHELL_OPEN_MAX.to_duration(), &self.stop, None).await;
                 self.tell(&ground, Whose::Shell(shell), carried.0, carried.1).await;
             }
         }
@@ -541,7 +541,7 @@ impl ShellEndpoints {
             Ok(None) => {}
             Ok(Some((run, open))) => {
                 let _busy = AbortOnDropHandle::new(tokio::spawn(self.clone().keep_awake(ground.clone())));
-                let carried = client.carry(open, &ground, JOB_RUN_MAX.to_duration(), &self.stop).await;
+                let carried = client.carry(open, &ground, JOB_RUN_MAX.to_duration(), &self.stop, None).await;
                 tracing::debug!(%run, name, end = carried.0.token(), "a job is over");
                 self.tell(&ground, Whose::Job(run), carried.0, carried.1).await;
             }

@@ -227,7 +227,7 @@ fn card(output: &Output, window: &Value) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("root window", cell(window.get("id"))),
         ("state", state(window)),
-        ("workspace", cell(window.get("workspace"))),
+        ("workspace", workspace(window)),
         ("asked for by", cell(window.get("requester_name"))),
         ("reason", cell(window.get("reason"))),
         ("mode", cell(window.get("mode"))),
@@ -271,6 +271,11 @@ fn card(output: &Output, window: &Value) -> Vec<(&'static str, String)> {
     lines
 }
 
+/// By its name; its id where it has none any more.
+fn workspace(window: &Value) -> String {
+    cell(window.get("workspace_slug").filter(|slug| slug.is_string()).or(window.get("workspace")))
+}
+
 fn state(window: &Value) -> String {
     let lost = if window["right_lost"] == Value::Bool(true) { " (its ground is lost)" } else { "" };
     format!("{}{lost}", cell(window.get("phase")))
@@ -285,6 +290,7 @@ fn table(output: &Output, page: &Value) -> String {
         [
             cell(window.get("id")),
             state(window),
+            workspace(window),
             cell(window.get("requester_name")),
             length(window),
             cell(window.get("reason")),
@@ -292,7 +298,11 @@ fn table(output: &Output, page: &Value) -> String {
         ]
     };
     let rows = page["items"].as_array().into_iter().flatten().map(row).collect();
-    let mut text = output.table(["ROOT WINDOW", "STATE", "OF", "LENGTH", "REASON", "ASKED"], rows, "No root windows.");
+    let mut text = output.table(
+        ["ROOT WINDOW", "STATE", "WORKSPACE", "OF", "LENGTH", "REASON", "ASKED"],
+        rows,
+        "No root windows.",
+    );
     text.push_str(&more(output, page));
     text
 }
@@ -303,10 +313,10 @@ mod tests {
 
     #[test]
     fn a_window_shows_its_command_and_a_lost_ground() {
-        let window = json!({"id": "rtw_1", "phase": "open", "right_lost": true, "length_seconds": 1_200,
+        let window = json!({"id": "rtw_1", "workspace": "wsp_1", "workspace_slug": "signed-links", "phase": "open", "right_lost": true, "length_seconds": 1_200,
             "command": {"words": ["apt-get", "install", "libpq5"], "outcome": "right_lost", "code": null}});
         let text = Output::plain().card(&card(&Output::plain(), &window));
         assert!(text.contains("open (its ground is lost)") && text.contains("apt-get install libpq5"), "{text}");
-        assert!(text.contains("right_lost"), "{text}");
+        assert!(text.contains("right_lost") && text.contains("signed-links") && !text.contains("wsp_1"), "{text}");
     }
 }

@@ -152,7 +152,12 @@ fn ended(over: Over) -> Result<Exit, Failure> {
         "rights_unknown" => "whether you may still do this cannot be made sure of right now",
         "runtime_gone" => "the runtime did not stay awake",
         "host_stopped" => "its host was stopped",
+        // Of a root window's shell.
+        "deadline" => "the root window's time is over",
+        "revoked" => "the root window was revoked",
+        "withdrawn" => "the root window was given up",
         "time_over" => "the longest time for it is over",
+        "lost" => "its host is gone, or the line to it",
         other => &format!("it ended: {}", other.replace('_', " ")),
     };
     Err(Failure::failed(format!("it is over: {what}"), "`envforge audit log` says more"))

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use envforge_agent::{Agent, AgentIdentity, Config, EnrolError};
+use envforge_agent::{Agent, AgentError, AgentIdentity, Config, EnrolError};
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::secret::Secret;
-use envforge_domain::time::SharedClock;
+use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use envforge_identity::clock::SystemClock;
 use envforge_reactors::{HostMachine, MACHINE_ID};
-use envforge_runtime::{NoUsers, UnixUsers};
+use envforge_runtime::{LocalHost, NoUsers, UnixUsers};
 use tokio_util::sync::CancellationToken;
 
 use super::agent_file::{AgentFile, OfMachine};
@@ -102,6 +102,7 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     };
     // This very program, whatever became of its file since.
     config.keeper = Some("/proc/self/exe".into());
+    let alone_max = Millis::new(u64::try_from(config.alone_max.as_millis()).unwrap_or(u64::MAX));
     let host = roles::open_host(config).await?;
     let machine = HostMachine::open(&data.join("runtime"), &args.machine_id)?;
     let clock: SharedClock = Arc::new(SystemClock);
@@ -109,7 +110,14 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
     let identity = match (&args.enrolment_file, &file) {
         (None, Some(file)) => {
             let machine = OfMachine { key: &machine.key, capacity: machine.capacity, version };
-            file.identity(&data, &machine, &clock).await?
+            let ended_at = AgentIdentity::load(&data)?.map(|known| known.expires_at());
+            tokio::select! {
+                identity = file.identity(&data, &machine, &clock) => identity?,
+                () = nobody_came(&host, ended_at, &clock, alone_max) => {
+                    let what = "no enrolment came for as long as keepers wait: what ran here was ended";
+                    return Err(Failure::local(what, "start the agent again; it asks on").into());
+                }
+            }
         }
         (Some(file), _) => {
             let token = enrolment_token(file)?;
@@ -132,7 +140,7 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
         })?,
     };
     let (org, id) = identity.of();
-    let config = Config { control_plane, agent_version: version.to_owned(), clock };
+    let config = Config { control_plane, agent_version: version.to_owned(), clock: Arc::clone(&clock) };
     // The control plane may be gone when a shell ends.
     host.keep_ends();
     let agent = Agent::new(config, host.clone(), identity, envforge_agent::programs());
@@ -142,9 +150,13 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
         let mut working = tokio::spawn(agent.run(connected.clone()));
         tokio::select! {
             ended = &mut working => {
-                // Nobody says any more what may run here.
-                host.shutdown().await;
-                Ok(ended??)
+                let ended = ended?;
+                if may_go_on(&ended, clock.now(), alone_max) && !ends_runtimes {
+                    host.leave().await;
+                } else {
+                    host.shutdown().await;
+                }
+                Ok(ended?)
             }
             () = stop.cancelled() => {
                 if ends_runtimes {
@@ -175,6 +187,27 @@ fn let_workspaces_users_in(data: &Path) -> std::io::Result<()> {
         }
         Ok(()) | Err(NoUsers::NotRoot | NoUsers::Unreachable { .. }) => Ok(()),
     }
+}
+
+/// Whether what runs here is left to its keepers where the agent ends by itself. Refused, the host has lost its right to run anything.
+/// Where the agent's certificate has ended nobody has decided that: the host enrols anew and takes it over, in as much time as a keeper
+/// waits for an agent.
+fn may_go_on(ended: &Result<(), AgentError>, now: UnixMillis, alone_max: Millis) -> bool {
+    match ended {
+        Ok(()) | Err(AgentError::Refused { .. }) => false,
+        Err(AgentError::CertificateEnded { at }) => now < at.plus(alone_max),
+        Err(AgentError::Identity(_)) => true,
+    }
+}
+
+/// Ends what runs here when its time is over; until then, and where nothing runs, it waits.
+async fn nobody_came(host: &LocalHost, ended_at: Option<UnixMillis>, clock: &SharedClock, alone_max: Millis) {
+    let Some(ended_at) = ended_at else { return std::future::pending().await };
+    tokio::time::sleep(ended_at.plus(alone_max).since(clock.now()).to_duration()).await;
+    if host.epochs_up().is_empty() {
+        return std::future::pending().await;
+    }
+    host.shutdown().await;
 }
 
 fn enrolment_token(file: &Path) -> anyhow::Result<EnrolmentToken> {

@@ -108,7 +108,7 @@ impl AgentFile {
     async fn enrol(&self, data: &Path, machine: &OfMachine<'_>, clock: &SharedClock) -> anyhow::Result<AgentIdentity> {
         use std::time::Duration;
 
-        use envforge_agent::EnrolError;
+        use envforge_agent::{EnrolError, UNDECIDED};
         use envforge_aws::{AwsConfig, EnrolmentReader};
         use envforge_domain::enrolment::EnrolmentToken;
         use rand::RngExt as _;
@@ -147,7 +147,7 @@ impl AgentFile {
                     Err(EnrolError::Identity(error)) => return Err(error.into()),
                     Err(EnrolError::Refused { code, text }) => {
                         tracing::warn!(code, text, "the enrolment was refused; waiting for another token");
-                        if code != "unavailable" {
+                        if code != UNDECIDED {
                             refused = Some(token.digest());
                         }
                     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use envforge_agent::{
     AgentConnection, Arrival, Authority, Enrolling, Happened, Host, HostIdentity, Incoming, Listener, Session,
+    UNDECIDED,
 };
 use envforge_commands::{CommandError, Context, hosts, machines};
 use envforge_domain::access::{Action, Permit, Request, Resource};
@@ -129,7 +130,7 @@ impl Refusal {
                 return Self { code: "machine_of_another_organization", text };
             }
             Some(code) => code,
-            None => "unavailable",
+            None => UNDECIDED,
         };
         Self { code, text: error.to_string() }
     }
@@ -261,7 +262,7 @@ impl Desk {
         let (actor, on) = (Actor::System(Component::RuntimeReactor), Resource::Host { org, host });
         let now = self.plane.clock.now();
         let permit = self.plane.authorizer.permit(actor, None, Action::HostRegister, on, Surface::Agent, now).await;
-        permit.map_err(|error| Refusal { code: "unavailable", text: error.to_string() })
+        permit.map_err(|error| Refusal { code: UNDECIDED, text: error.to_string() })
     }
 
     /// Counts a refusal, and has it stand in the organization's audit.
@@ -285,7 +286,7 @@ impl Desk {
         let loaded = loaded.map_err(|error| Refusal::of(&error))?;
         // Else the watch would take what it does not know yet for what is trusted no more.
         let known = self.plane.hot.wait_for(loaded.position, VIEW_WAIT).await;
-        known.map_err(|error| Refusal { code: "unavailable", text: error.to_string() })?;
+        known.map_err(|error| Refusal { code: UNDECIDED, text: error.to_string() })?;
         let refused = |code, text: &str| Err(Refusal { code, text: text.to_owned() });
         match loaded.state {
             HostState::Active(active) => match active.agent {
@@ -303,10 +304,10 @@ impl Desk {
         let (identity, address) = (connection.identity, connection.address);
         let (machine, capacity) = match self.trusted(identity).await {
             Ok(trusted) => trusted,
+            // No word about what runs there: whoever is refused ends it.
+            Err(Refusal { code: UNDECIDED, text }) => return Err(io::Error::new(io::ErrorKind::ResourceBusy, text)),
             Err(refusal) => {
-                if refusal.code != "unavailable" {
-                    self.record(Actor::Agent(identity.host), identity.org, identity.host, refusal.code, address);
-                }
+                self.record(Actor::Agent(identity.host), identity.org, identity.host, refusal.code, address);
                 return connection.refuse(refusal.code, refusal.text).await;
             }
         };
@@ -412,6 +413,7 @@ fn reason(error: &io::Error) -> &'static str {
         (Some(Error::InvalidCertificate(_)), _) => "certificate_unknown",
         (Some(_), _) => "tls",
         (None, io::ErrorKind::TimedOut) => "slow",
+        (None, io::ErrorKind::ResourceBusy) => "undecided",
         (None, io::ErrorKind::InvalidData) => "protocol",
         (None, _) => "connection",
     }

@@ -214,7 +214,10 @@ async fn a_token_works_once_and_a_certificate_for_as_long_as_it_says() {
     let token = site.enrolment("builder");
     let _agent = site.agent("builder", &site.at(), Some(&token));
     site.until_host("builder", "active").await;
-    // It says itself that nothing of that runs any more.
+    // Nobody has decided meanwhile that what runs there is to end.
+    site.until_phase("ready").await;
+    assert_eq!(site.app_through_the_gateway().await.trim(), started);
+    site.json(&["workspace", "sleep", "main"]);
     site.until_phase("asleep").await;
-    site.json(&["up"]);
+    assert_eq!((site.starts_on("builder"), is_dead(&started)), (vec![started], true));
 }

@@ -226,7 +226,8 @@ async fn at_the_end_of_a_window_whose_client_was_killed_everything_is_dead() {
     running.dies_with_its_window(&shown);
     running.is_told_as_changed(&team.root_ended(&running.window, "deadline"));
     typed.dies_with_its_window(&shown_typed);
-    assert_ne!(terminal.ends().code(), Some(0));
+    assert_eq!(terminal.ends().code(), Some(1));
+    terminal.shows("the root window's time is over");
     let shown = team.root_ended(&window, "deadline");
     typed.is_told_as_changed(&shown);
     assert_eq!(shown["command"]["words"], serde_json::json!([]));
@@ -235,6 +236,20 @@ async fn at_the_end_of_a_window_whose_client_was_killed_everything_is_dead() {
     assert!(!events.contains("setsid env -i /bin/sh -c 'trap \\\"\\\" TERM HUP; echo $$ >> /tmp/typed"), "{events}");
     let closed = team.site.json(&["audit", "log", "--type", "root_window.closed"]);
     assert!(closed.to_string().contains("a shell, for "), "{closed}");
+
+    // Whoever sits before one is told what became of its window.
+    for (end, told) in [("revoke", "was revoked"), ("withdraw", "was given up")] {
+        let window = team.window("20m", &["--mode", "shell"]);
+        let mut terminal = team.tty(&["root", "shell", &window]);
+        terminal.shows("# ");
+        if end == "revoke" {
+            team.site.json(&["root", "revoke", &window]);
+        } else {
+            assert!(team.dana(&["root", "withdraw", &window], "").status.success());
+        }
+        assert_eq!(terminal.ends().code(), Some(1));
+        terminal.shows(&format!("the root window {told}"));
+    }
 
     // One that its person leaves is over, and so is its window.
     let window = team.window("20m", &["--mode", "shell"]);

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use envforge_testkit::{TestProcess, eventually, wait_until};
+use envforge_testkit::{NatsServer, Postgres, TestProcess, eventually, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::proxy::Proxy;
 use crate::site::{DEADLINE, Site, is_dead};
 
 /// The process that holds the one runtime of a host.
@@ -150,6 +151,30 @@ async fn a_host_that_was_revoked_while_its_agent_was_away_ends_what_runs_when_it
     assert!(!agent.wait(DEADLINE).success());
     assert!(agent.stderr().contains("host_revoked"), "{}", agent.stderr());
     assert!(is_dead(&started) && is_dead(&keeper.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_outlives_a_log_that_does_not_answer_when_its_agent_comes_back() {
+    let (mut nats, database) = (NatsServer::start(), Postgres::shared());
+    let site = Site::set_up(&nats.url(), database.database_url());
+    let roles = site.started("roles", site.roles(&nats.url(), "127.0.0.1").env("ENVFORGE_LOG", "info"));
+    site.begin();
+    let proxy = Proxy::to(site.agents_port).await;
+    let token = site.enrolment("builder");
+    let mut agent = site.agent("builder", &proxy.address(), Some(&token));
+    site.until_host("builder", "active").await;
+    site.json(&["up"]);
+    let started = site.starts_on("builder").pop().unwrap();
+    nats.kill9();
+    let tries = || agent.stderr().matches("the control plane is out of reach").count();
+    proxy.cut();
+    wait_until("the end of the connection", DEADLINE, || tries() > 0);
+    proxy.mend();
+    wait_until("an agent that is not told whether it may come", DEADLINE, || roles.stderr().contains("undecided"));
+    nats.restart();
+    until_renewed(&site).await;
+    assert_eq!((site.app_through_the_gateway().await.trim(), count(&site, "runtime.lost")), (started.as_str(), 0));
+    assert!(agent.is_running());
 }
 
 /// The worker looks for the secret of the other: in /proc, in its home, in the keeper, with the agent.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use envforge_domain::ids::{JobRunId, WorkspaceId};
@@ -14,10 +15,11 @@ use envforge_domain::shell::{ShellFacts, ShellFailure};
 use tokio::sync::mpsc;
 
 use super::{EndedShell, JobRecord, OpenShell, Recorded, ShellPlace, block_of, login_shell, not_started, take_place};
-use crate::accounts;
+use crate::accounts::{self, Names};
 use crate::environment::{SERVICE_VARIABLE, is_name, is_reserved};
+use crate::process;
 use crate::record::blocking;
-use crate::shell_process::{CHUNKS_MAX, Plan};
+use crate::shell_process::{CHUNKS_MAX, Started};
 use crate::unix_user::{self, UnixUser, UserBlock};
 use crate::wake::Host;
 use crate::workspace::JobPlace;
@@ -36,7 +38,6 @@ pub(crate) async fn run_job(
     place: JobPlace,
 ) -> Result<OpenShell, ShellFailure> {
     let counted = take_place(&host, order.workspace)?;
-    let helper = host.config.root_guard.clone().ok_or_else(|| not_started(&"this host has no program for it"))?;
     let JobOrder { run, org, project, workspace, name: job, command, secrets: _ } = order;
     let JobPlace { directory, mut environment, record } = place;
     let name = name_of_job(run);
@@ -51,7 +52,6 @@ pub(crate) async fn run_job(
     let recorded = Recorded::new(&host, EndedShell::Job(run), at);
     let (jobs, kept) = (host.shells.jobs.clone(), JobRecord { place: at.into() });
     blocking(move || jobs.write(run, &kept)).await.map_err(|error| not_started(&error))?;
-    let words = ["/bin/sh", "-c", &command].map(str::to_owned);
     let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
     let user = match (&block, secrets.is_empty()) {
         (Some(_), false) => {
@@ -61,11 +61,14 @@ pub(crate) async fn run_job(
         }
         (block, _) => block.as_ref().map(UserBlock::shell),
     };
-    let accounts = accounts::written(host.place(workspace), block, login_shell().remove(0)).await;
-    let accounts = accounts.map_err(|error| not_started(&error))?;
-    let (directory, environment, who) = (&directory, &environment, (user, accounts.as_deref()));
-    let plan = Plan { helper: &helper, words: &words, directory, environment, terminal: None, who };
-    let started = plan.start().map_err(|error| not_started(&error))?;
+    // With its own user, which may be new.
+    let block = block_of(&host, workspace).await.map_err(|error| not_started(&error))?;
+    let names = Names::of(host.place(workspace), block, login_shell().remove(0)).await;
+    let names = names.map_err(|error| not_started(&error))?;
+    let mut command = process::shell(&command, &directory, &environment, user);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = accounts::start(&mut command, names.as_ref()).map_err(|error| not_started(&error))?;
+    let started = Started::with_pipes(started);
     let mut family = record.family_of(&name);
     if let Some(leader) = started.leader() {
         family.groups.push(leader);
