@@ -131,8 +131,8 @@ impl SsmStore {
                 .send()
                 .await
         };
-        let put =
-            self.ask(put).await.map_err(|error| match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+        let put = self.ask(put).await.map_err(|error| {
+            match error.as_service_error().and_then(ProvideErrorMetadata::code) {
                 Some("ValidationException") if value.expose().contains("{{") => {
                     StoreError::Untakable { why: NO_REFERENCES }
                 }
@@ -140,7 +140,8 @@ impl SsmStore {
                     StoreError::Untakable { why: "SSM refuses it, and says nothing that may be repeated" }
                 }
                 _ => store_error(&error),
-            })?;
+            }
+        })?;
         u64::try_from(put.version())
             .ok()
             .filter(|version| *version > 0)

@@ -78,7 +78,8 @@ fn a_launch_is_allowed_as_it_is_sent_and_refused_with_one_thing_of_it_otherwise(
     let deployment_tag = |of: &str| {
         let specification = sent.iter().find(|(key, kind)| key.ends_with(".ResourceType") && *kind == of).unwrap().0;
         let specification = specification.trim_end_matches("ResourceType");
-        let is_its = |(key, name): &(&String, &String)| key.starts_with(specification) && *name == "envforge:deployment";
+        let is_its =
+            |(key, name): &(&String, &String)| key.starts_with(specification) && *name == "envforge:deployment";
         sent.iter().find(is_its).unwrap().0.replace(".Key", ".Value")
     };
     let (of_instance, of_volume) = (deployment_tag("instance"), deployment_tag("volume"));

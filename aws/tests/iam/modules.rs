@@ -56,9 +56,8 @@ pub(crate) fn document(module: &str, name: &str) -> Value {
 
 /// What `key = …` holds in a block: a text, a list, or lists put together.
 fn texts(module: &str, block: &str, key: &str) -> Vec<String> {
-    let mut lines = block.lines().map(str::trim).skip_while(|line| {
-        line.split_once('=').is_none_or(|(name, _)| name.trim() != key)
-    });
+    let mut lines =
+        block.lines().map(str::trim).skip_while(|line| line.split_once('=').is_none_or(|(name, _)| name.trim() != key));
     let mut list = lines.next().and_then(|line| line.split_once('=')).map_or("", |(_, value)| value).to_owned();
     let open = |text: &str| text.matches(['[', '(']).count() > text.matches([']', ')']).count();
     while open(&list) {

@@ -24,7 +24,8 @@ fn asked() -> BTreeSet<String> {
         let source: String = source.split_whitespace().collect();
         for (client, service) in [("client.", service), ("kms.", "kms")] {
             for call in source.split(client).skip(1) {
-                let name: String = call.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '_').collect();
+                let name: String =
+                    call.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '_').collect();
                 if call[name.len()..].starts_with("()") {
                     let word = |word: &str| word[..1].to_uppercase() + &word[1..];
                     asked.insert(format!("{service}:{}", name.split('_').map(word).collect::<String>()));

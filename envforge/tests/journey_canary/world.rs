@@ -216,7 +216,8 @@ impl World {
     pub(crate) fn saw_processes(&mut self) {
         let own = self.dev.id();
         let mut services = 0;
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let pids =
+            std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
         for pid in pids.collect::<Vec<u32>>() {
             for file in ["cmdline", "environ"].into_iter().filter(|file| pid != own || *file == "cmdline") {
                 let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();

@@ -352,7 +352,8 @@ impl Site {
                 }
                 Wake::Waiting => {
                     let Some(host) = placed.get(&id).copied() else { continue };
-                    self.tell(stream, vec![Event::Runtime(RuntimeEvent::HostChosen { epoch: Epoch(epoch), host })]).await;
+                    self.tell(stream, vec![Event::Runtime(RuntimeEvent::HostChosen { epoch: Epoch(epoch), host })])
+                        .await;
                     (epoch, Wake::On(host))
                 }
                 Wake::On(host) if self.cloud.luck(2) == 0 || !up.contains_key(&host) => {
@@ -428,7 +429,9 @@ async fn the_log_of_real_fleets_never_shows_two_organizations_on_one_machine() {
     println!("{} placements on {} hosts and machines: {counts:?}", checker.placements, checker.organizations.len());
     assert!(checker.placements >= 100, "only {} placements: {counts:?}", checker.placements);
     assert!(checker.most_at_once > 1, "workspaces of one organization share machines");
-    for what in ["tags that lie", "no capacity", "lost answers", "terminated", "enrolment refused", "placements refused"] {
+    for what in
+        ["tags that lie", "no capacity", "lost answers", "terminated", "enrolment refused", "placements refused"]
+    {
         assert!(counts.contains_key(what), "there was no `{what}`: {counts:?}");
     }
 }
