@@ -177,8 +177,7 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     let before = runtime()["epoch"].as_u64().unwrap();
     place.json(&["secret", "rm", "QUEUE_URL", "--yes"], "");
     place.json(&["secret", "set", "API_KEY"], "fourth value");
-    // pause: a restart that must not come
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2)); // pause: a restart that must not come
     assert_eq!((&runtime()["phase"], runtime()["epoch"].as_u64()), (&"ready".into(), Some(before)));
     let listed = place.client(&["secret", "ls"], "");
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();

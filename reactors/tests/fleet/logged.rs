@@ -409,8 +409,7 @@ async fn the_log_of_real_fleets_never_shows_two_organizations_on_one_machine() {
         if begun.elapsed() > RUN {
             break;
         }
-        // pause: for the fleets' looks between two rounds
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await; // pause: for the fleets' looks between two rounds
     }
     assert!(!steady.is_finished(), "a fleet has ended by itself");
     steady.abort();
