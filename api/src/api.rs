@@ -95,7 +95,8 @@ pub fn router(parts: Parts) -> Router {
     let invitations = invitations::Invitations { access: a, commands: c, identity: Arc::clone(&identity), reads: r };
     let (a, c, r) = with_commands(&access);
     let local_repositories = config.local_repositories;
-    let projects = projects::Projects { access: a, commands: c, reads: r, local_repositories };
+    let projects =
+        projects::Projects { access: a, commands: c, reads: r, local_repositories, secrets: config.secrets.clone() };
     let (a, c, r) = with_commands(&access);
     let workspaces = workspaces::Workspaces {
         access: a,

@@ -5,8 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envforge_domain::ids::CommandId;
 use envforge_domain::secret::{Secret, TokenDigest};
-use envforge_domain::secrets::SecretKey;
+use envforge_domain::secrets::{PinnedSecret, SecretKey};
+use envforge_domain::time::UnixMillis;
+use envforge_eventlog::Checkpoint;
 use envforge_identity::oidc::PublicUrl;
 
 use crate::shell_host::ShellHost;
@@ -59,10 +62,23 @@ pub struct AgentsAt {
     pub address: Option<String>,
 }
 
-/// Puts a value into the secret store, and can do nothing else there. Answers its version.
+/// Puts a value into the secret store, and answers its version; and says of one that is there whether git could show it. Nothing else can
+/// be had of the store here.
 #[derive(Clone)]
-pub struct SecretPuts(Arc<dyn Fn(SecretKey, Secret) -> Putting + Send + Sync>);
+pub struct SecretPuts {
+    put: Arc<dyn Fn(SecretKey, Secret, PutBy) -> Putting + Send + Sync>,
+    git_carries: Arc<dyn Fn(PinnedSecret) -> Looking + Send + Sync>,
+}
 
+/// The request that puts a value, and how far the log was known before it.
+#[derive(Clone, Debug)]
+pub struct PutBy {
+    pub command: CommandId,
+    pub at: UnixMillis,
+    pub log: Checkpoint,
+}
+
+type Looking = Pin<Box<dyn Future<Output = Option<bool>> + Send>>;
 type Putting = Pin<Box<dyn Future<Output = Result<u64, NotPut>> + Send>>;
 
 /// Why a value was not put. Holds nothing of it.
@@ -82,12 +98,20 @@ pub enum NotPut {
 }
 
 impl SecretPuts {
-    pub fn new(put: impl Fn(SecretKey, Secret) -> Putting + Send + Sync + 'static) -> Self {
-        Self(Arc::new(put))
+    /// `git_carries`: see `GitCredential::carries`; `None` where it cannot be said.
+    pub fn new(
+        put: impl Fn(SecretKey, Secret, PutBy) -> Putting + Send + Sync + 'static,
+        git_carries: impl Fn(PinnedSecret) -> Looking + Send + Sync + 'static,
+    ) -> Self {
+        Self { put: Arc::new(put), git_carries: Arc::new(git_carries) }
     }
 
-    pub(crate) async fn put(&self, key: SecretKey, value: Secret) -> Result<u64, NotPut> {
-        (self.0)(key, value).await
+    pub(crate) async fn put(&self, key: SecretKey, value: Secret, by: PutBy) -> Result<u64, NotPut> {
+        (self.put)(key, value, by).await
+    }
+
+    pub(crate) async fn git_carries(&self, pinned: PinnedSecret) -> Option<bool> {
+        (self.git_carries)(pinned).await
     }
 }
 

@@ -38,7 +38,7 @@ mod write;
 
 pub use access::SURFACE_HEADER;
 pub use api::{Parts, document, metrics_router, render, router};
-pub use config::{AgentsAt, Config, GatewayUrl, InvalidGatewayUrl, NotPut, SecretPuts, Shells};
+pub use config::{AgentsAt, Config, GatewayUrl, InvalidGatewayUrl, NotPut, PutBy, SecretPuts, Shells};
 pub use edge::REQUEST_HEADER;
 pub use listener::serve;
 pub use openapi::{ACTION_EXTENSION, action_of};

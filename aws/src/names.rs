@@ -67,10 +67,15 @@ impl Deployment {
         format!("{}/hosts", self.organization_path(org))
     }
 
+    /// Below which all secrets of an organization lie, without a slash at the end.
+    pub fn secrets_path_of(&self, org: OrgId) -> String {
+        format!("{}/secrets", self.organization_path(org))
+    }
+
     /// Below which the versions of an owner's secrets lie, without a slash at the end. `owner` is the id of a project or of
     /// a workspace.
     pub fn secrets_path(&self, org: OrgId, owner: &impl fmt::Display) -> String {
-        format!("{}/secrets/{owner}", self.organization_path(org))
+        format!("{}/{owner}", self.secrets_path_of(org))
     }
 
     /// The instance profile that an operator made for an organization's machines.

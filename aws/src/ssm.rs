@@ -4,21 +4,24 @@
 //! `/envforge/<deployment>/<organization>/secrets/<owner>/<NAME>/<generation>`. A key that AWS manages (`alias/aws/ssm`) is
 //! refused by what KMS says of its manager, under whatever name it comes: everybody in the account may decrypt by it.
 //!
-//! SSM itself keeps the newest 100 versions, and removes none of them by itself. Not here: which versions a wake may have
+//! SSM itself keeps the newest 100 versions, and removes none of them by itself, nor any single one when it is told to. So a version's
+//! description is its note, and a parameter of which the log names a version carries a tag: one without it may go as a whole. Not here: which versions a wake may have
 //! (domain), the retries of a whole wake (reactors).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use aws_sdk_kms::types::{KeyManagerType, KeySpec, KeyState};
 use aws_sdk_ssm::Client;
-use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_ssm::types::{ParameterMetadata, ParameterStringFilter, ParameterTier, ParameterType};
+use aws_sdk_ssm::error::{BuildError, ProvideErrorMetadata, SdkError};
+use aws_sdk_ssm::types::{
+    ParameterMetadata, ParameterStringFilter, ParameterTier, ParameterType, ResourceTypeForTagging, Tag,
+};
 use envforge_domain::ids::OrgId;
 use envforge_domain::limits::SECRET_READ_MAX;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
-use envforge_runtime::secret_store::{SecretStore, StoreError, check_value};
+use envforge_runtime::secret_store::{PutNote, SecretStore, StoreError, Unrecorded, all_unrecorded, check_value};
 
 use crate::client::{Attempts, AwsConfig};
 use crate::names::Deployment;
@@ -28,6 +31,11 @@ use crate::policy::{InvalidArn, KeyArn};
 const NO_REFERENCES: &str = "SSM refuses texts between `{{` and `}}`; encode it, for example in base64";
 /// In the name of a key, what an organization's id takes the place of.
 const ORGANIZATION: &str = "{org}";
+/// A page of a parameter's history, as many as AWS gives.
+const HISTORY_PAGE: i32 = 50;
+/// On parameters of which the log names a version.
+const RECORDED: &str = "envforge:recorded";
+const YES: &str = "yes";
 
 /// Where secrets lie.
 #[derive(Clone)]
@@ -160,12 +168,20 @@ impl SsmStore {
 
     /// The parameters below a path, without their values.
     pub(crate) async fn below(&self, path: &str) -> Result<Vec<ParameterMetadata>, StoreError> {
-        let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(path).build();
-        let below = below.map_err(|_| StoreError::Unavailable { detail: "a path without a key".to_owned() })?;
+        let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(path);
+        self.described([below.build()]).await
+    }
+
+    async fn described<const N: usize>(
+        &self,
+        filters: [Result<ParameterStringFilter, BuildError>; N],
+    ) -> Result<Vec<ParameterMetadata>, StoreError> {
+        let filters = filters.into_iter().collect::<Result<Vec<_>, _>>();
+        let filters = filters.map_err(|_| StoreError::Unavailable { detail: "a filter without a key".to_owned() })?;
         let (mut found, mut token) = (Vec::new(), None);
         loop {
             let page = || async {
-                let request = self.client.describe_parameters().parameter_filters(below.clone());
+                let request = self.client.describe_parameters().set_parameter_filters(Some(filters.clone()));
                 request.set_next_token(token.clone()).send().await
             };
             let page = self.ask(page).await.map_err(|error| store_error(&error))?;
@@ -173,6 +189,30 @@ impl SsmStore {
             found.extend(page.parameters.unwrap_or_default());
             if token.is_none() {
                 return Ok(found);
+            }
+        }
+    }
+
+    /// Each version of a parameter with its note, where it has one; nothing where there is no such parameter.
+    async fn history(&self, name: &str) -> Result<Vec<(u64, Option<PutNote>)>, StoreError> {
+        let (mut versions, mut token) = (Vec::new(), None);
+        loop {
+            let page = || async {
+                let request = self.client.get_parameter_history().name(name).max_results(HISTORY_PAGE);
+                request.set_next_token(token.clone()).with_decryption(false).send().await
+            };
+            let page = match self.ask(page).await {
+                Ok(page) => page,
+                Err(error) if is_not_found(&error) => return Ok(Vec::new()),
+                Err(error) => return Err(store_error(&error)),
+            };
+            versions.extend(page.parameters().iter().filter_map(|one| {
+                let note = one.description().and_then(|text| text.parse().ok());
+                Some((u64::try_from(one.version()).ok()?, note))
+            }));
+            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if token.is_none() {
+                return Ok(versions);
             }
         }
     }
@@ -244,9 +284,9 @@ fn is_not_found<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
 
 #[async_trait]
 impl SecretStore for SsmStore {
-    async fn put(&self, key: &SecretKey, value: &Secret) -> Result<u64, StoreError> {
+    async fn put(&self, key: &SecretKey, value: &Secret, note: &PutNote) -> Result<u64, StoreError> {
         check_value(value)?;
-        self.put_at(key.org, &self.name(key), value, None).await
+        self.put_at(key.org, &self.name(key), value, Some(note.to_string())).await
     }
 
     async fn read(&self, pinned: &[PinnedSecret]) -> Result<Vec<Secret>, StoreError> {
@@ -290,14 +330,68 @@ impl SecretStore for SsmStore {
     }
 
     async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {
-        let path = self.deployment.secrets_path(org, &owner);
-        let found = self.below(&path).await?;
+        let found = self.below(&self.deployment.secrets_path(org, &owner)).await?;
+        let (above, own) = (self.deployment.secrets_path_of(org), owner.to_string());
         let names = found.iter().filter_map(|parameter| parameter.name());
-        let keys = names.filter_map(|name| {
-            let (name, generation) = name.strip_prefix(&path)?.strip_prefix('/')?.split_once('/')?;
-            let (name, generation) = (name.parse().ok()?, generation.parse().ok()?);
-            Some(SecretKey { org, owner, name, generation })
-        });
-        Ok(keys.collect())
+        Ok(names.filter_map(|name| key_of(name, &above, org, |id| (id == own).then_some(owner))).collect())
     }
+
+    async fn unrecorded(&self, org: OrgId, owners: &[SecretOwner]) -> Result<Vec<Unrecorded>, StoreError> {
+        let by_id: BTreeMap<String, SecretOwner> = owners.iter().map(|owner| (owner.to_string(), *owner)).collect();
+        let above = self.deployment.secrets_path_of(org);
+        let path = match owners {
+            [one] => self.deployment.secrets_path(org, one),
+            _ => above.clone(),
+        };
+        let all = self.below(&path).await?;
+        let below = ParameterStringFilter::builder().key("Path").option("Recursive").values(&path);
+        let tagged = ParameterStringFilter::builder().key(format!("tag:{RECORDED}")).option("Equals").values(YES);
+        let recorded = self.described([below.build(), tagged.build()]).await?;
+        let recorded: BTreeSet<&str> = recorded.iter().filter_map(|parameter| parameter.name()).collect();
+        let mut found = Vec::new();
+        for name in all.iter().filter_map(|parameter| parameter.name()).filter(|name| !recorded.contains(name)) {
+            let Some(key) = key_of(name, &above, org, |owner| by_id.get(owner).copied()) else { continue };
+            for (version, note) in self.history(name).await? {
+                found.extend(note.map(|note| Unrecorded { key: key.clone(), version, note }));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn record(&self, key: &SecretKey, _: u64) -> Result<(), StoreError> {
+        let tag = Tag::builder().key(RECORDED).value(YES).build();
+        let tag = tag.map_err(|_| StoreError::Unavailable { detail: "a tag without a key".to_owned() })?;
+        let name = self.name(key);
+        let mark = || async {
+            let request = self.client.add_tags_to_resource().resource_type(ResourceTypeForTagging::Parameter);
+            request.resource_id(&name).tags(tag.clone()).send().await
+        };
+        match self.ask(mark).await {
+            Ok(_) => Ok(()),
+            // It went meanwhile.
+            Err(error)
+                if error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("InvalidResourceId") =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(store_error(&error)),
+        }
+    }
+
+    async fn withdraw(&self, key: &SecretKey, versions: &BTreeSet<u64>) -> Result<usize, StoreError> {
+        let name = self.name(key);
+        let kept = self.history(&name).await?;
+        if !all_unrecorded(kept.iter().map(|(version, _)| *version), versions) {
+            return Ok(0);
+        }
+        self.delete_at(&name).await?;
+        Ok(kept.len())
+    }
+}
+
+/// The key of a parameter below a path of secrets: `<owner>/<NAME>/<generation>`.
+fn key_of(parameter: &str, path: &str, org: OrgId, owner: impl Fn(&str) -> Option<SecretOwner>) -> Option<SecretKey> {
+    let mut parts = parameter.strip_prefix(path)?.strip_prefix('/')?.splitn(3, '/');
+    let (owner, name, generation) = (owner(parts.next()?)?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some(SecretKey { org, owner, name, generation })
 }

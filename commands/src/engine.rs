@@ -11,7 +11,7 @@ use envforge_domain::commit::{Actor, Commit, Position, StreamId, StreamKind};
 use envforge_domain::event::Event;
 use envforge_domain::ids::{CommitId, OrgId};
 use envforge_domain::limits::BATCH_COMMITS_MAX;
-use envforge_eventlog::{AppendError, LogError, SharedLog};
+use envforge_eventlog::{AppendError, Checkpoint, LogError, SharedLog};
 use uuid::Uuid;
 
 use crate::context::Context;
@@ -92,6 +92,18 @@ impl Commands {
             let _ = WITHDRAWN.try_with(|withdrawn| withdrawn.set(withdrawn.get().max(done.position)));
         }
         done
+    }
+
+    /// Whether the log has what stood there once. One that was put back to an older state, or is another one, has not.
+    ///
+    /// # Errors
+    /// Where it cannot be said now.
+    pub async fn holds(&self, checkpoint: &Checkpoint) -> Result<bool, LogError> {
+        match self.log.verify(checkpoint).await {
+            Ok(()) => Ok(true),
+            Err(LogError::NotTheSameLog(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) fn log(&self) -> &SharedLog {

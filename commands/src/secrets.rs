@@ -1,7 +1,7 @@
 //! Secrets of projects and workspaces: what the log is told once the store has the value.
 //!
 //! The value comes first: under the key that `prepare` names, and in the version that the store answers. A crash in between
-//! leaves a version that no event names, which nobody ever reads; the next one that is set, or the removal, clears it up.
+//! leaves a version that no event names, which nobody ever reads; reactors withdraw it a day later (ADR 19).
 
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::aggregate::Aggregate;

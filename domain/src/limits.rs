@@ -76,6 +76,8 @@ pub const ROOT_APPROVAL_LIFETIME: Millis = Millis::from_hours(8);
 /// One command in a root window.
 pub const ROOT_COMMAND_WORDS_MAX: usize = 64;
 pub const ROOT_COMMAND_CHARS_MAX: usize = 4_000;
+/// Shells of one root window, of which each after the first is for one that was lost.
+pub const ROOT_SHELLS_MAX: usize = 20;
 /// Packages, and files, that are told of one command; and what is told of each.
 pub const ROOT_CHANGES_MAX: usize = 100;
 pub const ROOT_CHANGE_CHARS_MAX: usize = 120;

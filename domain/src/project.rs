@@ -6,6 +6,7 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::ids::ProjectId;
 use crate::limits::NAME_CHARS_MAX;
+use crate::secret::Secret;
 use crate::secrets::SecretName;
 use crate::slug::ProjectSlug;
 
@@ -93,6 +94,11 @@ impl GitCredential {
     pub const USERNAME_CHARS_MAX: usize = 100;
     /// Takes the tokens of GitHub's apps; other servers with tokens look at the token alone.
     pub const USERNAME: &str = "x-access-token";
+
+    /// Whether git can show a value as a password: it carries one line.
+    pub fn carries(value: &Secret) -> bool {
+        !value.expose().contains(['\n', '\r', '\0'])
+    }
 
     fn username_is_valid(&self) -> bool {
         let fits = (1..=Self::USERNAME_CHARS_MAX).contains(&self.username.len());

@@ -310,11 +310,48 @@ impl Secrets {
         self.get(name).map_or(self.next_generation, |(known, _)| known.generation)
     }
 
-    /// Whether nothing will ever be read under that name and generation: it was removed. One that the log has not heard of
-    /// yet is somebody's who is just setting it.
+    /// Whether nothing will ever be read under that name and generation: it was removed. By what the log says of that very name: one
+    /// of which it has never heard is somebody's who is just setting it, or another log's.
     pub fn is_over(&self, name: &SecretName, generation: u32) -> bool {
-        generation < self.next_generation && self.get(name).is_none_or(|(known, _)| known.generation != generation)
+        let removed = |known: &KnownSecret| match known.version {
+            Some(_) => generation < known.generation,
+            None => generation <= known.generation,
+        };
+        self.known.get(name).is_some_and(removed)
     }
+
+    /// What the log says of one version that a store keeps.
+    pub fn standing(&self, name: &SecretName, generation: u32, version: u64) -> VersionStanding {
+        let Some(known) = self.known.get(name) else {
+            // The oldest removed ones are forgotten once there are so many.
+            let all_remembered = self.known.len() < SECRETS_REMEMBERED_MAX;
+            return if all_remembered { VersionStanding::Absent } else { VersionStanding::Unknown };
+        };
+        if generation > known.generation {
+            return VersionStanding::Absent;
+        }
+        let Some(newest) = known.version.filter(|_| generation == known.generation) else {
+            return VersionStanding::Unknown;
+        };
+        // Only this generation's: the ones before count from 1, too.
+        let since = known.changes.iter().rposition(|change| change.deed == SecretDeed::Removed);
+        let changes = &known.changes[since.map_or(0, |removed| removed + 1)..];
+        if changes.iter().any(|change| change.deed == SecretDeed::Set { version }) || version == newest {
+            return VersionStanding::Recorded;
+        }
+        let all_told = since.is_some() || known.changes.len() < SECRET_CHANGES_MAX;
+        if all_told || version > newest { VersionStanding::Absent } else { VersionStanding::Unknown }
+    }
+}
+
+/// What the log says of one version of a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionStanding {
+    Recorded,
+    /// It was never told of it.
+    Absent,
+    /// It was told of more than is remembered, or of a later generation.
+    Unknown,
 }
 
 /// Why a secret that a service declares cannot be given to it.

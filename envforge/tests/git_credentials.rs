@@ -268,3 +268,21 @@ async fn git_in_a_shell_has_it_for_its_own_repository_while_the_shell_is_open() 
     assert_eq!((text.as_str(), code), ("", Some(0)));
     machine.host.shutdown().await;
 }
+
+/// What git cannot carry is not given to it, and nobody is kept from their shell by that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_of_several_lines_fails_no_shell_and_is_told() {
+    let machine = Machine::open().await;
+    let login = |value: &str| Some(machine.login(value, None));
+    assert_eq!(machine.shell("echo cloned", login(&machine.value)).await, ("cloned\n".to_owned(), Some(0)));
+    let several = format!("{}\nprotocol=http", machine.value);
+    let open = machine.try_shell("git config --get-all credential.helper; true", login(&several)).await.unwrap();
+    let notice = open.facts.notice.clone().unwrap();
+    assert!(notice.contains("line break") && !notice.contains(&machine.value), "{notice}");
+    let fetch = "GIT_TERMINAL_PROMPT=0 git fetch -q";
+    let (text, code) = machine.shell(fetch, login(&several)).await;
+    assert!(text.contains("could not read Username") && code != Some(0), "{text}");
+    let (text, code) = machine.shell(fetch, login(&machine.value)).await;
+    assert_eq!((text.as_str(), code), ("", Some(0)));
+    machine.host.shutdown().await;
+}

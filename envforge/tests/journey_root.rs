@@ -163,6 +163,16 @@ fn root_is_asked_for_approved_used_once_and_ends_whatever_happens() {
     let run = ["root", "run", &window, "--", "/bin/sh", "-c", "id -u; echo by $ENVFORGE_ROOT_WINDOW; exit 0"];
     assert!(place.refused("dana", &run).contains("approved"));
     assert!(place.refused("dana", &["root", "approve", &window]).contains("owner, admin"));
+    // An owner's own is no different.
+    let own = place.json("owner", &["root", "request", "main", "--reason", "mine", "--for", "20m"]);
+    assert_eq!(own["workspace_slug"], "main");
+    let own = own["id"].as_str().unwrap();
+    for verb in ["approve", "deny"] {
+        let told = place.refused("owner", &["root", verb, own]);
+        assert!(told.contains("somebody else"), "{told}");
+    }
+    assert!(place.refused("dana", &["root", "approve", own]).contains("owner, admin"));
+    place.json("owner", &["root", "withdraw", own]);
     place.json("owner", &["root", "approve", &window]);
     if !rustix::process::geteuid().is_root() {
         assert!(place.refused("dana", &run).contains("EnvForge is not root"), "nothing is pretended");

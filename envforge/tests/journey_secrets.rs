@@ -2,14 +2,20 @@
 //! nobody else, rotated, forbidden, removed.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand paths on")]
 
+#[allow(dead_code, reason = "of what terminals can do, only asking is looked at here")]
+#[path = "journey_shell/tty.rs"]
+mod tty;
+
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use envforge_testkit::{TestDir, TestProcess, wait_until};
 use serde_json::Value;
+use tty::Tty;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const OWNER: &str = "owner@envforge.localhost";
@@ -31,14 +37,21 @@ jobs:
 
 struct Place {
     dir: TestDir,
+    starts: AtomicU32,
 }
 
 impl Place {
+    fn new() -> Self {
+        Self { dir: TestDir::new(), starts: AtomicU32::new(0) }
+    }
+
     fn start(&self) -> (TestProcess, Value) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
         command.args(["dev", "--json", "--listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--data"]);
         command.arg(self.dir.join("data")).arg("--runtime").arg(self.dir.join("runtime"));
-        let mut dev = TestProcess::spawn("dev", &command, self.dir.path());
+        // Each with an output of its own.
+        let name = format!("dev-{}", self.starts.fetch_add(1, Ordering::Relaxed));
+        let mut dev = TestProcess::spawn(&name, &command, self.dir.path());
         let started = dev.wait_ready("the first line", DEADLINE, |process| {
             let out = process.stdout();
             out.contains('\n').then(|| serde_json::from_str(out.lines().next().unwrap()).unwrap())
@@ -46,10 +59,15 @@ impl Place {
         (dev, started)
     }
 
-    fn client(&self, args: &[&str], stdin: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
-        command.args(args).env("ENVFORGE_CONFIG_DIR", self.dir.join("owner")).env("ENVFORGE_CREDENTIALS", "file");
+    fn as_owner(&self, mut command: Command) -> Command {
+        command.env("ENVFORGE_CONFIG_DIR", self.dir.join("owner")).env("ENVFORGE_CREDENTIALS", "file");
         command.env_remove("ENVFORGE_API").env_remove("ENVFORGE_ORG").current_dir(self.dir.join("orders"));
+        command
+    }
+
+    fn client(&self, args: &[&str], stdin: &str) -> Output {
+        let mut command = self.as_owner(Command::new(env!("CARGO_BIN_EXE_envforge")));
+        command.args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that asks for nothing may be gone already.
@@ -107,7 +125,7 @@ impl Place {
 
 #[test]
 fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
-    let place = Place { dir: TestDir::new() };
+    let place = Place::new();
     place.repository();
     let (_dev, started) = place.start();
     let (api, password) = (started["api"].as_str().unwrap(), started["owner_password"].as_str().unwrap());
@@ -237,8 +255,95 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     let told = place.refused(&["project", "edit", "orders", "--git-credential", "PEM"], "");
     assert!(told.contains("https://"), "{told}");
 
+    // On a terminal it is asked for and not shown; on the command line it is refused, and not repeated.
+    let mut command = Command::new("setsid");
+    command.args([
+        "--ctty",
+        "--wait",
+        env!("CARGO_BIN_EXE_envforge"),
+        "secret",
+        "set",
+        "PROMPTED",
+        "--project",
+        "orders",
+    ]);
+    let mut terminal = Tty::start(place.as_owner(command));
+    terminal.shows("Value of PROMPTED: ");
+    terminal.types("typed-canary\r");
+    assert!(terminal.ends().success(), "{}", terminal.text());
+    assert!(!terminal.text().contains("typed-canary"), "{}", terminal.text());
+    let history = place.json(&["secret", "history", "PROMPTED", "--project", "orders"], "");
+    assert_eq!(history["items"][0]["version"], 1, "{history}");
+    let told = place.refused(&["secret", "set", "API_KEY", "value-on-the-command-line"], "");
+    assert!(told.contains("never stands on the command line") && !told.contains("value-on-the"), "{told}");
+
     let told = place.refused(&["secret", "set", "API_KEY"], "");
     assert!(told.contains("empty"), "{told}");
     let told = place.refused(&["secret", "set", "API_KEY"], &"x".repeat(4097));
     assert!(told.contains("4096"), "{told}");
+}
+
+/// Versions that lie in the store, those with a note, and those that the log names.
+fn kept(place: &Place) -> [Vec<u64>; 3] {
+    let mut found = [Vec::new(), Vec::new(), Vec::new()];
+    let mut folders = vec![place.dir.join("data/secrets/values")];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            match (path.is_dir(), path.extension().and_then(|kind| kind.to_str()), number) {
+                (true, _, _) => folders.push(path),
+                (false, Some("age"), Some(version)) => found[0].push(version),
+                (false, Some("note"), Some(version)) => found[1].push(version),
+                _ => {}
+            }
+        }
+    }
+    let history = place.json(&["secret", "history", "API_KEY", "--project", "orders"], "");
+    found[2] = history["items"].as_array().unwrap().iter().filter_map(|item| item["version"].as_u64()).collect();
+    found.iter_mut().for_each(|versions| versions.sort_unstable());
+    found
+}
+
+/// Where the crash falls is up to chance, hence several; what is said of it is not.
+#[test]
+fn a_kill_between_put_and_event_leaves_notes_beside_what_the_log_does_not_name_and_nowhere_else() {
+    let place = Place::new();
+    place.repository();
+    let (mut dev, started) = place.start();
+    let password = started["owner_password"].as_str().unwrap().to_owned();
+    let sign_in = |started: &Value| {
+        let api = started["api"].as_str().unwrap();
+        place.json(&["login", "--api", api, "--email", OWNER, "--password-stdin"], &format!("{password}\n"));
+    };
+    sign_in(&started);
+    // The project comes to be; its workspace wakes without secrets in no case.
+    place.refused(&["up"], "");
+    place.json(&["secret", "set", "API_KEY", "--project", "orders"], "first");
+    for round in 0..4_u64 {
+        std::thread::scope(|scope| {
+            let setting = |number: u64| {
+                let place = &place;
+                move || {
+                    let value = format!("value {round} {number}");
+                    place.client(&["secret", "set", "API_KEY", "--project", "orders"], &value)
+                }
+            };
+            let setters: Vec<_> = (0..4).map(|number| scope.spawn(setting(number))).collect();
+            std::thread::sleep(Duration::from_millis(40 + 25 * round)); // pause: so that the kill comes in their midst
+            dev.kill9();
+            setters.into_iter().for_each(|setter| drop(setter.join().unwrap()));
+        });
+        let (again, started) = place.start();
+        dev = again;
+        sign_in(&started);
+        wait_until("notes of what the log names to go", DEADLINE, || {
+            let [_, noted, named] = kept(&place);
+            !noted.iter().any(|version| named.contains(version))
+        });
+        let [values, noted, named] = kept(&place);
+        println!("{} values, {} of them unrecorded", values.len(), values.len() - named.len());
+        assert!(named.iter().all(|version| values.contains(version)), "{named:?} of {values:?}");
+        let unnamed: Vec<_> = values.iter().filter(|version| !named.contains(version)).collect();
+        assert!(unnamed.iter().all(|version| noted.contains(version)), "{unnamed:?} of {noted:?}");
+    }
 }

@@ -294,7 +294,7 @@ services:
       command: psql -h 127.0.0.1 -p "$PORT" -d postgres -Atc "select current_user" > "$ENVFORGE_DATA_DIR/probe"
       deadline: 60s
   other:
-    command: id -un > "$ENVFORGE_DATA_DIR/other"; exec sleep 100000
+    command: echo $$ > "$ENVFORGE_DATA_DIR/pid"; id -un > "$ENVFORGE_DATA_DIR/other"; exec sleep 100000
     port: none
 on_sleep: { command: id -un > "$ENVFORGE_DATA_DIR/hook" }
 "#;
@@ -318,6 +318,13 @@ async fn services_their_probes_and_what_runs_before_sleep_find_their_users_by_na
     assert_eq!(until_written(&machine.data().join("other")).await, "service-other\n");
     let (text, _) = all_of(machine.job("id -un", BTreeMap::new()).await).await;
     assert_eq!(text, "workspace\n");
+    // As where somebody replaces the machine's files: what is started again has its name again.
+    let pid = std::fs::read_to_string(machine.data().join("pid")).unwrap();
+    let uncover = ["-t", pid.trim(), "-m", "umount", "/etc/passwd"];
+    assert!(Command::new("nsenter").args(uncover).status().unwrap().success());
+    std::fs::remove_file(machine.data().join("other")).unwrap();
+    assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+    assert_eq!(until_written(&machine.data().join("other")).await, "service-other\n");
     machine.host.sleep(workspace(), 1).await.unwrap();
     assert_eq!(until_written(&machine.data().join("hook")).await, "workspace\n");
     assert_eq!(std::fs::read("/etc/passwd").unwrap(), before, "the machine's own stay as they are");

@@ -14,6 +14,7 @@ pub mod root_reactor;
 mod runtime_reactor;
 mod secret_resolver;
 mod secret_sweep;
+mod secret_untold;
 mod shared_world;
 mod shell_leftovers;
 pub mod timers;

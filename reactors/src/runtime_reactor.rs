@@ -31,6 +31,7 @@ use crate::errand::{Cleared, Clearing, Errands, Matter};
 use crate::host_machine::HostMachine;
 use crate::secret_resolver::SecretResolver;
 use crate::secret_sweep::Sweep;
+use crate::secret_untold::Untold;
 use crate::shared_world::{Listening, News, SharedWorld};
 use crate::world::{KnownRuntime, World, needs};
 
@@ -41,6 +42,8 @@ const PLANNED_HOST_PATIENCE: Millis = RUNTIME_LEASE;
 const NEW_HOST_PATIENCE: Millis = Millis::from_secs(10);
 /// How often wakes that no host has taken are looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often values are looked for of which the log was never told.
+const UNTOLD_INTERVAL: Duration = Duration::from_hours(1);
 
 /// One host's reactor.
 pub struct RuntimeReactor {
@@ -126,6 +129,8 @@ impl RuntimeReactor {
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut untold = tokio::time::interval_at(tokio::time::Instant::now() + UNTOLD_INTERVAL, UNTOLD_INTERVAL);
+        untold.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let host = self.errands.host.clone();
         let reports = host.reports();
         loop {
@@ -155,6 +160,7 @@ impl RuntimeReactor {
                 report = reports.next() => self.told(report),
                 () = host.facts_changed(), if caught_up => self.compare_all(),
                 _ = look.tick(), if caught_up => self.compare_untaken(),
+                _ = untold.tick(), if caught_up => self.look_for_untold(|_| true),
                 _ = renewal.tick(), if caught_up => {
                     self.renew_leases();
                     self.compare_all();
@@ -172,6 +178,7 @@ impl RuntimeReactor {
         if news.caught_up {
             self.compare_all();
             self.sweep_where(|_| true);
+            self.look_for_untold(|_| true);
         } else {
             news.touched.into_iter().for_each(|workspace| self.compare(workspace));
             self.compare_shown();
@@ -197,6 +204,20 @@ impl RuntimeReactor {
         };
         ready.into_iter().for_each(|workspace| self.compare(workspace));
         self.sweep_where(|owner| changed.contains(&owner.to_string()));
+        self.look_for_untold(|owner| changed.contains(&owner.to_string()));
+    }
+
+    /// Also those of which the log knows no secret: a value may have been put of which it was never told.
+    fn look_for_untold(&self, meant: impl Fn(SecretOwner) -> bool) {
+        let Some(secrets) = self.errands.secrets.as_ref().filter(|_| self.sweeps()) else { return };
+        let (world, store) = (self.world.read(), secrets.store());
+        for (org, owners) in world.secret_owners().filter(|(org, _)| self.serves(&world, *org)) {
+            let owners: Vec<_> = owners.iter().copied().filter(|owner| meant(*owner)).collect();
+            if !owners.is_empty() {
+                let (commands, clock) = (self.errands.commands.clone(), self.errands.clock.clone());
+                tokio::spawn(Untold { org, owners, commands, clock }.run(Arc::clone(store)));
+            }
+        }
     }
 
     /// All of a process's reactors share one store: one for each organization clears it up, however many agents are connected.

@@ -159,6 +159,7 @@ mod tests {
     use async_trait::async_trait;
     use envforge_domain::ids::{OrgId, ProjectId, WorkspaceId};
     use envforge_domain::secrets::{SecretKey, SecretOwner};
+    use envforge_runtime::secret_store::{PutNote, Unrecorded};
     use uuid::Uuid;
 
     use super::*;
@@ -173,7 +174,7 @@ mod tests {
 
     #[async_trait]
     impl SecretStore for Store {
-        async fn put(&self, _: &SecretKey, _: &Secret) -> Result<u64, StoreError> {
+        async fn put(&self, _: &SecretKey, _: &Secret, _: &PutNote) -> Result<u64, StoreError> {
             Err(StoreError::Throttled)
         }
 
@@ -197,6 +198,18 @@ mod tests {
 
         async fn keys(&self, _: OrgId, _: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {
             Ok(Vec::new())
+        }
+
+        async fn unrecorded(&self, _: OrgId, _: &[SecretOwner]) -> Result<Vec<Unrecorded>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn record(&self, _: &SecretKey, _: u64) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn withdraw(&self, _: &SecretKey, _: &BTreeSet<u64>) -> Result<usize, StoreError> {
+            Ok(0)
         }
     }
 

@@ -45,6 +45,8 @@ pub struct World {
     /// By the id of the project or workspace whose they are.
     secrets: HashMap<Box<str>, (OrgId, Option<SecretOwner>, Secrets)>,
     no_secrets: Secrets,
+    /// Whoever may have secrets, by organization; archived workspaces too.
+    owners: HashMap<OrgId, BTreeSet<SecretOwner>>,
     /// Those that are not over.
     root_windows: HashMap<RootWindowId, (OrgId, RootWindow)>,
     shells: OpenShells,
@@ -90,12 +92,15 @@ impl World {
                     if let Ok(project) = recorded.commit.stream.key().parse() {
                         let state = self.projects.remove(&project).unwrap_or_default();
                         self.projects.insert(project, Project::evolve(state, event));
+                        self.owners.entry(org).or_default().insert(SecretOwner::Project(project));
                     }
                 }
                 Event::Workspace(event) => {
                     if let Ok(workspace) = recorded.commit.stream.key().parse() {
                         let state = self.workspaces.remove(&workspace).unwrap_or_default();
                         self.workspaces.insert(workspace, Workspace::evolve(state, event));
+                        let owner = self.secrets_owner(workspace);
+                        self.owners.entry(org).or_default().extend(owner);
                         touched = Some(workspace);
                     }
                 }
@@ -327,6 +332,11 @@ impl World {
     /// All owners of secrets.
     pub fn secrets(&self) -> impl Iterator<Item = (OrgId, SecretOwner, &Secrets)> {
         self.secrets.values().filter_map(|(org, owner, known)| Some((*org, (*owner)?, known)))
+    }
+
+    /// All that may have secrets, whether the log knows of any or not.
+    pub(crate) fn secret_owners(&self) -> impl Iterator<Item = (OrgId, &BTreeSet<SecretOwner>)> {
+        self.owners.iter().map(|(org, owners)| (*org, owners))
     }
 
     /// What is known of an owner's secrets.

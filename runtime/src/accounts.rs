@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,7 +34,13 @@ const SYSTEM_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// A mount namespace in which the users of one workspace have names. Clones are one.
 #[derive(Clone)]
-pub(crate) struct Names(Arc<OwnedFd>);
+pub(crate) struct Names(Arc<Place>);
+
+struct Place {
+    namespace: OwnedFd,
+    /// Where their files are.
+    directory: PathBuf,
+}
 
 impl Names {
     /// Of a workspace that has users, as [`written`] writes them; `None` also where nothing may be mounted, which is no failure.
@@ -49,7 +55,7 @@ impl Names {
                 File::open("/proc/thread-self/ns/mnt")
             });
             Ok(match made {
-                Ok(namespace) => Some(Self(Arc::new(namespace.into()))),
+                Ok(namespace) => Some(Self(Arc::new(Place { namespace: namespace.into(), directory }))),
                 Err(error) => {
                     tracing::info!(%error, "users of a workspace have no names here");
                     None
@@ -65,13 +71,19 @@ impl Names {
 /// # Errors
 /// Where it cannot be started.
 pub(crate) fn start(command: &mut Command, names: Option<&Names>) -> io::Result<Child> {
-    let Some(Names(namespace)) = names else { return command.spawn() };
+    let Some(Names(place)) = names else { return command.spawn() };
     let runtime = Handle::current();
     aside(|| {
         let _in_it = runtime.enter();
         // Root and working directory are the whole process's until they are not shared; who shares them may enter nothing.
         unshare(CloneFlags::CLONE_FS)?;
-        setns(namespace, CloneFlags::CLONE_NEWNS)?;
+        setns(&place.namespace, CloneFlags::CLONE_NEWNS)?;
+        // Whoever replaces the machine's file (useradd) takes away what was mounted over it, in every namespace.
+        if !are_over(&place.directory)
+            && let Err(error) = cover(&place.directory)
+        {
+            tracing::info!(%error, "users of a workspace have no names any more");
+        }
         command.spawn()
     })
 }
@@ -157,6 +169,19 @@ pub(crate) fn enter(directory: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // What is mounted on the machine from now on comes here, too; what is mounted here stays here.
     mount(None::<&Path>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
+    cover(directory)
+}
+
+/// Whether the files of `directory` are what is seen here in the places of the machine's own.
+fn are_over(directory: &Path) -> bool {
+    let same = |name: &&str| {
+        let (seen, meant) = (fs::metadata(Path::new("/etc").join(name)), fs::metadata(directory.join(name)));
+        seen.is_ok_and(|seen| meant.is_ok_and(|meant| (seen.dev(), seen.ino()) == (meant.dev(), meant.ino())))
+    };
+    [PASSWD, GROUP].iter().all(same)
+}
+
+fn cover(directory: &Path) -> io::Result<()> {
     for name in [PASSWD, GROUP] {
         let (over, bind) = (Path::new("/etc").join(name), MsFlags::MS_BIND);
         mount(Some(&directory.join(name)), &over, None::<&str>, bind, None::<&str>)?;

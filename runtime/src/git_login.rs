@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use envforge_domain::ids::{UserId, WorkspaceId};
+use envforge_domain::project::GitCredential;
 use envforge_domain::secret::Secret;
 use envforge_domain::time::Millis;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -138,8 +139,8 @@ impl LoginSocket {
     pub(crate) fn open(path: PathBuf, address: &str, login: GitLogin, asker: Asker) -> Result<Self, CheckoutFailure> {
         let refused = |reason| CheckoutFailure::Credential { reason };
         let scope = Repository::parse(address)?.scope().ok_or(refused("it is for addresses at https:// alone"))?;
-        if login.value.expose().contains(['\n', '\0']) {
-            return Err(refused("it holds a line break, which git carries in no password"));
+        if !GitCredential::carries(&login.value) {
+            return Err(refused("it holds a line break, and git carries a password of one line"));
         }
         let (uid, others) = match asker {
             Asker::Shell(Some(user)) => (user.uid, true),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use envforge_domain::ids::{RootWindowId, WorkspaceId};
-use envforge_domain::root_window::{RootChanges, RootOutcome};
+use envforge_domain::root_window::{HANG_UP, RootChanges, RootOutcome};
 use envforge_domain::shell::{ShellEnd, ShellOutput};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
@@ -41,9 +41,8 @@ const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 const OUTPUTS_MAX: usize = 32;
 /// How long a guard that was told to end its command may take; it kills for `KILL_PATIENCE` at most, twice.
 const GUARD_PATIENCE: Duration = Duration::from_secs(2 * KILL_PATIENCE.as_secs() + 2);
-/// How long a shell may take to end once its terminal has hung up, and the signal that tells it.
+/// How long a shell may take to end once its terminal has hung up.
 const HANG_UP_PATIENCE: Duration = Duration::from_secs(1);
-const HANG_UP: u32 = 1;
 /// How long the last output may take once nothing runs that could write.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
 /// Where systems show cgroups of version 2: alone, and beside those of version 1.

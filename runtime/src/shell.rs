@@ -22,6 +22,7 @@ use std::time::Duration;
 use envforge_domain::commit::Surface;
 use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
+use envforge_domain::project::GitCredential;
 use envforge_domain::shell::{
     LastingShell, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
 };
@@ -402,6 +403,9 @@ pub(crate) async fn open(
     let ShellOrder { shell, org, project, workspace, .. } = opening.order;
     let recorded = Recorded::new(&host, EndedShell::Shell(shell), ShellPlace { org, project, workspace });
     let record = opening.record().await.map_err(|error| not_started(&error))?;
+    // What git cannot carry it is not given, and the shell opens all the same.
+    let unfit = login.as_ref().is_some_and(|git| !GitCredential::carries(&git.login.value));
+    let login = login.filter(|_| !unfit);
     clone(&host, &opening.order, &opening.directories, login.as_ref().map(|git| &git.login)).await?;
     let git = match login.filter(|git| git.inside) {
         None => None,
@@ -411,7 +415,11 @@ pub(crate) async fn open(
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let stop = host.shells.stop.child_token();
-    let (facts, carrying) = opening.begin(&record, fed, said, stop).await?;
+    let (mut facts, carrying) = opening.begin(&record, fed, said, stop).await?;
+    if unfit {
+        let lacks = "git has no credential here: its secret holds a line break, and git carries a password of one line";
+        facts.notice = Some(facts.notice.map_or(lacks.to_owned(), |notice| format!("{lacks}; {notice}")));
+    }
     host.shells.tasks.clone().spawn(async move {
         carrying.await;
         drop((place, git));

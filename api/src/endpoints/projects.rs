@@ -1,12 +1,13 @@
 //! Projects.
 
 use axum::extract::State;
-use envforge_commands::{Commands, projects};
+use envforge_commands::{Commands, projects, secrets};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::StreamId;
 use envforge_domain::event::Event;
-use envforge_domain::ids::ProjectId;
+use envforge_domain::ids::{OrgId, ProjectId};
 use envforge_domain::project::{GitChange, GitCredential, Project as Aggregate, ProjectEvent, Repository};
+use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
 use envforge_domain::slug::ProjectSlug;
 use envforge_projections::sql::ProjectRecord;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::has_access;
+use super::secrets::not_for_git;
 use crate::access::{Access, Caller, act};
+use crate::config::SecretPuts;
 use crate::instant::Instant;
 use crate::page::{Page, Path, Query, Slice};
 use crate::problem::Problem;
@@ -30,6 +33,7 @@ pub(crate) struct Projects {
     pub(crate) reads: Reads,
     /// Repositories may be paths of the machine that runs workspaces.
     pub(crate) local_repositories: bool,
+    pub(crate) secrets: Option<SecretPuts>,
 }
 
 has_access!(Projects);
@@ -236,6 +240,9 @@ async fn edit(
     else {
         return Err(Problem::not_found());
     };
+    if let GitChange::Set(wanted) = &git {
+        state.check_git_value(org, project, &slug, wanted).await?;
+    }
     let name = change.name.unwrap_or(name);
     let wanted = change.repository.as_deref().map_or(Ok(current), |text| state.repository(text))?;
     let done = act!(
@@ -268,6 +275,26 @@ async fn edit(
 }
 
 impl Projects {
+    /// The project's own value, where there is one, must be one that git can show. A store that does not answer stops nothing: shells
+    /// say what git lacks.
+    async fn check_git_value(
+        &self,
+        org: OrgId,
+        project: ProjectId,
+        slug: &ProjectSlug,
+        git: &GitCredential,
+    ) -> Result<(), Problem> {
+        let (Some(store), owner) = (&self.secrets, SecretOwner::Project(project)) else { return Ok(()) };
+        let known = secrets::load(&self.commands, org, owner).await?.state;
+        let known = known.known(&git.secret).and_then(|known| Some((known.generation, known.version?)));
+        let Some((generation, version)) = known else { return Ok(()) };
+        let key = SecretKey { org, owner, name: git.secret.clone(), generation };
+        match store.git_carries(PinnedSecret { key, version }).await {
+            Some(false) => Err(Problem::new("git_credential_invalid", not_for_git(&git.secret, slug.as_str()))),
+            Some(true) | None => Ok(()),
+        }
+    }
+
     fn repository(&self, text: &str) -> Result<Repository, Problem> {
         let repository = Repository::parse(text).map_err(|error| Problem::value("repository", error))?;
         if repository.is_local() && !self.local_repositories {

@@ -1,4 +1,4 @@
-//! The one shell of a root window, on the terminal of whoever asked for it.
+//! The shell of a root window, on the terminal of whoever asked for it; another one where that was lost.
 //!
 //! Not here: the window's life (`root_windows`), and running the shell: its host hears of it from the log, and this connection meets it
 //! there. It ends with the connection, and the window with it.
@@ -40,7 +40,7 @@ pub(crate) fn routes() -> OpenApiRouter<ShellEndpoints> {
     OpenApiRouter::new().routes(routes!(shell))
 }
 
-/// Open the one shell of a root window that was asked for with `access: shell`: a WebSocket as of the workspace's shell, with a terminal
+/// Open the shell of a root window that was asked for with `access: shell`: a WebSocket as of the workspace's shell, with a terminal
 /// as its order. What is typed and shown is kept nowhere. The host kills it, with all it started, when the window ends; `end` is the
 /// outcome that the window then shows.
 #[utoipa::path(get, path = "/v1/orgs/{org}/root-windows/{window}/shell", tag = "root",
@@ -128,6 +128,7 @@ impl ShellEndpoints {
         if !words.is_empty() {
             return Err(Problem::value("words", "none: the window is for a shell"));
         }
+        self.until_ended(window).await;
         let caller = ground.caller_now();
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
         let context = self.context(ground);
@@ -139,6 +140,19 @@ impl ShellEndpoints {
         tokio::select! {
             came = coming => came.map_err(Problem::from),
             why = self.over_before(window) => Err(ShellFailure::NotStarted { reason: why.to_owned() }.into()),
+        }
+    }
+
+    /// Whoever comes back is there before the host has said that what they lost has ended. One that somebody sits before is waited for in vain.
+    async fn until_ended(&self, window: RootWindowId) {
+        let looks = OUTCOME_WAIT.as_millis() / LOOK_INTERVAL.as_millis();
+        for _ in 0..looks {
+            let known = self.access.hot().authorization.root_window(window);
+            let command = known.as_ref().and_then(|known| known.state.command());
+            if command.is_none_or(|command| command.ended.is_some()) {
+                return;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
 

@@ -91,7 +91,7 @@ struct Shown {
     justified: Option<bool>,
 }
 
-/// The one command of a window, or its one shell.
+/// The one command of a window, or its newest shell.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RootCommand)]
 struct Command {

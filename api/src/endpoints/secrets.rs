@@ -12,6 +12,8 @@ use envforge_domain::aggregate::Refusal;
 use envforge_domain::commit::StreamId;
 use envforge_domain::event::Event;
 use envforge_domain::ids::{UserId, WorkspaceId};
+use envforge_domain::limits::SECRET_BYTES_MAX;
+use envforge_domain::project::{GitCredential, Project};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::secrets::{
     ConsumedSecret, KnownSecret, RefusedSecret, Rotation, SecretConsumer, SecretDeed, SecretName, SecretOwner,
@@ -27,7 +29,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use crate::access::{Access, Caller, act};
-use crate::config::{NotPut, SecretPuts};
+use crate::config::{NotPut, PutBy, SecretPuts};
 use crate::instant::{self, Instant};
 use crate::page::{Page, Path};
 use crate::problem::Problem;
@@ -318,8 +320,11 @@ impl Secrets {
             (Some(value), _) => match secrets::prepare(&self.commands, &permit, &context, &change).await? {
                 Prepared::Answered(done) => done,
                 Prepared::Put(key) => {
+                    self.check_for_git(resource, &name, value).await?;
                     let store = self.store.as_ref().ok_or_else(no_store)?;
-                    let version = store.put(key.clone(), value.clone().into_secret()).await.map_err(not_put)?;
+                    let log = self.access.hot().checkpoint();
+                    let by = PutBy { command: context.command, at: context.now, log };
+                    let version = store.put(key.clone(), value.clone().into_secret(), by).await.map_err(not_put)?;
                     act!(
                         self.access,
                         &caller,
@@ -345,6 +350,22 @@ impl Secrets {
             }
         };
         Ok(Written::ok(&done, WrittenSecret { name: name.to_string(), owner: owner.token(), version }))
+    }
+
+    /// What the project names for git has one line: git would refuse it later, where nobody sees why.
+    async fn check_for_git(
+        &self,
+        resource: Resource,
+        name: &SecretName,
+        value: &SubmittedSecret,
+    ) -> Result<(), Problem> {
+        let project = resource.project().ok_or_else(Problem::not_found)?;
+        let state = self.commands.load::<Project>(&StreamId::project(resource.org(), project)).await?.state;
+        let Project::Active { git: Some(git), slug, .. } = state else { return Ok(()) };
+        if git.secret != *name || GitCredential::carries(&value.clone().into_secret()) {
+            return Ok(());
+        }
+        Err(Problem::new("secret_value_invalid", not_for_git(name, slug.as_str())).with("max_bytes", SECRET_BYTES_MAX))
     }
 
     async fn remove(
@@ -544,6 +565,14 @@ fn set_by(done: &Done) -> Option<u64> {
         Event::Secrets(SecretsEvent::Set { version, .. }) => Some(*version),
         _ => None,
     })
+}
+
+/// Why git is not given a secret, and what would be right.
+pub(super) fn not_for_git(name: &SecretName, project: &str) -> String {
+    format!(
+        "{name} is what git shows the server of project {project}, and its value holds a line break: git carries a password of one line. \
+         Set the token alone, without anything before or after it."
+    )
 }
 
 fn no_store() -> Problem {

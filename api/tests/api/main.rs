@@ -19,6 +19,7 @@ mod reads;
 mod receipts;
 mod refusals;
 mod rights;
+mod root_decisions;
 mod root_windows;
 mod runtimes;
 mod secrets;

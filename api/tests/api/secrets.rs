@@ -1,8 +1,12 @@
 //! Secrets over HTTP: who may set, list and remove them, and that a value goes to the store and nowhere else.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use envforge_api::{Config, NotPut, SecretPuts};
+use envforge_api::{Config, NotPut, PutBy, SecretPuts};
+use envforge_domain::project::GitCredential;
+use envforge_domain::secret::Secret;
+use envforge_domain::secrets::{PinnedSecret, SecretKey};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -28,7 +32,8 @@ impl Store {
 async fn house() -> (House, Arc<Store>) {
     let store = Arc::new(Store::default());
     let putting = Arc::clone(&store);
-    let puts = SecretPuts::new(move |key, value| {
+    let looking = Arc::clone(&store);
+    let put = move |key: SecretKey, value: Secret, _: PutBy| -> Pin<Box<dyn Future<Output = _> + Send>> {
         let store = Arc::clone(&putting);
         Box::pin(async move {
             if *store.down.lock().unwrap() {
@@ -44,7 +49,17 @@ async fn house() -> (House, Arc<Store>) {
             values.push((key.name.to_string(), value.expose().to_owned()));
             Ok(values.iter().filter(|(name, _)| *name == key.name.as_str()).count() as u64)
         })
-    });
+    };
+    let git_carries = move |pinned: PinnedSecret| -> Pin<Box<dyn Future<Output = _> + Send>> {
+        let store = Arc::clone(&looking);
+        Box::pin(async move {
+            let values = store.values.lock().unwrap();
+            let mut of_name = values.iter().filter(|(name, _)| *name == pinned.key.name.as_str());
+            let (_, value) = of_name.nth(usize::try_from(pinned.version).unwrap() - 1)?;
+            Some(GitCredential::carries(&Secret::new(value.clone())))
+        })
+    };
+    let puts = SecretPuts::new(put, git_carries);
     let house = House::start_with(|config: &mut Config| config.secrets = Some(puts)).await;
     (house, store)
 }
@@ -158,4 +173,32 @@ async fn people_set_where_their_roles_reach_and_programs_and_billing_do_not() {
     assert_eq!(store.count(), count, "nothing was put for whoever may not");
     owner.post("/v1/orgs/acme/workspaces/signed-links/archive", json!({})).await.expect(200);
     set(&owner, OF_WORKSPACE).await.expect_problem(410, "workspace_archived");
+}
+
+#[tokio::test]
+async fn git_is_given_no_value_of_several_lines_and_whoever_sets_it_up_is_told_what_would_be_right() {
+    let (house, store) = house().await;
+    let owner = house.owner().await;
+    house.workspace(&owner).await;
+    let project = "/v1/orgs/acme/projects/orders";
+    let (path, own) = (format!("{OF_PROJECT}/GIT_TOKEN"), format!("{OF_WORKSPACE}/GIT_TOKEN"));
+    owner.patch(project, json!({ "repository": "https://git.example/acme/orders.git" })).await.expect(200);
+    owner.put(&path, json!({ "secret": "one\ntwo" })).await.expect(200);
+    let name = json!({ "git_credential": { "secret": "GIT_TOKEN", "in_shells": true } });
+    let refused = owner.patch(project, name.clone()).await.expect_problem(422, "git_credential_invalid");
+    let told = refused.body["detail"].as_str().unwrap();
+    assert!(told.contains("GIT_TOKEN") && told.contains("project orders") && told.contains("one line"), "{told}");
+    owner.put(&path, json!({ "secret": VALUE })).await.expect(200);
+    owner.patch(project, name).await.expect(200);
+    let before = store.count();
+    for value in ["one\ntwo", "windows\r"] {
+        for path in [&path, &own] {
+            let refused = owner.put(path, json!({ "secret": value })).await;
+            let refused = refused.expect_problem(422, "secret_value_invalid");
+            assert!(refused.body["detail"].as_str().unwrap().contains("line break"), "{refused:?}");
+        }
+    }
+    assert_eq!(store.count(), before, "nothing of it was put");
+    // Other secrets have as many lines as they like.
+    owner.put(&format!("{OF_PROJECT}/PEM"), json!({ "secret": "one\ntwo" })).await.expect(200);
 }

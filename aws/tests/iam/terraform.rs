@@ -101,6 +101,7 @@ fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
     for action in ["ssm:GetParameter", "ssm:GetParameters", "ssm:GetParameterHistory", "ssm:GetParametersByPath"] {
         assert!(!may(action, &token), "{action}");
     }
+    assert!(may("ssm:AddTagsToResource", &secret) && !may("ssm:AddTagsToResource", &token));
     assert!(may("ssm:GetParameters", &secret) && may("ssm:DescribeParameters", "*"));
     assert!(uses("kms:Encrypt", &token, ssm) && !uses("kms:Decrypt", &token, ssm));
     assert!(uses("kms:Decrypt", &secret, ssm) && !uses("kms:Decrypt", &secret, "s3.eu-central-1.amazonaws.com"));

@@ -155,7 +155,7 @@ data "aws_iam_policy_document" "control_plane" {
 
   statement {
     sid       = "KeepSecrets"
-    actions   = ["ssm:PutParameter", "ssm:GetParameters", "ssm:DeleteParameter"]
+    actions   = ["ssm:PutParameter", "ssm:GetParameters", "ssm:GetParameterHistory", "ssm:DeleteParameter", "ssm:AddTagsToResource"]
     resources = ["${local.parameters}/*/secrets/*"]
   }
 

@@ -143,7 +143,7 @@ pub(super) fn open(open: &OpenWindow, command: &RootWindowCommand) -> Decided {
             if !limits.policy.allows(terms.mode) {
                 return Err(RootWindowRefusal::NotAllowed { policy: limits.policy });
             }
-            if open.command.is_some() {
+            if !open.takes_another() {
                 return Err(RootWindowRefusal::Used);
             }
             check_words(terms.access, words)?;
@@ -160,15 +160,18 @@ pub(super) fn open(open: &OpenWindow, command: &RootWindowCommand) -> Decided {
         },
         RootWindowCommand::ReportEnded { ended } => match &open.command {
             Some(_) if !changes_fit(ended) => Err(RootWindowRefusal::TooManyChanges { max: limits::ROOT_CHANGES_MAX }),
-            Some(_) => Ok(vec![
-                RootWindowEvent::CommandEnded { ended: ended.clone() },
-                open.closed(ended.at, Some(ended.clone())),
-            ]),
+            Some(command) if command.ended.is_some() => Ok(vec![]),
+            Some(_) => {
+                let told = RootWindowEvent::CommandEnded { ended: ended.clone() };
+                // Its person may come back to another one.
+                let stays = terms.access == RootAccess::Shell && ended.lost_its_person() && ended.at < open.ends_at;
+                Ok(if stays { vec![told] } else { vec![told, open.closed(ended.at, Some(ended.clone()))] })
+            }
             None => Err(RootWindowRefusal::NoCommand),
         },
         RootWindowCommand::Expire { now } => {
             // The host that runs a command kills it at the end and says so; it gets a moment for that.
-            let running = open.command.is_some();
+            let running = open.command.as_ref().is_some_and(|command| command.ended.is_none());
             let patience = if running { limits::ROOT_CLOSEOUT_PATIENCE } else { Millis::ZERO };
             if *now < open.ends_at.plus(patience) {
                 return Err(RootWindowRefusal::NotYetOver);
@@ -296,8 +299,15 @@ fn check_words(access: RootAccess, words: &[String]) -> Result<(), RootWindowRef
 }
 
 impl OpenWindow {
+    /// One command, or one shell at a time.
+    fn takes_another(&self) -> bool {
+        let Some(command) = &self.command else { return true };
+        let lost = command.ended.as_ref().is_some_and(RootEnded::lost_its_person);
+        self.terms.access == RootAccess::Shell && lost && self.before.len() + 1 < limits::ROOT_SHELLS_MAX
+    }
+
     fn closed(&self, at: UnixMillis, ended: Option<RootEnded>) -> RootWindowEvent {
-        let mut commands: Vec<_> = self.command.iter().cloned().collect();
+        let mut commands: Vec<_> = self.before.iter().chain(&self.command).cloned().collect();
         commands.iter_mut().for_each(|command| command.ended = command.ended.take().or_else(|| ended.clone()));
         RootWindowEvent::Closed {
             closeout: RootCloseout {

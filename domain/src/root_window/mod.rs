@@ -51,7 +51,7 @@ impl RootPolicy {
     }
 }
 
-/// How a window comes to be. Either way it is for one command, or one shell.
+/// How a window comes to be. Either way it is for one command, or one shell at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RootMode {
     Elevation,
@@ -74,6 +74,28 @@ impl RootMode {
         }
     }
 }
+
+impl RootEnded {
+    /// Whether a shell was taken from its person, who may come back for as long as the window is open: their connection, or the host's
+    /// process, was gone. One that they left themselves is over, and its window with it.
+    pub const fn lost_its_person(&self) -> bool {
+        match self.outcome {
+            RootOutcome::Signalled => matches!(self.code, Some(HANG_UP)),
+            RootOutcome::Lost | RootOutcome::HostStopped => true,
+            RootOutcome::Exited
+            | RootOutcome::Deadline
+            | RootOutcome::Revoked
+            | RootOutcome::Withdrawn
+            | RootOutcome::RightLost
+            | RootOutcome::RuntimeGone
+            | RootOutcome::NoRoot
+            | RootOutcome::NotStarted => false,
+        }
+    }
+}
+
+/// The signal by which a shell ends whose person is gone.
+pub const HANG_UP: u32 = 1;
 
 /// What a window is for. Whoever decides on a request sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -174,7 +196,7 @@ pub struct RootTerms {
     pub requested_at: UnixMillis,
 }
 
-/// The one command of a window, or its one shell.
+/// The one command of a window, or one of its shells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootCommand {
     /// The program and its arguments. They stand in the log: no place for secrets. None of a shell.
@@ -249,7 +271,7 @@ pub struct RootCloseout {
     pub access: RootAccess,
     pub opened_at: UnixMillis,
     pub closed_at: UnixMillis,
-    /// None or one.
+    /// None or one; of a window for a shell each that its person was given.
     pub commands: Vec<RootCommand>,
 }
 
@@ -393,6 +415,8 @@ pub struct OpenWindow {
     pub approver: Option<UserId>,
     pub opened_at: UnixMillis,
     pub ends_at: UnixMillis,
+    /// Shells that were lost before, the oldest first.
+    pub before: Vec<RootCommand>,
     pub command: Option<RootCommand>,
     /// Said in the same commit as its end.
     pub ended_by: Option<RootOver>,
@@ -408,6 +432,12 @@ pub struct OverWindow {
     pub command: Option<RootCommand>,
     /// Who reviewed it and whether they found it justified.
     pub reviewed: Option<(UserId, bool)>,
+}
+
+impl OpenWindow {
+    const fn new(terms: RootTerms, approver: Option<UserId>, opened_at: UnixMillis, ends_at: UnixMillis) -> Self {
+        Self { terms, approver, opened_at, ends_at, before: Vec::new(), command: None, ended_by: None }
+    }
 }
 
 /// How a window came to its end.
@@ -557,8 +587,7 @@ impl Aggregate for RootWindow {
             (Self::Requested { terms, .. }, RootWindowEvent::Expired) => over(terms, None, RootOver::Expired),
             // Break-glass.
             (Self::Requested { terms, .. }, RootWindowEvent::Opened { at, ends_at }) => {
-                let (opened_at, ends_at) = (*at, *ends_at);
-                Self::Open(OpenWindow { terms, approver: None, opened_at, ends_at, command: None, ended_by: None })
+                Self::Open(OpenWindow::new(terms, None, *at, *ends_at))
             }
             (Self::Approved { terms, approver, .. }, RootWindowEvent::Withdrawn) => {
                 over(terms, Some(approver), RootOver::Withdrawn)
@@ -570,8 +599,7 @@ impl Aggregate for RootWindow {
                 over(terms, Some(approver), RootOver::Expired)
             }
             (Self::Approved { terms, approver, .. }, RootWindowEvent::Opened { at, ends_at }) => {
-                let (approver, opened_at, ends_at) = (Some(approver), *at, *ends_at);
-                Self::Open(OpenWindow { terms, approver, opened_at, ends_at, command: None, ended_by: None })
+                Self::Open(OpenWindow::new(terms, Some(approver), *at, *ends_at))
             }
             (Self::Open(open), event) => evolve_open(open, event),
             (Self::Over(mut over), RootWindowEvent::CommandEnded { ended }) => {
@@ -625,6 +653,7 @@ fn evolve_open(mut open: OpenWindow, event: &RootWindowEvent) -> RootWindow {
         RootWindowEvent::Withdrawn => open.ended_by = Some(RootOver::Withdrawn),
         RootWindowEvent::Revoked { .. } => open.ended_by = Some(RootOver::Revoked),
         RootWindowEvent::CommandAsked { words, epoch, at } => {
+            open.before.extend(open.command.take());
             open.command =
                 Some(RootCommand { words: words.clone(), epoch: *epoch, asked_at: *at, started_at: None, ended: None });
         }

@@ -2,7 +2,7 @@
 
 use envforge_domain::access::Action;
 use envforge_domain::commit::{Actor, Component};
-use envforge_domain::limits;
+use envforge_domain::limits::{self, ROOT_SHELLS_MAX};
 use envforge_domain::organization::OrganizationPolicy;
 use envforge_domain::root_window::*;
 use envforge_domain::runtime::Epoch;
@@ -360,9 +360,59 @@ fn a_window_for_a_shell_runs_no_command_and_one_for_a_command_no_shell() {
         |now| RootWindowCommand::Run { by: by(REQUESTER), words: vec![], epoch: Some(Epoch(3)), limits: LIMITS, now };
     let told = RootWindowEvent::CommandAsked { words: vec![], epoch: Epoch(3), at: at(3_000) };
     open().when(shell(at(3_000))).then([told]);
-    // One shell, as one command.
+    // One shell at a time, as one command.
     open().and(shell(at(3_000))).when(shell(at(3_100))).then_refused("root_window_used");
     approved().when(shell(at(3_000))).then_refused("root_command_invalid");
+}
+
+/// Whoever lost their connection comes back while the window is open; whoever left is gone.
+#[test]
+fn a_shell_that_was_lost_leaves_its_window_open_and_one_that_was_left_closes_it() {
+    let mut asked = request(RootMode::BreakGlass, LENGTH, LIMITS);
+    if let RootWindowCommand::Request { access, .. } = &mut asked {
+        *access = RootAccess::Shell;
+    }
+    let shell =
+        |now| RootWindowCommand::Run { by: by(REQUESTER), words: vec![], epoch: Some(Epoch(3)), limits: LIMITS, now };
+    let end = |outcome, code, now| RootWindowCommand::ReportEnded { ended: RootEnded { code, ..ended(outcome, now) } };
+    let opened = || given::<RootWindow>([]).and(asked.clone()).and(shell(at(3_000)));
+    for (outcome, code) in
+        [(RootOutcome::Signalled, Some(HANG_UP)), (RootOutcome::Lost, None), (RootOutcome::HostStopped, None)]
+    {
+        let lost = || opened().and(end(outcome, code, at(4_000)));
+        assert!(matches!(lost().state(), RootWindow::Open(_)), "{outcome:?}");
+        lost().when(end(outcome, code, at(4_500))).then_nothing();
+        let again = || lost().and(shell(at(5_000)));
+        assert!(matches!(again().state(), RootWindow::Open(open) if open.before.len() == 1));
+        // The closeout names both.
+        let over = again().when(end(RootOutcome::Exited, Some(0), at(6_000))).events();
+        let Some(RootWindowEvent::Closed { closeout }) = over.last() else { panic!("{over:?}") };
+        let outcomes: Vec<_> = closeout.commands.iter().map(|shell| shell.ended.as_ref().unwrap().outcome).collect();
+        assert_eq!(outcomes, [outcome, RootOutcome::Exited]);
+    }
+    for (outcome, code) in [
+        (RootOutcome::Exited, Some(1)),
+        (RootOutcome::Signalled, Some(9)),
+        (RootOutcome::Deadline, None),
+        (RootOutcome::RuntimeGone, None),
+    ] {
+        let over = opened().and(end(outcome, code, at(4_000)));
+        assert!(matches!(over.state(), RootWindow::Over(_)), "{outcome:?}");
+    }
+    // The window's end is what it was, with nobody in it too.
+    let ends_at = ASKED.plus(LENGTH);
+    let empty = || opened().and(end(RootOutcome::Lost, None, at(4_000)));
+    empty().when(shell(ends_at)).then_refused("root_window_over");
+    let closed = empty().and(RootWindowCommand::Expire { now: ends_at });
+    assert!(matches!(closed.state(), RootWindow::Over(_)));
+    // A command that was lost is not run again.
+    let command = self::opened().and(end(RootOutcome::Lost, None, at(4_000)));
+    assert!(matches!(command.state(), RootWindow::Over(_)));
+    let many = (0..ROOT_SHELLS_MAX).fold(given::<RootWindow>([]).and(asked.clone()), |history, number| {
+        let now = 3_000 + 10 * u64::try_from(number).unwrap();
+        history.and(shell(at(now))).and(end(RootOutcome::Lost, None, at(now + 5)))
+    });
+    many.when(shell(at(9_000))).then_refused("root_window_used");
 }
 
 proptest! {

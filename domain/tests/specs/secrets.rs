@@ -96,6 +96,36 @@ fn a_name_that_is_set_again_gets_another_generation_and_no_rules_of_the_one_befo
 }
 
 #[test]
+fn the_log_tells_versions_of_which_it_was_told_from_those_of_which_it_never_was() {
+    let of = |events: &[SecretsEvent], text: &str, generation, version| {
+        given::<Secrets>(events.iter().cloned()).state().standing(&name(text), generation, version)
+    };
+    let twice = [was_set("A", 0, 1), was_set("A", 0, 3)];
+    for (version, standing) in [
+        (1, VersionStanding::Recorded),
+        (2, VersionStanding::Absent),
+        (3, VersionStanding::Recorded),
+        (4, VersionStanding::Absent),
+    ] {
+        assert_eq!(of(&twice, "A", 0, version), standing, "{version}");
+    }
+    assert_eq!(of(&twice, "B", 0, 1), VersionStanding::Absent, "a name of which it never heard");
+    assert_eq!(of(&twice, "A", 1, 1), VersionStanding::Absent, "a generation that never was");
+    let again = [was_set("A", 0, 2), removed("A", 0), was_set("A", 1, 1), was_set("A", 1, 3)];
+    assert_eq!(of(&again, "A", 1, 2), VersionStanding::Absent, "the one before had a version of that number");
+    assert_eq!(of(&again, "A", 0, 2), VersionStanding::Unknown, "of a generation that is over");
+    assert_eq!(of(&[was_set("A", 0, 1), removed("A", 0)], "A", 0, 1), VersionStanding::Unknown);
+    // Of what is not remembered any more nothing is said.
+    let many: Vec<_> = (1..=SECRET_CHANGES_MAX as u64 + 5).map(|version| was_set("A", 0, 2 * version)).collect();
+    assert_eq!(of(&many, "A", 0, 2), VersionStanding::Unknown);
+    assert_eq!(of(&many, "A", 0, 3), VersionStanding::Unknown);
+    assert_eq!(of(&many, "A", 0, 1_000), VersionStanding::Absent);
+    // What was put for a name of which the log never heard is not over, whatever came after it.
+    let state = given::<Secrets>([was_set("A", 0, 1), was_set("B", 1, 1)]);
+    assert!(!state.state().is_over(&name("C"), 0) && !state.state().is_over(&name("C"), 1));
+}
+
+#[test]
 fn removing_is_done_once_and_what_never_was_cannot_be_removed() {
     given::<Secrets>([was_set("A", 0, 1)]).when(remove("A")).then([removed("A", 0)]);
     given::<Secrets>([was_set("A", 0, 1), removed("A", 0)]).when(remove("A")).then_nothing();

@@ -1,4 +1,4 @@
-//! `envforge root`: root windows, from the request over the one command, or the one shell, to the review.
+//! `envforge root`: root windows, from the request over the one command, or its shell, to the review.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -93,7 +93,7 @@ Examples:
         #[arg(long)]
         unjustified: bool,
     },
-    /// Open the window's one shell as root on the workspace's host; it ends when you leave it, and with the window
+    /// Open the window's shell as root on the workspace's host, or another one where that was lost; it ends with the window
     Shell { window: String },
     /// Run the window's one command as root on the workspace's host, and wait for it
     Run {
@@ -142,7 +142,7 @@ pub(super) async fn run(context: &Context, arguments: RootArguments) -> Result<E
             answered(&window, "review", json!({ "justified": !unjustified, "note": note })).await?
         }
         RootVerb::Shell { window } => {
-            // Its one shell is not for nothing.
+            // Its shell is not for nothing.
             if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
                 return Err(Failure::usage(
                     "there is no terminal here",

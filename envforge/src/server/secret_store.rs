@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use envforge_api::{NotPut, SecretPuts};
-use envforge_runtime::secret_store::{FileStore, SecretStore, StoreError};
+use envforge_api::{NotPut, PutBy, SecretPuts};
+use envforge_domain::project::GitCredential;
+use envforge_eventlog::CheckpointProof;
+use envforge_runtime::secret_store::{FileStore, LogMark, PutNote, SecretStore, StoreError};
+use futures_util::FutureExt as _;
 
 #[cfg(not(feature = "aws"))]
 use crate::cli::failure::Failure;
@@ -69,16 +72,31 @@ impl StoreName {
 
 /// What the API is given of a store: no way to read.
 pub(crate) fn puts(store: Arc<dyn SecretStore>) -> SecretPuts {
-    SecretPuts::new(move |key, value| {
+    let looking = Arc::clone(&store);
+    let put = move |key, value, PutBy { command, at, log }| {
         let store = Arc::clone(&store);
-        Box::pin(async move {
-            store.put(&key, &value).await.map_err(|error| match error {
+        let putting = async move {
+            let Some(CheckpointProof { identity, digest }) = log.proof else {
+                return Err(NotPut::Unavailable { detail: "nothing of the log is known yet".to_owned() });
+            };
+            let note = PutNote { command, at, log: LogMark { position: log.position, identity: identity.0, digest } };
+            store.put(&key, &value, &note).await.map_err(|error| match error {
                 StoreError::Value { max } => NotPut::Value { max_bytes: max },
                 StoreError::Untakable { why } => NotPut::Untakable { why },
                 other => NotPut::Unavailable { detail: other.to_string() },
             })
-        })
-    })
+        };
+        putting.boxed()
+    };
+    let git_carries = move |pinned| {
+        let store = Arc::clone(&looking);
+        let reading = async move {
+            let values = store.read(&[pinned]).await.ok()?;
+            values.first().map(GitCredential::carries)
+        };
+        reading.boxed()
+    };
+    SecretPuts::new(put, git_carries)
 }
 
 #[cfg(test)]

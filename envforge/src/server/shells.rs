@@ -7,6 +7,7 @@ use envforge_api::{OpenShell, ShellHost};
 use envforge_domain::access::Resource;
 use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
+use envforge_domain::project::GitCredential;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{ConsumedSecret, RefusedSecret};
 use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
@@ -40,6 +41,12 @@ impl GivenSecrets {
         let consumed = git.given.as_ref().map_err(|refused| RefusedSecret::named(std::slice::from_ref(refused)))?;
         let mut values = self.values(order.place(), std::slice::from_ref(consumed)).await?;
         let value = values.remove(consumed.name.as_str()).ok_or("the secret store has no value of it")?;
+        if !GitCredential::carries(&value) {
+            let name = &consumed.name;
+            return Err(format!(
+                "{name} holds a line break, and git carries a password of one line: `envforge secret set {name}` sets another value"
+            ));
+        }
         let valid_for = git.expires_at.map(|end| end.since(self.clock.now()));
         let login = GitLogin { username: git.credential.username.clone(), value, valid_for };
         Ok(Some(ShellLogin { login, inside: git.credential.in_shells }))

@@ -155,10 +155,12 @@ mod tests {
     #[cfg(feature = "aws")]
     mod moto {
         use envforge_aws::{AwsConfig, AwsCredentials, SsmConfig, SsmStore};
-        use envforge_domain::ids::{OrgId, ProjectId};
+        use envforge_domain::commit::Position;
+        use envforge_domain::ids::{CommandId, OrgId, ProjectId};
         use envforge_domain::secret::Secret;
         use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
-        use envforge_runtime::secret_store::SecretStore as _;
+        use envforge_domain::time::UnixMillis;
+        use envforge_runtime::secret_store::{LogMark, PutNote, SecretStore as _};
         use envforge_testkit::Moto;
 
         use super::*;
@@ -179,7 +181,9 @@ mod tests {
             let owner = SecretOwner::Project(ProjectId::from_uuid(uuid::Uuid::from_u128(1)));
             let org = OrgId::from_uuid(uuid::Uuid::from_u128(2));
             let key = SecretKey { org, owner, name: "TOKEN".parse().unwrap(), generation: 1 };
-            let version = store.put(&key, &Secret::new(VALUE.to_owned())).await.unwrap();
+            let log = LogMark { position: Position::START, identity: "log".to_owned(), digest: [1; 32] };
+            let note = PutNote { command: CommandId::from_uuid(uuid::Uuid::from_u128(3)), at: UnixMillis::new(1), log };
+            let version = store.put(&key, &Secret::new(VALUE.to_owned()), &note).await.unwrap();
             let read = store.read(&[PinnedSecret { key, version }]).await.unwrap_or_default();
             assert_eq!(read.first().map(Secret::expose), Some(VALUE));
         }

@@ -5,6 +5,7 @@
 mod authority;
 #[path = "../journey_canary/canary.rs"]
 mod canary;
+mod git;
 mod proxy;
 mod roots;
 mod secrets;

@@ -266,6 +266,16 @@ async fn at_the_end_of_a_window_whose_client_was_killed_everything_is_dead() {
     terminal.signal(Signal::KILL);
     terminal.ends();
     team.root_ended(&window, "signalled");
+    // Whoever lost their connection comes back for as long as the window is open, and leaves when they leave.
+    assert_eq!(team.shown(&window)["phase"], "open");
+    let mut again = team.tty(&["root", "shell", &window]);
+    again.shows("# ");
+    again.types("exit 3\r");
+    assert_eq!(again.ends().code(), Some(3));
+    assert_eq!(team.root_ended(&window, "exited")["phase"], "closed");
+    let closed = team.site.json(&["audit", "log", "--type", "root_window.closed"]);
+    let summary = closed["items"][0]["summary"].as_str().unwrap();
+    assert_eq!(summary.matches("a shell, for ").count(), 2, "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,10 +5,13 @@
 //! refused, and is filled up to one length, so that files tell nothing of how long values are. Several processes may use one
 //! directory: a version's file is linked into place and never replaces another.
 //!
+//! Beside it lies `<version>.note` from before the value is there until the log is known to name it, and `<version>.gone` where a
+//! value was withdrawn, so that nobody else's gets its number.
+//!
 //! What it is worth: a copy of `values` alone says nothing. Whoever can read the whole directory as its owner reads every
 //! value; the identity belongs in another backup than the values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -27,13 +30,19 @@ use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretName, SecretOwner}
 use rand::RngExt;
 use zeroize::Zeroizing;
 
-use super::{SecretStore, StoreError, check_value};
+use super::{PutNote, SecretStore, StoreError, Unrecorded, check_value};
 use crate::output::private_directory;
 
 const IDENTITY: &str = "identity.age-key";
 const VALUES: &str = "values";
 /// An identity in its text form has 74 characters.
 const IDENTITY_BYTES_MAX: u64 = 200;
+/// One note.
+const NOTE_BYTES_MAX: u64 = 1024;
+/// What files are, by the ends of their names.
+const VALUE: &str = "age";
+const NOTE: &str = "note";
+const GONE: &str = "gone";
 /// One encrypted value: the plain text's one length, and what age adds.
 const FILE_BYTES_MAX: u64 = 8 * 1024;
 /// First line of each plain text. Another format gets another one.
@@ -165,8 +174,12 @@ impl Inner {
         self.owner(key.org, key.owner).join(key.name.as_str()).join(key.generation.to_string())
     }
 
-    /// Versions in order; empty where there is no such directory.
-    fn versions(directory: &Path) -> Result<Vec<u64>, StoreError> {
+    fn path(directory: &Path, version: u64, kind: &str) -> PathBuf {
+        directory.join(format!("{version}.{kind}"))
+    }
+
+    /// Versions of which there is such a file, in order; empty where there is no such directory.
+    fn versions(directory: &Path, kinds: &[&str]) -> Result<Vec<u64>, StoreError> {
         let entries = match fs::read_dir(directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(unavailable)?,
@@ -174,8 +187,9 @@ impl Inner {
         let mut versions = Vec::new();
         for entry in entries {
             let name = entry.map_err(unavailable)?.file_name();
-            let stem = name.to_str().and_then(|name| name.strip_suffix(".age"));
-            versions.extend(stem.and_then(|stem| stem.parse::<u64>().ok()));
+            let split = name.to_str().and_then(|name| name.rsplit_once('.'));
+            let meant = split.filter(|(_, kind)| kinds.contains(kind));
+            versions.extend(meant.and_then(|(stem, _)| stem.parse::<u64>().ok()));
         }
         versions.sort_unstable();
         Ok(versions)
@@ -191,24 +205,78 @@ impl Inner {
             .map_err(|error| StoreError::Unavailable { detail: error.to_string() })
     }
 
-    fn put(&self, key: &SecretKey, value: &Secret) -> Result<u64, StoreError> {
+    fn put(&self, key: &SecretKey, value: &Secret, note: &PutNote) -> Result<u64, StoreError> {
         let directory = self.of(key);
         private_directory(&directory).map_err(unavailable)?;
+        let note = note.to_string();
         for _ in 0..PUT_ATTEMPTS_MAX {
-            let version = Self::versions(&directory)?.last().map_or(1, |newest| newest + 1);
-            let content = self.encrypted(key, version, value)?;
-            match link_new(&directory, &directory.join(format!("{version}.age")), &content) {
-                Ok(()) => {
-                    self.sync_above(&directory)?;
-                    Self::forget_old(&directory);
-                    return Ok(version);
-                }
-                // Somebody else's version.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            let version = Self::versions(&directory, &[VALUE, NOTE, GONE])?.last().map_or(1, |newest| newest + 1);
+            // Whose note it is, whose number it is.
+            match link_new(&directory, &Self::path(&directory, version, NOTE), note.as_bytes()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(unavailable(error)),
             }
+            let content = self.encrypted(key, version, value)?;
+            link_new(&directory, &Self::path(&directory, version, VALUE), &content).map_err(unavailable)?;
+            self.sync_above(&directory)?;
+            Self::forget_old(&directory);
+            return Ok(version);
         }
         Err(StoreError::Throttled)
+    }
+
+    /// A note that cannot be read counts as none: what it is beside stays.
+    fn notes(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<Unrecorded>, StoreError> {
+        let mut found = Vec::new();
+        for (name, directory) in named::<SecretName>(&self.owner(org, owner))? {
+            for (generation, directory) in named::<u32>(&directory)? {
+                for version in Self::versions(&directory, &[NOTE])? {
+                    let mut bytes = Vec::new();
+                    match File::open(Self::path(&directory, version, NOTE)) {
+                        Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                        file => file
+                            .and_then(|file| file.take(NOTE_BYTES_MAX).read_to_end(&mut bytes))
+                            .map_err(unavailable)?,
+                    };
+                    let key = SecretKey { org, owner, name: name.clone(), generation };
+                    match String::from_utf8_lossy(&bytes).parse() {
+                        Ok(note) => found.push(Unrecorded { key, version, note }),
+                        Err(error) => tracing::warn!(name = %key.name, version, %error, "a value stays in the store"),
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn record(&self, key: &SecretKey, version: u64) -> Result<(), StoreError> {
+        let directory = self.of(key);
+        remove(&Self::path(&directory, version, NOTE))?;
+        sync(&directory)
+    }
+
+    fn withdraw(&self, key: &SecretKey, versions: &BTreeSet<u64>) -> Result<usize, StoreError> {
+        let directory = self.of(key);
+        let mut gone = 0;
+        for version in versions {
+            let note = Self::path(&directory, *version, NOTE);
+            // Recorded meanwhile, or withdrawn by somebody else.
+            if !fs::exists(&note).map_err(unavailable)? {
+                continue;
+            }
+            match link_new(&directory, &Self::path(&directory, *version, GONE), b"") {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(unavailable(error)),
+                _ => {}
+            }
+            remove(&Self::path(&directory, *version, VALUE))?;
+            // The note goes last: whoever is stopped here comes back to it.
+            sync(&directory)?;
+            remove(&note)?;
+            gone += 1;
+        }
+        sync(&directory)?;
+        Ok(gone)
     }
 
     /// The directories themselves may be new.
@@ -221,10 +289,15 @@ impl Inner {
 
     /// What cannot be removed now is removed at the next put.
     fn forget_old(directory: &Path) {
-        if let Ok(versions) = Self::versions(directory) {
+        if let Ok(versions) = Self::versions(directory, &[VALUE]) {
             let over = versions.len().saturating_sub(SECRET_VERSIONS_MAX);
             for version in &versions[..over] {
-                let _ = fs::remove_file(directory.join(format!("{version}.age")));
+                let _ = fs::remove_file(Self::path(directory, *version, VALUE));
+            }
+            let oldest = versions.get(over).copied().unwrap_or_default();
+            for version in Self::versions(directory, &[NOTE, GONE]).into_iter().flatten().filter(|one| *one < oldest) {
+                let _ = fs::remove_file(Self::path(directory, version, NOTE));
+                let _ = fs::remove_file(Self::path(directory, version, GONE));
             }
         }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -240,7 +313,7 @@ impl Inner {
 
     /// `None`: there is no such file.
     fn read(&self, pinned: &PinnedSecret) -> Result<Option<Secret>, StoreError> {
-        let path = self.of(&pinned.key).join(format!("{}.age", pinned.version));
+        let path = Self::path(&self.of(&pinned.key), pinned.version, VALUE);
         let file = match File::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file.map_err(unavailable)?,
@@ -265,10 +338,10 @@ impl Inner {
 
 #[async_trait]
 impl SecretStore for FileStore {
-    async fn put(&self, key: &SecretKey, value: &Secret) -> Result<u64, StoreError> {
+    async fn put(&self, key: &SecretKey, value: &Secret, note: &PutNote) -> Result<u64, StoreError> {
         check_value(value)?;
-        let (key, value) = (key.clone(), value.clone());
-        self.blocking(move |inner| inner.put(&key, &value)).await
+        let (key, value, note) = (key.clone(), value.clone(), note.clone());
+        self.blocking(move |inner| inner.put(&key, &value, &note)).await
     }
 
     async fn read(&self, pinned: &[PinnedSecret]) -> Result<Vec<Secret>, StoreError> {
@@ -320,6 +393,41 @@ impl SecretStore for FileStore {
         })
         .await
     }
+
+    async fn unrecorded(&self, org: OrgId, owners: &[SecretOwner]) -> Result<Vec<Unrecorded>, StoreError> {
+        let owners = owners.to_vec();
+        self.blocking(move |inner| {
+            let found = owners.into_iter().map(|owner| inner.notes(org, owner)).collect::<Result<Vec<_>, _>>()?;
+            Ok(found.into_iter().flatten().collect())
+        })
+        .await
+    }
+
+    async fn record(&self, key: &SecretKey, version: u64) -> Result<(), StoreError> {
+        let key = key.clone();
+        self.blocking(move |inner| inner.record(&key, version)).await
+    }
+
+    async fn withdraw(&self, key: &SecretKey, versions: &BTreeSet<u64>) -> Result<usize, StoreError> {
+        let (key, versions) = (key.clone(), versions.clone());
+        self.blocking(move |inner| inner.withdraw(&key, &versions)).await
+    }
+}
+
+/// What is not there is removed already.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(unavailable(error)),
+        _ => Ok(()),
+    }
+}
+
+/// One that is gone with all that was in it is synced already.
+fn sync(directory: &Path) -> Result<(), StoreError> {
+    match File::open(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        opened => opened.and_then(|directory| directory.sync_all()).map_err(unavailable),
+    }
 }
 
 /// What lies in a directory under names of that kind; nothing where there is none.
@@ -341,10 +449,13 @@ fn named<T: FromStr + Ord>(directory: &Path) -> Result<BTreeMap<T, PathBuf>, Sto
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use envforge_domain::ids::ProjectId;
+    use envforge_domain::commit::Position;
+    use envforge_domain::ids::{CommandId, ProjectId};
+    use envforge_domain::time::UnixMillis;
     use uuid::Uuid;
 
     use super::*;
+    use crate::secret_store::LogMark;
 
     fn key(name: &str, generation: u32) -> SecretKey {
         let org = OrgId::from_uuid(Uuid::from_u128(1));
@@ -358,6 +469,11 @@ mod tests {
 
     fn secret(text: &str) -> Secret {
         Secret::new(text.to_owned())
+    }
+
+    fn note() -> PutNote {
+        let log = LogMark { position: Position::new(7), identity: "log".to_owned(), digest: [1; 32] };
+        PutNote { command: CommandId::from_uuid(Uuid::from_u128(3)), at: UnixMillis::new(1), log }
     }
 
     fn path(directory: &Path, key: &SecretKey, version: u64) -> PathBuf {
@@ -376,7 +492,7 @@ mod tests {
         let key = key("API_KEY", 0);
         let last = SECRET_VERSIONS_MAX as u64 + 3;
         for version in 1..=last {
-            assert_eq!(store.put(&key, &secret(&format!("value {version}"))).await, Ok(version));
+            assert_eq!(store.put(&key, &secret(&format!("value {version}")), &note()).await, Ok(version));
         }
         let reopened = FileStore::open(directory.path()).unwrap();
         assert_eq!(read_one(&reopened, pin(&key, last)).await.unwrap(), format!("value {last}"));
@@ -397,8 +513,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = FileStore::open(directory.path()).unwrap();
         let (short, long) = (key("SHORT", 0), key("LONG", 1));
-        store.put(&short, &secret("s3cr3t-canary")).await.unwrap();
-        store.put(&long, &secret(&"x".repeat(SECRET_BYTES_MAX))).await.unwrap();
+        store.put(&short, &secret("s3cr3t-canary"), &note()).await.unwrap();
+        store.put(&long, &secret(&"x".repeat(SECRET_BYTES_MAX)), &note()).await.unwrap();
         let contents = [path(directory.path(), &short, 1), path(directory.path(), &long, 1)].map(|path| {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             fs::read(path).unwrap()
@@ -417,8 +533,8 @@ mod tests {
         let (store, other) = (FileStore::open(directory.path()).unwrap(), FileStore::open(elsewhere.path()).unwrap());
         let (key, moved) = (key("API_KEY", 0), key("OTHER_KEY", 0));
         for store in [&store, &other] {
-            store.put(&key, &secret("value")).await.unwrap();
-            store.put(&moved, &secret("another")).await.unwrap();
+            store.put(&key, &secret("value"), &note()).await.unwrap();
+            store.put(&moved, &secret("another"), &note()).await.unwrap();
         }
         let file = path(directory.path(), &key, 1);
         let whole = fs::read(&file).unwrap();
@@ -464,7 +580,10 @@ mod tests {
         let store = FileStore::open(directory.path()).unwrap();
         let key = key("API_KEY", 0);
         for value in [String::new(), "a\0b".to_owned(), "x".repeat(SECRET_BYTES_MAX + 1)] {
-            assert_eq!(store.put(&key, &secret(&value)).await, Err(StoreError::Value { max: SECRET_BYTES_MAX }));
+            assert_eq!(
+                store.put(&key, &secret(&value), &note()).await,
+                Err(StoreError::Value { max: SECRET_BYTES_MAX })
+            );
         }
         let many: Vec<_> = (0..=SECRET_READ_MAX as u64).map(|version| pin(&key, version)).collect();
         assert_eq!(store.read(&many).await.err(), Some(StoreError::TooMany { max: SECRET_READ_MAX }));
@@ -477,7 +596,9 @@ mod tests {
         let key = key("API_KEY", 0);
         let puts = (0..16).map(|number| {
             let (store, key) = (stores[number % 2].clone(), key.clone());
-            tokio::spawn(async move { (number, store.put(&key, &secret(&format!("{number}"))).await.unwrap()) })
+            tokio::spawn(
+                async move { (number, store.put(&key, &secret(&format!("{number}")), &note()).await.unwrap()) },
+            )
         });
         let mut versions = Vec::new();
         for put in puts.collect::<Vec<_>>() {
@@ -495,10 +616,43 @@ mod tests {
         let store = FileStore::open(directory.path()).unwrap();
         let keys = [key("A", 0), key("A", 2), key("B", 1)];
         for key in &keys {
-            store.put(key, &secret("value")).await.unwrap();
+            store.put(key, &secret("value"), &note()).await.unwrap();
         }
         assert_eq!(store.keys(keys[0].org, keys[0].owner).await.unwrap(), keys);
         let nobody = SecretOwner::Project(ProjectId::from_uuid(Uuid::from_u128(9)));
         assert_eq!(store.keys(keys[0].org, nobody).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn what_was_put_is_noted_until_it_is_recorded_and_only_what_is_noted_is_withdrawn() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path()).unwrap();
+        let key = key("API_KEY", 0);
+        for version in 1..=3 {
+            store.put(&key, &secret(&format!("value {version}")), &note()).await.unwrap();
+        }
+        store.record(&key, 1).await.unwrap();
+        store.record(&key, 1).await.unwrap();
+        let versions = async || {
+            let found = store.unrecorded(key.org, &[key.owner]).await.unwrap();
+            assert!(found.iter().all(|found| found.key == key && found.note == note()));
+            found.into_iter().map(|found| found.version).collect::<Vec<_>>()
+        };
+        assert_eq!(versions().await, [2, 3]);
+        assert_eq!(store.withdraw(&key, &BTreeSet::from([1, 3, 9])).await, Ok(1), "what is recorded stays");
+        assert_eq!(read_one(&store, pin(&key, 1)).await.unwrap(), "value 1");
+        assert_eq!(read_one(&store, pin(&key, 3)).await, Err(StoreError::Missing { pinned: vec![pin(&key, 3)] }));
+        assert_eq!(versions().await, [2]);
+        // Nobody gets a number that somebody had.
+        assert_eq!(store.put(&key, &secret("value 4"), &note()).await, Ok(4));
+        assert_eq!(store.unrecorded(key.org, &[]).await, Ok(vec![]));
+        // One without a note, as of former versions of EnvForge, is not one to withdraw.
+        fs::remove_file(path(directory.path(), &key, 2).with_extension("note")).unwrap();
+        assert_eq!(versions().await, [4]);
+        // A put that was cut short has a note and no value.
+        fs::remove_file(path(directory.path(), &key, 4)).unwrap();
+        assert_eq!(store.withdraw(&key, &BTreeSet::from([2, 4])).await, Ok(1));
+        assert_eq!(read_one(&store, pin(&key, 2)).await.unwrap(), "value 2");
+        assert_eq!(store.put(&key, &secret("value 5"), &note()).await, Ok(5));
     }
 }

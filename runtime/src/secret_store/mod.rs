@@ -5,6 +5,9 @@
 //! holder said.
 
 mod file;
+mod note;
+
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use envforge_domain::ids::OrgId;
@@ -12,6 +15,7 @@ use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
 
 pub use file::{FileStore, FileStoreError};
+pub use note::{InvalidNote, LogMark, PutNote, Unrecorded, all_unrecorded};
 
 /// A store of values. Whoever holds one can read every value in it: reactors that wake, and the API, which only puts.
 ///
@@ -22,9 +26,11 @@ pub trait SecretStore: Send + Sync {
     /// `limits::SECRET_VERSIONS_MAX` versions are kept, older ones go. Not idempotent: called again it keeps one more
     /// version, which does no harm, since only what the log names is ever read.
     ///
+    /// INVARIANT: the note is there no later than the value, and stays until [`Self::record`].
+    ///
     /// # Errors
     /// See [`StoreError`]; `Value` where the value is empty, holds a NUL or has more than `limits::SECRET_BYTES_MAX` bytes.
-    async fn put(&self, key: &SecretKey, value: &Secret) -> Result<u64, StoreError>;
+    async fn put(&self, key: &SecretKey, value: &Secret, note: &PutNote) -> Result<u64, StoreError>;
 
     /// Exactly these versions, in the order in which they were asked for; at most `limits::SECRET_READ_MAX`. All or nothing.
     ///
@@ -43,6 +49,25 @@ pub trait SecretStore: Send + Sync {
     /// # Errors
     /// See [`StoreError`].
     async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError>;
+
+    /// What was put of these owners' and not recorded, in any order.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    async fn unrecorded(&self, org: OrgId, owners: &[SecretOwner]) -> Result<Vec<Unrecorded>, StoreError>;
+
+    /// The log names this version: its note goes, and it is never withdrawn. One that has no note is recorded already.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; doing it again is right for each that is retryable.
+    async fn record(&self, key: &SecretKey, version: u64) -> Result<(), StoreError>;
+
+    /// Removes versions of a key that were put and not recorded, and no other; how many are gone. Their numbers are given to no other
+    /// value as long as there is another one of the key. A store that removes no single version does nothing where there is one.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; doing it again is right for each that is retryable.
+    async fn withdraw(&self, key: &SecretKey, versions: &BTreeSet<u64>) -> Result<usize, StoreError>;
 }
 
 /// Why a store did not do it. Texts name stores, keys and versions, never values.
