@@ -36,7 +36,9 @@ pub enum RootWindowRefusal {
     Over,
     #[error("this root window is not over yet")]
     NotYetOver,
-    #[error("this root window was for one command, or one shell at a time, which it has had or still has; ask for another one")]
+    #[error(
+        "this root window was for one command, or one shell at a time, which it has had or still has; ask for another one"
+    )]
     Used,
     #[error("a command has 1 to {max_words} words of at most {max_chars} characters together")]
     Command { max_words: usize, max_chars: usize },
