@@ -87,7 +87,7 @@ async fn shell(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: W
 }
 
 async fn job(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: WorkspaceId) -> io::Result<()> {
-    let call: JobCall = timed(frame::expect(&mut stream)).await?;
+    let call: JobCall = timed(frame::expect_call(&mut stream)).await?;
     let (order, secrets) = call.order(org, workspace);
     let begun = host.run_job(order, secrets).await;
     serve(stream, begun).await
@@ -257,7 +257,8 @@ impl HostLine {
     ) -> Result<OpenShell, ShellFailure> {
         let mut stream = self.open_stream(self.header(workspace, purpose)).await.map_err(|error| failure(&error))?;
         let answered = async {
-            frame::write(&mut stream, call).await?;
+            // A job's has the values of its secrets.
+            frame::write_call(&mut stream, call).await?;
             // A clone takes its time; the connection tells where nobody is there any more.
             frame::expect::<ShellAnswer, _>(&mut stream).await
         };

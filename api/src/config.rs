@@ -88,6 +88,10 @@ pub enum NotPut {
     Value {
         max_bytes: usize,
     },
+    /// The store takes no such value; another one it takes.
+    Untakable {
+        why: &'static str,
+    },
     Unavailable {
         detail: String,
     },

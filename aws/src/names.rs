@@ -17,12 +17,15 @@ pub mod tag {
     pub const VERSION: &str = "envforge:version";
 }
 
-/// Tells the installations of EnvForge in one account apart: 1 to 32 of a-z, 0-9 and `-`.
+/// What IAM takes as the name of a role or an instance profile, less `envforge-`, `-` and an organization's id (`org_` and 32 digits).
+const DEPLOYMENT_CHARS_MAX: usize = 64 - 10 - 36;
+
+/// Tells the installations of EnvForge in one account apart: 1 to 18 of a-z, 0-9 and `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Deployment(Box<str>);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` does not name a deployment: 1 to 32 characters of a-z, 0-9 and `-`, beginning with a letter")]
+#[error("`{text}` does not name a deployment: 1 to {max} characters of a-z, 0-9 and `-`, beginning with a letter", max = DEPLOYMENT_CHARS_MAX)]
 pub struct InvalidDeployment {
     text: String,
 }
@@ -33,7 +36,7 @@ impl FromStr for Deployment {
     fn from_str(text: &str) -> Result<Self, InvalidDeployment> {
         let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
         let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-        if begins && text.len() <= 32 && text.bytes().all(allowed) {
+        if begins && text.len() <= DEPLOYMENT_CHARS_MAX && text.bytes().all(allowed) {
             Ok(Self(text.into()))
         } else {
             Err(InvalidDeployment { text: text.chars().take(80).collect() })

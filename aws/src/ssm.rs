@@ -21,12 +21,16 @@ use envforge_domain::ids::OrgId;
 use envforge_domain::limits::SECRET_READ_MAX;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
-use envforge_runtime::secret_store::{Kept, PutNote, SecretStore, StoreError, Unrecorded, all_unrecorded, check_value};
+use envforge_runtime::secret_store::{PutNote, SecretStore, StoreError, Unrecorded, all_unrecorded, check_value};
 
 use crate::client::{Attempts, AwsConfig};
 use crate::names::Deployment;
 use crate::policy::{InvalidArn, KeyArn};
 
+/// PutParameter's documentation of `Value`: references to other parameters are refused, and so is whatever looks like one.
+const NO_REFERENCES: &str = "SSM refuses texts between `{{` and `}}`; encode it, for example in base64";
+/// In the name of a key, what an organization's id takes the place of.
+const ORGANIZATION: &str = "{org}";
 /// A page of a parameter's history, as many as AWS gives.
 const HISTORY_PAGE: i32 = 50;
 /// On parameters of which the log names a version.
@@ -38,7 +42,8 @@ const YES: &str = "yes";
 pub struct SsmConfig {
     pub aws: AwsConfig,
     pub deployment: Deployment,
-    /// The key of organizations without one of their own: an id, an ARN or an alias. Without it they have no secrets.
+    /// The key of organizations without one of their own: an id, an ARN or an alias. Without it they have no secrets. Where it
+    /// holds `{org}`, each has its own, by its id: `alias/envforge-production-{org}`.
     pub key: Option<String>,
     pub key_of: BTreeMap<OrgId, String>,
 }
@@ -51,7 +56,7 @@ pub enum SsmStoreError {
     #[error("`{key}` cannot encrypt secrets: it is {state}, or no symmetric key")]
     Unusable { key: String, state: String },
     #[error("KMS does not tell about `{key}`: {reason}")]
-    Unknown { key: String, reason: String },
+    Unknown { key: String, reason: StoreError },
     #[error(transparent)]
     Arn(#[from] InvalidArn),
 }
@@ -62,11 +67,15 @@ pub struct SsmStore {
     deployment: Deployment,
     attempts: Attempts,
     key: Option<KeyArn>,
-    key_of: BTreeMap<OrgId, KeyArn>,
+    /// The keys of organizations that have one of their own; those that are named by a pattern since they were first needed.
+    key_of: tokio::sync::Mutex<BTreeMap<OrgId, KeyArn>>,
+    /// By which the key of an organization is named that is not among them yet.
+    named: Option<(aws_sdk_kms::Client, String)>,
 }
 
 impl SsmStore {
-    /// Looks each key up at KMS, and keeps what it says: an alias that is moved later moves nothing here.
+    /// Looks each key up at KMS, and keeps what it says: an alias that is moved later moves nothing here. An organization's that
+    /// is named by a pattern is looked up when it is first needed.
     ///
     /// # Errors
     /// See [`SsmStoreError`].
@@ -74,20 +83,34 @@ impl SsmStore {
         let sdk = config.aws.sdk().await;
         let kms = aws_sdk_kms::Client::new(&sdk);
         let attempts = config.aws.attempts;
+        let is_pattern = config.key.as_ref().is_some_and(|key| key.contains(ORGANIZATION));
         let key = match &config.key {
-            Some(key) => Some(usable(&kms, attempts, key).await?),
-            None => None,
+            Some(key) if !is_pattern => Some(usable(&kms, attempts, key).await?),
+            Some(_) | None => None,
         };
         let mut key_of = BTreeMap::new();
         for (org, key) in &config.key_of {
             key_of.insert(*org, usable(&kms, attempts, key).await?);
         }
-        Ok(Self { client: Client::new(&sdk), deployment: config.deployment, attempts, key, key_of })
+        let (client, deployment, key_of) = (Client::new(&sdk), config.deployment, tokio::sync::Mutex::new(key_of));
+        let named = config.key.filter(|_| is_pattern).map(|pattern| (kms, pattern));
+        Ok(Self { client, deployment, attempts, key, key_of, named })
     }
 
-    fn key(&self, org: OrgId) -> Result<&KeyArn, StoreError> {
-        let key = self.key_of.get(&org).or(self.key.as_ref());
-        key.ok_or_else(|| StoreError::Forbidden { detail: "no KMS key is configured for the organization".to_owned() })
+    async fn key(&self, org: OrgId) -> Result<KeyArn, StoreError> {
+        let known = self.key_of.lock().await.get(&org).or(self.key.as_ref()).cloned();
+        if let Some(key) = known {
+            return Ok(key);
+        }
+        let Some((kms, pattern)) = &self.named else {
+            return Err(StoreError::Forbidden { detail: "no KMS key is configured for the organization".to_owned() });
+        };
+        let found = usable(kms, self.attempts, &pattern.replace(ORGANIZATION, &org.to_string())).await;
+        let found = found.map_err(|error| match error {
+            SsmStoreError::Unknown { reason, .. } if reason.is_retryable() => reason,
+            other => StoreError::Forbidden { detail: other.to_string() },
+        })?;
+        Ok(self.key_of.lock().await.entry(org).or_insert(found).clone())
     }
 
     fn name(&self, key: &SecretKey) -> String {
@@ -102,7 +125,7 @@ impl SsmStore {
         value: &Secret,
         description: Option<String>,
     ) -> Result<u64, StoreError> {
-        let kms = self.key(org)?.to_string();
+        let kms = self.key(org).await?.to_string();
         let put = || async {
             self.client
                 .put_parameter()
@@ -116,7 +139,17 @@ impl SsmStore {
                 .send()
                 .await
         };
-        let put = self.ask(put).await.map_err(|error| store_error(&error))?;
+        let put = self.ask(put).await.map_err(|error| {
+            match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+                Some("ValidationException") if value.expose().contains("{{") => {
+                    StoreError::Untakable { why: NO_REFERENCES }
+                }
+                Some("ValidationException") => {
+                    StoreError::Untakable { why: "SSM refuses it, and says nothing that may be repeated" }
+                }
+                _ => store_error(&error),
+            }
+        })?;
         u64::try_from(put.version())
             .ok()
             .filter(|version| *version > 0)
@@ -201,9 +234,10 @@ impl SsmStore {
 async fn usable(kms: &aws_sdk_kms::Client, attempts: Attempts, key: &str) -> Result<KeyArn, SsmStoreError> {
     let ask = || async { kms.describe_key().key_id(key).send().await };
     let told = attempts.ask(|error| store_error(error).is_retryable(), ask).await;
-    let unknown = |reason: String| SsmStoreError::Unknown { key: key.to_owned(), reason };
-    let told = told.map_err(|error| unknown(store_error(&error).to_string()))?;
-    let metadata = told.key_metadata().ok_or_else(|| unknown("an empty answer".to_owned()))?;
+    let unknown = |reason: StoreError| SsmStoreError::Unknown { key: key.to_owned(), reason };
+    let told = told.map_err(|error| unknown(store_error(&error)))?;
+    let empty = || unknown(StoreError::Unavailable { detail: "an empty answer".to_owned() });
+    let metadata = told.key_metadata().ok_or_else(empty)?;
     if metadata.key_manager() != Some(&KeyManagerType::Customer) {
         return Err(SsmStoreError::AwsManaged { key: key.to_owned() });
     }
@@ -293,13 +327,6 @@ impl SecretStore for SsmStore {
 
     async fn delete(&self, key: &SecretKey) -> Result<(), StoreError> {
         self.delete_at(&self.name(key)).await
-    }
-
-    async fn describe(&self, key: &SecretKey) -> Result<Option<Kept>, StoreError> {
-        let history = self.history(&self.name(key)).await?;
-        let versions = || history.iter().map(|(version, _)| *version);
-        let ends = versions().min().zip(versions().max());
-        Ok(ends.map(|(oldest_version, newest_version)| Kept { oldest_version, newest_version }))
     }
 
     async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {

@@ -178,6 +178,36 @@ fn roles_fail_with_the_codes_and_the_json_of_every_other_command() {
     assert_eq!(role(&["projections", "ls", "--data", "file"])["exit_code"], 1);
 }
 
+/// Where the tests are not root there is nothing to refuse.
+#[test]
+fn as_root_no_host_starts_below_a_closed_directory_unless_it_is_told_to() {
+    use envforge_runtime::{NoUsers, UnixUsers};
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = TestDir::new();
+    let closed = dir.join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    if UnixUsers::supported(&closed.join("runtime")) == Err(NoUsers::NotRoot) {
+        return eprintln!("not root: nothing was tested");
+    }
+    let nats = format!("nats://127.0.0.1:{}", free_port());
+    let reactors = ["serve", "reactors", "--nats", &nats, "--keys", "keys", "--runtime", "closed/runtime"];
+    let agent = ["agent", "--control-plane", "127.0.0.1:9", "--data", "closed/above/agent"];
+    for (host, otherwise) in [(&reactors[..], "unreachable"), (&agent, "usage")] {
+        let told = |more: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
+            command.args(host).args(more).arg("--json").current_dir(dir.path()).env_remove("ENVFORGE_ORG");
+            error(&command.output().unwrap())
+        };
+        let refused = told(&[]);
+        let title = refused["title"].as_str().unwrap();
+        assert!(title.contains("would run as root") && title.contains(closed.to_str().unwrap()), "{refused}");
+        assert!(refused["hint"].as_str().unwrap().contains("--services-as-own-user"), "{refused}");
+        let accepted = told(&["--services-as-own-user"]);
+        assert_eq!(accepted["code"], otherwise, "it went on: {accepted}");
+    }
+}
+
 #[test]
 fn a_command_line_that_is_none_is_an_error_of_json_too() {
     let dir = TestDir::new();

@@ -147,7 +147,17 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     place.json(&["secret", "set", "PEM", "--project", "orders", "--service", "web"], "one\ntwo\n");
     place.json(&["secret", "set", "QUEUE_URL"], "amqp://workspace");
     place.json(&["secret", "set", "LEFT_OVER"], "nobody declares it");
-    place.json(&["up"], "");
+    // What nothing declares is named before anything starts, and stops nothing.
+    let up = place.client(&["--json", "up"], "");
+    assert_eq!(up.status.code(), Some(0), "{}", String::from_utf8_lossy(&up.stderr));
+    let (events, first) = (String::from_utf8(up.stdout).unwrap(), "\"event\":\"undeclared_secret\"");
+    let named = events.lines().position(|line| line.contains(first) && line.contains("\"LEFT_OVER\""));
+    let started = events.lines().position(|line| line.contains("\"event\":\"stage\""));
+    assert!(named.is_some() && started.is_none_or(|started| named < Some(started)), "{events}");
+    assert_eq!(events.matches(first).count(), 1, "{events}");
+    let told = place.client(&["workspace", "wake"], "");
+    let told = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.contains("the secret LEFT_OVER is set for this workspace, and nothing"), "{told}");
     let (web, worker) = (place.environment("web"), place.environment("worker"));
     assert!(web.contains("API_KEY=value of the project\n") && web.contains("PEM=one\ntwo\n"), "{web}");
     assert!(!web.contains("QUEUE_URL") && !web.contains("LEFT_OVER") && !worker.contains("LEFT_OVER"));
@@ -160,6 +170,7 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     let named = |name: &str| seen["items"].as_array().unwrap().iter().find(|item| item["name"] == name).unwrap();
     assert_eq!(named("API_KEY")["given"][0]["version"], 1);
     assert_eq!(named("LEFT_OVER")["declared_by"], serde_json::json!([]));
+    assert_eq!(seen["undeclared"], serde_json::json!(["LEFT_OVER"]));
     assert_eq!((&seen["stale"], &seen["refused"]), (&Value::Bool(false), &serde_json::json!([])));
 
     // A workspace's own goes before its project's. Until its rules say otherwise, what runs goes on, and is shown as stale.
@@ -178,9 +189,28 @@ fn secrets_reach_the_services_that_declare_them_and_nobody_else() {
     place.json(&["secret", "set", "API_KEY"], "third value");
     wait_until("the restart", DEADLINE, || place.environment("web").contains("third value"));
     wait_until("the runtime", DEADLINE, || place.json(&["workspace", "show"], "")["runtime"]["phase"] == "ready");
+
+    // Nothing is restarted into a wake that would fail for want of another secret, until that one is there.
+    let runtime = || place.json(&["workspace", "show"], "")["runtime"].clone();
+    let before = runtime()["epoch"].as_u64().unwrap();
+    place.json(&["secret", "rm", "QUEUE_URL", "--yes"], "");
+    place.json(&["secret", "set", "API_KEY"], "fourth value");
+    std::thread::sleep(Duration::from_secs(2)); // pause: a restart that must not come
+    assert_eq!((&runtime()["phase"], runtime()["epoch"].as_u64()), (&"ready".into(), Some(before)));
+    let listed = place.client(&["secret", "ls"], "");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for said in
+        ["stale: restarts once nothing stops the next wake", "QUEUE_URL, which service worker declares, has no value"]
+    {
+        assert!(listed.contains(said), "{listed}");
+    }
+    place.json(&["secret", "set", "QUEUE_URL"], "amqp://workspace");
+    wait_until("the restart", DEADLINE, || place.environment("web").contains("fourth value"));
+    wait_until("the runtime", DEADLINE, || runtime()["phase"] == "ready");
+    assert_eq!(runtime()["epoch"].as_u64(), Some(before + 1));
     let history = place.json(&["secret", "history", "API_KEY"], "");
     let deeds: Vec<_> = history["items"].as_array().unwrap().iter().map(|item| item["deed"].clone()).collect();
-    assert_eq!(deeds, ["set", "rules_changed", "set"]);
+    assert_eq!(deeds, ["set", "set", "rules_changed", "set"]);
 
     // A service that its rules do not name is refused at the next wake, by name.
     place.json(&["secret", "set", "PEM", "--project", "orders", "--keep-value", "--service", "worker"], "");

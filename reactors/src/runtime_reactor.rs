@@ -17,7 +17,7 @@ use envforge_domain::limits::{LEASE_RENEWAL_INTERVAL, RUNTIME_LEASE, WAKE_DEADLI
 use envforge_domain::manifest::Route;
 use envforge_domain::project::Project;
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand};
-use envforge_domain::secrets::{ConsumedSecret, Rotation, SecretDeed, SecretOwner, Secrets};
+use envforge_domain::secrets::{ConsumedSecret, RefusedSecret, Rotation, SecretDeed, SecretOwner, Secrets};
 use envforge_domain::slug::HostLabel;
 use envforge_domain::time::{Millis, SharedClock};
 use envforge_domain::workspace::ActiveWorkspace;
@@ -386,10 +386,17 @@ impl RuntimeReactor {
         }
     }
 
-    /// Restarts a runtime that runs with an older version of a secret whose rules say so.
+    /// Restarts a runtime that runs with an older version of a secret whose rules say so, and whose next wake gets all that it
+    /// declares: what runs is not ended for a wake that fails.
     fn restart_where_rotated(&mut self, world: &World, matter: Matter, given: &[ConsumedSecret]) {
         let Some(view) = world.secret_view(matter.workspace, self.errands.clock.now()) else { return };
         let Some(rotated) = given.iter().find(|given| view.stale(given) == Some(Rotation::Restart)) else { return };
+        let Some(active) = world.workspace(matter.workspace) else { return };
+        if let Err(refused) = view.resolve(&active.manifest) {
+            let refused = RefusedSecret::named(&refused);
+            tracing::info!(workspace = %matter.workspace, rotated = %rotated.name, %refused, "it runs with an older version: its next wake would fail");
+            return;
+        }
         let changes = view.get(&rotated.name).map(|now| &now.known.changes);
         let set = changes.into_iter().flatten().rev().find(|change| matches!(change.deed, SecretDeed::Set { .. }));
         let Some(by) = set.map(|change| change.by) else { return };

@@ -159,7 +159,7 @@ mod tests {
     use async_trait::async_trait;
     use envforge_domain::ids::{OrgId, ProjectId, WorkspaceId};
     use envforge_domain::secrets::{SecretKey, SecretOwner};
-    use envforge_runtime::secret_store::{Kept, PutNote, Unrecorded};
+    use envforge_runtime::secret_store::{PutNote, Unrecorded};
     use uuid::Uuid;
 
     use super::*;
@@ -194,10 +194,6 @@ mod tests {
 
         async fn delete(&self, _: &SecretKey) -> Result<(), StoreError> {
             Ok(())
-        }
-
-        async fn describe(&self, _: &SecretKey) -> Result<Option<Kept>, StoreError> {
-            Ok(None)
         }
 
         async fn keys(&self, _: OrgId, _: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {

@@ -154,7 +154,8 @@ pub struct UnixUsers {
 }
 
 impl UnixUsers {
-    /// Whether this process can give workspaces users of their own below that state directory.
+    /// Whether this process can give workspaces users of their own below that state directory. What of its path does not exist
+    /// yet is not looked at.
     ///
     /// # Errors
     /// [`NoUsers`].
@@ -162,7 +163,10 @@ impl UnixUsers {
         if !geteuid().is_root() {
             return Err(NoUsers::NotRoot);
         }
-        for directory in state_dir.ancestors().skip(1) {
+        // By the way that leads there: not by links to it, and not from where this process happens to be.
+        let absolute = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+        let above = absolute.ancestors().skip(1).find_map(|directory| fs::canonicalize(directory).ok());
+        for directory in above.iter().flat_map(|above| above.ancestors()) {
             let Ok(metadata) = fs::metadata(directory) else { continue };
             let mode = metadata.mode() & 0o777;
             if mode & 0o001 == 0 {
@@ -316,7 +320,8 @@ pub(crate) fn directory_of(path: &Path, user: UnixUser, mode: u32) -> io::Result
 }
 
 /// Makes what a workspace's users need below its place: a home for each service, and what they share. The place itself stays
-/// EnvForge's own, and so does the output.
+/// EnvForge's own, and so does the output. Homes of services and jobs that have no id any more are gone afterwards: whoever has
+/// the id now could read them.
 pub(crate) fn make_place(block: &UserBlock, place: &Path, output: &Path) -> io::Result<()> {
     let shell = block.shell();
     let entered = UnixUser { uid: 0, gid: shell.gid };
@@ -329,6 +334,13 @@ pub(crate) fn make_place(block: &UserBlock, place: &Path, output: &Path) -> io::
     hand_over(&place.join("data"), block, Handing::Checkout)?;
     let homes = place.join("homes");
     directory_of(&homes, entered, 0o710)?;
+    for left in fs::read_dir(&homes)? {
+        let left = left?;
+        let is_named = |name: &str| block.services.contains_key(name);
+        if !left.file_name().to_str().is_some_and(is_named) {
+            fs::remove_dir_all(left.path())?;
+        }
+    }
     for name in block.services.keys() {
         if let Some(user) = block.service_named(name) {
             directory_of(&homes.join(name), user, 0o700)?;
@@ -504,6 +516,35 @@ mod tests {
             assert_ne!(id(&["web", &name], &name), web);
             assert_eq!(id(&["web", &name], "web"), web);
         }
+    }
+
+    /// Where the tests are not root, nobody can be given a home.
+    #[test]
+    fn whoever_gets_an_id_that_another_service_had_finds_nothing_of_that_ones_home() {
+        let (one, registry) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        if UnixUsers::supported(one.path()) == Err(NoUsers::NotRoot) {
+            return eprintln!("not root: nothing was tested");
+        }
+        let users = users(one.path(), registry.path());
+        let (place, output) = (one.path().join("place"), one.path().join("output"));
+        let made = |names: &[String]| {
+            let names: Vec<ServiceName> = names.iter().map(|name| name.parse().unwrap()).collect();
+            let block = users.of(workspace(4), &names).unwrap();
+            make_place(&block, &place, &output).unwrap();
+            block
+        };
+        let all: Vec<String> = (1..BLOCK_IDS).map(|number| format!("svc-{number}")).collect();
+        let before = made(&all);
+        for name in ["svc-1", "svc-2"] {
+            fs::write(place.join("homes").join(name).join("kept"), name).unwrap();
+        }
+        let (given_on, others) = ("svc-1".to_owned(), &all[1..]);
+        let after = made(&[others, &["svc-new".to_owned()]].concat());
+        let id = |block: &UserBlock, name: &str| block.service_named(name).map(|user| user.uid);
+        assert_eq!(id(&after, "svc-new"), id(&before, &given_on));
+        assert!(!place.join("homes/svc-1").exists(), "its id is somebody else's");
+        assert_eq!(fs::read_dir(place.join("homes/svc-new")).unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(place.join("homes/svc-2/kept")).unwrap(), "svc-2");
     }
 
     #[test]

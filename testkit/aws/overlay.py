@@ -5,10 +5,11 @@ Owns, around moto's own application and in its process:
 - Instances take their time: pending, stopping, shutting-down last for as long as `behave` says.
 - Start, stop and hibernate are refused in states that exclude them, by the documented codes.
 - AWS's own KMS keys (alias/aws/...) say that AWS manages them; a disabled or missing key encrypts no parameter.
+- Values of parameters hold no references (`{{...}}`), and no more than standard ones do.
 - Faults: a queue of errors for an action, before or after it was carried out, launches that end at once and starts that stop again.
 - An instance that fails its status checks passes them once it was stopped: it starts on other hardware.
 
-Levers: POST /overlay/{behave,fault,doom,tags,vanish,impair,profile,counts,instances} with JSON. Everything else is moto's. tests/overlay.rs of
+Levers: POST /overlay/{behave,fault,doom,tags,vanish,impair,profile,key,asked,counts,instances} with JSON. Everything else is moto's. tests/overlay.rs of
 `aws` holds what this claims against what AWS documents.
 """
 
@@ -54,6 +55,7 @@ class Overlay:
         self.doomed = []
         self.impaired = set()
         self.counts = {}
+        self.asked = {}  # action -> the form of the last request for it, of services that are asked by forms
 
     def __call__(self, environ, start_response):
         length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -92,6 +94,12 @@ class Overlay:
             self.impaired.add(told["instance"])
         elif name == "profile":
             iam_backends["123456789012"]["aws"].create_instance_profile(name=told["name"], path="/", role_names=[], tags=[])
+        elif name == "key":
+            return kms_backends["123456789012"]["eu-central-1"].create_key(
+                policy=None, key_usage="ENCRYPT_DECRYPT", key_spec="SYMMETRIC_DEFAULT", description="", tags=[],
+                multi_region=False).arn
+        elif name == "asked":
+            return self.asked.get(told["action"], {})
         elif name == "counts":
             return self.counts
         elif name == "instances":
@@ -111,6 +119,7 @@ class Overlay:
         form = dict(urllib.parse.parse_qsl(body.decode("utf-8", "replace"))) if not target else {}
         action = target.split(".")[-1] or form.get("Action", "")
         self.counts[action] = self.counts.get(action, 0) + 1
+        self.asked[action] = form
         fault = next((fault for fault in self.faults if fault["action"] == action), None)
         if fault:
             fault["times"] -= 1
@@ -134,6 +143,9 @@ class Overlay:
             # Standard parameters; moto takes any size.
             if len(told.get("Value", "").encode()) > 4096 and told.get("Tier") != "Advanced":
                 return error(target, "ValidationException", 400, "Standard tier parameters support a maximum of 4096 characters.")
+            # PutParameter, `Value`: no references to other parameters. Refused whatever stands between the brackets.
+            if re.search(r"\{\{.*\}\}", told.get("Value", ""), re.S):
+                return error(target, "ValidationException", 400, "Parameter value can't nest another parameter.")
         status, headers, answer = self.of_moto(environ)
         if action == "DescribeKey":
             self.mark_keys_of_aws()

@@ -54,6 +54,11 @@ impl Moto {
         body
     }
 
+    /// Makes a customer-managed key of KMS; its ARN.
+    pub fn key(&self) -> String {
+        self.pull("key", "{}").trim_matches('"').to_owned()
+    }
+
     /// The next `times` requests for an action fail with this code.
     pub fn fault(&self, action: &str, code: &str, status: u16, times: u32) {
         self.pull("fault", &format!(r#"{{"action":"{action}","code":"{code}","status":{status},"times":{times}}}"#));

@@ -15,9 +15,11 @@ use envforge_agent::{
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
-use envforge_domain::ids::{HostId, OrgId, RootWindowId, WorkspaceId};
+use envforge_domain::ids::{HostId, JobRunId, OrgId, ProjectId, RootWindowId, WorkspaceId};
+use envforge_domain::job_run::JobOrder;
 use envforge_domain::manifest::Manifest;
-use envforge_domain::secret::TokenDigest;
+use envforge_domain::secret::{Secret, TokenDigest};
+use envforge_domain::shell::ShellFailure;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
 use envforge_runtime::{LocalHost, RootWhat, Stage, WakeFailure, WakeOrder};
 use envforge_testkit::eventually;
@@ -137,9 +139,9 @@ fn authority(folder: &Path) -> Arc<Authority> {
     Arc::new(Authority::load_or_create(&key, &certificate, SystemClock.now()).unwrap())
 }
 
-/// `echo` answers what it gets, `deaf` reads nothing.
+/// `echo` answers what it gets, `deaf` reads nothing; the others are an agent's own.
 fn programs() -> StreamHandler {
-    Arc::new(|header, _| match header.purpose.as_str() {
+    Arc::new(|header, host| match header.purpose.as_str() {
         "echo" => Some(Box::new(|stream: ByteStream| {
             Box::pin(async move {
                 let (mut reading, mut writing) = tokio::io::split(stream);
@@ -153,7 +155,7 @@ fn programs() -> StreamHandler {
                 std::future::pending().await
             })
         })),
-        _ => None,
+        _ => envforge_agent::programs()(header, host),
     })
 }
 
@@ -287,6 +289,31 @@ async fn the_agent_alone_refuses_another_organizations_enrolment_and_wake() {
     let refused = remote.wake(order(2, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap_err();
     assert!(refused.to_string().contains("another organization"), "{refused}");
     assert!(local.epochs_up().is_empty());
+    stop.cancel();
+}
+
+/// As many as a project may have, as long as one may be in JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_reaches_its_host_with_all_the_secrets_that_it_may_be_given() {
+    use envforge_domain::limits::{SECRET_BYTES_MAX, SECRETS_MAX};
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (remote, _session) = line.connected().await;
+    let order = JobOrder {
+        run: JobRunId::from_uuid(Uuid::from_u128(3)),
+        org: org(1),
+        project: ProjectId::from_uuid(Uuid::from_u128(4)),
+        workspace: workspace(),
+        name: "test".to_owned(),
+        command: "true".to_owned(),
+        secrets: Vec::new(),
+    };
+    let value = "\u{1}".repeat(SECRET_BYTES_MAX);
+    let secrets = (0..SECRETS_MAX).map(|number| (format!("SECRET_{number}"), Secret::new(value.clone())));
+    let refused = remote.run_job(order, secrets.collect()).await.err().unwrap();
+    assert!(matches!(refused, ShellFailure::NotAwake), "it came, and there is no runtime: {refused}");
     stop.cancel();
 }
 

@@ -138,6 +138,8 @@ struct WorkspaceSecrets {
     refused: Vec<SecretRefused>,
     /// What stopped its last wake, where that is why it failed.
     stopped: Vec<SecretRefused>,
+    /// Names of its own secrets that nothing of it uses: mistyped, or left over. They stop nothing.
+    undeclared: Vec<String>,
     /// Whether its runtime runs with something else than its next wake would get.
     stale: bool,
 }
@@ -500,6 +502,7 @@ impl Secrets {
             items: names.into_iter().filter_map(item).collect(),
             refused: refused.iter().map(SecretRefused::of).collect(),
             stopped,
+            undeclared: view.undeclared(&active.manifest).into_iter().map(ToString::to_string).collect(),
             stale: given.iter().any(|given| view.stale(given).is_some()),
         })
     }
@@ -581,6 +584,9 @@ fn not_put(error: NotPut) -> Problem {
         NotPut::Value { max_bytes } => {
             let text = format!("A secret has 1 to {max_bytes} bytes of UTF-8 without NUL.");
             Problem::new("secret_value_invalid", text).with("max_bytes", max_bytes)
+        }
+        NotPut::Untakable { why } => {
+            Problem::new("secret_value_invalid", format!("The secret store takes no such value: {why}."))
         }
         NotPut::Unavailable { detail } => {
             Problem::new("secret_store_unavailable", "The secret store does not take the value right now.")

@@ -204,7 +204,7 @@ catalogue! {
         "value_invalid" "A value breaks a rule", "`field` names it; `detail` says what would be right.";
         "manifest_invalid" "envforge.yml is not valid", "`errors` lists each mistake with line and column.";
         "idempotency_key_reused" "The idempotency key was used for another request", "Use a new key for a new request.";
-        "secret_value_invalid" "The value is none that a secret can have", "1 to `max_bytes` bytes of UTF-8 without NUL; one that a project names for git has one line.";
+        "secret_value_invalid" "The value is none that a secret can have", "1 to `max_bytes` bytes of UTF-8 without NUL; one that a project names for git has one line; `detail` says what a store refuses besides.";
         "secret_rules_invalid" "The secret's rules cannot be", "`detail` says what would be right.";
         "secret_end_invalid" "The secret's end cannot be", "It lies in the future, at most `max_ms` away.";
         "git_credential_invalid" "Git cannot be given that", "`detail` says what would be right.";

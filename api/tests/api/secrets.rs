@@ -42,6 +42,9 @@ async fn house() -> (House, Arc<Store>) {
             if value.expose().is_empty() {
                 return Err(NotPut::Value { max_bytes: 4_096 });
             }
+            if value.expose().contains("{{") {
+                return Err(NotPut::Untakable { why: "it refuses references" });
+            }
             let mut values = store.values.lock().unwrap();
             values.push((key.name.to_string(), value.expose().to_owned()));
             Ok(values.iter().filter(|(name, _)| *name == key.name.as_str()).count() as u64)
@@ -118,6 +121,10 @@ async fn what_is_refused_puts_nothing_and_what_the_store_refuses_is_not_told() {
     owner.put("/v1/orgs/acme/projects/nothing/secrets/A", json!({ "secret": VALUE })).await.expect(404);
     assert_eq!(store.count(), 0);
     owner.put(&path, json!({ "secret": "" })).await.expect_problem(422, "secret_value_invalid");
+    let untakable = format!("{{{{{VALUE}}}}}");
+    let refused = owner.put(&path, json!({ "secret": untakable })).await.expect_problem(422, "secret_value_invalid");
+    assert!(!refused.body.to_string().contains(VALUE), "{refused:?}");
+    assert!(refused.body["detail"].as_str().unwrap().contains("it refuses references"), "{refused:?}");
     *store.down.lock().unwrap() = true;
     let down = owner.put(&path, json!({ "secret": VALUE })).await.expect_problem(503, "secret_store_unavailable");
     assert!(!down.body.to_string().contains("disk"), "{down:?}");

@@ -1,4 +1,4 @@
-//! As much of IAM's evaluation as instance profiles use, by AWS's "Policy evaluation logic": an explicit deny goes before every
+//! As much of IAM's evaluation as these policies use, by AWS's "Policy evaluation logic": an explicit deny goes before every
 //! allow, and what nothing allows is refused. Unknown operators and elements are a panic, never a guess.
 //!
 //! It shares no code with what makes the policies.
@@ -20,12 +20,26 @@ pub(crate) enum Decision {
 pub(crate) struct Asked {
     action: String,
     resource: String,
+    principal: Option<String>,
     context: BTreeMap<String, String>,
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} on {} with {:?}", self.action, self.resource, self.context)
+    }
 }
 
 impl Asked {
     pub(crate) fn new(action: &str, resource: &str) -> Self {
-        Self { action: action.to_owned(), resource: resource.to_owned(), context: BTreeMap::new() }
+        let (action, resource) = (action.to_owned(), resource.to_owned());
+        Self { action, resource, principal: None, context: BTreeMap::new() }
+    }
+
+    /// Who asks, for policies of resources. An account in their place stands for its own policies, and allows nothing here.
+    pub(crate) fn by(mut self, principal: &str) -> Self {
+        self.principal = Some(principal.to_owned());
+        self
     }
 
     pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
@@ -47,7 +61,7 @@ pub(crate) fn evaluate(documents: &[&Value], asked: &Asked) -> Decision {
 
 fn applies(statement: &Value, asked: &Asked) -> bool {
     for element in statement.as_object().unwrap().keys() {
-        let known = ["Sid", "Effect", "Action", "NotAction", "Resource", "NotResource", "Condition"];
+        let known = ["Sid", "Effect", "Action", "NotAction", "Resource", "NotResource", "Principal", "Condition"];
         assert!(known.contains(&element.as_str()), "the evaluator does not know `{element}`");
     }
     // Actions match whatever their case, resources exactly.
@@ -62,7 +76,12 @@ fn applies(statement: &Value, asked: &Asked) -> bool {
         (Value::Null, patterns) => !list(patterns).any(of),
         (patterns, _) => list(patterns).any(of),
     };
-    acts && touches && holds(&statement["Condition"], &asked.context)
+    let asks = match (&statement["Principal"], &asked.principal) {
+        (Value::Null, _) => true,
+        (named, Some(principal)) => list(&named["AWS"]).any(|one| one == principal.as_str()),
+        (_, None) => panic!("a policy of a resource is asked for nobody"),
+    };
+    acts && touches && asks && holds(&statement["Condition"], &asked.context)
 }
 
 /// All operators and all keys must hold, of a key's values one. A key that the request does not bring holds nothing.
@@ -76,11 +95,20 @@ fn holds(condition: &Value, context: &BTreeMap<String, String>) -> bool {
                 match operator.as_str() {
                     "StringEquals" => value == brought,
                     "StringLike" => like(value, brought),
+                    "ArnLike" => arn_like(value, brought),
+                    "Bool" => value.parse::<bool>().unwrap() == (brought.to_lowercase() == "true"),
+                    "NumericEquals" => value.parse::<f64>().unwrap() == brought.parse::<f64>().unwrap(),
                     other => panic!("the evaluator does not know `{other}`"),
                 }
             })
         })
     })
+}
+
+/// Each of the six parts by itself: a wildcard reaches no other one.
+fn arn_like(pattern: &str, arn: &str) -> bool {
+    let (patterns, parts): (Vec<&str>, Vec<&str>) = (pattern.splitn(6, ':').collect(), arn.splitn(6, ':').collect());
+    patterns.len() == parts.len() && patterns.iter().zip(&parts).all(|(pattern, part)| like(pattern, part))
 }
 
 /// `*` for any text, `?` for one character.
@@ -152,6 +180,36 @@ mod tests {
         assert_eq!(decide(&[statement("Allow", "s3:GetObject", "arn:aws:s3:::a")], &asked), Decision::Allowed);
         let upper = Asked::new("s3:GetObject", "arn:aws:s3:::A");
         assert_eq!(decide(&[statement("Allow", "s3:GetObject", "arn:aws:s3:::a")], &upper), Decision::NotAllowed);
+    }
+
+    #[test]
+    fn operators_are_those_of_iam() {
+        for (operator, value, brought, same) in [
+            ("Bool", "true", "True", true),
+            ("Bool", "true", "false", false),
+            ("NumericEquals", "1", "1", true),
+            ("NumericEquals", "1", "1.0", true),
+            ("NumericEquals", "1", "10", false),
+            ("StringLike", "a*", "abc", true),
+            ("ArnLike", "arn:aws:iam::1:role/x-*", "arn:aws:iam::1:role/x-y:z", true),
+            ("ArnLike", "arn:aws:iam::1:role/x-*", "arn:aws:iam::2:role/x-y", false),
+            ("ArnLike", "arn:aws:*:role/x", "arn:aws:iam::1:role/x", false),
+        ] {
+            let mut allow = statement("Allow", "a:B", "*");
+            allow["Condition"][operator]["key"] = json!(value);
+            let with = decide(std::slice::from_ref(&allow), &Asked::new("a:B", "r").with("key", brought));
+            assert_eq!(with == Decision::Allowed, same, "{operator} {value} {brought}");
+            assert_eq!(decide(&[allow], &Asked::new("a:B", "r")), Decision::NotAllowed, "{operator} without the key");
+        }
+    }
+
+    #[test]
+    fn a_policy_of_a_resource_is_about_whom_it_names() {
+        let mut allow = statement("Allow", "a:B", "*");
+        allow["Principal"] = json!({ "AWS": ["arn:aws:iam::1:role/x"] });
+        let by = |who: &str| decide(std::slice::from_ref(&allow), &Asked::new("a:B", "r").by(who));
+        assert_eq!(by("arn:aws:iam::1:role/x"), Decision::Allowed);
+        assert_eq!(by("arn:aws:iam::1:role/y"), Decision::NotAllowed);
     }
 
     #[test]

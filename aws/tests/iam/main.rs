@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod evaluator;
+mod launch;
+mod modules;
 mod schema;
 mod terraform;
 
@@ -238,6 +240,19 @@ fn more_workspaces_than_a_role_can_name_are_refused() {
     assert!(bytes > max);
 }
 
+/// IAM's names have 64 characters, and operators' modules take as many for a deployment as the product does.
+#[test]
+fn a_deployments_name_leaves_room_for_the_names_that_are_made_of_it() {
+    let longest = "d".repeat(18);
+    let name = longest.parse::<Deployment>().unwrap().instance_profile(org(u128::MAX));
+    assert_eq!(name.len(), 64, "{name}");
+    let error = format!("{longest}d").parse::<Deployment>().unwrap_err().to_string();
+    assert!(error.contains("1 to 18 characters"), "{error}");
+    for module in terraform::MODULES {
+        assert!(modules::text(module).contains("regex(\"^[a-z][a-z0-9-]{0,17}$\", var.deployment)"), "{module}");
+    }
+}
+
 #[test]
 fn an_alias_and_near_misses_are_no_arn_of_a_key() {
     assert_eq!(key().to_string(), KEY);
@@ -256,7 +271,7 @@ fn an_alias_and_near_misses_are_no_arn_of_a_key() {
 proptest! {
     /// User data is made of ids and an address: whatever these are, it is one fixed text around them.
     #[test]
-    fn user_data_holds_ids_and_an_address_and_nothing_else(of: u128, number: u128, name in "[a-z][a-z0-9-]{0,31}") {
+    fn user_data_holds_ids_and_an_address_and_nothing_else(of: u128, number: u128, name in "[a-z][a-z0-9-]{0,17}") {
         let user_data = UserData {
             deployment: name.parse().unwrap(),
             org: org(of),
@@ -272,7 +287,7 @@ proptest! {
 
     /// No two organizations' paths begin with each other, in whatever deployments.
     #[test]
-    fn paths_of_organizations_are_apart(one: u128, other: u128, a in "[a-z][a-z0-9-]{0,31}", b in "[a-z][a-z0-9-]{0,31}") {
+    fn paths_of_organizations_are_apart(one: u128, other: u128, a in "[a-z][a-z0-9-]{0,17}", b in "[a-z][a-z0-9-]{0,17}") {
         let (a, b): (Deployment, Deployment) = (a.parse().unwrap(), b.parse().unwrap());
         prop_assume!((one, &a) != (other, &b));
         let (first, second) = (a.organization_path(org(one)) + "/", b.organization_path(org(other)) + "/");

@@ -4,38 +4,40 @@
 //! it. Elsewhere it judges what it can without, arguments and references are held against the provider's schema (`schema`), and the
 //! output says what was not looked at.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use envforge_testkit::tools::{on_path, tools_dir};
-use serde_json::{Value, json};
+
+use serde_json::Value;
 
 use super::evaluator::{Asked, Decision, evaluate};
+use super::modules::{ACCOUNT, CONTROL_PLANE, DEPLOYMENT, ORGANIZATION, document, folder, text};
 use super::schema;
 
-const MODULES: [&str; 2] = ["control-plane", "organization"];
-/// Every action that `Ec2` and `SsmStore` ask for, and what they need besides.
-const ASKED: [&str; 16] = [
-    "ec2:CreateTags",
-    "ec2:DescribeInstanceStatus",
-    "ec2:DescribeInstances",
-    "ec2:RunInstances",
-    "ec2:StartInstances",
-    "ec2:StopInstances",
-    "ec2:TerminateInstances",
-    "iam:PassRole",
-    "kms:Decrypt",
-    "kms:DescribeKey",
-    "kms:Encrypt",
-    "kms:GenerateDataKey",
-    "ssm:DeleteParameter",
-    "ssm:DescribeParameters",
-    "ssm:GetParameters",
-    "ssm:PutParameter",
-];
+pub(crate) const MODULES: [&str; 2] = ["control-plane", "organization"];
+/// What AWS asks for besides, on behalf of what is asked for: tags and the role of a launch, and the key of a SecureString.
+const ASKED_BESIDES: [&str; 4] = ["ec2:CreateTags", "iam:PassRole", "kms:Decrypt", "kms:Encrypt"];
 
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/aws")
+/// Every action that the control plane's code asks AWS for: whatever is called of a client of the SDKs.
+fn asked() -> BTreeSet<String> {
+    let sources = [("ec2", include_str!("../../src/ec2.rs")), ("ssm", include_str!("../../src/ssm.rs"))];
+    let mut asked = BTreeSet::new();
+    for (service, source) in sources {
+        let source: String = source.split_whitespace().collect();
+        for (client, service) in [("client.", service), ("kms.", "kms")] {
+            for call in source.split(client).skip(1) {
+                let name: String =
+                    call.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '_').collect();
+                if call[name.len()..].starts_with("()") {
+                    let word = |word: &str| word[..1].to_uppercase() + &word[1..];
+                    asked.insert(format!("{service}:{}", name.split('_').map(word).collect::<String>()));
+                }
+            }
+        }
+    }
+    asked
 }
 
 fn terraform(arguments: &[&str], directory: &Path) -> (bool, String) {
@@ -120,78 +122,21 @@ fn what_the_provider_does_not_know_is_found() {
 }
 
 #[test]
-fn the_control_plane_may_do_what_it_asks_for_and_nothing_wholesale() {
-    let text = std::fs::read_to_string(folder().join("control-plane/main.tf")).unwrap();
-    for action in ASKED {
-        assert!(text.contains(&format!("\"{action}\"")), "`{action}` is missing");
-    }
-    for action in [
-        "ec2:*",
-        "ssm:*",
-        "kms:*",
-        "iam:*",
-        "\"*:*\"",
-        "iam:Create",
-        "iam:Put",
-        "kms:CreateGrant",
-        "ec2:ModifyInstance",
-    ] {
-        assert!(!text.contains(action), "`{action}` is more than it needs");
-    }
+fn the_control_plane_may_do_what_it_asks_for_and_nothing_else() {
+    let document = document("control-plane", "control_plane");
+    let statements = document["Statement"].as_array().unwrap().iter();
+    let allowed = statements.flat_map(|statement| statement["Action"].as_array().unwrap());
+    let allowed: BTreeSet<String> = allowed.map(|action| action.as_str().unwrap().to_owned()).collect();
+    let wanted: BTreeSet<String> = asked().into_iter().chain(ASKED_BESIDES.map(str::to_owned)).collect();
+    assert!(wanted.contains("ec2:RunInstances") && wanted.contains("ssm:PutParameter"), "{wanted:?}");
+    assert_eq!(allowed, wanted);
 }
 
-const ACCOUNT: &str = "123456789012";
 const KEY: &str = "arn:aws:kms:eu-central-1:123456789012:key/1";
-const ORGANIZATION: &str = "org_00000000000000000000000000000001";
-
-/// What a list of `main.tf` holds, with the module's own values in place. Only what these files use.
-fn texts(list: &str) -> Vec<String> {
-    let parameters = format!("arn:aws:ssm:eu-central-1:{ACCOUNT}:parameter/envforge/production");
-    let quoted = list.split('"').skip(1).step_by(2);
-    let filled = quoted.map(|text| {
-        [
-            ("${local.partition}", "aws"),
-            ("${local.region}", "eu-central-1"),
-            ("${local.account}", ACCOUNT),
-            ("${local.parameters}", &parameters),
-            ("${local.ec2}", &format!("arn:aws:ec2:eu-central-1:{ACCOUNT}")),
-            ("${var.deployment}", "production"),
-        ]
-        .into_iter()
-        .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
-    });
-    filled.collect()
-}
-
-/// The statements about parameters and keys of a policy document in `main.tf`, as IAM has them.
-fn document(module: &str, name: &str) -> Value {
-    let text = std::fs::read_to_string(folder().join(module).join("main.tf")).unwrap();
-    let start = format!("data \"aws_iam_policy_document\" \"{name}\" {{");
-    let body = text.split(&start).nth(1).unwrap().split("\n}\n").next().unwrap();
-    let after = |block: &str, key: &str| {
-        let line = block.lines().map(str::trim).find(|line| line.split(' ').next() == Some(key));
-        texts(line.and_then(|line| line.split_once('=')).map_or("", |(_, value)| value))
-    };
-    let statements = body.split("\n  statement {").skip(1).filter_map(|block| {
-        let actions = after(block, "actions");
-        actions.iter().all(|action| action.starts_with("ssm:") || action.starts_with("kms:")).then(|| {
-            let mut conditions = json!({});
-            for condition in block.split("condition {").skip(1) {
-                let [test] = after(condition, "test").try_into().unwrap();
-                let [variable] = after(condition, "variable").try_into().unwrap();
-                conditions[test][variable] = json!(after(condition, "values"));
-            }
-            let resources = after(block, "resources");
-            json!({ "Effect": "Allow", "Action": actions, "Resource": resources, "Condition": conditions })
-        })
-    });
-    json!({ "Version": "2012-10-17", "Statement": statements.collect::<Vec<_>>() })
-}
 
 #[test]
 fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
     let document = document("control-plane", "control_plane");
-    assert_eq!(document["Statement"].as_array().unwrap().len(), 6, "{document:#}");
     let parameter = |of: &str, path: &str| {
         format!("arn:aws:ssm:eu-central-1:{ACCOUNT}:parameter/envforge/{of}/{ORGANIZATION}/{path}")
     };
@@ -215,11 +160,52 @@ fn the_control_plane_writes_and_takes_away_enrolment_tokens_and_reads_none() {
     assert!(may("ssm:GetParameters", &secret) && may("ssm:DescribeParameters", "*"));
     assert!(uses("kms:Encrypt", &token, ssm) && !uses("kms:Decrypt", &token, ssm));
     assert!(uses("kms:Decrypt", &secret, ssm) && !uses("kms:Decrypt", &secret, "s3.eu-central-1.amazonaws.com"));
-    // The key's own policy gives the control plane no more.
-    let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
-    let writes =
-        text.split("TheControlPlaneWritesEnrolmentTokens").nth(1).unwrap().split("statement {").next().unwrap();
-    assert!(!writes.contains("kms:Decrypt"), "{writes}");
+}
+
+/// The key's own policy: as far as the control plane's, for one organization. What the account's administrators do is theirs.
+#[test]
+fn an_organizations_key_serves_its_own_parameters_through_ssm() {
+    let key = document("organization", "key");
+    let parameter = |org: &str, path: &str| {
+        format!("arn:aws:ssm:eu-central-1:{ACCOUNT}:parameter/envforge/{DEPLOYMENT}/{org}/{path}")
+    };
+    let (secret, token) = ("secrets/wsp_1/TOKEN/1", "hosts/host_1/enrolment");
+    let uses = |who: &str, action: &str, context: &str, service: Option<&str>| {
+        let asked = Asked::new(action, KEY).by(who).with("kms:EncryptionContext:PARAMETER_ARN", context);
+        let asked = match service {
+            Some(service) => asked.with("kms:ViaService", service),
+            None => asked,
+        };
+        evaluate(&[&key], &asked) == Decision::Allowed
+    };
+    let ssm = Some("ssm.eu-central-1.amazonaws.com");
+    let (own, foreign) = (parameter(ORGANIZATION, secret), parameter("org_00000000000000000000000000000002", secret));
+    for action in ["kms:Encrypt", "kms:Decrypt"] {
+        assert!(uses(CONTROL_PLANE, action, &own, ssm), "{action}");
+        assert!(!uses(CONTROL_PLANE, action, &foreign, ssm), "{action} for another organization");
+        assert!(!uses(CONTROL_PLANE, action, &own, Some("s3.eu-central-1.amazonaws.com")), "{action} through S3");
+        assert!(!uses(CONTROL_PLANE, action, &own, None), "{action} by itself");
+        assert!(!uses("arn:aws:iam::123456789012:role/other", action, &own, ssm), "{action} by somebody else");
+    }
+    let token = parameter(ORGANIZATION, token);
+    assert!(uses(CONTROL_PLANE, "kms:Encrypt", &token, ssm) && !uses(CONTROL_PLANE, "kms:Decrypt", &token, ssm));
+    assert!(!uses(CONTROL_PLANE, "kms:GenerateDataKey", &own, ssm), "standard parameters have no data keys");
+}
+
+/// Flags that descriptions and outputs speak of are those of `serve`.
+#[test]
+fn the_modules_name_settings_as_the_product_does() {
+    let serve = include_str!("../../../envforge/src/server/serve.rs");
+    for module in MODULES {
+        for flag in text(module).split("`--").skip(1) {
+            let name = flag.split([' ', '`']).next().unwrap().replace('-', "_");
+            assert!(serve.contains(&format!(" {name}:")), "{module} names `--{name}`, which `serve` does not have");
+        }
+    }
+    let output = text("organization");
+    for pattern in ["alias/envforge-${var.deployment}-{org}", "aws-ssm:${local.region}:${var.deployment}:alias/"] {
+        assert!(output.contains(pattern), "{pattern}");
+    }
 }
 
 /// Services without a route listen on loopback; a group keeps what listens elsewhere all the same from everybody but the gateway.

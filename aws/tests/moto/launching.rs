@@ -1,6 +1,6 @@
 //! EC2 as a provider: what an instance is launched with, and what becomes of each way to fail.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aws_sdk_ec2::types::{InstanceAttributeName, InstanceStateName};
@@ -52,6 +52,35 @@ async fn an_instance_is_launched_closed_and_tagged_and_told_no_secret() {
     assert!(text.contains(&deployment().enrolment_parameter(org(1), host(7))), "{text}");
     for word in ["token =", "secret", "password", "key ="] {
         assert!(!text.contains(word), "user data speaks of `{word}`: {text}");
+    }
+}
+
+/// The very request that the tests of policies judge.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_launch_sends_what_the_control_planes_policy_is_judged_by() {
+    let moto = Moto::start();
+    let client = aws_sdk_ec2::Client::new(&aws(&moto).sdk().await);
+    let subnets = client.describe_subnets().send().await.unwrap();
+    let groups = client.describe_security_groups().send().await.unwrap();
+    let subnet = subnets.subnets()[0].subnet_id().unwrap().to_owned();
+    let group = groups.security_groups()[0].group_id().unwrap().to_owned();
+    let deployment: Deployment = "production".parse().unwrap();
+    let profile = deployment.instance_profile(org(1));
+    moto.pull("profile", &format!(r#"{{"name":"{profile}"}}"#));
+    let (subnets, security_groups) = (vec![subnet.clone()], vec![group.clone()]);
+    let config = Ec2Config { deployment, subnets, security_groups, ..ec2_config(&moto) };
+    Ec2::new(config).await.launch(&order(7, 1)).await.unwrap();
+    let sent = moto.pull("asked", r#"{"action":"RunInstances"}"#);
+    let mut sent: BTreeMap<String, String> = serde_json::from_str(&sent).unwrap();
+    for of_its_own in ["Action", "ClientToken", "UserData", "Version"] {
+        assert!(sent.remove(of_its_own).is_some(), "{of_its_own}");
+    }
+    let told = serde_json::to_string_pretty(&sent).unwrap().replace(&subnet, "subnet-1a2b").replace(&group, "sg-1a2b");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/iam/golden/run_instances.json");
+    if format!("{told}\n") != std::fs::read_to_string(path).unwrap_or_default() {
+        let fresh = concat!(env!("CARGO_TARGET_TMPDIR"), "/run_instances.json");
+        std::fs::write(fresh, format!("{told}\n")).unwrap();
+        panic!("what is sent differs from {path}; review it and copy {fresh} over it");
     }
 }
 

@@ -8,7 +8,7 @@ use envforge_domain::commit::Position;
 use envforge_domain::ids::{CommandId, ProjectId};
 use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretOwner};
 use envforge_domain::time::UnixMillis;
-use envforge_runtime::secret_store::{Kept, LogMark, PutNote, SecretStore, StoreError, Unrecorded};
+use envforge_runtime::secret_store::{LogMark, PutNote, SecretStore, StoreError, Unrecorded};
 
 use super::*;
 
@@ -69,9 +69,6 @@ async fn versions_are_counted_pinned_and_read_as_they_were_put() {
     assert_eq!(store.put(&key("OTHER"), &secret("x\ny"), &note()).await, Ok(1));
     let read = store.read(&[pinned("TOKEN", 2), pinned("OTHER", 1), pinned("TOKEN", 1)]).await.unwrap_or_default();
     assert_eq!(texts(&read), ["second", "x\ny", "first"]);
-    let kept = Kept { oldest_version: 1, newest_version: 2 };
-    assert_eq!(store.describe(&key("TOKEN")).await, Ok(Some(kept)));
-    assert_eq!(store.describe(&key("NONE")).await, Ok(None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,7 +105,7 @@ async fn what_was_deleted_is_gone_and_keys_are_those_of_one_owner() {
     assert_eq!(keys, [key("A_KEY"), second, key("B_KEY")]);
     store.delete(&key("A_KEY")).await.unwrap();
     store.delete(&key("A_KEY")).await.unwrap();
-    assert_eq!(store.describe(&key("A_KEY")).await, Ok(None));
+    assert_eq!(store.keys(org(1), owner()).await.unwrap().len(), 2);
     assert_eq!(store.keys(org(2), owner()).await.unwrap(), [elsewhere]);
 }
 
@@ -152,7 +149,7 @@ async fn a_parameter_of_which_no_version_was_recorded_is_withdrawn_and_no_other(
     assert_eq!(both.iter().map(|found| &found.key).collect::<Vec<_>>(), [&others]);
     let kept = store.read(&[pinned("RECORDED", 1), pinned("RECORDED", 2)]).await.unwrap_or_default();
     assert_eq!(texts(&kept), ["first", "second"]);
-    assert!(store.describe(&others).await.unwrap().is_some(), "another owner's");
+    assert!(store.keys(others.org, others.owner).await.unwrap().contains(&others), "another owner's");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,6 +199,49 @@ async fn a_disabled_or_unknown_key_is_refused_and_an_organization_without_a_key_
     store.put(&key("TOKEN"), &secret("v"), &note()).await.unwrap();
     let elsewhere = SecretKey { org: org(2), ..key("TOKEN") };
     assert!(matches!(store.put(&elsewhere, &secret("v"), &note()).await, Err(StoreError::Forbidden { .. })));
+}
+
+/// By the aliases that `deploy/aws/organization` makes, without a word of configuration for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_organization_has_its_own_key_where_the_name_is_a_pattern() {
+    let moto = moto();
+    let kms = aws_sdk_kms::Client::new(&aws(&moto).sdk().await);
+    let pattern = Some("alias/envforge-test-{org}".to_owned());
+    let store = SsmStore::open(config(&moto, pattern)).await.unwrap();
+    let mut keys = Vec::new();
+    for number in [1, 2] {
+        // Not there yet: refused for good, and taken once it is.
+        let of = SecretKey { org: org(number), ..key("TOKEN") };
+        let error = store.put(&of, &secret("v"), &note()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Forbidden { .. }), "{error}");
+        let arn = new_key(&moto).await;
+        let alias = format!("alias/envforge-test-{}", org(number));
+        kms.create_alias().alias_name(alias).target_key_id(&arn).send().await.unwrap();
+        assert_eq!(store.put(&of, &secret("v"), &note()).await, Ok(1));
+        keys.push((org(number), arn));
+    }
+    let ssm = aws_sdk_ssm::Client::new(&aws(&moto).sdk().await);
+    let told = ssm.describe_parameters().send().await.unwrap();
+    for (of, arn) in keys {
+        let mut own = told.parameters().iter().filter(|one| one.name().unwrap().contains(&of.to_string()));
+        assert!(own.next().is_some_and(|one| one.key_id() == Some(&arn)), "{of} {told:?}");
+    }
+    moto.fault("DescribeKey", "ThrottlingException", 400, 1_000_000);
+    let third = SecretKey { org: org(3), ..key("TOKEN") };
+    assert!(matches!(store.put(&third, &secret("v"), &note()).await, Err(StoreError::Throttled)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_ssm_never_takes_is_refused_for_good_and_the_next_one_is_taken() {
+    let moto = moto();
+    let store = store(&moto).await;
+    for value in ["{{ssm:other}}", "Dear {{ name }},\nyours", "{{\n}}"] {
+        let error = store.put(&key("TOKEN"), &secret(value), &note()).await.unwrap_err();
+        let StoreError::Untakable { why } = error else { panic!("{value}: {error}") };
+        assert!(why.contains("base64") && !error.is_retryable(), "{why}");
+    }
+    assert_eq!(moto.count("PutParameter"), 3, "nothing is asked for twice");
+    assert_eq!(store.put(&key("TOKEN"), &secret("{x}} {{"), &note()).await, Ok(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,11 +12,12 @@ terraform {
 }
 
 variable "deployment" {
-  description = "Tells the installations of EnvForge in one account apart; as in `--aws-deployment`."
+  description = "Tells the installations of EnvForge in one account apart: `deployment` in the file of `serve fleet`, and DEPLOYMENT in `--secret-store aws-ssm:REGION:DEPLOYMENT:KEY`."
   type        = string
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{0,31}$", var.deployment))
-    error_message = "1 to 32 characters of a-z, 0-9 and `-`, beginning with a letter."
+    # IAM's names have 64 characters; `envforge-`, `-` and an organization's id take 46 of them.
+    condition     = can(regex("^[a-z][a-z0-9-]{0,17}$", var.deployment))
+    error_message = "1 to 18 characters of a-z, 0-9 and `-`, beginning with a letter."
   }
 }
 
@@ -172,9 +173,10 @@ data "aws_iam_policy_document" "control_plane" {
     resources = ["*"]
   }
 
+  # Standard parameters are encrypted by the key itself: no data keys.
   statement {
     sid       = "UseTheOrganizationsKeysThroughSsm"
-    actions   = ["kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"]
+    actions   = ["kms:Encrypt", "kms:Decrypt"]
     resources = ["arn:${local.partition}:kms:${local.region}:${local.account}:key/*"]
     condition {
       test     = "StringEquals"
@@ -190,7 +192,7 @@ data "aws_iam_policy_document" "control_plane" {
 
   statement {
     sid       = "EncryptEnrolmentTokensThroughSsm"
-    actions   = ["kms:Encrypt", "kms:GenerateDataKey"]
+    actions   = ["kms:Encrypt"]
     resources = ["arn:${local.partition}:kms:${local.region}:${local.account}:key/*"]
     condition {
       test     = "StringEquals"

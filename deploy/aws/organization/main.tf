@@ -14,11 +14,12 @@ terraform {
 }
 
 variable "deployment" {
-  description = "Tells the installations of EnvForge in one account apart; as in `--aws-deployment`."
+  description = "Tells the installations of EnvForge in one account apart: `deployment` in the file of `serve fleet`, and DEPLOYMENT in `--secret-store aws-ssm:REGION:DEPLOYMENT:KEY`."
   type        = string
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{0,31}$", var.deployment))
-    error_message = "1 to 32 characters of a-z, 0-9 and `-`, beginning with a letter."
+    # IAM's names have 64 characters; `envforge-`, `-` and an organization's id take 46 of them.
+    condition     = can(regex("^[a-z][a-z0-9-]{0,17}$", var.deployment))
+    error_message = "1 to 18 characters of a-z, 0-9 and `-`, beginning with a letter."
   }
 }
 
@@ -72,7 +73,8 @@ locals {
   name       = "envforge-${var.deployment}-${var.organization}"
   account    = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
-  parameters = "arn:${local.partition}:ssm:${data.aws_region.current.name}:${local.account}:parameter/envforge/${var.deployment}/${var.organization}"
+  region     = data.aws_region.current.name
+  parameters = "arn:${local.partition}:ssm:${local.region}:${local.account}:parameter/envforge/${var.deployment}/${var.organization}"
 }
 
 # Customer-managed: AWS's own key for SSM lets every principal of the account decrypt.
@@ -101,11 +103,16 @@ data "aws_iam_policy_document" "key" {
 
   statement {
     sid       = "TheControlPlaneKeepsTheOrganizationsSecrets"
-    actions   = ["kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"]
+    actions   = ["kms:Encrypt", "kms:Decrypt"]
     resources = ["*"]
     principals {
       type        = "AWS"
       identifiers = [var.control_plane_role_arn]
+    }
+    condition {
+      test     = "StringEquals"
+      variable = "kms:ViaService"
+      values   = ["ssm.${local.region}.amazonaws.com"]
     }
     condition {
       test     = "StringLike"
@@ -117,11 +124,16 @@ data "aws_iam_policy_document" "key" {
   # It writes the tokens by which agents enrol, and reads none.
   statement {
     sid       = "TheControlPlaneWritesEnrolmentTokens"
-    actions   = ["kms:Encrypt", "kms:GenerateDataKey"]
+    actions   = ["kms:Encrypt"]
     resources = ["*"]
     principals {
       type        = "AWS"
       identifiers = [var.control_plane_role_arn]
+    }
+    condition {
+      test     = "StringEquals"
+      variable = "kms:ViaService"
+      values   = ["ssm.${local.region}.amazonaws.com"]
     }
     condition {
       test     = "StringLike"
@@ -201,13 +213,23 @@ locals {
 }
 
 output "kms_key_arn" {
-  description = "For `secrets_key` of the organization in the file of `serve fleet`, and for `--secret-store`."
+  description = "The organization's key, by itself: for `secrets_key` of the organization in the file of `serve fleet`."
   value       = aws_kms_key.secrets.arn
 }
 
 output "security_group_id" {
   description = "For `security_groups` of the organization in the file of `serve fleet`; its ARN is one of the control plane's `security_group_arns`."
   value       = one(aws_security_group.machines[*].id)
+}
+
+output "secrets_key" {
+  description = "The keys of all organizations that this module was applied for, by their aliases: for `secrets_key` at the top of the file of `serve fleet`."
+  value       = "alias/envforge-${var.deployment}-{org}"
+}
+
+output "secret_store" {
+  description = "For `--secret-store` of `serve api`, `serve reactors` and `serve agents`: the same for all organizations."
+  value       = "aws-ssm:${local.region}:${var.deployment}:alias/envforge-${var.deployment}-{org}"
 }
 
 output "instance_profile" {

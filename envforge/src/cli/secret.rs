@@ -286,7 +286,13 @@ fn table(output: &Output, page: &Value) -> String {
             (true, services) if services.is_empty() => "(nothing declares it)".to_owned(),
             (true, services) => services,
         };
-        let state = if stale { "stale until the next wake" } else { "" };
+        let waits =
+            item["rotation"] == "restart" && page["refused"].as_array().is_some_and(|refused| !refused.is_empty());
+        let state = match (stale, waits) {
+            (true, true) => "stale: restarts once nothing stops the next wake",
+            (true, false) => "stale until the next wake",
+            (false, _) => "",
+        };
         let end = item.get("expires_at").filter(|end| !end.is_null());
         [
             cell(item.get("name")),

@@ -71,10 +71,27 @@ enum Sight {
     Over(String),
 }
 
-/// Asks for a wake. Returns the wake to wait for: the present one, or the next where the runtime is still going to sleep.
+/// Asks for a wake, and names before it what the workspace was given and nothing of it declares. Returns the wake to wait for: the present one, or the next where the runtime is still going to sleep.
 pub(crate) async fn ask(context: &Context, org: &str, workspace: &str, body: Value) -> Result<u64, Failure> {
+    name_undeclared(context, org, workspace).await?;
     let answer = context.client.post(&["v1", "orgs", org, "workspaces", workspace, "wake"], body).await?;
     awaited(&answer)
+}
+
+/// What cannot be looked at says nothing: it stops no wake.
+async fn name_undeclared(context: &Context, org: &str, workspace: &str) -> Result<(), Failure> {
+    let Ok(secrets) = context.client.get(&["v1", "orgs", org, "workspaces", workspace, "secrets"], &[]).await else {
+        return Ok(());
+    };
+    for name in secrets.body["undeclared"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if context.output.json {
+            context.output.event(&json!({ "event": "undeclared_secret", "workspace": workspace, "name": name }))?;
+        } else {
+            let what = "is set for this workspace, and nothing in envforge.yml declares it: mistyped, or left over";
+            context.output.warn(&format!("the secret {name} {what}"));
+        }
+    }
+    Ok(())
 }
 
 fn awaited(answer: &Answer) -> Result<u64, Failure> {

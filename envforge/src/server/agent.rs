@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent_file::{AgentFile, OfMachine};
 use super::running::{self, Running};
+use super::service_users::ServiceUserArgs;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{metadata_service, open_files, roles, usable};
@@ -59,6 +60,8 @@ pub(crate) struct AgentArgs {
     /// When asked to stop, put every runtime to sleep here first. Without it they go on, and the next start of the agent takes them over.
     #[arg(long)]
     end_runtimes_on_stop: bool,
+    #[command(flatten)]
+    service_users: ServiceUserArgs,
     /// What to trace on standard error.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "ENVFORGE_LOG")]
     log: String,
@@ -78,9 +81,14 @@ pub(crate) async fn run(args: AgentArgs, output: Output) -> anyhow::Result<()> {
 async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let folder = || format!("the agent's folder {}", args.data.display());
+    if let Some(above) = args.data.parent() {
+        // What is missing above it is for workspaces' users to enter; nothing lies there.
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(above).with_context(folder)?;
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.data).with_context(folder)?;
     let data = args.data.canonicalize().with_context(folder)?;
     let_workspaces_users_in(&data).with_context(folder)?;
+    args.service_users.check(&data.join("runtime"))?;
     let file = args.config.as_deref().map(AgentFile::read).transpose()?;
     let guarded = file.is_some() && !args.allow_metadata_service;
     if guarded {

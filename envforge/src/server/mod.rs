@@ -35,6 +35,7 @@ mod roles;
 mod running;
 mod secret_store;
 pub(crate) mod serve;
+mod service_users;
 mod shells;
 mod stop;
 mod sweeping;

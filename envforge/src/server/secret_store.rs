@@ -18,7 +18,8 @@ use crate::cli::failure::Failure;
 pub(crate) enum StoreName {
     /// Encrypted files below a directory that only this user enters.
     File(PathBuf),
-    /// SecureStrings of SSM under a customer-managed key of KMS: an id, an ARN or an alias.
+    /// SecureStrings of SSM under a customer-managed key of KMS: an id, an ARN or an alias. With `{org}` in it each organization's
+    /// own.
     AwsSsm { region: String, deployment: String, key: String },
 }
 
@@ -36,7 +37,7 @@ impl FromStr for StoreName {
                         deployment: (*deployment).to_owned(),
                         key: (*key).to_owned(),
                     }),
-                    _ => Err("SSM is `aws-ssm:REGION:DEPLOYMENT:KEY`: aws-ssm:eu-central-1:production:alias/envforge"
+                    _ => Err("SSM is `aws-ssm:REGION:DEPLOYMENT:KEY`: aws-ssm:eu-central-1:production:alias/envforge-production-{org}"
                         .to_owned()),
                 }
             }
@@ -81,6 +82,7 @@ pub(crate) fn puts(store: Arc<dyn SecretStore>) -> SecretPuts {
             let note = PutNote { command, at, log: LogMark { position: log.position, identity: identity.0, digest } };
             store.put(&key, &value, &note).await.map_err(|error| match error {
                 StoreError::Value { max } => NotPut::Value { max_bytes: max },
+                StoreError::Untakable { why } => NotPut::Untakable { why },
                 other => NotPut::Unavailable { detail: other.to_string() },
             })
         };
@@ -111,6 +113,8 @@ mod tests {
         };
         let text = "aws-ssm:eu-central-1:production:arn:aws:kms:eu-central-1:123456789012:key/1";
         assert_eq!(text.parse(), Ok(ssm));
+        let each = "aws-ssm:eu-central-1:production:alias/envforge-production-{org}".parse();
+        assert!(matches!(each, Ok(StoreName::AwsSsm { key, .. }) if key == "alias/envforge-production-{org}"));
         for wrong in [
             "",
             "aws-ssm:",

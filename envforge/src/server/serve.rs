@@ -41,6 +41,7 @@ use super::provider::ProviderArgs;
 use super::relays::RelayArgs;
 use super::running::{self, Running};
 use super::secret_store::StoreName;
+use super::service_users::ServiceUserArgs;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, fleet, open_files, provider, relays, roles, usable};
@@ -167,7 +168,9 @@ pub(crate) struct ServeArgs {
     /// Where this machine's agent keeps its state. A gateway of its own reads there that it stands beside the agent.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/envforge/runtime")]
     runtime: PathBuf,
-    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS. The API puts them, reactors and agents read them: all need the same one.
+    #[command(flatten)]
+    service_users: ServiceUserArgs,
+    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS, with `{org}` in KEY where each organization has its own. The API puts them, reactors and agents read them: all need the same one.
     #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
     secret_store: Option<StoreName>,
     /// Where roles without a database keep how far they have followed the log. Default: `state` in the folder of the keys.
@@ -388,6 +391,10 @@ async fn start(
         true => args.relay.others()?,
         false => Vec::new(),
     };
+    if has(RoleName::Reactors) {
+        std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
+        args.service_users.check(&args.runtime)?;
+    }
     let provider = match has(RoleName::Api) {
         true => args.provider.read()?,
         false => None,
@@ -490,7 +497,6 @@ async fn start(
         relays::follow(running, &plane, &hosts, &relays::key(&args.stores.keys)?, others);
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
-        std::fs::create_dir_all(&args.runtime).with_context(|| args.runtime.display().to_string())?;
         let (authority, store) = (public.authority.clone(), secret_store.clone());
         roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
     }

@@ -256,6 +256,8 @@ impl Site {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envforge"));
         command.args(["agent", "--json", "--log-format", "text", "--control-plane", at, "--data"]);
         command.arg(self.dir.join(name));
+        // Where a test closes the folder of its site, everything runs as root on purpose.
+        command.arg("--services-as-own-user");
         if let Some(token) = token {
             command.arg("--enrolment-file").arg(token);
         }

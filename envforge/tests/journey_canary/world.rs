@@ -211,15 +211,18 @@ impl World {
         below
     }
 
-    /// Everything that a service's processes were started with.
+    /// Everything that the processes of this machine were started with, those of services among them. EnvForge's own environment
+    /// holds a variable that was planted there.
     pub(crate) fn saw_processes(&mut self) {
         let own = self.dev.id();
         let mut services = 0;
-        for pid in self.below(own) {
-            for file in ["cmdline", "environ"] {
+        let pids =
+            std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        for pid in pids.collect::<Vec<u32>>() {
+            for file in ["cmdline", "environ"].into_iter().filter(|file| pid != own || *file == "cmdline") {
                 let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
                 services += usize::from(bytes.windows(17).any(|word| word == b"ENVFORGE_RUNTIME="));
-                self.saw(format!("{file} of a service's process"), bytes);
+                self.saw(format!("{file} of a process"), bytes);
             }
         }
         assert!(services > 0, "no service runs");

@@ -1,7 +1,9 @@
 //! The fleet: its planner, its comparison with a provider, and what both promise over any history.
 #![allow(clippy::unwrap_used)]
 
+mod checker;
 mod compared;
+mod logged;
 mod million;
 mod planned;
 
@@ -18,6 +20,14 @@ use uuid::Uuid;
 pub(crate) const PROVIDER: &str = "aws-ec2";
 pub(crate) const GRACE: Millis = Millis::from_minutes(10);
 pub(crate) const NOON: UnixMillis = UnixMillis::new(1_800_000_000_000);
+
+/// What a run's luck is made of; ENVFORGE_TEST_SEED repeats one.
+#[allow(clippy::disallowed_methods, reason = "for whoever looks into a failure")]
+pub(crate) fn seed() -> u64 {
+    let seed = std::env::var("ENVFORGE_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    println!("ENVFORGE_TEST_SEED={seed}");
+    seed
+}
 
 pub(crate) fn org(number: u128) -> OrgId {
     OrgId::from_uuid(Uuid::from_u128(number))

@@ -30,7 +30,7 @@ use envforge_domain::secrets::{PinnedSecret, SecretKey, SecretName, SecretOwner}
 use rand::RngExt;
 use zeroize::Zeroizing;
 
-use super::{Kept, PutNote, SecretStore, StoreError, Unrecorded, check_value};
+use super::{PutNote, SecretStore, StoreError, Unrecorded, check_value};
 use crate::output::private_directory;
 
 const IDENTITY: &str = "identity.age-key";
@@ -381,16 +381,6 @@ impl SecretStore for FileStore {
         .await
     }
 
-    async fn describe(&self, key: &SecretKey) -> Result<Option<Kept>, StoreError> {
-        let key = key.clone();
-        self.blocking(move |inner| {
-            let versions = Inner::versions(&inner.of(&key), &[VALUE])?;
-            let (Some(oldest), Some(newest)) = (versions.first(), versions.last()) else { return Ok(None) };
-            Ok(Some(Kept { oldest_version: *oldest, newest_version: *newest }))
-        })
-        .await
-    }
-
     async fn keys(&self, org: OrgId, owner: SecretOwner) -> Result<Vec<SecretKey>, StoreError> {
         self.blocking(move |inner| {
             let mut keys = Vec::new();
@@ -508,11 +498,9 @@ mod tests {
         assert_eq!(read_one(&reopened, pin(&key, last)).await.unwrap(), format!("value {last}"));
         assert_eq!(read_one(&reopened, pin(&key, 4)).await.unwrap(), "value 4");
         assert_eq!(read_one(&reopened, pin(&key, 3)).await, Err(StoreError::Missing { pinned: vec![pin(&key, 3)] }));
-        let kept = Kept { oldest_version: 4, newest_version: last };
-        assert_eq!(reopened.describe(&key).await, Ok(Some(kept)));
         reopened.delete(&key).await.unwrap();
         reopened.delete(&key).await.unwrap();
-        assert_eq!(reopened.describe(&key).await, Ok(None));
+        assert_eq!(reopened.keys(key.org, key.owner).await, Ok(vec![]));
         assert_eq!(
             fs::read_dir(directory.path().join("values")).unwrap().count(),
             1,

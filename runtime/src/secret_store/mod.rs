@@ -44,12 +44,6 @@ pub trait SecretStore: Send + Sync {
     /// See [`StoreError`]; doing it again is right for each that is retryable.
     async fn delete(&self, key: &SecretKey) -> Result<(), StoreError>;
 
-    /// What is kept of a key; `None` where nothing is.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    async fn describe(&self, key: &SecretKey) -> Result<Option<Kept>, StoreError>;
-
     /// The keys of one owner of which anything is kept, in any order: for those who clear up.
     ///
     /// # Errors
@@ -76,13 +70,6 @@ pub trait SecretStore: Send + Sync {
     async fn withdraw(&self, key: &SecretKey, versions: &BTreeSet<u64>) -> Result<usize, StoreError>;
 }
 
-/// What a store keeps of one key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
-    pub oldest_version: u64,
-    pub newest_version: u64,
-}
-
 /// Why a store did not do it. Texts name stores, keys and versions, never values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -102,6 +89,8 @@ pub enum StoreError {
     },
     #[error("a secret's value must have 1 to {max} bytes of UTF-8 without NUL")]
     Value { max: usize },
+    #[error("the secret store takes no such value: {why}")]
+    Untakable { why: &'static str },
     #[error("at most {max} secrets are read at once")]
     TooMany { max: usize },
 }
@@ -115,6 +104,7 @@ impl StoreError {
             | Self::Forbidden { .. }
             | Self::Damaged { .. }
             | Self::Value { .. }
+            | Self::Untakable { .. }
             | Self::TooMany { .. } => false,
         }
     }
@@ -128,6 +118,7 @@ impl StoreError {
             Self::Forbidden { .. } => "forbidden",
             Self::Damaged { .. } => "damaged",
             Self::Value { .. } => "value",
+            Self::Untakable { .. } => "untakable",
             Self::TooMany { .. } => "too_many",
         }
     }

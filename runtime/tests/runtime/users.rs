@@ -166,6 +166,11 @@ async fn a_state_directory_that_others_cannot_enter_gives_nobody_a_user() {
             assert_eq!(other, Err(NoUsers::Unreachable { directory: directory.path().to_owned(), mode: 0o700 }));
         }
     }
+    // A link from elsewhere opens no directory.
+    let elsewhere = open_directory();
+    std::os::unix::fs::symlink(directory.path(), elsewhere.path().join("link")).unwrap();
+    let through = UnixUsers::supported(&elsewhere.path().join("link/state"));
+    assert_eq!(through, Err(NoUsers::Unreachable { directory: directory.path().to_owned(), mode: 0o700 }));
     let mut config = config(&state);
     config.unix_users = Some(directory.path().join("registry"));
     let (host, _) = LocalHost::open(config).await.unwrap();
