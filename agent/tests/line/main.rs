@@ -312,7 +312,7 @@ async fn a_job_reaches_its_host_with_all_the_secrets_that_it_may_be_given() {
     };
     let value = "\u{1}".repeat(SECRET_BYTES_MAX);
     let secrets = (0..SECRETS_MAX).map(|number| (format!("SECRET_{number}"), Secret::new(value.clone())));
-    let refused = remote.run_job(order, secrets.collect()).await.err().unwrap();
+    let refused = remote.line().run_job(order, secrets.collect()).await.err().unwrap();
     assert!(matches!(refused, ShellFailure::NotAwake), "it came, and there is no runtime: {refused}");
     stop.cancel();
 }

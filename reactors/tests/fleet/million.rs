@@ -9,7 +9,7 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::claim::{Claim, ClaimCommand};
 use envforge_domain::commit::{Actor, Commit, Component, StreamId, Surface};
 use envforge_domain::event::Event;
-use envforge_domain::host::{Host, HostCommand, HostEvent};
+use envforge_domain::host::{Host, HostCommand};
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, MachineEvent, Power, StartFailure};
 use envforge_domain::runtime::{Epoch, RuntimeEvent};
