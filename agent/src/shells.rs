@@ -238,7 +238,7 @@ impl HostLine {
     /// # Errors
     /// See `ShellFailure`.
     pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
-        self.begin_shell(SHELL, order.workspace, &ShellCall::of(&order, login.as_ref())).await
+        self.begin_shell(SHELL, (order.org, order.workspace), &ShellCall::of(&order, login.as_ref())).await
     }
 
     /// See `LocalHost::run_job`. It ends with the connection, and says nothing more then.
@@ -246,16 +246,18 @@ impl HostLine {
     /// # Errors
     /// See `ShellFailure`.
     pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
-        self.begin_shell(JOB, order.workspace, &JobCall::of(&order, &secrets)).await
+        self.begin_shell(JOB, (order.org, order.workspace), &JobCall::of(&order, &secrets)).await
     }
 
+    /// `org`: whose workspace it is by the order, which the agent holds against its own.
     pub(crate) async fn begin_shell(
         &self,
         purpose: &str,
-        workspace: WorkspaceId,
+        (org, workspace): (OrgId, WorkspaceId),
         call: &impl serde::Serialize,
     ) -> Result<OpenShell, ShellFailure> {
-        let mut stream = self.open_stream(self.header(workspace, purpose)).await.map_err(|error| failure(&error))?;
+        let header = StreamHeader { org, ..self.header(workspace, purpose) };
+        let mut stream = self.open_stream(header).await.map_err(|error| failure(&error))?;
         let answered = async {
             // A job's has the values of its secrets.
             frame::write_call(&mut stream, call).await?;

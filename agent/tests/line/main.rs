@@ -181,6 +181,18 @@ fn order(of: u128, repository: &Path, epoch: u64) -> WakeOrder {
     }
 }
 
+fn job(of: u128) -> JobOrder {
+    JobOrder {
+        run: JobRunId::from_uuid(Uuid::from_u128(3)),
+        org: org(of),
+        project: ProjectId::from_uuid(Uuid::from_u128(4)),
+        workspace: workspace(),
+        name: "test".to_owned(),
+        command: "true".to_owned(),
+        secrets: Vec::new(),
+    }
+}
+
 fn repository(folder: &Path) -> PathBuf {
     let root = folder.join("orders");
     std::fs::create_dir_all(&root).unwrap();
@@ -268,6 +280,8 @@ async fn an_agent_does_nothing_for_another_organization() {
     assert_eq!(std::fs::read_dir(line.folder().join("runtime/workspaces")).unwrap().count(), 0, "nothing was made");
     let refused = remote.line().open_stream(header(2, "echo")).await.err().unwrap();
     assert!(refused.to_string().contains("another organization"), "{refused}");
+    let refused = remote.line().run_job(job(2), BTreeMap::new()).await.err().unwrap();
+    assert!(refused.to_string().contains("another organization"), "{refused}");
     stop.cancel();
 }
 
@@ -301,18 +315,9 @@ async fn a_job_reaches_its_host_with_all_the_secrets_that_it_may_be_given() {
     let stop = CancellationToken::new();
     let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
     let (remote, _session) = line.connected().await;
-    let order = JobOrder {
-        run: JobRunId::from_uuid(Uuid::from_u128(3)),
-        org: org(1),
-        project: ProjectId::from_uuid(Uuid::from_u128(4)),
-        workspace: workspace(),
-        name: "test".to_owned(),
-        command: "true".to_owned(),
-        secrets: Vec::new(),
-    };
     let value = "\u{1}".repeat(SECRET_BYTES_MAX);
     let secrets = (0..SECRETS_MAX).map(|number| (format!("SECRET_{number}"), Secret::new(value.clone())));
-    let refused = remote.line().run_job(order, secrets.collect()).await.err().unwrap();
+    let refused = remote.line().run_job(job(1), secrets.collect()).await.err().unwrap();
     assert!(matches!(refused, ShellFailure::NotAwake), "it came, and there is no runtime: {refused}");
     stop.cancel();
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use envforge_agent::ReachedHost;
 use envforge_api::{OpenShell, ShellHost};
@@ -99,6 +100,10 @@ fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
     OpenShell { facts, input, output }
 }
 
+/// What lasts outlives a right by no more than these, where its host answers at all.
+const END_ATTEMPTS_MAX: u32 = 60;
+const END_PAUSE: Duration = Duration::from_secs(1);
+
 impl HostShells {
     fn host_of(&self, org: OrgId, workspace: WorkspaceId) -> Result<ReachedHost, ShellFailure> {
         let host = self.hosts.place(org, workspace)?;
@@ -107,6 +112,15 @@ impl HostShells {
 
     fn logs_of(&self, org: OrgId, workspace: WorkspaceId) -> io::Result<ReachedHost> {
         self.host_of(org, workspace).map_err(|failure| io::Error::new(io::ErrorKind::NotConnected, failure))
+    }
+}
+
+/// Until the host has done it. One that went away meanwhile is asked what lasts there once it is back.
+async fn end_lasting(host: &ReachedHost, workspace: WorkspaceId, user: UserId) {
+    for attempt in 1..=END_ATTEMPTS_MAX {
+        let Err(error) = host.end_lasting_shells(workspace, user).await else { return };
+        tracing::warn!(%workspace, %error, attempt, "what lasts on a host was not ended yet");
+        tokio::time::sleep(END_PAUSE).await;
     }
 }
 
@@ -150,12 +164,7 @@ impl ShellHost for HostShells {
         async move {
             // It may have been begun where the workspace lay before.
             let hosts = self.hosts.all_of(org);
-            let ending = hosts.iter().map(|host| host.end_lasting_shells(workspace, user));
-            for ended in futures_util::future::join_all(ending).await {
-                if let Err(error) = ended {
-                    tracing::warn!(%workspace, %error, "what lasts on a host is ended once it is back");
-                }
-            }
+            futures_util::future::join_all(hosts.iter().map(|host| end_lasting(host, workspace, user))).await;
         }
         .boxed()
     }
