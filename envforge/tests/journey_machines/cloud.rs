@@ -108,20 +108,6 @@ impl Cloud {
         instances(&self.moto).iter().map(of).collect()
     }
 
-    /// Ids of the instances of a purpose that are not ended.
-    pub(crate) fn living(&self, purpose: &str) -> Vec<String> {
-        let all = instances(&self.moto).into_iter();
-        all.filter(|one| one.purpose == purpose && one.state != "terminated").map(|one| one.id).collect()
-    }
-
-    /// What people call the host on an instance.
-    pub(crate) fn host_name(&self, instance: &str) -> String {
-        let all = instances(&self.moto);
-        let user_data = &all.iter().find(|one| one.id == instance).unwrap().user_data;
-        let id = user_data.split("hst_").nth(1).unwrap();
-        format!("machine-{}", &id[20..32])
-    }
-
     /// Ends the agent on an instance, as kill -9 does; systemd starts another one.
     pub(crate) fn kill_agent(&self, instance: &str) {
         let mut machines = self.machines.lock().unwrap();
@@ -181,20 +167,14 @@ struct Instance {
     id: String,
     state: String,
     user_data: String,
-    purpose: String,
 }
 
 fn instances(moto: &Moto) -> Vec<Instance> {
     let told: Value = serde_json::from_str(&moto.pull("instances", "{}")).unwrap();
     let text = |instance: &Value, key: &str| instance[key].as_str().unwrap().to_owned();
     let all = told.as_array().unwrap().iter();
-    all.map(|one| Instance {
-        id: text(one, "id"),
-        state: text(one, "state"),
-        user_data: text(one, "user_data"),
-        purpose: text(one, "purpose"),
-    })
-    .collect()
+    all.map(|one| Instance { id: text(one, "id"), state: text(one, "state"), user_data: text(one, "user_data") })
+        .collect()
 }
 
 #[derive(Clone)]
