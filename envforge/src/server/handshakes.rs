@@ -161,12 +161,12 @@ mod tests {
 
     /// All that an address may have; each with a turn where there is one.
     fn flood(handshakes: &Handshakes, from: IpAddr) -> Vec<(Place, Option<Turn>)> {
-        let places = std::iter::from_fn(|| handshakes.place(from));
-        let turning = |place: Place| {
-            let turn = turn_of(&place);
-            (place, turn)
-        };
-        places.map(turning).collect()
+        std::iter::from_fn(|| handshakes.place(from)).map(with_turn).collect()
+    }
+
+    fn with_turn(place: Place) -> (Place, Option<Turn>) {
+        let turn = turn_of(&place);
+        (place, turn)
     }
 
     fn turns(held: &[(Place, Option<Turn>)]) -> usize {
@@ -184,7 +184,8 @@ mod tests {
         assert_eq!((second.len(), turns(&second)), (PLACES - PLACES_OF_ADDRESS, TURNS_OF_ADDRESS));
         assert!(handshakes.place(address(4)).is_none(), "strangers hold what they may");
         drop(second);
-        let rest: Vec<_> = [5, 6].map(|last| flood(&handshakes, address(last))).into_iter().flatten().collect();
+        let few = |last| std::iter::repeat_n(address(last), TURNS_OF_ADDRESS);
+        let rest: Vec<_> = few(5).chain(few(6)).filter_map(|from| handshakes.place(from)).map(with_turn).collect();
         assert_eq!(turns(&rest), TURNS - TURNS_OF_ADDRESS);
         let stranger = handshakes.place(address(7));
         assert!(stranger.is_none_or(|place| turn_of(&place).is_none()));
