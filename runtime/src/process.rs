@@ -130,6 +130,7 @@ struct Stat {
     parent: i32,
     group: i32,
     environment: Place,
+    environment_bytes: u64,
     /// Where code and environment begin: two processes that have both alike have, or had, one memory.
     layout: (u64, u64),
 }
@@ -171,8 +172,10 @@ impl Stat {
             true => Place::Nowhere,
             false => Place::Somewhere,
         };
-        let layout = (code, from.parse().ok()?);
-        Some(Self { identity: Identity { pid, started_ticks }, state, parent, group, environment, layout })
+        let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
+        let (environment_bytes, layout) = (to.saturating_sub(from), (code, from));
+        let identity = Identity { pid, started_ticks };
+        Some(Self { identity, state, parent, group, environment, environment_bytes, layout })
     }
 
     fn is_dead(&self) -> bool {
@@ -225,7 +228,7 @@ impl Family {
             }
             let taken_in = self.children_of == Some(stat.parent);
             let pid = stat.identity.pid;
-            if taken_in || groups.contains(&stat.group) || self.is_user_of(proc, pid)? || self.marks(proc, pid)? {
+            if taken_in || groups.contains(&stat.group) || self.is_user_of(proc, pid)? || self.marks(proc, stat)? {
                 ours.insert(stat.identity.pid);
             }
         }
@@ -255,15 +258,18 @@ impl Family {
     }
 
     /// # Errors
-    /// Where it cannot be told yet: a process that becomes another program shows no environment for a moment.
-    fn marks(&self, proc: &Path, pid: i32) -> io::Result<bool> {
-        let Some(mut environment) = environment_of(proc, pid)? else { return Ok(false) };
-        if environment.is_empty() {
-            match Stat::read(proc, pid)?.map(|stat| stat.environment) {
-                None | Some(Place::Nowhere) => return Ok(false),
-                Some(Place::NotYet) => return Err(becoming(pid)),
-                // It has become one since.
-                Some(Place::Somewhere) => environment = environment_of(proc, pid)?.unwrap_or_default(),
+    /// Where it cannot be told yet: a process that becomes another program shows no environment for a moment, or a part of one.
+    fn marks(&self, proc: &Path, stat: &Stat) -> io::Result<bool> {
+        let pid = stat.identity.pid;
+        let Some(environment) = environment_of(proc, pid)? else { return Ok(false) };
+        // As much as there was: all of it. Else it was another program's by then, or execve came between two reads.
+        if environment.len() as u64 != stat.environment_bytes || stat.environment == Place::NotYet {
+            match Stat::read(proc, pid)? {
+                None => return Ok(false),
+                Some(now) if now.environment == Place::NotYet || now.layout != stat.layout => {
+                    return Err(becoming(pid));
+                }
+                Some(_) => {}
             }
         }
         let carries = |name: &str, value: &str| {
@@ -573,7 +579,8 @@ mod tests {
                 .spawn()
                 .unwrap();
             assert_eq!(family.end(Duration::ZERO).await, Ok(1));
-            assert!(young.try_wait().unwrap().is_some());
+            // Dead, though the kernel may be at clearing up.
+            tokio::time::timeout(Duration::from_secs(10), young.wait()).await.unwrap().unwrap();
         }
     }
 
