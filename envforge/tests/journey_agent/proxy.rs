@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// Passes bytes on, unless it is cut.
 pub(crate) struct Proxy {
@@ -78,20 +79,37 @@ async fn pass_on(from: TcpStream, port: u16, mut states: watch::Receiver<State>)
     }
 }
 
+/// What is slow takes its time, however much of it there is.
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut states: watch::Receiver<State>,
     from_control_plane: bool,
 ) {
-    let mut chunk = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut chunk).await {
-        if from_control_plane && *states.borrow() == State::Slow {
-            tokio::time::sleep(ON_ITS_WAY).await; // pause: the line under test is as slow as this
+    let (sent, mut on_its_way) = mpsc::channel::<(Instant, Vec<u8>)>(64);
+    let state = states.clone();
+    let taking_in = async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut chunk).await {
+            let slow = from_control_plane && *state.borrow() == State::Slow;
+            let due = Instant::now() + if slow { ON_ITS_WAY } else { Duration::ZERO };
+            if sent.send((due, chunk[..read].to_vec())).await.is_err() {
+                return;
+            }
         }
-        let open = states.wait_for(|state| *state != State::Silent).await.is_ok();
-        if !open || to.write_all(&chunk[..read]).await.is_err() {
-            return;
+    };
+    let passing_on = async move {
+        while let Some((due, chunk)) = on_its_way.recv().await {
+            tokio::time::sleep_until(due).await; // pause: the line under test is as slow as this
+            let open = states.wait_for(|state| *state != State::Silent).await.is_ok();
+            if !open || to.write_all(&chunk).await.is_err() {
+                return;
+            }
         }
+    };
+    tokio::pin!(passing_on);
+    tokio::select! {
+        () = &mut passing_on => {}
+        () = taking_in => passing_on.await,
     }
 }
