@@ -16,11 +16,11 @@ use envforge_domain::event::Event;
 use envforge_domain::host::{Enrolling as HostEnrolling, Host, HostCommand};
 use envforge_domain::ids::{CommandId, ProjectId, UserId};
 use envforge_domain::manifest::Manifest;
-use envforge_domain::runtime::{Epoch, RuntimeEvent, SleepCause, WakeCause};
+use envforge_domain::runtime::{Epoch, Runtime, RuntimeEvent, SleepCause, WakeCause};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Clock;
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
-use envforge_eventlog::{Filter, SharedLog};
+use envforge_eventlog::{AppendError, Filter, SharedLog};
 use envforge_reactors::fleet::{Enrolling, Fleet, FleetPolicies, machine_key};
 use envforge_runtime::secret_store::StoreError;
 use envforge_runtime::{EnrolmentStore, LaunchOrder, LaunchToken, MachineProvider, ProviderError};
@@ -156,27 +156,14 @@ impl EnrolmentStore for Cloud {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wake {
-    Asleep,
-    Waiting,
-    On(HostId),
-}
-
-/// A workspace as people and agents have it.
-struct Thing {
-    of: OrgId,
-    epoch: u64,
-    wake: Wake,
-}
-
 struct Site {
     _directory: tempfile::TempDir,
     log: SharedLog,
     commands: Commands,
     clock: Arc<HandClock>,
     cloud: Arc<Cloud>,
-    things: BTreeMap<WorkspaceId, Thing>,
+    /// Whose each workspace is.
+    owners: BTreeMap<WorkspaceId, OrgId>,
 }
 
 fn project() -> ProjectId {
@@ -198,7 +185,7 @@ impl Site {
             counts: Mutex::default(),
         });
         let commands = Commands::new(Arc::clone(&log));
-        let mut site = Self { _directory: directory, log, commands, clock, cloud, things: BTreeMap::new() };
+        let mut site = Self { _directory: directory, log, commands, clock, cloud, owners: BTreeMap::new() };
         for number in 0..ORGANIZATIONS * WORKSPACES_EACH {
             let (id, of) = (workspace(1_000 + number), org(1 + number % ORGANIZATIONS));
             let created = WorkspaceEvent::Created {
@@ -209,15 +196,14 @@ impl Site {
                 manifest: Manifest::parse(MANIFEST).unwrap(),
                 access_mode: AccessMode::SignedLinks,
             };
-            site.tell(StreamId::workspace(of, id), vec![Event::Workspace(created)]).await;
-            site.things.insert(id, Thing { of, epoch: 0, wake: Wake::Asleep });
+            assert!(site.tell(StreamId::workspace(of, id), Position::START, vec![Event::Workspace(created)]).await);
+            site.owners.insert(id, of);
         }
         site
     }
 
-    /// Appends what somebody else decided.
-    async fn tell(&self, stream: StreamId, events: Vec<Event>) {
-        let last = self.log.last_of_stream(&stream).await.unwrap().map_or(Position::START, |last| last.position);
+    /// Appends what somebody else decided, unless a fleet was quicker.
+    async fn tell(&self, stream: StreamId, last: Position, events: Vec<Event>) -> bool {
         let id = Uuid::now_v7();
         let commit = Commit {
             id: CommitId::from_uuid(id),
@@ -231,7 +217,14 @@ impl Site {
             decided_at: self.clock.now(),
             events,
         };
-        self.log.append(vec![(commit, Expectation::LastAt(last))]).await.unwrap();
+        match self.log.append(vec![(commit, Expectation::LastAt(last))]).await {
+            Ok(_) => true,
+            Err(AppendError::Conflict { .. }) => {
+                self.cloud.count("overtaken");
+                false
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 
     fn start(&self) -> tokio::task::JoinHandle<()> {
@@ -260,7 +253,7 @@ impl Site {
     }
 
     fn placing(&self, workspace: WorkspaceId) -> Permit {
-        let of = self.things[&workspace].of;
+        let of = self.owners[&workspace];
         self.permit(Action::HostPlace, Resource::Workspace { org: of, project: project(), workspace })
     }
 
@@ -326,7 +319,7 @@ impl Site {
     }
 
     /// People wake and put to sleep, agents take what was placed on them, and lose it with their machine.
-    async fn people(&mut self) {
+    async fn people(&self) {
         let mut placed: HashMap<WorkspaceId, HostId> = HashMap::new();
         let mut up = BTreeMap::new();
         let instances: Vec<Instance> = self.cloud.instances.lock().unwrap().values().cloned().collect();
@@ -338,52 +331,52 @@ impl Site {
                 placed.extend(active.placed.keys().map(|workspace| (*workspace, on)));
             }
         }
-        for id in self.things.keys().copied().collect::<Vec<_>>() {
-            let Thing { of, epoch, wake } = self.things[&id];
+        let by = UserId::from_uuid(Uuid::from_u128(1));
+        for (&id, &of) in &self.owners {
             let stream = StreamId::runtime(of, id);
-            let by = UserId::from_uuid(Uuid::from_u128(1));
-            let (epoch, next) = match wake {
-                Wake::Asleep if self.cloud.luck(2) == 0 => {
-                    let (epoch, cause) = (epoch + 1, WakeCause::Person(by));
-                    let asked =
-                        RuntimeEvent::WakeRequested { epoch: Epoch(epoch), workspace: id, project: project(), cause };
-                    self.tell(stream, vec![Event::Runtime(asked)]).await;
-                    (epoch, Wake::Waiting)
-                }
-                Wake::Waiting => {
-                    let Some(host) = placed.get(&id).copied() else { continue };
-                    self.tell(stream, vec![Event::Runtime(RuntimeEvent::HostChosen { epoch: Epoch(epoch), host })])
-                        .await;
-                    (epoch, Wake::On(host))
-                }
-                Wake::On(host) if self.cloud.luck(2) == 0 || !up.contains_key(&host) => {
-                    let cause = SleepCause::Person(by);
-                    let slept = [
-                        RuntimeEvent::SleepRequested { epoch: Epoch(epoch), cause },
-                        RuntimeEvent::Slept { epoch: Epoch(epoch) },
-                    ];
-                    self.tell(stream, slept.map(Event::Runtime).into()).await;
-                    // Where the machine is gone, the fleet gives its room back.
-                    let context = Context::new(self.clock.now());
-                    let _ = hosts::release(&self.commands, &self.placing(id), &context, host, id).await;
-                    (epoch, Wake::Asleep)
-                }
-                Wake::Asleep | Wake::On(_) => continue,
+            let last = self.log.last_of_stream(&stream).await.unwrap().map_or(Position::START, |last| last.position);
+            let state = self.commands.load::<Runtime>(&stream).await.unwrap().state;
+            let wakes = |before: Epoch| RuntimeEvent::WakeRequested {
+                epoch: Epoch(before.0 + 1),
+                workspace: id,
+                project: project(),
+                cause: WakeCause::Person(by),
             };
-            self.things.insert(id, Thing { of, epoch, wake: next });
+            let events = match state {
+                Runtime::NeverWoken if self.cloud.luck(2) == 0 => vec![wakes(Epoch(0))],
+                Runtime::Asleep { epoch, .. } if self.cloud.luck(2) == 0 => vec![wakes(epoch)],
+                Runtime::Waking { epoch, host: None, .. } => {
+                    let Some(host) = placed.get(&id).copied() else { continue };
+                    vec![RuntimeEvent::HostChosen { epoch, host }]
+                }
+                Runtime::Waking { epoch, host: Some(host), .. }
+                    if self.cloud.luck(2) == 0 || !up.contains_key(&host) =>
+                {
+                    let cause = SleepCause::Person(by);
+                    let slept = vec![RuntimeEvent::SleepRequested { epoch, cause }, RuntimeEvent::Slept { epoch }];
+                    if self.tell(stream, last, slept.into_iter().map(Event::Runtime).collect()).await {
+                        // Where the machine is gone, the fleet gives its room back.
+                        let context = Context::new(self.clock.now());
+                        let _ = hosts::release(&self.commands, &self.placing(id), &context, host, id).await;
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            self.tell(stream, last, events.into_iter().map(Event::Runtime).collect()).await;
         }
         self.sneak(&up).await;
     }
 
     /// Somebody tries to place what is one organization's on a host of another, by that host's stream and by one of its own.
     async fn sneak(&self, up: &BTreeMap<HostId, OrgId>) {
-        let thing = self.things.iter().nth(self.cloud.luck(24) as usize).unwrap();
-        let Some((host, theirs)) = up.iter().find(|(_, theirs)| **theirs != thing.1.of) else { return };
-        let (permit, context) = (self.placing(*thing.0), Context::new(self.clock.now()));
+        let (workspace, of) = self.owners.iter().nth(self.cloud.luck(24) as usize).unwrap();
+        let Some((host, theirs)) = up.iter().find(|(_, theirs)| *theirs != of) else { return };
+        let (permit, context) = (self.placing(*workspace), Context::new(self.clock.now()));
         let needs = capacity(1, 1);
-        let own = hosts::place(&self.commands, &permit, &context, *host, *thing.0, needs).await;
+        let own = hosts::place(&self.commands, &permit, &context, *host, *workspace, needs).await;
         assert!(own.is_err(), "{host} is {theirs}'s");
-        let place = HostCommand::Place { workspace: *thing.0, org: thing.1.of, needs };
+        let place = HostCommand::Place { workspace: *workspace, org: *of, needs };
         let foreign = self.commands.execute::<Host>(&permit, &context, &StreamId::host(*theirs, *host), &place).await;
         assert!(foreign.is_err(), "{host} is {theirs}'s");
         self.cloud.count("placements refused");
@@ -392,7 +385,7 @@ impl Site {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_real_fleets_never_shows_two_organizations_on_one_machine() {
-    let mut site = Site::new(seed()).await;
+    let site = Site::new(seed()).await;
     // Two of them, one of which is killed now and then.
     let (steady, mut killed) = (site.start(), site.start());
     let begun = Instant::now();
