@@ -233,6 +233,7 @@ impl Site {
             machines_max: 5,
             grace: Millis::from_secs(20),
             boot_deadline: Millis::from_secs(60),
+            impaired_after: Millis::from_secs(20),
             shell_shape: None,
             ..policy()
         };
