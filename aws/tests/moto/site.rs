@@ -187,10 +187,19 @@ impl Site {
         Some(EnrolmentToken::parse(text.expose()).unwrap())
     }
 
-    /// The agent on a machine waits for its token and enrols, as `serve agents` has it enrol.
+    /// The agent on a machine waits for its token and enrols, as `serve agents` has it enrol. A token that another one has just replaced is
+    /// refused, and the agent waits for that one.
     pub(crate) async fn enrol(&self, on: HostId, instance: &str, of: u128) {
-        let token = eventually("the machine's token", DEADLINE, async || self.token(of, on).await).await;
-        self.enrol_with(&token, on, instance, of).await.unwrap();
+        let mut refused = None;
+        loop {
+            let fresh = async || self.token(of, on).await.filter(|token| refused != Some(token.digest()));
+            let token = eventually("the machine's token", DEADLINE, fresh).await;
+            match self.enrol_with(&token, on, instance, of).await {
+                Ok(()) => return,
+                Err(error) if error.refusal_code() == Some("enrolment_unknown") => refused = Some(token.digest()),
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     pub(crate) async fn enrol_with(
