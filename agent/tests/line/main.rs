@@ -120,6 +120,15 @@ impl Line {
         tokio::time::timeout(DEADLINE, connecting).await.unwrap()
     }
 
+    /// An agent that has enrolled and is connected, until the token is cancelled.
+    async fn up(&self) -> (LocalHost, RemoteHost, Session, CancellationToken) {
+        let (identity, local) = (self.enrolled(A_DAY).await, self.local_host().await);
+        let stop = CancellationToken::new();
+        tokio::spawn(self.agent(&local, identity).run(stop.clone()));
+        let (remote, session) = self.connected().await;
+        (local, remote, session, stop)
+    }
+
     async fn local_host(&self) -> LocalHost {
         LocalHost::open(envforge_runtime::Config::new(self.folder().join("runtime"))).await.unwrap().0
     }
@@ -269,11 +278,8 @@ async fn what_was_taken_as_root_when_the_line_broke_is_taken_again_by_the_next_a
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_does_nothing_for_another_organization() {
     let line = Line::new().await;
-    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
-    let stop = CancellationToken::new();
-    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (local, remote, _session, stop) = line.up().await;
     let root = repository(line.dir.path());
-    let (remote, _session) = line.connected().await;
     let refused = remote.wake(order(2, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap_err();
     assert!(refused.to_string().contains("another organization"), "{refused}");
     assert!(local.epochs_up().is_empty());
@@ -289,11 +295,8 @@ async fn an_agent_does_nothing_for_another_organization() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_alone_refuses_another_organizations_enrolment_and_wake() {
     let line = Line::new().await;
-    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
-    let stop = CancellationToken::new();
-    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
+    let (local, remote, _session, stop) = line.up().await;
     let root = repository(line.dir.path());
-    let (remote, _session) = line.connected().await;
     let theirs = EnrolmentToken::new(org(2), host(), line.authority.fingerprint(), &[6; 32]);
     let capacity = Capacity { cpu_millicores: 4_000, memory_mib: 4_096 };
     let enrolled = enrol(&line.at(), &line.folder(), &theirs, "local-1", capacity, "test", &clock()).await;
@@ -311,10 +314,7 @@ async fn the_agent_alone_refuses_another_organizations_enrolment_and_wake() {
 async fn a_job_reaches_its_host_with_all_the_secrets_that_it_may_be_given() {
     use envforge_domain::limits::{SECRET_BYTES_MAX, SECRETS_MAX};
     let line = Line::new().await;
-    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
-    let stop = CancellationToken::new();
-    let _running = tokio::spawn(line.agent(&local, identity).run(stop.clone()));
-    let (remote, _session) = line.connected().await;
+    let (_local, remote, _session, stop) = line.up().await;
     let value = "\u{1}".repeat(SECRET_BYTES_MAX);
     let secrets = (0..SECRETS_MAX).map(|number| (format!("SECRET_{number}"), Secret::new(value.clone())));
     let refused = remote.line().run_job(job(1), secrets.collect()).await.err().unwrap();

@@ -233,3 +233,18 @@ fn enrolment_token(file: &Path) -> anyhow::Result<EnrolmentToken> {
     let text = Secret::new(std::fs::read_to_string(file).with_context(|| file.display().to_string())?);
     Ok(usable("--enrolment-file", EnrolmentToken::parse(text.expose()))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_ends_what_runs_and_a_certificate_that_ended_does_a_day_later() {
+        let (at, day) = (UnixMillis::new(1_000_000), Millis::from_hours(24));
+        let after = |ended: AgentError, wait: u64| may_go_on(&Err(ended), at.plus(Millis::new(wait)), day);
+        let refused = AgentError::Refused { code: "host_revoked".to_owned(), text: String::new() };
+        assert!(!after(refused, 0) && !may_go_on(&Ok(()), at, day));
+        assert!(after(AgentError::CertificateEnded { at }, day.get() - 1));
+        assert!(!after(AgentError::CertificateEnded { at }, day.get()));
+    }
+}
