@@ -88,6 +88,11 @@ impl Kind {
         }
     }
 
+    /// Whether it may be that only the command line stood on what it took.
+    pub(crate) fn may_end_nothing_but_programs(self) -> bool {
+        matches!(self, Self::OneOfOwnSessions | Self::OneSessionByTheOwner | Self::LogoutOnTheCommandLine)
+    }
+
     /// Takes it away, and comes back with the acknowledgement.
     pub(crate) async fn revoke(self, site: &Site, person: &mut Person, rng: &mut StdRng) -> Revoked {
         let who = person.number;
