@@ -1,9 +1,16 @@
-//! Shells: how long a typed key takes to come back from a terminal, and how fast 100 MB come out of a command and over SSH's way
+//! Shells: how long a typed key takes to come back from a terminal, and how fast 100 MB come out of a command, by a pipe and by a
+//! terminal, beside a terminal that is read and nothing else.
 
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -39,17 +46,21 @@ pub(crate) fn run(cores: &Cores, extent: &Extent, verdicts: &mut Verdicts) -> Re
         }
         let mut piped = Series::new("output of a command", "MB/s");
         let mut terminal = Series::new("output of a terminal", "MB/s");
+        let mut bare = Series::new("output of a terminal that is read and no more", "MB/s");
         for _ in 0..extent.rounds {
             let words = ["head", "-c", &BYTES.to_string(), "/dev/zero"].map(str::to_owned);
             piped.push(output(&site, json!({ "open": "command", "words": words })).await?);
             let order = json!({ "open": "terminal", "columns": 80, "rows": 24, "term": "xterm", "words": words });
             terminal.push(output(&site, order).await?);
+            bare.push(tokio::task::spawn_blocking(bare_terminal).await??);
         }
-        println!("{piped}\n{terminal}");
+        println!("{piped}\n{terminal}\n{bare}");
         verdicts.judge("a key's echo, plain terminal, p99, median round", figures[0], "ms", Goal::AtMost(5.0));
         verdicts.judge("a key's echo, tmux, p99, median round", figures[1], "ms", Goal::AtMost(5.0));
         verdicts.judge("100 MB of output of a command, median round", piped.median(), "MB/s", Goal::AtLeast(100.0));
         verdicts.judge("100 MB of output of a terminal, median round", terminal.median(), "MB/s", Goal::AtLeast(100.0));
+        let beside = terminal.median() / bare.median();
+        verdicts.judge("output of a terminal, ours / read and no more", beside, "x", Goal::AtLeast(0.8));
         Ok(())
     })
 }
@@ -117,5 +128,26 @@ async fn output(site: &Site, order: Value) -> Result<f64> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     ensure!(bytes == BYTES, "{bytes} bytes came");
+    Ok(bytes as f64 / 1e6 / seconds)
+}
+
+/// MB a second, of what the kernel's terminal itself lets through.
+fn bare_terminal() -> Result<f64> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let path = PathBuf::from(OsString::from_vec(ptsname(&ours, Vec::new())?.into_bytes()));
+    let theirs = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let begun = Instant::now();
+    let words = ["-c", &BYTES.to_string(), "/dev/zero"];
+    let mut writer = Command::new("head").args(words).stdin(Stdio::null()).stdout(Stdio::from(theirs)).spawn()?;
+    let (mut ours, mut bytes) = (std::fs::File::from(ours), 0);
+    let mut buffer = vec![0; 64 * 1024];
+    while bytes < BYTES {
+        let read = ours.read(&mut buffer).context("the terminal was hung up")?;
+        bytes += read;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(writer.wait()?.success() && bytes == BYTES, "{bytes} bytes came");
     Ok(bytes as f64 / 1e6 / seconds)
 }
