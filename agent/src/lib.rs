@@ -43,7 +43,7 @@ pub use relay::{HostHere, RelayIncoming, RelayLines, RelayListener, RelayPeer, R
 pub use relay_key::RelayKey;
 pub use relayed::{RelayConnection, RelayedHost};
 pub use remote::{Happened, RemoteHost, Session};
-pub use roots::{RemoteRoot, RemoteWindow};
+pub use roots::{NotTaken, RemoteRoot, RemoteWindow};
 pub use shells::{RemoteEnds, programs};
 pub use stream::ByteStream;
 pub use wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader, UNDECIDED};

@@ -24,6 +24,9 @@ pub(crate) enum RootCall {
         window: RootWindowId,
         /// The wake at which the runtime is up.
         epoch: u64,
+        /// Which of the window's commands, counted from 0: of a window's shells each is one.
+        #[serde(default)]
+        number: usize,
     },
     /// Runs what was taken, until the host's own clock of its uptime says so.
     Run {
@@ -78,6 +81,8 @@ pub(crate) enum RootAnswer {
     Taken {
         uptime_ms: u64,
     },
+    /// It, or a later one of its window, was begun already.
+    Begun,
     /// This host runs nothing as root, and why.
     NoRoot {
         outcome: String,

@@ -34,9 +34,15 @@ const ATTACH_WAIT: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct Roots(Mutex<HashMap<RootWindowId, Held>>);
 
-enum Held {
+struct Held {
+    /// Which of the window's commands.
+    number: usize,
+    state: State,
+}
+
+enum State {
     Taken(TakenRoot),
-    Begun { kill: watch::Sender<Option<RootOutcome>>, ended: watch::Receiver<Option<RanRoot>> },
+    Begun(Begun),
 }
 
 type Begun = (watch::Sender<Option<RootOutcome>>, watch::Receiver<Option<RanRoot>>);
@@ -55,7 +61,7 @@ impl Roots {
     ) -> io::Result<()> {
         let answer = match timed(frame::expect(&mut stream)).await? {
             RootCall::Windows => RootAnswer::Windows { windows: self.windows(&host) },
-            RootCall::Take { window, epoch } => self.take(&host, workspace, window, epoch).await,
+            RootCall::Take { window, epoch, number } => self.take(&host, workspace, (window, number), epoch).await,
             RootCall::Run { window, words, until_uptime_ms } => {
                 let what = what(words);
                 match self.run(workspace, window, what, Duration::from_millis(until_uptime_ms)) {
@@ -98,30 +104,43 @@ impl Roots {
         let left = host.root_leftovers().keys().map(|window| (window.to_string(), WindowState::Left));
         let mut windows: BTreeMap<_, _> = left.collect();
         for (window, held) in self.held().iter() {
-            let state = match held {
-                Held::Taken(_) => WindowState::Taken,
-                Held::Begun { .. } => WindowState::Begun,
+            let state = match held.state {
+                State::Taken(_) => WindowState::Taken,
+                State::Begun(_) => WindowState::Begun,
             };
             windows.insert(window.to_string(), state);
         }
         windows
     }
 
-    async fn take(&self, host: &LocalHost, workspace: WorkspaceId, window: RootWindowId, epoch: u64) -> RootAnswer {
+    async fn take(
+        &self,
+        host: &LocalHost,
+        workspace: WorkspaceId,
+        (window, number): (RootWindowId, usize),
+        epoch: u64,
+    ) -> RootAnswer {
         if let Some(refusal) = host.root_refusal() {
             return RootAnswer::NoRoot { outcome: refusal.token().to_owned() };
         }
         if !host.is_up(workspace, epoch) {
             return RootAnswer::Failed { reason: "the runtime is not up here".to_owned() };
         }
+        // The log asks for another one only after it has heard how the one before ended, whether this host was told so or not.
+        if self.has_ended_before(window, number) {
+            self.held().remove(&window);
+            if let Err(error) = host.forget_root(window).await {
+                return RootAnswer::Failed { reason: error.to_string() };
+            }
+        }
         // Whoever took it may have been gone before the log heard of it: what was not begun is taken again.
-        let known = self.held().get(&window).map(|held| matches!(held, Held::Taken(_)));
+        let known = self.held().get(&window).map(|held| matches!(held.state, State::Taken(_)));
         let taken = match known {
             Some(true) => Ok(()),
-            Some(false) => Err(io::Error::other("it was begun already")),
+            Some(false) => return RootAnswer::Begun,
             // Whoever was quicker keeps it.
             None => host.take_root(window).await.map(|taken| {
-                self.held().entry(window).or_insert(Held::Taken(taken));
+                self.held().entry(window).or_insert(Held { number, state: State::Taken(taken) });
             }),
         };
         match taken.and_then(|()| uptime()) {
@@ -130,10 +149,17 @@ impl Roots {
         }
     }
 
+    fn has_ended_before(&self, window: RootWindowId, number: usize) -> bool {
+        self.held().get(&window).is_some_and(|held| match &held.state {
+            State::Taken(_) => false,
+            State::Begun((_, ended)) => held.number < number && ended.borrow().is_some(),
+        })
+    }
+
     fn begun(&self, window: RootWindowId) -> Option<Begun> {
-        match self.held().get(&window)? {
-            Held::Taken(_) => None,
-            Held::Begun { kill, ended } => Some((kill.clone(), ended.clone())),
+        match &self.held().get(&window)?.state {
+            State::Taken(_) => None,
+            State::Begun(begun) => Some(begun.clone()),
         }
     }
 
@@ -142,17 +168,14 @@ impl Roots {
         let mut held = self.held();
         let (kill, asked) = watch::channel(None);
         let (told, ended) = watch::channel(None);
-        let begun = Held::Begun { kill: kill.clone(), ended: ended.clone() };
-        let taken = match held.remove(&window) {
-            None => return None,
-            Some(Held::Begun { kill, ended }) => {
-                let known = (kill.clone(), ended.clone());
-                held.insert(window, Held::Begun { kill, ended });
-                return Some(known);
+        let (number, taken) = match held.remove(&window)? {
+            Held { number, state: State::Taken(taken) } => (number, taken),
+            Held { number, state: State::Begun(begun) } => {
+                held.insert(window, Held { number, state: State::Begun(begun.clone()) });
+                return Some(begun);
             }
-            Some(Held::Taken(taken)) => taken,
         };
-        held.insert(window, begun);
+        held.insert(window, Held { number, state: State::Begun((kill.clone(), ended.clone())) });
         tokio::spawn(async move {
             let ran = taken.run(RootOrder { workspace, what, until }, asked).await;
             told.send_replace(Some(ran));
@@ -197,6 +220,15 @@ pub enum RemoteWindow {
     Begun,
     /// An earlier process of the agent's had it; it is dead.
     Left,
+}
+
+/// Why a host did not take what a window is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// It runs nothing as root.
+    NoRoot(RootOutcome),
+    /// That was begun already: `RemoteHost::join_root` says how it ends.
+    Begun,
 }
 
 /// A window that an agent's host has taken.
@@ -272,22 +304,23 @@ impl RemoteHost {
         Ok(known.collect())
     }
 
-    /// See `LocalHost::take_root`; or why this host runs nothing as root.
+    /// See `LocalHost::take_root`. `number`: which of the window's commands, counted from 0.
     ///
     /// # Errors
-    /// Where it was not taken.
+    /// Where it is not known whether it was taken.
     pub async fn take_root(
         &self,
         workspace: WorkspaceId,
-        window: RootWindowId,
+        (window, number): (RootWindowId, usize),
         epoch: u64,
-    ) -> io::Result<Result<RemoteRoot, RootOutcome>> {
-        match self.line().ask_root(workspace, &RootCall::Take { window, epoch }).await? {
+    ) -> io::Result<Result<RemoteRoot, NotTaken>> {
+        match self.line().ask_root(workspace, &RootCall::Take { window, epoch, number }).await? {
             RootAnswer::Taken { uptime_ms } => {
                 let (uptime, told_at) = (Duration::from_millis(uptime_ms), Instant::now());
                 Ok(Ok(RemoteRoot { host: self.clone(), workspace, window, uptime, told_at }))
             }
-            RootAnswer::NoRoot { outcome } => Ok(Err(ran(&outcome, None, None, None).outcome)),
+            RootAnswer::NoRoot { outcome } => Ok(Err(NotTaken::NoRoot(ran(&outcome, None, None, None).outcome))),
+            RootAnswer::Begun => Ok(Err(NotTaken::Begun)),
             answer => Err(unexpected(answer)),
         }
     }

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_agent::{Host, RemoteHost, RemoteWindow};
+use envforge_agent::{Host, NotTaken, RemoteHost, RemoteWindow};
 use envforge_commands::{CommandError, Commands, Context, root_windows};
 use envforge_domain::access::{Action, Permit};
 use envforge_domain::commit::Component;
@@ -275,12 +275,14 @@ impl Errands {
                 self.tell_and_forget(known, ran).await;
             }
             Host::Remote(host) => {
-                let taken = match host.take_root(workspace, window, epoch).await {
+                let taken = match host.take_root(workspace, (window, open.before.len()), epoch).await {
                     Ok(Ok(taken)) => taken,
-                    Ok(Err(refusal)) => {
+                    Ok(Err(NotTaken::NoRoot(refusal))) => {
                         self.tell_ended(known, without_running(refusal)).await;
                         return;
                     }
+                    // By a process that was quicker, and has told the log; the view here is not so far yet.
+                    Ok(Err(NotTaken::Begun)) => return self.join(known, ending).await,
                     // The next connection's reactor takes it, where this one is gone.
                     Err(_) if host.is_closed() => return,
                     Err(error) => return failed(error).await,

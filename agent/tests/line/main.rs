@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use envforge_agent::{
     Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
-    HostIdentity, IdentityError, Listener, RemoteHost, RemoteWindow, Session, StreamHandler, StreamHeader, enrol,
+    HostIdentity, IdentityError, Listener, NotTaken, RemoteHost, RemoteWindow, Session, StreamHandler, StreamHeader, enrol,
     programs as programs_of_agents,
 };
 use envforge_domain::enrolment::EnrolmentToken;
@@ -257,16 +257,20 @@ async fn what_was_taken_as_root_when_the_line_broke_is_taken_again_by_the_next_a
     let (remote, session) = line.connected().await;
     remote.wake(order(1, &root, 1), watch::channel(Stage::CheckingOut).0).await.unwrap();
     let window = RootWindowId::from_uuid(Uuid::from_u128(11));
-    let taken = remote.take_root(workspace(), window, 1).await.unwrap();
+    let taken = remote.take_root(workspace(), (window, 0), 1).await.unwrap();
     if local.root_refusal().is_none() {
         drop((taken.unwrap(), remote, session));
         let (remote, _session) = line.connected().await;
         assert_eq!(remote.root_windows().await.unwrap(), [(window, RemoteWindow::Taken)].into());
-        let again = remote.take_root(workspace(), window, 1).await.unwrap().unwrap();
+        let again = remote.take_root(workspace(), (window, 0), 1).await.unwrap().unwrap();
         let (_keep, kill) = watch::channel(None);
         let what = RootWhat::Command(vec!["true".to_owned()]);
         assert!(again.run(&what, DEADLINE, kill).await.unwrap().is_some());
-        assert!(remote.take_root(workspace(), window, 1).await.is_err(), "it was begun");
+        let taken = async |number| remote.take_root(workspace(), (window, number), 1).await.unwrap().err();
+        assert_eq!(taken(0).await, Some(NotTaken::Begun));
+        // The log has heard of its end, and asks for the next one; that the host may forget it was lost on the way.
+        assert_eq!(taken(1).await, None);
+        assert_eq!(remote.root_windows().await.unwrap(), [(window, RemoteWindow::Taken)].into());
     } else {
         assert!(taken.is_err(), "there is no root to give");
     }

@@ -30,6 +30,9 @@ use crate::cli::output::Output;
 /// For the last facts to reach the control plane when this stops.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// Refusals that say something of the host and not of a token.
+const HOST_OVER: [&str; 2] = ["host_retired", "host_revoked"];
+
 /// Run this machine as a host: workspaces of one organization wake here.
 #[derive(Args, Debug)]
 pub(crate) struct AgentArgs {
@@ -131,17 +134,17 @@ async fn start(args: AgentArgs, running: &mut Running, output: &Output) -> anyho
         (Some(file), _) => {
             let token = enrolment_token(file)?;
             let at = &control_plane;
+            let known_until = AgentIdentity::load(&data)?.map(|known| known.expires_at());
             let enrolled = envforge_agent::enrol(at, &data, &token, &machine.key, machine.capacity, version, &clock);
-            enrolled.await.map_err(|error| match error {
-                EnrolError::Unreachable { .. } => Failure::unreachable(
-                    error.to_string(),
-                    "see whether it runs, and whether this machine may reach it",
-                ),
-                EnrolError::Refused { .. } => {
-                    Failure::local(error.to_string(), "`envforge host enrol` issues another token")
+            match enrolled.await {
+                Ok(identity) => identity,
+                Err(error) => {
+                    if !may_stay(&error, known_until, clock.now(), alone_max) {
+                        host.shutdown().await;
+                    }
+                    return Err(not_enrolled(&error).into());
                 }
-                EnrolError::Identity(_) => Failure::local(error.to_string(), ""),
-            })?
+            }
         }
         (None, None) => AgentIdentity::load(&data)?.ok_or_else(|| {
             let hint = "give it the token of `envforge host enrol` with --enrolment-file, once";
@@ -219,6 +222,23 @@ fn may_go_on(ended: &Result<(), AgentError>, now: UnixMillis, alone_max: Millis)
     }
 }
 
+fn not_enrolled(error: &EnrolError) -> Failure {
+    match error {
+        EnrolError::Unreachable { .. } => {
+            Failure::unreachable(error.to_string(), "see whether it runs, and whether this machine may reach it")
+        }
+        EnrolError::Refused { .. } => Failure::local(error.to_string(), "`envforge host enrol` issues another token"),
+        EnrolError::Identity(_) => Failure::local(error.to_string(), ""),
+    }
+}
+
+/// The same where it did not enrol anew: its keepers have seen an agent again, and begin to wait anew. A service manager starts the
+/// agent for ever.
+fn may_stay(error: &EnrolError, known_until: Option<UnixMillis>, now: UnixMillis, alone_max: Millis) -> bool {
+    let lost = matches!(error, EnrolError::Refused { code, .. } if HOST_OVER.contains(&code.as_str()));
+    !lost && known_until.is_none_or(|at| now < at.plus(alone_max))
+}
+
 /// Ends what runs here when its time is over; until then, and where nothing runs, it waits.
 async fn nobody_came(host: &LocalHost, ended_at: Option<UnixMillis>, clock: &SharedClock, alone_max: Millis) {
     let Some(ended_at) = ended_at else { return std::future::pending().await };
@@ -246,5 +266,17 @@ mod tests {
         assert!(!after(refused, 0) && !may_go_on(&Ok(()), at, day));
         assert!(after(AgentError::CertificateEnded { at }, day.get() - 1));
         assert!(!after(AgentError::CertificateEnded { at }, day.get()));
+    }
+
+    #[test]
+    fn who_cannot_enrol_anew_keeps_what_runs_for_a_day_and_no_longer_and_who_is_revoked_not_at_all() {
+        let (at, day) = (UnixMillis::new(1_000_000), Millis::from_hours(24));
+        let refused = |code: &str| EnrolError::Refused { code: code.to_owned(), text: String::new() };
+        let unreachable = || EnrolError::Unreachable { at: String::new(), source: std::io::ErrorKind::TimedOut.into() };
+        let stays = |error: EnrolError, wait: u64| may_stay(&error, Some(at), at.plus(Millis::new(wait)), day);
+        assert!(stays(unreachable(), day.get() - 1) && stays(refused("enrolment_used"), day.get() - 1));
+        assert!(!stays(unreachable(), day.get()) && !stays(refused("enrolment_used"), day.get()));
+        assert!(!stays(refused("host_revoked"), 0) && !stays(refused("host_retired"), 0));
+        assert!(may_stay(&refused("host_revoked_not"), None, at, day), "it never was a host");
     }
 }

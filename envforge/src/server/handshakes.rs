@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// Of strangers. An address that is known counts for itself alone.
@@ -21,6 +21,8 @@ const TURNS: usize = 192;
 /// Besides, for addresses that are known.
 const TURNS_OF_KNOWN: usize = 64;
 const TURNS_OF_ADDRESS: usize = 64;
+/// Of those that are kept: one known address leaves the others theirs.
+const KEPT_TURNS_OF_ADDRESS: usize = 8;
 /// As long as a handshake.
 const TURN_WAIT: Duration = Duration::from_secs(10);
 const KNOWN_MAX: usize = 16_384;
@@ -46,6 +48,7 @@ struct Held {
 struct OfAddress {
     places: usize,
     turns: Arc<Semaphore>,
+    kept_turns: Arc<Semaphore>,
 }
 
 /// Given back when dropped.
@@ -54,20 +57,25 @@ pub(crate) struct Place {
     address: IpAddr,
     known: bool,
     turns: Arc<Semaphore>,
+    kept_turns: Arc<Semaphore>,
 }
 
 /// Given back when dropped.
 pub(crate) struct Turn {
     _of_address: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
+    _of_kept: Option<OwnedSemaphorePermit>,
 }
 
 impl Default for Handshakes {
     fn default() -> Self {
-        let turns = |count| Arc::new(Semaphore::new(count));
         let inner = Inner { held: Mutex::default(), turns: turns(TURNS), turns_of_known: turns(TURNS_OF_KNOWN) };
         Self(Arc::new(inner))
     }
+}
+
+fn turns(count: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count))
 }
 
 impl Handshakes {
@@ -83,10 +91,14 @@ impl Handshakes {
         if !known {
             held.by_strangers += 1;
         }
-        let fresh = || OfAddress { places: 0, turns: Arc::new(Semaphore::new(TURNS_OF_ADDRESS)) };
-        let of = held.by_address.entry(address).or_insert_with(fresh);
+        let of = held.by_address.entry(address).or_insert_with(|| OfAddress {
+            places: 0,
+            turns: turns(TURNS_OF_ADDRESS),
+            kept_turns: turns(KEPT_TURNS_OF_ADDRESS),
+        });
         of.places += 1;
-        Some(Place { handshakes: self.clone(), address, known, turns: Arc::clone(&of.turns) })
+        let (turns, kept_turns) = (Arc::clone(&of.turns), Arc::clone(&of.kept_turns));
+        Some(Place { handshakes: self.clone(), address, known, turns, kept_turns })
     }
 
     /// A trusted agent has come from there.
@@ -108,14 +120,19 @@ impl Place {
     pub(crate) async fn turn(&self) -> io::Result<Turn> {
         let Inner { turns, turns_of_known, .. } = &*self.handshakes.0;
         let turning = async {
-            let of_address = Arc::clone(&self.turns).acquire_owned().await;
-            let of_all = tokio::select! {
-                biased;
-                turn = Arc::clone(turns).acquire_owned() => turn,
-                turn = Arc::clone(turns_of_known).acquire_owned(), if self.known => turn,
+            let of_address = Arc::clone(&self.turns).acquire_owned().await?;
+            let kept = async {
+                let of_kept = Arc::clone(&self.kept_turns).acquire_owned().await?;
+                Ok((Arc::clone(turns_of_known).acquire_owned().await?, Some(of_kept)))
             };
-            Ok(Turn { _of_address: of_address.map_err(io::Error::other)?, _of_all: of_all.map_err(io::Error::other)? })
+            let (of_all, of_kept) = tokio::select! {
+                biased;
+                turn = Arc::clone(turns).acquire_owned() => (turn?, None),
+                turn = kept, if self.known => turn?,
+            };
+            Ok(Turn { _of_address: of_address, _of_all: of_all, _of_kept: of_kept })
         };
+        let turning = async { turning.await.map_err(|closed: AcquireError| io::Error::other(closed)) };
         timeout(TURN_WAIT, turning).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 }
@@ -177,6 +194,7 @@ mod tests {
     async fn neither_one_address_nor_all_strangers_together_keep_known_agents_out() {
         let handshakes = Handshakes::default();
         handshakes.know(address(1));
+        handshakes.know(address(8));
         let first = flood(&handshakes, address(2));
         assert_eq!((first.len(), turns(&first)), (PLACES_OF_ADDRESS, TURNS_OF_ADDRESS));
         assert!(handshakes.place(address(3)).is_some_and(|place| turn_of(&place).is_some()), "others are not held up");
@@ -189,8 +207,10 @@ mod tests {
         assert_eq!(turns(&rest), TURNS - TURNS_OF_ADDRESS);
         let stranger = handshakes.place(address(7));
         assert!(stranger.is_none_or(|place| turn_of(&place).is_none()));
-        assert_eq!(turns(&flood(&handshakes, address(1))), TURNS_OF_KNOWN, "an agent comes back");
-        drop((first, rest));
+        let one = flood(&handshakes, address(1));
+        assert_eq!(turns(&one), KEPT_TURNS_OF_ADDRESS);
+        assert_eq!(turns(&flood(&handshakes, address(8))), KEPT_TURNS_OF_ADDRESS, "whatever another known one does");
+        drop((first, rest, one));
         assert!(handshakes.held().by_address.is_empty() && handshakes.held().by_strangers == 0);
         assert_eq!(turns(&flood(&handshakes, address(7))), TURNS_OF_ADDRESS);
     }
