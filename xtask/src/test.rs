@@ -32,6 +32,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         );
     }
     let toolbox = if options.fast { None } else { Some(tools::ensure(workspace, tools::FOR_TESTS)?) };
+    // The runner shows no output of tests that pass.
+    if on_path("terraform").is_none() {
+        println!("terraform is not installed: `terraform validate` looks at nothing in deploy/aws");
+    }
     let mut failed = Vec::new();
 
     // Examples first, so that the runner's summary is the last thing one reads.
