@@ -87,7 +87,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         let mut aws = workspace.cargo();
         aws.args(if nextest { ["nextest", "run"].as_slice() } else { ["test", "--no-fail-fast"].as_slice() });
         aws.args(["--locked", "--workspace", "--features", "envforge/aws", "--bin", "envforge"]);
-        aws.args(["--test", "moto", "--test", "journey_machines"]);
+        aws.args(["--test", "moto", "--test", "journey_machines", "--test", "libraries"]);
         println!(
             "tests with feature aws: AWS's SDKs are built, about four CPU minutes and 7 GB of memory the first time"
         );
