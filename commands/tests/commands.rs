@@ -12,7 +12,7 @@ use envforge_commands::{
 use envforge_domain::access::{
     Action, ActorFacts, Facts, Grant, Grantee, Permit, Principal, Request, Resource, Role, Scope, authorize,
 };
-use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, Recorded, Standing, StreamId, Surface};
+use envforge_domain::commit::{Actor, Component, Position, Recorded, Standing, StreamId, Surface};
 use envforge_domain::decision::DecisionEvent;
 use envforge_domain::dev_link::{DevLinkEvent, Generation};
 use envforge_domain::event::Event;
@@ -27,9 +27,9 @@ use envforge_domain::session::{LOCAL_ISSUER, OpenSession};
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_domain::user::{EmailAddress, User, UserCommand};
 use envforge_domain::workspace::{AccessMode, Branch};
-use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page};
+use envforge_eventlog::{EventLog, Filter, LogError, SharedLog};
+use envforge_testkit::{InterferedLog, Interference};
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
 use uuid::Uuid;
 
 const NOW: UnixMillis = UnixMillis::new(1_800_000_000_000);
@@ -564,16 +564,16 @@ async fn a_persons_permit_that_rests_on_nothing_changes_nothing() {
 
 /// A log on which somebody else acts at the worst moment: before one of the reads of a stream.
 struct Interrupted {
-    log: Arc<dyn EventLog>,
+    log: SharedLog,
     stream: StreamId,
     reads_until: AtomicUsize,
     interruption: tokio::sync::Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
 #[async_trait]
-impl EventLog for Interrupted {
-    async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
-        self.log.append(commits).await
+impl Interference for Interrupted {
+    fn real(&self) -> &SharedLog {
+        &self.log
     }
 
     async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
@@ -582,30 +582,6 @@ impl EventLog for Interrupted {
             interruption.await;
         }
         self.log.read_stream(stream, after, limit).await
-    }
-
-    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-        self.log.last_of_stream(stream).await
-    }
-
-    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.log.last_positions_of(streams).await
-    }
-
-    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-        self.log.read(after, limit, filter).await
-    }
-
-    async fn follow(
-        &self,
-        from: Checkpoint,
-        filter: Filter,
-    ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
-        self.log.follow(from, filter).await
-    }
-
-    async fn head(&self) -> Result<Head, LogError> {
-        self.log.head().await
     }
 }
 
@@ -645,7 +621,7 @@ async fn a_link_pays_only_for_the_wakes_that_it_caused_however_others_come_in_be
             reads_until: AtomicUsize::new(reads),
             interruption: tokio::sync::Mutex::new(Some(Box::pin(other_wake))),
         };
-        let commands = Commands::new(Arc::new(interrupted));
+        let commands = Commands::new(Arc::new(InterferedLog(interrupted)));
         runtimes::wake_by_link(&commands, &permit, &Context::new(NOW), world.workspace, link, session).await.unwrap();
 
         let history = world.history().await;
@@ -675,12 +651,12 @@ async fn who_appended_last_knows_where_the_stream_ends_and_reads_nothing_again()
     let world = world().await;
     let user = UserId::from_uuid(Uuid::from_u128(9));
     let stream = StreamId::user(acme(), user);
-    let counted = Arc::new(Interrupted {
+    let counted = Arc::new(InterferedLog(Interrupted {
         log: Arc::clone(&world.log),
         stream: stream.clone(),
         reads_until: AtomicUsize::new(usize::MAX),
         interruption: tokio::sync::Mutex::new(None),
-    });
+    }));
     let commands = Commands::new(counted.clone());
     let create = UserCommand::Create {
         user,

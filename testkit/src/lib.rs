@@ -1,6 +1,6 @@
 //! What tests start and wait for: nats-server, PostgreSQL, an OpenID provider, a git server, a stand-in for AWS, a keyring, other processes, free ports, folders, conditions with a deadline.
 //!
-//! It owns no test and knows no crate of the product, so that any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
+//! It owns no test and knows no crate of the product but, with the feature `log`, the log: any crate can use it in `[dev-dependencies]`. It installs nothing: `cargo xtask
 //! test` does, and hands the paths over in `ENVFORGE_TEST_*` variables.
 //!
 //! Everything started here ends with the test: on drop, on panic, and, where Linux's `setpriv` is at hand, also when the test itself is
@@ -19,6 +19,8 @@ mod fuzz_inputs;
 mod git;
 mod keyring;
 mod local_http;
+#[cfg(feature = "log")]
+mod log;
 mod moto;
 mod nats;
 mod oidc;
@@ -33,6 +35,8 @@ pub use dir::TestDir;
 pub use fuzz_inputs::feed_fuzz_inputs;
 pub use git::GitServer;
 pub use keyring::SessionBus;
+#[cfg(feature = "log")]
+pub use log::{InterferedLog, Interference};
 pub use moto::Moto;
 pub use nats::{NatsOptions, NatsServer};
 pub use oidc::{OIDC_GATEWAY_SECRET, OIDC_WEB_SECRET, OidcOptions, OidcProvider};

@@ -32,6 +32,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         );
     }
     let toolbox = if options.fast { None } else { Some(tools::ensure(workspace, tools::FOR_TESTS)?) };
+    // The runner shows no output of tests that pass.
+    if on_path("terraform").is_none() {
+        println!("terraform is not installed: `terraform validate` looks at nothing in deploy/aws");
+    }
     let mut failed = Vec::new();
 
     // Examples first, so that the runner's summary is the last thing one reads.
@@ -83,7 +87,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         let mut aws = workspace.cargo();
         aws.args(if nextest { ["nextest", "run"].as_slice() } else { ["test", "--no-fail-fast"].as_slice() });
         aws.args(["--locked", "--workspace", "--features", "envforge/aws", "--bin", "envforge"]);
-        aws.args(["--test", "moto", "--test", "journey_machines"]);
+        aws.args(["--test", "moto", "--test", "journey_machines", "--test", "libraries"]);
         println!(
             "tests with feature aws: AWS's SDKs are built, about four CPU minutes and 7 GB of memory the first time"
         );

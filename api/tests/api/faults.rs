@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use envforge_domain::commit::{Commit, Expectation, Position, Recorded, StreamId, StreamKind};
-use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog};
+use envforge_eventlog::{AppendError, Appended, Checkpoint, Filter, Follow, LogError, SharedLog};
+use envforge_testkit::Interference;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
@@ -52,7 +53,11 @@ pub(crate) struct FaultyLog {
 }
 
 #[async_trait]
-impl EventLog for FaultyLog {
+impl Interference for FaultyLog {
+    fn real(&self) -> &SharedLog {
+        &self.log
+    }
+
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
         let unappendable = *self.faults.unappendable.lock().unwrap();
         if commits.first().is_some_and(|(commit, _)| Some(commit.stream.kind()) == unappendable) {
@@ -66,18 +71,6 @@ impl EventLog for FaultyLog {
             return Err(LogError::Unavailable("the network is gone".to_owned()));
         }
         self.log.read_stream(stream, after, limit).await
-    }
-
-    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-        self.log.last_of_stream(stream).await
-    }
-
-    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.log.last_positions_of(streams).await
-    }
-
-    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-        self.log.read(after, limit, filter).await
     }
 
     async fn follow(
@@ -98,9 +91,5 @@ impl EventLog for FaultyLog {
                 next
             }
         })))
-    }
-
-    async fn head(&self) -> Result<Head, LogError> {
-        self.log.head().await
     }
 }

@@ -28,6 +28,7 @@ use envforge_identity::share_token::{ShareVerifier, SigningKey};
 use envforge_identity::sign_in::{Config as IdentityConfig, Identity};
 use envforge_projections::sql::{Database, Supervisor};
 use envforge_projections::{Authorizer, DenialSink, Hot};
+use envforge_testkit::InterferedLog;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -203,10 +204,10 @@ impl House {
     }
 
     /// On a log where others can be made to be first.
-    pub(crate) async fn start_overtaken() -> (Self, Arc<Overtaken>) {
+    pub(crate) async fn start_overtaken() -> (Self, Arc<InterferedLog<Overtaken>>) {
         let directory = tempfile::tempdir().unwrap();
         let overtaken = Overtaken::new(Self::log_in(&directory).await);
-        let log: SharedLog = Arc::<Overtaken>::clone(&overtaken);
+        let log: SharedLog = Arc::<InterferedLog<Overtaken>>::clone(&overtaken);
         (Self::start_on(directory, log, |_| {}, None).await, overtaken)
     }
 
@@ -228,7 +229,7 @@ impl House {
         provider: Option<(u16, Settings)>,
     ) -> Self {
         let faults = Arc::new(Faults::default());
-        let log: SharedLog = Arc::new(FaultyLog { log, faults: Arc::clone(&faults) });
+        let log: SharedLog = Arc::new(InterferedLog(FaultyLog { log, faults: Arc::clone(&faults) }));
         let stop = CancellationToken::new();
         let hot = Hot::start(Arc::clone(&log), stop.clone());
         let database = Database::connect_sqlite(&directory.path().join("read-models.sqlite")).await.unwrap();

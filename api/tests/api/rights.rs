@@ -5,11 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use envforge_commands::{Commands, Context, organizations};
 use envforge_domain::access::{Action, Grantee, Resource, Role, Scope};
-use envforge_domain::commit::{Actor, Commit, Component, Expectation, Position, Recorded, StreamId};
+use envforge_domain::commit::{Actor, Commit, Component, Expectation};
 use envforge_domain::ids::{OrgId, UserId};
 use envforge_domain::organization::OrganizationCommand;
-use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog};
-use futures_util::stream::BoxStream;
+use envforge_eventlog::{AppendError, Appended, SharedLog};
+use envforge_testkit::{InterferedLog, Interference};
 use parking_lot::Mutex;
 use serde_json::json;
 use uuid::Uuid;
@@ -24,13 +24,17 @@ pub(crate) struct Overtaken {
 }
 
 impl Overtaken {
-    pub(crate) fn new(log: SharedLog) -> Arc<Self> {
-        Arc::new(Self { log, by: Mutex::default() })
+    pub(crate) fn new(log: SharedLog) -> Arc<InterferedLog<Self>> {
+        Arc::new(InterferedLog(Self { log, by: Mutex::default() }))
     }
 }
 
 #[async_trait]
-impl EventLog for Overtaken {
+impl Interference for Overtaken {
+    fn real(&self) -> &SharedLog {
+        &self.log
+    }
+
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
         if commits.iter().any(|(commit, _)| matches!(commit.actor, Actor::User(_))) {
             let by = self.by.lock().pop();
@@ -47,39 +51,11 @@ impl EventLog for Overtaken {
         }
         self.log.append(commits).await
     }
-
-    async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
-        self.log.read_stream(stream, after, limit).await
-    }
-
-    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-        self.log.last_of_stream(stream).await
-    }
-
-    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.log.last_positions_of(streams).await
-    }
-
-    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-        self.log.read(after, limit, filter).await
-    }
-
-    async fn follow(
-        &self,
-        from: Checkpoint,
-        filter: Filter,
-    ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
-        self.log.follow(from, filter).await
-    }
-
-    async fn head(&self) -> Result<Head, LogError> {
-        self.log.head().await
-    }
 }
 
 struct Story {
     house: House,
-    overtaken: Arc<Overtaken>,
+    overtaken: Arc<InterferedLog<Overtaken>>,
     org: OrgId,
     admin: Person,
 }

@@ -5,7 +5,9 @@ mod evaluator;
 mod launch;
 mod modules;
 mod schema;
+mod stand_in;
 mod terraform;
+mod validate;
 
 use std::collections::BTreeSet;
 

@@ -1,11 +1,15 @@
 //! The modules of `deploy/aws` against the provider's schema, as HashiCorp's own bindings show it (`golden/aws_provider.json`, which
-//! `provider_schema.py` makes): arguments, blocks, attributes, and what refers to what.
+//! `provider_schema.py` makes): arguments, blocks, attributes, and what refers to what. It is for machines without Terraform, and finds
+//! two things that `terraform validate` leaves to the provider or to nobody: an argument that only the provider sets, and a variable that
+//! nobody uses.
 //!
-//! Reads files as `terraform fmt` leaves them. Not here: types of values, which the provider alone knows.
+//! Reads files as `terraform fmt` leaves them. Not here: types of values (`validate`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
+
+use super::stand_in::members;
 
 /// What Terraform itself takes in every resource.
 const META: [&str; 5] = ["count", "depends_on", "for_each", "lifecycle", "provider"];
@@ -72,18 +76,18 @@ fn parse(text: &str) -> Block {
 pub(crate) fn mistakes(schema: &Value, text: &str) -> Vec<String> {
     let (module, mut found) = (parse(text), Vec::new());
     let mut attributes: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
-    for (kind, prefix) in [("resource", ""), ("data", "data.")] {
+    for (kind, prefix, schemas) in [("resource", "", "resource_schemas"), ("data", "data.", "data_source_schemas")] {
         for block in module.of(kind) {
             let [_, of, name] = block.kind.as_slice() else { panic!("{block:?} has not two labels") };
-            let known = &schema[kind][of];
+            let known = &schema[schemas][of]["block"];
             if known.is_null() {
                 found.push(format!("`{of}` is not in the schema: add it to provider_schema.py"));
                 continue;
             }
             let at = format!("{prefix}{of}.{name}");
-            against(&known["arguments"], block, &at, &mut found);
-            let shown = known["attributes"].as_array().unwrap().iter().map(|shown| shown.as_str().unwrap());
-            attributes.insert(at, shown.collect());
+            against(known, block, &at, &mut found);
+            let shown = ["attributes", "block_types"].into_iter().flat_map(|kind| members(&known[kind]));
+            attributes.insert(at, shown.map(|(name, _)| name.as_str()).collect());
         }
     }
     let labels = |kind| module.of(kind).map(|block| block.kind[1].clone()).collect::<BTreeSet<_>>();
@@ -124,21 +128,23 @@ fn refers(attributes: &BTreeMap<String, BTreeSet<&str>>, to: &str, shown: &str, 
 }
 
 fn against(known: &Value, block: &Block, at: &str, found: &mut Vec<String>) {
-    let is_block = |name: &str| known[name].get("block").is_some();
+    let (attributes, blocks) = (&known["attributes"], &known["block_types"]);
+    let taken = |name: &str| ["required", "optional"].iter().any(|how| attributes[name][how] == true);
     for name in block.arguments.iter().filter(|name| !META.contains(&name.as_str())) {
-        if known.get(name).is_none() {
+        if !taken(name) {
             found.push(format!("`{at}` takes no `{name}`"));
         }
     }
     for inner in &block.blocks {
         let name = &inner.kind[0];
-        if is_block(name) {
-            against(&known[name]["block"], inner, &format!("{at}.{name}"), found);
+        if let Some(known) = blocks.get(name) {
+            against(&known["block"], inner, &format!("{at}.{name}"), found);
         } else if !META.contains(&name.as_str()) {
             found.push(format!("`{at}` takes no block `{name}`"));
         }
     }
-    for (name, _) in known.as_object().unwrap().iter().filter(|(_, what)| what["required"] == true) {
+    let arguments = members(attributes).filter(|(_, what)| what["required"] == true);
+    for (name, _) in arguments.chain(members(blocks).filter(|(_, what)| what.get("min_items").is_some())) {
         if !block.arguments.contains(name) && block.of(name).next().is_none() {
             found.push(format!("`{at}` lacks `{name}`"));
         }

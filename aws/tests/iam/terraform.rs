@@ -1,20 +1,9 @@
-//! What operators apply (`deploy/aws`): well formed, and neither less nor more than EnvForge asks AWS for.
-//!
-//! `terraform validate` needs HashiCorp's provider for all that it knows: it has it where `.tools/terraform-plugins` is a mirror that holds
-//! it. Elsewhere it judges what it can without, arguments and references are held against the provider's schema (`schema`), and the
-//! output says what was not looked at.
+//! What operators apply (`deploy/aws`) allows neither less nor more than EnvForge asks AWS for. Whether it is well formed: `validate`.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
-
-use envforge_testkit::tools::{on_path, tools_dir};
-
-use serde_json::Value;
 
 use super::evaluator::{Asked, Decision, evaluate};
 use super::modules::{ACCOUNT, CONTROL_PLANE, DEPLOYMENT, ORGANIZATION, document, folder, text};
-use super::schema;
 
 pub(crate) const MODULES: [&str; 2] = ["control-plane", "organization"];
 /// What AWS asks for besides, on behalf of what is asked for: tags and the role of a launch, and the key of a SecureString.
@@ -38,87 +27,6 @@ fn asked() -> BTreeSet<String> {
         }
     }
     asked
-}
-
-fn terraform(arguments: &[&str], directory: &Path) -> (bool, String) {
-    let output = Command::new("terraform").args(arguments).current_dir(directory).output().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    (output.status.success(), text)
-}
-
-#[test]
-fn the_modules_are_well_formed() {
-    if on_path("terraform").is_none() {
-        println!("terraform is not installed: neither its syntax nor its types were checked");
-        return;
-    }
-    let (well, text) = terraform(&["fmt", "-check", "-recursive", "-diff"], &folder());
-    assert!(well, "run `terraform fmt -recursive deploy/aws`:\n{text}");
-    let plugins = tools_dir().join("terraform-plugins");
-    let has_provider = plugins.is_dir();
-    if !has_provider {
-        println!(
-            "{} is not there: `terraform validate` had no provider, and types of values were not checked",
-            plugins.display()
-        );
-    }
-    for module in MODULES {
-        let copy = tempfile::tempdir().unwrap();
-        std::fs::copy(folder().join(module).join("main.tf"), copy.path().join("main.tf")).unwrap();
-        if !has_provider {
-            let (_, told) = terraform(&["validate", "-json", "-no-color"], copy.path());
-            // A remark about its own configuration may stand before it.
-            let told: Value = serde_json::from_str(&told[told.find('{').unwrap()..=told.rfind('}').unwrap()]).unwrap();
-            let known = |diagnostic: &&Value| diagnostic["summary"] != "Missing required provider";
-            let wrong: Vec<_> = told["diagnostics"].as_array().unwrap().iter().filter(known).collect();
-            assert!(wrong.is_empty(), "{module}: {wrong:#?}");
-            continue;
-        }
-        let from = format!("-plugin-dir={}", plugins.display());
-        let (made, text) = terraform(&["init", "-backend=false", "-input=false", &from], copy.path());
-        assert!(made, "{module}: {text}");
-        let (valid, text) = terraform(&["validate"], copy.path());
-        assert!(valid, "{module}: {text}");
-    }
-}
-
-fn provider_schema() -> Value {
-    serde_json::from_str(include_str!("golden/aws_provider.json")).unwrap()
-}
-
-/// Whether `terraform` is there or not.
-#[test]
-fn the_modules_say_nothing_that_the_provider_does_not_know() {
-    let schema = provider_schema();
-    for module in MODULES {
-        let text = std::fs::read_to_string(folder().join(module).join("main.tf")).unwrap();
-        assert_eq!(schema::mistakes(&schema, &text), Vec::<String>::new(), "{module}");
-    }
-    println!("arguments, blocks, attributes and references: as in {}", schema["from"]["provider"]);
-}
-
-#[test]
-fn what_the_provider_does_not_know_is_found() {
-    let text = std::fs::read_to_string(folder().join("organization/main.tf")).unwrap();
-    for (right, wrong, told) in [
-        ("enable_key_rotation", "enable_key_rotations", "`aws_kms_key.secrets` takes no `enable_key_rotations`"),
-        ("  policy = var.instance_policy\n", "", "`aws_iam_role_policy.machines` lacks `policy`"),
-        (
-            "      test     = \"StringLike\"\n",
-            "",
-            "`data.aws_iam_policy_document.key.statement.condition` lacks `test`",
-        ),
-        ("condition {", "conditions {", "`data.aws_iam_policy_document.key.statement` takes no block `conditions`"),
-        ("[var.control_plane_role_arn]", "[var.control_plane]", "`var.control_plane` is not declared"),
-        ("local.parameters}/secrets", "local.parameter}/secrets", "`local.parameter` is not declared"),
-        ("aws_kms_key.secrets.arn", "aws_kms_key.secrets.arm", "`aws_kms_key.secrets` has no `arm`"),
-        ("aws_kms_key.secrets.key_id", "aws_kms_key.secret.key_id", "`aws_kms_key.secret` is not declared"),
-        ("var.instance_policy\n", "local.name\n", "the variable `instance_policy` is used nowhere"),
-    ] {
-        assert!(text.contains(right), "{right}");
-        let found = schema::mistakes(&provider_schema(), &text.replacen(right, wrong, 1));
-        assert!(found.iter().any(|mistake| mistake == told), "{wrong}: {found:?}");
-    }
 }
 
 #[test]

@@ -132,18 +132,16 @@ mod tests {
     use async_trait::async_trait;
     use envforge_commands::organizations;
     use envforge_domain::access::{ActorFacts, Facts, Request, authorize};
-    use envforge_domain::commit::{Commit, Expectation, Position, Recorded};
+    use envforge_domain::commit::{Commit, Expectation, Position};
     use envforge_domain::denial::{DenialEvent, RefusedRequest};
     use envforge_domain::event::Event;
     use envforge_domain::ids::{CorrelationId, UserId};
     use envforge_domain::time::UnixMillis;
     use envforge_eventlog::sqlite::{Config, SqliteLog};
-    use envforge_eventlog::{
-        AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog,
-    };
+    use envforge_eventlog::{AppendError, Appended, LogError, SharedLog};
     use envforge_identity::clock::SystemClock;
     use envforge_projections::{DenialSink, Hot};
-    use futures_util::stream::BoxStream;
+    use envforge_testkit::{InterferedLog, Interference};
     use uuid::Uuid;
 
     use super::*;
@@ -156,7 +154,11 @@ mod tests {
     struct Network(SharedLog, Arc<AtomicU8>);
 
     #[async_trait]
-    impl EventLog for Network {
+    impl Interference for Network {
+        fn real(&self) -> &SharedLog {
+            &self.0
+        }
+
         async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
             match self.1.load(Ordering::SeqCst) {
                 IS_GONE => Err(LogError::Unavailable("the network is gone".to_owned()).into()),
@@ -167,39 +169,6 @@ mod tests {
                 _ => self.0.append(commits).await,
             }
         }
-
-        async fn read_stream(
-            &self,
-            stream: &StreamId,
-            after: Position,
-            limit: usize,
-        ) -> Result<Vec<Recorded>, LogError> {
-            self.0.read_stream(stream, after, limit).await
-        }
-
-        async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-            self.0.last_of_stream(stream).await
-        }
-
-        async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-            self.0.last_positions_of(streams).await
-        }
-
-        async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-            self.0.read(after, limit, filter).await
-        }
-
-        async fn follow(
-            &self,
-            from: Checkpoint,
-            filter: Filter,
-        ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
-            self.0.follow(from, filter).await
-        }
-
-        async fn head(&self) -> Result<Head, LogError> {
-            self.0.head().await
-        }
     }
 
     #[tokio::test]
@@ -207,7 +176,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = Arc::new(SqliteLog::open(Config::new(directory.path().join("log"))).await.unwrap());
         let network = Arc::new(AtomicU8::new(WORKS));
-        let log: SharedLog = Arc::new(Network(log, Arc::clone(&network)));
+        let log: SharedLog = Arc::new(InterferedLog(Network(log, Arc::clone(&network))));
         let stop = CancellationToken::new();
         let hot = Hot::start(Arc::clone(&log), stop.clone());
         let commands = Commands::new(Arc::clone(&log));

@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use envforge_domain::commit::{Commit, Expectation, Position, Recorded, StreamId};
 use envforge_domain::runtime::{Epoch, Runtime, RuntimeCommand};
 use envforge_domain::time::Millis;
-use envforge_eventlog::{
-    AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, NotTheSameLog, Page, SharedLog,
-};
-use envforge_testkit::eventually;
+use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, NotTheSameLog, SharedLog};
+use envforge_testkit::{InterferedLog, Interference, eventually};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::watch;
@@ -23,31 +20,15 @@ struct Fragile {
 }
 
 impl Fragile {
-    fn over(site: &Site) -> Arc<Self> {
-        Arc::new(Self { log: Arc::clone(&site.log), fault: watch::channel(None).0 })
+    fn over(site: &Site) -> Arc<InterferedLog<Self>> {
+        Arc::new(InterferedLog(Self { log: Arc::clone(&site.log), fault: watch::channel(None).0 }))
     }
 }
 
 #[async_trait]
-impl EventLog for Fragile {
-    async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
-        self.log.append(commits).await
-    }
-
-    async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
-        self.log.read_stream(stream, after, limit).await
-    }
-
-    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-        self.log.last_of_stream(stream).await
-    }
-
-    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.log.last_positions_of(streams).await
-    }
-
-    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-        self.log.read(after, limit, filter).await
+impl Interference for Fragile {
+    fn real(&self) -> &SharedLog {
+        &self.log
     }
 
     async fn follow(
@@ -65,10 +46,6 @@ impl EventLog for Fragile {
             Err(fault.unwrap())
         });
         Ok(stream::select(commits, broken).boxed())
-    }
-
-    async fn head(&self) -> Result<Head, LogError> {
-        self.log.head().await
     }
 }
 

@@ -7,17 +7,17 @@ use envforge_agent::Host;
 use envforge_commands::root_windows::{self, NewRootWindow};
 use envforge_commands::{Context, organizations};
 use envforge_domain::access::{Action, Resource};
-use envforge_domain::commit::{Actor, Commit, Expectation, Position, Recorded, StreamId};
+use envforge_domain::commit::Actor;
 use envforge_domain::event::Event;
 use envforge_domain::ids::{HostId, RootWindowId};
 use envforge_domain::organization::{OrganizationCommand, OrganizationPolicy};
 use envforge_domain::root_window::{RootAccess, RootMode, RootOutcome, RootPolicy, RootWindowEvent};
 use envforge_domain::runtime::{Epoch, RuntimeCommand};
-use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog};
+use envforge_eventlog::{Checkpoint, Filter, Follow, LogError, SharedLog};
 use envforge_projections::Hot;
 use envforge_reactors::RootReactor;
 use envforge_runtime::LocalHost;
-use envforge_testkit::eventually;
+use envforge_testkit::{InterferedLog, Interference, eventually};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
@@ -33,25 +33,9 @@ struct Late {
 }
 
 #[async_trait]
-impl EventLog for Late {
-    async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
-        self.log.append(commits).await
-    }
-
-    async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
-        self.log.read_stream(stream, after, limit).await
-    }
-
-    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-        self.log.last_of_stream(stream).await
-    }
-
-    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.log.last_positions_of(streams).await
-    }
-
-    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-        self.log.read(after, limit, filter).await
+impl Interference for Late {
+    fn real(&self) -> &SharedLog {
+        &self.log
     }
 
     async fn follow(
@@ -70,10 +54,6 @@ impl EventLog for Late {
             }
         });
         Ok(late.boxed())
-    }
-
-    async fn head(&self) -> Result<Head, LogError> {
-        self.log.head().await
     }
 }
 
@@ -127,7 +107,7 @@ async fn a_root_reactor_that_began_before_the_rights_were_known_looks_again_once
     site.revoked_before_it_ran().await;
     let state = site.directory.path().join("runtime");
     let (host, _leftovers) = LocalHost::open(envforge_runtime::Config::new(&state)).await.unwrap();
-    let late = Arc::new(Late { log: Arc::clone(&site.log), told: watch::channel(false).0 });
+    let late = Arc::new(InterferedLog(Late { log: Arc::clone(&site.log), told: watch::channel(false).0 }));
     let stop = CancellationToken::new();
     let hot = Hot::start(Arc::clone(&late) as SharedLog, stop.clone());
     let last = site.log.head().await.unwrap().position;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use envforge_commands::{CommandError, Context};
 use envforge_domain::access::{Action, Resource, Role};
-use envforge_domain::commit::{Actor, Commit, Expectation, Position, Recorded, StreamId};
-use envforge_eventlog::{AppendError, Appended, Checkpoint, EventLog, Filter, Follow, Head, LogError, Page, SharedLog};
+use envforge_domain::commit::{Actor, Commit, Expectation, StreamId};
+use envforge_eventlog::{AppendError, Appended, SharedLog};
 use envforge_projections::AuthorizeError;
-use futures_util::stream::BoxStream;
+use envforge_testkit::{InterferedLog, Interference};
 use tokio::sync::Semaphore;
 
 use crate::house::{Node, Site, acme, deactivate, end, grant, history, last_of, person, remove, revoke};
@@ -22,7 +22,11 @@ struct ParkingLog {
 }
 
 #[async_trait]
-impl EventLog for ParkingLog {
+impl Interference for ParkingLog {
+    fn real(&self) -> &SharedLog {
+        &self.log
+    }
+
     async fn append(&self, commits: Vec<(Commit, Expectation)>) -> Result<Appended, AppendError> {
         if commits.iter().any(|(commit, _)| commit.actor == self.whose) {
             self.arrived.add_permits(1);
@@ -30,40 +34,12 @@ impl EventLog for ParkingLog {
         }
         self.log.append(commits).await
     }
-
-    async fn read_stream(&self, stream: &StreamId, after: Position, limit: usize) -> Result<Vec<Recorded>, LogError> {
-        self.log.read_stream(stream, after, limit).await
-    }
-
-    async fn last_of_stream(&self, stream: &StreamId) -> Result<Option<Recorded>, LogError> {
-        self.log.last_of_stream(stream).await
-    }
-
-    async fn last_positions_of(&self, streams: &[StreamId]) -> Result<Vec<Position>, LogError> {
-        self.log.last_positions_of(streams).await
-    }
-
-    async fn read(&self, after: Position, limit: usize, filter: &Filter) -> Result<Page, LogError> {
-        self.log.read(after, limit, filter).await
-    }
-
-    async fn follow(
-        &self,
-        from: Checkpoint,
-        filter: Filter,
-    ) -> Result<BoxStream<'static, Result<Follow, LogError>>, LogError> {
-        self.log.follow(from, filter).await
-    }
-
-    async fn head(&self) -> Result<Head, LogError> {
-        self.log.head().await
-    }
 }
 
-async fn parking(log: &SharedLog, whose: Actor) -> (Arc<ParkingLog>, Node) {
+async fn parking(log: &SharedLog, whose: Actor) -> (Arc<InterferedLog<ParkingLog>>, Node) {
     let parking = ParkingLog { log: Arc::clone(log), whose, arrived: Semaphore::new(0), go: Semaphore::new(0) };
-    let parking = Arc::new(parking);
-    let shared: SharedLog = Arc::<ParkingLog>::clone(&parking);
+    let parking = Arc::new(InterferedLog(parking));
+    let shared: SharedLog = Arc::<InterferedLog<ParkingLog>>::clone(&parking);
     let node = Node::start(&shared).await;
     (parking, node)
 }
