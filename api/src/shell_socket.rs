@@ -175,9 +175,10 @@ impl Client {
         }
     }
 
-    pub(crate) async fn say(&mut self, message: &Value) {
+    /// Whether it could be sent.
+    pub(crate) async fn say(&mut self, message: &Value) -> bool {
         let sending = self.sink.send(Message::Text(message.to_string().into()));
-        let _ = tokio::time::timeout(SILENCE_MAX, sending).await;
+        matches!(tokio::time::timeout(SILENCE_MAX, sending).await, Ok(Ok(())))
     }
 
     /// Says why there is no shell, and closes.

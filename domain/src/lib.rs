@@ -12,6 +12,7 @@ pub mod denial;
 pub mod dev_link;
 pub mod enrolment;
 pub mod event;
+pub mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

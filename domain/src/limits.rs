@@ -148,6 +148,12 @@ pub const ACTIVITY_INTERVAL: Millis = Millis::from_secs(10);
 /// A host renews its runtimes' leases this often.
 pub const LEASE_RENEWAL_INTERVAL: Millis = Millis::from_secs(10);
 
+/// Whoever needs a machine up on which nothing is awake says so this often; it is believed for so long.
+pub const MACHINE_USE_INTERVAL: Millis = Millis::from_secs(15);
+pub const MACHINE_USE_LASTS: Millis = Millis::from_secs(30);
+/// How long whoever has a machine started waits for it and its agent.
+pub const MACHINE_START_WAIT: Millis = Millis::from_minutes(6);
+
 /// How long an agent may use its enrolment token.
 pub const ENROLMENT_LIFETIME_MIN: Millis = Millis::from_secs(30);
 pub const ENROLMENT_LIFETIME_DEFAULT: Millis = Millis::from_minutes(15);

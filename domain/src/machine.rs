@@ -13,6 +13,8 @@ use crate::commit::StreamKind;
 use crate::event::Event;
 use crate::host::Capacity;
 use crate::ids::{HostId, OrgId};
+use crate::limits::MACHINE_USE_INTERVAL;
+use crate::time::UnixMillis;
 
 /// What a machine is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +72,10 @@ pub enum MachineCause {
     Unused,
     /// It was to hibernate, and the provider does not hibernate it.
     NoHibernation,
+    /// Somebody reads the logs of a workspace that lies there, asleep.
+    Logs,
+    /// Somebody opens a shell of a workspace that lies there.
+    Shell,
 }
 
 /// Why a provider did not start a machine.
@@ -83,6 +89,17 @@ pub enum StartFailure {
     Refused,
     /// It took the request, and the machine stopped again without having been up.
     StoppedAgain,
+}
+
+impl StartFailure {
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Capacity => "capacity",
+            Self::Quota => "quota",
+            Self::Refused => "refused",
+            Self::StoppedAgain => "stopped_again",
+        }
+    }
 }
 
 /// How a machine is to be put aside.
@@ -148,6 +165,11 @@ pub enum MachineEvent {
     Terminated {
         end: MachineEnd,
     },
+    /// Somebody needed it up then, with nothing awake there: it is not stopped for idleness for `limits::MACHINE_USE_LASTS`.
+    Used {
+        cause: MachineCause,
+        at: UnixMillis,
+    },
     /// An instance with EnvForge's tags that no request explains. It is never adopted and never touched.
     StrangeReported {
         instance: String,
@@ -197,6 +219,11 @@ pub enum MachineCommand {
     ReportTerminated {
         end: MachineEnd,
     },
+    /// Keeps up what is up, for somebody who is there; starts nothing.
+    Use {
+        cause: MachineCause,
+        now: UnixMillis,
+    },
     ReportStrange {
         instance: String,
         reason: String,
@@ -228,6 +255,8 @@ pub struct LiveMachine {
     pub power: Power,
     pub unhealthy: bool,
     pub draining: bool,
+    /// When somebody last said that they need it up, with nothing awake there.
+    pub used_at: UnixMillis,
 }
 
 /// Where a live machine stands between on and off.
@@ -360,6 +389,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportStopped
                 | MachineCommand::ReportUnhealthy { .. }
                 | MachineCommand::Drain { .. }
+                | MachineCommand::Use { .. }
                 | MachineCommand::ReportStrange { .. },
             ) => Err(MachineRefusal::Over),
             (
@@ -375,6 +405,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportUnhealthy { .. }
                 | MachineCommand::Drain { .. }
                 | MachineCommand::Terminate { .. }
+                | MachineCommand::Use { .. }
                 | MachineCommand::ReportTerminated { .. },
             ) => Err(MachineRefusal::Unknown),
         }
@@ -390,6 +421,7 @@ impl Aggregate for Machine {
                 power: Power::Starting,
                 unhealthy: false,
                 draining: false,
+                used_at: UnixMillis::EPOCH,
             }),
             (Self::Requested { terms }, MachineEvent::LaunchFailed { .. }) => Self::Over { terms, instance: None },
             (Self::Live(live), MachineEvent::Terminated { .. }) => {
@@ -411,6 +443,7 @@ impl Aggregate for Machine {
                 | MachineEvent::Unhealthy { .. }
                 | MachineEvent::Draining { .. }
                 | MachineEvent::TerminationRequested { .. }
+                | MachineEvent::Used { .. }
                 | MachineEvent::Terminated { .. },
             ) => state,
         }
@@ -426,7 +459,8 @@ impl Aggregate for Machine {
             | MachineCommand::Start { .. }
             | MachineCommand::Stop { .. }
             | MachineCommand::Drain { .. }
-            | MachineCommand::Terminate { .. } => Action::MachineManage,
+            | MachineCommand::Terminate { .. }
+            | MachineCommand::Use { .. } => Action::MachineManage,
             MachineCommand::ReportLaunched { .. }
             | MachineCommand::ReportLaunchFailed { .. }
             | MachineCommand::ReportStarted
@@ -460,6 +494,7 @@ impl MachineTerms {
             | MachineCommand::ReportUnhealthy { .. }
             | MachineCommand::Drain { .. }
             | MachineCommand::Terminate { .. }
+            | MachineCommand::Use { .. }
             | MachineCommand::ReportTerminated { .. }
             | MachineCommand::ReportStrange { .. } => Err(MachineRefusal::NotLaunched),
         }
@@ -467,6 +502,11 @@ impl MachineTerms {
 }
 
 impl LiveMachine {
+    /// Whether somebody who needs it up has to say so: nobody has just now. What was said by a clock that is ahead counts for nothing.
+    pub fn is_to_be_told_of_use(&self, now: UnixMillis) -> bool {
+        self.used_at > now || now.since(self.used_at) >= MACHINE_USE_INTERVAL
+    }
+
     fn decide(&self, command: &MachineCommand) -> Result<Vec<MachineEvent>, MachineRefusal> {
         let ending = self.power == Power::Ending;
         match command {
@@ -535,6 +575,12 @@ impl LiveMachine {
                 }
             }
             MachineCommand::ReportTerminated { end } => Ok(vec![MachineEvent::Terminated { end: *end }]),
+            MachineCommand::Use { cause, now } => Ok(match self.power {
+                Power::Starting | Power::On if self.is_to_be_told_of_use(*now) => {
+                    vec![MachineEvent::Used { cause: *cause, at: *now }]
+                }
+                Power::Starting | Power::On | Power::Stopping(_) | Power::Off(_) | Power::Ending => vec![],
+            }),
             MachineCommand::Request { .. } => Err(MachineRefusal::Requested),
             // Its own instance is not strange to it.
             MachineCommand::ReportStrange { .. } => Err(MachineRefusal::Requested),
@@ -552,6 +598,7 @@ impl LiveMachine {
             MachineEvent::Unhealthy { .. } => self.unhealthy = true,
             MachineEvent::Draining { .. } => self.draining = true,
             MachineEvent::TerminationRequested { .. } => self.power = Power::Ending,
+            MachineEvent::Used { at, .. } => self.used_at = *at,
             MachineEvent::Requested { .. }
             | MachineEvent::Launched { .. }
             | MachineEvent::LaunchFailed { .. }

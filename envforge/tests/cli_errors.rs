@@ -421,3 +421,16 @@ fn pages_of_the_audit_that_are_empty_are_followed_and_not_without_end() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("Nothing that fits was found so far"), "{text}");
 }
+
+#[test]
+fn logs_wait_for_a_machine_that_comes_up_with_one_line_about_it() {
+    let dir = TestDir::new();
+    let starting = || (503, "retry-after: 1\r\n", problem(503, "host_starting"));
+    let double = Double::answering(vec![starting(), starting(), (200, "", "its last line\n".to_owned())]);
+    signed_in(dir.path(), &double.url, FAR_AWAY);
+    let output = envforge(dir.path(), &double.url, &["logs", "main", "web", "--org", "acme"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"its last line\n"[..]), "{said}");
+    assert_eq!(said, "The machine of this workspace's host is starting; this may take a few minutes.\n");
+    assert_eq!(double.got().len(), 3);
+}

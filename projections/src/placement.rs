@@ -4,6 +4,8 @@
 //! organization only, in a value that nothing but `hosts_of` makes. Not here: registering and placing (commands), which
 //! the host's aggregate and the machine's claim check again.
 
+mod standing;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +21,9 @@ use envforge_domain::shell::ShellEvent;
 use envforge_domain::slug::HostName;
 use envforge_domain::time::{Millis, UnixMillis};
 use parking_lot::RwLock;
+
+pub use standing::MachineStanding;
+use standing::Starts;
 
 /// The view.
 #[derive(Default)]
@@ -50,6 +55,10 @@ struct Inner {
     last_shells: AHashMap<WorkspaceId, LastShell>,
     /// Machines of a provider that are not over, by their hosts.
     machines: AHashMap<HostId, Machine>,
+    /// What became of their starts.
+    starts: AHashMap<HostId, Starts>,
+    /// Hosts whose machines are over: nothing of theirs comes back.
+    gone: AHashSet<HostId>,
     /// How many of them each organization has.
     machines_of: AHashMap<OrgId, usize>,
     /// Where the log says for the last time that a host's agent is connected.
@@ -184,11 +193,7 @@ impl PlacementView {
     /// Whether the organization has a machine for shells, or has asked for one, that is not on its way out.
     pub fn has_machine_for_shells(&self, org: OrgId) -> bool {
         let inner = self.inner.read();
-        let of_org = |host: &HostId| {
-            let terms = inner.machines.get(host).and_then(Machine::terms);
-            terms.is_some_and(|terms| terms.org == org && terms.purpose == MachinePurpose::Shell)
-        };
-        inner.machines_of.contains_key(&org) && inner.machines.keys().any(|host| of_org(host) && inner.stays(*host))
+        inner.machines_of.contains_key(&org) && inner.machine_for_shells(org).is_some()
     }
 
     /// Whether the organization has machines of a provider: one with room may come.
@@ -335,7 +340,7 @@ impl PlacementView {
                 | Event::Secrets(_) => {}
                 Event::Machine(event) => {
                     if let Ok(host) = key.parse() {
-                        self.inner.write().apply_machine(host, event);
+                        self.inner.write().apply_machine(host, event, recorded.recorded_at);
                     }
                 }
             }
@@ -391,7 +396,8 @@ impl Inner {
         }
     }
 
-    fn apply_machine(&mut self, id: HostId, event: &MachineEvent) {
+    fn apply_machine(&mut self, id: HostId, event: &MachineEvent, at: UnixMillis) {
+        self.starts.entry(id).or_default().apply(event, at);
         let before = self.machines.remove(&id).unwrap_or_default();
         let was = before.terms().map(|terms| terms.org);
         let after = Machine::evolve(before, event);
@@ -413,6 +419,11 @@ impl Inner {
         }
         if is.is_some() {
             self.machines.insert(id, after);
+        } else {
+            self.starts.remove(&id);
+            if matches!(after, Machine::Over { .. }) {
+                self.gone.insert(id);
+            }
         }
     }
 

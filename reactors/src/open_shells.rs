@@ -72,6 +72,10 @@ impl OpenShells {
         }
     }
 
+    pub(crate) fn get(&self, what: EndedShell) -> Option<&OpenShell> {
+        self.0.get(&what)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (EndedShell, OpenShell)> {
         self.0.iter().map(|(what, open)| (*what, *open))
     }

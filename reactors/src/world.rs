@@ -11,7 +11,9 @@ use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::dev_link::DevLinkEvent;
 use envforge_domain::event::Event;
 use envforge_domain::host::{Capacity, HostEvent};
-use envforge_domain::ids::{CommitId, CorrelationId, HostId, LinkId, OrgId, ProjectId, RootWindowId, WorkspaceId};
+use envforge_domain::ids::{
+    CommitId, CorrelationId, HostId, LinkId, OrgId, ProjectId, RootWindowId, ShellId, WorkspaceId,
+};
 use envforge_domain::limits::ROOT_LOST_AFTER;
 use envforge_domain::organization::{OrganizationEvent, OrganizationPolicy};
 use envforge_domain::project::Project;
@@ -400,6 +402,11 @@ impl World {
             }
         }
         open
+    }
+
+    /// Where a shell is that is open by the log.
+    pub(crate) fn host_of_shell(&self, shell: ShellId) -> Option<HostId> {
+        self.shells.get(EndedShell::Shell(shell)).and_then(|open| open.host)
     }
 
     /// All owners of secrets.

@@ -1,17 +1,15 @@
-//! Shells, jobs and logs of a workspace: what its team reaches while the runtime sleeps, and what of it runs.
+//! Shells and jobs of a workspace: what its team reaches while the runtime sleeps, and what of it runs.
 //!
-//! Not here: frames and how long a right lasts (`shell_socket`), what runs (`shell_host`).
+//! Not here: frames and how long a right lasts (`shell_socket`), what runs (`shell_host`), machines that are off (`host_starts`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use envforge_commands::{CommandError, Commands, Context, Done, job_runs, runtimes, shells};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Surface};
@@ -23,10 +21,7 @@ use envforge_domain::limits::{
 };
 use envforge_domain::manifest::Job;
 use envforge_domain::runtime::{ActivitySource, RuntimeCommand, WakeCause};
-use envforge_domain::shell::{
-    LastingShell, LogChunk, LogPlace, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize,
-};
-use envforge_domain::slug::ServiceName;
+use envforge_domain::shell::{LastingShell, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize};
 use envforge_domain::time::SharedClock;
 use envforge_projections::gateway_view::RuntimePhase;
 use http::{HeaderMap, header};
@@ -35,21 +30,21 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::events::{OpenStream, Streams};
 use super::has_access;
+use super::host_starts::Asking;
 use crate::access::{Access, Caller, act};
 use crate::config::{Config, Shells};
 use crate::open_shells::{Held, OpenShells};
-use crate::page::{Path, Query, wrong_query};
+use crate::page::Path;
 use crate::problem::Problem;
 use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
 
-/// How often a follower of logs looks for more, and its right is looked at again.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often whoever waits looks again, a follower of logs for more, and at their right.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a runtime is woken for one job: something may put it to sleep before the job has begun.
 const JOB_WAKES_MAX: u32 = 3;
 /// How often the right of those who left a lasting terminal behind is looked at.
@@ -57,18 +52,18 @@ const LASTING_CHECK: Duration = Duration::from_millis(200);
 /// A term's name.
 const TERM_CHARS_MAX: usize = 64;
 const SIZE_MAX: u16 = 4_000;
-const LINES_MAX: u64 = 10_000;
 const REPORT_ATTEMPTS_MAX: u32 = 20;
 
 #[derive(Clone)]
 pub(crate) struct ShellEndpoints {
     pub(super) access: Access,
     commands: Commands,
-    clock: SharedClock,
+    pub(super) clock: SharedClock,
     host: Option<Shells>,
-    open: Arc<Streams>,
+    pub(super) open: Arc<Streams>,
     held: OpenShells,
     lasting: Arc<Mutex<Lasting>>,
+    pub(super) asking: Asking,
     stop: CancellationToken,
 }
 
@@ -79,7 +74,7 @@ type Lasting = HashMap<(OrgId, WorkspaceId, UserId), Vec<Ground>>;
 has_access!(ShellEndpoints);
 
 pub(crate) fn routes() -> OpenApiRouter<ShellEndpoints> {
-    OpenApiRouter::new().routes(routes!(shell)).routes(routes!(run)).routes(routes!(logs))
+    OpenApiRouter::new().routes(routes!(shell)).routes(routes!(run)).routes(routes!(super::logs::logs))
 }
 
 /// What a client asks for: its first message, with `open` saying which.
@@ -218,115 +213,7 @@ async fn run(
     }))
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct LogsQuery {
-    /// Last lines to begin with, at most 10,000; 100 where it is left out.
-    lines: Option<u64>,
-    /// Stay and send what is written from now on.
-    #[serde(default)]
-    follow: bool,
-}
-
-/// What a service has written: both its outputs as they came, and nothing else. May hold anything that the service wrote.
-#[utoipa::path(get, path = "/v1/orgs/{org}/workspaces/{workspace}/services/{service}/logs", tag = "shell",
-    params(LogsQuery),
-    responses((status = 200, body = String, content_type = "text/plain", description = "The service's output.")),
-    extensions(("x-envforge-action" = json!("logs.read"))))]
-async fn logs(
-    State(state): State<ShellEndpoints>,
-    caller: Caller,
-    Path((org, workspace, service)): Path<(String, String, String)>,
-    Query(query): Query<LogsQuery>,
-) -> Result<Response, Problem> {
-    let ground = state.ground(&caller, &org, &workspace, Action::LogsRead).await?;
-    let service: ServiceName = service.parse().map_err(|_| Problem::not_found())?;
-    let lines = query.lines.unwrap_or(100);
-    if lines > LINES_MAX {
-        return Err(wrong_query("lines", format!("at most {LINES_MAX}")));
-    }
-    let host = state.host()?;
-    let open = state.open.open(caller.user)?;
-    let lines = usize::try_from(lines).unwrap_or(usize::MAX);
-    let (org, workspace) = (ground.resource.org(), workspace_of(&ground)?);
-    host.host().place(org, workspace)?;
-    let tail = host.host().tail(org, workspace, service.clone(), lines).await;
-    let tail = tail.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotConnected => ShellFailure::OutOfReach.into(),
-        _ => Problem::internal(error.to_string()),
-    })?;
-    let chunk = match (tail, query.follow) {
-        (Some(chunk), _) => chunk,
-        (None, true) => LogChunk::default(),
-        (None, false) => return Err(Problem::not_found()),
-    };
-    let place = chunk.next;
-    let held = query.follow.then(|| state.hold(&ground));
-    let open = (open, held);
-    let following = Following { state: state.clone(), ground, service, place, follow: query.follow, _open: open };
-    let body = futures_util::stream::unfold((Some(chunk.bytes), Some(following)), |(first, following)| async {
-        let mut following = following?;
-        if let Some(first) = first.filter(|first| !first.is_empty()) {
-            return Some((Ok::<_, std::io::Error>(Bytes::from(first)), (None, Some(following))));
-        }
-        match following.next().await {
-            Ok(Some(bytes)) => Some((Ok(bytes), (None, Some(following)))),
-            Ok(None) => None,
-            Err(error) => Some((Err(error), (None, None))),
-        }
-    });
-    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    Ok((headers, Body::from_stream(body)).into_response())
-}
-
-/// Somebody who follows a service's output.
-struct Following {
-    state: ShellEndpoints,
-    ground: Ground,
-    service: ServiceName,
-    place: LogPlace,
-    follow: bool,
-    _open: (OpenStream, Option<Held>),
-}
-
-impl Following {
-    /// The next bytes; `None` where nothing comes any more, or may.
-    async fn next(&mut self) -> std::io::Result<Option<Bytes>> {
-        let Some(workspace) = self.ground.resource.workspace().filter(|_| self.follow) else { return Ok(None) };
-        loop {
-            if let Some(end) = self.ground.lost() {
-                tracing::info!(end = end.token(), "somebody's logs were ended");
-                return Ok(None);
-            }
-            let Some(host) = &self.state.host else { return Ok(None) };
-            let org = self.ground.resource.org();
-            let more = host.host().more(org, workspace, self.service.clone(), self.place).await;
-            let LogChunk { bytes, next, gap } = match more {
-                // It comes back, and with it what was written meanwhile.
-                Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
-                    LogChunk { next: self.place, ..LogChunk::default() }
-                }
-                more => more?,
-            };
-            self.place = next;
-            if gap {
-                return Ok(Some(Bytes::from([&b"\n[some output was rotated away]\n"[..], &bytes].concat())));
-            }
-            if !bytes.is_empty() {
-                return Ok(Some(bytes.into()));
-            }
-            let look = self.ground.open.look();
-            tokio::select! {
-                () = self.state.stop.cancelled() => return Ok(None),
-                () = look.notified() => {}
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
-            }
-        }
-    }
-}
-
-fn workspace_of(ground: &Ground) -> Result<WorkspaceId, Problem> {
+pub(super) fn workspace_of(ground: &Ground) -> Result<WorkspaceId, Problem> {
     ground.resource.workspace().ok_or_else(Problem::not_found)
 }
 
@@ -382,6 +269,7 @@ impl ShellEndpoints {
             open: Streams::of(config.shells_max, SHELLS_OF_PERSON_MAX, ("too_many_shells", "shells, jobs and logs")),
             held,
             lasting: Arc::default(),
+            asking: Asking::default(),
             stop: stop.clone(),
         };
         if endpoints.host.is_some() {
@@ -395,9 +283,25 @@ impl ShellEndpoints {
     }
 
     /// The right, as fresh as the log's leader has it.
-    async fn ground(&self, caller: &Caller, org: &str, workspace: &str, action: Action) -> Result<Ground, Problem> {
+    pub(super) async fn ground(
+        &self,
+        caller: &Caller,
+        org: &str,
+        workspace: &str,
+        action: Action,
+    ) -> Result<Ground, Problem> {
         let org = self.access.org(org).await?;
         let resource = self.access.workspace(org, workspace).await?;
+        self.ground_of(caller, action, resource).await
+    }
+
+    /// The same of a workspace that was found.
+    pub(super) async fn ground_of(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+    ) -> Result<Ground, Problem> {
         self.access.permit(caller, action, resource).await?;
         let ground = self.ground_on(caller, action, resource);
         match ground.lost() {
@@ -430,25 +334,26 @@ impl ShellEndpoints {
         let Some(order) = client.order::<Order>().await else { return };
         match self.open_shell(&mut client, &ground, order).await {
             Err(problem) => client.refuse(&problem).await,
-            Ok((shell, open)) => {
+            Ok(None) => {}
+            Ok(Some((shell, open))) => {
                 let carried = client.carry(open, &ground, SHELL_OPEN_MAX.to_duration(), &self.stop, None).await;
                 self.tell(&ground, Whose::Shell(shell), carried.0, carried.1).await;
             }
         }
     }
 
-    /// The log knows of a shell before anything runs.
+    /// The log knows of a shell before anything runs. `None` where the client went away, or was told why not.
     async fn open_shell(
         &self,
         client: &mut Client,
         ground: &Ground,
         order: Order,
-    ) -> Result<(ShellId, crate::shell_host::OpenShell), Problem> {
+    ) -> Result<Option<(ShellId, crate::shell_host::OpenShell)>, Problem> {
         let what = ShellWhat::try_from(order)?;
+        let Some(place) = self.shell_host(client, ground).await? else { return Ok(None) };
         let (caller, workspace) = (ground.caller_now(), workspace_of(ground)?);
         let session = caller.session_id()?;
         let host = self.host()?.host();
-        let place = host.shell_place(ground.resource.org(), workspace)?;
         let new = shells::NewShell { workspace, user: caller.user, session, kind: what.kind(), host: place };
         let context = self.context(ground);
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
@@ -478,7 +383,7 @@ impl ShellEndpoints {
                 let told = json!({ "type": "opened", "shell": shell.to_string(), "lasting": facts.lasting,
                     "notice": facts.notice, "host_key": facts.host_key });
                 client.say(&told).await;
-                Ok((shell, open))
+                Ok(Some((shell, open)))
             }
             Err(failure) => {
                 self.tell(ground, Whose::Shell(shell), ShellEnd::NotStarted, None).await;

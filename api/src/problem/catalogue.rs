@@ -151,6 +151,7 @@ catalogue! {
         "machine_requested" "The machine was requested already", "On other terms; nothing was changed.";
         "machine_not_launched" "No instance was launched for the machine yet", "Try again once it is.";
         "machine_other_instance" "Another instance was launched for the machine already", "The one that is not recorded is terminated.";
+        "host_leaving" "The workspace's host is on its way out", "Its machine is off and is not started again, and what lies there goes with it. The next wake goes to another one.";
         "machine_leaving" "The machine is on its way out", "It is not started again; another one takes its place.";
         "machine_not_draining" "Only a draining machine is terminated", "Drain it first.";
         "machine_not_empty" "The machine still holds workspaces", "Release them first.";
@@ -191,6 +192,7 @@ catalogue! {
         "host_revoked" "The host is revoked", "Enrol its machine as another one.";
         "enrolment_used" "The enrolment was used already", "It works once. Issue another one.";
         "enrolment_expired" "The enrolment has expired", "Issue another one.";
+        "host_gone" "The workspace's host is gone", "It ran there last; what its services wrote is gone with it. The next wake begins anew elsewhere.";
         "machine_over" "The machine is gone", "Ask for another one.";
     }
     PAYLOAD_TOO_LARGE {
@@ -256,6 +258,8 @@ catalogue! {
     SERVICE_UNAVAILABLE {
         "provider_unavailable" "The identity provider cannot be asked right now", "Nothing was changed. Try again.";
         "host_out_of_reach" "The workspace's host is out of reach", "Its files lie there and nowhere else. Try again once it is back.";
+        "host_starting" "The workspace's host is on its way up", "Its machine was off, and is started for this. Try again after `Retry-After`.";
+        "host_not_starting" "The workspace's host could not be started", "`reason` is `capacity`, `quota`, `refused` or `stopped_again`. Try again after `Retry-After`.";
         "shell_not_started" "The shell could not be started", "`detail` says why.";
         "overloaded" "Too many requests right now", "Try again after `Retry-After`.";
         "timed_out" "The answer took too long", "It may or may not have happened. Repeat it with the same `Idempotency-Key`.";

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used)]
 
+mod asleep_hosts;
 mod authz;
 mod document;
 mod events;

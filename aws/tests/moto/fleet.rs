@@ -407,6 +407,7 @@ async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_org
         power: Power::On,
         unhealthy: false,
         draining: false,
+        used_at: Default::default(),
     };
     let fleet = OrganizationFleet {
         org: org(1),
@@ -429,6 +430,7 @@ async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_org
             placed: Default::default(),
             stale: Default::default(),
             used_at: Default::default(),
+            needed_until: Default::default(),
         }],
         demands: Vec::new(),
         workspaces: 1,

@@ -3,6 +3,7 @@
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::HostId;
 use envforge_domain::machine::*;
+use envforge_domain::time::UnixMillis;
 use proptest::prelude::*;
 
 use crate::given::*;
@@ -89,6 +90,25 @@ fn a_start_that_failed_leaves_it_off_until_somebody_asks_again() {
 }
 
 #[test]
+fn whoever_needs_it_up_says_so_now_and_then_and_starts_nothing_by_it() {
+    let needed = |at| MachineCommand::Use { cause: MachineCause::Logs, now: UnixMillis::new(at) };
+    let told = |at| [MachineEvent::Used { cause: MachineCause::Logs, at: UnixMillis::new(at) }];
+    let used = || up().and(needed(100_000));
+    up().when(needed(100_000)).then(told(100_000));
+    used().when(needed(114_999)).then_nothing();
+    used().when(needed(115_000)).then(told(115_000));
+    used().when(needed(99_999)).then(told(99_999));
+    let stopping = || used().and(stop());
+    stopping().when(needed(200_000)).then_nothing();
+    stopping().and(MachineCommand::ReportStopped).when(needed(200_000)).then_nothing();
+    let logs = || MachineCommand::Start { cause: MachineCause::Logs };
+    let starting = || stopping().and(logs());
+    stopping().when(logs()).then([MachineEvent::StartRequested { cause: MachineCause::Logs }]);
+    starting().when(logs()).then_nothing();
+    starting().when(needed(200_000)).then(told(200_000));
+}
+
+#[test]
 fn a_hibernation_that_is_refused_becomes_a_stop() {
     let plain = || MachineCommand::Stop { mode: StopMode::Stop, cause: MachineCause::NoHibernation };
     let hibernating = || up().and(stop());
@@ -140,7 +160,7 @@ fn a_strange_one_is_reported_once_and_never_becomes_a_machine() {
 proptest! {
     /// Whatever was accepted evolves, and organization, purpose and instance stay what they were.
     #[test]
-    fn any_accepted_history_evolves(steps in prop::collection::vec((0..13u8, 1..3u128, 0..2usize), 1..60)) {
+    fn any_accepted_history_evolves(steps in prop::collection::vec((0..14u8, 1..3u128, 0..2usize), 1..60)) {
         let commands = steps.into_iter().map(|(verb, number, placed)| match verb {
             0 => request(),
             1 => launched(&format!("i-{number}"), number, host(1)),
@@ -154,6 +174,7 @@ proptest! {
             9 => MachineCommand::Terminate { cause: MachineCause::Unhealthy, placed },
             10 => MachineCommand::ReportTerminated { end: MachineEnd::Vanished },
             11 => MachineCommand::ReportStartFailed { why: StartFailure::StoppedAgain, reason: "key".to_owned() },
+            12 => MachineCommand::Use { cause: MachineCause::Shell, now: UnixMillis::new(number as u64 * 20_000) },
             _ => MachineCommand::Request { terms: terms(1, number), cause: MachineCause::WarmPool },
         });
         histories::<Machine>([request()].into_iter().chain(commands), |before, after| {

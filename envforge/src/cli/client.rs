@@ -45,6 +45,9 @@ const PAGE_MAX: usize = 100;
 /// Empty pages in a row that are followed: what matches little in a very long audit is looked for a page at a time.
 const EMPTY_PAGES_MAX: u32 = 100;
 
+/// A host's machine is on its way up.
+pub(super) const HOST_STARTING: &str = "host_starting";
+
 /// Query parameters. A value that is `None` is left out.
 pub(crate) type Query<'a> = [(&'a str, Option<String>)];
 
@@ -423,7 +426,8 @@ impl Client {
                     let worth_it = match problem.status {
                         // Somebody's lockout is not waited for in silence.
                         429 => call.signed && asked_pause.is_some(),
-                        502..=504 => true,
+                        // Whoever asked for it waits for longer, and says so.
+                        502..=504 => problem.code() != HOST_STARTING,
                         409 => problem.code() == "contended",
                         _ => false,
                     };

@@ -1,19 +1,26 @@
 //! `envforge logs`: what a workspace's services write, as they write it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use envforge_domain::limits::MACHINE_START_WAIT;
 use futures_util::future::try_join_all;
+use reqwest::Response;
 use serde::Deserialize;
 
 use super::Context;
-use super::client::cause;
+use super::client::{HOST_STARTING, Query, cause};
 use super::failure::{Exit, Failure};
+use super::shell_connection::STARTING;
 use super::workspace::Meant;
 
 /// A line that is longer is shown in pieces.
 const LINE_BYTES_MAX: usize = 64 * 1024;
+/// Before logs are asked for again whose host is on its way up.
+const STARTING_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -62,11 +69,11 @@ pub(super) async fn run(context: &Context, arguments: LogsArguments) -> Result<E
         .iter()
         .map(|name| (name.as_str(), if one { None } else { Some(format!("{name:width$} | ")) }))
         .collect();
-    let (org, workspace) = (&org, &workspace);
+    let (org, workspace, starting) = (&org, &workspace, Cell::new(false));
     let shown = try_join_all(pieces.iter().map(async |(service, prefix)| {
         let segments = ["v1", "orgs", org, "workspaces", workspace, "services", service, "logs"];
         let query = [("lines", Some(lines.to_string())), ("follow", follow.then(|| "true".to_owned()))];
-        let mut response = match context.client.stream(&segments, &query).await {
+        let mut response = match once_started(context, &segments, &query, &starting).await {
             Ok(response) => response,
             // It has not written anything yet; others may have.
             Err(Failure::Refused(problem)) if problem.status == 404 && !one => return Ok(false),
@@ -100,6 +107,30 @@ pub(super) async fn run(context: &Context, arguments: LogsArguments) -> Result<E
         context.output.note("No service has written anything here yet.");
     }
     Ok(Exit::Ok)
+}
+
+/// The answer, once the machine that the logs lie on is up. `told`: whether whoever waits was told so.
+async fn once_started(
+    context: &Context,
+    segments: &[&str],
+    query: &Query<'_>,
+    told: &Cell<bool>,
+) -> Result<Response, Failure> {
+    let begun = Instant::now();
+    loop {
+        match context.client.stream(segments, query).await {
+            Err(Failure::Refused(problem))
+                if problem.code() == HOST_STARTING && begun.elapsed() < MACHINE_START_WAIT.to_duration() =>
+            {
+                if !told.replace(true) {
+                    context.output.note(STARTING);
+                }
+                // The API has waited before it answered.
+                tokio::time::sleep(STARTING_PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn whole(prefix: &str, line: &mut Vec<u8>) -> Result<(), Failure> {

@@ -90,6 +90,8 @@ impl Problem {
             "workspace_archived" => "create a new one with another slug: `envforge up --name SLUG`",
             "name_taken" | "name_retired" => "choose another slug",
             "host_label_too_long" => "choose a shorter slug: `envforge up --name SLUG`",
+            "host_gone" | "host_leaving" => "wake it: `envforge workspace wake`",
+            "host_starting" | "host_not_starting" => "repeat the command in a while",
             "runtime_not_awake" | "root_runtime_not_ready" => "wake it first: `envforge workspace wake`",
             "reauthentication_required" => {
                 "run the command on a terminal, where it can ask for your password, or sign in again: `envforge login`"

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Context;
 use super::failure::{Exit, Failure};
-use super::shell_connection::{Connection, Control, Over};
+use super::shell_connection::{Connection, Control, Over, Preparing};
 use super::workspace::Meant;
 
 pub(super) const EXAMPLES: &str = "\
@@ -71,7 +71,7 @@ pub(super) async fn run(context: &Context, arguments: ShellArguments) -> Result<
         json!({ "open": "command", "words": command })
     };
     connection.say(&order).await?;
-    if let Err(over) = connection.begun(|| {}).await? {
+    if let Err(over) = connection.begun(Preparing::told(&context.output)).await? {
         return ended(over);
     }
     let (say, controls) = mpsc::channel(16);
@@ -93,7 +93,7 @@ pub(super) async fn on_terminal(
     let (columns, rows) = size();
     let order = json!({ "open": "terminal", "columns": columns, "rows": rows, "term": term(), "lasting": lasting, "words": command });
     connection.say(&order).await?;
-    let opened = match connection.begun(|| {}).await? {
+    let opened = match connection.begun(Preparing::told(&context.output)).await? {
         Ok(opened) => opened,
         Err(over) => return ended(over),
     };
@@ -122,7 +122,7 @@ pub(super) async fn run_job(context: &Context, arguments: RunArguments) -> Resul
     let mut connection = Connection::open(&context.client, &segments).await?;
     let (say, controls) = mpsc::channel(16);
     let begun = tokio::select! {
-        begun = connection.begun(|| context.output.note("Waking the runtime.")) => begun?,
+        begun = connection.begun(Preparing::told(&context.output)) => begun?,
         signal = tokio::signal::ctrl_c() => {
             signal?;
             return Err(Failure::Interrupted);

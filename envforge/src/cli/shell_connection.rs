@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::client::Client;
 use super::failure::Failure;
+use super::output::Output;
 use super::problem::Problem;
 
 pub(super) const PROTOCOL: &str = "envforge.shell.v1";
@@ -38,11 +39,39 @@ const ERROR: u8 = 2;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Said {
     Waking,
+    Starting,
     Opened(Opened),
     Window { bytes: usize },
     Over(Over),
     Error { problem: Value },
 }
+
+/// What a server does before something can begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Preparing {
+    /// The runtime is woken.
+    Waking,
+    /// The machine was off.
+    Starting,
+}
+
+impl Preparing {
+    /// Tells whoever waits, once.
+    pub(super) fn told(output: &Output) -> impl FnMut(Self) {
+        let mut last = None;
+        move |what| {
+            if last.replace(what) != Some(what) {
+                output.note(match what {
+                    Self::Waking => "Waking the runtime.",
+                    Self::Starting => STARTING,
+                });
+            }
+        }
+    }
+}
+
+/// What whoever waits for a host's machine is told.
+pub(super) const STARTING: &str = "The machine of this workspace's host is starting; this may take a few minutes.";
 
 /// A shell, or a job's run, that has begun.
 #[derive(Debug, Deserialize)]
@@ -103,12 +132,13 @@ impl Connection {
         self.sink.send(Message::Text(message.to_string().into())).await.map_err(|error| broke_off(&error))
     }
 
-    /// Waits until it has begun. `waking` is called where a runtime is woken for it.
-    pub(super) async fn begun(&mut self, mut waking: impl FnMut()) -> Result<Result<Opened, Over>, Failure> {
+    /// Waits until it has begun. `told` is called with what comes before that.
+    pub(super) async fn begun(&mut self, mut told: impl FnMut(Preparing)) -> Result<Result<Opened, Over>, Failure> {
         loop {
             match self.stream.next().await {
                 Some(Ok(Message::Text(text))) => match read(&text)? {
-                    Said::Waking => waking(),
+                    Said::Waking => told(Preparing::Waking),
+                    Said::Starting => told(Preparing::Starting),
                     Said::Opened(opened) => return Ok(Ok(opened)),
                     Said::Over(over) => return Ok(Err(over)),
                     Said::Error { problem } => return Err(refused(&problem)),
@@ -183,7 +213,7 @@ impl Connection {
                         }
                         Said::Over(over) => return Ok(over),
                         Said::Error { problem } => return Err(refused(&problem)),
-                        Said::Waking | Said::Opened(_) => {}
+                        Said::Waking | Said::Starting | Said::Opened(_) => {}
                     },
                     Some(Ok(Message::Close(_))) | None => return Err(gone()),
                     Some(Ok(_)) => {}

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Context;
 use super::failure::{Exit, Failure};
-use super::shell_connection::Connection;
+use super::shell_connection::{Connection, Preparing};
 
 /// What hosts of workspaces are called to OpenSSH: `signed-links.acme.envforge`.
 const DOMAIN: &str = "envforge";
@@ -76,7 +76,7 @@ pub(super) async fn proxy(context: &Context, arguments: SshProxyArguments) -> Re
     let segments = ["v1", "orgs", &org, "workspaces", workspace, "shell"];
     let mut connection = Connection::open(&context.client, &segments).await?;
     connection.say(&json!({ "open": "ssh", "client_key": client_key.join(" ") })).await?;
-    let Ok(opened) = connection.begun(|| {}).await? else {
+    let Ok(opened) = connection.begun(Preparing::told(&context.output)).await? else {
         return Err(Failure::failed("it ended before it began", "`envforge audit log` says more"));
     };
     let Some(key) = opened.host_key.as_deref().filter(|key| !key.chars().any(char::is_control)) else {

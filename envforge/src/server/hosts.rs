@@ -241,7 +241,7 @@ impl Hosts {
     /// Where there is none, or it is not to be reached: its files lie nowhere else.
     pub(crate) fn place(&self, org: OrgId, workspace: WorkspaceId) -> Result<HostId, ShellFailure> {
         let placement = &self.0.hot.placement;
-        if let Some(host) = placement.host_of(workspace).or_else(|| placement.last_host_of(workspace)) {
+        if let Some(host) = placement.lies_on(workspace) {
             if self.reach(org, host).is_some() {
                 return Ok(host);
             }

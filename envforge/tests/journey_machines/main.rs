@@ -2,9 +2,10 @@
 //! agent enrols by what user data says and lies ready, the workspace wakes there, also by a link; a developer works in its shell, which is
 //! on a machine of its own, whether the runtime sleeps or not, and has root for a while on the runtime's; agents and every role are
 //! killed; the machine stops after the grace and starts again; drained, it is ended. And a second organization beside it, on machines of
-//! its own.
+//! its own. Logs and shells of what sleeps on a machine that is off: `asleep`.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests panic, and hand tools' paths on")]
 
+mod asleep;
 mod boot;
 mod cloud;
 mod neighbour;
@@ -47,7 +48,7 @@ services:
 ";
 
 /// What an operator writes.
-fn fleet_file(site: &Site, cloud: &Cloud, key: &str) -> std::path::PathBuf {
+fn fleet_file(site: &Site, cloud: &Cloud, key: &str, shell_shape: &str) -> std::path::PathBuf {
     let file = site.dir.join("fleet.toml");
     let text = format!(
         r#"
@@ -60,7 +61,7 @@ look_seconds = 1
 
 [machines]
 shapes = ["m7g.large"]
-shell_shape = "t4g.small"
+shell_shape = "{shell_shape}"
 machines_max = 3
 grace_seconds = {}
 boot_deadline_seconds = 120
@@ -154,7 +155,7 @@ struct World {
     instance: String,
     host: String,
     started: String,
-    /// The machine for shells.
+    /// The machine that shells are on.
     shells: String,
     site: Arc<Site>,
     nats: NatsServer,
@@ -163,6 +164,10 @@ struct World {
 impl World {
     /// `None` where this machine can have no others on it.
     async fn up() -> Option<Self> {
+        Self::up_with("t4g.small").await
+    }
+
+    async fn up_with(shell_shape: &str) -> Option<Self> {
         if let Some(why) = network::missing() {
             println!("{why}: nothing of this story was told");
             return None;
@@ -178,7 +183,7 @@ impl World {
         for org in [acme, globex] {
             cloud.moto.pull("profile", &format!(r#"{{"name":"envforge-test-{org}"}}"#));
         }
-        let fleet_file = fleet_file(&site, &cloud, &cloud.key().await);
+        let fleet_file = fleet_file(&site, &cloud, &cloud.key().await, shell_shape);
         let fleet = site.started("fleet", &fleet_command(&site, &nats, &cloud, &fleet_file));
         assert_eq!(cloud.instances(), []);
 
@@ -191,7 +196,8 @@ impl World {
             .await
         };
         let Launched { instance, host, .. } = machine(MachinePurpose::Runtime).await;
-        let shells = machine(MachinePurpose::Shell).await.instance;
+        let purpose = if shell_shape == "none" { MachinePurpose::Runtime } else { MachinePurpose::Shell };
+        let shells = machine(purpose).await.instance;
         let started = starts(&cloud, &instance).pop().unwrap();
         Some(Self {
             roles,

@@ -10,7 +10,7 @@ use envforge_domain::commit::{
 use envforge_domain::event::Event;
 use envforge_domain::host::HostEvent;
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, OrgId, ProjectId, UserId, WorkspaceId};
-use envforge_domain::machine::{MachineEvent, MachinePurpose};
+use envforge_domain::machine::{MachineCause, MachineEvent, MachinePurpose};
 use envforge_domain::manifest::Manifest;
 use envforge_domain::organization::OrganizationEvent;
 use envforge_domain::project::{ProjectEvent, Repository};
@@ -105,6 +105,17 @@ impl Log {
         let asked = RuntimeEvent::WakeRequested { epoch: Epoch(1), workspace, project, cause };
         self.tell(StreamId::runtime(org, workspace), vec![Event::Runtime(asked)]).await;
         workspace
+    }
+
+    /// Why a host's machine was started each time that it was off.
+    pub(crate) async fn starts_of(&self, host: &str) -> Vec<MachineCause> {
+        let all = self.all().await;
+        let of_host = all.iter().filter(|recorded| recorded.commit.stream.key() == host);
+        let cause = |event: &Event| match event {
+            Event::Machine(MachineEvent::StartRequested { cause }) => Some(*cause),
+            _ => None,
+        };
+        of_host.flat_map(|recorded| &recorded.commit.events).filter_map(cause).collect()
     }
 
     /// The host on which a workspace became ready, once it has.

@@ -13,6 +13,7 @@ use crate::tty::Tty;
 const DANA: &str = "dana@acme.example";
 const PASSWORD: &str = "plum kite engine 8";
 
+#[derive(Clone)]
 pub(crate) struct Dana(Arc<Site>);
 
 impl Dana {

@@ -5,6 +5,7 @@ use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::machine::{
     MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StartFailure, StopMode,
 };
+use envforge_domain::time::UnixMillis;
 
 use super::wire::{events, object, tokens};
 
@@ -22,6 +23,7 @@ events! {
         "machine.draining.v1" => Draining { cause: MachineCause = "cause" },
         "machine.termination_requested.v1" => TerminationRequested { cause: MachineCause = "cause" },
         "machine.terminated.v1" => Terminated { end: MachineEnd = "end" },
+        "machine.used.v1" => Used { cause: MachineCause = "cause", at: UnixMillis = "at" },
         "machine.strange_reported.v1" => StrangeReported { instance: String = "instance", reason: String = "reason" },
     }
 }
@@ -54,6 +56,8 @@ tokens! {
         "operator" => Operator,
         "unused" => Unused,
         "no_hibernation" => NoHibernation,
+        "logs" => Logs,
+        "shell" => Shell,
     }
 }
 

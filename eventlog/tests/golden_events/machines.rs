@@ -27,6 +27,8 @@ pub(crate) fn samples(host: HostId, org: OrgId, capacity: Capacity) -> Vec<Machi
         MachineCause::Operator,
         MachineCause::Unused,
         MachineCause::NoHibernation,
+        MachineCause::Logs,
+        MachineCause::Shell,
     ];
     let failures = [StartFailure::Capacity, StartFailure::Quota, StartFailure::Refused, StartFailure::StoppedAgain];
     let modes = [StopMode::Stop, StopMode::Hibernate];
@@ -42,6 +44,7 @@ pub(crate) fn samples(host: HostId, org: OrgId, capacity: Capacity) -> Vec<Machi
     all.push(MachineEvent::Draining { cause: MachineCause::Unhealthy });
     all.push(MachineEvent::TerminationRequested { cause: MachineCause::Unhealthy });
     all.extend([MachineEnd::Terminated, MachineEnd::Vanished].map(|end| MachineEvent::Terminated { end }));
+    all.push(MachineEvent::Used { cause: MachineCause::Logs, at: UnixMillis::new(1_790_000_000_000) });
     all.push(MachineEvent::StrangeReported {
         instance: "i-0c1e5b2a7d3f49681".to_owned(),
         reason: "no machine was requested for its host".to_owned(),

@@ -153,6 +153,98 @@ fn no_runtime_goes_to_a_host_that_is_for_shells() {
 }
 
 #[test]
+fn how_a_machine_stands_is_known_to_whoever_needs_what_lies_on_it() {
+    use envforge_domain::commit::StreamId;
+    use envforge_domain::machine::{MachineCause, MachineEnd, MachineEvent, MachineTerms, StartFailure, StopMode};
+    use envforge_domain::runtime::{Epoch, RuntimeEvent};
+    let mut story = Story::empty();
+    let machine = |story: &mut Story, event: MachineEvent| {
+        story.append(StreamId::machine(org(1), host(1)), vec![event.into()]);
+        story.hosts().standing(host(1), story.now)
+    };
+    let terms = MachineTerms {
+        host: host(1),
+        org: org(1),
+        purpose: MachinePurpose::Runtime,
+        provider: "aws-ec2".to_owned(),
+        shape: "m7g.large".to_owned(),
+        capacity: capacity(1_000, 1_000),
+    };
+    let (mode, cause) = (StopMode::Stop, MachineCause::Logs);
+    let (coming, off) = (Some(MachineStanding::Coming), Some(MachineStanding::Off));
+    assert_eq!(story.hosts().standing(host(1), NOW), None);
+    assert_eq!(machine(&mut story, MachineEvent::Requested { terms, cause: MachineCause::Demand }), coming);
+    assert_eq!(machine(&mut story, MachineEvent::Launched { instance: "i-1".to_owned() }), coming);
+    assert_eq!(machine(&mut story, MachineEvent::Started), coming, "its agent may be on its way");
+    story.host(1, 1, capacity(1_000, 1_000));
+    story.on_runtime(vec![RuntimeEvent::HostChosen { epoch: Epoch(1), host: host(1) }]);
+    let later = NOW.plus(envforge_domain::limits::MACHINE_START_WAIT);
+    assert_eq!(story.hosts().standing(host(1), later), Some(MachineStanding::Up));
+    assert!(story.hosts().is_to_be_told_of_use(host(1), NOW));
+    machine(&mut story, MachineEvent::Used { cause, at: NOW });
+    assert!(!story.hosts().is_to_be_told_of_use(host(1), NOW), "somebody has said so");
+    assert!(story.hosts().is_to_be_told_of_use(host(1), later));
+    story.place(1, 1, 2, capacity(1, 1));
+    assert!(!story.hosts().is_to_be_told_of_use(host(1), later), "what is awake there keeps it up");
+    story.on_host(1, 1, HostEvent::Released { workspace: workspace(2) });
+
+    assert_eq!(story.hosts().shell_machine_of(org(1), workspace(1)), Some(host(1)));
+    assert_eq!(story.hosts().shell_machine_of(org(1), workspace(9)), Some(host(1)), "it is nowhere yet");
+    assert_eq!(story.hosts().shell_machine_of(org(2), workspace(1)), None);
+    assert_eq!(machine(&mut story, MachineEvent::StopRequested { mode, cause: MachineCause::Idle }), off);
+    assert_eq!(machine(&mut story, MachineEvent::Stopped { mode }), off);
+    assert!(!story.hosts().is_to_be_told_of_use(host(1), later), "it starts nothing");
+    assert_eq!(machine(&mut story, MachineEvent::StartRequested { cause }), coming);
+    let (why, until) = (StartFailure::Quota, NOW.plus(Millis::from_secs(15)));
+    let failed = machine(&mut story, MachineEvent::StartFailed { why, reason: "quota".to_owned() });
+    assert_eq!(failed, Some(MachineStanding::NotStarting { why, until }));
+    assert_eq!(story.hosts().standing(host(1), until), off, "it may be tried again");
+    let draining = machine(&mut story, MachineEvent::Draining { cause: MachineCause::Operator });
+    assert_eq!(draining, Some(MachineStanding::Leaving));
+    assert_eq!(story.hosts().lies_on(workspace(1)), Some(host(1)));
+    assert!(!story.hosts().is_gone(org(1), host(1)) && story.hosts().is_gone(org(2), host(1)));
+    assert_eq!(machine(&mut story, MachineEvent::Terminated { end: MachineEnd::Vanished }), None);
+    assert!(story.hosts().is_gone(org(1), host(1)), "before its host is retired");
+}
+
+#[test]
+fn shells_are_where_the_machine_for_them_is_furthest_on_its_way() {
+    use envforge_domain::commit::StreamId;
+    use envforge_domain::machine::{MachineCause, MachineEvent, MachineTerms, StopMode};
+    let mut story = Story::empty();
+    story.host(1, 7, capacity(1_000, 1_000));
+    assert_eq!(story.hosts().shell_machine_of(org(1), workspace(1)), None, "on no provider's machine");
+    let shell = |story: &Story| story.hosts().shell_machine_of(org(1), workspace(1));
+    let machine = |story: &mut Story, number: u128, events: Vec<MachineEvent>| {
+        let events = events.into_iter().map(Into::into).collect();
+        story.append(StreamId::machine(org(1), host(number)), events);
+    };
+    let requested = |number| MachineEvent::Requested {
+        terms: MachineTerms {
+            host: host(number),
+            org: org(1),
+            purpose: MachinePurpose::Shell,
+            provider: "aws-ec2".to_owned(),
+            shape: "t4g.small".to_owned(),
+            capacity: capacity(1_000, 1_000),
+        },
+        cause: MachineCause::Demand,
+    };
+    let (launched, mode) = (MachineEvent::Launched { instance: "i-1".to_owned() }, StopMode::Stop);
+    let stop = MachineEvent::StopRequested { mode, cause: MachineCause::Unhealthy };
+    machine(&mut story, 1, vec![requested(1), launched.clone(), MachineEvent::Started]);
+    assert_eq!(shell(&story), Some(host(1)));
+    machine(&mut story, 1, vec![stop, MachineEvent::Stopped { mode }]);
+    assert_eq!(shell(&story), Some(host(1)));
+    machine(&mut story, 2, vec![requested(2)]);
+    assert_eq!(shell(&story), Some(host(2)));
+    machine(&mut story, 1, vec![MachineEvent::StartRequested { cause: MachineCause::Shell }]);
+    assert_eq!(shell(&story), Some(host(1)));
+    machine(&mut story, 1, vec![MachineEvent::Draining { cause: MachineCause::Operator }]);
+    assert_eq!(shell(&story), Some(host(2)));
+}
+
+#[test]
 fn an_organization_without_hosts_needs_one_however_empty_others_are() {
     let mut story = Story::empty();
     story.host(2, 1, capacity(64_000, 64_000));

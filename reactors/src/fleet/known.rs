@@ -8,14 +8,16 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::commit::{Position, Recorded};
 use envforge_domain::denial::DenialEvent;
 use envforge_domain::event::Event;
+use envforge_domain::failures::Failures;
 use envforge_domain::host::{ActiveHost, Capacity, Enrolment, Host, HostEvent};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
-use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
+use envforge_domain::limits::{MACHINE_USE_LASTS, RENEWAL_RECORD_INTERVAL};
 use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachineEvent, Power};
 use envforge_domain::runtime::Runtime;
+use envforge_domain::shell::ShellEvent;
 use envforge_domain::time::{Millis, UnixMillis};
 
-use super::plan::{AgentState, Demand, Failures, MachineView, OrganizationFleet, Starts};
+use super::plan::{AgentState, Demand, MachineView, OrganizationFleet, Starts};
 use crate::world::{KnownRuntime, World, needs};
 
 /// What an agent is refused with that comes with a token that it, or another one, has used.
@@ -138,13 +140,17 @@ pub struct Known {
     strange: BTreeSet<String>,
     /// Of every workspace that ever was.
     workspaces: HashMap<WorkspaceId, OrgId>,
-    /// When something was last placed on a host or released there, or it came up, by the log's clock.
+    /// When something was last placed on a host or released there, a shell opened or over, somebody needed it up, or it came up, by the
+    /// log's clock.
     used_at: HashMap<HostId, UnixMillis>,
+    /// When somebody last said that they need a machine up with nothing awake there.
+    needed_at: HashMap<HostId, UnixMillis>,
     failures: HashMap<OrgId, Failures>,
 }
 
 impl Known {
     pub fn apply(&mut self, recorded: &Recorded) {
+        self.apply_shells(recorded);
         self.world.apply(recorded);
         let key = recorded.commit.stream.key();
         for event in &recorded.commit.events {
@@ -194,6 +200,22 @@ impl Known {
         }
     }
 
+    /// While the world still knows where the one was that is over.
+    fn apply_shells(&mut self, recorded: &Recorded) {
+        for event in &recorded.commit.events {
+            let host = match event {
+                Event::Shell(ShellEvent::Connected { terms }) => terms.host,
+                Event::Shell(ShellEvent::Disconnected { .. }) => {
+                    recorded.commit.stream.key().parse().ok().and_then(|shell| self.world.host_of_shell(shell))
+                }
+                _ => continue,
+            };
+            if let Some(host) = host {
+                self.used_at.insert(host, recorded.recorded_at);
+            }
+        }
+    }
+
     fn apply_host(&mut self, host: HostId, event: &HostEvent, recorded: &Recorded) {
         if let Some(known) = self.machines.get_mut(&host) {
             known.host.apply(event, recorded);
@@ -236,6 +258,12 @@ impl Known {
         let never_up = matches!(known.state, Machine::Requested { .. })
             || matches!(&known.state, Machine::Live(live) if live.power == Power::Starting);
         known.state = Machine::evolve(std::mem::take(&mut known.state), event);
+        if let MachineEvent::Used { .. } = event {
+            // It stands as it stood: nothing is due to this.
+            self.used_at.insert(host, at);
+            self.needed_at.insert(host, at);
+            return;
+        }
         known.commit = recorded.commit.id;
         known.correlation = recorded.commit.correlation;
         match event {
@@ -263,6 +291,7 @@ impl Known {
             | MachineEvent::Unhealthy { .. }
             | MachineEvent::TerminationRequested { .. }
             | MachineEvent::Terminated { .. }
+            | MachineEvent::Used { .. }
             | MachineEvent::StrangeReported { .. } => {}
         }
     }
@@ -335,6 +364,7 @@ impl Known {
             stale,
             open_shells: shells.get(&host).copied().unwrap_or_default(),
             used_at: self.used_at.get(&host).copied().unwrap_or(known.requested_at),
+            needed_until: self.needed_at.get(&host).map_or(UnixMillis::EPOCH, |at| at.plus(MACHINE_USE_LASTS)),
         })
     }
 

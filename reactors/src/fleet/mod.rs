@@ -36,7 +36,7 @@ pub use enrolling::{DrawSecret, Due, Enrolling, due};
 pub use executor::{ActError, Executor, Grounds, launch_token, machine_key};
 pub use known::{Known, KnownHost, KnownMachine};
 pub use plan::{
-    AgentState, Demand, Failures, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Starts, Step,
+    AgentState, Demand, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Starts, Step,
     WhyGivenUp, plan,
 };
 

@@ -9,15 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use envforge_commands::context::derived_uuid;
+use envforge_domain::failures::Failures;
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
 use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
 use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachinePurpose, MachineTerms, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
 
-/// After a launch or a start that failed; doubled for each one that follows, up to `LAUNCH_PAUSE_MAX`.
-const LAUNCH_PAUSE_MIN: Millis = Millis::from_secs(15);
-const LAUNCH_PAUSE_MAX: Millis = Millis::from_minutes(15);
 /// So many starts must have failed before a machine is replaced for it, however long they took.
 const STARTS_BEFORE_GIVEN_UP: u32 = 8;
 /// A machine whose checks fail again this long after it was stopped for them has not got well by it.
@@ -31,7 +29,7 @@ pub struct FleetPolicy {
     pub shapes: Vec<Shape>,
     /// For shells; none have a machine of their own where there is none.
     pub shell_shape: Option<Shape>,
-    /// How long a machine stays up without an awake runtime.
+    /// How long a machine stays up without an awake runtime, an open shell or somebody who follows logs.
     pub grace: Millis,
     /// Machines that are kept up without a runtime, so that a wake need not wait for one.
     pub warm: usize,
@@ -99,7 +97,10 @@ pub struct MachineView {
     pub stale: BTreeSet<WorkspaceId>,
     /// Shells that are open there by the log.
     pub open_shells: usize,
+    /// When something was last placed there or released, a shell opened or over, or somebody needed it up, or it came up.
     pub used_at: UnixMillis,
+    /// Until when somebody needs it up who has nothing awake there.
+    pub needed_until: UnixMillis,
 }
 
 /// What became of a machine's starts.
@@ -143,14 +144,6 @@ pub struct Demand {
     pub before: Option<HostId>,
     /// The host that has taken it.
     pub taken_by: Option<HostId>,
-}
-
-/// Launches, or starts of one machine, that failed one after the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Failures {
-    count: u32,
-    first_at: UnixMillis,
-    last_at: UnixMillis,
 }
 
 /// One thing to do, each a command on the log.
@@ -244,34 +237,6 @@ pub struct Plan {
     pub refusals: Vec<PlanRefusal>,
 }
 
-impl Failures {
-    pub fn add(&mut self, at: UnixMillis) {
-        if self.count == 0 {
-            self.first_at = at;
-        }
-        self.count = self.count.saturating_add(1);
-        self.last_at = at;
-    }
-
-    fn any(&self) -> bool {
-        self.count > 0
-    }
-
-    fn last_for(&self, length: Millis) -> bool {
-        self.count >= STARTS_BEFORE_GIVEN_UP && self.last_at.since(self.first_at) >= length
-    }
-
-    fn until(&self) -> UnixMillis {
-        match self.count {
-            0 => UnixMillis::EPOCH,
-            count => {
-                let doubled = LAUNCH_PAUSE_MIN.get().saturating_mul(1_u64 << (count - 1).min(20));
-                self.last_at.plus(Millis::new(doubled.min(LAUNCH_PAUSE_MAX.get())))
-            }
-        }
-    }
-}
-
 impl MachineView {
     fn live(&self) -> Option<&LiveMachine> {
         if let Machine::Live(live) = &self.state { Some(live) } else { None }
@@ -287,7 +252,8 @@ impl MachineView {
 
     /// Why it has to go, where it has to.
     fn leaves_for(&self, workspaces: usize, policy: &FleetPolicy) -> Option<MachineCause> {
-        let never_starts = !self.is_on() && self.starts.failures.last_for(policy.start_patience);
+        let never_starts =
+            !self.is_on() && self.starts.failures.last_for(STARTS_BEFORE_GIVEN_UP, policy.start_patience);
         if self.live().is_some_and(|live| live.unhealthy) || never_starts {
             Some(MachineCause::Unhealthy)
         } else if self.is_given_up_by_people() {
@@ -341,6 +307,11 @@ impl MachineView {
     fn is_deserted(&self, deadline: Millis) -> bool {
         let empty = self.stale.len() == self.placed.len();
         self.agent == AgentState::Enrolled && self.is_on() && empty && self.away >= deadline
+    }
+
+    /// Nobody is there, and nobody was for the grace.
+    fn is_idle(&self, grace: Millis, now: UnixMillis) -> bool {
+        self.open_shells == 0 && self.needed_until <= now && now.since(self.used_at) >= grace
     }
 
     /// On its way in or out.
@@ -636,7 +607,7 @@ impl<'a> Planner<'a> {
 
     fn request_for(&mut self, demand: &Demand) {
         let count = self.policy.shapes.len().max(1);
-        let first = self.fleet.failures.count as usize % count;
+        let first = self.fleet.failures.count() as usize % count;
         let order = self.policy.shapes.iter().cycle().skip(first).take(count);
         let Some(shape) = order.into_iter().find(|shape| demand.needs.fits_into(&shape.capacity)).cloned() else {
             self.plan.refusals.push(PlanRefusal::TooLarge { workspace: demand.workspace });
@@ -662,7 +633,7 @@ impl<'a> Planner<'a> {
         }
         for _ in off.len()..missing {
             let count = self.policy.shapes.len().max(1);
-            let Some(shape) = self.policy.shapes.get(self.fleet.failures.count as usize % count).cloned() else {
+            let Some(shape) = self.policy.shapes.get(self.fleet.failures.count() as usize % count).cloned() else {
                 break;
             };
             if self.request(MachinePurpose::Runtime, &shape, MachineCause::WarmPool).is_none() {
@@ -672,7 +643,7 @@ impl<'a> Planner<'a> {
         for host in up.iter().skip(wanted) {
             let machine = self.ours.iter().find(|machine| machine.host == *host);
             let Some(machine) = machine.filter(|machine| machine.is_on()) else { continue };
-            if self.now.since(machine.used_at) >= self.policy.grace {
+            if machine.is_idle(self.policy.grace, self.now) {
                 let mode = self.stop_mode(machine);
                 self.step(Step::Stop { host: *host, mode, cause: MachineCause::Idle });
             }

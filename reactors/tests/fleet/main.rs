@@ -5,6 +5,7 @@ mod checker;
 mod compared;
 mod logged;
 mod million;
+mod needed;
 mod planned;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +77,14 @@ pub(crate) fn terms(number: u128, of: u128) -> MachineTerms {
 
 pub(crate) fn live(number: u128, of: u128, power: Power) -> LiveMachine {
     let instance = format!("i-{number}");
-    LiveMachine { terms: terms(number, of), instance, power, unhealthy: false, draining: false }
+    LiveMachine {
+        terms: terms(number, of),
+        instance,
+        power,
+        unhealthy: false,
+        draining: false,
+        used_at: UnixMillis::EPOCH,
+    }
 }
 
 pub(crate) fn view(state: Machine, placed: &[(u128, Capacity)], used_at: UnixMillis) -> MachineView {
@@ -100,6 +108,7 @@ pub(crate) fn view(state: Machine, placed: &[(u128, Capacity)], used_at: UnixMil
         stale: BTreeSet::new(),
         open_shells: 0,
         used_at,
+        needed_until: UnixMillis::EPOCH,
     }
 }
 

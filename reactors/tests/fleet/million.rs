@@ -9,13 +9,14 @@ use envforge_domain::aggregate::Aggregate;
 use envforge_domain::claim::{Claim, ClaimCommand};
 use envforge_domain::commit::{Actor, Commit, Component, StreamId, Surface};
 use envforge_domain::event::Event;
+use envforge_domain::failures::Failures;
 use envforge_domain::host::{Host, HostCommand};
 use envforge_domain::ids::{CommandId, CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, MachineEvent, Power, StartFailure};
 use envforge_domain::runtime::{Epoch, RuntimeEvent};
 use envforge_domain::time::{Millis, UnixMillis};
 use envforge_eventlog::schema;
-use envforge_reactors::fleet::{Demand, Failures, FleetPolicy, OrganizationFleet, PlanRefusal, Step, plan};
+use envforge_reactors::fleet::{Demand, FleetPolicy, OrganizationFleet, PlanRefusal, Step, plan};
 
 use super::checker::Checker;
 use super::*;
@@ -335,6 +336,7 @@ impl Site {
                 stale: placed.keys().copied().filter(|id| !awake(id)).collect(),
                 placed,
                 used_at: self.used_at[host],
+                needed_until: UnixMillis::EPOCH,
             })
         });
         let machines = views.filter(|view| ours(view.org)).collect();

@@ -108,6 +108,20 @@ fn a_machine_without_an_awake_runtime_stops_after_the_grace_and_not_before() {
 }
 
 #[test]
+fn a_machine_that_somebody_needs_with_nothing_awake_there_stays_up_while_they_are_there() {
+    let long_idle = || view(on(1, 1), &[], UnixMillis::EPOCH);
+    let stop = [Step::Stop { host: host(1), mode: StopMode::Stop, cause: MachineCause::Idle }];
+    assert_eq!(steps(&fleet(1, vec![long_idle()])), stop);
+    assert_eq!(steps(&fleet(1, vec![MachineView { open_shells: 1, ..long_idle() }])), []);
+    let needed = |needed_until| fleet(1, vec![MachineView { needed_until, ..long_idle() }]);
+    assert_eq!(steps(&needed(NOON.plus(Millis::from_secs(1)))), []);
+    assert_eq!(steps(&needed(NOON)), stop);
+    // Started for somebody, it is nobody's but its grace's.
+    let started = MachineView { starts: Starts { asked_at: NOON, ..Starts::default() }, ..view(on(1, 1), &[], NOON) };
+    assert_eq!(steps(&fleet(1, vec![started])), []);
+}
+
+#[test]
 fn the_warm_pool_is_filled_from_stopped_machines_first_and_kept_from_stopping() {
     let warm = |warm| FleetPolicy { warm, ..policy() };
     let machines = vec![view(on(1, 1), &[], UnixMillis::EPOCH), view(off(2, 1), &[], NOON)];
