@@ -14,6 +14,7 @@ pub(crate) mod handoff;
 pub(crate) mod health;
 pub(crate) mod hosts;
 pub(crate) mod invitations;
+mod lasting_shells;
 pub(crate) mod links;
 pub(crate) mod me;
 pub(crate) mod members;

@@ -1,8 +1,7 @@
 //! Shells, jobs and logs of a workspace: what its team reaches while the runtime sleeps, and what of it runs.
 //!
-//! Not here: frames and how long a right lasts (`shell_socket`), what runs (`shell_host`).
+//! Not here: frames and how long a right lasts (`shell_socket`), what runs (`shell_host`), what lasts beyond connections (`lasting_shells`).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use bytes::Bytes;
 use envforge_commands::{CommandError, Commands, Context, Done, job_runs, runtimes, shells};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Surface};
-use envforge_domain::ids::{JobRunId, OrgId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{JobRunId, ShellId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::{
     ACTIVITY_INTERVAL, JOB_RUN_MAX, SHELL_CHARS_MAX, SHELL_OPEN_MAX, SHELL_WORDS_MAX, SHELLS_OF_PERSON_MAX,
@@ -23,9 +22,7 @@ use envforge_domain::limits::{
 };
 use envforge_domain::manifest::Job;
 use envforge_domain::runtime::{ActivitySource, RuntimeCommand, WakeCause};
-use envforge_domain::shell::{
-    LastingShell, LogChunk, LogPlace, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize,
-};
+use envforge_domain::shell::{LogChunk, LogPlace, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::SharedClock;
 use envforge_projections::gateway_view::RuntimePhase;
@@ -41,6 +38,7 @@ use utoipa_axum::routes;
 
 use super::events::{OpenStream, Streams};
 use super::has_access;
+use super::lasting_shells::Lasting;
 use crate::access::{Access, Caller, act};
 use crate::config::{Config, Shells};
 use crate::open_shells::{Held, OpenShells};
@@ -52,8 +50,6 @@ use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a runtime is woken for one job: something may put it to sleep before the job has begun.
 const JOB_WAKES_MAX: u32 = 3;
-/// How often the right of those who left a lasting terminal behind is looked at.
-const LASTING_CHECK: Duration = Duration::from_millis(200);
 /// A term's name.
 const TERM_CHARS_MAX: usize = 64;
 const SIZE_MAX: u16 = 4_000;
@@ -64,17 +60,13 @@ const REPORT_ATTEMPTS_MAX: u32 = 20;
 pub(crate) struct ShellEndpoints {
     pub(super) access: Access,
     commands: Commands,
-    clock: SharedClock,
-    host: Option<Shells>,
+    pub(super) clock: SharedClock,
+    pub(super) host: Option<Shells>,
     open: Arc<Streams>,
     held: OpenShells,
-    lasting: Arc<Mutex<Lasting>>,
+    pub(super) lasting: Arc<Mutex<Lasting>>,
     stop: CancellationToken,
 }
-
-/// On which sign-ins stands what somebody left running in a workspace.
-/// INVARIANT: the organization belongs to the key: a host names workspaces as it likes, but only as its own organization's.
-type Lasting = HashMap<(OrgId, WorkspaceId, UserId), Vec<Ground>>;
 
 has_access!(ShellEndpoints);
 
@@ -484,63 +476,6 @@ impl ShellEndpoints {
                 self.tell(ground, Whose::Shell(shell), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
             }
-        }
-    }
-
-    /// Keeps an eye on the right of whoever leaves something running behind: it ends with the last sign-in that attached to it.
-    fn hold_lasting(&self, ground: &Ground, workspace: WorkspaceId) {
-        let key = (ground.resource.org(), workspace, ground.caller.user);
-        let first = {
-            let mut lasting = self.lasting.lock();
-            let grounds = lasting.entry(key).or_default();
-            let session = |ground: &Ground| ground.caller.session_id().ok();
-            let first = grounds.is_empty();
-            if !grounds.iter().any(|known| session(known) == session(ground)) {
-                grounds.push(ground.clone());
-            }
-            first
-        };
-        if !first {
-            return;
-        }
-        let state = self.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    () = state.stop.cancelled() => return,
-                    () = tokio::time::sleep(LASTING_CHECK) => {}
-                }
-                let over = {
-                    let mut lasting = state.lasting.lock();
-                    let Some(grounds) = lasting.get_mut(&key) else { return };
-                    // Nobody gets to it while rights are unknown; it is not worth its end.
-                    grounds.retain(|ground| matches!(ground.lost(), None | Some(ShellEnd::RightsUnknown)));
-                    let over = grounds.is_empty();
-                    if over {
-                        lasting.remove(&key);
-                    }
-                    over
-                };
-                if over {
-                    if let Some(host) = &state.host {
-                        host.host().end_lasting(key.0, key.1, key.2).await;
-                    }
-                    return;
-                }
-            }
-        });
-    }
-
-    /// Takes what lasts on hosts from before this process, or from before they were away, and holds it to the right as it is now.
-    async fn hold_found(self) {
-        let Some(host) = self.host.clone() else { return };
-        loop {
-            let Some(found) = self.stop.run_until_cancelled(host.host().found_lasting()).await else { return };
-            let LastingShell { org, project, workspace, user, session, surface } = found;
-            let caller = Caller::recalled(org, user, session, surface, self.clock.now());
-            let resource = Resource::Workspace { org, project, workspace };
-            let ground = self.ground_on(&caller, Action::ShellOpen, resource);
-            self.hold_lasting(&ground, workspace);
         }
     }
 
