@@ -3,6 +3,7 @@
 //! Not here: opening shells (`shells`), and what lasts and where (`shell_host`).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use envforge_domain::access::{Action, Resource};
@@ -16,65 +17,85 @@ use crate::shell_socket::Ground;
 /// How often the right of those who left a lasting terminal behind is looked at.
 const LASTING_CHECK: Duration = Duration::from_millis(200);
 
+/// Somebody's in a workspace. INVARIANT: the organization belongs to it: a host names workspaces as it likes, but only as its own
+/// organization's.
+type Whose = (OrgId, WorkspaceId, UserId);
+
 /// On which sign-ins stands what somebody left running in a workspace.
-/// INVARIANT: the organization belongs to the key: a host names workspaces as it likes, but only as its own organization's.
-pub(super) type Lasting = HashMap<(OrgId, WorkspaceId, UserId), Vec<Ground>>;
+pub(super) type Lasting = HashMap<Whose, Vec<Ground>>;
+
+/// Whether what lasts may go on. Nobody gets to it while rights are unknown; it is not worth its end.
+fn stands(ground: &Ground) -> bool {
+    matches!(ground.lost(), None | Some(ShellEnd::RightsUnknown))
+}
 
 impl ShellEndpoints {
     /// Keeps an eye on the right of whoever leaves something running behind: it ends with the last sign-in that attached to it.
     pub(super) fn hold_lasting(&self, ground: &Ground, workspace: WorkspaceId) {
-        let key = (ground.resource.org(), workspace, ground.caller.user);
-        let first = {
-            let mut lasting = self.lasting.lock();
-            let grounds = lasting.entry(key).or_default();
-            let session = |ground: &Ground| ground.caller.session_id().ok();
-            let first = grounds.is_empty();
-            if !grounds.iter().any(|known| session(known) == session(ground)) {
-                grounds.push(ground.clone());
+        let whose = (ground.resource.org(), workspace, ground.caller.user);
+        match self.lasting.lock().entry(whose) {
+            Entry::Vacant(entry) => {
+                entry.insert(vec![ground.clone()]);
             }
-            first
-        };
-        if !first {
-            return;
+            Entry::Occupied(mut entry) => {
+                let session = |ground: &Ground| ground.caller.session_id().ok();
+                if !entry.get().iter().any(|known| session(known) == session(ground)) {
+                    entry.get_mut().push(ground.clone());
+                }
+                return;
+            }
         }
         let state = self.clone();
         tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    () = state.stop().cancelled() => return,
-                    () = tokio::time::sleep(LASTING_CHECK) => {}
-                }
-                let over = {
-                    let mut lasting = state.lasting.lock();
-                    let Some(grounds) = lasting.get_mut(&key) else { return };
-                    // Nobody gets to it while rights are unknown; it is not worth its end.
-                    grounds.retain(|ground| matches!(ground.lost(), None | Some(ShellEnd::RightsUnknown)));
-                    let over = grounds.is_empty();
-                    if over {
-                        lasting.remove(&key);
-                    }
-                    over
-                };
-                if over {
-                    if let Some(host) = &state.host {
-                        host.host().end_lasting(key.0, key.1, key.2).await;
-                    }
-                    return;
-                }
-            }
+            let stop = state.stop().clone();
+            stop.run_until_cancelled(state.watch_lasting(whose)).await;
         });
+    }
+
+    /// Until it was ended. INVARIANT: there is one for each entry, which goes with it.
+    async fn watch_lasting(self, whose: Whose) {
+        loop {
+            tokio::time::sleep(LASTING_CHECK).await;
+            let goes_on = {
+                let mut lasting = self.lasting.lock();
+                let Some(grounds) = lasting.get_mut(&whose) else { return };
+                grounds.retain(stands);
+                !grounds.is_empty()
+            };
+            if goes_on {
+                continue;
+            }
+            self.end_lasting(whose).await;
+            let mut lasting = self.lasting.lock();
+            // Somebody may have come meanwhile.
+            if lasting.get(&whose).is_none_or(Vec::is_empty) {
+                lasting.remove(&whose);
+                return;
+            }
+        }
+    }
+
+    /// Ends it, unless its host knows of a sign-in that still stands: one that attached through another process. That is held from here, too.
+    async fn end_lasting(&self, (org, workspace, user): Whose) {
+        let Some(host) = &self.host else { return };
+        let stands = |one: &LastingShell| stands(&self.ground_of_lasting(one));
+        for one in host.host().end_lasting(org, workspace, user, &stands).await {
+            self.hold_lasting(&self.ground_of_lasting(&one), workspace);
+        }
+    }
+
+    /// The right of somebody whom a host names, as it is now.
+    fn ground_of_lasting(&self, one: &LastingShell) -> Ground {
+        let LastingShell { org, project, workspace, user, session, surface } = *one;
+        let caller = Caller::recalled(org, user, session, surface, self.clock.now());
+        self.ground_on(&caller, Action::ShellOpen, Resource::Workspace { org, project, workspace })
     }
 
     /// Takes what lasts on hosts from before this process, or from before they were away, and holds it to the right as it is now.
     pub(super) async fn hold_found(self) {
         let Some(host) = self.host.clone() else { return };
-        loop {
-            let Some(found) = self.stop().run_until_cancelled(host.host().found_lasting()).await else { return };
-            let LastingShell { org, project, workspace, user, session, surface } = found;
-            let caller = Caller::recalled(org, user, session, surface, self.clock.now());
-            let resource = Resource::Workspace { org, project, workspace };
-            let ground = self.ground_on(&caller, Action::ShellOpen, resource);
-            self.hold_lasting(&ground, workspace);
+        while let Some(found) = self.stop().run_until_cancelled(host.host().found_lasting()).await {
+            self.hold_lasting(&self.ground_of_lasting(&found), found.workspace);
         }
     }
 }
