@@ -248,6 +248,10 @@ async fn logs(
         std::io::ErrorKind::NotConnected => ShellFailure::OutOfReach.into(),
         _ => Problem::internal(error.to_string()),
     })?;
+    // It may have come late.
+    if ground.lost().is_some() {
+        state.ground_of(&ground.caller_now(), ground.action, ground.resource).await?;
+    }
     let chunk = match (tail, query.follow) {
         (Some(chunk), _) => chunk,
         (None, true) => LogChunk::default(),
@@ -293,7 +297,15 @@ impl Following {
             }
             let Some(host) = &self.state.host else { return Ok(None) };
             let org = self.ground.resource.org();
-            let more = host.host().more(org, workspace, self.service.clone(), self.place).await;
+            let more = tokio::select! {
+                biased;
+                _ = self.ground.until_ended() => continue,
+                more = host.host().more(org, workspace, self.service.clone(), self.place) => more,
+            };
+            // It may have come late.
+            if self.ground.lost().is_some() {
+                continue;
+            }
             let LogChunk { bytes, next, gap } = match more {
                 // It comes back, and with it what was written meanwhile.
                 Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
@@ -387,9 +399,25 @@ impl ShellEndpoints {
     }
 
     /// The right, as fresh as the log's leader has it.
-    async fn ground(&self, caller: &Caller, org: &str, workspace: &str, action: Action) -> Result<Ground, Problem> {
+    pub(super) async fn ground(
+        &self,
+        caller: &Caller,
+        org: &str,
+        workspace: &str,
+        action: Action,
+    ) -> Result<Ground, Problem> {
         let org = self.access.org(org).await?;
         let resource = self.access.workspace(org, workspace).await?;
+        self.ground_of(caller, action, resource).await
+    }
+
+    /// The same of a workspace that was found.
+    pub(super) async fn ground_of(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+    ) -> Result<Ground, Problem> {
         self.access.permit(caller, action, resource).await?;
         let ground = self.ground_on(caller, action, resource);
         match ground.lost() {
@@ -422,20 +450,21 @@ impl ShellEndpoints {
         let Some(order) = client.order::<Order>().await else { return };
         match self.open_shell(&mut client, &ground, order).await {
             Err(problem) => client.refuse(&problem).await,
-            Ok((shell, open)) => {
+            Ok(None) => {}
+            Ok(Some((shell, open))) => {
                 let carried = client.carry(open, &ground, SHELL_OPEN_MAX.to_duration(), &self.stop, None).await;
                 self.tell(&ground, Whose::Shell(shell), carried.0, carried.1).await;
             }
         }
     }
 
-    /// The log knows of a shell before anything runs.
+    /// The log knows of a shell before anything runs. `None` where the client went away, or was told why not.
     async fn open_shell(
         &self,
         client: &mut Client,
         ground: &Ground,
         order: Order,
-    ) -> Result<(ShellId, crate::shell_host::OpenShell), Problem> {
+    ) -> Result<Option<(ShellId, crate::shell_host::OpenShell)>, Problem> {
         let what = ShellWhat::try_from(order)?;
         let (caller, workspace) = (ground.caller_now(), workspace_of(ground)?);
         let session = caller.session_id()?;
@@ -460,21 +489,32 @@ impl ShellEndpoints {
             git: connected.git,
             what,
         };
-        match host.open(place, order).await {
-            Ok(open) => {
+        let lasts = matches!(order.what, ShellWhat::Terminal { lasting: true, .. } | ShellWhat::Ssh { .. });
+        let opened = client.until_begun(ground, &self.stop, host.open(place, order)).await;
+        // Also where nothing was opened: what lasts is begun before the connection to it is.
+        let left = match &opened {
+            Ok(Ok(open)) => open.facts.lasting,
+            Ok(Err(_)) | Err(_) => lasts,
+        };
+        if left {
+            self.hold_lasting(ground, workspace);
+        }
+        match opened {
+            Ok(Ok(open)) => {
                 ground.opened_on(place);
-                if open.facts.lasting {
-                    self.hold_lasting(ground, workspace);
-                }
                 let facts = &open.facts;
                 let told = json!({ "type": "opened", "shell": shell.to_string(), "lasting": facts.lasting,
                     "notice": facts.notice, "host_key": facts.host_key });
                 client.say(&told).await;
-                Ok((shell, open))
+                Ok(Some((shell, open)))
             }
-            Err(failure) => {
+            Ok(Err(failure)) => {
                 self.tell(ground, Whose::Shell(shell), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
+            }
+            Err(end) => {
+                self.give_up(client, ground, Whose::Shell(shell), end).await;
+                Ok(None)
             }
         }
     }
@@ -551,15 +591,19 @@ impl ShellEndpoints {
         let new = job_runs::NewJobRun { workspace, project: order.project, job, by: caller.user, commit, secrets };
         let (run, _) =
             act!(self.access, &caller, permit, job_runs::start(&self.commands, permit, &context, new.clone()));
-        match host.run_job(JobOrder { run, ..order }).await {
-            Ok(open) => {
+        match client.until_begun(ground, &self.stop, host.run_job(JobOrder { run, ..order })).await {
+            Ok(Ok(open)) => {
                 self.opened_by_runtime(ground);
                 client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
                 Ok(Some((run, open)))
             }
-            Err(failure) => {
+            Ok(Err(failure)) => {
                 self.tell(ground, Whose::Job(run), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
+            }
+            Err(end) => {
+                self.give_up(client, ground, Whose::Job(run), end).await;
+                Ok(None)
             }
         }
     }
@@ -635,6 +679,14 @@ impl ShellEndpoints {
     /// A request of its own that belongs to the one by which the shell was opened.
     pub(super) fn context(&self, ground: &Ground) -> Context {
         Context { correlation: ground.caller.arrival.correlation, ..Context::new(self.clock.now()) }
+    }
+
+    /// What is over before it began, for its client and for the log.
+    async fn give_up(&self, client: &mut Client, ground: &Ground, over: Whose, end: ShellEnd) {
+        if end != ShellEnd::Closed {
+            client.over(end).await;
+        }
+        self.tell(ground, over, end, None).await;
     }
 
     /// Writes down an end, by EnvForge itself: whoever it concerns may do nothing any more.
