@@ -247,3 +247,26 @@ async fn what_lasts_ends_with_the_last_sign_in_at_whichever_process_it_attached(
     second.post("/v1/auth/logout", json!({})).await.expect(204);
     eventually("its end", async || (site.host.attached() == 0).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_root_window_is_not_used_up_where_its_host_is_out_of_reach() {
+    let site = Site::new().await;
+    site.owner.patch("/v1/orgs/acme/policy", json!({"root": "workspace_elevation"})).await.expect(200);
+    let wanted = json!({"reason": "what fills the disk", "minutes": 20, "access": "shell"});
+    let window = site.dev.post(&format!("{WORKSPACE}/root-windows"), wanted).await.expect(201).text("id");
+    let at = format!("/v1/orgs/acme/root-windows/{window}");
+    site.owner.post(&format!("{at}/approve"), json!({})).await.expect(200);
+    site.host.reach(false);
+    let attach = async || {
+        let mut socket = Socket::open(&site.dev, &format!("/root-windows/{window}/shell")).await;
+        socket.say(Message::Text(terminal().to_string().into())).await;
+        socket
+    };
+    let said = attach().await.hears().await;
+    assert_eq!((&said["type"], &said["problem"]["code"]), (&json!("error"), &json!("host_out_of_reach")), "{said}");
+    assert_eq!(site.dev.get(&at).await.expect(200).body["phase"], "approved");
+    site.host.reach(true);
+    site.host.answer(1);
+    attach().await.opens().await;
+    assert_eq!(site.dev.get(&at).await.expect(200).body["phase"], "open");
+}
