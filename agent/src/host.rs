@@ -6,7 +6,7 @@ use std::io;
 use envforge_domain::ids::{RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
-use envforge_domain::shell::{LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_runtime::{
     Awake, EndedShell, LocalHost, OpenShell, Reports, ShellLogin, SleepFailure, Stage, WakeFailure, WakeOrder,
@@ -152,6 +152,17 @@ impl ReachedHost {
         match self {
             Self::Local(host) => host.commit_up(workspace),
             Self::Line(line) => line.commit_up(workspace).await,
+        }
+    }
+
+    /// See `LocalHost::lasting_shells`.
+    ///
+    /// # Errors
+    /// Where the host does not answer.
+    pub async fn lasting_shells(&self) -> io::Result<Vec<LastingShell>> {
+        match self {
+            Self::Local(host) => Ok(host.lasting_shells().await),
+            Self::Line(line) => line.lasting_shells().await,
         }
     }
 

@@ -80,7 +80,7 @@ async fn quietly(program: impl Future<Output = io::Result<()>>) {
 async fn shell(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: WorkspaceId) -> io::Result<()> {
     let call: ShellCall = timed(frame::expect(&mut stream)).await?;
     let opened = match call.order(org, workspace) {
-        Ok((order, login)) => host.open_shell(order, login).await,
+        Ok((order, login)) => while_asked(&mut stream, host.open_shell(order, login)).await?,
         Err(reason) => Err(ShellFailure::NotStarted { reason }),
     };
     serve(stream, opened).await
@@ -89,8 +89,22 @@ async fn shell(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: W
 async fn job(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: WorkspaceId) -> io::Result<()> {
     let call: JobCall = timed(frame::expect_call(&mut stream)).await?;
     let (order, secrets) = call.order(org, workspace);
-    let begun = host.run_job(order, secrets).await;
+    let begun = while_asked(&mut stream, host.run_job(order, secrets)).await?;
     serve(stream, begun).await
+}
+
+/// Waits for what is begun for a stream, and lets go of it where that ends first: whoever asked for it is gone, or may no more. Looked at
+/// before each step, so that nothing more begins then.
+async fn while_asked<T>(stream: &mut ByteStream, beginning: impl Future<Output = T>) -> io::Result<T> {
+    tokio::select! {
+        biased;
+        // Nothing is said there before the answer.
+        said = stream.read_u8() => Err(match said {
+            Ok(_) => io::ErrorKind::InvalidData.into(),
+            Err(gone) => gone,
+        }),
+        begun = beginning => Ok(begun),
+    }
 }
 
 /// Answers, and carries it to its end. Whatever ends this ends the shell: nobody holds its input any more.

@@ -47,9 +47,15 @@ pub trait ShellHost: Send + Sync {
     /// The commit that is checked out where the runtime is awake on a host that can be reached from here.
     fn commit(&self, org: OrgId, workspace: WorkspaceId) -> BoxFuture<'_, Option<String>>;
 
-    /// Ends what lasts of somebody's shells in a workspace, wherever it can be reached from here. What lasts elsewhere is found
-    /// once it can ([`ShellHost::found_lasting`]).
-    fn end_lasting(&self, org: OrgId, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()>;
+    /// Ends what lasts of somebody's shells in a workspace, on each host that can be reached from here and knows of no sign-in attached to
+    /// it that `stands`. Answers those that do. What lasts elsewhere is found once it can be reached ([`ShellHost::found_lasting`]).
+    fn end_lasting<'a>(
+        &'a self,
+        org: OrgId,
+        workspace: WorkspaceId,
+        user: UserId,
+        stands: &'a (dyn Fn(&LastingShell) -> bool + Send + Sync),
+    ) -> BoxFuture<'a, Vec<LastingShell>>;
 
     /// The next sign-in that a host names on which something lasts there, of those that this process may not know. Waits for ever
     /// where no host does. Safe to cancel.

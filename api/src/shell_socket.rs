@@ -17,7 +17,7 @@ use envforge_domain::shell::{ShellEnd, ShellInput, ShellOutput, ShellSignal, Ter
 use envforge_domain::time::SharedClock;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -40,6 +40,8 @@ pub(crate) const RIGHTS_CHECK: Duration = Duration::from_millis(200);
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A client that answers nothing for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// What a message of a client that is not carried yet counts beside its bytes.
+const EARLY_MESSAGE_BYTES: usize = 64;
 /// How long a client is given to hear why a shell is over.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -134,6 +136,19 @@ impl Ground {
         }
     }
 
+    /// Waits until it is over: why. Looks again and again, and at once when somebody asks for that.
+    pub(crate) async fn until_ended(&self) -> ShellEnd {
+        let look = self.open.look();
+        loop {
+            // Before looking, so that whoever asks in between is heard.
+            let asked = look.notified();
+            if let Some(end) = self.ended() {
+                return end;
+            }
+            let _ = tokio::time::timeout(RIGHTS_CHECK, asked).await;
+        }
+    }
+
     /// The caller as of now.
     pub(crate) fn caller_now(&self) -> Caller {
         let arrival = Arrival { now: self.clock.now(), ..self.caller.arrival };
@@ -149,12 +164,15 @@ pub(crate) type Verdict = Arc<dyn Fn(ShellEnd) -> BoxFuture<'static, &'static st
 pub(crate) struct Client {
     sink: SplitSink<WebSocket, Message>,
     stream: SplitStream<WebSocket>,
+    /// What it said since its order, and what that counts.
+    early: Vec<Message>,
+    early_bytes: usize,
 }
 
 impl Client {
     pub(crate) fn new(socket: WebSocket) -> Self {
         let (sink, stream) = socket.split();
-        Self { sink, stream }
+        Self { sink, stream, early: Vec::new(), early_bytes: 0 }
     }
 
     /// What the client asks for: its first message. `None` where it says nothing that can be read, and is told so.
@@ -197,12 +215,42 @@ impl Client {
         let _ = tokio::time::timeout(FAREWELL, self.sink.send(closing(1000, end.token()))).await;
     }
 
-    /// Whether the client is still there, for as long as this is awaited.
+    /// Waits until the client is gone. What it says meanwhile is kept for what it is about to be given; nothing beyond what it may have
+    /// on its way is read.
     pub(crate) async fn gone(&mut self) {
-        while let Some(Ok(message)) = self.stream.next().await {
-            if matches!(message, Message::Close(_)) {
-                return;
-            }
+        while self.early_bytes < SHELL_WINDOW_BYTES {
+            let bytes = match self.stream.next().await {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                Some(Ok(message)) => {
+                    let bytes = match &message {
+                        Message::Binary(bytes) => bytes.len(),
+                        Message::Text(text) => text.len(),
+                        Message::Ping(_) | Message::Pong(_) | Message::Close(_) => 0,
+                    };
+                    self.early.push(message);
+                    bytes
+                }
+            };
+            self.early_bytes += bytes + EARLY_MESSAGE_BYTES;
+        }
+        std::future::pending().await
+    }
+
+    /// Waits for what a host begins, while the right to it stands and the client is there; else says why it is over. `beginning` must end
+    /// what it has begun where it is dropped.
+    pub(crate) async fn until_begun<T>(
+        &mut self,
+        ground: &Ground,
+        stop: &CancellationToken,
+        beginning: impl Future<Output = T>,
+    ) -> Result<T, ShellEnd> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(ShellEnd::HostStopped),
+            end = ground.until_ended() => Err(end),
+            () = self.gone() => Err(ShellEnd::Closed),
+            begun = beginning => Ok(begun),
         }
     }
 
@@ -215,7 +263,8 @@ impl Client {
         stop: &CancellationToken,
         verdict: Option<Verdict>,
     ) -> (ShellEnd, Option<u32>) {
-        let Self { sink, mut stream } = self;
+        let Self { sink, stream: later, early, .. } = self;
+        let mut stream = stream::iter(early).map(Ok).chain(later);
         let OpenShell { input, output, .. } = open;
         let on_their_way = Arc::new(AtomicUsize::new(0));
         // Room for pings and the last word; a writer that a slow client holds up takes none of it.

@@ -61,7 +61,12 @@ pub(super) async fn logs(
     state.host()?;
     let open = state.open.open(caller.user)?;
     let lines = usize::try_from(lines).unwrap_or(usize::MAX);
-    let chunk = match (state.tail(&ground, &service, lines).await, query.follow) {
+    let tail = state.tail(&ground, &service, lines).await;
+    // It may have come late.
+    if ground.lost().is_some() {
+        state.ground_of(&ground.caller_now(), ground.action, ground.resource).await?;
+    }
+    let chunk = match (tail, query.follow) {
         (Ok(Some(chunk)), _) => chunk,
         (Ok(None), true) => LogChunk::default(),
         (Ok(None), false) => return Err(Problem::not_found()),
@@ -117,7 +122,15 @@ impl Following {
                 self.state.keep_logs_up(&self.ground).await;
             }
             let org = self.ground.resource.org();
-            let more = host.host().more(org, workspace, self.service.clone(), self.place).await;
+            let more = tokio::select! {
+                biased;
+                _ = self.ground.until_ended() => continue,
+                more = host.host().more(org, workspace, self.service.clone(), self.place) => more,
+            };
+            // It may have come late.
+            if self.ground.lost().is_some() {
+                continue;
+            }
             let LogChunk { bytes, next, gap } = match more {
                 // It comes back, and with it what was written meanwhile.
                 Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {

@@ -15,6 +15,7 @@ pub(crate) mod health;
 mod host_starts;
 pub(crate) mod hosts;
 pub(crate) mod invitations;
+mod lasting_shells;
 pub(crate) mod links;
 mod logs;
 pub(crate) mod me;

@@ -130,6 +130,9 @@ impl ShellEndpoints {
             return Err(Problem::value("words", "none: the window is for a shell"));
         }
         self.until_ended(window).await;
+        let (host, org) = (self.host()?.host(), ground.resource.org());
+        // A host that is out of reach would be waited for in vain, in a window that is open by then.
+        host.place(org, workspace)?;
         let caller = ground.caller_now();
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
         let context = self.context(ground);
@@ -137,11 +140,12 @@ impl ShellEndpoints {
             still_stands(&self.access, window, context.now)?;
             root_windows::run(self.commands(), permit, &context, window, Vec::new()).await
         });
-        let coming = self.host()?.host().attach_root(ground.resource.org(), workspace, window, size, term);
-        tokio::select! {
-            came = coming => came.map_err(Problem::from),
-            why = self.over_before(window) => Err(ShellFailure::NotStarted { reason: why.to_owned() }.into()),
-        }
+        let why = tokio::select! {
+            came = host.attach_root(org, workspace, window, size, term) => return came.map_err(Problem::from),
+            why = self.over_before(window) => why,
+            _ = ground.until_ended() => "the right to it does not stand any more",
+        };
+        Err(ShellFailure::NotStarted { reason: why.to_owned() }.into())
     }
 
     /// Whoever comes back is there before the host has said that what they lost has ended. One that somebody sits before is waited for in vain.

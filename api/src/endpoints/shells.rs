@@ -1,8 +1,8 @@
 //! Shells and jobs of a workspace: what its team reaches while the runtime sleeps, and what of it runs.
 //!
-//! Not here: frames and how long a right lasts (`shell_socket`), what runs (`shell_host`), machines that are off (`host_starts`).
+//! Not here: frames and how long a right lasts (`shell_socket`), what runs (`shell_host`), machines that are off (`host_starts`), what lasts
+//! beyond connections (`lasting_shells`).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use envforge_commands::{CommandError, Commands, Context, Done, job_runs, runtimes, shells};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Surface};
-use envforge_domain::ids::{JobRunId, OrgId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{JobRunId, ShellId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::{
     ACTIVITY_INTERVAL, JOB_RUN_MAX, SHELL_CHARS_MAX, SHELL_OPEN_MAX, SHELL_WORDS_MAX, SHELLS_OF_PERSON_MAX,
@@ -21,7 +21,7 @@ use envforge_domain::limits::{
 };
 use envforge_domain::manifest::Job;
 use envforge_domain::runtime::{ActivitySource, RuntimeCommand, WakeCause};
-use envforge_domain::shell::{LastingShell, ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize};
+use envforge_domain::shell::{ShellEnd, ShellFailure, ShellOrder, ShellWhat, TerminalSize};
 use envforge_domain::time::SharedClock;
 use envforge_projections::gateway_view::RuntimePhase;
 use http::{HeaderMap, header};
@@ -36,6 +36,7 @@ use utoipa_axum::routes;
 use super::events::{OpenStream, Streams};
 use super::has_access;
 use super::host_starts::Asking;
+use super::lasting_shells::Lasting;
 use crate::access::{Access, Caller, act};
 use crate::config::{Config, Shells};
 use crate::open_shells::{Held, OpenShells};
@@ -47,8 +48,6 @@ use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a runtime is woken for one job: something may put it to sleep before the job has begun.
 const JOB_WAKES_MAX: u32 = 3;
-/// How often the right of those who left a lasting terminal behind is looked at.
-const LASTING_CHECK: Duration = Duration::from_millis(200);
 /// A term's name.
 const TERM_CHARS_MAX: usize = 64;
 const SIZE_MAX: u16 = 4_000;
@@ -59,17 +58,13 @@ pub(crate) struct ShellEndpoints {
     pub(super) access: Access,
     commands: Commands,
     pub(super) clock: SharedClock,
-    host: Option<Shells>,
+    pub(super) host: Option<Shells>,
     pub(super) open: Arc<Streams>,
     held: OpenShells,
-    lasting: Arc<Mutex<Lasting>>,
+    pub(super) lasting: Arc<Mutex<Lasting>>,
     pub(super) asking: Asking,
     stop: CancellationToken,
 }
-
-/// On which sign-ins stands what somebody left running in a workspace.
-/// INVARIANT: the organization belongs to the key: a host names workspaces as it likes, but only as its own organization's.
-type Lasting = HashMap<(OrgId, WorkspaceId, UserId), Vec<Ground>>;
 
 has_access!(ShellEndpoints);
 
@@ -373,79 +368,33 @@ impl ShellEndpoints {
             git: connected.git,
             what,
         };
-        match host.open(place, order).await {
-            Ok(open) => {
+        let lasts = matches!(order.what, ShellWhat::Terminal { lasting: true, .. } | ShellWhat::Ssh { .. });
+        let opened = client.until_begun(ground, &self.stop, host.open(place, order)).await;
+        // Also where nothing was opened: what lasts is begun before the connection to it is.
+        let left = match &opened {
+            Ok(Ok(open)) => open.facts.lasting,
+            Ok(Err(_)) | Err(_) => lasts,
+        };
+        if left {
+            self.hold_lasting(ground, workspace);
+        }
+        match opened {
+            Ok(Ok(open)) => {
                 ground.opened_on(place);
-                if open.facts.lasting {
-                    self.hold_lasting(ground, workspace);
-                }
                 let facts = &open.facts;
                 let told = json!({ "type": "opened", "shell": shell.to_string(), "lasting": facts.lasting,
                     "notice": facts.notice, "host_key": facts.host_key });
                 client.say(&told).await;
                 Ok(Some((shell, open)))
             }
-            Err(failure) => {
+            Ok(Err(failure)) => {
                 self.tell(ground, Whose::Shell(shell), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
             }
-        }
-    }
-
-    /// Keeps an eye on the right of whoever leaves something running behind: it ends with the last sign-in that attached to it.
-    fn hold_lasting(&self, ground: &Ground, workspace: WorkspaceId) {
-        let key = (ground.resource.org(), workspace, ground.caller.user);
-        let first = {
-            let mut lasting = self.lasting.lock();
-            let grounds = lasting.entry(key).or_default();
-            let session = |ground: &Ground| ground.caller.session_id().ok();
-            let first = grounds.is_empty();
-            if !grounds.iter().any(|known| session(known) == session(ground)) {
-                grounds.push(ground.clone());
+            Err(end) => {
+                self.give_up(client, ground, Whose::Shell(shell), end).await;
+                Ok(None)
             }
-            first
-        };
-        if !first {
-            return;
-        }
-        let state = self.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    () = state.stop.cancelled() => return,
-                    () = tokio::time::sleep(LASTING_CHECK) => {}
-                }
-                let over = {
-                    let mut lasting = state.lasting.lock();
-                    let Some(grounds) = lasting.get_mut(&key) else { return };
-                    // Nobody gets to it while rights are unknown; it is not worth its end.
-                    grounds.retain(|ground| matches!(ground.lost(), None | Some(ShellEnd::RightsUnknown)));
-                    let over = grounds.is_empty();
-                    if over {
-                        lasting.remove(&key);
-                    }
-                    over
-                };
-                if over {
-                    if let Some(host) = &state.host {
-                        host.host().end_lasting(key.0, key.1, key.2).await;
-                    }
-                    return;
-                }
-            }
-        });
-    }
-
-    /// Takes what lasts on hosts from before this process, or from before they were away, and holds it to the right as it is now.
-    async fn hold_found(self) {
-        let Some(host) = self.host.clone() else { return };
-        loop {
-            let Some(found) = self.stop.run_until_cancelled(host.host().found_lasting()).await else { return };
-            let LastingShell { org, project, workspace, user, session, surface } = found;
-            let caller = Caller::recalled(org, user, session, surface, self.clock.now());
-            let resource = Resource::Workspace { org, project, workspace };
-            let ground = self.ground_on(&caller, Action::ShellOpen, resource);
-            self.hold_lasting(&ground, workspace);
         }
     }
 
@@ -521,15 +470,19 @@ impl ShellEndpoints {
         let new = job_runs::NewJobRun { workspace, project: order.project, job, by: caller.user, commit, secrets };
         let (run, _) =
             act!(self.access, &caller, permit, job_runs::start(&self.commands, permit, &context, new.clone()));
-        match host.run_job(JobOrder { run, ..order }).await {
-            Ok(open) => {
+        match client.until_begun(ground, &self.stop, host.run_job(JobOrder { run, ..order })).await {
+            Ok(Ok(open)) => {
                 self.opened_by_runtime(ground);
                 client.say(&json!({ "type": "opened", "run": run.to_string(), "commit": new.commit })).await;
                 Ok(Some((run, open)))
             }
-            Err(failure) => {
+            Ok(Err(failure)) => {
                 self.tell(ground, Whose::Job(run), ShellEnd::NotStarted, None).await;
                 Err(failure.into())
+            }
+            Err(end) => {
+                self.give_up(client, ground, Whose::Job(run), end).await;
+                Ok(None)
             }
         }
     }
@@ -605,6 +558,14 @@ impl ShellEndpoints {
     /// A request of its own that belongs to the one by which the shell was opened.
     pub(super) fn context(&self, ground: &Ground) -> Context {
         Context { correlation: ground.caller.arrival.correlation, ..Context::new(self.clock.now()) }
+    }
+
+    /// What is over before it began, for its client and for the log.
+    async fn give_up(&self, client: &mut Client, ground: &Ground, over: Whose, end: ShellEnd) {
+        if end != ShellEnd::Closed {
+            client.over(end).await;
+        }
+        self.tell(ground, over, end, None).await;
     }
 
     /// Writes down an end, by EnvForge itself: whoever it concerns may do nothing any more.

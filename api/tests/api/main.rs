@@ -7,6 +7,7 @@ mod authz;
 mod document;
 mod events;
 mod faults;
+mod host_double;
 mod house;
 mod invitations;
 mod journey_oidc;

@@ -179,7 +179,7 @@ pub(super) fn open(open: &OpenWindow, command: &RootWindowCommand) -> Decided {
             Some(_) => {
                 let told = RootWindowEvent::CommandEnded { ended: ended.clone() };
                 // Its person may come back to another one.
-                let stays = terms.access == RootAccess::Shell && ended.lost_its_person() && ended.at < open.ends_at;
+                let stays = terms.access == RootAccess::Shell && ended.missed_its_person() && ended.at < open.ends_at;
                 Ok(if stays { vec![told] } else { vec![told, open.closed(ended.at, Some(ended.clone()))] })
             }
             None => Err(RootWindowRefusal::NoCommand),
@@ -317,7 +317,7 @@ impl OpenWindow {
     /// One command, or one shell at a time.
     fn takes_another(&self) -> bool {
         let Some(command) = &self.command else { return true };
-        let lost = command.ended.as_ref().is_some_and(RootEnded::lost_its_person);
+        let lost = command.ended.as_ref().is_some_and(RootEnded::missed_its_person);
         self.terms.access == RootAccess::Shell && lost && self.before.len() + 1 < limits::ROOT_SHELLS_MAX
     }
 

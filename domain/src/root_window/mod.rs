@@ -77,20 +77,19 @@ impl RootMode {
 }
 
 impl RootEnded {
-    /// Whether a shell was taken from its person, who may come back for as long as the window is open: their connection, or the host's
-    /// process, was gone. One that they left themselves is over, and its window with it.
-    pub const fn lost_its_person(&self) -> bool {
+    /// Whether a shell was taken from its person, or never came to them, who may come back for as long as the window is open: their
+    /// connection, the way to the host, or its process, was gone. One that they left themselves is over, and its window with it.
+    pub const fn missed_its_person(&self) -> bool {
         match self.outcome {
             RootOutcome::Signalled => matches!(self.code, Some(HANG_UP)),
-            RootOutcome::Lost | RootOutcome::HostStopped => true,
+            RootOutcome::Lost | RootOutcome::HostStopped | RootOutcome::NotStarted => true,
             RootOutcome::Exited
             | RootOutcome::Deadline
             | RootOutcome::Revoked
             | RootOutcome::Withdrawn
             | RootOutcome::RightLost
             | RootOutcome::RuntimeGone
-            | RootOutcome::NoRoot
-            | RootOutcome::NotStarted => false,
+            | RootOutcome::NoRoot => false,
         }
     }
 }

@@ -383,7 +383,7 @@ fn a_window_for_a_shell_runs_no_command_and_one_for_a_command_no_shell() {
 
 /// Whoever lost their connection comes back while the window is open; whoever left is gone.
 #[test]
-fn a_shell_that_was_lost_leaves_its_window_open_and_one_that_was_left_closes_it() {
+fn a_shell_that_was_lost_or_never_came_leaves_its_window_open_and_one_that_was_left_closes_it() {
     let mut asked = request(RootMode::BreakGlass, LENGTH, LIMITS);
     if let RootWindowCommand::Request { access, .. } = &mut asked {
         *access = RootAccess::Shell;
@@ -392,9 +392,12 @@ fn a_shell_that_was_lost_leaves_its_window_open_and_one_that_was_left_closes_it(
         |now| RootWindowCommand::Run { by: by(REQUESTER), words: vec![], epoch: Some(Epoch(3)), limits: LIMITS, now };
     let end = |outcome, code, now| RootWindowCommand::ReportEnded { ended: RootEnded { code, ..ended(outcome, now) } };
     let opened = || given::<RootWindow>([]).and(asked.clone()).and(shell(at(3_000)));
-    for (outcome, code) in
-        [(RootOutcome::Signalled, Some(HANG_UP)), (RootOutcome::Lost, None), (RootOutcome::HostStopped, None)]
-    {
+    for (outcome, code) in [
+        (RootOutcome::Signalled, Some(HANG_UP)),
+        (RootOutcome::Lost, None),
+        (RootOutcome::HostStopped, None),
+        (RootOutcome::NotStarted, None),
+    ] {
         let lost = || opened().and(end(outcome, code, at(4_000)));
         assert!(matches!(lost().state(), RootWindow::Open(_)), "{outcome:?}");
         lost().when(end(outcome, code, at(4_500))).then_nothing();

@@ -327,7 +327,7 @@ impl Desk {
         self.handshakes.know(address);
         let (remote, mut session, agent_version) = connection.establish().await?;
         let closed = session.closed().clone();
-        self.hosts.enter(identity, remote.clone(), &closed);
+        let connection = self.hosts.enter(identity, remote.clone(), &closed);
         tracing::info!(host = %identity.host, agent_version, "an agent is connected");
         let machine = HostMachine { key: machine, host: identity.host, capacity, org: Some(identity.org) };
         let telling = tell_shell_ends(
@@ -361,8 +361,7 @@ impl Desk {
         let (commands, hot, clock) =
             (self.plane.commands.clone(), Arc::clone(&self.plane.hot), Arc::clone(&self.plane.clock));
         let root = RootReactor::new(commands, hot, Host::Remote(remote.clone()), clock);
-        let beside =
-            closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(remote.line()), telling) });
+        let beside = closed.run_until_cancelled(async { tokio::join!(self.hosts.find_lasting(&connection), telling) });
         tokio::join!(reacting, listening, beside, root.run(closed.clone()));
         self.hosts.leave(identity, &closed);
         tracing::info!(host = %identity.host, "an agent is gone");

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use envforge_agent::{HostHere, HostIdentity, HostLine, ReachedHost, RelayedHost, RemoteHost, StreamHeader};
 use envforge_commands::{Commands, Context};
@@ -16,12 +17,17 @@ use envforge_domain::time::SharedClock;
 use envforge_projections::Hot;
 use envforge_reactors::{HostMachine, NotTaken, SharedWorld};
 use envforge_runtime::LocalHost;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What lasts on hosts and was not held to anybody's right yet.
 const FOUND_MAX: usize = 1_024;
+/// Hosts that are asked at the same time what lasts there.
+const ASKED_MAX: usize = 16;
+/// Before a host that did not say what lasts there is asked again: doubled each time.
+const ASK_PAUSE_MIN: Duration = Duration::from_millis(250);
+const ASK_PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// Clones are one.
 #[derive(Clone)]
@@ -41,6 +47,7 @@ struct Inner {
     /// `None` where no API is in this process: those of others ask themselves.
     find: Option<mpsc::Sender<LastingShell>>,
     found: tokio::sync::Mutex<mpsc::Receiver<LastingShell>>,
+    asking: Semaphore,
 }
 
 /// This machine.
@@ -66,6 +73,14 @@ struct Connected {
 #[derive(Clone, Copy)]
 pub(crate) struct Relay(usize);
 
+/// One connection to a host, by itself or through another process: what lasts there is asked for on each.
+pub(crate) struct Connection {
+    host: HostId,
+    relay: Option<Relay>,
+    number: u64,
+    line: HostLine,
+}
+
 impl Hosts {
     /// `with_api`: whether an API in this process holds to rights what lasts on hosts.
     pub(crate) fn new(hot: Arc<Hot>, with_api: bool) -> Self {
@@ -81,6 +96,7 @@ impl Hosts {
             relays: Mutex::default(),
             find,
             found: tokio::sync::Mutex::new(found),
+            asking: Semaphore::new(ASKED_MAX),
         }))
     }
 
@@ -96,8 +112,9 @@ impl Hosts {
     }
 
     /// The newer connection is the agent's own: it has given the older one up.
-    pub(crate) fn enter(&self, identity: HostIdentity, remote: RemoteHost, closed: &CancellationToken) {
+    pub(crate) fn enter(&self, identity: HostIdentity, remote: RemoteHost, closed: &CancellationToken) -> Connection {
         let (number, since) = (self.0.connections.fetch_add(1, Ordering::Relaxed), Instant::now());
+        let entered = Connection { host: identity.host, relay: None, number, line: remote.line().clone() };
         let connected = Connected { identity, remote, closed: closed.clone(), number, since };
         let former = self.connected().insert(identity.host, connected);
         self.0.entries.fetch_add(1, Ordering::Release);
@@ -105,6 +122,7 @@ impl Hosts {
             former.closed.cancel();
         }
         self.count();
+        entered
     }
 
     pub(crate) fn leave(&self, identity: HostIdentity, closed: &CancellationToken) {
@@ -145,18 +163,18 @@ impl Hosts {
     }
 
     /// A process with an API that reached hosts through this one is gone: whoever else has one asks anew what lasts on them, which the other
-    /// may have been alone to watch. Answers the lines to them.
-    pub(crate) fn ask_anew(&self) -> Vec<HostLine> {
-        let lines = {
+    /// may have been alone to watch. Answers them as connected anew.
+    pub(crate) fn ask_anew(&self) -> Vec<Connection> {
+        let anew = {
             let mut connected = self.connected();
-            let renumbered = connected.values_mut().map(|at| {
+            let renumbered = connected.iter_mut().map(|(host, at)| {
                 at.number = self.0.connections.fetch_add(1, Ordering::Relaxed);
-                at.remote.line().clone()
+                Connection { host: *host, relay: None, number: at.number, line: at.remote.line().clone() }
             });
             renumbered.collect()
         };
         self.count();
-        lines
+        anew
     }
 
     /// Whether a host's agent is connected to this very process, and heard. What is reached through another process is not.
@@ -192,13 +210,17 @@ impl Hosts {
         Relay(relays.len() - 1)
     }
 
-    /// What another process has now. Answers the lines to those that were not there before.
-    pub(crate) fn relay_has(&self, relay: Relay, hosts: Vec<RelayedHost>) -> Vec<HostLine> {
+    /// What another process has now. Answers the connections that were not there before.
+    pub(crate) fn relay_has(&self, relay: Relay, hosts: Vec<RelayedHost>) -> Vec<Connection> {
         let mut relays = self.relays();
         let Some(known) = relays.get_mut(relay.0) else { return Vec::new() };
         let before = known.take().unwrap_or_default();
         let is_new = |at: &&RelayedHost| before.get(&at.host).is_none_or(|known| known.connection != at.connection);
-        let fresh = hosts.iter().filter(is_new).map(|at| at.line.clone()).collect();
+        let fresh = hosts.iter().filter(is_new).map(|at| {
+            let (host, number, line) = (at.host, at.connection, at.line.clone());
+            Connection { host, relay: Some(relay), number, line }
+        });
+        let fresh = fresh.collect();
         let same = |mut at: RelayedHost| {
             // An age that is told again is no better than the first.
             if let Some(known) = before.get(&at.host).filter(|known| known.connection == at.connection) {
@@ -321,17 +343,47 @@ impl Hosts {
         holder.is_none_or(|holder| holder == org).then_some(local)
     }
 
-    /// Asks a host that has just connected what lasts there, for whoever holds that to rights.
-    pub(crate) async fn find_lasting(&self, line: &HostLine) {
+    /// Asks a host that has just connected what lasts there, for whoever holds that to rights: until it has said so, or that connection
+    /// stands no more. The next one is asked anew.
+    pub(crate) async fn find_lasting(&self, connection: &Connection) {
         let Some(find) = &self.0.find else { return };
-        match line.lasting_shells().await {
-            Ok(all) => {
-                for one in all {
-                    // Where the API has ended, so does the process.
-                    let _ = find.send(one).await;
+        let mut pause = ASK_PAUSE_MIN;
+        loop {
+            let said = {
+                // One that is slow to answer holds up the others for no longer than that.
+                let Ok(_turn) = self.0.asking.acquire().await else { return };
+                connection.line.lasting_shells().await
+            };
+            match said {
+                Ok(all) => {
+                    for one in all {
+                        // Where the API has ended, so does the process.
+                        let _ = find.send(one).await;
+                    }
+                    return;
                 }
+                Err(error) => tracing::warn!(host = %connection.host, %error, "a host does not say what lasts there"),
             }
-            Err(error) => tracing::warn!(%error, "a host does not say what lasts there"),
+            tokio::time::sleep(pause).await;
+            if !self.stands(connection) {
+                return;
+            }
+            pause = (pause * 2).min(ASK_PAUSE_MAX);
+        }
+    }
+
+    fn stands(&self, connection: &Connection) -> bool {
+        let Connection { host, relay, number, .. } = connection;
+        match relay {
+            None => {
+                let connected = self.connected();
+                connected.get(host).is_some_and(|at| at.number == *number && !at.closed.is_cancelled())
+            }
+            Some(relay) => {
+                let relays = self.relays();
+                let having = relays.get(relay.0).and_then(Option::as_ref);
+                having.and_then(|hosts| hosts.get(host)).is_some_and(|at| at.connection == *number)
+            }
         }
     }
 
@@ -359,13 +411,67 @@ impl Hosts {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::AtomicUsize;
+
+    use envforge_agent::{RelayConnection, RelayKey, RelayListener, Relayed};
     use envforge_eventlog::SharedLog;
     use envforge_eventlog::sqlite::{Config, SqliteLog};
     use envforge_identity::clock::SystemClock;
-    use envforge_testkit::TestDir;
+    use envforge_testkit::{TestDir, eventually};
+    use futures_util::FutureExt as _;
     use uuid::Uuid;
 
     use super::*;
+
+    /// Another process, that has a host of which it says that it does not: its view is behind, or the host's agent is slow. How often it was
+    /// asked, and a connection to it.
+    async fn not_here(dir: &TestDir) -> (Arc<AtomicUsize>, RelayConnection) {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let files = ["relay.key", "relay.crt"].map(|name| dir.join(name));
+        let key = Arc::new(RelayKey::load_or_create(&files[0], &files[1], clock.now()).unwrap());
+        let at = "127.0.0.1:0".parse().unwrap();
+        let listener = RelayListener::bind(at, Arc::clone(&key), Arc::clone(&clock)).await.unwrap();
+        let at = listener.local_address().unwrap().to_string();
+        let [org, host] = [1, 2].map(Uuid::from_u128);
+        let (org, host) = (OrgId::from_uuid(org), HostId::from_uuid(host));
+        let (told, here) = watch::channel(vec![HostHere { org, host, connection: 7, since: Instant::now() }]);
+        let asked = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&asked);
+        let lines = move |_, _, _| {
+            // Kept for as long as anybody may ask.
+            let _told = &told;
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(None).boxed()
+        };
+        let relayed = Relayed { here, lines: Arc::new(lines) };
+        tokio::spawn(async move {
+            let peer = listener.accept().await.unwrap().arrive().await.unwrap();
+            let _ = peer.serve(relayed).await;
+        });
+        (asked, RelayConnection::open(&at, &key, &clock, Arc::new(|| 0)).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_say_what_lasts_there_is_asked_again_while_its_connection_stands() {
+        let dir = TestDir::new();
+        let log: SharedLog = Arc::new(SqliteLog::open(Config::new(dir.join("log"))).await.unwrap());
+        let stop = CancellationToken::new();
+        let hosts = Hosts::new(Hot::start(log, stop.clone()), true);
+        let (asked, mut connection) = not_here(&dir).await;
+        let relay = hosts.add_relay();
+        let [fresh] = <[_; 1]>::try_from(hosts.relay_has(relay, connection.next().await.unwrap())).ok().unwrap();
+        let finding = tokio::spawn({
+            let hosts = hosts.clone();
+            async move { hosts.find_lasting(&fresh).await }
+        });
+        let patience = Duration::from_secs(20);
+        let again = async || (asked.load(Ordering::SeqCst) >= 3).then_some(());
+        eventually("it is asked again", patience, again).await;
+        assert!(!finding.is_finished());
+        hosts.relay_is_gone(relay);
+        tokio::time::timeout(patience, finding).await.unwrap().unwrap();
+        stop.cancel();
+    }
 
     /// The process's own view of claims need not know the newest one: the log does.
     #[tokio::test]

@@ -10,17 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use envforge_agent::{AsOf, HostLine, RelayConnection, RelayIncoming, RelayKey, RelayListener, Relayed};
+use envforge_agent::{AsOf, RelayConnection, RelayIncoming, RelayKey, RelayListener, Relayed};
 use envforge_domain::commit::Position;
 use envforge_domain::time::UnixMillis;
-use futures_util::{FutureExt as _, StreamExt as _, stream};
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
-use super::hosts::{Hosts, Relay};
+use super::hosts::{Connection, Hosts, Relay};
 use super::running::Running;
 use crate::cli::failure::Failure;
 
@@ -35,8 +36,6 @@ const RECONNECT_MIN: Duration = Duration::from_millis(250);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 /// A connection that held for this long begins the waits anew.
 const SETTLED: Duration = Duration::from_secs(30);
-/// Hosts that are asked at the same time what lasts there.
-const ASKED_MAX: usize = 16;
 
 const KEY: &str = "relay.key";
 const CERTIFICATE: &str = "relay.crt";
@@ -174,8 +173,8 @@ async fn serve(incoming: RelayIncoming, relayed: Relayed, hosts: Hosts) {
         Ok(peer) => {
             ended(peer.serve(relayed).await);
             // It may have been alone to watch what lasts.
-            let lines = hosts.ask_anew();
-            find_lasting(hosts, lines).await;
+            let anew = hosts.ask_anew();
+            find_lasting(hosts, anew).await;
         }
     }
 }
@@ -266,12 +265,8 @@ impl Following {
     }
 }
 
-async fn find_lasting(hosts: Hosts, fresh: Vec<HostLine>) {
-    let ask = |line: HostLine| {
-        let hosts = &hosts;
-        async move { hosts.find_lasting(&line).await }
-    };
-    stream::iter(fresh).for_each_concurrent(ASKED_MAX, ask).await;
+async fn find_lasting(hosts: Hosts, fresh: Vec<Connection>) {
+    join_all(fresh.iter().map(|connection| hosts.find_lasting(connection))).await;
 }
 
 /// A connection that stands, in the metrics.

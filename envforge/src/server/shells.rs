@@ -115,13 +115,28 @@ impl HostShells {
     }
 }
 
-/// Until the host has done it. One that went away meanwhile is asked what lasts there once it is back.
-async fn end_lasting(host: &ReachedHost, workspace: WorkspaceId, user: UserId) {
+/// Until the host has done it, or names who keeps it from that. One that went away meanwhile is asked what lasts there once it is back.
+async fn end_lasting(
+    host: &ReachedHost,
+    (workspace, user): (WorkspaceId, UserId),
+    stands: &(dyn Fn(&LastingShell) -> bool + Send + Sync),
+) -> Vec<LastingShell> {
+    let ending = async || {
+        let mut attached = host.lasting_shells().await?;
+        attached.retain(|one| (one.workspace, one.user) == (workspace, user) && stands(one));
+        if attached.is_empty() {
+            host.end_lasting_shells(workspace, user).await?;
+        }
+        Ok::<_, io::Error>(attached)
+    };
     for attempt in 1..=END_ATTEMPTS_MAX {
-        let Err(error) = host.end_lasting_shells(workspace, user).await else { return };
-        tracing::warn!(%workspace, %error, attempt, "what lasts on a host was not ended yet");
+        match ending().await {
+            Ok(attached) => return attached,
+            Err(error) => tracing::warn!(%workspace, %error, attempt, "what lasts on a host was not ended yet"),
+        }
         tokio::time::sleep(END_PAUSE).await;
     }
+    Vec::new()
 }
 
 impl ShellHost for HostShells {
@@ -160,11 +175,18 @@ impl ShellHost for HostShells {
         async move { self.host_of(org, workspace).ok()?.commit_up(workspace).await }.boxed()
     }
 
-    fn end_lasting(&self, org: OrgId, workspace: WorkspaceId, user: UserId) -> BoxFuture<'_, ()> {
+    fn end_lasting<'a>(
+        &'a self,
+        org: OrgId,
+        workspace: WorkspaceId,
+        user: UserId,
+        stands: &'a (dyn Fn(&LastingShell) -> bool + Send + Sync),
+    ) -> BoxFuture<'a, Vec<LastingShell>> {
         async move {
             // It may have been begun where the workspace lay before.
             let hosts = self.hosts.all_of(org);
-            futures_util::future::join_all(hosts.iter().map(|host| end_lasting(host, workspace, user))).await;
+            let ending = hosts.iter().map(|host| end_lasting(host, (workspace, user), stands));
+            futures_util::future::join_all(ending).await.concat()
         }
         .boxed()
     }

@@ -222,6 +222,27 @@ async fn what_passes_through_another_process_ends_with_its_right_and_with_each_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_lasts_ends_with_the_last_sign_in_through_whichever_api_it_attached() {
+    let world = World::new().await;
+    let team = &world.team;
+    let mut first = team.tty(&["shell", "main"]);
+    first.shows("work#");
+    let lasting = Tenacious::new(team, "shared");
+    first.types(&format!("{}\r", lasting.script()));
+    lasting.until_they_run();
+    let mut second = Tty::start(team.site.command_of(SECOND, &["shell", "main"]));
+    second.shows("setsid");
+    assert!(team.dana(&["logout"], "").status.success());
+    first.ends();
+    tokio::time::sleep(DEAD).await; // pause: what would end by then goes on
+    assert!(lasting.all().iter().all(|pid| !is_dead(pid)), "the other sign-in stands");
+    assert!(second.is_running());
+    assert!(team.run(SECOND, &["logout"], "").status.success());
+    second.ends();
+    lasting.until_dead(DEAD);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn jobs_logs_and_root_windows_pass_through_another_process() {
     let world = World::new().await;
     let team = &world.team;

@@ -245,6 +245,38 @@ async fn a_shell_over_the_line_ends_within_a_second_of_its_right_and_with_its_cl
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shell_that_is_still_cloning_ends_with_its_right_and_its_client_on_the_host_too() {
+    let (site, dev) = Site::new();
+    // A server that takes what git says, and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://localhost:{}/orders", silent.local_addr().unwrap().port());
+    let agent = site.agent("builder", &site.at(), Some(&site.enrolment("builder")));
+    site.until_host("builder", "active").await;
+    let team = Team::with(site, dev, agent, &address);
+    // One clones at a time: whoever comes next is there once the one before has let go.
+    let git_comes = async || tokio::time::timeout(DEADLINE, silent.accept()).await.unwrap().unwrap();
+    let mut clones = Vec::new();
+    let client = team.begin(&["shell", "main", "--", "true"]);
+    clones.push(git_comes().await);
+    team.site.json(&["org", "role", "revoke", DANA, "developer"]);
+    let answered = Instant::now();
+    let output = client.wait_with_output().unwrap();
+    assert!(answered.elapsed() < Duration::from_secs(1), "{:?}", answered.elapsed());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("you may not do this any more"));
+    team.ended_as("right lost");
+    team.make_developer();
+    let mut client = team.begin(&["shell", "main", "--", "true"]);
+    clones.push(git_comes().await);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    team.ended_as("its client went away");
+    let mut client = team.begin(&["shell", "main", "--", "true"]);
+    clones.push(git_comes().await);
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_the_line_breaks_what_a_shell_ran_ends_and_the_log_says_lost() {
     let (site, dev) = Site::new();
     let proxy = Proxy::to(site.agents_port).await;
