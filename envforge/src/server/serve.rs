@@ -42,6 +42,7 @@ use super::relays::RelayArgs;
 use super::running::{self, Running};
 use super::secret_store::StoreName;
 use super::service_users::ServiceUserArgs;
+use super::shells::GivenSecrets;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, fleet, open_files, provider, relays, roles, usable};
@@ -170,7 +171,7 @@ pub(crate) struct ServeArgs {
     runtime: PathBuf,
     #[command(flatten)]
     service_users: ServiceUserArgs,
-    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS, with `{org}` in KEY where each organization has its own. The API puts them, reactors and agents read them: all need the same one.
+    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS, with `{org}` in KEY where each organization has its own. The API puts them, `reactors` and `agents` read them: all need the same one.
     #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
     secret_store: Option<StoreName>,
     /// Where roles without a database keep how far they have followed the log. Default: `state` in the folder of the keys.
@@ -487,10 +488,6 @@ async fn start(
         let listen = Agents { listen, certificate_lifetime, public_authority, secret_store, look };
         let address = agents::start(running, &plane, world, &hosts, authority, listen).await?;
         addresses.insert("agents".to_owned(), address.to_string().into());
-        if let Some(listen) = args.relay.listen() {
-            let address = relays::listen(running, &plane, &hosts, relays::key(&args.stores.keys)?, listen).await?;
-            addresses.insert("relay".to_owned(), address.to_string().into());
-        }
     }
     let reaches = world.is_some() || !others.is_empty();
     if !others.is_empty() {
@@ -498,7 +495,17 @@ async fn start(
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         let (authority, store) = (public.authority.clone(), secret_store.clone());
-        roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
+        let host = roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
+        if args.relay.listen().is_some() {
+            // Whoever carries a shell may be gone when it ends.
+            host.keep_ends();
+        }
+    }
+    let given = GivenSecrets::new(&plane, secret_store.clone().filter(|_| world.is_some()));
+    if let (Some(listen), true) = (args.relay.listen(), world.is_some()) {
+        let relay_key = relays::key(&args.stores.keys)?;
+        let address = relays::listen(running, &plane, &hosts, relay_key, listen, given.clone()).await?;
+        addresses.insert("relay".to_owned(), address.to_string().into());
     }
     if let Some(fleet) = fleet {
         fleet::start(running, &plane, fleet, keys.agents_authority()?).await?;
@@ -521,6 +528,7 @@ async fn start(
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
             hosts: reaches.then_some(hosts),
+            given,
             agents: keys
                 .agents_authority()?
                 .map(|authority| envforge_api::AgentsAt { authority, address: args.agents_address.clone() }),
