@@ -288,9 +288,7 @@ impl Agent {
         let program = if header.org == self.org() { (self.streams)(header, &self.host) } else { None };
         let answer = match &program {
             Some(_) => StreamAnswer::Open,
-            None if header.org == self.org() => {
-                StreamAnswer::Refused { reason: not_served(header) }
-            }
+            None if header.org == self.org() => StreamAnswer::Refused { reason: not_served(header) },
             None => StreamAnswer::Refused { reason: FOREIGN.to_owned() },
         };
         match (frame::write(&mut stream, &answer).await, program) {

@@ -455,10 +455,7 @@ impl RemoteEnds {
 ///
 /// # Errors
 /// Those of `opened`.
-pub fn without_login(
-    opened: Result<OpenShell, ShellFailure>,
-    why: Option<String>,
-) -> Result<OpenShell, ShellFailure> {
+pub fn without_login(opened: Result<OpenShell, ShellFailure>, why: Option<String>) -> Result<OpenShell, ShellFailure> {
     let Some(why) = why else { return opened };
     match opened {
         Ok(open) => {

@@ -87,7 +87,11 @@ struct Store;
 
 impl Store {
     fn value(secret: &ConsumedSecret) -> Result<Secret, String> {
-        if secret.name.as_str() == "ABSENT" { Err("it is absent".to_owned()) } else { Ok(Secret::new(VALUE.to_owned())) }
+        if secret.name.as_str() == "ABSENT" {
+            Err("it is absent".to_owned())
+        } else {
+            Ok(Secret::new(VALUE.to_owned()))
+        }
     }
 }
 
@@ -96,7 +100,8 @@ impl SecretSource for Store {
         assert_eq!(place, job(1).place());
         let value = Self::value(git.given.as_ref().unwrap());
         let login = |value| GitLogin { username: git.credential.username.clone(), value, valid_for: None };
-        std::future::ready(value.map(|value| ShellLogin { login: login(value), inside: git.credential.in_shells })).boxed()
+        std::future::ready(value.map(|value| ShellLogin { login: login(value), inside: git.credential.in_shells }))
+            .boxed()
     }
 
     fn of_job(
@@ -285,7 +290,8 @@ fn told_calls(calls: tokio::sync::mpsc::Sender<serde_json::Value>) -> StreamHand
         Some(Box::new(move |mut stream: ByteStream| {
             async move {
                 let call = frame::expect_call(&mut stream).await.unwrap();
-                let opened = serde_json::json!({ "answer": "opened", "lasting": false, "notice": null, "host_key": null });
+                let opened =
+                    serde_json::json!({ "answer": "opened", "lasting": false, "notice": null, "host_key": null });
                 frame::write(&mut stream, &opened).await.unwrap();
                 calls.send(call).await.unwrap();
             }
@@ -312,7 +318,8 @@ async fn a_value_is_read_where_the_host_is_and_only_named_by_who_asks() {
     assert_eq!(opened.facts.notice.as_deref(), Some("git has no credential here: it is absent"));
     assert!(calls.recv().await.unwrap()["git"].is_null());
 
-    let of_job = |name: &str| JobOrder { secrets: vec![consumed(name, SecretConsumer::Job("test".to_owned()))], ..job(1) };
+    let of_job =
+        |name: &str| JobOrder { secrets: vec![consumed(name, SecretConsumer::Job("test".to_owned()))], ..job(1) };
     assert!(passed_on.run_job(of_job("TOKEN"), BTreeMap::new()).await.is_ok());
     assert_eq!(calls.recv().await.unwrap()["secrets"], serde_json::json!({ "TOKEN": VALUE }));
     let refused = passed_on.run_job(of_job("ABSENT"), BTreeMap::new()).await.err().unwrap();

@@ -1,8 +1,8 @@
 //! The hosts that this process reaches: this machine's own, those whose agents are connected here, and those of another process that passes
 //! streams on: its machine's own, and those whose agents are connected to it.
 //!
-//! Owns on which of them a workspace lies, and which of this process's own another one reaches. Not here: whom to trust (`agents`), the connections between processes (`relays`), and what is
-//! done there (agent, runtime, reactors).
+//! Owns on which of them a workspace lies, and which of this process's own another one reaches. Not here: whom to trust (`agents`), the
+//! connections between processes (`relays`), and what is done there (agent, runtime, reactors).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -353,9 +353,8 @@ impl Hosts {
             all.map(|at| (at.org, at.host)).collect()
         };
         let takes_another = self.0.hot.placement.open_hosts_of(org).is_empty();
-        let fits = |(of, host): &(Option<OrgId>, HostId)| {
-            (of.is_some() || takes_another) && self.reach(org, *host).is_some()
-        };
+        let fits =
+            |(of, host): &(Option<OrgId>, HostId)| (of.is_some() || takes_another) && self.reach(org, *host).is_some();
         let first = machines.into_iter().filter(fits).min_by_key(|(of, host)| (of.is_none(), *host));
         first.map(|(_, host)| host)
     }
@@ -516,7 +515,10 @@ mod tests {
         let lines = hosts.ask_anew();
         assert_eq!(lines.iter().map(HostLine::org).collect::<Vec<_>>(), [acme]);
         let here = hosts.here().borrow().clone();
-        assert_eq!(here.iter().map(|at| (at.org, at.host, at.own_machine)).collect::<Vec<_>>(), [(Some(acme), id, true)]);
+        assert_eq!(
+            here.iter().map(|at| (at.org, at.host, at.own_machine)).collect::<Vec<_>>(),
+            [(Some(acme), id, true)]
+        );
         host.shutdown().await;
         stop.cancel();
     }

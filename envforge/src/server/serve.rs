@@ -603,4 +603,22 @@ mod tests {
         assert_eq!(two, ["10.0.0.1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()));
         assert!(parse(&["--trusted-proxy", "10.0.0.0/8"]).is_err());
     }
+
+    #[test]
+    fn reactors_listen_for_other_processes_as_agents_do_and_the_help_says_so() {
+        let parse = |line: &[&str]| {
+            let line = ["serve"].iter().chain(line).chain(&["--nats", "nats://localhost", "--keys", "/keys"]);
+            Line::try_parse_from(line).map(|line| line.serve).unwrap()
+        };
+        for role in ["agents", "reactors"] {
+            let listening = parse(&[role, "--relay-listen", "10.0.0.1:7091"]);
+            assert_eq!(listening.relay.listen(), Some("10.0.0.1:7091".parse().unwrap()));
+        }
+        let asking = parse(&["api", "--relays", "a.internal:7091,b.internal:7091"]);
+        assert_eq!(asking.relay.others().unwrap(), ["a.internal:7091", "b.internal:7091"]);
+        let help = <Line as clap::CommandFactory>::command().render_long_help().to_string();
+        for said in ["Where `agents` and `reactors` listen", "with the role `agents` or `reactors` listen"] {
+            assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(said), "{said}");
+        }
+    }
 }
