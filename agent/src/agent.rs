@@ -288,9 +288,7 @@ impl Agent {
         let program = if header.org == self.org() { (self.streams)(header, &self.host) } else { None };
         let answer = match &program {
             Some(_) => StreamAnswer::Open,
-            None if header.org == self.org() => {
-                StreamAnswer::Refused { reason: format!("this agent serves no `{}`", header.purpose) }
-            }
+            None if header.org == self.org() => StreamAnswer::Refused { reason: not_served(header) },
             None => StreamAnswer::Refused { reason: FOREIGN.to_owned() },
         };
         match (frame::write(&mut stream, &answer).await, program) {
@@ -384,7 +382,11 @@ impl Agent {
     }
 }
 
-const FOREIGN: &str = "this host serves another organization";
+pub(crate) const FOREIGN: &str = "this host serves another organization";
+
+pub(crate) fn not_served(header: &StreamHeader) -> String {
+    format!("this host serves no `{}`", header.purpose)
+}
 
 fn foreign_wake() -> WakeAnswer {
     metrics::counter!("foreign_orders_refused_total").increment(1);

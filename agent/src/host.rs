@@ -120,11 +120,19 @@ impl Host {
 pub enum ReachedHost {
     /// In this process.
     Local(LocalHost),
-    /// An agent's, connected to this process or to another one.
+    /// An agent's, connected to this process or to another one, or another process's own.
     Line(HostLine),
 }
 
 impl ReachedHost {
+    /// Whether the process that has the host reads values of secrets itself: an order's references are enough.
+    pub fn gives_by_reference(&self) -> bool {
+        match self {
+            Self::Local(_) => false,
+            Self::Line(line) => line.gives_by_reference(),
+        }
+    }
+
     /// See `LocalHost::open_shell`.
     ///
     /// # Errors

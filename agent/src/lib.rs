@@ -2,7 +2,7 @@
 //!
 //! Owns the authority that certifies agents, the connection with its messages and byte streams, the agent's side of it
 //! ([`Agent`], around a [`envforge_runtime::LocalHost`]) and the control plane's ([`Listener`], [`RemoteHost`]), [`Host`]: a host
-//! of either kind, and the way to one that is connected to another process of the control plane ([`RelayListener`], [`RelayConnection`]). Not here: whom to trust (the caller asks the log's views), what a host is told to do (reactors), how services run
+//! of either kind, and the way to one that another process of the control plane has ([`RelayListener`], [`RelayConnection`]). Not here: whom to trust (the caller asks the log's views), what a host is told to do (reactors), how services run
 //! (runtime).
 //!
 //! An agent connects, out of its network; over that connection the control plane is the HTTP/2 client, and the agent answers
@@ -12,6 +12,7 @@
 mod agent;
 mod authority;
 mod enrol;
+mod given;
 mod host;
 mod identity;
 mod line;
@@ -35,15 +36,16 @@ pub use agent::{Agent, AgentError, Config, StreamHandler, StreamProgram};
 pub use authority::{Authority, AuthorityError, HostCertificate, authority_fingerprint};
 pub use enrol::{EnrolError, enrol};
 pub use frame::FRAME_BYTES_MAX;
+pub use given::SecretSource;
 pub use host::{Host, ReachedHost};
 pub use identity::{AgentIdentity, HostIdentity, IdentityError};
 pub use line::{AsOf, HostLine};
 pub use listener::{AgentConnection, Arrival, EnrolRequest, Enrolling, Incoming, ListenError, Listener};
-pub use relay::{HostHere, RelayIncoming, RelayLines, RelayListener, RelayPeer, Relayed};
+pub use relay::{HostHere, RelayGreeted, RelayIncoming, RelayLines, RelayListener, RelayPeer, Relayed};
 pub use relay_key::RelayKey;
 pub use relayed::{RelayConnection, RelayedHost};
 pub use remote::{Happened, RemoteHost, Session};
 pub use roots::{NotTaken, RemoteRoot, RemoteWindow};
-pub use shells::{RemoteEnds, programs};
+pub use shells::{DueEnds, RemoteEnds, programs, without_login};
 pub use stream::ByteStream;
 pub use wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader, UNDECIDED};

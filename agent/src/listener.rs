@@ -28,7 +28,7 @@ use crate::remote::{RemoteHost, Session};
 use crate::wire::{EnrolAnswer, EnrolCall};
 
 /// From the connection to its first message.
-const HELLO_WAIT: Duration = Duration::from_secs(3);
+pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(3);
 /// From there to a known purpose.
 pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 /// What one stream may hold that nobody has read yet.

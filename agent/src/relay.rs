@@ -1,7 +1,8 @@
-//! The side of a relay that has agents: passes byte streams of another process of the control plane on to a host's programs.
+//! The side of a relay that has hosts: passes byte streams of another process of the control plane on to a host's programs, those of an agent
+//! or, for this process's own machine, the same ones here.
 //!
 //! INVARIANT: what passes is what people ask for (shells, jobs, logs, a root window's shell and output), never an order to wake or to run
-//! something as root: those are the reactors', in the process that has the agent. A stream here lives as long as both of its halves.
+//! something as root: those are the reactors', in the process that has the host. A stream here lives as long as both of its halves.
 //! Not here: which host is whose (the caller asks the log's views), and whether a person may (the asking process does, all the time).
 
 use std::io;
@@ -19,17 +20,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::agent::CALLS_MAX;
 use crate::frame;
+use crate::given::{GivenCall, SecretSource, Values};
 use crate::line::{HostLine, timed};
-use crate::listener::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HANDSHAKE_WAIT, ListenError, WINDOW_BYTES};
+use crate::listener::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HANDSHAKE_WAIT, HELLO_WAIT, ListenError, WINDOW_BYTES};
 use crate::relay_key::RelayKey;
 use crate::relay_wire::{HostMessage, RELAY_PATH, RELAY_PROTOCOL, RelayAnswer, RelayCall, RelayHears, RelaySays};
 use crate::root_wire::{ROOT, RootCall};
-use crate::shell_wire::{COMMIT, JOB, LASTING, LOGS, SHELL};
+use crate::shell_wire::{COMMIT, JOB, JobCall, LASTING, LOGS, SHELL, ShellCall};
 use crate::stream::ByteStream;
 use crate::wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader};
 
@@ -37,11 +39,14 @@ use crate::wire::{HEARTBEAT_INTERVAL, SILENCE_MAX, StreamHeader};
 const LIST_INTERVAL: Duration = Duration::from_millis(100);
 const COPY_BYTES: usize = 64 * 1024;
 
-/// A host whose agent is connected to this process.
+/// A host that this process has: its agent is connected here, or it is this process's own machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostHere {
-    pub org: OrgId,
+    /// Whose it is; `None` of a machine that nobody uses yet.
+    pub org: Option<OrgId>,
     pub host: HostId,
+    /// It is this process's own machine.
+    pub own_machine: bool,
     /// Another one for each connection of the process.
     pub connection: u64,
     pub since: Instant,
@@ -56,6 +61,7 @@ pub type RelayLines = Arc<dyn Fn(HostId, u64, StreamHeader) -> BoxFuture<'static
 pub struct Relayed {
     pub here: watch::Receiver<Vec<HostHere>>,
     pub lines: RelayLines,
+    pub secrets: Arc<dyn SecretSource>,
 }
 
 /// Listens for other processes of the control plane.
@@ -69,6 +75,13 @@ pub struct RelayListener {
 pub struct RelayIncoming {
     socket: TcpStream,
     address: SocketAddr,
+    key: Arc<RelayKey>,
+    clock: SharedClock,
+}
+
+/// A connection that speaks TLS, of somebody who is not known yet. Nothing was signed for it so far.
+pub struct RelayGreeted {
+    start: StartHandshake<TcpStream>,
     key: Arc<RelayKey>,
     clock: SharedClock,
 }
@@ -100,6 +113,19 @@ impl RelayIncoming {
         self.address.ip()
     }
 
+    /// Hears its first message, within three seconds: who says nothing costs no more than a socket.
+    ///
+    /// # Errors
+    /// Where there is none, or it is not TLS's.
+    pub async fn hello(self) -> io::Result<RelayGreeted> {
+        self.socket.set_nodelay(true)?;
+        let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), self.socket);
+        let start = timeout(HELLO_WAIT, acceptor).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(RelayGreeted { start, key: self.key, clock: self.clock })
+    }
+}
+
+impl RelayGreeted {
     /// Finds out whether it is a process of this control plane, within ten seconds.
     ///
     /// # Errors
@@ -107,8 +133,7 @@ impl RelayIncoming {
     pub async fn arrive(self) -> io::Result<RelayPeer> {
         let config = self.key.server_config(self.clock.now()).map_err(io::Error::other)?;
         let shaking_hands = async {
-            self.socket.set_nodelay(true)?;
-            let stream = TlsAcceptor::from(config).accept(self.socket).await?;
+            let stream = self.start.into_stream(config).await?;
             if stream.get_ref().1.alpn_protocol() != Some(RELAY_PROTOCOL) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a connection for nothing that is served here"));
             }
@@ -180,14 +205,14 @@ async fn serve(mut stream: ByteStream, relayed: Relayed, heard: watch::Sender<()
                 () = hearing => {}
                 told = tell(&mut writing, relayed.here) => {
                     if let Err(error) = told {
-                        tracing::debug!(%error, "another process hears no more of the agents here");
+                        tracing::debug!(%error, "another process hears no more of the hosts here");
                     }
                 }
             }
         }
-        RelayCall::Stream { host, as_of, header } => {
+        RelayCall::Stream { host, as_of, header, given } => {
             let purpose = relayed_purpose(&header.purpose);
-            let outcome = match pass_on(stream, &relayed.lines, host, as_of, header).await {
+            let outcome = match pass_on(stream, &relayed, (host, as_of), header, given).await {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     tracing::debug!(%host, %error, "a stream of another process broke");
@@ -214,7 +239,8 @@ async fn tell(
                 changed.map_err(io::Error::other)?;
                 let message = |at: &HostHere| {
                     let age_ms = u64::try_from(at.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    HostMessage { org: at.org, host: at.host, connection: at.connection, age_ms }
+                    let HostHere { org, host, own_machine, connection, .. } = *at;
+                    HostMessage { org: org.map(|org| org.to_string()), host, own_machine, connection, age_ms }
                 };
                 let hosts = here.borrow_and_update().iter().map(message).collect();
                 frame::write_call(to, &RelaySays::Hosts { hosts }).await?;
@@ -225,7 +251,7 @@ async fn tell(
     }
 }
 
-/// What of an agent's programs another process may ask for.
+/// What of a host's programs another process may ask for.
 fn relayed_purpose(purpose: &str) -> Option<&'static str> {
     [SHELL, JOB, LOGS, COMMIT, LASTING, ROOT].into_iter().find(|relayed| *relayed == purpose)
 }
@@ -233,20 +259,34 @@ fn relayed_purpose(purpose: &str) -> Option<&'static str> {
 /// Passes both directions on until both are over, or one breaks. Answers how that went.
 async fn pass_on(
     mut stream: ByteStream,
-    lines: &RelayLines,
-    host: HostId,
-    as_of: u64,
+    relayed: &Relayed,
+    (host, as_of): (HostId, u64),
     header: StreamHeader,
+    given: Option<GivenCall>,
 ) -> io::Result<&'static str> {
     let purpose = relayed_purpose(&header.purpose);
     // What lasts is asked for of all workspaces at once.
     let somewhere = !header.workspace.as_uuid().is_nil() || purpose == Some(LASTING);
-    if purpose.is_none() || !somewhere {
+    let fits = given.as_ref().is_none_or(|given| Some(given.purpose()) == purpose);
+    if purpose.is_none() || !somewhere || !fits {
         let reason = format!("`{}` is not for other processes", header.purpose);
         return answer(stream, &RelayAnswer::Refused { reason }, "refused").await;
     }
-    let Some(line) = lines(host, as_of, header.clone()).await else {
+    let Some(line) = (relayed.lines)(host, as_of, header.clone()).await else {
         return answer(stream, &RelayAnswer::NotHere, "not_here").await;
+    };
+    let place = (header.org, header.workspace);
+    let (opened, values) = match given {
+        None => (RelayAnswer::Open, None),
+        Some(given) => match given.read(&*relayed.secrets, place).await {
+            Ok(values) => (RelayAnswer::Open, Some(values)),
+            // A shell opens all the same.
+            Err(lacks) if purpose == Some(SHELL) => (RelayAnswer::OpenWithout { lacks }, None),
+            Err(reason) => {
+                let reason = format!("its secrets could not be had: {reason}");
+                return answer(stream, &RelayAnswer::Refused { reason }, "refused").await;
+            }
+        },
     };
     let mut onward = match line.open_stream(header).await {
         Ok(onward) => onward,
@@ -255,7 +295,18 @@ async fn pass_on(
         }
         Err(_) => return answer(stream, &RelayAnswer::NotHere, "not_here").await,
     };
-    frame::write(&mut stream, &RelayAnswer::Open).await?;
+    frame::write(&mut stream, &opened).await?;
+    match values {
+        Some(Values::Login(login)) => {
+            let call: ShellCall = timed(frame::expect_call(&mut stream)).await?;
+            frame::write_call(&mut onward, &call.with_login(&login)).await?;
+        }
+        Some(Values::OfJob(values)) => {
+            let call: JobCall = timed(frame::expect_call(&mut stream)).await?;
+            frame::write_call(&mut onward, &call.with_secrets(&values)).await?;
+        }
+        None => {}
+    }
     if purpose == Some(ROOT) {
         let call = timed(frame::expect::<RootCall, _>(&mut stream)).await?;
         if !matches!(call, RootCall::Attach { .. } | RootCall::Output { .. }) {

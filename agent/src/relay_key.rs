@@ -61,7 +61,7 @@ impl RelayKey {
         Ok((vec![made.der().clone()], key))
     }
 
-    /// How the side that has agents talks: TLS 1.3 alone, with nobody but another process of this control plane.
+    /// How the side that has hosts talks: TLS 1.3 alone, with nobody but another process of this control plane.
     pub(crate) fn server_config(&self, now: UnixMillis) -> Result<Arc<ServerConfig>, AuthorityError> {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(self.roots()?, provider()).build().map_err(of_tls)?;

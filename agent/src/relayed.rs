@@ -1,7 +1,7 @@
 //! The asking side of a relay: which hosts another process of the control plane has, and the lines to them.
 //!
 //! Not here: when to connect, and again (the caller), and what becomes of two processes that name the same host (the newer connection is
-//! its agent's own).
+//! its agent's own, or of the process that has the machine now).
 
 use std::io;
 use std::sync::Arc;
@@ -26,18 +26,29 @@ use crate::wire::{HEARTBEAT_INTERVAL, SILENCE_MAX};
 /// A process that names more has none.
 const HOSTS_MAX: usize = 10_000;
 
-/// A host whose agent is connected to the process at the other end.
+/// A host that the process at the other end has: its agent is connected there, or it is that process's own machine.
 #[derive(Clone)]
 pub struct RelayedHost {
-    pub org: OrgId,
+    /// Whose it is; `None` of a machine that nobody uses yet.
+    pub org: Option<OrgId>,
     pub host: HostId,
-    /// Another one where the agent has connected again.
+    /// It is that process's own machine: the log may not know it yet.
+    pub own_machine: bool,
+    /// Another one where the agent has connected again, or the process began anew.
     pub connection: u64,
     pub since: Instant,
-    pub line: HostLine,
+    calls: Calls,
+    as_of: AsOf,
 }
 
-/// A connection to a process that has agents. Whatever was open over it ends with it.
+impl RelayedHost {
+    /// The way to it for something of an organization.
+    pub fn line(&self, org: OrgId) -> HostLine {
+        HostLine::over_relay(org, self.host, self.calls.clone(), Arc::clone(&self.as_of))
+    }
+}
+
+/// A connection to a process that has hosts. Whatever was open over it ends with it.
 pub struct RelayConnection {
     says: ReadHalf<ByteStream>,
     calls: Calls,
@@ -93,17 +104,19 @@ impl RelayConnection {
                 RelaySays::Hosts { hosts } if hosts.len() > HOSTS_MAX => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "more hosts than a process has"));
                 }
-                RelaySays::Hosts { hosts } => return Ok(hosts.into_iter().map(|host| self.host(host)).collect()),
+                RelaySays::Hosts { hosts } => return hosts.into_iter().map(|host| self.host(host)).collect(),
             }
         }
     }
 
-    fn host(&self, message: HostMessage) -> RelayedHost {
-        let HostMessage { org, host, connection, age_ms } = message;
+    fn host(&self, message: HostMessage) -> io::Result<RelayedHost> {
+        let HostMessage { org, host, own_machine, connection, age_ms } = message;
+        let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "a host of no organization");
+        let org = org.map(|org| org.parse()).transpose().map_err(invalid)?;
         let now = Instant::now();
         let since = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
-        let line = HostLine::over_relay(org, host, self.calls.clone(), Arc::clone(&self.as_of));
-        RelayedHost { org, host, connection, since, line }
+        let (calls, as_of) = (self.calls.clone(), Arc::clone(&self.as_of));
+        Ok(RelayedHost { org, host, own_machine, connection, since, calls, as_of })
     }
 }
 

@@ -42,6 +42,7 @@ struct Inner {
     identity: HostIdentity,
     /// Where it connected from: its services answer there and nowhere else.
     address: IpAddr,
+    calls: Calls,
     line: HostLine,
     facts: Mutex<Facts>,
     heard: Mutex<Instant>,
@@ -146,10 +147,12 @@ impl RemoteHost {
         closed: CancellationToken,
         valid_for: Millis,
     ) -> io::Result<(Self, Session, String)> {
-        let line = HostLine::of_agent(identity.org, Calls::new(calls));
+        let calls = Calls::new(calls);
+        let line = HostLine::of_agent(identity.org, calls.clone());
         let inner = Inner {
             identity,
             address,
+            calls,
             line,
             facts: Mutex::default(),
             heard: Mutex::new(Instant::now()),
@@ -234,7 +237,7 @@ impl RemoteHost {
     }
 
     async fn call(&self, call: &Call) -> io::Result<ByteStream> {
-        self.0.line.calls().open(PATH, call).await.inspect_err(|error| {
+        self.0.calls.open(PATH, call).await.inspect_err(|error| {
             tracing::debug!(host = %self.0.identity.host, %error, "a call did not reach an agent");
         })
     }
@@ -351,10 +354,12 @@ impl RemoteHost {
 
     /// Says why, as the last thing on this connection.
     pub(crate) async fn refuse(calls: SendRequest<Bytes>, identity: HostIdentity, code: String, text: String) {
-        let line = HostLine::of_agent(identity.org, Calls::new(calls));
+        let calls = Calls::new(calls);
+        let line = HostLine::of_agent(identity.org, calls.clone());
         let inner = Inner {
             identity,
             address: IpAddr::from([0, 0, 0, 0]),
+            calls,
             line,
             facts: Mutex::default(),
             heard: Mutex::new(Instant::now()),

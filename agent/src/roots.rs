@@ -276,7 +276,7 @@ impl HostLine {
     ) -> Result<OpenShell, ShellFailure> {
         let TerminalSize { columns, rows } = size;
         let call = RootCall::Attach { window, columns, rows, term };
-        let coming = self.begin_shell(ROOT, (self.org(), workspace), &call);
+        let coming = self.begin_shell(ROOT, (self.org(), workspace), &call, None);
         timeout(ATTACH_WAIT, coming).await.map_err(|_| ShellFailure::OutOfReach)?
     }
 }

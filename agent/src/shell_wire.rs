@@ -95,6 +95,12 @@ struct ShellGitCall {
     inside: bool,
 }
 
+impl ShellGitCall {
+    fn of(git: &ShellLogin) -> Self {
+        Self { login: GitCall::of(&git.login), inside: git.inside }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "open", rename_all = "snake_case", deny_unknown_fields)]
 enum What {
@@ -155,8 +161,13 @@ impl ShellCall {
             repository: order.repository.as_str().to_owned(),
             branch: order.branch.as_str().to_owned(),
             what,
-            git: login.map(|git| ShellGitCall { login: GitCall::of(&git.login), inside: git.inside }),
+            git: login.map(ShellGitCall::of),
         }
+    }
+
+    /// With what the process that passes it on has read for git.
+    pub(crate) fn with_login(self, login: &ShellLogin) -> Self {
+        Self { git: Some(ShellGitCall::of(login)), ..self }
     }
 
     /// What is wrong with it where it is no order.
@@ -208,8 +219,15 @@ impl JobCall {
             project: order.project,
             name: order.name.clone(),
             command: order.command.clone(),
-            secrets: secrets.iter().map(|(name, value)| (name.clone(), SecretText::new(value))).collect(),
+            secrets: BTreeMap::new(),
         }
+        .with_secrets(secrets)
+    }
+
+    /// With the values of its secrets.
+    pub(crate) fn with_secrets(self, secrets: &BTreeMap<String, Secret>) -> Self {
+        let secrets = secrets.iter().map(|(name, value)| (name.clone(), SecretText::new(value))).collect();
+        Self { secrets, ..self }
     }
 
     pub(crate) fn order(self, org: OrgId, workspace: WorkspaceId) -> (JobOrder, BTreeMap<String, Secret>) {

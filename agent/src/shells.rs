@@ -1,4 +1,5 @@
-//! Shells, jobs and logs of workspaces on an agent's host: the agent's programs for them, and the control plane's calls.
+//! Shells, jobs and logs of workspaces on an agent's host: the agent's programs for them, and the control plane's calls. The same programs
+//! serve other processes of the control plane on the machine of one without an agent (`HostLine::here`).
 //!
 //! INVARIANT: a shell ends with its stream. The stream ends with whoever holds the shell in the control plane, and with the connection,
 //! which ends after `SILENCE_MAX` without a word. Not here: who may have a shell (the control plane has asked, and goes on asking while
@@ -15,14 +16,15 @@ use envforge_domain::job_run::JobOrder;
 use envforge_domain::secret::Secret;
 use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellInput, ShellOrder, ShellOutput};
 use envforge_domain::slug::ServiceName;
-use envforge_runtime::{EndedShell, LocalHost, OpenShell, ShellLogin, ShellPlace};
+use envforge_runtime::{EndedShell, LocalHost, OpenShell, ShellLogin, ShellPlace, UntoldEnd};
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::agent::{StreamHandler, StreamProgram};
 use crate::frame;
+use crate::given::GivenCall;
 use crate::line::HostLine;
 use crate::remote::RemoteHost;
 use crate::root_wire::ROOT;
@@ -57,7 +59,7 @@ pub fn programs() -> StreamHandler {
             JOB => Box::new(move |stream| quietly(job(stream, host, org, workspace)).boxed()),
             LOGS => Box::new(move |stream| quietly(logs(stream, host, workspace)).boxed()),
             COMMIT => Box::new(move |stream| quietly(commit(stream, host, workspace)).boxed()),
-            LASTING => Box::new(move |stream| quietly(lasting(stream, host, workspace)).boxed()),
+            LASTING => Box::new(move |stream| quietly(lasting(stream, host, org, workspace)).boxed()),
             ROOT => {
                 let roots = Arc::clone(&roots);
                 Box::new(move |stream| quietly(roots.serve(stream, host, workspace)).boxed())
@@ -166,10 +168,11 @@ async fn commit(mut stream: ByteStream, host: LocalHost, workspace: WorkspaceId)
     stream.shutdown().await
 }
 
-async fn lasting(mut stream: ByteStream, host: LocalHost, workspace: WorkspaceId) -> io::Result<()> {
+async fn lasting(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace: WorkspaceId) -> io::Result<()> {
     match timed(frame::expect(&mut stream)).await? {
         LastingCall::All => {
-            let all: Vec<_> = host.lasting_shells().await.iter().map(LastingAnswer::of).collect();
+            let all = host.lasting_shells().await;
+            let all: Vec<_> = all.iter().filter(|shell| shell.org == org).map(LastingAnswer::of).collect();
             frame::write(&mut stream, &all).await?;
         }
         LastingCall::End { user } => {
@@ -182,18 +185,29 @@ async fn lasting(mut stream: ByteStream, host: LocalHost, workspace: WorkspaceId
     stream.shutdown().await
 }
 
-/// Says each end that nobody has told, until it is said back.
-async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()> {
-    let mut untold = host.untold_ends();
-    let (mut reading, mut writing) = tokio::io::split(stream);
-    let telling = async {
-        let mut said: Vec<EndedShell> = Vec::new();
+/// Ends that nobody has told, each once, when whoever carried it has had time to tell.
+pub struct DueEnds {
+    untold: watch::Receiver<Vec<UntoldEnd>>,
+    said: Vec<EndedShell>,
+}
+
+impl DueEnds {
+    pub fn of(host: &LocalHost) -> Self {
+        Self { untold: host.untold_ends(), said: Vec::new() }
+    }
+
+    /// The next ones of an organization, or of all. Safe to cancel.
+    ///
+    /// # Errors
+    /// Where the host is gone.
+    pub async fn next(&mut self, org: Option<OrgId>) -> io::Result<Vec<UntoldEnd>> {
         loop {
             let now = tokio::time::Instant::now();
-            let all = untold.borrow_and_update().clone();
-            said.retain(|known| all.iter().any(|end| end.what == *known));
+            let all = self.untold.borrow_and_update().clone();
+            self.said.retain(|known| all.iter().any(|end| end.what == *known));
             let (mut due, mut next) = (Vec::new(), None);
-            for end in all.into_iter().filter(|end| end.place.org == org && !said.contains(&end.what)) {
+            let of_org = |end: &UntoldEnd| org.is_none_or(|org| org == end.place.org);
+            for end in all.into_iter().filter(|end| of_org(end) && !self.said.contains(&end.what)) {
                 let at = end.since + END_WAIT;
                 if at <= now {
                     due.push(end)
@@ -201,9 +215,9 @@ async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()>
                     next = Some(next.map_or(at, |next: tokio::time::Instant| next.min(at)))
                 }
             }
-            for end in due {
-                frame::write(&mut writing, &EndMessage::of_untold(&end)).await?;
-                said.push(end.what);
+            if !due.is_empty() {
+                self.said.extend(due.iter().map(|end| end.what));
+                return Ok(due);
             }
             let later = async {
                 match next {
@@ -212,8 +226,21 @@ async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()>
                 }
             };
             tokio::select! {
-                changed = untold.changed() => changed.map_err(io::Error::other)?,
+                changed = self.untold.changed() => changed.map_err(io::Error::other)?,
                 () = later => {}
+            }
+        }
+    }
+}
+
+/// Says each end that nobody has told, until it is said back.
+async fn ends(stream: ByteStream, host: LocalHost, org: OrgId) -> io::Result<()> {
+    let mut due = DueEnds::of(&host);
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let telling = async {
+        loop {
+            for end in due.next(Some(org)).await? {
+                frame::write(&mut writing, &EndMessage::of_untold(&end)).await?;
             }
         }
     };
@@ -247,42 +274,52 @@ pub(crate) async fn timed<T>(wait: impl Future<Output = io::Result<T>>) -> io::R
 }
 
 impl HostLine {
-    /// See `LocalHost::open_shell`. It ends with the connection, and says nothing more then.
+    /// See `LocalHost::open_shell`. It ends with the connection, and says nothing more then. Over a relay what git is given by the order is
+    /// read at its other end, where no `login` is.
     ///
     /// # Errors
     /// See `ShellFailure`.
     pub async fn open_shell(&self, order: ShellOrder, login: Option<ShellLogin>) -> Result<OpenShell, ShellFailure> {
-        self.begin_shell(SHELL, (order.org, order.workspace), &ShellCall::of(&order, login.as_ref())).await
+        let reads_there = login.is_none() && self.gives_by_reference();
+        let given = GivenCall::of_git(&order).filter(|_| reads_there);
+        self.begin_shell(SHELL, (order.org, order.workspace), &ShellCall::of(&order, login.as_ref()), given).await
     }
 
-    /// See `LocalHost::run_job`. It ends with the connection, and says nothing more then.
+    /// See `LocalHost::run_job`. It ends with the connection, and says nothing more then. Over a relay what the order names is read at its
+    /// other end, where no `secrets` are.
     ///
     /// # Errors
     /// See `ShellFailure`.
     pub async fn run_job(&self, order: JobOrder, secrets: BTreeMap<String, Secret>) -> Result<OpenShell, ShellFailure> {
-        self.begin_shell(JOB, (order.org, order.workspace), &JobCall::of(&order, &secrets)).await
+        let reads_there = secrets.is_empty() && self.gives_by_reference();
+        let given = GivenCall::of_job(&order).filter(|_| reads_there);
+        self.begin_shell(JOB, (order.org, order.workspace), &JobCall::of(&order, &secrets), given).await
     }
 
-    /// `org`: whose workspace it is by the order, which the agent holds against its own.
+    /// `org`: whose workspace it is by the order, which the host holds against its own.
     pub(crate) async fn begin_shell(
         &self,
         purpose: &str,
         (org, workspace): (OrgId, WorkspaceId),
         call: &impl serde::Serialize,
+        given: Option<GivenCall>,
     ) -> Result<OpenShell, ShellFailure> {
         let header = StreamHeader { org, ..self.header(workspace, purpose) };
-        let mut stream = self.open_stream(header).await.map_err(|error| failure(&error))?;
-        let answered = async {
-            // A job's has the values of its secrets.
-            frame::write_call(&mut stream, call).await?;
-            // A clone takes its time; the connection tells where nobody is there any more.
-            frame::expect::<ShellAnswer, _>(&mut stream).await
+        let (mut stream, lacks) = self.open_given(header, given).await.map_err(|error| failure(&error))?;
+        let begun = async {
+            let answered = async {
+                // A job's has the values of its secrets.
+                frame::write_call(&mut stream, call).await?;
+                // A clone takes its time; the connection tells where nobody is there any more.
+                frame::expect::<ShellAnswer, _>(&mut stream).await
+            };
+            let facts = answered.await.map_err(|error| failure(&error))?.facts()?;
+            let (input, fed) = mpsc::channel(CHUNKS_MAX);
+            let (said, output) = mpsc::channel(CHUNKS_MAX);
+            tokio::spawn(async move { quietly(carry(stream, fed, said)).await });
+            Ok(OpenShell { facts, input, output })
         };
-        let facts = answered.await.map_err(|error| failure(&error))?.facts()?;
-        let (input, fed) = mpsc::channel(CHUNKS_MAX);
-        let (said, output) = mpsc::channel(CHUNKS_MAX);
-        tokio::spawn(async move { quietly(carry(stream, fed, said)).await });
-        Ok(OpenShell { facts, input, output })
+        without_login(begun.await, lacks)
     }
 
     /// See `LocalHost::commit_up`. `None` also where the host does not answer.
@@ -425,6 +462,22 @@ impl RemoteEnds {
     /// Where the connection is gone; it is said again on the next one.
     pub async fn told(&mut self, what: EndedShell, place: ShellPlace) -> io::Result<()> {
         frame::write(&mut self.stream, &EndMessage::of(what, place)).await
+    }
+}
+
+/// Tells the person what git lacks, beside what else there is to tell.
+///
+/// # Errors
+/// Those of `opened`.
+pub fn without_login(opened: Result<OpenShell, ShellFailure>, why: Option<String>) -> Result<OpenShell, ShellFailure> {
+    let Some(why) = why else { return opened };
+    match opened {
+        Ok(open) => {
+            let facts = open.facts.noticed(&format!("git has no credential here: {why}"));
+            Ok(OpenShell { facts, ..open })
+        }
+        Err(ShellFailure::Checkout { reason }) => Err(ShellFailure::Checkout { reason: format!("{reason}; {why}") }),
+        Err(failure) => Err(failure),
     }
 }
 

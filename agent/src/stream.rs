@@ -1,7 +1,7 @@
-//! A byte stream in both directions, one of many on a connection.
+//! A byte stream in both directions, one of many on a connection, or between two parts of this process.
 //!
 //! Backpressure is the connection's (HTTP/2, RFC 9113 5.2): a reader that does not read stops its writer after a window, and nobody
-//! else on the connection. Dropping a stream that was not shut down resets it.
+//! else on the connection. Dropping a stream that was not shut down resets it; within a process the other end finds it at its end.
 
 use std::io;
 use std::pin::Pin;
@@ -9,13 +9,20 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-/// Written at once at most.
+/// Written at once at most; within a process also what is on its way each way.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A stream whose both ends are open.
-pub struct ByteStream {
+pub struct ByteStream(Way);
+
+enum Way {
+    Connection(OnConnection),
+    Process(DuplexStream),
+}
+
+struct OnConnection {
     send: SendStream<Bytes>,
     recv: RecvStream,
     /// What came and was not read yet.
@@ -27,7 +34,45 @@ pub struct ByteStream {
 
 impl ByteStream {
     pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send, recv, chunk: Bytes::new(), held: 0, shut: false }
+        Self(Way::Connection(OnConnection { send, recv, chunk: Bytes::new(), held: 0, shut: false }))
+    }
+
+    /// Both ends of a stream within this process.
+    pub(crate) fn pair() -> (Self, Self) {
+        let (one, other) = tokio::io::duplex(CHUNK_BYTES);
+        (Self(Way::Process(one)), Self(Way::Process(other)))
+    }
+}
+
+impl AsyncRead for ByteStream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Way::Connection(stream) => Pin::new(stream).poll_read(context, buffer),
+            Way::Process(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for ByteStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().0 {
+            Way::Connection(stream) => Pin::new(stream).poll_write(context, bytes),
+            Way::Process(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Way::Connection(stream) => Pin::new(stream).poll_flush(context),
+            Way::Process(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Way::Connection(stream) => Pin::new(stream).poll_shutdown(context),
+            Way::Process(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }
 
@@ -38,7 +83,7 @@ fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error)
 }
 
-impl AsyncRead for ByteStream {
+impl AsyncRead for OnConnection {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.chunk.is_empty() {
@@ -64,7 +109,7 @@ impl AsyncRead for ByteStream {
     }
 }
 
-impl AsyncWrite for ByteStream {
+impl AsyncWrite for OnConnection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if bytes.is_empty() {
@@ -99,7 +144,7 @@ impl AsyncWrite for ByteStream {
     }
 }
 
-impl Drop for ByteStream {
+impl Drop for OnConnection {
     fn drop(&mut self) {
         if !self.shut {
             self.send.send_reset(Reason::CANCEL);

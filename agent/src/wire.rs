@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use envforge_runtime::wire::{SecretText, WakeCall};
 
+use crate::shell_wire::SHELL;
+
 /// Where all calls go; another version of what follows is another path.
 pub(crate) const PATH: &str = "/v1/call";
 /// How often either side says something where it has nothing to say.
@@ -69,6 +71,13 @@ pub struct StreamHeader {
     pub purpose: String,
     /// What that program needs to know.
     pub parameters: BTreeMap<String, String>,
+}
+
+impl StreamHeader {
+    /// Whether something may begin with it on a host that has done nothing for its organization yet.
+    pub fn may_begin(&self) -> bool {
+        self.purpose == SHELL
+    }
 }
 
 /// Whether the agent took a stream.

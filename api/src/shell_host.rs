@@ -1,6 +1,7 @@
 //! The seam to whatever runs shells: finds the host of a workspace, opens a shell there, and carries its bytes.
 //!
-//! Hosts are in this process, or their agents are connected to it. Where neither is so whoever asks is told (`host_elsewhere`,
+//! Hosts are in this process, or their agents are connected to it, or another process that this one is told of has them. Where nothing is
+//! so whoever asks is told (`host_elsewhere`,
 //! `host_out_of_reach`). Not here: rights, and the connection to the client (`shell_socket`).
 
 use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};

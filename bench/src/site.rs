@@ -100,7 +100,7 @@ impl Site {
         Self::furnish(place, api_port, vec![loopback(gateway_port)], gateway_port, vec![process], 0, None).await
     }
 
-    /// A projector, an API, a reactor and so many gateways, each a process.
+    /// A projector, an API, a reactor and so many gateways, each a process. The API reaches the reactor's machine over a relay.
     pub(crate) async fn cluster(gateways: usize) -> Result<Self> {
         Self::cluster_of(&["projector", "api", "reactors"], gateways).await
     }
@@ -136,7 +136,7 @@ impl Site {
         let database_url_file = place.path().join("database-url");
         std::fs::write(&database_url_file, postgres.create_database("site"))?;
         let password_file = password_file(place.path())?;
-        let (api_port, public_port) = (free_port(), free_port());
+        let (api_port, public_port, relay) = (free_port(), free_port(), loopback(free_port()).to_string());
         let command = |verb: &[&str]| {
             let mut command = Command::new(product()?);
             command.args(verb).args(TRACES).args(["--nats", &nats.url(), "--database-url-file"]);
@@ -155,6 +155,11 @@ impl Site {
             command.args(["--gateway-url", &format!("http://{DOMAIN}:{public_port}"), "--runtime"]);
             command.arg(place.path().join("runtime")).arg("--allow-local-repositories");
             command.args(["--agents-listen", &loopback(0).to_string()]);
+            match role {
+                "api" => command.args(["--relays", &relay]),
+                "reactors" => command.args(["--relay-listen", &relay]),
+                _ => &mut command,
+            };
             processes.push(start(name, &command, place.path()));
             anyhow::Ok(())
         };

@@ -221,6 +221,17 @@ pub struct ShellFacts {
     pub host_key: Option<String>,
 }
 
+impl ShellFacts {
+    /// With one thing more that the person should know.
+    pub fn noticed(mut self, more: &str) -> Self {
+        self.notice = Some(match self.notice {
+            Some(notice) => format!("{notice}; {more}"),
+            None => more.to_owned(),
+        });
+        self
+    }
+}
+
 /// What a service wrote, from a place on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogChunk {
@@ -241,7 +252,10 @@ pub struct LogPlace {
 /// Why a host opened no shell. Nothing runs then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShellFailure {
-    #[error("no host of this workspace is connected to this API's process or to one that it reaches")]
+    #[error(
+        "no host of this workspace is in reach of this API's process: `serve api --relays` has to name each process with `agents` or \
+         `reactors` that has hosts, and that one to listen with --relay-listen; or the organization has no host yet"
+    )]
     HostElsewhere,
     #[error("the host on which this workspace lies is out of reach; its files are there and nowhere else")]
     OutOfReach,

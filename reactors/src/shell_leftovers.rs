@@ -8,13 +8,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use envforge_agent::Host;
+use envforge_agent::{DueEnds, Host};
 use envforge_commands::{CommandError, Commands, Context, job_runs, shells};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Position};
 use envforge_domain::shell::ShellEnd;
 use envforge_domain::time::SharedClock;
-use envforge_runtime::{EndedShell, ShellPlace};
+use envforge_runtime::{EndedShell, ShellPlace, UntoldEnd};
 
 use crate::host_machine::HostMachine;
 use crate::open_shells::Looks;
@@ -25,8 +25,8 @@ const ATTEMPTS_MAX: u32 = 60;
 /// How often what is open by the log is held against what its host knows.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Tells what this machine's host has on record from an earlier process, what an agent's comes to have for as long as its connection
-/// lives, and what is open by the log and neither knows. Goes on until it is dropped: what could not be told is told by the next
+/// Tells what this machine's host has on record from an earlier process and comes to have, what an agent's comes to have for as long as its
+/// connection lives, and what is open by the log and neither knows. Goes on until it is dropped: what could not be told is told by the next
 /// start, or on the next connection. Two that tell the same tell it once.
 pub async fn tell_shell_ends(
     world: SharedWorld,
@@ -69,13 +69,21 @@ async fn tell_lost(world: &SharedWorld, commands: &Commands, host: &Host, machin
 async fn tell_recorded(commands: &Commands, host: &Host, clock: &SharedClock) {
     match host {
         Host::Local(host) => {
-            let left = host.untold_ends().borrow().clone();
-            for end in left {
-                if tell(commands, clock, end.what, end.place).await
-                    && let Err(error) = host.told(end.what).await
-                {
-                    tracing::warn!(what = ?end.what, %error, "the record of what was left was not removed");
+            let tell_all = async |ends: Vec<UntoldEnd>| {
+                for end in ends {
+                    if tell(commands, clock, end.what, end.place).await
+                        && let Err(error) = host.told(end.what).await
+                    {
+                        tracing::warn!(what = ?end.what, %error, "the record of what was left was not removed");
+                    }
                 }
+            };
+            let left = host.untold_ends().borrow().clone();
+            tell_all(left).await;
+            // Where ends are kept: of what another process carried, which is gone.
+            let mut due = DueEnds::of(host);
+            while let Ok(ends) = due.next(None).await {
+                tell_all(ends).await;
             }
         }
         Host::Remote(host) => {

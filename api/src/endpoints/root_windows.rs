@@ -238,7 +238,7 @@ struct RootOutput {
     text: Option<String>,
     /// Bytes before those.
     dropped_bytes: u64,
-    /// Why it is not known: `host_elsewhere` (no host of it is connected to this API's process or to one that it reaches), `host_out_of_reach`, `none_kept`
+    /// Why it is not known: `host_elsewhere` (neither this API's process nor one that it is told of has a host of it), `host_out_of_reach`, `none_kept`
     /// (nothing was run, a shell was, or the host's process was started anew since).
     unknown: Option<&'static str>,
 }

@@ -460,7 +460,11 @@ impl ShellEndpoints {
             return Ok(None);
         }
         let host = self.host()?.host();
-        let commit = host.commit(ground.resource.org(), workspace).await.ok_or(ShellFailure::HostElsewhere)?;
+        let org = ground.resource.org();
+        let commit = match host.commit(org, workspace).await {
+            Some(commit) => commit,
+            None => return Err(host.place(org, workspace).err().unwrap_or(ShellFailure::HostElsewhere).into()),
+        };
         let caller = ground.caller_now();
         let permit = self.access.permit(&caller, ground.action, ground.resource).await?;
         let context = self.context(ground);

@@ -169,7 +169,7 @@ catalogue! {
         "root_review_pending" "A break-glass window was not reviewed yet", "`detail` names it. Somebody else, an owner or admin, reviews it first.";
         "shell_exists" "The shell was opened already", "Nothing was changed.";
         "job_run_exists" "The run was started already", "Nothing was changed.";
-        "host_elsewhere" "The workspace's host is elsewhere", "No host of it is connected to this API's process or to one that it reaches.";
+        "host_elsewhere" "The workspace's host is elsewhere", "This API's process, and those that it is told of with `--relays`, have no host of it.";
         "checkout_failed" "The repository could not be cloned", "`detail` says why.";
         "contended" "Too many changes to the same thing at once", "Try again with the same `Idempotency-Key`.";
     }

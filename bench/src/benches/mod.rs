@@ -56,7 +56,7 @@ pub(crate) struct Extent {
     /// Wakes of each installation (`wake-path`).
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) wakes: u32,
-    /// One installation alone (`wake-path`): dev, nats or agent.
+    /// One installation alone: dev, nats or agent (`wake-path`); dev or nats (`shell`).
     #[arg(long, value_parser = ["dev", "nats", "agent"])]
     pub(crate) site: Option<String>,
 }

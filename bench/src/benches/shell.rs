@@ -26,43 +26,67 @@ const BYTES: usize = 100_000_000;
 
 pub(crate) fn run(cores: &Cores, extent: &Extent, verdicts: &mut Verdicts) -> Result<()> {
     println!(
-        "shell: {KEYS} keys typed into a terminal one after the other, and 100 MB out of a command, over one WebSocket of `dev`"
+        "shell: {KEYS} keys typed into a terminal one after the other, and 100 MB out of a command, over one WebSocket"
     );
+    println!("(of `dev`; and of an API over a relay to the machine of reactors in a process of their own, over NATS)");
     println!(
         "(without a runtime; the terminal with tmux and without; output by a pipe and by a terminal; all share all cores)"
     );
     cores.use_all()?;
     let runtime = machine::runtime()?;
     runtime.block_on(async {
-        let site = Site::dev().await?;
-        let mut figures = Vec::new();
-        for (name, lasting) in [("a key's echo, plain terminal, p99", false), ("a key's echo, tmux, p99", true)] {
-            let mut series = Series::new(name, "ms");
-            for _ in 0..extent.rounds {
-                series.push(echoes(&site, lasting).await?);
-            }
-            println!("{series}");
-            figures.push(series.median());
+        if extent.measures("dev") {
+            measure("dev", &Site::dev().await?, extent, verdicts).await?;
         }
-        let mut piped = Series::new("output of a command", "MB/s");
-        let mut terminal = Series::new("output of a terminal", "MB/s");
-        let mut bare = Series::new("output of a terminal that is read and no more", "MB/s");
-        for _ in 0..extent.rounds {
-            let words = ["head", "-c", &BYTES.to_string(), "/dev/zero"].map(str::to_owned);
-            piped.push(output(&site, json!({ "open": "command", "words": words })).await?);
-            let order = json!({ "open": "terminal", "columns": 80, "rows": 24, "term": "xterm", "words": words });
-            terminal.push(output(&site, order).await?);
-            bare.push(tokio::task::spawn_blocking(bare_terminal).await??);
+        if extent.measures("nats") {
+            let site = Site::cluster(1).await?;
+            until_reached(&site).await?;
+            measure("relay", &site, extent, verdicts).await?;
         }
-        println!("{piped}\n{terminal}\n{bare}");
-        verdicts.judge("a key's echo, plain terminal, p99, median round", figures[0], "ms", Goal::AtMost(5.0));
-        verdicts.judge("a key's echo, tmux, p99, median round", figures[1], "ms", Goal::AtMost(5.0));
-        verdicts.judge("100 MB of output of a command, median round", piped.median(), "MB/s", Goal::AtLeast(100.0));
-        verdicts.judge("100 MB of output of a terminal, median round", terminal.median(), "MB/s", Goal::AtLeast(100.0));
-        let beside = terminal.median() / bare.median();
-        verdicts.judge("output of a terminal, ours / read and no more", beside, "x", Goal::AtLeast(0.8));
         Ok(())
     })
+}
+
+async fn measure(place: &str, site: &Site, extent: &Extent, verdicts: &mut Verdicts) -> Result<()> {
+    let named = |name: &str| format!("{place}: {name}");
+    for (name, lasting) in [("a key's echo, plain terminal, p99", false), ("a key's echo, tmux, p99", true)] {
+        let mut series = Series::new(named(name), "ms");
+        for _ in 0..extent.rounds {
+            series.push(echoes(site, lasting).await?);
+        }
+        println!("{series}");
+        verdicts.judge(&format!("{}, median round", named(name)), series.median(), "ms", Goal::AtMost(5.0));
+    }
+    let names = ["100 MB of output of a command", "100 MB of output of a terminal"].map(named);
+    let [mut piped, mut terminal] = names.clone().map(|name| Series::new(name, "MB/s"));
+    let mut bare = Series::new(named("a terminal that is read and no more"), "MB/s");
+    for _ in 0..extent.rounds {
+        let words = ["head", "-c", &BYTES.to_string(), "/dev/zero"].map(str::to_owned);
+        piped.push(output(site, json!({ "open": "command", "words": words })).await?);
+        let order = json!({ "open": "terminal", "columns": 80, "rows": 24, "term": "xterm", "words": words });
+        terminal.push(output(site, order).await?);
+        bare.push(tokio::task::spawn_blocking(bare_terminal).await??);
+    }
+    println!("{bare}");
+    let beside = terminal.median() / bare.median();
+    for (name, series) in names.iter().zip([piped, terminal]) {
+        println!("{series}");
+        verdicts.judge(&format!("{name}, median round"), series.median(), "MB/s", Goal::AtLeast(100.0));
+    }
+    // Over a relay a third process copies it.
+    let goal = if place == "dev" { 0.8 } else { 0.5 };
+    verdicts.judge(&named("output of a terminal, ours / read and no more"), beside, "x", Goal::AtLeast(goal));
+    Ok(())
+}
+
+/// Until the API has found the process that has the machine.
+async fn until_reached(site: &Site) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(refused) = open(site, &json!({ "open": "command", "words": ["true"] })).await {
+        ensure!(Instant::now() < deadline, "the machine is not reached: {refused}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 /// Opens a shell, and comes back once it is open.

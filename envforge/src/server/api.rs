@@ -4,13 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use envforge_api::{AgentsAt, OpenShells};
-use envforge_domain::time::SharedClock;
 use envforge_eventlog::gateways::Gateways;
 use envforge_identity::oidc::{Oidc, PublicUrl};
 use envforge_identity::share_token::SigningKey;
 use envforge_identity::sign_in::Identity;
 use envforge_projections::sql::Database;
-use envforge_reactors::SecretResolver;
 use envforge_runtime::secret_store::SecretStore;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -43,6 +41,7 @@ pub(crate) struct Parts {
     pub(crate) local_repositories: bool,
     /// The hosts that this process reaches, where it is one that reaches any.
     pub(crate) hosts: Option<Hosts>,
+    pub(crate) given: GivenSecrets,
     /// What whoever adds a host has to know, where there is an authority for agents.
     pub(crate) agents: Option<AgentsAt>,
     /// Where values of secrets go.
@@ -50,15 +49,14 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    fn config(&self, clock: &SharedClock) -> anyhow::Result<envforge_api::Config> {
+    fn config(&self) -> anyhow::Result<envforge_api::Config> {
         let mut config = envforge_api::Config::new(envforge_api::GatewayUrl::parse(&self.gateway_url)?);
         config.trusted_proxies.clone_from(&self.trusted_proxies);
         config.local_repositories = self.local_repositories;
         config.public_url.clone_from(&self.public_url);
         config.agents.clone_from(&self.agents);
         config.secrets = self.secret_store.clone().map(secret_store::puts);
-        let resolver = self.secret_store.clone().map(SecretResolver::new);
-        let secrets = GivenSecrets { resolver, clock: Arc::clone(clock) };
+        let secrets = self.given.clone();
         config.shells = self.hosts.clone().map(|hosts| envforge_api::Shells::new(HostShells { hosts, secrets }));
         Ok(config)
     }
@@ -79,7 +77,7 @@ pub(crate) fn start(
     parts: Parts,
     listener: TcpListener,
 ) -> anyhow::Result<()> {
-    let config = parts.config(&plane.clock)?;
+    let config = parts.config()?;
     let sweeping = sweeping::sweep(
         Arc::clone(&parts.identity),
         parts.database.clone(),

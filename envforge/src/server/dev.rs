@@ -36,6 +36,7 @@ use super::known_log::{KnownLog, Memory};
 use super::provider::{self, ProviderArgs};
 use super::running::{self, Running};
 use super::secret_store::StoreName;
+use super::shells::GivenSecrets;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, demo_repository, open_files, roles, usable};
@@ -204,6 +205,7 @@ async fn start(
         local_repositories: true,
         agents: Some(envforge_api::AgentsAt { authority: fingerprint, address: Some(agents.clone()) }),
         hosts: Some(hosts),
+        given: GivenSecrets::new(&plane, Some(Arc::clone(&secret_store))),
         secret_store: Some(secret_store),
     };
     api::start(running, &plane, parts, listener)?;

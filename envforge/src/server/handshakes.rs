@@ -1,7 +1,8 @@
-//! Connections to the listener for agents of which nobody knows yet whose they are: how many may be there, and how many are worked on.
+//! Connections to a listener (for agents, for other processes of the control plane) of which nobody knows yet whose they are: how many may be
+//! there, and how many are worked on.
 //!
 //! A connection that says nothing holds a place, which costs a socket, and no turn; a turn costs signatures. Neither is to be had by one
-//! address alone, and some are kept for addresses from which agents have come before, so that strangers keep no agent from coming back.
+//! address alone, and some are kept for addresses from which somebody trusted has come before, so that strangers keep nobody from coming back.
 //! Not here: the handshake itself, and how long it may take (agent).
 
 use std::collections::{HashMap, HashSet};
@@ -41,7 +42,7 @@ struct Inner {
 struct Held {
     by_strangers: usize,
     by_address: HashMap<IpAddr, OfAddress>,
-    /// From which a trusted agent has come.
+    /// From which somebody trusted has come.
     known: HashSet<IpAddr>,
 }
 
@@ -101,7 +102,7 @@ impl Handshakes {
         Some(Place { handshakes: self.clone(), address, known, turns, kept_turns })
     }
 
-    /// A trusted agent has come from there.
+    /// Somebody trusted has come from there.
     pub(crate) fn know(&self, address: IpAddr) {
         let mut held = self.held();
         if held.known.len() < KNOWN_MAX {

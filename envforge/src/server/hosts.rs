@@ -1,15 +1,17 @@
-//! The hosts that this process reaches: this machine's own, those whose agents are connected here, and those whose agents are connected to
-//! another process that passes streams on.
+//! The hosts that this process reaches: this machine's own, those whose agents are connected here, and those of another process that passes
+//! streams on: its machine's own, and those whose agents are connected to it.
 //!
-//! Owns on which of them a workspace lies. Not here: whom to trust (`agents`), the connections between processes (`relays`), and what is
-//! done there (agent, runtime, reactors).
+//! Owns on which of them a workspace lies, and which of this process's own another one reaches. Not here: whom to trust (`agents`), the
+//! connections between processes (`relays`), and what is done there (agent, runtime, reactors).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envforge_agent::{HostHere, HostIdentity, HostLine, ReachedHost, RelayedHost, RemoteHost, StreamHeader};
+use envforge_agent::{
+    HostHere, HostIdentity, HostLine, ReachedHost, RelayedHost, RemoteHost, StreamHandler, StreamHeader,
+};
 use envforge_commands::{Commands, Context};
 use envforge_domain::ids::{HostId, OrgId, ShellId, WorkspaceId};
 use envforge_domain::shell::{LastingShell, ShellFailure};
@@ -28,6 +30,8 @@ const ASKED_MAX: usize = 16;
 /// Before a host that did not say what lasts there is asked again: doubled each time.
 const ASK_PAUSE_MIN: Duration = Duration::from_millis(250);
 const ASK_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// How often it is looked whose this machine is: other processes are told.
+const OWNER_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Clones are one.
 #[derive(Clone)]
@@ -39,7 +43,7 @@ struct Inner {
     connected: Mutex<HashMap<HostId, Connected>>,
     /// How often somebody entered.
     entries: AtomicU64,
-    /// What is connected here, for other processes.
+    /// What this process has, for others.
     here: watch::Sender<Vec<HostHere>>,
     connections: AtomicU64,
     /// By the process at the other end; `None` while that is out of reach.
@@ -58,6 +62,23 @@ struct Local {
     world: SharedWorld,
     commands: Commands,
     clock: SharedClock,
+    /// What other processes reach.
+    programs: StreamHandler,
+    number: u64,
+    since: Instant,
+}
+
+impl Local {
+    /// Something of an organization is to begin here: this machine is the organization's from then on, as by a wake.
+    async fn belong_to(&self, org: OrgId, hot: &Hot) -> Result<(), NotTaken> {
+        let (position, now) = (hot.position(), self.clock.now());
+        self.machine.belong_to(org, &self.commands, (position, now), |_| Context::new(now)).await
+    }
+
+    /// The way for other processes.
+    fn line(&self, org: OrgId) -> HostLine {
+        HostLine::here(org, self.host.clone(), Arc::clone(&self.programs))
+    }
 }
 
 /// A host whose agent is connected to this process.
@@ -69,7 +90,7 @@ struct Connected {
     since: Instant,
 }
 
-/// One of the other processes whose agents this one reaches.
+/// One of the other processes whose hosts this one reaches.
 #[derive(Clone, Copy)]
 pub(crate) struct Relay(usize);
 
@@ -108,12 +129,38 @@ impl Hosts {
         commands: Commands,
         clock: SharedClock,
     ) {
-        *self.local() = Some(Local { host, machine, world, commands, clock });
+        let (number, since, programs) = (self.next_number(), Instant::now(), envforge_agent::programs());
+        *self.local() = Some(Local { host, machine, world, commands, clock, programs, number, since });
+        self.count();
+    }
+
+    fn next_number(&self) -> u64 {
+        self.0.connections.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whose this machine is by what this process knows of the log; `None` where it is nobody's yet.
+    fn owner(&self, local: &Local) -> Option<OrgId> {
+        let by_claim = local.world.holder_of(&local.machine.key);
+        by_claim.or_else(|| self.0.hot.placement.organization_of(local.machine.host))
+    }
+
+    /// Tells other processes whose this machine is, each time that it is somebody else's.
+    pub(crate) async fn watch_owner(self) {
+        let mut tick = tokio::time::interval(OWNER_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told = None;
+        loop {
+            tick.tick().await;
+            let owner = self.local().as_ref().map(|local| self.owner(local));
+            if std::mem::replace(&mut told, owner) != owner {
+                self.count();
+            }
+        }
     }
 
     /// The newer connection is the agent's own: it has given the older one up.
     pub(crate) fn enter(&self, identity: HostIdentity, remote: RemoteHost, closed: &CancellationToken) -> Connection {
-        let (number, since) = (self.0.connections.fetch_add(1, Ordering::Relaxed), Instant::now());
+        let (number, since) = (self.next_number(), Instant::now());
         let entered = Connection { host: identity.host, relay: None, number, line: remote.line().clone() };
         let connected = Connected { identity, remote, closed: closed.clone(), number, since };
         let former = self.connected().insert(identity.host, connected);
@@ -150,29 +197,42 @@ impl Hosts {
         }
     }
 
-    /// Says what is connected here.
+    /// Says what this process has.
     fn count(&self) {
         let connected = self.connected();
         metrics::gauge!("envforge_agents_connected").set(connected.len() as f64);
         let here = connected.values().filter(|at| !at.closed.is_cancelled()).map(|at| {
             let HostIdentity { org, host, .. } = at.identity;
-            HostHere { org, host, connection: at.number, since: at.since }
+            HostHere { org: Some(org), host, own_machine: false, connection: at.number, since: at.since }
+        });
+        let local = self.local().as_ref().map(|local| HostHere {
+            org: self.owner(local),
+            host: local.machine.host,
+            own_machine: true,
+            connection: local.number,
+            since: local.since,
         });
         // Told under the lock: an older list never comes after a newer one.
-        self.0.here.send_replace(here.collect());
+        self.0.here.send_replace(here.chain(local).collect());
     }
 
     /// A process with an API that reached hosts through this one is gone: whoever else has one asks anew what lasts on them, which the other
     /// may have been alone to watch. Answers them as connected anew.
     pub(crate) fn ask_anew(&self) -> Vec<Connection> {
-        let anew = {
+        let mut anew: Vec<_> = {
             let mut connected = self.connected();
             let renumbered = connected.iter_mut().map(|(host, at)| {
-                at.number = self.0.connections.fetch_add(1, Ordering::Relaxed);
+                at.number = self.next_number();
                 Connection { host: *host, relay: None, number: at.number, line: at.remote.line().clone() }
             });
             renumbered.collect()
         };
+        let own = self.local().as_mut().and_then(|local| {
+            local.number = self.next_number();
+            let (host, number, line) = (local.machine.host, local.number, local.line(self.owner(local)?));
+            Some(Connection { host, relay: None, number, line })
+        });
+        anew.extend(own);
         self.count();
         anew
     }
@@ -184,23 +244,44 @@ impl Hosts {
         at.is_some_and(|at| at.remote.is_heard())
     }
 
-    /// What is connected here.
+    /// What this process has.
     pub(crate) fn here(&self) -> watch::Receiver<Vec<HostHere>> {
         self.0.here.subscribe()
     }
 
-    /// The line to a host that is connected here, for a stream of another process. INVARIANT: never to another organization's host, nor
-    /// for another organization's workspace (SPEC, rule 1), whatever that process says.
-    pub(crate) fn line_for(&self, host: HostId, header: &StreamHeader) -> Option<HostLine> {
+    /// The line to a host that this process has, for a stream of another one. INVARIANT: never to another organization's host, nor for
+    /// another organization's workspace (SPEC, rule 1), whatever that process says.
+    pub(crate) async fn line_for(&self, host: HostId, header: &StreamHeader) -> Option<HostLine> {
         let StreamHeader { org, workspace, .. } = header;
         let of_org = |workspace| self.0.hot.resources.workspace(workspace).is_some_and(|found| found.org() == *org);
         if !workspace.as_uuid().is_nil() && !of_org(*workspace) {
             return None;
         }
+        let local = self.local().clone();
+        if let Some(local) = local.filter(|local| local.machine.host == host) {
+            return self.own_line(&local, header).await;
+        }
         let connected = self.connected();
         let at = connected.get(&host).filter(|at| at.identity.org == *org && !at.closed.is_cancelled())?;
         let trusted = self.0.hot.placement.enrolment_of(*org, host) == Some(at.identity.enrolment);
         trusted.then(|| at.remote.line().clone())
+    }
+
+    /// The line to this machine. By this process's views it is the organization's, or nobody's: before anything begins there for somebody
+    /// the log says whose it is.
+    async fn own_line(&self, local: &Local, header: &StreamHeader) -> Option<HostLine> {
+        let by_claim = local.world.holder_of(&local.machine.key);
+        let by_host = self.0.hot.placement.organization_of(local.machine.host);
+        if [by_claim, by_host].into_iter().flatten().any(|of| of != header.org) {
+            return None;
+        }
+        if header.may_begin()
+            && let Err(error) = local.belong_to(header.org, &self.0.hot).await
+        {
+            tracing::warn!(org = %header.org, %error, "this machine takes nothing of an organization");
+            return None;
+        }
+        Some(local.line(header.org))
     }
 
     /// Another process from which hosts may come.
@@ -215,10 +296,14 @@ impl Hosts {
         let mut relays = self.relays();
         let Some(known) = relays.get_mut(relay.0) else { return Vec::new() };
         let before = known.take().unwrap_or_default();
-        let is_new = |at: &&RelayedHost| before.get(&at.host).is_none_or(|known| known.connection != at.connection);
-        let fresh = hosts.iter().filter(is_new).map(|at| {
-            let (host, number, line) = (at.host, at.connection, at.line.clone());
-            Connection { host, relay: Some(relay), number, line }
+        let is_new = |at: &&RelayedHost| {
+            let known = before.get(&at.host);
+            known.is_none_or(|known| (known.connection, known.org) != (at.connection, at.org))
+        };
+        // Nothing lasts where nobody has been.
+        let fresh = hosts.iter().filter(is_new).filter_map(|at| {
+            let (host, number, line) = (at.host, at.connection, at.line(at.org?));
+            Some(Connection { host, relay: Some(relay), number, line })
         });
         let fresh = fresh.collect();
         let same = |mut at: RelayedHost| {
@@ -256,8 +341,8 @@ impl Hosts {
     }
 
     /// The host on which a workspace lies: where it is placed; while it sleeps, where it was awake or had a shell the last time, as long
-    /// as that is a host of its organization; else the first of those that are connected and take something new, and this machine after
-    /// them.
+    /// as that is a host of its organization; else the first of those that are connected and take something new, this machine after them,
+    /// and after that another process's.
     ///
     /// # Errors
     /// Where there is none, or it is not to be reached: its files lie nowhere else.
@@ -275,10 +360,25 @@ impl Hosts {
         let local = || self.local_of(org).map(|local| local.machine.host);
         // A process that is away for now may have one.
         let misses_relay = || self.relays().iter().any(Option::is_none);
-        connected.or_else(local).ok_or_else(|| match misses_relay() {
+        connected.or_else(local).or_else(|| self.machine_elsewhere(org)).ok_or_else(|| match misses_relay() {
             true => ShellFailure::OutOfReach,
             false => ShellFailure::HostElsewhere,
         })
+    }
+
+    /// The machine of another process that is the organization's without the log naming its host yet, or is nobody's. Whoever has a host
+    /// that takes something new, though it is away, takes no second machine for itself.
+    fn machine_elsewhere(&self, org: OrgId) -> Option<HostId> {
+        let machines: Vec<_> = {
+            let relays = self.relays();
+            let all = relays.iter().flatten().flat_map(HashMap::values).filter(|at| at.own_machine);
+            all.map(|at| (at.org, at.host)).collect()
+        };
+        let takes_another = self.0.hot.placement.open_hosts_of(org).is_empty();
+        let fits =
+            |(of, host): &(Option<OrgId>, HostId)| (of.is_some() || takes_another) && self.reach(org, *host).is_some();
+        let first = machines.into_iter().filter(fits).min_by_key(|(of, host)| (of.is_none(), *host));
+        first.map(|(_, host)| host)
     }
 
     /// A host, where it can be reached from here. INVARIANT: never another organization's (SPEC, rule 1).
@@ -292,26 +392,31 @@ impl Hosts {
         line.map(ReachedHost::Line)
     }
 
-    /// Where two processes have it, the newer connection is the agent's own; the log says whose it is.
+    /// Where two processes have it, the newer connection is the agent's own; the log says whose it is. Where it does not yet, a machine
+    /// may be anybody's, and the process that has it asks the log before anything begins there.
     fn relayed(&self, org: OrgId, host: HostId) -> Option<HostLine> {
-        if self.0.hot.placement.organization_of(host) != Some(org) {
+        let by_log = self.0.hot.placement.organization_of(host);
+        if by_log.is_some_and(|of| of != org) {
             return None;
         }
+        let is_theirs = |at: &&RelayedHost| match at.org {
+            Some(of) => of == org && (by_log.is_some() || at.own_machine),
+            None => at.own_machine,
+        };
         let relays = self.relays();
-        let having = relays.iter().flatten().filter_map(|hosts| hosts.get(&host)).filter(|at| at.org == org);
-        having.max_by_key(|at| at.since).map(|at| at.line.clone())
+        let having = relays.iter().flatten().filter_map(|hosts| hosts.get(&host)).filter(is_theirs);
+        having.max_by_key(|at| at.since).map(|at| at.line(org))
     }
 
-    /// A host on which something of an organization is to begin. This machine is the organization's from then on, as by a wake.
+    /// A host on which something of an organization is to begin. This machine is the organization's from then on, as by a wake; another
+    /// process's sees to that itself.
     ///
     /// # Errors
     /// Where it is not to be reached, or is another organization's.
     pub(crate) async fn take(&self, org: OrgId, host: HostId) -> Result<ReachedHost, ShellFailure> {
         let found = self.reach(org, host).ok_or(ShellFailure::OutOfReach)?;
         if let Some(local) = self.local_of(org).filter(|local| local.machine.host == host) {
-            let (position, now) = (self.0.hot.position(), local.clock.now());
-            let taken = local.machine.belong_to(org, &local.commands, (position, now), |_| Context::new(now)).await;
-            taken.map_err(|error| {
+            local.belong_to(org, &self.0.hot).await.map_err(|error| {
                 tracing::warn!(%org, %error, "this machine takes nothing of an organization");
                 match error {
                     NotTaken::Command(error) if error.refusal_code().is_some() => ShellFailure::HostElsewhere,
@@ -376,8 +481,10 @@ impl Hosts {
         let Connection { host, relay, number, .. } = connection;
         match relay {
             None => {
+                let is_own = |local: &Local| local.machine.host == *host && local.number == *number;
                 let connected = self.connected();
                 connected.get(host).is_some_and(|at| at.number == *number && !at.closed.is_cancelled())
+                    || self.local().as_ref().is_some_and(is_own)
             }
             Some(relay) => {
                 let relays = self.relays();
@@ -411,6 +518,7 @@ impl Hosts {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
     use std::sync::atomic::AtomicUsize;
 
     use envforge_agent::{RelayConnection, RelayKey, RelayListener, Relayed};
@@ -422,6 +530,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::server::shells::GivenSecrets;
 
     /// Another process, that has a host of which it says that it does not: its view is behind, or the host's agent is slow. How often it was
     /// asked, and a connection to it.
@@ -431,10 +540,11 @@ mod tests {
         let key = Arc::new(RelayKey::load_or_create(&files[0], &files[1], clock.now()).unwrap());
         let at = "127.0.0.1:0".parse().unwrap();
         let listener = RelayListener::bind(at, Arc::clone(&key), Arc::clone(&clock)).await.unwrap();
-        let at = listener.local_address().unwrap().to_string();
+        let address = listener.local_address().unwrap().to_string();
         let [org, host] = [1, 2].map(Uuid::from_u128);
         let (org, host) = (OrgId::from_uuid(org), HostId::from_uuid(host));
-        let (told, here) = watch::channel(vec![HostHere { org, host, connection: 7, since: Instant::now() }]);
+        let at = HostHere { org: Some(org), host, own_machine: false, connection: 7, since: Instant::now() };
+        let (told, here) = watch::channel(vec![at]);
         let asked = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&asked);
         let lines = move |_, _, _| {
@@ -443,12 +553,13 @@ mod tests {
             counted.fetch_add(1, Ordering::SeqCst);
             std::future::ready(None).boxed()
         };
-        let relayed = Relayed { here, lines: Arc::new(lines) };
+        let secrets = Arc::new(GivenSecrets { resolver: None, clock: Arc::clone(&clock) });
+        let relayed = Relayed { here, lines: Arc::new(lines), secrets };
         tokio::spawn(async move {
-            let peer = listener.accept().await.unwrap().arrive().await.unwrap();
-            let _ = peer.serve(relayed).await;
+            let greeted = listener.accept().await.unwrap().hello().await.unwrap();
+            let _ = greeted.arrive().await.unwrap().serve(relayed).await;
         });
-        (asked, RelayConnection::open(&at, &key, &clock, Arc::new(|| 0)).await.unwrap())
+        (asked, RelayConnection::open(&address, &key, &clock, Arc::new(|| 0)).await.unwrap())
     }
 
     #[tokio::test]
@@ -485,14 +596,39 @@ mod tests {
         let machine_id = dir.join("machine-id");
         std::fs::write(&machine_id, "0123456789abcdef0123456789abcdef").unwrap();
         let machine = HostMachine::open(&dir.join("state"), &machine_id).unwrap();
+        let head = Arc::clone(&log);
         let (id, world, commands) = (machine.host, SharedWorld::new(Arc::clone(&log)), Commands::new(log));
         let hosts = Hosts::new(hot, false);
+        let free = |hosts: &Hosts| hosts.here().borrow().iter().map(|at| at.org).collect::<Vec<_>>();
         hosts.add_local(host.clone(), machine, world, commands, Arc::new(SystemClock));
         let [acme, globex] = [1, 2].map(|number| OrgId::from_uuid(Uuid::from_u128(number)));
         assert!(hosts.reach(acme, id).is_some() && hosts.reach(globex, id).is_some(), "it is nobody's yet");
+        assert_eq!(free(&hosts), [None]);
         assert!(hosts.take(acme, id).await.is_ok());
         assert!(matches!(hosts.take(globex, id).await.err(), Some(ShellFailure::HostElsewhere)));
         assert!(hosts.take(acme, id).await.is_ok());
+        // Nor for what another process asks for, whatever that one believes; and they all hear whose it is.
+        let asked = |org, purpose: &str| StreamHeader {
+            org,
+            workspace: WorkspaceId::from_uuid(Uuid::nil()),
+            purpose: purpose.to_owned(),
+            parameters: BTreeMap::default(),
+        };
+        assert!(hosts.line_for(id, &asked(globex, "shell")).await.is_none());
+        hosts.0.hot.wait_for(head.head().await.unwrap().position, Duration::from_secs(10)).await.unwrap();
+        for purpose in ["shell", "job", "logs", "commit", "lasting", "root"] {
+            assert!(hosts.line_for(id, &asked(acme, purpose)).await.is_some(), "{purpose}");
+            assert!(hosts.line_for(id, &asked(globex, purpose)).await.is_none(), "{purpose}");
+        }
+        let unknown = StreamHeader { workspace: WorkspaceId::from_uuid(Uuid::from_u128(3)), ..asked(acme, "logs") };
+        assert!(hosts.line_for(id, &unknown).await.is_none(), "nor for a workspace that is not the organization's");
+        let lines = hosts.ask_anew();
+        assert_eq!(lines.iter().map(HostLine::org).collect::<Vec<_>>(), [acme]);
+        let here = hosts.here().borrow().clone();
+        assert_eq!(
+            here.iter().map(|at| (at.org, at.host, at.own_machine)).collect::<Vec<_>>(),
+            [(Some(acme), id, true)]
+        );
         host.shutdown().await;
         stop.cancel();
     }

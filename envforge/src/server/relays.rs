@@ -1,10 +1,10 @@
-//! Connections between processes of the control plane: one with the role `agents` passes shells, jobs, logs and what is seen of root
-//! windows on to its agents' hosts for processes that have the API (docs/adr/0020).
+//! Connections between processes of the control plane: one with the role `agents` or `reactors` passes shells, jobs, logs and what is seen of
+//! root windows on to its agents' hosts, or to its own machine, for processes that have the API (docs/adr/0020).
 //!
 //! Not here: what passes and how (agent), which host a workspace lies on (`hosts`).
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +17,20 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
+use super::handshakes::{Handshakes, Place};
 use super::hosts::{Connection, Hosts, Relay};
 use super::running::Running;
+use super::shells::GivenSecrets;
 use crate::cli::failure::Failure;
 
-/// Processes that may be connected at the same time, known or not.
+/// Processes that may be connected at the same time. Whoever has not said yet who it is counts elsewhere (`handshakes`).
 const CONNECTIONS_MAX: usize = 64;
+/// For the last words of what ends on this machine, when this process stops.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// Other processes that one is told of.
 const RELAYS_MAX: usize = 64;
 /// How long our views of the log may take to know what the asking process knows.
@@ -40,14 +44,15 @@ const SETTLED: Duration = Duration::from_secs(30);
 const KEY: &str = "relay.key";
 const CERTIFICATE: &str = "relay.crt";
 
-/// How processes reach each other's agents.
+/// How processes reach each other's hosts.
 #[derive(Args, Debug)]
 pub(crate) struct RelayArgs {
-    /// Where `agents` listens for processes that have the API and reach hosts through this one, by TLS with certificates of the key
-    /// `relay.key` in the folder of the keys. Without it nobody does.
+    /// Where `agents` and `reactors` listen for processes that have the API and reach hosts through this one, its agents' and its own
+    /// machine, by TLS with certificates of the key `relay.key` in the folder of the keys. Without it nobody does.
     #[arg(long, value_name = "ADDRESS", env = "ENVFORGE_RELAY_LISTEN")]
     relay_listen: Option<SocketAddr>,
-    /// Where other processes with the role `agents` listen for this one, which has the API: host and port of each, separated by commas.
+    /// Where other processes with the role `agents` or `reactors` listen for this one, which has the API: host and port of each, separated
+    /// by commas.
     #[arg(long = "relays", value_name = "HOST:PORT", value_delimiter = ',', env = "ENVFORGE_RELAYS")]
     relays: Vec<String>,
 }
@@ -68,7 +73,7 @@ impl RelayArgs {
         }
         if others.len() > RELAYS_MAX {
             let what = format!("--relays names {} processes; at most {RELAYS_MAX}", others.len());
-            return Err(Failure::usage(what, "name those with the role `agents`"));
+            return Err(Failure::usage(what, "name those with the role `agents` or `reactors`"));
         }
         Ok(others)
     }
@@ -103,10 +108,16 @@ pub(crate) async fn listen(
     hosts: &Hosts,
     key: Arc<RelayKey>,
     address: SocketAddr,
+    given: GivenSecrets,
 ) -> anyhow::Result<SocketAddr> {
     let listener = RelayListener::bind(address, key, Arc::clone(&plane.clock)).await?;
     let address = listener.local_address()?;
-    let (relayed, hosts) = (relayed(plane, hosts), hosts.clone());
+    let (watching, stop) = (hosts.clone(), running.stop.clone());
+    running.essential.spawn("whose this machine is", async move {
+        stop.run_until_cancelled(watching.watch_owner()).await;
+        Ok(())
+    });
+    let (relayed, hosts) = (relayed(plane, hosts, given), hosts.clone());
     let stop = running.stop.clone();
     running.essential.spawn("the listener for other processes", async move {
         accept(listener, relayed, hosts, stop).await;
@@ -115,68 +126,99 @@ pub(crate) async fn listen(
     Ok(address)
 }
 
-fn relayed(plane: &ControlPlane, hosts: &Hosts) -> Relayed {
+fn relayed(plane: &ControlPlane, hosts: &Hosts, given: GivenSecrets) -> Relayed {
     let (hot, here, hosts) = (Arc::clone(&plane.hot), hosts.here(), hosts.clone());
     let lines = Arc::new(move |host, as_of, header| {
         let (hot, hosts) = (Arc::clone(&hot), hosts.clone());
         async move {
             // Else this process would judge by less than the other one.
             hot.wait_for(Position::new(as_of), VIEW_WAIT).await.ok()?;
-            hosts.line_for(host, &header)
+            hosts.line_for(host, &header).await
         }
         .boxed()
     });
-    Relayed { here, lines }
+    Relayed { here, lines, secrets: Arc::new(given) }
+}
+
+/// Who comes to the listener.
+#[derive(Clone)]
+struct Door {
+    relayed: Relayed,
+    hosts: Hosts,
+    handshakes: Handshakes,
+    room: Arc<Semaphore>,
 }
 
 async fn accept(listener: RelayListener, relayed: Relayed, hosts: Hosts, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
+    let door = Door { relayed, hosts, handshakes: Handshakes::default(), room };
+    let (mut connections, ending) = (JoinSet::new(), CancellationToken::new());
     loop {
         while connections.try_join_next().is_some() {}
-        let accepted = stop.run_until_cancelled(async {
-            let turn = Arc::clone(&room).acquire_owned().await;
-            (turn, listener.accept().await)
-        });
-        match accepted.await {
-            None | Some((Err(_), _)) => break,
-            Some((Ok(turn), Ok(incoming))) => {
-                let (relayed, hosts, stop) = (relayed.clone(), hosts.clone(), stop.clone());
+        match stop.run_until_cancelled(listener.accept()).await {
+            None => break,
+            Some(Ok(incoming)) => {
+                let Some(place) = door.handshakes.place(incoming.address()) else {
+                    ended("too_many");
+                    continue;
+                };
+                let (door, ending) = (door.clone(), ending.clone());
                 connections.spawn(async move {
-                    stop.run_until_cancelled(serve(incoming, relayed, hosts)).await;
-                    drop(turn);
+                    ending.run_until_cancelled(door.serve(incoming, place)).await;
                 });
             }
-            Some((_, Err(error))) => {
+            Some(Err(error)) => {
                 tracing::warn!(%error, "a connection of another process could not be accepted");
                 sleep(Duration::from_millis(100)).await;
             }
         }
     }
+    drop(listener);
+    // What ends on this machine says how, to whoever is there.
+    let gone = async { while connections.join_next().await.is_some() {} };
+    let _ = timeout(FAREWELL, gone).await;
+    ending.cancel();
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve(incoming: RelayIncoming, relayed: Relayed, hosts: Hosts) {
-    let address = incoming.address();
-    let ended = |outcome: io::Result<()>| {
-        let outcome = match outcome {
-            Ok(()) => "closed",
-            Err(error) => {
-                tracing::info!(%address, %error, "a connection of another process failed");
-                reason(&error)
-            }
+impl Door {
+    async fn serve(self, incoming: RelayIncoming, place: Place) {
+        let address = incoming.address();
+        let served = async {
+            let greeted = incoming.hello().await?;
+            let turn = place.turn().await?;
+            let peer = greeted.arrive().await?;
+            self.handshakes.know(address);
+            drop((turn, place));
+            let Ok(_room) = self.room.try_acquire() else {
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many processes are connected"));
+            };
+            Ok(peer.serve(self.relayed.clone()).await)
         };
-        metrics::counter!("envforge_relay_connections_total", "outcome" => outcome).increment(1);
-    };
-    match incoming.arrive().await {
-        Err(error) => ended(Err(error)),
-        Ok(peer) => {
-            ended(peer.serve(relayed).await);
-            // It may have been alone to watch what lasts.
-            let anew = hosts.ask_anew();
-            find_lasting(hosts, anew).await;
+        match served.await {
+            Ok(outcome) => {
+                tell_end(address, outcome);
+                // It may have been alone to watch what lasts.
+                let anew = self.hosts.ask_anew();
+                find_lasting(self.hosts, anew).await;
+            }
+            Err(error) => tell_end(address, Err(error)),
         }
     }
+}
+
+fn tell_end(address: IpAddr, outcome: io::Result<()>) {
+    match outcome {
+        Ok(()) => ended("closed"),
+        Err(error) => {
+            tracing::info!(%address, %error, "a connection of another process failed");
+            ended(reason(&error));
+        }
+    }
+}
+
+fn ended(outcome: &'static str) {
+    metrics::counter!("envforge_relay_connections_total", "outcome" => outcome).increment(1);
 }
 
 /// Why a connection came to nothing, for metrics.
@@ -189,6 +231,7 @@ fn reason(error: &io::Error) -> &'static str {
         (Some(_), _) => "tls",
         (None, io::ErrorKind::TimedOut) => "slow",
         (None, io::ErrorKind::InvalidData) => "protocol",
+        (None, io::ErrorKind::QuotaExceeded) => "too_many",
         (None, _) => "connection",
     }
 }
@@ -210,7 +253,7 @@ pub(crate) fn follow(
             hosts: hosts.clone(),
         };
         let stop = running.stop.clone();
-        running.essential.spawn("the way to another process's agents", async move {
+        running.essential.spawn("the way to another process's hosts", async move {
             stop.run_until_cancelled(following.run()).await;
             Ok(())
         });
@@ -237,7 +280,7 @@ impl Following {
             self.hosts.relay_is_gone(self.relay);
             let reason = reason(&error);
             metrics::counter!("envforge_relay_connects_failed_total", "reason" => reason).increment(1);
-            tracing::warn!(at = self.at, %error, reason, ?delay, "the agents of another process are out of reach");
+            tracing::warn!(at = self.at, %error, reason, ?delay, "the hosts of another process are out of reach");
             if began.elapsed() >= SETTLED {
                 delay = RECONNECT_MIN;
             }
@@ -252,7 +295,7 @@ impl Following {
         let as_of: AsOf = Arc::new(move || hot.position().get());
         let mut connection = RelayConnection::open(&self.at, &self.key, &self.plane.clock, as_of).await?;
         let _connected = Connected::count();
-        tracing::info!(at = self.at, "the agents of another process are in reach");
+        tracing::info!(at = self.at, "the hosts of another process are in reach");
         // What lasts on hosts is held to rights from here, too. Ends with the connection.
         let mut asking = JoinSet::new();
         loop {

@@ -42,6 +42,7 @@ use super::relays::RelayArgs;
 use super::running::{self, Running};
 use super::secret_store::StoreName;
 use super::service_users::ServiceUserArgs;
+use super::shells::GivenSecrets;
 use super::stop::StopRequests;
 use super::telemetry::{self, LogFormat};
 use super::{agents, api, fleet, open_files, provider, relays, roles, usable};
@@ -170,7 +171,7 @@ pub(crate) struct ServeArgs {
     runtime: PathBuf,
     #[command(flatten)]
     service_users: ServiceUserArgs,
-    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS, with `{org}` in KEY where each organization has its own. The API puts them, reactors and agents read them: all need the same one.
+    /// Where values of secrets lie: `file:DIR`, or `aws-ssm:REGION:DEPLOYMENT:KEY` where it was built with AWS, with `{org}` in KEY where each organization has its own. The API puts them, `reactors` and `agents` read them: all need the same one.
     #[arg(long, value_name = "STORE", env = "ENVFORGE_SECRET_STORE")]
     secret_store: Option<StoreName>,
     /// Where roles without a database keep how far they have followed the log. Default: `state` in the folder of the keys.
@@ -487,10 +488,6 @@ async fn start(
         let listen = Agents { listen, certificate_lifetime, public_authority, secret_store, look };
         let address = agents::start(running, &plane, world, &hosts, authority, listen).await?;
         addresses.insert("agents".to_owned(), address.to_string().into());
-        if let Some(listen) = args.relay.listen() {
-            let address = relays::listen(running, &plane, &hosts, relays::key(&args.stores.keys)?, listen).await?;
-            addresses.insert("relay".to_owned(), address.to_string().into());
-        }
     }
     let reaches = world.is_some() || !others.is_empty();
     if !others.is_empty() {
@@ -498,7 +495,17 @@ async fn start(
     }
     if let (Some(world), true) = (&world, has(RoleName::Reactors)) {
         let (authority, store) = (public.authority.clone(), secret_store.clone());
-        roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
+        let host = roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
+        if args.relay.listen().is_some() {
+            // Whoever carries a shell may be gone when it ends.
+            host.keep_ends();
+        }
+    }
+    let given = GivenSecrets::new(&plane, secret_store.clone().filter(|_| world.is_some()));
+    if let (Some(listen), true) = (args.relay.listen(), world.is_some()) {
+        let relay_key = relays::key(&args.stores.keys)?;
+        let address = relays::listen(running, &plane, &hosts, relay_key, listen, given.clone()).await?;
+        addresses.insert("relay".to_owned(), address.to_string().into());
     }
     if let Some(fleet) = fleet {
         fleet::start(running, &plane, fleet, keys.agents_authority()?).await?;
@@ -521,6 +528,7 @@ async fn start(
             trusted_proxies: args.trusted_proxies,
             local_repositories: args.allow_local_repositories,
             hosts: reaches.then_some(hosts),
+            given,
             agents: keys
                 .agents_authority()?
                 .map(|authority| envforge_api::AgentsAt { authority, address: args.agents_address.clone() }),
@@ -594,5 +602,23 @@ mod tests {
         let two = parse(&["--trusted-proxy", "10.0.0.1", "--trusted-proxy", "fd00::1"]).unwrap();
         assert_eq!(two, ["10.0.0.1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()));
         assert!(parse(&["--trusted-proxy", "10.0.0.0/8"]).is_err());
+    }
+
+    #[test]
+    fn reactors_listen_for_other_processes_as_agents_do_and_the_help_says_so() {
+        let parse = |line: &[&str]| {
+            let line = ["serve"].iter().chain(line).chain(&["--nats", "nats://localhost", "--keys", "/keys"]);
+            Line::try_parse_from(line).map(|line| line.serve).unwrap()
+        };
+        for role in ["agents", "reactors"] {
+            let listening = parse(&[role, "--relay-listen", "10.0.0.1:7091"]);
+            assert_eq!(listening.relay.listen(), Some("10.0.0.1:7091".parse().unwrap()));
+        }
+        let asking = parse(&["api", "--relays", "a.internal:7091,b.internal:7091"]);
+        assert_eq!(asking.relay.others().unwrap(), ["a.internal:7091", "b.internal:7091"]);
+        let help = <Line as clap::CommandFactory>::command().render_long_help().to_string();
+        for said in ["Where `agents` and `reactors` listen", "with the role `agents` or `reactors` listen"] {
+            assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(said), "{said}");
+        }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use envforge_agent::ReachedHost;
+use envforge_agent::{ReachedHost, SecretSource, without_login};
 use envforge_api::{OpenShell, ShellHost};
 use envforge_domain::access::Resource;
 use envforge_domain::ids::{HostId, OrgId, RootWindowId, UserId, WorkspaceId};
@@ -12,36 +13,45 @@ use envforge_domain::job_run::JobOrder;
 use envforge_domain::project::GitCredential;
 use envforge_domain::secret::Secret;
 use envforge_domain::secrets::{ConsumedSecret, RefusedSecret};
-use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellOrder, TerminalSize};
+use envforge_domain::shell::{LastingShell, LogChunk, LogPlace, ShellFailure, ShellGit, ShellOrder, TerminalSize};
 use envforge_domain::slug::ServiceName;
 use envforge_domain::time::SharedClock;
+use envforge_projections::Hot;
 use envforge_reactors::SecretResolver;
+use envforge_runtime::secret_store::SecretStore;
 use envforge_runtime::{GitLogin, ShellLogin};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
+use super::control_plane::ControlPlane;
 use super::hosts::Hosts;
 
 /// Shells where workspaces lie.
 pub(crate) struct HostShells {
     pub(crate) hosts: Hosts,
-    /// Values that jobs, and git in shells, are given. The API names them and never sees one.
+    /// Values that jobs, and git in shells, are given on hosts that this process has. The API names them and never sees one.
     pub(crate) secrets: GivenSecrets,
 }
 
-/// The process's secret store, for what jobs and git in shells are given.
+/// The store of a process that has hosts, for what jobs and git in shells are given there. INVARIANT: a process that has none reads no
+/// value: it names them to the one that has the host.
 #[derive(Clone)]
 pub(crate) struct GivenSecrets {
-    pub(crate) resolver: Option<SecretResolver>,
-    pub(crate) clock: SharedClock,
+    resolver: Option<SecretResolver>,
+    clock: SharedClock,
+    hot: Arc<Hot>,
 }
 
 impl GivenSecrets {
-    /// What git shows the repository's server; otherwise why there is nothing, where the project names a secret for it.
-    pub(crate) async fn login(&self, order: &ShellOrder) -> Result<Option<ShellLogin>, String> {
-        let Some(git) = &order.git else { return Ok(None) };
+    pub(crate) fn new(plane: &ControlPlane, store: Option<Arc<dyn SecretStore>>) -> Self {
+        let (clock, hot) = (Arc::clone(&plane.clock), Arc::clone(&plane.hot));
+        Self { resolver: store.map(SecretResolver::new), clock, hot }
+    }
+
+    /// What git shows the repository's server; otherwise why there is nothing.
+    async fn read_login(&self, place: Resource, git: &ShellGit) -> Result<ShellLogin, String> {
         let consumed = git.given.as_ref().map_err(|refused| RefusedSecret::named(std::slice::from_ref(refused)))?;
-        let mut values = self.values(order.place(), std::slice::from_ref(consumed)).await?;
+        let mut values = self.values(place, std::slice::from_ref(consumed)).await?;
         let value = values.remove(consumed.name.as_str()).ok_or("the secret store has no value of it")?;
         if !GitCredential::carries(&value) {
             let name = &consumed.name;
@@ -51,13 +61,31 @@ impl GivenSecrets {
         }
         let valid_for = git.expires_at.map(|end| end.since(self.clock.now()));
         let login = GitLogin { username: git.credential.username.clone(), value, valid_for };
-        Ok(Some(ShellLogin { login, inside: git.credential.in_shells }))
+        Ok(ShellLogin { login, inside: git.credential.in_shells })
     }
 
-    /// The values of a job's secrets, by name.
-    pub(crate) async fn of_job(&self, order: &JobOrder) -> Result<BTreeMap<String, Secret>, ShellFailure> {
+    /// What a shell's git is given on a host, beside the order; otherwise why there is nothing, where the project names a secret for it.
+    async fn for_shell(&self, at: &ReachedHost, order: &ShellOrder) -> Result<Option<ShellLogin>, String> {
+        match &order.git {
+            None => Ok(None),
+            Some(git) if git.given.is_ok() && at.gives_by_reference() => Ok(None),
+            Some(git) => self.read_login(order.place(), git).await.map(Some),
+        }
+    }
+
+    /// The values of a job's secrets on a host, beside the order, by name.
+    async fn for_job(&self, at: &ReachedHost, order: &JobOrder) -> Result<BTreeMap<String, Secret>, ShellFailure> {
+        if at.gives_by_reference() {
+            return Ok(BTreeMap::new());
+        }
         let values = self.values(order.place(), &order.secrets).await;
         values.map_err(|reason| ShellFailure::NotStarted { reason: format!("its secrets could not be had: {reason}") })
+    }
+
+    /// INVARIANT: what another process names is of the workspace's own project, as this one knows it.
+    fn knows(&self, place: Resource) -> Result<(), String> {
+        let known = place.workspace().and_then(|workspace| self.hot.resources.workspace(workspace));
+        if known == Some(place) { Ok(()) } else { Err("the workspace is of another project".to_owned()) }
     }
 
     async fn values(&self, of: Resource, consumed: &[ConsumedSecret]) -> Result<BTreeMap<String, Secret>, String> {
@@ -69,31 +97,31 @@ impl GivenSecrets {
     }
 }
 
-/// Not where: that is nobody's business (SPEC, rule 7).
-const MOVED: &str = "shells of this workspace were elsewhere before, and this is another clone: what was not pushed from there is not here";
-
-/// With one thing more that the person should know, if there is one.
-fn noticed(mut open: OpenShell, more: Option<&str>) -> OpenShell {
-    let notices: Vec<_> = open.facts.notice.as_deref().into_iter().chain(more).collect();
-    open.facts.notice = (!notices.is_empty()).then(|| notices.join("; "));
-    open
-}
-
-/// Tells the person what git lacks, beside what else there is to tell.
-pub(crate) fn without_login(
-    opened: Result<OpenShell, ShellFailure>,
-    why: Option<String>,
-) -> Result<OpenShell, ShellFailure> {
-    let Some(why) = why else { return opened };
-    match opened {
-        Ok(open) => {
-            let lacks = format!("git has no credential here: {why}");
-            Ok(noticed(open, Some(&lacks)))
+/// For what other processes open on hosts of this one.
+impl SecretSource for GivenSecrets {
+    fn login(&self, place: Resource, git: ShellGit) -> BoxFuture<'_, Result<ShellLogin, String>> {
+        async move {
+            self.knows(place)?;
+            self.read_login(place, &git).await
         }
-        Err(ShellFailure::Checkout { reason }) => Err(ShellFailure::Checkout { reason: format!("{reason}; {why}") }),
-        Err(failure) => Err(failure),
+        .boxed()
+    }
+
+    fn of_job(
+        &self,
+        place: Resource,
+        secrets: Vec<ConsumedSecret>,
+    ) -> BoxFuture<'_, Result<BTreeMap<String, Secret>, String>> {
+        async move {
+            self.knows(place)?;
+            self.values(place, &secrets).await
+        }
+        .boxed()
     }
 }
+
+/// Not where: that is nobody's business (SPEC, rule 7).
+const MOVED: &str = "shells of this workspace were elsewhere before, and this is another clone: what was not pushed from there is not here";
 
 fn opened(open: envforge_runtime::OpenShell) -> OpenShell {
     let envforge_runtime::OpenShell { facts, input, output } = open;
@@ -151,13 +179,16 @@ impl ShellHost for HostShells {
     fn open(&self, host: HostId, order: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async move {
             let at = self.hosts.take(order.org, host).await?;
-            let (login, why) = match self.secrets.login(&order).await {
+            let (login, why) = match self.secrets.for_shell(&at, &order).await {
                 Ok(login) => (login, None),
                 Err(why) => (None, Some(why)),
             };
-            let moved = self.hosts.shells_moved(order.workspace, order.shell, host).then_some(MOVED);
-            let open = without_login(at.open_shell(order, login).await.map(opened), why)?;
-            Ok(noticed(open, moved))
+            let moved = self.hosts.shells_moved(order.workspace, order.shell, host);
+            let mut open = without_login(at.open_shell(order, login).await, why).map(opened)?;
+            if moved {
+                open.facts = open.facts.noticed(MOVED);
+            }
+            Ok(open)
         }
         .boxed()
     }
@@ -165,7 +196,7 @@ impl ShellHost for HostShells {
     fn run_job(&self, order: JobOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async {
             let host = self.host_of(order.org, order.workspace)?;
-            let secrets = self.secrets.of_job(&order).await?;
+            let secrets = self.secrets.for_job(&host, &order).await?;
             host.run_job(order, secrets).await.map(opened)
         }
         .boxed()

@@ -8,6 +8,7 @@ mod authority;
 mod canary;
 mod edges;
 mod git;
+mod own_machine;
 mod proxy;
 mod relays;
 mod revoked;

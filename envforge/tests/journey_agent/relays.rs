@@ -13,7 +13,7 @@ use crate::site::{DEADLINE, Site, is_dead};
 use crate::tty::Tty;
 
 /// Dana at the second API.
-const SECOND: &str = "dana-2";
+pub(crate) const SECOND: &str = "dana-2";
 
 /// Two processes with the API, two that agents connect to, one for the rest.
 struct Cluster {
@@ -108,17 +108,53 @@ impl World {
     }
 }
 
+/// Bytes pass both ways, and the status comes back.
+pub(crate) fn runs_a_command(team: &Team, who: &str) {
+    let script = "cat; echo to-err >&2; ls; exit 7";
+    let output = team.run(who, &["shell", "main", "--", "sh", "-c", script], "from here\n");
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!((output.status.code(), err.as_str()), (Some(7), "to-err\n"), "{who}: {out}");
+    assert_eq!(out, "from here\nenvforge.yml\n", "{who}");
+    let killed = team.run(who, &["shell", "main", "--", "sh", "-c", "kill -9 $$"], "");
+    assert_eq!(killed.status.code(), Some(128 + 9));
+}
+
+pub(crate) fn runs_a_job_and_shows_logs(team: &Team, who: &str) {
+    let ran = team.run(who, &["run", "unit", "--workspace", "main"], "");
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(ran.status.code(), Some(3), "{out}{err}");
+    assert!(out.starts_with("ran job:job_") && err.ends_with("bad\n"), "{out}{err}");
+    let logs = team.run(who, &["logs", "main"], "");
+    assert!(String::from_utf8_lossy(&logs.stdout).contains("web | Serving HTTP on 127.0.0.1"));
+}
+
+/// Of root windows: a command with its output, asked for at one API, and a shell at the other one, where there is root to give.
+pub(crate) async fn runs_as_root(team: &Team) {
+    if !is_root() {
+        return;
+    }
+    team.site.json(&["org", "policy", "set", "--root", "workspace_elevation"]);
+    team.site.until_phase("ready").await;
+    let window = team.window("20m", &[]);
+    let script = "id -u; echo to-err >&2; exit 3";
+    let out = team.dana(&["--json", "root", "run", &window, "--", "/bin/sh", "-c", script], "");
+    let told = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(told.contains("\"0\\nto-err\\n"), "{told}{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(team.root_ended(&window, "exited")["command"]["code"], 3);
+    let window = team.window("20m", &["--mode", "shell"]);
+    let mut terminal = Tty::start(team.site.command_of(SECOND, &["root", "shell", &window]));
+    terminal.shows("# ");
+    terminal.types("id -u; stty size; exit 7\r");
+    assert_eq!(terminal.ends().code(), Some(7));
+    assert!(terminal.text().contains("0\r\n30 100\r\n"), "{}", terminal.text());
+    assert_eq!(team.root_ended(&window, "exited")["phase"], "closed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_works_whichever_api_is_asked_and_wherever_the_agent_is_connected() {
     let mut world = World::new().await;
-    let script = "cat; echo to-err >&2; ls; exit 7";
     for who in ["dana", SECOND] {
-        let output = world.team.run(who, &["shell", "main", "--", "sh", "-c", script], "from here\n");
-        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-        assert_eq!((output.status.code(), err.as_str()), (Some(7), "to-err\n"), "{who}: {out}");
-        assert_eq!(out, "from here\nenvforge.yml\n", "{who}");
-        let killed = world.team.run(who, &["shell", "main", "--", "sh", "-c", "kill -9 $$"], "");
-        assert_eq!(killed.status.code(), Some(128 + 9));
+        runs_a_command(&world.team, who);
     }
     assert_eq!(world.team.clones_on("builder"), 1);
 
@@ -247,12 +283,7 @@ async fn jobs_logs_and_root_windows_pass_through_another_process() {
     let world = World::new().await;
     let team = &world.team;
     for who in ["dana", SECOND] {
-        let ran = team.run(who, &["run", "unit", "--workspace", "main"], "");
-        let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-        assert_eq!(ran.status.code(), Some(3), "{out}{err}");
-        assert!(out.starts_with("ran job:job_") && err.ends_with("bad\n"), "{out}{err}");
-        let logs = team.run(who, &["logs", "main"], "");
-        assert!(String::from_utf8_lossy(&logs.stdout).contains("web | Serving HTTP on 127.0.0.1"));
+        runs_a_job_and_shows_logs(team, who);
     }
     let mut long = team.tty(&["run", "long", "--workspace", "main"]);
     long.shows("begun");
@@ -272,23 +303,7 @@ async fn jobs_logs_and_root_windows_pass_through_another_process() {
     plain.types("exit 5\r");
     assert_eq!(plain.ends().code(), Some(5));
 
-    if is_root() {
-        team.site.json(&["org", "policy", "set", "--root", "workspace_elevation"]);
-        team.site.until_phase("ready").await;
-        let window = team.window("20m", &[]);
-        let script = "id -u; echo to-err >&2; exit 3";
-        let out = team.dana(&["--json", "root", "run", &window, "--", "/bin/sh", "-c", script], "");
-        let told = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(told.contains("\"0\\nto-err\\n"), "{told}{}", String::from_utf8_lossy(&out.stderr));
-        assert_eq!(team.root_ended(&window, "exited")["command"]["code"], 3);
-        let window = team.window("20m", &["--mode", "shell"]);
-        let mut terminal = Tty::start(team.site.command_of(SECOND, &["root", "shell", &window]));
-        terminal.shows("# ");
-        terminal.types("id -u; stty size; exit 7\r");
-        assert_eq!(terminal.ends().code(), Some(7));
-        assert!(terminal.text().contains("0\r\n30 100\r\n"), "{}", terminal.text());
-        assert_eq!(team.root_ended(&window, "exited")["phase"], "closed");
-    }
+    runs_as_root(team).await;
     team.site.json(&["org", "role", "revoke", DANA, "developer"]);
     following.ends();
 }

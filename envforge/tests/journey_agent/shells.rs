@@ -14,6 +14,8 @@ use crate::tty::Tty;
 
 pub(crate) const DANA: &str = "dana@acme.example";
 const LOST: &str = ": lost";
+/// The workspace, for OpenSSH.
+pub(crate) const HOST: &str = "main.acme.envforge";
 /// Until what does not want to end was killed.
 pub(crate) const DEAD: Duration = Duration::from_secs(3);
 const PASSWORD: &str = "plum kite engine 8";
@@ -108,6 +110,26 @@ impl Team {
     pub(crate) fn begin(&self, args: &[&str]) -> Child {
         let mut command = self.site.command_of("dana", args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// A program of OpenSSH's with Dana's configuration for it.
+    pub(crate) fn openssh(&self, program: &str, args: &[&str], input: &[u8]) -> Output {
+        let config = self.site.dir.join("ssh_config");
+        std::fs::write(&config, self.dana(&["ssh-config"], "").stdout).unwrap();
+        let mut command = std::process::Command::new(Tool::Ssh.path().with_file_name(program));
+        for (name, value) in self.site.command_of("dana", &[]).get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.arg("-F").arg(&config).args(args).current_dir(self.site.dir.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+        let writing = std::thread::spawn(move || stdin.write_all(&input));
+        let output = child.wait_with_output().unwrap();
+        let _ = writing.join().unwrap();
+        output
     }
 
     /// Until the workspace's host is there again.
@@ -385,28 +407,7 @@ async fn jobs_and_logs_come_over_the_line_and_openssh_does() {
     team.site.json(&["workspace", "wake", "main"]);
     following.shows("Serving HTTP on 127.0.0.1");
 
-    let config = team.site.dir.join("ssh_config");
-    std::fs::write(&config, team.dana(&["ssh-config"], "").stdout).unwrap();
-    let ssh = |program: &str, args: &[&str], input: &[u8]| {
-        let mut command = team.site.command_of("dana", &[]);
-        let environment: Vec<_> =
-            command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
-        command = std::process::Command::new(Tool::Ssh.path().with_file_name(program));
-        for (name, value) in environment {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.arg("-F").arg(&config).args(args).current_dir(team.site.dir.path());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
-        let writing = std::thread::spawn(move || stdin.write_all(&input));
-        let output = child.wait_with_output().unwrap();
-        let _ = writing.join().unwrap();
-        output
-    };
-    const HOST: &str = "main.acme.envforge";
+    let ssh = |program: &str, args: &[&str], input: &[u8]| team.openssh(program, args, input);
     let output = ssh("ssh", &[HOST, "cat; echo to-err >&2; pwd; exit 4"], b"from here\n");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!((output.status.code(), &*err), (Some(4), "to-err\n"), "{out}");
