@@ -134,6 +134,9 @@ pub enum MachineEvent {
     Stopped {
         mode: StopMode,
     },
+    /// The provider's status checks of it fail, and have for long enough to be believed: no runtime comes there until they pass.
+    ChecksFailed,
+    ChecksPassed,
     /// It failed its health checks for long enough to be replaced.
     Unhealthy {
         reason: String,
@@ -183,6 +186,10 @@ pub enum MachineCommand {
         cause: MachineCause,
     },
     ReportStopped,
+    /// What the provider's status checks of one that is up say.
+    ReportChecks {
+        failing: bool,
+    },
     ReportUnhealthy {
         reason: String,
     },
@@ -226,6 +233,8 @@ pub struct LiveMachine {
     pub terms: MachineTerms,
     pub instance: String,
     pub power: Power,
+    /// Its status checks fail, since it was last up.
+    pub impaired: bool,
     pub unhealthy: bool,
     pub draining: bool,
 }
@@ -358,6 +367,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportStartFailed { .. }
                 | MachineCommand::Stop { .. }
                 | MachineCommand::ReportStopped
+                | MachineCommand::ReportChecks { .. }
                 | MachineCommand::ReportUnhealthy { .. }
                 | MachineCommand::Drain { .. }
                 | MachineCommand::ReportStrange { .. },
@@ -372,6 +382,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportStartFailed { .. }
                 | MachineCommand::Stop { .. }
                 | MachineCommand::ReportStopped
+                | MachineCommand::ReportChecks { .. }
                 | MachineCommand::ReportUnhealthy { .. }
                 | MachineCommand::Drain { .. }
                 | MachineCommand::Terminate { .. }
@@ -388,6 +399,7 @@ impl Aggregate for Machine {
                 terms,
                 instance: instance.clone(),
                 power: Power::Starting,
+                impaired: false,
                 unhealthy: false,
                 draining: false,
             }),
@@ -408,6 +420,8 @@ impl Aggregate for Machine {
                 | MachineEvent::StartFailed { .. }
                 | MachineEvent::StopRequested { .. }
                 | MachineEvent::Stopped { .. }
+                | MachineEvent::ChecksFailed
+                | MachineEvent::ChecksPassed
                 | MachineEvent::Unhealthy { .. }
                 | MachineEvent::Draining { .. }
                 | MachineEvent::TerminationRequested { .. }
@@ -432,6 +446,7 @@ impl Aggregate for Machine {
             | MachineCommand::ReportStarted
             | MachineCommand::ReportStartFailed { .. }
             | MachineCommand::ReportStopped
+            | MachineCommand::ReportChecks { .. }
             | MachineCommand::ReportUnhealthy { .. }
             | MachineCommand::ReportTerminated { .. }
             | MachineCommand::ReportStrange { .. } => Action::MachineReport,
@@ -457,6 +472,7 @@ impl MachineTerms {
             | MachineCommand::ReportStartFailed { .. }
             | MachineCommand::Stop { .. }
             | MachineCommand::ReportStopped
+            | MachineCommand::ReportChecks { .. }
             | MachineCommand::ReportUnhealthy { .. }
             | MachineCommand::Drain { .. }
             | MachineCommand::Terminate { .. }
@@ -515,6 +531,12 @@ impl LiveMachine {
                 ],
                 Power::Starting | Power::Off(_) | Power::Ending => vec![],
             }),
+            MachineCommand::ReportChecks { failing } => Ok(match (self.power, self.impaired, *failing) {
+                (Power::On, false, true) => vec![MachineEvent::ChecksFailed],
+                (Power::On, true, false) => vec![MachineEvent::ChecksPassed],
+                (Power::On, true, true) | (Power::On, false, false) => vec![],
+                (Power::Starting | Power::Stopping(_) | Power::Off(_) | Power::Ending, _, _) => vec![],
+            }),
             MachineCommand::ReportUnhealthy { reason } => Ok(if self.unhealthy || ending {
                 vec![]
             } else {
@@ -544,7 +566,9 @@ impl LiveMachine {
     fn evolve(&mut self, event: &MachineEvent) {
         match event {
             MachineEvent::StartRequested { .. } => self.power = Power::Starting,
-            MachineEvent::Started => self.power = Power::On,
+            MachineEvent::Started => (self.power, self.impaired) = (Power::On, false),
+            MachineEvent::ChecksFailed => self.impaired = true,
+            MachineEvent::ChecksPassed => self.impaired = false,
             // Whether its memory was still on its disk is not known any more.
             MachineEvent::StartFailed { .. } => self.power = Power::Off(StopMode::Stop),
             MachineEvent::StopRequested { mode, .. } => self.power = Power::Stopping(*mode),

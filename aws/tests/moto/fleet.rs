@@ -405,6 +405,7 @@ async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_org
         terms: theirs.clone(),
         instance: site.ec2.launch(&order(7, 2)).await.unwrap().id,
         power: Power::On,
+        impaired: false,
         unhealthy: false,
         draining: false,
     };
@@ -421,9 +422,13 @@ async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_org
             requested_at: Default::default(),
             up_at: Default::default(),
             away: Millis::ZERO,
+            missed_for: Millis::ZERO,
+            heard_at: Default::default(),
+            enrolled_at: Default::default(),
+            token: Default::default(),
             starts: Default::default(),
             impaired_since: None,
-            stopped_for_checks_at: None,
+            stopped_as_unhealthy_at: None,
             drained_at: None,
             open_shells: 0,
             placed: Default::default(),
@@ -434,6 +439,7 @@ async fn with_executor_and_agent_broken_the_planner_names_nothing_of_another_org
         workspaces: 1,
         requested_ever: 0,
         failures: Default::default(),
+        agents_wanted: 1,
     };
     let demand = |number, of| Demand {
         workspace: workspace(number),

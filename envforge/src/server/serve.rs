@@ -501,7 +501,7 @@ async fn start(
         roles::start_reactors(running, &plane, world, &hosts, &args.runtime, authority, store).await?;
     }
     if let Some(fleet) = fleet {
-        fleet::start(running, &plane, fleet, keys.agents_authority()?).await?;
+        fleet::start(running, &plane, fleet, &args.stores.keys).await?;
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;
