@@ -7,6 +7,8 @@ use crate::time::{Millis, UnixMillis};
 /// After the first failure; doubled for each one that follows, up to `PAUSE_MAX`.
 const PAUSE_MIN: Millis = Millis::from_secs(15);
 const PAUSE_MAX: Millis = Millis::from_minutes(15);
+/// What failed further apart has nothing to do with each other.
+const APART_MAX: Millis = Millis::from_hours(2);
 
 /// Launches, or starts of one machine, that failed one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,8 +20,8 @@ pub struct Failures {
 
 impl Failures {
     pub fn add(&mut self, at: UnixMillis) {
-        if self.count == 0 {
-            self.first_at = at;
+        if self.count == 0 || at.since(self.last_at) > APART_MAX {
+            (self.count, self.first_at) = (0, at);
         }
         self.count = self.count.saturating_add(1);
         self.last_at = at;
@@ -31,6 +33,11 @@ impl Failures {
 
     pub const fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Of the series that is not over.
+    pub const fn first_at(&self) -> UnixMillis {
+        self.first_at
     }
 
     /// Whether there were so many over so long.

@@ -83,8 +83,8 @@ pub enum HostEvent {
         certificate: TokenDigest,
         certificate_expires_at: UnixMillis,
     },
-    /// A process that agents connect to looked for the agent of a machine that is up. It is there where `away` is zero, else it has been
-    /// away for so long, in which that process was there all the time.
+    /// A process that agents connect to looked for the agent of a machine that is up. It is there where `away` is zero, else it is missed:
+    /// for so long another one got through to that process, which was there all the time; one look's length where none did.
     AgentLookedFor {
         away: Millis,
     },

@@ -151,6 +151,9 @@ pub enum MachineEvent {
     Stopped {
         mode: StopMode,
     },
+    /// The provider's status checks of it fail, and have for long enough to be believed: no runtime comes there until they pass.
+    ChecksFailed,
+    ChecksPassed,
     /// It failed its health checks for long enough to be replaced.
     Unhealthy {
         reason: String,
@@ -205,6 +208,10 @@ pub enum MachineCommand {
         cause: MachineCause,
     },
     ReportStopped,
+    /// What the provider's status checks of one that is up say.
+    ReportChecks {
+        failing: bool,
+    },
     ReportUnhealthy {
         reason: String,
     },
@@ -253,6 +260,8 @@ pub struct LiveMachine {
     pub terms: MachineTerms,
     pub instance: String,
     pub power: Power,
+    /// Its status checks fail, since it was last up.
+    pub impaired: bool,
     pub unhealthy: bool,
     pub draining: bool,
     /// When somebody last said that they need it up, with nothing awake there.
@@ -387,6 +396,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportStartFailed { .. }
                 | MachineCommand::Stop { .. }
                 | MachineCommand::ReportStopped
+                | MachineCommand::ReportChecks { .. }
                 | MachineCommand::ReportUnhealthy { .. }
                 | MachineCommand::Drain { .. }
                 | MachineCommand::Use { .. }
@@ -402,6 +412,7 @@ impl Aggregate for Machine {
                 | MachineCommand::ReportStartFailed { .. }
                 | MachineCommand::Stop { .. }
                 | MachineCommand::ReportStopped
+                | MachineCommand::ReportChecks { .. }
                 | MachineCommand::ReportUnhealthy { .. }
                 | MachineCommand::Drain { .. }
                 | MachineCommand::Terminate { .. }
@@ -419,6 +430,7 @@ impl Aggregate for Machine {
                 terms,
                 instance: instance.clone(),
                 power: Power::Starting,
+                impaired: false,
                 unhealthy: false,
                 draining: false,
                 used_at: UnixMillis::EPOCH,
@@ -440,6 +452,8 @@ impl Aggregate for Machine {
                 | MachineEvent::StartFailed { .. }
                 | MachineEvent::StopRequested { .. }
                 | MachineEvent::Stopped { .. }
+                | MachineEvent::ChecksFailed
+                | MachineEvent::ChecksPassed
                 | MachineEvent::Unhealthy { .. }
                 | MachineEvent::Draining { .. }
                 | MachineEvent::TerminationRequested { .. }
@@ -466,6 +480,7 @@ impl Aggregate for Machine {
             | MachineCommand::ReportStarted
             | MachineCommand::ReportStartFailed { .. }
             | MachineCommand::ReportStopped
+            | MachineCommand::ReportChecks { .. }
             | MachineCommand::ReportUnhealthy { .. }
             | MachineCommand::ReportTerminated { .. }
             | MachineCommand::ReportStrange { .. } => Action::MachineReport,
@@ -491,6 +506,7 @@ impl MachineTerms {
             | MachineCommand::ReportStartFailed { .. }
             | MachineCommand::Stop { .. }
             | MachineCommand::ReportStopped
+            | MachineCommand::ReportChecks { .. }
             | MachineCommand::ReportUnhealthy { .. }
             | MachineCommand::Drain { .. }
             | MachineCommand::Terminate { .. }
@@ -555,6 +571,12 @@ impl LiveMachine {
                 ],
                 Power::Starting | Power::Off(_) | Power::Ending => vec![],
             }),
+            MachineCommand::ReportChecks { failing } => Ok(match (self.power, self.impaired, *failing) {
+                (Power::On, false, true) => vec![MachineEvent::ChecksFailed],
+                (Power::On, true, false) => vec![MachineEvent::ChecksPassed],
+                (Power::On, true, true) | (Power::On, false, false) => vec![],
+                (Power::Starting | Power::Stopping(_) | Power::Off(_) | Power::Ending, _, _) => vec![],
+            }),
             MachineCommand::ReportUnhealthy { reason } => Ok(if self.unhealthy || ending {
                 vec![]
             } else {
@@ -590,7 +612,9 @@ impl LiveMachine {
     fn evolve(&mut self, event: &MachineEvent) {
         match event {
             MachineEvent::StartRequested { .. } => self.power = Power::Starting,
-            MachineEvent::Started => self.power = Power::On,
+            MachineEvent::Started => (self.power, self.impaired) = (Power::On, false),
+            MachineEvent::ChecksFailed => self.impaired = true,
+            MachineEvent::ChecksPassed => self.impaired = false,
             // Whether its memory was still on its disk is not known any more.
             MachineEvent::StartFailed { .. } => self.power = Power::Off(StopMode::Stop),
             MachineEvent::StopRequested { mode, .. } => self.power = Power::Stopping(*mode),

@@ -53,14 +53,16 @@ struct Inner {
     /// lies there also while it sleeps.
     last_on: AHashMap<WorkspaceId, HostId>,
     last_shells: AHashMap<WorkspaceId, LastShell>,
-    /// Machines of a provider that are not over, by their hosts.
+    /// Machines of a provider, by their hosts: those that are not over, and those that are until their host is retired.
     machines: AHashMap<HostId, Machine>,
     /// What became of their starts.
     starts: AHashMap<HostId, Starts>,
     /// Hosts whose machines are over: nothing of theirs comes back.
     gone: AHashSet<HostId>,
-    /// How many of them each organization has.
+    /// How many that are not over each organization has.
     machines_of: AHashMap<OrgId, usize>,
+    /// Hosts whose agent is missed on a machine that is up.
+    missed: AHashSet<HostId>,
     /// Where the log says for the last time that a host's agent is connected.
     heard_at: AHashMap<HostId, Position>,
     /// Hosts that people named, in whatever state.
@@ -369,6 +371,10 @@ impl Inner {
             HostEvent::Released { workspace } => self.forget(*workspace, id),
             HostEvent::Retired | HostEvent::Revoked => {
                 self.heard_at.remove(&id);
+                self.missed.remove(&id);
+                if matches!(self.machines.get(&id), Some(Machine::Over { .. })) {
+                    self.machines.remove(&id);
+                }
                 if let Host::Active(host) = &before {
                     if let Some(hosts) = self.hosts_of.get_mut(&host.org) {
                         hosts.remove(&id);
@@ -376,11 +382,13 @@ impl Inner {
                     host.placed.keys().for_each(|workspace| self.forget(*workspace, id));
                 }
             }
-            HostEvent::EnrolmentIssued { .. }
-            | HostEvent::Enrolled { .. }
-            | HostEvent::CertificateRenewed { .. }
-            | HostEvent::AgentLookedFor { .. }
-            | HostEvent::Draining => {}
+            HostEvent::Enrolled { .. } | HostEvent::AgentLookedFor { away: Millis::ZERO } => {
+                self.missed.remove(&id);
+            }
+            HostEvent::AgentLookedFor { .. } => {
+                self.missed.insert(id);
+            }
+            HostEvent::EnrolmentIssued { .. } | HostEvent::CertificateRenewed { .. } | HostEvent::Draining => {}
         }
         let after = Host::evolve(before, event);
         self.name(org_before, id, &after);
@@ -399,12 +407,16 @@ impl Inner {
     fn apply_machine(&mut self, id: HostId, event: &MachineEvent, at: UnixMillis) {
         self.starts.entry(id).or_default().apply(event, at);
         let before = self.machines.remove(&id).unwrap_or_default();
-        let was = before.terms().map(|terms| terms.org);
-        let after = Machine::evolve(before, event);
-        let is = match &after {
+        let living = |machine: &Machine| match machine {
             Machine::Requested { terms } | Machine::Live(LiveMachine { terms, .. }) => Some(terms.org),
             Machine::Unknown | Machine::Over { .. } | Machine::Strange => None,
         };
+        let was = living(&before);
+        let after = Machine::evolve(before, event);
+        let is = living(&after);
+        if *event == MachineEvent::Started {
+            self.missed.remove(&id);
+        }
         match (was, is) {
             (None, Some(org)) => *self.machines_of.entry(org).or_default() += 1,
             (Some(org), None) => {
@@ -417,13 +429,16 @@ impl Inner {
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
-        if is.is_some() {
-            self.machines.insert(id, after);
-        } else {
+        if is.is_none() {
             self.starts.remove(&id);
             if matches!(after, Machine::Over { .. }) {
                 self.gone.insert(id);
             }
+        }
+        // One that is over is no host on no provider's machine.
+        let is_host = self.hosts.contains_key(&id) || self.expected.contains_key(&id);
+        if is.is_some() || (matches!(after, Machine::Over { .. }) && is_host) {
+            self.machines.insert(id, after);
         }
     }
 
@@ -446,10 +461,15 @@ impl Inner {
         terms.is_some_and(|terms| terms.purpose == MachinePurpose::Shell)
     }
 
-    /// A host on no provider's machine is up where its agent is.
+    /// A host on no provider's machine is up where its agent is. Nothing is led to where the agent is missed or checks fail.
     fn may_run(&self, host: HostId) -> bool {
+        if self.missed.contains(&host) {
+            return false;
+        }
         let for_runtimes = |machine: &Machine| match machine {
-            Machine::Live(live) => live.power == Power::On && live.terms.purpose == MachinePurpose::Runtime,
+            Machine::Live(live) => {
+                live.power == Power::On && !live.impaired && live.terms.purpose == MachinePurpose::Runtime
+            }
             Machine::Unknown | Machine::Requested { .. } | Machine::Over { .. } | Machine::Strange => false,
         };
         self.machines.get(&host).is_none_or(for_runtimes)

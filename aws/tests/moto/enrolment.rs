@@ -12,7 +12,7 @@ use envforge_domain::denial::{DenialEvent, DeniedAttempts};
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::event::Event;
 use envforge_domain::host::{Host, HostEvent};
-use envforge_domain::machine::{Machine, MachineEvent};
+use envforge_domain::machine::{Machine, MachineCause, MachineEvent, StopMode};
 use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::{Clock, Millis};
 use envforge_reactors::fleet::FleetPolicy;
@@ -20,6 +20,7 @@ use envforge_runtime::secret_store::StoreError;
 use envforge_runtime::{EnrolmentStore, MachineProvider as _};
 use envforge_testkit::eventually;
 
+use super::failing::second;
 use super::site::{CERTIFICATE, Running, Site, policy};
 use super::*;
 
@@ -325,34 +326,43 @@ async fn a_machine_whose_agent_never_enrols_is_replaced_more_and_more_slowly() {
 
 /// The provider takes it for well, and nobody comes through to it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_machine_whose_agent_stays_away_is_replaced_once_nothing_is_awake_on_it() {
+async fn a_machine_whose_agent_stays_away_is_stopped_and_started_and_replaced_where_that_does_not_help() {
     let site = site().await;
     let fleet = site.start_with(patient());
     let (on, instance) = site.runtime_machine(1).await;
     site.until_placed(1, on, &[1]).await;
     site.taken(1, 1, 1, on).await;
+    let touched =
+        |event: &MachineEvent| matches!(event, MachineEvent::Unhealthy { .. } | MachineEvent::StopRequested { .. });
     let missed = async |minutes| {
         let away = Millis::from_minutes(minutes);
         site.tell(StreamId::host(org(1), on), vec![HostEvent::AgentLookedFor { away }.into()]).await;
-        let looks = site.moto.count("DescribeInstances");
-        let looked = async || (site.moto.count("DescribeInstances") > looks + 3).then_some(());
-        eventually("the fleet has looked", DEADLINE, looked).await;
-        let given_up = |(_, event): &(String, MachineEvent)| matches!(event, MachineEvent::Unhealthy { .. });
-        site.events().await.iter().any(given_up)
+        site.looked(3).await;
+        site.events().await.iter().filter(|(_, event)| touched(event)).count()
     };
-    assert!(!missed(14).await && !missed(0).await, "it was back before its time");
-    assert!(!missed(60).await, "what may be awake there goes on");
+    assert_eq!((missed(14).await, missed(0).await), (0, 0), "it was back before its time");
+    assert_eq!(missed(60).await, 0, "what may be awake there goes on");
     site.sleep(1, 1, 1, on).await;
-    let reason = "its agent has been away for 15 min, and nothing is awake there";
+    let stopped = MachineEvent::StopRequested { mode: StopMode::Stop, cause: MachineCause::Unhealthy };
+    assert_eq!(site.happened("it is stopped", |event| *event == stopped).await, on.to_string());
+    site.happened("it has stopped", |event| matches!(event, MachineEvent::Stopped { .. })).await;
+
+    // It starts for the next wake. Its agent does not come, and the wake gets another one.
+    site.clock.skip(Millis::from_secs(5));
+    site.wake(1, 1, 2).await;
+    site.happened_times("it is up again", 2, |event| matches!(event, MachineEvent::Started)).await;
+    assert_eq!(missed(60).await, 1, "no other agent of the organization has come since");
+    site.clock.skip(Millis::from_secs(5));
+    let other = second(&site, on).await;
+    site.until_placed(1, other, &[1]).await;
+    site.taken(1, 1, 2, other).await;
+    let reason = "its agent has been away for 15 min after a stop and a start, while others came, and nothing is awake there";
     site.happened("it is given up", |event| matches!(event, MachineEvent::Unhealthy { reason: why } if why == reason))
         .await;
-    site.happened("it is ended", |event| matches!(event, MachineEvent::Terminated { .. })).await;
+    let ended = site.happened("it is ended", |event| matches!(event, MachineEvent::Terminated { .. })).await;
+    assert_eq!(ended, on.to_string());
     let state = site.ec2.find(&instance).await.unwrap().map(|instance| instance.state);
     assert!(state.is_none_or(|state| state.is_over()), "{state:?}");
-    // The next wake gets another one.
-    site.wake(1, 1, 2).await;
-    let (next, _) = site.runtime_machine(1).await;
-    assert_ne!(next, on);
     fleet.stop().await;
 }
 

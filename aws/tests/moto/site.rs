@@ -271,7 +271,7 @@ impl Site {
         let (log, commands) = (Arc::clone(&self.log), self.commands.clone());
         let every = Duration::from_millis(50);
         let draw = || Some(std::array::from_fn(|_| Uuid::now_v7().as_bytes()[15]));
-        let enrolling = Enrolling::new(store, AUTHORITY, Arc::new(draw));
+        let enrolling = Enrolling::new(store, Arc::new(|| Some(AUTHORITY)), Arc::new(draw));
         let fleet = Fleet::new(log, commands, provider, enrolling, Arc::clone(&self.clock) as _, policies, every);
         let stop = CancellationToken::new();
         Running { fleet: tokio::spawn(fleet.run(stop.clone())), stop }

@@ -135,6 +135,21 @@ fn what_somebody_else_did_to_it_is_recorded_as_drift() {
 }
 
 #[test]
+fn what_its_status_checks_say_counts_once_and_for_as_long_as_it_is_up() {
+    let checks = |failing| MachineCommand::ReportChecks { failing };
+    up().when(checks(true)).then([MachineEvent::ChecksFailed]);
+    up().when(checks(false)).then_nothing();
+    let failing = || up().and(checks(true));
+    failing().when(checks(true)).then_nothing();
+    failing().when(checks(false)).then([MachineEvent::ChecksPassed]);
+    let off = || failing().and(stop()).and(MachineCommand::ReportStopped);
+    off().when(checks(true)).then_nothing();
+    let again = off().and(MachineCommand::Start { cause: MachineCause::Demand }).and(MachineCommand::ReportStarted);
+    again.when(checks(true)).then([MachineEvent::ChecksFailed]);
+    given::<Machine>([]).and(request()).when(checks(true)).then_refused("machine_not_launched");
+}
+
+#[test]
 fn it_ends_only_drained_and_empty() {
     let terminate = |placed| MachineCommand::Terminate { cause: MachineCause::Unused, placed };
     up().when(terminate(0)).then_refused("machine_not_draining");
@@ -175,6 +190,7 @@ proptest! {
             10 => MachineCommand::ReportTerminated { end: MachineEnd::Vanished },
             11 => MachineCommand::ReportStartFailed { why: StartFailure::StoppedAgain, reason: "key".to_owned() },
             12 => MachineCommand::Use { cause: MachineCause::Shell, now: UnixMillis::new(number as u64 * 20_000) },
+            13 => MachineCommand::ReportChecks { failing: placed > 0 },
             _ => MachineCommand::Request { terms: terms(1, number), cause: MachineCause::WarmPool },
         });
         histories::<Machine>([request()].into_iter().chain(commands), |before, after| {

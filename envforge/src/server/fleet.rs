@@ -2,10 +2,9 @@
 //!
 //! Not here: what the file says (`fleet_config`), which machines are wanted (reactors), talking to EC2 (`envforge-aws`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use envforge_domain::secret::TokenDigest;
 
 use super::control_plane::ControlPlane;
 use super::running::Running;
@@ -44,13 +43,14 @@ impl FleetArgs {
     }
 }
 
-/// Starts the fleet once the provider has answered. `authority`: the fingerprint that enrolment tokens carry.
+/// Starts the fleet once the provider has answered. `keys`: the folder with the certificate of the authority for agents, whose fingerprint
+/// enrolment tokens carry: it is read for each, since another one may take its place.
 #[cfg(feature = "aws")]
 pub(crate) async fn start(
     running: &mut Running,
     plane: &ControlPlane,
     config: FleetConfig,
-    authority: Option<TokenDigest>,
+    keys: &Path,
 ) -> anyhow::Result<()> {
     use std::sync::Arc;
 
@@ -59,10 +59,16 @@ pub(crate) async fn start(
     use envforge_reactors::fleet::{Enrolling, Fleet};
     use envforge_runtime::MachineProvider as _;
 
-    let authority = authority.ok_or_else(|| {
+    let certificate = keys.join(super::agents::AUTHORITY_CERTIFICATE);
+    if !certificate.exists() {
         let hint = "run `envforge setup` once more, it makes the missing keys";
-        Failure::usage("the folder of the keys has no authority for agents", hint)
-    })?;
+        return Err(Failure::usage("the folder of the keys has no authority for agents", hint).into());
+    }
+    envforge_agent::authority_fingerprint(&certificate)?;
+    let authority = move || {
+        let read = envforge_agent::authority_fingerprint(&certificate);
+        read.inspect_err(|error| tracing::warn!(%error, "the authority for agents")).ok()
+    };
     let store = SsmStore::open(config.ssm).await?;
     let ec2 = Ec2::new(config.ec2).await;
     ec2.list().await.map_err(|error| {
@@ -73,7 +79,7 @@ pub(crate) async fn start(
         let mut secret = [0; 32];
         Randomness.fill(&mut secret).ok().map(|()| secret)
     };
-    let enrolling = Enrolling::new(Arc::new(store), authority, Arc::new(draw));
+    let enrolling = Enrolling::new(Arc::new(store), Arc::new(authority), Arc::new(draw));
     let (log, commands, clock) = (Arc::clone(&plane.log), plane.commands.clone(), Arc::clone(&plane.clock));
     let (policies, every) = (config.policies, config.look_interval);
     let fleet = Fleet::new(log, commands, Arc::new(ec2), enrolling, clock, policies, every);
@@ -85,12 +91,7 @@ pub(crate) async fn start(
 /// Nothing comes here: the file is refused first.
 #[cfg(not(feature = "aws"))]
 #[allow(clippy::unused_async, reason = "as with the feature")]
-pub(crate) async fn start(
-    _: &mut Running,
-    _: &ControlPlane,
-    _: FleetConfig,
-    _: Option<TokenDigest>,
-) -> anyhow::Result<()> {
+pub(crate) async fn start(_: &mut Running, _: &ControlPlane, _: FleetConfig, _: &Path) -> anyhow::Result<()> {
     Err(Failure::usage("this envforge was built without AWS", "build it with the feature aws").into())
 }
 

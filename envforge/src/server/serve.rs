@@ -508,7 +508,7 @@ async fn start(
         addresses.insert("relay".to_owned(), address.to_string().into());
     }
     if let Some(fleet) = fleet {
-        fleet::start(running, &plane, fleet, keys.agents_authority()?).await?;
+        fleet::start(running, &plane, fleet, &args.stores.keys).await?;
     }
     if let (Some(listener), Some(database), Some(registry)) = (listener, database, registry) {
         let address = listener.local_addr()?;

@@ -360,19 +360,21 @@ async fn up_asks_ec2_for_a_machine_which_serves_one_organization_and_stops_when_
         log.owners().await.into_iter().filter(|(key, of)| key.starts_with("aws-ec2-") && *of == world.acme).collect();
     assert_eq!(mine.len(), 3, "the one for shells is the same");
 
-    // Its agent hangs. What is awake goes on until the log says that it is lost; then the machine is ended, and the next wake gets another one.
+    // Its agent hangs. What is awake goes on until the log says that it is lost; then the machine is stopped, and started for the next wake.
     let mine: Vec<_> = log.launched(world.acme).await.into_iter().map(|launched| launched.instance).collect();
     let hung = living(cloud, &mine).into_iter().find(|id| *id != world.shells).unwrap();
     cloud.freeze_agent(&hung);
     tokio::time::sleep(Duration::from_secs(15)).await; // pause: for longer than an agent may be away where nothing is awake
     assert!(living(cloud, &mine).contains(&hung));
     site.app_through_the_gateway().await;
-    eventually("the machine of the agent that hangs is ended", 2 * DEADLINE, async || {
-        cloud.instances().contains(&(hung.clone(), "terminated".to_owned())).then_some(())
+    let boots = cloud.boots(&hung);
+    eventually("the machine of the agent that hangs is stopped", 2 * DEADLINE, async || {
+        cloud.instances().contains(&(hung.clone(), "stopped".to_owned())).then_some(())
     })
     .await;
     site.until_metered().await;
     site.json(&["up"]);
+    assert_eq!(cloud.boots(&hung), boots + 1, "with its disk");
     site.json(&["workspace", "sleep", "main"]);
     site.until_phase("asleep").await;
     site.until_metered().await;

@@ -19,6 +19,8 @@ events! {
         "machine.start_failed.v1" => StartFailed { why: StartFailure = "why", reason: String = "reason" },
         "machine.stop_requested.v1" => StopRequested { mode: StopMode = "mode", cause: MachineCause = "cause" },
         "machine.stopped.v1" => Stopped { mode: StopMode = "mode" },
+        "machine.checks_failed.v1" => ChecksFailed,
+        "machine.checks_passed.v1" => ChecksPassed,
         "machine.unhealthy.v1" => Unhealthy { reason: String = "reason" },
         "machine.draining.v1" => Draining { cause: MachineCause = "cause" },
         "machine.termination_requested.v1" => TerminationRequested { cause: MachineCause = "cause" },

@@ -40,6 +40,7 @@ pub(crate) fn samples(host: HostId, org: OrgId, capacity: Capacity) -> Vec<Machi
     all.extend(failures.map(|why| MachineEvent::StartFailed { why, reason: "no capacity for m7g.large".to_owned() }));
     all.extend(modes.map(|mode| MachineEvent::StopRequested { mode, cause: MachineCause::Idle }));
     all.extend(modes.map(|mode| MachineEvent::Stopped { mode }));
+    all.extend([MachineEvent::ChecksFailed, MachineEvent::ChecksPassed]);
     all.push(MachineEvent::Unhealthy { reason: "the instance's status check failed".to_owned() });
     all.push(MachineEvent::Draining { cause: MachineCause::Unhealthy });
     all.push(MachineEvent::TerminationRequested { cause: MachineCause::Unhealthy });

@@ -48,6 +48,8 @@ impl Starts {
             | MachineEvent::StartRequested { .. }
             | MachineEvent::StopRequested { .. }
             | MachineEvent::Stopped { .. }
+            | MachineEvent::ChecksFailed
+            | MachineEvent::ChecksPassed
             | MachineEvent::Unhealthy { .. }
             | MachineEvent::Draining { .. }
             | MachineEvent::TerminationRequested { .. }

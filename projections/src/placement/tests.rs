@@ -245,6 +245,69 @@ fn shells_are_where_the_machine_for_them_is_furthest_on_its_way() {
 }
 
 #[test]
+fn no_wake_is_led_to_a_machine_that_nobody_reaches_or_that_fails_or_is_over() {
+    use envforge_domain::commit::StreamId;
+    use envforge_domain::machine::{MachineCause, MachineEnd, MachineEvent, MachinePurpose, MachineTerms, StopMode};
+    let terms = MachineTerms {
+        host: host(1),
+        org: org(1),
+        purpose: MachinePurpose::Runtime,
+        provider: "aws-ec2".to_owned(),
+        shape: "m7g.large".to_owned(),
+        capacity: capacity(1_000, 1_000),
+    };
+    let mut story = Story::empty();
+    let machine = |story: &mut Story, events: Vec<MachineEvent>| {
+        story.append(StreamId::machine(org(1), host(1)), events.into_iter().map(Into::into).collect());
+    };
+    let looked = |story: &mut Story, away| story.on_host(1, 1, HostEvent::AgentLookedFor { away });
+    machine(
+        &mut story,
+        vec![
+            MachineEvent::Requested { terms, cause: MachineCause::Demand },
+            MachineEvent::Launched { instance: "i-1".to_owned() },
+            MachineEvent::Started,
+        ],
+    );
+    story.host(1, 1, capacity(1_000, 1_000));
+    let takes = |story: &Story| {
+        let open = story.plan(1, 1, capacity(1, 1)) == Placement::On(host(1));
+        assert_ne!(open, story.hosts().is_closed(host(1)));
+        open
+    };
+    assert!(takes(&story));
+    // Missed, and there again; missed, and started anew.
+    looked(&mut story, Millis::from_minutes(6));
+    assert!(!takes(&story));
+    assert_eq!(story.hosts().open_hosts_of(org(1)), [host(1)], "a shell says by itself that it is out of reach");
+    looked(&mut story, Millis::ZERO);
+    assert!(takes(&story));
+    looked(&mut story, Millis::from_minutes(6));
+    let stop = MachineEvent::StopRequested { mode: StopMode::Stop, cause: MachineCause::Unhealthy };
+    let start = MachineEvent::StartRequested { cause: MachineCause::Demand };
+    let restart = [stop, MachineEvent::Stopped { mode: StopMode::Stop }, start, MachineEvent::Started];
+    machine(&mut story, restart.clone().into());
+    assert!(takes(&story));
+    // Its checks fail, and pass; fail, and it starts on other hardware.
+    machine(&mut story, vec![MachineEvent::ChecksFailed]);
+    assert!(!takes(&story));
+    machine(&mut story, vec![MachineEvent::ChecksPassed]);
+    assert!(takes(&story));
+    machine(&mut story, vec![MachineEvent::ChecksFailed]);
+    machine(&mut story, restart.into());
+    assert!(takes(&story));
+    // Gone, while its host still holds room for something.
+    story.place(1, 1, 7, capacity(1, 1));
+    machine(&mut story, vec![MachineEvent::Terminated { end: MachineEnd::Vanished }]);
+    assert!(!takes(&story));
+    assert!(!story.hosts().has_machines(org(1)));
+    assert!(story.hosts().open_hosts_of(org(1)).is_empty());
+    story.on_host(1, 1, HostEvent::Released { workspace: workspace(7) });
+    story.on_host(1, 1, HostEvent::Retired);
+    assert_eq!(story.plan(1, 1, capacity(1, 1)), Placement::NeedsHost);
+}
+
+#[test]
 fn an_organization_without_hosts_needs_one_however_empty_others_are() {
     let mut story = Story::empty();
     story.host(2, 1, capacity(64_000, 64_000));

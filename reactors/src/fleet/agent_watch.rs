@@ -1,7 +1,8 @@
 //! Which agents of a provider's machines are away, as one of the processes that agents connect to sees it.
 //!
-//! Time counts only where the process was there and looked: what stands still, is down, or cannot read the log misses nobody. Pure; the
-//! caller looks at regular intervals. Not here: what becomes of a machine whose agent stays away (`plan`).
+//! Time counts only where the process was there and looked: what stands still, is down, or cannot read the log misses nobody. And it counts
+//! against an agent only while another one gets through: where none does it is the way in. Pure; the caller looks at regular intervals.
+//! Not here: what becomes of a machine whose agent stays away (`plan`).
 
 use std::collections::HashMap;
 
@@ -25,7 +26,7 @@ pub struct Looked {
     pub heard_at: Position,
 }
 
-/// What the log is to be told: zero of an agent that is there.
+/// What the log is to be told: zero of an agent that is there, at least one interval of one that is missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     pub org: OrgId,
@@ -44,6 +45,8 @@ struct Watched {
     heard_at: Position,
     /// Looks in vain in a row.
     vain: u64,
+    /// Those of them at which another agent was here.
+    counted: u64,
     /// Looks since the log was last told that it is there; `None` where it has to be.
     quiet: Option<u64>,
 }
@@ -57,6 +60,7 @@ impl AgentWatch {
     /// One look at all of them.
     pub fn look(&mut self, looked: &[Looked]) -> Vec<Told> {
         let before = std::mem::take(&mut self.hosts);
+        let one_is_here = looked.iter().any(|at| at.is_here);
         let mut told = Vec::new();
         for at in looked {
             let mut watched = before.get(&at.host).copied().unwrap_or_default();
@@ -66,14 +70,17 @@ impl AgentWatch {
                 if quiet.is_none() {
                     told.push(Told { org, host, away: Millis::ZERO });
                 }
-                watched = Watched { heard_at: at.heard_at, vain: 0, quiet: Some(quiet.unwrap_or_default()) };
+                let quiet = Some(quiet.unwrap_or_default());
+                watched = Watched { heard_at: at.heard_at, vain: 0, counted: 0, quiet };
             } else {
                 let elsewhere = at.heard_at != watched.heard_at;
                 let vain = if elsewhere { 0 } else { watched.vain + 1 };
+                let counted = if elsewhere { 0 } else { watched.counted + u64::from(one_is_here) };
                 if vain >= LOOKS_IN_VAIN {
-                    told.push(Told { org, host, away: Millis::new(self.interval.get().saturating_mul(vain)) });
+                    let away = Millis::new(self.interval.get().saturating_mul(counted.max(1)));
+                    told.push(Told { org, host, away });
                 }
-                watched = Watched { heard_at: at.heard_at, vain, quiet: None };
+                watched = Watched { heard_at: at.heard_at, vain, counted, quiet: None };
             }
             self.hosts.insert(host, watched);
         }
@@ -83,6 +90,7 @@ impl AgentWatch {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use uuid::Uuid;
 
     use super::*;
@@ -94,8 +102,11 @@ mod tests {
         Looked { org, host, is_here, heard_at: Position::new(heard_at) }
     }
 
+    /// What is told of it, while another agent is here all the time.
     fn away(watch: &mut AgentWatch, looked: Looked) -> Option<Millis> {
-        watch.look(&[looked]).first().map(|told| told.away)
+        let host = HostId::from_uuid(Uuid::from_u128(3));
+        let other = Looked { host, is_here: true, ..looked };
+        watch.look(&[looked, other]).iter().find(|told| told.host == looked.host).map(|told| told.away)
     }
 
     #[test]
@@ -133,5 +144,24 @@ mod tests {
         (0..5).for_each(|_| assert_eq!(away(&mut watch, looked(false, 0)), None));
         watch.look(&[]);
         (0..5).for_each(|_| assert_eq!(away(&mut watch, looked(false, 0)), None));
+    }
+    #[test]
+    fn where_none_gets_through_they_are_missed_and_no_time_counts_against_them() {
+        let mut watch = AgentWatch::new(MINUTE);
+        let other = |is_here| Looked { host: HostId::from_uuid(Uuid::from_u128(3)), ..looked(is_here, 0) };
+        for _ in 0..100 {
+            let told = watch.look(&[looked(false, 0), other(false)]);
+            assert!(told.iter().all(|told| told.away == MINUTE), "{told:?}");
+        }
+        // One is back: from here on it counts against the other one.
+        for minutes in 1..=3 {
+            let told = watch.look(&[looked(false, 0), other(true)]);
+            assert_eq!(told.iter().find(|told| told.away > Millis::ZERO).unwrap().away, Millis::from_minutes(minutes));
+        }
+        // Nobody can say of the only one whether it is the way in.
+        let mut watch = AgentWatch::new(MINUTE);
+        let told: Vec<_> =
+            (0..100).filter_map(|_| watch.look(&[looked(false, 0)]).first().map(|told| told.away)).collect();
+        assert_eq!(told, [MINUTE; 95]);
     }
 }

@@ -4,7 +4,8 @@
 //! whose answer was lost, is made good by the next look. Pure.
 //!
 //! INVARIANT: nothing is done to an instance whose tags are not those of the machine that has it, and no instance becomes
-//! a machine's unless its tags name that machine and its organization.
+//! a machine's unless its tags name that machine and its organization. What shows of a machine that is over is ended only where
+//! that machine was never up: nobody's work lies there.
 
 use std::collections::BTreeMap;
 
@@ -41,6 +42,10 @@ pub enum Finding {
     Impaired {
         host: HostId,
     },
+    /// They fail by the log, and pass.
+    Recovered {
+        host: HostId,
+    },
     Strange {
         instance: String,
         reason: String,
@@ -65,8 +70,8 @@ pub struct Compared {
 /// Compares the machines of one provider with its instances.
 pub fn compare(provider: &str, machines: &BTreeMap<HostId, KnownMachine>, instances: &[Instance]) -> Compared {
     let mut compared = Compared::default();
-    let by_instance: BTreeMap<&str, &Machine> =
-        machines.values().filter_map(|known| Some((known.state.instance()?, &known.state))).collect();
+    let by_instance: BTreeMap<&str, &KnownMachine> =
+        machines.values().filter_map(|known| Some((known.state.instance()?, known))).collect();
     let mut found: BTreeMap<HostId, &Instance> = BTreeMap::new();
     for instance in instances {
         match judge(machines, &by_instance, instance) {
@@ -78,6 +83,7 @@ pub fn compare(provider: &str, machines: &BTreeMap<HostId, KnownMachine>, instan
                 }
             }
             Judged::Strange(reason) => compared.strange(instance, reason),
+            Judged::Late(terms) => compared.acts.push(Act::Terminate { terms, instance: instance.id.clone() }),
             Judged::Past => {}
         }
     }
@@ -111,6 +117,8 @@ pub fn compare(provider: &str, machines: &BTreeMap<HostId, KnownMachine>, instan
 enum Judged {
     /// The instance of this machine.
     Of(HostId),
+    /// Of a machine that is over and never was up: it shows too late.
+    Late(MachineTerms),
     /// Ended, of a machine that is over or of none: nobody's concern any more.
     Past,
     Strange(&'static str),
@@ -118,14 +126,16 @@ enum Judged {
 
 fn judge(
     machines: &BTreeMap<HostId, KnownMachine>,
-    by_instance: &BTreeMap<&str, &Machine>,
+    by_instance: &BTreeMap<&str, &KnownMachine>,
     instance: &Instance,
 ) -> Judged {
     let over = instance.state.is_over();
     let strange = |reason| if over { Judged::Past } else { Judged::Strange(reason) };
+    let is_late = |known: &KnownMachine, terms: &MachineTerms| !over && !known.was_up && instance.tags.are_of(terms);
     // Whose it is according to the log goes before what its tags say.
-    if let Some(machine) = by_instance.get(instance.id.as_str()) {
-        return match machine {
+    if let Some(known) = by_instance.get(instance.id.as_str()).copied() {
+        return match &known.state {
+            Machine::Over { terms, .. } if is_late(known, terms) => Judged::Late(terms.clone()),
             Machine::Live(live) if instance.tags.are_of(&live.terms) => Judged::Of(live.terms.host),
             // What has ended is reported whatever its tags have become.
             Machine::Live(live) if over => Judged::Of(live.terms.host),
@@ -142,6 +152,8 @@ fn judge(
         Machine::Requested { terms } if instance.tags.are_of(terms) => Judged::Of(terms.host),
         Machine::Requested { .. } => strange("its tags are not those of the machine that was requested for its host"),
         Machine::Live(_) => strange("another instance was launched for its machine"),
+        // Its launch was taken for one that failed.
+        Machine::Over { terms, instance: None } if is_late(known, terms) => Judged::Late(terms.clone()),
         Machine::Unknown | Machine::Over { .. } | Machine::Strange => strange("its machine is over"),
     }
 }
@@ -170,6 +182,8 @@ impl Compared {
             (Power::On, InstanceState::Running) => {
                 if instance.impaired && !live.unhealthy {
                     self.findings.push(Finding::Impaired { host });
+                } else if live.impaired && !instance.impaired {
+                    self.findings.push(Finding::Recovered { host });
                 }
             }
             // On its way to where it is to be, or about to be there.

@@ -59,6 +59,8 @@ pub enum ActError {
     Name(#[from] InvalidSlug),
     #[error("the system has no randomness for a token")]
     Randomness,
+    #[error("the certificate of the authority for agents cannot be read")]
+    Authority,
     #[error("the provider's key of the instance cannot be used: {0}")]
     Key(#[from] envforge_domain::commit::InvalidStreamKey),
 }

@@ -12,14 +12,16 @@ use envforge_domain::failures::Failures;
 use envforge_domain::host::{ActiveHost, Capacity, Enrolment, Host, HostEvent};
 use envforge_domain::ids::{CommitId, CorrelationId, HostId, OrgId, WorkspaceId};
 use envforge_domain::limits::{MACHINE_USE_LASTS, RENEWAL_RECORD_INTERVAL};
-use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachineEvent, Power};
+use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachineEvent, Power, StartFailure};
 use envforge_domain::runtime::Runtime;
 use envforge_domain::shell::ShellEvent;
 use envforge_domain::time::{Millis, UnixMillis};
 
-use super::plan::{AgentState, Demand, MachineView, OrganizationFleet, Starts};
+use super::plan::{AgentState, Demand, MachineView, OrganizationFleet, Starts, Token};
 use crate::world::{KnownRuntime, World, needs};
 
+/// Looks in vain of which the log is told further apart are not of one absence: nobody looked between them.
+const TOLD_APART_MAX: Millis = Millis::from_minutes(20);
 /// What an agent is refused with that comes with a token that it, or another one, has used.
 const USED: &str = "enrolment_used";
 
@@ -35,9 +37,11 @@ pub struct KnownMachine {
     pub requested_at: UnixMillis,
     /// When it last came up.
     pub up_at: UnixMillis,
+    /// It has been up: something may lie on its disk.
+    pub was_up: bool,
     pub starts: Starts,
-    /// When it was last stopped because its status checks failed.
-    pub stopped_for_checks_at: Option<UnixMillis>,
+    /// When it was last stopped because its status checks failed or its agent was missed.
+    pub stopped_as_unhealthy_at: Option<UnixMillis>,
     pub drained_at: Option<UnixMillis>,
     pub host: KnownHost,
 }
@@ -50,30 +54,43 @@ pub struct KnownHost {
     pub commit: Option<CommitId>,
     pub issued_at: UnixMillis,
     pub enrolled_at: UnixMillis,
-    /// Since when an agent could have enrolled at any time and has not.
-    pub awaited_since: Option<UnixMillis>,
+    /// When those that agents connect to last had it.
+    heard_at: UnixMillis,
     /// When an agent last came with a used token: it lost what it had got for it.
     lost_at: UnixMillis,
-    /// How long those that agents connect to have missed it, as they last said; zero since it came or the machine came up.
+    /// `None` since it came or the machine came up.
+    missed: Option<Missed>,
+}
+
+/// An agent that those that agents connect to look for in vain.
+#[derive(Clone, Copy, Debug)]
+struct Missed {
+    /// How long while another one got through, as they last said.
     away: Millis,
+    /// When they said it first, and last.
+    from: UnixMillis,
+    until: UnixMillis,
 }
 
 impl KnownHost {
     fn apply(&mut self, event: &HostEvent, recorded: &Recorded) {
-        if let HostEvent::EnrolmentIssued { .. } = event {
-            // One token after the other, without a gap between them, is one wait.
-            let goes_on = self.open().is_some_and(|open| recorded.recorded_at < open.expires_at);
-            self.awaited_since = self.awaited_since.filter(|_| goes_on).or(Some(recorded.recorded_at));
-        }
         self.state = Host::evolve(std::mem::take(&mut self.state), event);
         self.commit = Some(recorded.commit.id);
         match event {
             HostEvent::EnrolmentIssued { .. } => self.issued_at = recorded.recorded_at,
             HostEvent::Registered { .. } | HostEvent::Enrolled { .. } => {
-                (self.enrolled_at, self.away) = (recorded.recorded_at, Millis::ZERO);
-                self.awaited_since = None;
+                self.enrolled_at = recorded.recorded_at;
+                (self.heard_at, self.missed) = (recorded.recorded_at, None);
             }
-            HostEvent::AgentLookedFor { away } => self.away = *away,
+            HostEvent::AgentLookedFor { away: Millis::ZERO } => {
+                (self.heard_at, self.missed) = (recorded.recorded_at, None);
+            }
+            HostEvent::AgentLookedFor { away } => {
+                let until = recorded.recorded_at;
+                let goes_on = self.missed.filter(|missed| until.since(missed.until) <= TOLD_APART_MAX);
+                let from = goes_on.map_or(until, |missed| missed.from);
+                self.missed = Some(Missed { away: *away, from, until });
+            }
             HostEvent::Placed { .. }
             | HostEvent::Released { .. }
             | HostEvent::Retired
@@ -109,12 +126,18 @@ impl KnownMachine {
                 if agent.certificate_expires_at <= self.up_at
                     || agent.certificate_expires_at.plus(RENEWAL_RECORD_INTERVAL) <= now =>
             {
-                AgentState::Lapsed { at: agent.certificate_expires_at, awaited: self.host.awaited_since }
+                AgentState::Lapsed
             }
             Host::Active(_) => AgentState::Enrolled,
             Host::Revoked => AgentState::Revoked,
             Host::Retired => AgentState::Retired,
         }
+    }
+
+    /// Up, and an agent has enrolled there.
+    fn is_agent_wanted(&self) -> bool {
+        let is_on = matches!(&self.state, Machine::Live(LiveMachine { power: Power::On, .. }));
+        is_on && matches!(&self.host.state, Host::Active(ActiveHost { agent: Some(_), .. }))
     }
 
     /// Whether an enrolment token has to lie ready for its agent.
@@ -124,7 +147,7 @@ impl KnownMachine {
             Machine::Live(LiveMachine { power: Power::Starting | Power::On, draining: false, unhealthy: false, .. })
         );
         let wanted = match self.agent(now) {
-            AgentState::Absent | AgentState::Awaited | AgentState::Lapsed { .. } => true,
+            AgentState::Absent | AgentState::Awaited | AgentState::Lapsed => true,
             AgentState::Enrolled => self.host.lost_at > self.host.enrolled_at,
             AgentState::Draining | AgentState::Revoked | AgentState::Retired => false,
         };
@@ -250,8 +273,9 @@ impl Known {
             correlation: recorded.commit.correlation,
             requested_at: at,
             up_at: at,
+            was_up: false,
             starts: Starts::default(),
-            stopped_for_checks_at: None,
+            stopped_as_unhealthy_at: None,
             drained_at: None,
             host: KnownHost::default(),
         });
@@ -268,15 +292,20 @@ impl Known {
         known.correlation = recorded.commit.correlation;
         match event {
             MachineEvent::Started => {
-                known.up_at = at;
-                known.host.away = Millis::ZERO;
-                known.starts.failures = Failures::default();
+                (known.up_at, known.was_up) = (at, true);
+                known.host.missed = None;
+                (known.starts.failures, known.starts.stopped_again) = Default::default();
                 self.used_at.insert(host, at);
             }
             MachineEvent::Launched { .. } | MachineEvent::StartRequested { .. } => known.starts.asked_at = at,
-            MachineEvent::StartFailed { .. } => known.starts.failures.add(at),
+            MachineEvent::StartFailed { why, .. } => {
+                known.starts.failures.add(at);
+                if *why == StartFailure::StoppedAgain {
+                    known.starts.stopped_again.add(at);
+                }
+            }
             MachineEvent::StopRequested { cause: MachineCause::Unhealthy, .. } => {
-                known.stopped_for_checks_at = Some(at);
+                known.stopped_as_unhealthy_at = Some(at);
             }
             MachineEvent::Draining { .. } => known.drained_at = Some(at),
             // Nobody ever enrolled on it: as good as a launch that failed.
@@ -288,6 +317,8 @@ impl Known {
             MachineEvent::Requested { .. }
             | MachineEvent::StopRequested { .. }
             | MachineEvent::Stopped { .. }
+            | MachineEvent::ChecksFailed
+            | MachineEvent::ChecksPassed
             | MachineEvent::Unhealthy { .. }
             | MachineEvent::TerminationRequested { .. }
             | MachineEvent::Terminated { .. }
@@ -331,6 +362,7 @@ impl Known {
             workspaces: self.active_workspaces().filter(|(_, of)| *of == org).count(),
             requested_ever: self.machines.values().filter(|known| of_org(known)).count(),
             failures: self.failures.get(&org).copied().unwrap_or_default(),
+            agents_wanted: self.machines.values().filter(|known| known.is_agent_wanted()).count(),
         }
     }
 
@@ -355,10 +387,14 @@ impl Known {
             agent: known.agent(now),
             requested_at: known.requested_at,
             up_at: known.up_at,
-            away: known.host.away,
+            away: known.host.missed.map_or(Millis::ZERO, |missed| missed.away),
+            missed_for: known.host.missed.map_or(Millis::ZERO, |missed| missed.until.since(missed.from)),
+            heard_at: known.host.heard_at,
+            enrolled_at: known.host.enrolled_at,
+            token: if known.awaits_enrolment(now) { Token::Needed { ready_since: None } } else { Token::Unneeded },
             starts: known.starts,
             impaired_since: None,
-            stopped_for_checks_at: known.stopped_for_checks_at,
+            stopped_as_unhealthy_at: known.stopped_as_unhealthy_at,
             drained_at: known.drained_at,
             placed,
             stale,

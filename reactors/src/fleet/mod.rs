@@ -23,7 +23,7 @@ use envforge_domain::host::HostCommand;
 use envforge_domain::ids::{CommitId, HostId, OrgId};
 use envforge_domain::machine::{Machine, MachineCommand, MachineEnd, Power, StartFailure};
 use envforge_domain::runtime::{Runtime, RuntimeCommand};
-use envforge_domain::time::{SharedClock, UnixMillis};
+use envforge_domain::time::{Millis, SharedClock, UnixMillis};
 use envforge_eventlog::{Follow, LogError, SharedLog};
 use envforge_runtime::{Instance, MachineProvider};
 use futures_util::StreamExt;
@@ -32,11 +32,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use agent_watch::{AgentWatch, Looked, Told};
 pub use compare::{Act, Compared, Finding, compare};
-pub use enrolling::{DrawSecret, Due, Enrolling, due};
+pub use enrolling::{DrawSecret, Due, Enrolling, ReadAuthority, due};
 pub use executor::{ActError, Executor, Grounds, launch_token, machine_key};
 pub use known::{Known, KnownHost, KnownMachine};
 pub use plan::{
-    AgentState, Demand, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Starts, Step,
+    AgentState, Demand, FleetPolicy, MachineView, OrganizationFleet, Plan, PlanRefusal, Shape, Starts, Step, Token,
     WhyGivenUp, plan,
 };
 
@@ -45,6 +45,8 @@ use crate::permit::system_permit;
 
 /// How many looks in a row must agree before an instance counts as gone, or as stopped again.
 const LOOKS_BEFORE_BELIEVED: u32 = 3;
+/// A launch or a start may take so long to show wherever the provider is asked: what it does not show before says nothing.
+const SHOWS_WITHIN: Millis = Millis::from_minutes(5);
 /// Acts carried to the provider at one time.
 const ACTS_AT_ONCE: usize = 8;
 
@@ -205,6 +207,7 @@ impl Fleet {
                 | Finding::Started { .. }
                 | Finding::Stopped { .. }
                 | Finding::Ended { .. }
+                | Finding::Recovered { .. }
                 | Finding::Strange { .. } => false,
             };
         }
@@ -263,9 +266,9 @@ impl Fleet {
             Finding::Started { host }
             | Finding::Stopped { host }
             | Finding::Ended { host, .. }
+            | Finding::Impaired { host }
+            | Finding::Recovered { host }
             | Finding::Missing { host, .. } => *host,
-            // Only for so long does it count.
-            Finding::Impaired { .. } => return Ok(()),
         };
         let (command, purpose) = match finding {
             Finding::Started { .. } => (MachineCommand::ReportStarted, "started"),
@@ -277,13 +280,32 @@ impl Fleet {
                 }
                 (MachineCommand::ReportTerminated { end: MachineEnd::Vanished }, "vanished")
             }
+            Finding::Impaired { .. } if self.is_believed_impaired(host) => {
+                (MachineCommand::ReportChecks { failing: true }, "checks failed")
+            }
+            Finding::Recovered { .. } => (MachineCommand::ReportChecks { failing: false }, "checks passed"),
             _ => return Ok(()),
         };
         self.command(host, purpose, &command).await
     }
 
     fn is_missed(&self, host: HostId) -> bool {
+        let is_new = |known: &KnownMachine| {
+            let starts = matches!(&known.state, Machine::Live(live) if live.power == Power::Starting);
+            starts && self.clock.now().since(known.starts.asked_at) < SHOWS_WITHIN
+        };
         self.missed.get(&host).is_some_and(|count| *count >= LOOKS_BEFORE_BELIEVED)
+            && !self.known.machines().get(&host).is_some_and(is_new)
+    }
+
+    /// Its checks have failed for long enough, and the log does not say so yet.
+    fn is_believed_impaired(&self, host: HostId) -> bool {
+        let Some(Machine::Live(live)) = self.known.machines().get(&host).map(|known| &known.state) else {
+            return false;
+        };
+        let after = self.policies.get(live.terms.org).impaired_after;
+        let since = self.impaired.get(&host);
+        !live.impaired && since.is_some_and(|since| self.clock.now().since(*since) >= after)
     }
 
     async fn launched(&mut self, host: HostId, instance: &Instance) -> Result<(), ActError> {
@@ -338,6 +360,9 @@ impl Fleet {
         let mut fleet = self.known.fleet_of(org, now);
         for machine in &mut fleet.machines {
             machine.impaired_since = self.impaired.get(&machine.host).copied();
+            if let Token::Needed { ready_since } = &mut machine.token {
+                *ready_since = self.enrolling.ready_since(machine.host);
+            }
         }
         let planned = plan(&fleet, self.policies.get(org), now);
         for refusal in &planned.refusals {

@@ -6,19 +6,18 @@
 //! planner is told (SPEC, rule 1). Held here, again by the executor on the instance's own tags, and by the agent.
 //! Not here: what the provider says (`compare`).
 
+mod leaving;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use envforge_commands::context::derived_uuid;
 use envforge_domain::failures::Failures;
 use envforge_domain::host::Capacity;
 use envforge_domain::ids::{HostId, OrgId, WorkspaceId};
-use envforge_domain::limits::RENEWAL_RECORD_INTERVAL;
 use envforge_domain::machine::{LiveMachine, Machine, MachineCause, MachinePurpose, MachineTerms, Power, StopMode};
 use envforge_domain::time::{Millis, UnixMillis};
 
-/// So many starts must have failed before a machine is replaced for it, however long they took.
-const STARTS_BEFORE_GIVEN_UP: u32 = 8;
-/// A machine whose checks fail again this long after it was stopped for them has not got well by it.
+/// A machine that fails again this long after it was stopped for it has not got well by it.
 const STOP_HELPS_FOR: Millis = Millis::from_hours(24);
 
 /// What an operator allows and pays for, for one organization.
@@ -39,11 +38,11 @@ pub struct FleetPolicy {
     pub machines_max: usize,
     /// How long a machine may be up before its agent has enrolled; then another one takes its place.
     pub boot_deadline: Millis,
-    /// How long the agent of a machine that is up and has nothing awake may be away; then another one takes its place.
+    /// How long the agent of a machine that is up and has nothing awake may be away; then it is stopped once, and the next time replaced.
     pub agent_deadline: Millis,
     /// For how long the provider's status checks must fail before they are believed.
     pub impaired_after: Millis,
-    /// For how long a machine's starts may fail before it is replaced, with its disk.
+    /// For how long a machine may stop again after each start, while others come up, before it is replaced, with its disk.
     pub start_patience: Millis,
     /// How long a machine that is drained may wait for the shells that are open on it.
     pub shell_patience: Millis,
@@ -70,6 +69,8 @@ pub struct OrganizationFleet {
     /// How many machines were ever requested: the number of the next one.
     pub requested_ever: usize,
     pub failures: Failures,
+    /// Of all organizations: machines that are up and whose agents have enrolled.
+    pub agents_wanted: usize,
 }
 
 /// A machine as the planner sees it.
@@ -84,13 +85,19 @@ pub struct MachineView {
     pub requested_at: UnixMillis,
     /// When it last came up.
     pub up_at: UnixMillis,
-    /// How long its agent was missed, by whoever was there to miss it; zero while it is there.
+    /// How long its agent was missed while another one got through; zero while it is there, and not zero while it is missed at all.
     pub away: Millis,
+    /// How long it was missed, whether others got through or not.
+    pub missed_for: Millis,
+    /// When its agent was last there, and when it last enrolled.
+    pub heard_at: UnixMillis,
+    pub enrolled_at: UnixMillis,
+    pub token: Token,
     pub starts: Starts,
     /// Since when the provider's status checks fail, as far as this process has seen.
     pub impaired_since: Option<UnixMillis>,
-    /// When it was last stopped because they did.
-    pub stopped_for_checks_at: Option<UnixMillis>,
+    /// When it was last stopped because they did, or because its agent was missed.
+    pub stopped_as_unhealthy_at: Option<UnixMillis>,
     pub drained_at: Option<UnixMillis>,
     pub placed: BTreeMap<WorkspaceId, Capacity>,
     /// Of those, the ones of which nothing may run there any more.
@@ -110,6 +117,18 @@ pub struct Starts {
     pub asked_at: UnixMillis,
     /// Since it was last up.
     pub failures: Failures,
+    /// Those of them after which it stopped again. The others say something of the provider and of the account alone.
+    pub stopped_again: Failures,
+}
+
+/// Whether an agent has to enrol before it is there again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Token {
+    /// Its certificate is good.
+    #[default]
+    Unneeded,
+    /// Since when a token lies ready for it, as far as this process has seen.
+    Needed { ready_since: Option<UnixMillis> },
 }
 
 /// What the log says of a machine's agent.
@@ -121,12 +140,8 @@ pub enum AgentState {
     Awaited,
     /// It takes wakes.
     Enrolled,
-    /// Its certificate has ended, or had when the machine last came up, as far as it was recorded: it has to enrol again. `awaited`:
-    /// since when a token for that lies ready.
-    Lapsed {
-        at: UnixMillis,
-        awaited: Option<UnixMillis>,
-    },
+    /// Its certificate has ended, or had when the machine last came up, as far as it was recorded: it has to enrol again.
+    Lapsed,
     /// A person wants nothing more placed there.
     Draining,
     /// A person trusts it no more.
@@ -204,7 +219,9 @@ pub enum Step {
 pub enum WhyGivenUp {
     #[error("its agent has not enrolled within {deadline}")]
     NotEnrolled { deadline: Millis },
-    #[error("its agent has been away for {deadline}, and nothing is awake there")]
+    #[error(
+        "its agent has been away for {deadline} after a stop and a start, while others came, and nothing is awake there"
+    )]
     AgentAway { deadline: Millis },
 }
 
@@ -250,38 +267,14 @@ impl MachineView {
         self.live().is_some_and(|live| live.draining || live.unhealthy || live.power == Power::Ending)
     }
 
-    /// Why it has to go, where it has to.
-    fn leaves_for(&self, workspaces: usize, policy: &FleetPolicy) -> Option<MachineCause> {
-        let never_starts =
-            !self.is_on() && self.starts.failures.last_for(STARTS_BEFORE_GIVEN_UP, policy.start_patience);
-        if self.live().is_some_and(|live| live.unhealthy) || never_starts {
-            Some(MachineCause::Unhealthy)
-        } else if self.is_given_up_by_people() {
-            Some(MachineCause::Operator)
-        } else {
-            (workspaces == 0 && self.placed.is_empty()).then_some(MachineCause::Unused)
-        }
-    }
-
     fn is_given_up_by_people(&self) -> bool {
         matches!(self.agent, AgentState::Draining | AgentState::Revoked | AgentState::Retired)
     }
 
-    /// Up for so long without an agent that none will come.
+    /// Up for so long without any agent ever that none will come: there is nothing on its disk.
     fn is_overdue(&self, deadline: Millis, now: UnixMillis) -> bool {
-        let awaited = match self.agent {
-            AgentState::Absent | AgentState::Awaited => Some(self.up_at),
-            // A younger certificate may not have been recorded.
-            AgentState::Lapsed { at, awaited } if now.since(at) >= RENEWAL_RECORD_INTERVAL => {
-                awaited.map(|since| since.max(self.up_at))
-            }
-            AgentState::Lapsed { .. }
-            | AgentState::Enrolled
-            | AgentState::Draining
-            | AgentState::Revoked
-            | AgentState::Retired => None,
-        };
-        self.is_on() && awaited.is_some_and(|since| now.since(since) >= deadline)
+        let never = matches!(self.agent, AgentState::Absent | AgentState::Awaited);
+        self.is_on() && never && now.since(self.up_at) >= deadline
     }
 
     /// Wanted up, and not up for a reason that may last.
@@ -294,7 +287,8 @@ impl MachineView {
     }
 
     fn is_impaired(&self, after: Millis, now: UnixMillis) -> bool {
-        self.is_on() && self.impaired_since.is_some_and(|since| now.since(since) >= after)
+        let recorded = self.live().is_some_and(|live| live.impaired);
+        self.is_on() && (recorded || self.impaired_since.is_some_and(|since| now.since(since) >= after))
     }
 
     /// Nothing runs there that would miss it, by the log.
@@ -302,11 +296,24 @@ impl MachineView {
         self.stale.len() == self.placed.len() && self.open_shells == 0
     }
 
-    /// Up, with an agent that was away for too long, and nothing awake there. What may be awake is not touched: the log says first that it
-    /// is lost.
-    fn is_deserted(&self, deadline: Millis) -> bool {
-        let empty = self.stale.len() == self.placed.len();
-        self.agent == AgentState::Enrolled && self.is_on() && empty && self.away >= deadline
+    /// Up, and its agent is missed. What was missed before it was stopped says nothing.
+    fn is_missed(&self) -> bool {
+        self.is_on() && self.away > Millis::ZERO
+    }
+
+    /// Stopped lately because it did not do well.
+    fn was_stopped_as_unhealthy(&self, now: UnixMillis) -> bool {
+        self.stopped_as_unhealthy_at.is_some_and(|at| now.since(at) < STOP_HELPS_FOR)
+    }
+
+    /// Its agent has not come since, though the machine was stopped and started for it.
+    fn was_stopped_in_vain(&self, now: UnixMillis) -> bool {
+        self.was_stopped_as_unhealthy(now) && self.heard_at <= self.up_at
+    }
+
+    /// It is nobody's machine until its agent comes.
+    fn is_lost(&self, deadline: Millis, now: UnixMillis) -> bool {
+        self.is_missed() && self.missed_for >= deadline && self.was_stopped_in_vain(now)
     }
 
     /// Nobody is there, and nobody was for the grace.
@@ -315,10 +322,19 @@ impl MachineView {
     }
 
     /// On its way in or out.
-    fn is_unsettled(&self) -> bool {
+    fn is_unsettled(&self, policy: &FleetPolicy) -> bool {
+        let awaited = match self.agent {
+            AgentState::Enrolled => false,
+            AgentState::Lapsed => self.missed_for < policy.agent_deadline,
+            AgentState::Absent
+            | AgentState::Awaited
+            | AgentState::Draining
+            | AgentState::Revoked
+            | AgentState::Retired => true,
+        };
         let coming = match &self.state {
             Machine::Requested { .. } => true,
-            Machine::Live(live) => live.power == Power::Starting || self.is_on() && self.agent != AgentState::Enrolled,
+            Machine::Live(live) => live.power == Power::Starting || self.is_on() && awaited,
             Machine::Unknown | Machine::Over { .. } | Machine::Strange => false,
         };
         coming || self.is_leaving()
@@ -392,9 +408,7 @@ impl<'a> Planner<'a> {
         let slots = ours
             .iter()
             // A wake that is led to where the agent is missed would wait in vain.
-            .filter(|machine| {
-                machine.purpose == MachinePurpose::Runtime && machine.takes() && machine.away == Millis::ZERO
-            })
+            .filter(|machine| machine.purpose == MachinePurpose::Runtime && machine.takes() && !machine.is_missed())
             .filter(|machine| !machine.is_impaired(policy.impaired_after, now))
             .map(|machine| Slot {
                 host: machine.host,
@@ -422,75 +436,6 @@ impl<'a> Planner<'a> {
         self.plan.steps.push(step);
     }
 
-    /// Machines that fail or are not needed any more, on their way out.
-    fn leave(&mut self) {
-        let mut settled = !self.ours.iter().any(|machine| machine.is_unsettled());
-        for machine in self.ours.clone() {
-            let host = machine.host;
-            let gone = matches!(machine.state, Machine::Over { .. });
-            // INVARIANT: room is given back only once nothing can run in it.
-            if gone || matches!(machine.power(), Some(Power::Off(_) | Power::Ending)) {
-                for workspace in &machine.stale {
-                    self.step(Step::Release { workspace: *workspace, host });
-                }
-            }
-            if gone {
-                let over = matches!(machine.agent, AgentState::Absent | AgentState::Revoked | AgentState::Retired);
-                if !over && machine.placed.is_empty() {
-                    self.step(Step::Retire { host });
-                }
-                continue;
-            }
-            let Some(live) = machine.live() else { continue };
-            let leaves_for = machine.leaves_for(self.fleet.workspaces, self.policy);
-            if !live.draining {
-                let (boot, agent) = (self.policy.boot_deadline, self.policy.agent_deadline);
-                match leaves_for {
-                    Some(cause) => self.step(Step::Drain { host, cause }),
-                    None if machine.is_overdue(boot, self.now) => {
-                        self.step(Step::GiveUp { host, why: WhyGivenUp::NotEnrolled { deadline: boot } });
-                    }
-                    // One after the other, and the next one once its successor's agent has come: where nobody comes through to any, it is not
-                    // the machines that fail.
-                    None if machine.is_deserted(agent) && settled => {
-                        settled = false;
-                        self.step(Step::GiveUp { host, why: WhyGivenUp::AgentAway { deadline: agent } });
-                    }
-                    None if machine.is_impaired(self.policy.impaired_after, self.now) => self.heal(machine),
-                    None => {}
-                }
-                continue;
-            }
-            let cause = leaves_for.unwrap_or(MachineCause::Unused);
-            if machine.placed.is_empty() {
-                if live.power != Power::Ending && !self.waits_for_shells(machine) {
-                    self.step(Step::Terminate { host, cause });
-                }
-            } else if live.unhealthy && machine.stale.len() == machine.placed.len() && machine.is_on() {
-                // Its agent gives nothing back any more: off, nothing can run there.
-                self.step(Step::Stop { host, mode: StopMode::Stop, cause });
-            }
-        }
-    }
-
-    /// A machine whose checks fail is stopped once: its disks stay, and it starts on other hardware, as a rule.
-    /// Where that did not help it goes.
-    fn heal(&mut self, machine: &MachineView) {
-        let host = machine.host;
-        if machine.stopped_for_checks_at.is_some_and(|at| self.now.since(at) < STOP_HELPS_FOR) {
-            self.step(Step::GiveUpChecks { host });
-        } else if machine.is_quiet() {
-            self.step(Step::Stop { host, mode: StopMode::Stop, cause: MachineCause::Unhealthy });
-        }
-    }
-
-    /// People are at work there. Nothing new comes, and a host that is trusted no more is not waited for.
-    fn waits_for_shells(&self, machine: &MachineView) -> bool {
-        let trusted = !matches!(machine.agent, AgentState::Revoked | AgentState::Retired);
-        let patient = machine.drained_at.is_none_or(|at| self.now.since(at) < self.policy.shell_patience);
-        machine.is_on() && machine.open_shells > 0 && trusted && patient
-    }
-
     /// One machine for shells for as long as there are workspaces.
     fn shell(&mut self) {
         if self.fleet.workspaces == 0 {
@@ -498,10 +443,12 @@ impl<'a> Planner<'a> {
         }
         let (deadline, now) = (self.policy.boot_deadline, self.now);
         let shells = self.ours.iter().copied();
-        let (failing, mut sound): (Vec<&MachineView>, Vec<&MachineView>) = shells
-            .filter(|machine| machine.purpose == MachinePurpose::Shell && machine.takes())
-            .partition(|machine| machine.fails_to_start(deadline, now));
-        sound.sort_by_key(|machine| (!machine.is_ready(), machine.is_off(), machine.requested_at, machine.host));
+        let (failing, mut sound): (Vec<&MachineView>, Vec<&MachineView>) =
+            shells.filter(|machine| machine.purpose == MachinePurpose::Shell && machine.takes()).partition(|machine| {
+                machine.fails_to_start(deadline, now) || machine.is_lost(self.policy.agent_deadline, now)
+            });
+        let serves = |machine: &MachineView| machine.is_ready() && !machine.is_missed();
+        sound.sort_by_key(|machine| (!serves(machine), machine.is_off(), machine.requested_at, machine.host));
         match sound.first() {
             Some(machine) if machine.is_off() => {
                 self.step(Step::Start { host: machine.host, cause: MachineCause::Demand });
@@ -517,9 +464,13 @@ impl<'a> Planner<'a> {
         for machine in failing.into_iter().filter(|machine| machine.is_off() && may_retry(machine, now)) {
             self.step(Step::Start { host: machine.host, cause: MachineCause::Demand });
         }
-        // Back beside the one that took its place: the older one stays.
-        for machine in sound.iter().skip(1).filter(|machine| machine.is_ready()) {
-            self.step(Step::Drain { host: machine.host, cause: MachineCause::Unused });
+        // Back beside the one that took its place: the older one stays up, and what people left on the younger one stays on its disk.
+        let idle = |machine: &&&MachineView| {
+            serves(machine) && machine.is_quiet() && now.since(machine.used_at) >= self.policy.grace
+        };
+        let spare: Vec<HostId> = sound.iter().skip(1).filter(idle).map(|machine| machine.host).collect();
+        for host in spare {
+            self.step(Step::Stop { host, mode: StopMode::Stop, cause: MachineCause::Unused });
         }
     }
 
@@ -551,9 +502,7 @@ impl<'a> Planner<'a> {
     fn keep(&mut self, workspace: WorkspaceId, host: HostId) {
         let Some(machine) = self.ours.iter().copied().find(|machine| machine.host == host) else { return };
         let fails = machine.fails_to_start(self.policy.boot_deadline, self.now);
-        let leaves = machine.is_leaving()
-            || machine.is_given_up_by_people()
-            || machine.leaves_for(self.fleet.workspaces, self.policy).is_some();
+        let leaves = machine.is_leaving() || machine.is_given_up_by_people() || self.leaves_for(machine).is_some();
         // INVARIANT: only from where nothing can run.
         let dead = matches!(machine.state, Machine::Over { .. })
             || (matches!(machine.power(), Some(Power::Off(_))) && (fails || leaves));
@@ -668,10 +617,18 @@ impl<'a> Planner<'a> {
             self.refuse_once(PlanRefusal::Pausing { until });
             return None;
         }
-        // One that does not start is no machine that anybody has.
+        // One that does not start, or to which nobody gets through, is no machine that anybody has, and a second one for shells that is off
+        // is a disk.
+        let has_shells_up = self
+            .ours
+            .iter()
+            .any(|machine| machine.purpose == MachinePurpose::Shell && machine.takes() && !machine.is_off());
         let counts = |machine: &&&MachineView| {
             let fails = machine.fails_to_start(self.policy.boot_deadline, self.now);
-            !(matches!(machine.state, Machine::Over { .. }) || fails && machine.is_off())
+            let is_spare = machine.purpose == MachinePurpose::Shell && has_shells_up;
+            let is_gone = matches!(machine.state, Machine::Over { .. });
+            let is_lost = machine.is_lost(self.policy.agent_deadline, self.now);
+            !(is_gone || is_lost || machine.is_off() && (fails || is_spare))
         };
         let living = self.ours.iter().filter(counts).count();
         if living + self.requested >= self.policy.machines_max {

@@ -64,10 +64,32 @@ fn a_second_instance_and_one_without_a_request_are_strange_and_an_ended_one_is_n
 }
 
 #[test]
-fn an_instance_of_a_machine_that_is_over_is_strange() {
-    let over = Machine::Over { terms: terms(1, 1), instance: None };
-    let late = instance("i-1", &terms(1, 1), InstanceState::Running);
-    assert_eq!(strange_ids(&compared(vec![over], &[late])), ["i-1"]);
+fn an_instance_of_a_machine_that_is_over_is_ended_where_it_never_was_up_and_is_strange_else() {
+    let late = |of| instance("i-1", &terms(1, of), InstanceState::Running);
+    let end = Act::Terminate { terms: terms(1, 1), instance: "i-1".to_owned() };
+    for id in [None, Some("i-1".to_owned())] {
+        let over = Machine::Over { terms: terms(1, 1), instance: id };
+        let found = compared(vec![over.clone()], &[late(1)]);
+        assert_eq!((found.acts.as_slice(), found.findings.as_slice()), (std::slice::from_ref(&end), &[][..]));
+        let theirs = compared(vec![over.clone()], &[late(2)]);
+        assert_eq!(
+            (theirs.acts.as_slice(), strange_ids(&theirs)),
+            (&[][..], vec!["i-1"]),
+            "its tags are another one's"
+        );
+        let (host, known) = known(over);
+        let was_up = BTreeMap::from([(host, KnownMachine { was_up: true, ..known })]);
+        let found = compare(PROVIDER, &was_up, &[late(1)]);
+        assert_eq!(
+            (found.acts.as_slice(), strange_ids(&found)),
+            (&[][..], vec!["i-1"]),
+            "somebody's work may lie there"
+        );
+        let ended = instance("i-1", &terms(1, 1), InstanceState::Ending);
+        assert_eq!(compare(PROVIDER, &was_up, &[ended]), Compared::default());
+    }
+    let other = Machine::Over { terms: terms(1, 1), instance: Some("i-2".to_owned()) };
+    assert_eq!(strange_ids(&compared(vec![other], &[late(1)])), ["i-1"], "a second one of its launch is none of it");
 }
 
 #[test]
@@ -103,6 +125,21 @@ fn each_state_of_the_provider_is_reported_or_mended() {
         let compared = compared(vec![Machine::Live(live(1, 1, power))], &[shown]);
         assert_eq!(compared, Compared { findings, acts }, "{power:?} {state:?}");
     }
+}
+
+#[test]
+fn checks_that_pass_again_are_reported_where_the_log_says_that_they_fail() {
+    let found = |recorded, fails| {
+        let machine = Machine::Live(LiveMachine { impaired: recorded, ..live(1, 1, Power::On) });
+        let shown = Instance { impaired: fails, ..instance("i-1", &terms(1, 1), InstanceState::Running) };
+        compared(vec![machine], &[shown]).findings
+    };
+    let host = host(1);
+    assert_eq!(found(false, false), []);
+    for recorded in [false, true] {
+        assert_eq!(found(recorded, true), [Finding::Impaired { host }]);
+    }
+    assert_eq!(found(true, false), [Finding::Recovered { host }]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! with agents and people between. What became of it is judged from the log alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use envforge_domain::secret::TokenDigest;
 use envforge_domain::time::Clock;
 use envforge_domain::workspace::{AccessMode, Branch, WorkspaceEvent};
 use envforge_eventlog::{AppendError, Filter, SharedLog};
-use envforge_reactors::fleet::{Enrolling, Fleet, FleetPolicies, machine_key};
+use envforge_reactors::fleet::{Enrolling, Fleet, FleetPolicies, ReadAuthority, machine_key};
 use envforge_runtime::secret_store::StoreError;
 use envforge_runtime::{EnrolmentStore, LaunchOrder, LaunchToken, MachineProvider, ProviderError};
 use rand::rngs::StdRng;
@@ -38,7 +38,13 @@ const WORKSPACES_EACH: u128 = 6;
 const MANIFEST: &str = "version: 1\nservices:\n  web:\n    command: run\n    route: web\n    cpu: 1500m\n    memory: 1500Mi\n    readiness: { http: / }\n";
 
 /// Moved by hand. The log stamps commits by it too.
-struct HandClock(AtomicU64);
+pub(crate) struct HandClock(AtomicU64);
+
+impl HandClock {
+    pub(crate) fn skip(&self, length: Millis) {
+        self.0.fetch_add(length.get(), Ordering::SeqCst);
+    }
+}
 
 impl Clock for HandClock {
     fn now(&self) -> UnixMillis {
@@ -47,17 +53,20 @@ impl Clock for HandClock {
 }
 
 /// A provider and a store of tokens, both of memory, that fail as often as luck wants.
-struct Cloud {
-    instances: Mutex<BTreeMap<String, Instance>>,
+pub(crate) struct Cloud {
+    pub(crate) instances: Mutex<BTreeMap<String, Instance>>,
+    /// What was launched does not show yet.
+    pub(crate) hides: AtomicBool,
     launched: Mutex<HashMap<LaunchToken, String>>,
-    tokens: Mutex<HashMap<HostId, EnrolmentToken>>,
-    luck: Mutex<StdRng>,
-    counts: Mutex<BTreeMap<&'static str, u32>>,
+    pub(crate) tokens: Mutex<HashMap<HostId, EnrolmentToken>>,
+    /// Without any, nothing goes wrong.
+    luck: Mutex<Option<StdRng>>,
+    pub(crate) counts: Mutex<BTreeMap<&'static str, u32>>,
 }
 
 impl Cloud {
     fn luck(&self, below: u32) -> u32 {
-        self.luck.lock().unwrap().random_range(0..below)
+        self.luck.lock().unwrap().as_mut().map_or(below - 1, |luck| luck.random_range(0..below))
     }
 
     fn count(&self, what: &'static str) {
@@ -114,10 +123,15 @@ impl MachineProvider for Cloud {
 
     async fn find(&self, instance: &str) -> Result<Option<Instance>, ProviderError> {
         let found = self.instances.lock().unwrap().get(instance).cloned();
+        let found = found.filter(|_| !self.hides.load(Ordering::SeqCst));
         Ok(found.map(|found| self.told(found)))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, ProviderError> {
+        self.count("looks");
+        if self.hides.load(Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
         Ok(self.instances.lock().unwrap().values().cloned().collect())
     }
 
@@ -156,22 +170,22 @@ impl EnrolmentStore for Cloud {
     }
 }
 
-struct Site {
+pub(crate) struct Site {
     _directory: tempfile::TempDir,
     log: SharedLog,
     commands: Commands,
-    clock: Arc<HandClock>,
-    cloud: Arc<Cloud>,
+    pub(crate) clock: Arc<HandClock>,
+    pub(crate) cloud: Arc<Cloud>,
     /// Whose each workspace is.
-    owners: BTreeMap<WorkspaceId, OrgId>,
+    pub(crate) owners: BTreeMap<WorkspaceId, OrgId>,
 }
 
-fn project() -> ProjectId {
+pub(crate) fn project() -> ProjectId {
     ProjectId::from_uuid(Uuid::from_u128(9))
 }
 
 impl Site {
-    async fn new(seed: u64) -> Self {
+    pub(crate) async fn new(seed: Option<u64>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(HandClock(AtomicU64::new(NOON.get())));
         let mut config = envforge_eventlog::sqlite::Config::new(directory.path().join("log"));
@@ -179,9 +193,10 @@ impl Site {
         let log: SharedLog = Arc::new(envforge_eventlog::sqlite::SqliteLog::open(config).await.unwrap());
         let cloud = Arc::new(Cloud {
             instances: Mutex::default(),
+            hides: AtomicBool::new(false),
             launched: Mutex::default(),
             tokens: Mutex::default(),
-            luck: Mutex::new(StdRng::seed_from_u64(seed)),
+            luck: Mutex::new(seed.map(StdRng::seed_from_u64)),
             counts: Mutex::default(),
         });
         let commands = Commands::new(Arc::clone(&log));
@@ -203,7 +218,7 @@ impl Site {
     }
 
     /// Appends what somebody else decided, unless a fleet was quicker.
-    async fn tell(&self, stream: StreamId, last: Position, events: Vec<Event>) -> bool {
+    pub(crate) async fn tell(&self, stream: StreamId, last: Position, events: Vec<Event>) -> bool {
         let id = Uuid::now_v7();
         let commit = Commit {
             id: CommitId::from_uuid(id),
@@ -237,14 +252,32 @@ impl Site {
             shell_shape: None,
             ..policy()
         };
+        self.start_with(default, Arc::new(|| Some(TokenDigest::from_bytes([9; 32]))))
+    }
+
+    pub(crate) fn start_with(&self, default: FleetPolicy, authority: ReadAuthority) -> tokio::task::JoinHandle<()> {
         let policies = FleetPolicies { default, of: Default::default() };
         let draw = || Some(std::array::from_fn(|_| rand::random()));
         let store = Arc::clone(&self.cloud) as Arc<dyn EnrolmentStore>;
-        let enrolling = Enrolling::new(store, TokenDigest::from_bytes([9; 32]), Arc::new(draw));
+        let enrolling = Enrolling::new(store, authority, Arc::new(draw));
         let (log, commands, every) = (Arc::clone(&self.log), self.commands.clone(), Duration::from_millis(5));
         let provider = Arc::clone(&self.cloud) as Arc<dyn MachineProvider>;
         let fleet = Fleet::new(log, commands, provider, enrolling, Arc::clone(&self.clock) as _, policies, every);
         tokio::spawn(async move { fleet.run(CancellationToken::new()).await.unwrap() })
+    }
+
+    /// All that the log holds.
+    pub(crate) async fn events(&self) -> Vec<(StreamId, Event)> {
+        let (mut all, mut from) = (Vec::new(), Position::START);
+        loop {
+            let page = self.log.read(from, 1_000, &Filter::everything()).await.unwrap();
+            let Some(last) = page.commits.last() else { return all };
+            from = last.position;
+            for recorded in page.commits {
+                let stream = recorded.commit.stream;
+                all.extend(recorded.commit.events.into_iter().map(|event| (stream.clone(), event)));
+            }
+        }
     }
 
     fn permit(&self, action: Action, resource: Resource) -> Permit {
@@ -386,7 +419,7 @@ impl Site {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_real_fleets_never_shows_two_organizations_on_one_machine() {
-    let site = Site::new(seed()).await;
+    let site = Site::new(Some(seed())).await;
     // Two of them, one of which is killed now and then.
     let (steady, mut killed) = (site.start(), site.start());
     let begun = Instant::now();
@@ -408,15 +441,9 @@ async fn the_log_of_real_fleets_never_shows_two_organizations_on_one_machine() {
     assert!(!steady.is_finished(), "a fleet has ended by itself");
     steady.abort();
     killed.abort();
-    let (mut checker, mut from) = (Checker::default(), Position::START);
-    loop {
-        let page = site.log.read(from, 1_000, &Filter::everything()).await.unwrap();
-        let Some(last) = page.commits.last() else { break };
-        from = last.position;
-        for recorded in &page.commits {
-            let stream = &recorded.commit.stream;
-            recorded.commit.events.iter().for_each(|event| checker.read(stream.org(), stream.key(), event));
-        }
+    let mut checker = Checker::default();
+    for (stream, event) in site.events().await {
+        checker.read(stream.org(), stream.key(), &event);
     }
     let counts = site.cloud.counts.lock().unwrap().clone();
     println!("{} placements on {} hosts and machines: {counts:?}", checker.placements, checker.organizations.len());

@@ -3,7 +3,9 @@
 
 mod checker;
 mod compared;
+mod kept;
 mod logged;
+mod looked;
 mod million;
 mod needed;
 mod planned;
@@ -81,6 +83,7 @@ pub(crate) fn live(number: u128, of: u128, power: Power) -> LiveMachine {
         terms: terms(number, of),
         instance,
         power,
+        impaired: false,
         unhealthy: false,
         draining: false,
         used_at: UnixMillis::EPOCH,
@@ -100,9 +103,13 @@ pub(crate) fn view(state: Machine, placed: &[(u128, Capacity)], used_at: UnixMil
         requested_at: NOON,
         up_at: NOON,
         away: Millis::ZERO,
+        missed_for: Millis::ZERO,
+        heard_at: NOON,
+        enrolled_at: NOON,
+        token: Default::default(),
         starts: Starts { asked_at: NOON, ..Starts::default() },
         impaired_since: None,
-        stopped_for_checks_at: None,
+        stopped_as_unhealthy_at: None,
         drained_at: None,
         placed,
         stale: BTreeSet::new(),
@@ -125,6 +132,7 @@ pub(crate) fn fleet(of: u128, machines: Vec<MachineView>) -> OrganizationFleet {
         workspaces: 1,
         requested_ever,
         failures: Default::default(),
+        agents_wanted: 9,
     }
 }
 
@@ -138,8 +146,9 @@ pub(crate) fn known(state: Machine) -> (HostId, KnownMachine) {
         correlation: CorrelationId::from_uuid(id),
         requested_at: NOON,
         up_at: NOON,
+        was_up: false,
         starts: Default::default(),
-        stopped_for_checks_at: None,
+        stopped_as_unhealthy_at: None,
         drained_at: None,
         host: Default::default(),
     };

@@ -229,7 +229,7 @@ impl Site {
                 Machine::Live(live) => match live.power {
                     Power::Starting if luck < 6 => {
                         self.count("start failed");
-                        let (why, reason) = (StartFailure::Capacity, "no capacity".to_owned());
+                        let (why, reason) = (StartFailure::StoppedAgain, "it stopped again".to_owned());
                         self.machine(of, host, &MachineCommand::ReportStartFailed { why, reason });
                         self.start_failures.entry(host).or_default().add(self.now);
                     }
@@ -325,12 +325,17 @@ impl Site {
                 requested_at: NOON,
                 up_at: self.used_at[host],
                 away: Millis::ZERO,
+                missed_for: Millis::ZERO,
+                heard_at: self.used_at[host],
+                enrolled_at: self.used_at[host],
+                token: Default::default(),
                 starts: Starts {
                     asked_at: self.used_at[host],
                     failures: self.start_failures.get(host).copied().unwrap_or_default(),
+                    stopped_again: self.start_failures.get(host).copied().unwrap_or_default(),
                 },
                 impaired_since: None,
-                stopped_for_checks_at: None,
+                stopped_as_unhealthy_at: None,
                 drained_at: None,
                 open_shells: 0,
                 stale: placed.keys().copied().filter(|id| !awake(id)).collect(),
@@ -352,6 +357,7 @@ impl Site {
             workspaces: 1,
             requested_ever: self.requested.get(&of).copied().unwrap_or_default(),
             failures: Failures::default(),
+            agents_wanted: 9,
         }
     }
 
