@@ -175,8 +175,8 @@ fn instead(others: &Others) -> String {
         Some((last, [])) => format!("{last} can"),
         Some((last, names)) => format!("{} and {last} can", names.join(", ")),
         None if others.nobody => {
-            "nobody here can: whoever operates EnvForge's machine makes somebody an owner from whom nobody \
-                                  has anything, with `envforge recover-owner`"
+            "nobody here can: whoever operates EnvForge's machine makes somebody an owner who has it from nobody here, with \
+             `envforge recover-owner`"
                 .to_owned()
         }
         None => "an owner or admin can who does not have theirs from them".to_owned(),
