@@ -6,12 +6,14 @@
 mod browser_caller;
 mod service_caller;
 
+pub(crate) use self::service_caller::Answered;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
-use envforge_commands::{CommandError, Commands, back_off};
+use envforge_commands::{CommandError, Commands, back_off, root_windows};
 use envforge_domain::access::{Action, Permit, Reach, Resource, Scope};
 use envforge_domain::claim::{Claim, ClaimKey};
 use envforge_domain::commit::{Actor, Component, Position, StreamId, Surface};
@@ -23,7 +25,7 @@ use envforge_domain::ids::{
 use envforge_domain::limits::REAUTHENTICATION_WINDOW;
 use envforge_domain::organization::Organization;
 use envforge_domain::project::Project;
-use envforge_domain::root_window::RootWindow;
+use envforge_domain::root_window::{RootWindow, RootWindowRefusal};
 use envforge_domain::slug::{OrgSlug, ProjectSlug, TeamSlug, WorkspaceSlug};
 use envforge_domain::time::UnixMillis;
 use envforge_domain::workspace::Workspace;
@@ -31,6 +33,7 @@ use envforge_identity::credentials::Account;
 use envforge_identity::service_tokens::ServiceTokenSecrets;
 use envforge_identity::sign_in::{Identity, Presented, VerifyError};
 use envforge_identity::tokens::SignedIn;
+use envforge_projections::authorizer::Question;
 use envforge_projections::sql::Within;
 use envforge_projections::{AuthorizeError, Authorizer, Hot};
 use http::request::Parts;
@@ -543,6 +546,16 @@ impl Access {
         Ok(Resource::RootWindow { org, project: terms.project, workspace: terms.workspace, window })
     }
 
+    /// What speaks against somebody's deciding on a root window, after the policy's yes. `None` also about anything else.
+    pub(crate) async fn against_decider(
+        &self,
+        question: &Question,
+        now: UnixMillis,
+    ) -> Result<Option<RootWindowRefusal>, Problem> {
+        let Question { subject: Actor::User(decider), action, resource, .. } = *question else { return Ok(None) };
+        Ok(root_windows::against_decider(&self.commands, resource, action, decider, now).await?)
+    }
+
     /// Who holds a name, from the log's leader: for names so new that the views have not seen them.
     async fn holder<T: std::str::FromStr>(&self, key: &ClaimKey) -> Result<T, Problem> {
         let stream = key.stream().map_err(|_| Problem::not_found())?;
@@ -578,10 +591,20 @@ impl Acting<'_> {
                 self.permit = self.access.permit(self.caller, action, resource).await?;
                 Ok(None)
             }
-            outcome => Ok(Some(outcome?)),
+            outcome => {
+                if let Some(code) = outcome.as_ref().err().and_then(CommandError::refusal_code)
+                    && COUNTED_REFUSALS.contains(&code)
+                {
+                    self.access.count_refusal(self.caller, &self.permit, code);
+                }
+                Ok(Some(outcome?))
+            }
         }
     }
 }
+
+/// What the domain refuses somebody for who they are, after the policy's yes: counted for the audit as the policy's own no is.
+const COUNTED_REFUSALS: [&str; 2] = ["root_own_request", "root_decider_depends"];
 
 /// Awaits what is done with a permit, again with a new one where its rights have moved meanwhile. A macro, because what is
 /// done borrows the permit of each round.

@@ -9,6 +9,7 @@ mod engine;
 mod error;
 mod fence;
 pub mod hosts;
+mod independence;
 pub mod job_runs;
 pub mod links;
 pub mod machines;

@@ -1,16 +1,19 @@
-//! Root windows: every verb, with what the organization's policy allows and what the runtime is at looked up.
+//! Root windows: every verb, with what the organization's policy allows, what the runtime is at, and from whom whoever decides has
+//! what they decide by looked up.
 
-use envforge_domain::access::{Action, Permit};
+use envforge_domain::access::{Action, Permit, Resource};
 use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::claim::{Claim, ClaimCommand, ClaimKey, ClaimRefusal};
-use envforge_domain::commit::StreamId;
-use envforge_domain::ids::{OrgId, RootWindowId, WorkspaceId};
+use envforge_domain::commit::{Actor, StreamId};
+use envforge_domain::ids::{OrgId, RootWindowId, UserId, WorkspaceId};
+use envforge_domain::provenance::Independence;
 use envforge_domain::root_window::{
     RootAccess, RootEnded, RootLimits, RootMode, RootWindow, RootWindowCommand, RootWindowRefusal,
 };
 use envforge_domain::runtime::Runtime;
-use envforge_domain::time::Millis;
+use envforge_domain::time::{Millis, UnixMillis};
 
+use crate::independence::{self, Asked};
 use crate::links::active_workspace;
 use crate::runtimes::policy;
 use crate::{CommandError, Commands, Context, Done};
@@ -101,8 +104,56 @@ pub async fn approve(
     window: RootWindowId,
 ) -> Result<Done, CommandError> {
     let limits = limits(commands, permit).await?;
-    let command = RootWindowCommand::Approve { by: permit.actor(), limits, now: context.now };
+    let independence = independence(commands, permit, context, window).await?;
+    let command = RootWindowCommand::Approve { by: permit.actor(), independence, limits, now: context.now };
     execute(commands, permit, context, window, &command).await
+}
+
+/// How whoever decides stands to whoever asked for the window. The append guards what it is read from.
+async fn independence(
+    commands: &Commands,
+    permit: &Permit,
+    context: &Context,
+    window: RootWindowId,
+) -> Result<Independence, CommandError> {
+    let state = commands.load::<RootWindow>(&StreamId::root_window(permit.org(), window)).await?.state;
+    match (permit.actor(), state.terms()) {
+        (Actor::User(decider), Some(terms)) if decider != terms.requester => {
+            let (requester, action, resource) = (terms.requester, permit.action(), permit.resource());
+            let asked = Asked { requester, action, resource, now: context.now, others: true };
+            Ok(independence::of(commands, decider, &asked).await?)
+        }
+        // No person, no window, or their own: refused for that.
+        _ => Ok(Independence::Independent),
+    }
+}
+
+/// What speaks against somebody's deciding on a window besides the policy: that they asked for it, or have what they decide by from
+/// whoever did. Nothing is decided.
+pub async fn against_decider(
+    commands: &Commands,
+    resource: Resource,
+    action: Action,
+    decider: UserId,
+    now: UnixMillis,
+) -> Result<Option<RootWindowRefusal>, CommandError> {
+    let Resource::RootWindow { org, window, .. } = resource else { return Ok(None) };
+    let state = commands.load::<RootWindow>(&StreamId::root_window(org, window)).await?.state;
+    let Some(requester) = state.terms().map(|terms| terms.requester) else { return Ok(None) };
+    if !matches!(action, Action::RootApprove | Action::RootDeny | Action::RootReview) {
+        return Ok(None);
+    }
+    if decider == requester {
+        return Ok(Some(RootWindowRefusal::OwnRequest));
+    }
+    if action == Action::RootDeny {
+        return Ok(None);
+    }
+    let asked = Asked { requester, action, resource, now, others: false };
+    Ok(match independence::of(commands, decider, &asked).await? {
+        Independence::Independent => None,
+        Independence::Depends { on, others } => Some(RootWindowRefusal::DeciderDepends { on, others }),
+    })
 }
 
 pub async fn deny(
@@ -198,15 +249,13 @@ pub async fn review(
     justified: bool,
     note: String,
 ) -> Result<Done, CommandError> {
+    let stream = StreamId::root_window(permit.org(), window);
     let (by, now) = (permit.actor(), context.now);
+    let independence = independence(commands, permit, context, window).await?;
     let release = ClaimCommand::Release { holder: window.to_string(), for_action: Action::RootReview };
     commands
         .transaction(context)
-        .step::<RootWindow>(
-            permit,
-            StreamId::root_window(permit.org(), window),
-            RootWindowCommand::Review { by, justified, note, now },
-        )
+        .step::<RootWindow>(permit, stream, RootWindowCommand::Review { by, independence, justified, note, now })
         .step::<Claim>(permit, claim(permit.org()), release)
         .commit()
         .await

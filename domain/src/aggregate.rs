@@ -5,6 +5,7 @@ use std::fmt;
 use crate::access::Action;
 use crate::commit::StreamKind;
 use crate::event::Event;
+use crate::ids::UserId;
 
 /// A consistency boundary. One aggregate instance = one stream.
 ///
@@ -43,6 +44,11 @@ pub trait Refusal: fmt::Display + fmt::Debug + Send + Sync + 'static {
     /// What would be allowed, as numbers for programs; units last (`max_ms`). Empty where no number helps.
     fn bounds(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
+    }
+
+    /// Who could do it instead, by id and name. Empty where that does not help.
+    fn people(&self) -> &[(UserId, String)] {
+        &[]
     }
 }
 

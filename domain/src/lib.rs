@@ -27,6 +27,7 @@ pub mod meter;
 pub mod network;
 pub mod organization;
 pub mod project;
+pub mod provenance;
 pub mod revocation;
 pub mod root_window;
 pub mod routing;

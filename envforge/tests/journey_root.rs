@@ -17,6 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const AT_ONCE: Duration = Duration::from_secs(5);
 const OWNER: &str = "owner@envforge.localhost";
 const DANA: &str = "dana@acme.example";
+const OLGA: &str = "olga@acme.example";
 const PASSWORD: &str = "plum kite engine 7";
 const MANIFEST: &str = "\
 version: 1
@@ -172,6 +173,19 @@ fn root_is_asked_for_approved_used_once_and_ends_whatever_happens() {
         assert!(told.contains("somebody else"), "{told}");
     }
     assert!(place.refused("dana", &["root", "approve", own]).contains("owner, admin"));
+    // Nor does whoever has all they have from the owner decide for them.
+    place.json("owner", &["org", "role", "assign", DANA, "admin"]);
+    let told = place.refused("dana", &["root", "approve", own]);
+    assert!(
+        told.contains("you have your account from whoever asked") && told.contains("envforge recover-owner"),
+        "{told}"
+    );
+    let on_it = format!("root_window/{own}");
+    let why = place.json("dana", &["why", "--action", "root.approve", "--on", &on_it]);
+    assert_eq!((&why["allowed"], &why["reason"]), (&false.into(), &"root_decider_depends".into()));
+    let why = place.client("dana", &["why", "--action", "root.approve", "--on", "workspace/main"], "");
+    assert!(String::from_utf8_lossy(&why.stdout).contains("but not on their own root windows"), "{why:?}");
+    place.json("owner", &["org", "role", "revoke", DANA, "admin"]);
     place.json("owner", &["root", "withdraw", own]);
     place.json("owner", &["root", "approve", &window]);
     if !rustix::process::geteuid().is_root() {
@@ -218,8 +232,16 @@ fn root_is_asked_for_approved_used_once_and_ends_whatever_happens() {
     dev.kill9();
     place.all_die_at_once(since);
     drop(dev);
+    // Who decides for the owner is made by the operator.
+    let data = place.dir.join("data");
+    let olga = place.json("operator", &["recover-owner", "--data", data.to_str().unwrap(), "--email", OLGA]);
     let (mut dev, started) = place.start("second");
     place.login("owner", started["api"].as_str().unwrap(), OWNER, password);
+    place.login("olga", started["api"].as_str().unwrap(), OLGA, olga["password"].as_str().unwrap());
+    let own = place.json("owner", &["root", "request", "main", "--reason", "mine", "--for", "20m"]);
+    let approved = place.json("olga", &["root", "approve", own["id"].as_str().unwrap()]);
+    assert_eq!((&approved["phase"], &approved["approver"]), (&"approved".into(), &olga["user"]));
+    place.json("owner", &["root", "withdraw", own["id"].as_str().unwrap()]);
     let shown = place.ended(&window, "lost");
     assert_eq!(shown["phase"], "closed");
     // A stop that is asked for takes it along, too.

@@ -4,9 +4,11 @@
 
 use envforge_commands::service_tokens;
 use envforge_domain::access::{Action, Permit, Request, Resource, Scope};
+use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::commit::{Actor, Surface};
 use envforge_domain::denial::RefusedRequest;
 use envforge_domain::ids::{ServiceTokenId, UserId};
+use envforge_domain::root_window::RootWindowRefusal;
 use envforge_domain::service_token::ServiceToken;
 use envforge_domain::time::UnixMillis;
 use envforge_identity::credentials::ServiceTokenKey;
@@ -24,6 +26,13 @@ fn unknown_secret() -> Problem {
         "unauthenticated",
         "The service token is not valid: it is unknown, was rotated, or has expired. Ask for a current one.",
     )
+}
+
+/// What somebody is told about another's right.
+pub(crate) struct Answered {
+    pub(crate) answer: Answer,
+    /// Why the domain would refuse what the policy allows.
+    pub(crate) against: Option<RootWindowRefusal>,
 }
 
 impl Access {
@@ -74,6 +83,12 @@ impl Access {
         if known.is_some_and(|known| known.token.admits(generation, permit.decided_at())) {
             return Ok(());
         }
+        self.count_refusal(caller, permit, "service_token_rotated");
+        Err(unknown_secret())
+    }
+
+    /// Counts a no that came after the policy's yes, in the metrics and for the audit.
+    pub(super) fn count_refusal(&self, caller: &Caller, permit: &Permit, code: &'static str) {
         let request = Request {
             actor: permit.actor(),
             action: permit.action(),
@@ -81,10 +96,9 @@ impl Access {
             surface: permit.surface(),
             now: permit.decided_at(),
         };
-        DenialSink::count(&request, "service_token_rotated");
+        DenialSink::count(&request, code);
         let of = RefusedRequest { position: permit.position(), ..self.refused_request(&caller.arrival) };
-        self.authorizer.denials().hold(&request, "service_token_rotated", Some(of));
-        Err(unknown_secret())
+        self.authorizer.denials().hold(&request, code, Some(of));
     }
 
     /// What a wake by a program is called: a job, by its token's name.
@@ -103,18 +117,23 @@ impl Access {
         self.authorizer.fresh_for(questions).await.map_err(denied)
     }
 
-    /// The policy's answer about somebody else. A no is counted for the audit.
-    pub(crate) fn answer_about(&self, caller: &Caller, question: &Question) -> Answer {
+    /// The policy's answer about somebody else, and what the domain has against its yes. A no is counted for the audit.
+    pub(crate) async fn answer_about(&self, caller: &Caller, question: &Question) -> Result<Answered, Problem> {
         let now = caller.arrival.now;
         let answer = self.authorizer.answer(question, now);
-        if let Err(denial) = &answer.outcome
+        let against = match answer.outcome {
+            Ok(_) => self.against_decider(question, now).await?,
+            Err(_) => None,
+        };
+        let code = answer.outcome.as_ref().err().map(|denial| denial.code());
+        if let Some(code) = code.or(against.as_ref().map(RootWindowRefusal::code))
             && question.subject != caller.actor()
         {
             let Question { subject: actor, action, resource, surface } = *question;
             let request = Request { actor, action, resource, surface, now };
-            self.authorizer.denials().record_denied_check(caller.actor(), &request, denial.code());
+            self.authorizer.denials().record_denied_check(caller.actor(), &request, code);
         }
-        answer
+        Ok(Answered { answer, against })
     }
 
     /// On whose grants somebody stands: a person on their own, a token on its creator's.

@@ -6,10 +6,12 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use envforge_domain::access::{Action, Basis, Denial, Grant, Grantee, Resource};
+use envforge_domain::aggregate::Refusal as _;
 use envforge_domain::commit::{Actor, Position, Surface};
 use envforge_domain::ids::{OrgId, UserId};
+use envforge_domain::root_window::RootWindowRefusal;
 use envforge_eventlog::SharedLog;
-use envforge_projections::authorizer::{Answer, Question, Weighed};
+use envforge_projections::authorizer::{Question, Weighed};
 use envforge_projections::rights_history::{HistoryError, RightsHistory, Until};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,7 +20,7 @@ use utoipa_axum::routes;
 
 use super::has_access;
 use super::roles::scope_ids;
-use crate::access::{Access, By, Caller};
+use crate::access::{Access, Answered, By, Caller};
 use crate::instant::Instant;
 use crate::problem::Problem;
 use crate::request_body::Json;
@@ -46,7 +48,7 @@ struct Check {
     subject: Subject,
     /// Of docs/access.md: `runtime.wake`.
     action: String,
-    /// `organization`, `project/NAME`, `workspace/NAME`, `link/ID`, `user/ID`, or an id alone.
+    /// `organization`, `project/NAME`, `workspace/NAME`, `link/ID`, `user/ID`, `root_window/ID`, or an id alone.
     resource: String,
     /// Where: `api`, `cli` or `console`; `api` where it is left out.
     surface: Option<String>,
@@ -78,6 +80,8 @@ struct Checked {
     /// The refusal in words.
     detail: Option<String>,
     rule: Option<Rule>,
+    /// On what else it depends whose root window somebody may decide on, where none was named.
+    condition: Option<&'static str>,
     /// The rights were those of this position of the log, or newer.
     position: u64,
 }
@@ -119,6 +123,7 @@ struct Explained {
     reason: Option<&'static str>,
     detail: Option<String>,
     rule: Option<Rule>,
+    condition: Option<&'static str>,
     /// The roles that may do this at all.
     roles: Vec<&'static str>,
     /// Where roles count for it.
@@ -168,8 +173,8 @@ impl From<Grant> for GrantShown {
 #[utoipa::path(post, path = "/v1/authz/check", tag = "authorization", request_body = Check,
     responses((status = 200, body = Checked)), extensions(("x-envforge-action" = json!("authz.check"))))]
 async fn check(State(state): State<Authz>, caller: Caller, Json(check): Json<Check>) -> Result<Response, Problem> {
-    let (question, answer) = state.asked(&caller, check).await?;
-    Ok(at(answer.position, Checked::of(&question, &answer)))
+    let (question, answered) = state.asked(&caller, check).await?;
+    Ok(at(answered.answer.position, Checked::of(&question, &answered)))
 }
 
 /// Ask up to a hundred such questions at once. All are answered, or none.
@@ -202,10 +207,13 @@ async fn check_batch(
         permitted.push(question.resource);
     }
     state.access.fresh_for(&questions).await?;
-    let answers: Vec<_> = questions.iter().map(|question| state.access.answer_about(&caller, question)).collect();
+    let mut answers = Vec::with_capacity(questions.len());
+    for question in &questions {
+        answers.push(state.access.answer_about(&caller, question).await?);
+    }
     // All rights were at least those of the oldest.
-    let position = answers.iter().map(|answer| answer.position).min().unwrap_or(Position::START);
-    let results = questions.iter().zip(&answers).map(|(question, answer)| Checked::of(question, answer)).collect();
+    let position = answers.iter().map(|answered| answered.answer.position).min().unwrap_or(Position::START);
+    let results = questions.iter().zip(&answers).map(|(question, answered)| Checked::of(question, answered)).collect();
     Ok(at(position, CheckedAll { results, position: position.get() }))
 }
 
@@ -214,7 +222,8 @@ async fn check_batch(
 #[utoipa::path(post, path = "/v1/authz/explain", tag = "authorization", request_body = Check,
     responses((status = 200, body = Explained)), extensions(("x-envforge-action" = json!("authz.check"))))]
 async fn explain(State(state): State<Authz>, caller: Caller, Json(check): Json<Check>) -> Result<Response, Problem> {
-    let (question, answer) = state.asked(&caller, check).await?;
+    let (question, answered) = state.asked(&caller, check).await?;
+    let answer = &answered.answer;
     let holder = state.access.holder_of(question.subject);
     let org = question.resource.org();
     let rights = state.rights(org, Until::Position(answer.position)).await?;
@@ -228,13 +237,14 @@ async fn explain(State(state): State<Authz>, caller: Caller, Json(check): Json<C
         given_at: rights.given_at(grant).map(Position::get),
         joined_at: joined(grant),
     };
-    let Checked { allowed, reason, detail, rule, position } = Checked::of(&question, &answer);
+    let Checked { allowed, reason, detail, rule, condition, position } = Checked::of(&question, &answered);
     let row = question.action.row();
     let explained = Explained {
         allowed,
         reason,
         detail,
         rule,
+        condition,
         roles: row.roles.iter().map(|role| role.token()).collect(),
         surfaces: row.surfaces.iter().map(|surface| surface.token()).collect(),
         grants: answer.grants.iter().map(weighed).collect(),
@@ -250,21 +260,36 @@ fn at(position: Position, body: impl Serialize) -> Response {
 }
 
 impl Checked {
-    fn of(question: &Question, answer: &Answer) -> Self {
+    fn of(question: &Question, Answered { answer, against }: &Answered) -> Self {
         let denial = answer.outcome.as_ref().err();
+        let allowed = denial.is_none() && against.is_none();
         Self {
-            allowed: denial.is_none(),
-            reason: denial.map(|denial| denial.code()),
-            detail: denial.map(Denial::to_string),
+            allowed,
+            reason: denial.map(|denial| denial.code()).or(against.as_ref().map(RootWindowRefusal::code)),
+            detail: denial.map(Denial::to_string).or(against.as_ref().map(RootWindowRefusal::to_string)),
             rule: answer.outcome.ok().map(|basis| Rule::of(question.action.token().to_owned(), basis)),
+            condition: condition(question).filter(|_| allowed),
             position: answer.position.get(),
         }
     }
 }
 
+/// What a yes leaves open, as nobody knows whose window it will be about.
+fn condition(question: &Question) -> Option<&'static str> {
+    match (question.action, question.resource) {
+        (_, Resource::RootWindow { .. }) => None,
+        (Action::RootApprove | Action::RootReview, _) => Some(
+            "not on their own root windows, and not on those of anybody from whom they have account, membership or role; \
+             `root_window/ID` answers for one",
+        ),
+        (Action::RootDeny, _) => Some("not on their own root windows; `root_window/ID` answers for one"),
+        _ => None,
+    }
+}
+
 impl Authz {
     /// One question with its answer, for whom the policy lets ask it.
-    async fn asked(&self, caller: &Caller, check: Check) -> Result<(Question, Answer), Problem> {
+    async fn asked(&self, caller: &Caller, check: Check) -> Result<(Question, Answered), Problem> {
         let question = self.question(caller, check).await?;
         let own = matches!(caller.by, By::Session(_)) && question.subject == caller.actor();
         if own {
@@ -273,8 +298,8 @@ impl Authz {
             self.access.permit(caller, Action::AuthzCheck, question.resource).await?;
         }
         self.access.fresh_for(&[question]).await?;
-        let answer = self.access.answer_about(caller, &question);
-        Ok((question, answer))
+        let answered = self.access.answer_about(caller, &question).await?;
+        Ok((question, answered))
     }
 
     async fn question(&self, caller: &Caller, check: Check) -> Result<Question, Problem> {
@@ -306,6 +331,7 @@ impl Authz {
             "wsp" => Some("workspace"),
             "lnk" => Some("link"),
             "usr" => Some("user"),
+            "rtw" => Some("root_window"),
             _ => None,
         };
         let (kind, name) = match text.split_once('/') {
@@ -322,13 +348,14 @@ impl Authz {
             }
             "workspace" => self.access.workspace(org, name).await,
             "link" => self.access.link(org, name).await,
+            "root_window" => self.access.root_window(org, name).await,
             "user" => {
                 let user: UserId = name.parse().map_err(|error| Problem::value("resource", error))?;
                 Ok(Resource::User { org, user })
             }
             _ => Err(Problem::value(
                 "resource",
-                "expected `organization`, `project/NAME`, `workspace/NAME`, `link/ID`, `user/ID` or an id",
+                "expected `organization`, `project/NAME`, `workspace/NAME`, `link/ID`, `user/ID`, `root_window/ID` or an id",
             )),
         }
     }

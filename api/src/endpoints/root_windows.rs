@@ -318,7 +318,8 @@ async fn get(
     Ok(axum::Json(Shown { image_change, ..shown }))
 }
 
-/// Approve somebody else's request. Nobody approves their own, whatever their roles.
+/// Approve somebody else's request. Nobody approves their own, whatever their roles, nor by an account, a membership or a role that
+/// they have from whoever asked.
 #[utoipa::path(post, path = "/v1/orgs/{org}/root-windows/{window}/approve", tag = "root",
     responses((status = 200, body = Shown)), extensions(("x-envforge-action" = json!("root.approve"))))]
 async fn approve(
@@ -438,7 +439,8 @@ async fn output(
     }))
 }
 
-/// Review somebody else's break-glass window, once it is over. The next one may be opened from then on.
+/// Review somebody else's break-glass window, once it is over: by what one does not have from whoever opened it. The next one may be
+/// opened from then on.
 #[utoipa::path(post, path = "/v1/orgs/{org}/root-windows/{window}/review", tag = "root", request_body = RootReview,
     responses((status = 200, body = Shown)), extensions(("x-envforge-action" = json!("root.review"))))]
 async fn review(

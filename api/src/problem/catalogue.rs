@@ -68,6 +68,7 @@ catalogue! {
         "root_people_only" "Only people come to root", "Programs and links never do.";
         "root_not_allowed" "The organization does not allow this way to root", "`detail` names its root policy.";
         "root_own_request" "Somebody else decides on your request", "An owner or admin who did not ask for the window.";
+        "root_decider_depends" "Somebody decides who does not depend on the requester", "Your account, membership or role comes from whoever asked, directly or through others. `detail` and `people` name who can; docs/root.md says what helps where nobody can.";
         "root_not_yours" "The root window is somebody else's", "Only whoever asked for it uses it or gives it up.";
         "root_right_lost" "The root window lost its ground", "Its requester may no more, or the organization's policy does not allow it any more.";
         "policy_root_owners_only" "Only owners open ways to root", "Closing them, or shortening windows, takes no owner.";

@@ -164,6 +164,11 @@ impl From<&dyn Refusal> for Problem {
         };
         let mut problem = Self::new(refusal.code(), refusal.to_string());
         problem.status = status;
+        let people: Vec<_> =
+            refusal.people().iter().map(|(id, name)| json!({ "id": id.to_string(), "name": name })).collect();
+        if !people.is_empty() {
+            problem = problem.with("people", people);
+        }
         refusal.bounds().into_iter().fold(problem, |problem, (name, value)| problem.with(name, value))
     }
 }

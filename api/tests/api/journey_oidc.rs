@@ -749,3 +749,32 @@ async fn without_a_provider_there_is_none() {
     let device = house.anonymous(Method::POST, "/v1/auth/oidc/device", json!({})).await;
     device.expect_problem(404, "provider_not_configured");
 }
+
+#[tokio::test]
+async fn whom_the_provider_sends_decides_on_root_for_whoever_did_not_give_them_the_role() {
+    let world = World::start().await;
+    let founder = world.house.owner().await;
+    world.house.workspace(&founder).await;
+    founder.patch("/v1/orgs/acme/policy", json!({ "root": "workspace_elevation" })).await.expect(200);
+    let ann = world.house.member(&founder, "ann", &["admin"]).await;
+    world.be("auth0|dave", Some("org_acme"), "dave@acme.test").await;
+    let sent = world.at_terminal().await;
+    let user = sent.body["user"]["id"].clone();
+    let dave = Person { token: sent.text("access_token"), ..founder.clone() };
+    let ask = "/v1/orgs/acme/workspaces/signed-links/root-windows";
+    let because = json!({ "reason": "libpq is missing", "minutes": 20 });
+    let own = ann.post(ask, because.clone()).await.expect(201).text("id");
+    let approve = format!("/v1/orgs/acme/root-windows/{own}/approve");
+    // No mapping gives a role that decides.
+    dave.post(&approve, json!({})).await.expect_problem(403, "role_missing");
+    ann.post("/v1/orgs/acme/roles", json!({ "user": user, "role": "admin" })).await.expect(201);
+    dave.post(&approve, json!({})).await.expect_problem(403, "root_decider_depends");
+    let user = user.as_str().unwrap();
+    founder.delete(&format!("/v1/orgs/acme/roles?user={user}&role=admin")).await.expect(200);
+    founder.post("/v1/orgs/acme/roles", json!({ "user": user, "role": "admin" })).await.expect(201);
+    dave.post(&approve, json!({})).await.expect(200);
+    // Account and membership are the provider's; the role was the founder's to give.
+    let founders = founder.post(ask, because).await.expect(201).text("id");
+    let refused = dave.post(&format!("/v1/orgs/acme/root-windows/{founders}/approve"), json!({})).await;
+    assert!(refused.expect_problem(403, "root_decider_depends").text("detail").contains("your role"));
+}

@@ -22,6 +22,7 @@ mod receipts;
 mod refusals;
 mod rights;
 mod root_decisions;
+mod root_dependents;
 mod root_windows;
 mod runtimes;
 mod secrets;

@@ -144,3 +144,24 @@ async fn rights_that_never_rest_are_told_and_change_nothing() {
     let projects = story.admin.get("/v1/orgs/acme/projects").await.expect(200);
     assert_eq!(projects.body["items"].as_array().unwrap().len(), 1);
 }
+
+/// Somebody who may decide by two roles, one of which goes on the way: what is left is of the requester's giving.
+#[tokio::test]
+async fn a_decision_whose_own_ground_went_on_the_way_is_refused_where_only_the_requesters_is_left() {
+    let story = Story::begin().await;
+    let owner = story.house.owner().await;
+    owner.patch("/v1/orgs/acme/policy", json!({ "root": "workspace_elevation" })).await.expect(200);
+    let ann = story.house.member(&owner, "ann", &["admin"]).await;
+    let role = json!({ "user": story.admin.user, "role": "admin", "project": "orders" });
+    ann.post("/v1/orgs/acme/roles", role).await.expect(201);
+    let ask = "/v1/orgs/acme/workspaces/signed-links/root-windows";
+    let because = json!({ "reason": "libpq is missing", "minutes": 20 });
+    let (first, second) = (ann.post(ask, because.clone()).await.expect(201), ann.post(ask, because).await.expect(201));
+    let approve = |window: String| format!("/v1/orgs/acme/root-windows/{window}/approve");
+    story.others_join(2);
+    story.admin.post(&approve(first.text("id")), json!({})).await.expect(200);
+    story.role_is_taken();
+    let refused = story.admin.post(&approve(second.text("id")), json!({})).await;
+    refused.expect_problem(403, "root_decider_depends");
+    assert!(story.overtaken.by.lock().is_empty());
+}

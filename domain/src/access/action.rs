@@ -202,7 +202,7 @@ actions! {
     /// Opens one at once, where nobody is there to approve it. Somebody else reviews it.
     RootBreakGlass "root.break_glass", Workspace, [Owner Admin], [], PEOPLE;
     RootRead "root.read", Workspace, [Owner Admin Developer], [], PEOPLE;
-    /// Of somebody else's request; the domain refuses one's own.
+    /// Of somebody else's request; the domain refuses one's own, and those of whoever gave one what one decides by.
     RootApprove "root.approve", Workspace, [Owner Admin], [], PEOPLE;
     RootDeny "root.deny", Workspace, [Owner Admin], [], PEOPLE;
     RootRevoke "root.revoke", Workspace, [Owner Admin], [], PEOPLE;

@@ -7,6 +7,7 @@ use super::{
 use crate::commit::Actor;
 use crate::ids::UserId;
 use crate::limits;
+use crate::provenance::Independence;
 use crate::runtime::reason_is_valid;
 use crate::time::{Millis, UnixMillis};
 
@@ -60,8 +61,8 @@ pub(super) fn requested(terms: &RootTerms, expires_at: UnixMillis, command: &Roo
     let pending = |now: &UnixMillis| if *now < expires_at { Ok(()) } else { Err(RootWindowRefusal::Expired) };
     match command {
         RootWindowCommand::Request { .. } => Err(RootWindowRefusal::Exists),
-        RootWindowCommand::Approve { by, limits, now } => {
-            let approver = somebody_else(*by, terms)?;
+        RootWindowCommand::Approve { by, independence, limits, now } => {
+            let approver = independent(*by, terms, independence)?;
             pending(now)?;
             check_limits(terms.mode, terms.length, limits)?;
             let use_until = now.plus(limits::ROOT_APPROVAL_LIFETIME);
@@ -96,8 +97,8 @@ pub(super) fn requested(terms: &RootTerms, expires_at: UnixMillis, command: &Roo
 pub(super) fn approved(terms: &RootTerms, use_until: UnixMillis, command: &RootWindowCommand) -> Decided {
     match command {
         RootWindowCommand::Request { .. } => Err(RootWindowRefusal::Exists),
-        RootWindowCommand::Approve { by, .. } => {
-            somebody_else(*by, terms)?;
+        RootWindowCommand::Approve { by, independence, .. } => {
+            independent(*by, terms, independence)?;
             Ok(vec![])
         }
         RootWindowCommand::Deny { by, .. } => {
@@ -235,8 +236,8 @@ pub(super) fn over(over: &OverWindow, command: &RootWindowCommand) -> Decided {
             None => Err(RootWindowRefusal::NoCommand),
         },
         RootWindowCommand::Expire { .. } => Ok(vec![]),
-        RootWindowCommand::Review { by, justified, note, .. } => {
-            let reviewer = somebody_else(*by, terms)?;
+        RootWindowCommand::Review { by, independence, justified, note, .. } => {
+            let reviewer = independent(*by, terms, independence)?;
             if terms.mode != RootMode::BreakGlass {
                 return Err(RootWindowRefusal::NothingToReview);
             }
@@ -273,6 +274,17 @@ const fn person(by: Actor) -> Result<UserId, RootWindowRefusal> {
 fn somebody_else(by: Actor, terms: &RootTerms) -> Result<UserId, RootWindowRefusal> {
     let user = person(by)?;
     if user == terms.requester { Err(RootWindowRefusal::OwnRequest) } else { Ok(user) }
+}
+
+/// INVARIANT: whoever approves or reviews a window could do so if all that its requester ever gave counted for nothing.
+fn independent(by: Actor, terms: &RootTerms, independence: &Independence) -> Result<UserId, RootWindowRefusal> {
+    let user = somebody_else(by, terms)?;
+    match independence {
+        Independence::Independent => Ok(user),
+        Independence::Depends { on, others } => {
+            Err(RootWindowRefusal::DeciderDepends { on: *on, others: others.clone() })
+        }
+    }
 }
 
 fn requester(by: Actor, terms: &RootTerms) -> Result<UserId, RootWindowRefusal> {

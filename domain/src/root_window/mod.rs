@@ -1,7 +1,7 @@
 //! Root windows: each exception from "no root", from its request over its one command to its closeout.
 //!
-//! Somebody asks with a reason for a workspace and a length; somebody else approves; the window opens with its first use and
-//! ends by itself. Break-glass opens at once and is reviewed by somebody else. A window's time is held against clock and
+//! Somebody asks with a reason for a workspace and a length; somebody else approves, who does not owe it to them that they can
+//! (`provenance`); the window opens with its first use and ends by itself. Break-glass opens at once and is reviewed by somebody else. A window's time is held against clock and
 //! policy whenever somebody asks: the events close it in the log. Not here: running and ending the command (runtime).
 
 mod decide;
@@ -16,6 +16,7 @@ use crate::commit::{Actor, StreamKind};
 use crate::event::Event;
 use crate::ids::{ProjectId, RootWindowId, UserId, WorkspaceId};
 use crate::organization::OrganizationPolicy;
+use crate::provenance::Independence;
 use crate::runtime::Epoch;
 use crate::time::{Millis, UnixMillis};
 
@@ -348,6 +349,8 @@ pub enum RootWindowCommand {
     },
     Approve {
         by: Actor,
+        /// Of the requester, as the log has it.
+        independence: Independence,
         limits: RootLimits,
         now: UnixMillis,
     },
@@ -388,6 +391,7 @@ pub enum RootWindowCommand {
     },
     Review {
         by: Actor,
+        independence: Independence,
         justified: bool,
         note: String,
         now: UnixMillis,

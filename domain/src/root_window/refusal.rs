@@ -2,6 +2,8 @@
 
 use super::RootPolicy;
 use crate::aggregate::{Refusal, RefusalKind};
+use crate::ids::UserId;
+use crate::provenance::{Derived, Others};
 use crate::time::Millis;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +26,12 @@ pub enum RootWindowRefusal {
     Reason { max: usize },
     #[error("you asked for this root window yourself: somebody else, an owner or admin, decides on it")]
     OwnRequest,
+    #[error(
+        "you have your {} from whoever asked for this root window, directly or through others, and so cannot decide on it; {}",
+        .on.token(),
+        instead(.others)
+    )]
+    DeciderDepends { on: Derived, others: Others },
     #[error("only whoever asked for this root window may use it or give it up")]
     NotYours,
     #[error("nobody has approved this root window yet")]
@@ -73,6 +81,7 @@ impl Refusal for RootWindowRefusal {
             Self::LengthOutOfRange { .. } => "root_window_length_out_of_range",
             Self::Reason { .. } => "reason_invalid",
             Self::OwnRequest => "root_own_request",
+            Self::DeciderDepends { .. } => "root_decider_depends",
             Self::NotYours => "root_not_yours",
             Self::NotApproved => "root_not_approved",
             Self::NotPending => "root_not_pending",
@@ -113,9 +122,12 @@ impl Refusal for RootWindowRefusal {
             | Self::Command { .. }
             | Self::TooManyChanges { .. } => RefusalKind::Invalid,
             Self::Expired | Self::Over | Self::Used => RefusalKind::Gone,
-            Self::PeopleOnly | Self::RightLost | Self::NotAllowed { .. } | Self::OwnRequest | Self::NotYours => {
-                RefusalKind::Forbidden
-            }
+            Self::PeopleOnly
+            | Self::RightLost
+            | Self::NotAllowed { .. }
+            | Self::OwnRequest
+            | Self::DeciderDepends { .. }
+            | Self::NotYours => RefusalKind::Forbidden,
         }
     }
 
@@ -133,6 +145,7 @@ impl Refusal for RootWindowRefusal {
             | Self::RightLost
             | Self::NotAllowed { .. }
             | Self::OwnRequest
+            | Self::DeciderDepends { .. }
             | Self::NotYours
             | Self::NotApproved
             | Self::NotPending
@@ -148,5 +161,24 @@ impl Refusal for RootWindowRefusal {
             | Self::ReviewedAlready
             | Self::ReviewPending { .. } => vec![],
         }
+    }
+
+    fn people(&self) -> &[(UserId, String)] {
+        if let Self::DeciderDepends { others, .. } = self { &others.people } else { &[] }
+    }
+}
+
+/// Who decides in their place.
+fn instead(others: &Others) -> String {
+    let names: Vec<_> = others.people.iter().map(|(_, name)| name.as_str()).collect();
+    match names.split_last() {
+        Some((last, [])) => format!("{last} can"),
+        Some((last, names)) => format!("{} and {last} can", names.join(", ")),
+        None if others.nobody => {
+            "nobody here can: whoever operates EnvForge's machine makes somebody an owner who has it from nobody here, with \
+             `envforge recover-owner`"
+                .to_owned()
+        }
+        None => "an owner or admin can who does not have theirs from them".to_owned(),
     }
 }

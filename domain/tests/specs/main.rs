@@ -9,6 +9,7 @@ mod machine;
 mod meter;
 mod organization;
 mod project;
+mod provenance;
 mod root_window;
 mod runtime;
 mod secrets;

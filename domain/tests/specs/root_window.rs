@@ -1,9 +1,12 @@
 //! Root windows: asked for by one person, answered by another, for one command and a time.
 
 use envforge_domain::access::Action;
+use envforge_domain::aggregate::{Aggregate, Refusal};
 use envforge_domain::commit::{Actor, Component};
+use envforge_domain::ids::UserId;
 use envforge_domain::limits::{self, ROOT_SHELLS_MAX};
 use envforge_domain::organization::OrganizationPolicy;
+use envforge_domain::provenance::{Derived, Independence, Others};
 use envforge_domain::root_window::*;
 use envforge_domain::runtime::Epoch;
 use envforge_domain::time::{Millis, UnixMillis};
@@ -55,7 +58,7 @@ fn requested(mode: RootMode) -> RootWindowEvent {
 }
 
 fn approve(who: Actor, now: UnixMillis) -> RootWindowCommand {
-    RootWindowCommand::Approve { by: who, limits: LIMITS, now }
+    RootWindowCommand::Approve { by: who, independence: Independence::Independent, limits: LIMITS, now }
 }
 
 fn run_at(who: u128, now: UnixMillis) -> RootWindowCommand {
@@ -84,7 +87,8 @@ fn broken_glass() -> Given<RootWindow> {
 }
 
 fn review(who: Actor) -> RootWindowCommand {
-    RootWindowCommand::Review { by: who, justified: true, note: "the disk was full".to_owned(), now: at(9_000) }
+    let (independence, note) = (Independence::Independent, "the disk was full".to_owned());
+    RootWindowCommand::Review { by: who, independence, justified: true, note, now: at(9_000) }
 }
 
 #[test]
@@ -115,8 +119,9 @@ fn the_policy_says_which_windows_there_are_and_how_long() {
     assert_eq!(OrganizationPolicy::default().root, RootPolicy::Disabled, "root is closed by default");
     // Tightened between request and approval, and between approval and use.
     let now = limits_of(RootPolicy::BreakGlass);
+    let independence = Independence::Independent;
     asked()
-        .when(RootWindowCommand::Approve { by: by(APPROVER), limits: now, now: at(2_000) })
+        .when(RootWindowCommand::Approve { by: by(APPROVER), independence, limits: now, now: at(2_000) })
         .then_refused("root_not_allowed");
     let words = vec!["id".to_owned()];
     let late = RootWindowCommand::Run { by: by(REQUESTER), words, epoch: Some(Epoch(3)), limits: now, now: at(3_000) };
@@ -311,6 +316,44 @@ fn a_break_glass_window_opens_at_once_and_is_reviewed_by_somebody_else_when_it_i
     assert_eq!(RootMode::BreakGlass.ground(), Action::RootBreakGlass);
 }
 
+fn depends(people: Vec<(UserId, String)>, nobody: bool) -> Independence {
+    Independence::Depends { on: Derived::Account, others: Others { people, nobody } }
+}
+
+#[test]
+fn whoever_owes_it_to_the_requester_that_they_could_decide_neither_approves_nor_reviews() {
+    let approving =
+        |independence| RootWindowCommand::Approve { by: by(APPROVER), independence, limits: LIMITS, now: at(2_000) };
+    let reviewing = |independence| {
+        let note = "the disk was full".to_owned();
+        RootWindowCommand::Review { by: by(APPROVER), independence, justified: true, note, now: at(9_000) }
+    };
+    let over = || broken_glass().and(RootWindowCommand::Expire { now: ASKED.plus(LENGTH) });
+    let told = |people: &[&str], nobody| {
+        let people: Vec<_> = people.iter().map(|name| (user(9), (*name).to_owned())).collect();
+        let dependent = depends(people.clone(), nobody);
+        asked().when(approving(dependent.clone())).then_refused("root_decider_depends");
+        // What is approved already is not approved once more by just anybody.
+        approved().when(approving(dependent.clone())).then_refused("root_decider_depends");
+        over().when(reviewing(dependent.clone())).then_refused("root_decider_depends");
+        let refusal = RootWindow::decide(asked().state(), &approving(dependent)).unwrap_err();
+        assert_eq!(refusal.people(), people);
+        refusal.to_string()
+    };
+    assert!(told(&[], true).contains("recover-owner"));
+    assert!(told(&[], false).ends_with("an owner or admin can who does not have theirs from them"));
+    assert!(told(&["Ada"], false).ends_with("; Ada can"));
+    assert!(told(&["Ada", "Bea", "Cleo"], false).ends_with("; Ada, Bea and Cleo can"));
+    // Who asked themselves is told so, and saying no is anybody's who may.
+    let own = RootWindowCommand::Approve {
+        by: by(REQUESTER),
+        independence: depends(vec![], true),
+        limits: LIMITS,
+        now: at(2_000),
+    };
+    asked().when(own).then_refused("root_own_request");
+}
+
 fn command() -> impl Strategy<Value = RootWindowCommand> {
     let when = || (0..200_000_000_u64).prop_map(at);
     let who = || {
@@ -327,6 +370,7 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
         })
     };
     let reason = || prop::option::of("[a-z]{0,6}");
+    let independence = || prop_oneof![3 => Just(Independence::Independent), 1 => Just(depends(Vec::new(), true))];
     prop_oneof![
         (who(), any::<bool>(), 0..40_u64, limits(), when()).prop_map(|(by, elevation, minutes, limits, now)| {
             RootWindowCommand::Request {
@@ -343,7 +387,8 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
                 now,
             }
         }),
-        (who(), limits(), when()).prop_map(|(by, limits, now)| RootWindowCommand::Approve { by, limits, now }),
+        (who(), independence(), limits(), when())
+            .prop_map(|(by, independence, limits, now)| RootWindowCommand::Approve { by, independence, limits, now }),
         (who(), reason(), when()).prop_map(|(by, reason, now)| RootWindowCommand::Deny { by, reason, now }),
         (who(), when()).prop_map(|(by, now)| RootWindowCommand::Withdraw { by, now }),
         (who(), reason(), when()).prop_map(|(by, reason, now)| RootWindowCommand::Revoke { by, reason, now }),
@@ -355,11 +400,8 @@ fn command() -> impl Strategy<Value = RootWindowCommand> {
         (0..11_usize, when())
             .prop_map(|(outcome, now)| RootWindowCommand::ReportEnded { ended: ended(RootOutcome::ALL[outcome], now) }),
         when().prop_map(|now| RootWindowCommand::Expire { now }),
-        (who(), any::<bool>(), when()).prop_map(|(by, justified, now)| RootWindowCommand::Review {
-            by,
-            justified,
-            note: "seen".to_owned(),
-            now,
+        (who(), independence(), any::<bool>(), when()).prop_map(|(by, independence, justified, now)| {
+            RootWindowCommand::Review { by, independence, justified, note: "seen".to_owned(), now }
         }),
     ]
 }

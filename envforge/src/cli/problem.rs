@@ -110,6 +110,9 @@ impl Problem {
             "root_own_request" => {
                 "somebody else runs this command, an owner or admin; `envforge root withdraw` takes your request back"
             }
+            "root_decider_depends" => {
+                "somebody else runs this command, who has account, membership and role from others; docs/root.md says who that can be"
+            }
             "root_not_yours" => {
                 "ask for your own: `envforge root request`; `envforge root revoke` ends somebody else's"
             }

@@ -30,7 +30,7 @@ pub(crate) struct WhyArguments {
     /// What they want to do: `runtime.wake`; docs/access.md lists all
     #[arg(long, value_name = "ACTION", requires = "on")]
     action: Option<String>,
-    /// On what: `organization`, `project/NAME`, `workspace/NAME`, `link/ID`, `user/ID`
+    /// On what: `organization`, `project/NAME`, `workspace/NAME`, `link/ID`, `user/ID`, `root_window/ID`
     #[arg(long, value_name = "PLACE", requires = "action")]
     on: Option<String>,
 }
@@ -78,9 +78,10 @@ fn event(value: &Value) -> String {
 
 fn of_right(output: &Output, action: &str, on: &str, answer: &Value) -> String {
     let allowed = answer["allowed"] == Value::Bool(true);
+    let but = answer["condition"].as_str().map(|what| format!("; but {}", printable(what))).unwrap_or_default();
     let head = match (allowed, answer["rule"]["kind"].as_str()) {
-        (true, Some("grant")) => format!("Yes: {}.", holder(output, &answer["rule"]["grant"])),
-        (true, kind) => format!("Yes: as {}.", kind.map(printable).unwrap_or_default()),
+        (true, Some("grant")) => format!("Yes: {}{but}.", holder(output, &answer["rule"]["grant"])),
+        (true, kind) => format!("Yes: as {}{but}.", kind.map(printable).unwrap_or_default()),
         (false, _) => format!("No: {} ({}).", cell(answer.get("detail")), cell(answer.get("reason"))),
     };
     let row = |grant: &Value| {

@@ -30,7 +30,8 @@ use super::usable;
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
-/// Make somebody an owner from this machine, with a new password: for an organization whose owners cannot sign in.
+/// Make somebody an owner from this machine, with a new password: for an organization whose owners cannot sign in, or where nobody
+/// else decides on its founder's root windows.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -2,6 +2,7 @@
 //! several nodes at work on one log. Decided by the real authorizer and carried out by the real write side.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod deciding;
 mod house;
 mod parked;
 mod racing;
@@ -28,6 +29,7 @@ macro_rules! on_both_logs {
 }
 
 on_both_logs! {
+    deciding::a_decision_on_root_is_refused_when_who_owes_what_to_whom_changes_on_its_way,
     parked::a_command_on_its_way_to_the_log_is_refused_when_its_right_is_taken_meanwhile,
     parked::a_visitors_command_on_its_way_to_the_log_is_refused_when_its_links_issuer_loses_the_right_meanwhile,
     parked::a_command_whose_rights_moved_but_still_stand_is_carried_out_when_asked_again,

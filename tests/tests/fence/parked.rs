@@ -14,11 +14,11 @@ use tokio::sync::Semaphore;
 use crate::house::{Node, Site, acme, deactivate, end, grant, history, last_of, person, remove, revoke};
 
 /// A log to which appends of one person, or of one link's visitor, are on their way until they are let through.
-struct ParkingLog {
+pub struct ParkingLog {
     log: SharedLog,
     whose: Actor,
-    arrived: Semaphore,
-    go: Semaphore,
+    pub arrived: Semaphore,
+    pub go: Semaphore,
 }
 
 #[async_trait]
@@ -36,7 +36,7 @@ impl Interference for ParkingLog {
     }
 }
 
-async fn parking(log: &SharedLog, whose: Actor) -> (Arc<InterferedLog<ParkingLog>>, Node) {
+pub async fn parking(log: &SharedLog, whose: Actor) -> (Arc<InterferedLog<ParkingLog>>, Node) {
     let parking = ParkingLog { log: Arc::clone(log), whose, arrived: Semaphore::new(0), go: Semaphore::new(0) };
     let parking = Arc::new(InterferedLog(parking));
     let shared: SharedLog = Arc::<InterferedLog<ParkingLog>>::clone(&parking);
