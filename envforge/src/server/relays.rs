@@ -331,7 +331,18 @@ impl Drop for Connected {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use envforge_agent::{ReachedHost, StreamHeader};
+    use envforge_domain::ids::{OrgId, WorkspaceId};
+    use envforge_domain::shell::ShellFailure;
+    use envforge_eventlog::SharedLog;
+    use envforge_eventlog::sqlite::{Config, SqliteLog};
+    use envforge_reactors::{HostMachine, SharedWorld};
+    use envforge_runtime::LocalHost;
+    use envforge_testkit::{TestDir, eventually};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::server::known_log::{KnownLog, Memory};
 
     fn others(relays: &[&str]) -> Result<Vec<String>, String> {
         let relays = relays.iter().map(|at| (*at).to_owned()).collect();
@@ -340,13 +351,63 @@ mod tests {
 
     #[test]
     fn a_process_makes_no_key_of_its_own() {
-        let keys = envforge_testkit::TestDir::new();
+        let keys = TestDir::new();
         let missing = key(keys.path()).err().unwrap().to_string();
         assert!(missing.contains("relay.key") && missing.contains("missing"), "{missing}");
         make_key(keys.path(), UnixMillis::new(1_800_000_000_000)).unwrap();
         assert!(key(keys.path()).is_ok());
         std::fs::remove_file(keys.join("relay.crt")).unwrap();
         assert!(key(keys.path()).is_err());
+    }
+
+    /// The asking process has heard that the machine is nobody's; its view of the log, and the other process, know better by then.
+    #[tokio::test]
+    async fn a_machine_is_anybodys_until_something_begins_there_and_no_other_organizations_from_then_on() {
+        let dir = TestDir::new();
+        let log: SharedLog = Arc::new(SqliteLog::open(Config::new(dir.join("log"))).await.unwrap());
+        let memory = Memory { database: None, rebuild: "", files: &[] };
+        let known = KnownLog::hold(Arc::clone(&log), &memory).await.unwrap();
+        let mut running = Running::default();
+        let plane = ControlPlane::start(&known, running.stop_views.clone()).await.unwrap();
+        let (host, _) = LocalHost::open(envforge_runtime::Config::new(dir.join("state"))).await.unwrap();
+        std::fs::write(dir.join("machine-id"), "0123456789abcdef0123456789abcdef").unwrap();
+        let machine = HostMachine::open(&dir.join("state"), &dir.join("machine-id")).unwrap();
+        let (id, world) = (machine.host, SharedWorld::new(Arc::clone(&log)));
+        let [has, asks] = [false, true].map(|with_api| Hosts::new(Arc::clone(&plane.hot), with_api));
+        has.add_local(host.clone(), machine, world, plane.commands.clone(), Arc::clone(&plane.clock));
+        std::fs::create_dir(dir.join("keys")).unwrap();
+        make_key(&dir.join("keys"), plane.clock.now()).unwrap();
+        let (key, given) = (key(&dir.join("keys")).unwrap(), GivenSecrets::new(&plane, None));
+        let anywhere = "127.0.0.1:0".parse().unwrap();
+        let at = listen(&mut running, &plane, &has, Arc::clone(&key), anywhere, given).await.unwrap();
+        follow(&mut running, &plane, &asks, &key, vec![at.to_string()]);
+
+        let [acme, globex] = [1, 2].map(|number| OrgId::from_uuid(Uuid::from_u128(number)));
+        let nothing = WorkspaceId::from_uuid(Uuid::from_u128(3));
+        let reached = async || asks.reach(globex, id);
+        let ReachedHost::Line(theirs) = eventually("the machine", VIEW_WAIT, reached).await else {
+            panic!("it is not in this process")
+        };
+        assert!(theirs.lasting_shells().await.is_ok(), "it is nobody's yet");
+        assert_eq!([acme, globex].map(|org| asks.place(org, nothing)), [Ok(id), Ok(id)]);
+        let nowhere = WorkspaceId::from_uuid(Uuid::nil());
+        let parameters = std::collections::BTreeMap::default();
+        let shell = StreamHeader { org: acme, workspace: nowhere, purpose: "shell".to_owned(), parameters };
+        assert!(has.line_for(id, &shell).await.is_some());
+        plane.hot.wait_for(log.head().await.unwrap().position, VIEW_WAIT).await.unwrap();
+        assert_eq!(asks.place(acme, nothing), Ok(id));
+        assert!(asks.reach(acme, id).is_some() && asks.reach(globex, id).is_none());
+        assert_eq!(asks.place(globex, nothing), Err(ShellFailure::HostElsewhere));
+        let refused = theirs.lasting_shells().await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotConnected, "a line from before leads there no more");
+
+        let waits = Hosts::new(Arc::clone(&plane.hot), true);
+        waits.add_relay();
+        assert_eq!(waits.place(acme, nothing), Err(ShellFailure::OutOfReach), "to whom the other process is away");
+        running.stop.cancel();
+        running.essential.finish().await;
+        running.stop_views.cancel();
+        host.shutdown().await;
     }
 
     #[test]
