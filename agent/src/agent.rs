@@ -20,10 +20,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::connection::answering;
 use crate::enrol::connect;
 use crate::frame;
 use crate::identity::{AgentIdentity, Certified, IdentityError, NewKey};
-use crate::listener::FRAME_BYTES;
 use crate::pinned;
 use crate::stream::ByteStream;
 use crate::wire::{
@@ -37,10 +37,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(15);
 const SETTLED: Duration = Duration::from_secs(30);
 /// Between two tries to renew a certificate.
 const RENEWAL_RETRY: Millis = Millis::from_secs(60);
+/// What one call may hold that nobody has read yet.
 const WINDOW_BYTES: u32 = 1024 * 1024;
-/// INVARIANT: as much as all calls together, so that those that nobody reads hold up no other.
-const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
-pub(crate) const CALLS_MAX: u32 = 1_024;
 /// From a stream's opening to its first message.
 const CALL_WAIT: Duration = Duration::from_secs(10);
 
@@ -148,19 +146,10 @@ impl Agent {
         let stream = connect(&self.config.control_plane, config).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| pinned::shown(chain, authorities));
         let shown = shown.ok_or_else(|| io::Error::from(io::ErrorKind::PermissionDenied))?;
-        let mut connection = timeout(
-            CALL_WAIT,
-            h2::server::Builder::new()
-                .initial_window_size(WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .max_frame_size(FRAME_BYTES)
-                .max_concurrent_streams(CALLS_MAX)
-                .max_send_buffer_size(WINDOW_BYTES as usize)
-                .handshake::<_, Bytes>(stream),
-        )
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-        .map_err(io::Error::other)?;
+        let mut connection = timeout(CALL_WAIT, answering(WINDOW_BYTES).handshake::<_, Bytes>(stream))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            .map_err(io::Error::other)?;
         // Ends with this connection, whatever it is at; what runs on the host is not among it.
         let mut calls = JoinSet::new();
         let (ends, mut ended) = mpsc::channel(1);

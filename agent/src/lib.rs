@@ -11,6 +11,7 @@
 
 mod agent;
 mod authority;
+mod connection;
 mod enrol;
 mod given;
 mod host;

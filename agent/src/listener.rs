@@ -20,8 +20,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::CALLS_MAX;
 use crate::authority::{AGENT_PROTOCOL, Authority, AuthorityError, ENROL_PROTOCOL, HostCertificate};
+use crate::connection::asking;
 use crate::frame;
 use crate::identity::HostIdentity;
 use crate::remote::{RemoteHost, Session};
@@ -31,12 +31,6 @@ use crate::wire::{EnrolAnswer, EnrolCall};
 pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(3);
 /// From there to a known purpose.
 pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
-/// What one stream may hold that nobody has read yet.
-pub(crate) const WINDOW_BYTES: u32 = 256 * 1024;
-/// INVARIANT: as much as all streams together, so that those that nobody reads hold up no other, the session least of all.
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = WINDOW_BYTES * CALLS_MAX;
-pub(crate) const FRAME_BYTES: u32 = 64 * 1024;
-pub(crate) const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 const MACHINE_CHARS_MAX: usize = 100;
 const VERSION_CHARS_MAX: usize = 40;
 
@@ -234,16 +228,7 @@ impl AgentConnection {
 
     /// From here on we ask and the agent answers.
     async fn turn_round(self, closed: CancellationToken) -> io::Result<SendRequest<Bytes>> {
-        let (calls, connection) = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .max_header_list_size(HEADERS_BYTES_MAX)
-            .max_send_buffer_size(WINDOW_BYTES as usize)
-            .handshake::<_, Bytes>(self.stream)
-            .await
-            .map_err(io::Error::other)?;
+        let (calls, connection) = asking().handshake::<_, Bytes>(self.stream).await.map_err(io::Error::other)?;
         tokio::spawn(async move {
             // With the connection's future goes the socket.
             if let Some(Err(error)) = closed.run_until_cancelled(connection).await {

@@ -15,7 +15,7 @@ use envforge_domain::ids::{HostId, OrgId};
 use envforge_domain::time::SharedClock;
 use futures_util::future::BoxFuture;
 use http::{Response, StatusCode};
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, copy, copy_buf, sink, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,11 +23,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
-use crate::agent::CALLS_MAX;
+use crate::connection::{WINDOW_BYTES, answering};
 use crate::frame;
 use crate::given::{GivenCall, SecretSource, Values};
 use crate::line::{HostLine, timed};
-use crate::listener::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HANDSHAKE_WAIT, HELLO_WAIT, ListenError, WINDOW_BYTES};
+use crate::listener::{HANDSHAKE_WAIT, HELLO_WAIT, ListenError};
 use crate::relay_key::RelayKey;
 use crate::relay_wire::{HostMessage, RELAY_PATH, RELAY_PROTOCOL, RelayAnswer, RelayCall, RelayHears, RelaySays};
 use crate::root_wire::{ROOT, RootCall};
@@ -137,15 +137,7 @@ impl RelayGreeted {
             if stream.get_ref().1.alpn_protocol() != Some(RELAY_PROTOCOL) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a connection for nothing that is served here"));
             }
-            h2::server::Builder::new()
-                .initial_window_size(WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .max_frame_size(FRAME_BYTES)
-                .max_concurrent_streams(CALLS_MAX)
-                .max_send_buffer_size(WINDOW_BYTES as usize)
-                .handshake::<_, Bytes>(stream)
-                .await
-                .map_err(io::Error::other)
+            answering(WINDOW_BYTES).handshake::<_, Bytes>(stream).await.map_err(io::Error::other)
         };
         let connection = timeout(HANDSHAKE_WAIT, shaking_hands).await;
         Ok(RelayPeer { connection: connection.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? })
@@ -256,7 +248,7 @@ fn relayed_purpose(purpose: &str) -> Option<&'static str> {
     [SHELL, JOB, LOGS, COMMIT, LASTING, ROOT].into_iter().find(|relayed| *relayed == purpose)
 }
 
-/// Passes both directions on until both are over, or one breaks. Answers how that went.
+/// Passes both directions on until the host has said all, or whoever asked lets go. Answers how that went.
 async fn pass_on(
     mut stream: ByteStream,
     relayed: &Relayed,
@@ -315,8 +307,43 @@ async fn pass_on(
         frame::write(&mut onward, &call).await?;
     }
     let _open = Open::count();
-    copy_bidirectional_with_sizes(&mut stream, &mut onward, COPY_BYTES, COPY_BYTES).await?;
+    carry(stream, onward).await?;
     Ok("passed")
+}
+
+/// # Errors
+/// Where the host's side breaks. That whoever asked lets go is an end like any other: nobody waits for the rest.
+async fn carry(asker: ByteStream, host: ByteStream) -> io::Result<()> {
+    let (mut asked, mut told) = split(asker);
+    let (hears, mut takes) = split(host);
+    let telling = async {
+        let mut hears = BufReader::with_capacity(COPY_BYTES, hears);
+        loop {
+            let chunk = hears.fill_buf().await?;
+            let length = chunk.len();
+            if length == 0 || told.write_all(chunk).await.is_err() {
+                // Whoever asked may have let go already.
+                let _ = told.shutdown().await;
+                return Ok(());
+            }
+            hears.consume(length);
+        }
+    };
+    let letting_go = async {
+        let mut asked = BufReader::with_capacity(COPY_BYTES, &mut asked);
+        if copy_buf(&mut asked, &mut takes).await.is_ok() {
+            let _ = takes.shutdown().await;
+        } else if copy(&mut asked, &mut sink()).await.is_err() {
+            return;
+        }
+        // A host that takes nothing more may have more to say, as one whose program is over.
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        heard = telling => heard,
+        () = letting_go => Ok(()),
+    }
 }
 
 async fn answer(mut stream: ByteStream, answer: &RelayAnswer, outcome: &'static str) -> io::Result<&'static str> {

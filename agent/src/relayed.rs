@@ -14,10 +14,11 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::connection::asking;
 use crate::enrol::connect_as;
 use crate::frame;
 use crate::line::{AsOf, Calls, HostLine};
-use crate::listener::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, HANDSHAKE_WAIT, HEADERS_BYTES_MAX, WINDOW_BYTES};
+use crate::listener::HANDSHAKE_WAIT;
 use crate::relay_key::{RELAY_NAME, RelayKey};
 use crate::relay_wire::{HostMessage, RELAY_PATH, RelayCall, RelayHears, RelaySays};
 use crate::stream::ByteStream;
@@ -64,15 +65,7 @@ impl RelayConnection {
     pub async fn open(at: &str, key: &RelayKey, clock: &SharedClock, as_of: AsOf) -> io::Result<Self> {
         let config = key.client_config(clock.now()).map_err(io::Error::other)?;
         let stream = connect_as(at, RELAY_NAME, config).await?;
-        let shaking_hands = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .max_header_list_size(HEADERS_BYTES_MAX)
-            .max_send_buffer_size(WINDOW_BYTES as usize)
-            .handshake::<_, Bytes>(stream);
-        let (requests, connection) = timeout(HANDSHAKE_WAIT, shaking_hands)
+        let (requests, connection) = timeout(HANDSHAKE_WAIT, asking().handshake::<_, Bytes>(stream))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
             .map_err(io::Error::other)?;

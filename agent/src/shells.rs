@@ -500,11 +500,13 @@ async fn carry(
     let (mut reading, mut writing) = tokio::io::split(stream);
     let on_their_way = AtomicUsize::new(0);
     let feeding = async {
+        let mut takes = true;
         while let Some(input) = fed.recv().await {
             if let ShellInput::Data(bytes) = &input {
                 on_their_way.fetch_add(bytes.len(), Ordering::AcqRel);
             }
-            write_input(&mut writing, &input).await?;
+            // One that is over takes nothing; its last words are on their way.
+            takes = takes && write_input(&mut writing, &input).await.is_ok();
         }
         // Whoever held it has let go.
         Ok(())

@@ -334,14 +334,14 @@ impl Client {
                 }
             }
         };
-        // What runs there ends now, whatever becomes of the client.
-        drop(input);
+        // Before the host falls silent, which would be told as `lost`.
         if end != ShellEnd::Closed {
             let _ = say.try_send(Message::Text(over(end.token(), None).to_string().into()));
             let code = if end == ShellEnd::Violation { 1002 } else { 1000 };
             let _ = say.try_send(closing(code, end.token()));
         }
-        drop(say);
+        // What runs there ends now, whatever becomes of the client.
+        drop((input, say));
         if tokio::time::timeout(FAREWELL, &mut writing).await.is_err() {
             writing.abort();
         }

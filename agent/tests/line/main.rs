@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod relay;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -40,14 +40,14 @@ fn echoes(open: &Arc<AtomicUsize>) -> StreamHandler {
     })
 }
 
-fn key(folder: &Path) -> Arc<RelayKey> {
+pub(crate) fn key(folder: &Path) -> Arc<RelayKey> {
     std::fs::create_dir_all(folder).unwrap();
     let (key, certificate) = (folder.join("relay.key"), folder.join("relay.crt"));
     Arc::new(RelayKey::load_or_create(&key, &certificate, SystemClock.now()).unwrap())
 }
 
 /// Serves whoever comes, and tells how each ended.
-async fn serving(
+pub(crate) async fn serving(
     key: Arc<RelayKey>,
     relayed: Relayed,
 ) -> (SocketAddr, tokio::sync::mpsc::Receiver<std::io::Result<()>>) {
@@ -67,7 +67,7 @@ async fn serving(
 }
 
 /// Gives that line, whatever it is asked for.
-fn only(line: Option<HostLine>) -> Relayed {
+pub(crate) fn only(line: Option<HostLine>) -> Relayed {
     let (org, host) = (Some(org(1)), host());
     let here = HostHere { org, host, own_machine: false, connection: 1, since: Instant::now() };
     let told = watch::Sender::new(vec![here]);
@@ -115,7 +115,7 @@ impl SecretSource for Store {
     }
 }
 
-async fn connected(at: SocketAddr, key: &RelayKey) -> (RelayConnection, RelayedHost) {
+pub(crate) async fn connected(at: SocketAddr, key: &RelayKey) -> (RelayConnection, RelayedHost) {
     let mut connection = RelayConnection::open(&at.to_string(), key, &clock(), Arc::new(|| 7)).await.unwrap();
     let [host] = connection.next().await.unwrap().try_into().unwrap_or_else(|_| panic!("one host is there"));
     (connection, host)

@@ -388,13 +388,16 @@ impl Hosts {
         }
         let connected = self.connected();
         let here = connected.get(&host).filter(|at| at.identity.org == org && !at.closed.is_cancelled());
-        let line = here.map(|at| at.remote.line().clone()).or_else(|| self.relayed(org, host));
-        line.map(ReachedHost::Line)
+        let here = here.map(|at| (at.since, at.remote.line().clone()));
+        // Also where this process has it itself: the agent has given the older connection up, whoever has not noticed yet.
+        let newest = self.relayed(org, host).into_iter().chain(here).max_by_key(|(since, _)| *since);
+        newest.map(|(_, line)| ReachedHost::Line(line))
     }
 
-    /// Where two processes have it, the newer connection is the agent's own; the log says whose it is. Where it does not yet, a machine
-    /// may be anybody's, and the process that has it asks the log before anything begins there.
-    fn relayed(&self, org: OrgId, host: HostId) -> Option<HostLine> {
+    /// Where other processes have it, and since when by this machine's clock: they tell how long it has been. Of several, the newest
+    /// connection is the agent's own; the log says whose it is. Where it does not yet, a machine may be anybody's, and the process that has
+    /// it asks the log before anything begins there.
+    fn relayed(&self, org: OrgId, host: HostId) -> Option<(Instant, HostLine)> {
         let by_log = self.0.hot.placement.organization_of(host);
         if by_log.is_some_and(|of| of != org) {
             return None;
@@ -405,7 +408,7 @@ impl Hosts {
         };
         let relays = self.relays();
         let having = relays.iter().flatten().filter_map(|hosts| hosts.get(&host)).filter(is_theirs);
-        having.max_by_key(|at| at.since).map(|at| at.line(org))
+        having.max_by_key(|at| at.since).map(|at| (at.since, at.line(org)))
     }
 
     /// A host on which something of an organization is to begin. This machine is the organization's from then on, as by a wake; another

@@ -23,6 +23,8 @@ enum State {
     Silent,
     /// What the control plane says is on its way for that long.
     Slow,
+    /// What was open breaks, of which the agent alone hears; what opens goes to that port.
+    Moved(u16),
 }
 
 /// Long enough to see in the log what the control plane did before it said so.
@@ -61,21 +63,33 @@ impl Proxy {
         self.state.send_replace(State::Slow);
     }
 
+    /// The agent comes back, to another process at that port; the former one does not hear that it is gone, until the line is cut.
+    pub(crate) fn move_to(&self, port: u16) {
+        self.state.send_replace(State::Moved(port));
+    }
+
     pub(crate) fn mend(&self) {
         self.state.send_replace(State::Open);
     }
 }
 
-async fn pass_on(from: TcpStream, port: u16, mut states: watch::Receiver<State>) {
-    if *states.borrow() == State::Cut {
-        return;
-    }
-    let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-    let ((from_reading, from_writing), (to_reading, to_writing)) = (from.into_split(), to.into_split());
+async fn pass_on(mut from: TcpStream, port: u16, mut states: watch::Receiver<State>) {
+    let (begun, port) = match *states.borrow() {
+        State::Cut => return,
+        State::Moved(port) => (State::Moved(port), port),
+        begun => (begun, port),
+    };
+    let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let ((from_reading, from_writing), (to_reading, to_writing)) = (from.split(), to.split());
+    let has_moved = |state: &State| *state != begun && matches!(state, State::Moved(_));
     tokio::select! {
         () = copy(from_reading, to_writing, states.clone(), false) => {}
         () = copy(to_reading, from_writing, states.clone(), true) => {}
-        _ = states.wait_for(|state| *state == State::Cut) => {}
+        _ = states.wait_for(|state| *state == State::Cut || has_moved(state)) => {}
+    }
+    if has_moved(&states.borrow_and_update()) {
+        drop(from);
+        let _ = states.wait_for(|state| *state == State::Cut).await;
     }
 }
 

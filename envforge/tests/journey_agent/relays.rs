@@ -1,10 +1,11 @@
 //! Processes with roles of their own: whichever API is asked, shells, jobs, logs and what is seen of root windows reach the host,
 //! whichever process its agent is connected to.
 
+use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use envforge_testkit::{NatsServer, Postgres, TestProcess, free_port, wait_until};
+use envforge_testkit::{NatsServer, Postgres, TestProcess, eventually, free_port, wait_until};
 
 use crate::proxy::Proxy;
 use crate::roots::is_root;
@@ -48,6 +49,14 @@ impl Cluster {
         command.args(["--allow-local-repositories", "--listen", &format!("127.0.0.1:{port}")]);
         command.args(["--relays", &relays.join(",")]);
         site.started(&format!("api-{number}"), &command)
+    }
+
+    /// The first API, where agents connect, too.
+    fn api_with_agents(&self, site: &Site) -> TestProcess {
+        let mut command = self.serve(site, &["api", "agents"]);
+        command.args(["--allow-local-repositories", "--listen", site.api().trim_start_matches("http://")]);
+        command.args(["--agents-listen", &site.at(), "--relays", &format!("127.0.0.1:{}", self.relays()[1])]);
+        site.started("api-agents", &command)
     }
 
     fn agents(&self, site: &Site, number: usize) -> TestProcess {
@@ -178,7 +187,8 @@ async fn what_passes_through_another_process_ends_with_its_right_and_with_each_p
     let answered = Instant::now();
     let output = client.wait_with_output().unwrap();
     assert!(answered.elapsed() < Duration::from_secs(1), "{:?}", answered.elapsed());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("you may not do this any more"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("you may not do this any more"), "{told}");
     println!("dead {:?} after the answer", tenacious.until_dead(DEAD) + answered.elapsed());
     team.ended_as("right lost");
     team.make_developer();
@@ -255,6 +265,45 @@ async fn what_passes_through_another_process_ends_with_its_right_and_with_each_p
     for process in world.agents.iter_mut().chain([&mut world.second]) {
         assert!(process.terminate(DEADLINE).success(), "{}", process.stderr());
     }
+}
+
+/// A line of a process's metrics that has all of these words.
+async fn shows(process: &TestProcess, words: &[&str]) -> bool {
+    let said: serde_json::Value = serde_json::from_str(process.stdout().lines().next().unwrap()).unwrap();
+    let shown = reqwest::get(said["metrics"].as_str().unwrap()).await.unwrap().text().await.unwrap();
+    shown.lines().any(|line| words.iter().all(|word| line.contains(word)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_came_back_elsewhere_is_asked_there_though_its_process_did_not_notice() {
+    let (cluster, site) = Cluster::new();
+    let line = Proxy::to(site.agents_port).await;
+    let _rest = cluster.rest(&site);
+    let other = cluster.agents(&site, 1);
+    let here = cluster.api_with_agents(&site);
+    site.begin();
+    let team = Team::on(site, here, &line.address()).await;
+    team.until_reached();
+    const PASSED: &str = "envforge_relay_streams_total";
+    assert!(!shows(&other, &[PASSED]).await, "it was connected here");
+
+    line.move_to(cluster.agents[1].0);
+    let known = ["lasting", "\"passed\""];
+    eventually("the agent at the other process", DEADLINE, async || shows(&other, &known).await.then_some(())).await;
+    assert!(team.dana(&["shell", "main", "--", "true"], "").status.success());
+    assert!(shows(&team.dev, &["envforge_agents_connected 1"]).await, "its old connection is not known to be dead");
+    let passed = [PASSED, "\"shell\"", "\"passed\""];
+    eventually("a shell that passed", DEADLINE, async || shows(&other, &passed).await.then_some(())).await;
+
+    // Whoever asked may let go in the middle of it, too.
+    let mut client = team.begin(&["shell", "main", "--", "sh", "-c", "yes"]);
+    client.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    team.ended_as("its client went away");
+    let (all, open) = ([PASSED], ["envforge_relay_streams_open 0"]);
+    eventually("the end of all streams", DEADLINE, async || shows(&other, &open).await.then_some(())).await;
+    assert!(shows(&other, &all).await && !shows(&other, &[PASSED, "\"broken\""]).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
