@@ -177,13 +177,10 @@ impl ReachedHost {
     /// See `LocalHost::end_lasting_shells`.
     ///
     /// # Errors
-    /// Where the host does not answer: what lasts there is found on its next connection.
+    /// Where the host does not answer: what lasts there is found on its next connection. Where it does not end there.
     pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) -> io::Result<()> {
         match self {
-            Self::Local(host) => {
-                host.end_lasting_shells(workspace, user).await;
-                Ok(())
-            }
+            Self::Local(host) => host.end_lasting_shells(workspace, user).await.map_err(io::Error::other),
             Self::Line(line) => line.end_lasting_shells(workspace, user).await,
         }
     }

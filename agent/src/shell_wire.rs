@@ -333,7 +333,7 @@ impl LogsAnswer {
 #[serde(tag = "lasting", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum LastingCall {
     All,
-    /// In the stream's workspace.
+    /// In the stream's workspace. Answered with `null`, or with why it did not end.
     End {
         #[serde(with = "text")]
         user: UserId,

@@ -178,8 +178,8 @@ async fn lasting(mut stream: ByteStream, host: LocalHost, org: OrgId, workspace:
         LastingCall::End { user } => {
             // The end goes on where the stream breaks.
             let ending = tokio::spawn(async move { host.end_lasting_shells(workspace, user).await });
-            ending.await.map_err(io::Error::other)?;
-            frame::write(&mut stream, &()).await?;
+            let failed = ending.await.map_err(io::Error::other)?.err().map(|error| error.to_string());
+            frame::write(&mut stream, &failed).await?;
         }
     }
     stream.shutdown().await
@@ -402,14 +402,15 @@ impl HostLine {
     /// See `LocalHost::end_lasting_shells`.
     ///
     /// # Errors
-    /// Where the host does not answer: what lasts there is told anew on its next connection.
+    /// Where the host does not answer: what lasts there is told anew on its next connection. Where it does not end there.
     pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) -> io::Result<()> {
-        timed(async {
+        let failed: Option<String> = timed(async {
             let mut stream = self.open_stream(self.header(workspace, LASTING)).await?;
             frame::write(&mut stream, &LastingCall::End { user }).await?;
             frame::expect(&mut stream).await
         })
-        .await
+        .await?;
+        failed.map_or(Ok(()), |reason| Err(io::Error::other(crate::wire::shortened(reason))))
     }
 }
 

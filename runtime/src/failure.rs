@@ -29,6 +29,13 @@ pub enum OpenError {
     Survivors { count: usize, waited: Millis },
 }
 
+/// What lasts of somebody's shells, and does not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{count} processes of what lasts do not end, not even by SIGKILL; ask again")]
+pub struct LastingSurvives {
+    pub count: usize,
+}
+
 /// Why a checkout failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckoutFailure {

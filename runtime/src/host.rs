@@ -22,7 +22,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::Config;
-use crate::failure::{OpenError, OutputError, SleepFailure, WakeFailure};
+use crate::failure::{LastingSurvives, OpenError, OutputError, SleepFailure, WakeFailure};
 use crate::git_login::ShellLogin;
 use crate::kept::{self, Kept};
 use crate::order::{Awake, Stage, WakeOrder};
@@ -377,13 +377,17 @@ impl LocalHost {
     }
 
     /// Ends what lasts of somebody's shells in a workspace beyond their connections.
-    pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) {
-        self.0.host.shells.end_of(workspace, user).await;
+    ///
+    /// # Errors
+    /// Where it does not end: it stays among what lasts here, and asking again is right.
+    pub async fn end_lasting_shells(&self, workspace: WorkspaceId, user: UserId) -> Result<(), LastingSurvives> {
+        let ended = self.0.host.shells.end_of(workspace, user).await;
+        ended.map_err(|Survivors { count }| LastingSurvives { count })
     }
 
-    /// What lasts here beyond connections, with each sign-in that attached to it.
+    /// What lasts here beyond connections, with each sign-in that attached to it. Also what is being ended, until it has.
     pub async fn lasting_shells(&self) -> Vec<LastingShell> {
-        self.0.host.shells.lasting().await
+        self.0.host.shells.lasting()
     }
 
     /// Keeps the end of each shell and job until [`LocalHost::told`]: for a host whose control plane may be gone when it ends.

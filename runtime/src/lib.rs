@@ -49,7 +49,7 @@ mod workspace;
 
 pub use config::{Config, InvalidConfig};
 pub use enrolments::EnrolmentStore;
-pub use failure::{CheckoutFailure, OpenError, OutputError, SleepFailure, WakeFailure};
+pub use failure::{CheckoutFailure, LastingSurvives, OpenError, OutputError, SleepFailure, WakeFailure};
 pub use git_login::{GitLogin, ShellLogin};
 pub use host::{Leftover, LocalHost};
 pub use keeper::keeper_main;

@@ -141,7 +141,7 @@ impl RootRuns {
         let mut leftovers = BTreeMap::new();
         for (window, record) in records.read_all()? {
             let groups = if record.boot == boot { record.groups } else { Vec::new() };
-            let family = Family { marker: record.marker, groups, service: None, children_of: None, users: None };
+            let family = Family::marked(record.marker, groups, None);
             let survivors = end_all(&family, record.cgroup.as_deref()).await;
             if survivors > 0 {
                 let waited = envforge_domain::time::Millis::from_secs(KILL_PATIENCE.as_secs());
@@ -502,8 +502,7 @@ impl TakenRoot {
     }
 
     fn family(&self) -> Family {
-        let (marker, groups) = (self.record.marker.clone(), self.record.groups.clone());
-        Family { marker, groups, service: None, children_of: None, users: None }
+        Family::marked(self.record.marker.clone(), self.record.groups.clone(), None)
     }
 
     /// The marker finds all but what hides; the groups are for that.

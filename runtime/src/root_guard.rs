@@ -19,7 +19,7 @@ use rustix::process::{Signal, getpid, getppid, set_child_subreaper, set_parent_p
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::process::{Family, Identity, KILL_PATIENCE, Leader, Marker};
+use crate::process::{END_PAUSE, Family, Identity, KILL_PATIENCE, Leader, Marker};
 use crate::terminal::control;
 
 /// First arguments of the binary by which it becomes a guard, or the command itself. No verbs: people never type them.
@@ -125,13 +125,7 @@ async fn keep(order: GuardOrder, end: Duration, mut told: oneshot::Receiver<()>)
         return say(GuardReport::NotStarted);
     };
     say(GuardReport::Started { guard, leader: identity })?;
-    let family = Family {
-        marker: order.marker.clone(),
-        groups: vec![identity],
-        service: None,
-        children_of: Some(own),
-        users: None,
-    };
+    let family = Family { children_of: Some(own), ..Family::marked(order.marker.clone(), vec![identity], None) };
     let (how, code) = {
         let ended = leader.ended();
         tokio::pin!(ended);
@@ -152,9 +146,15 @@ async fn keep(order: GuardOrder, end: Duration, mut told: oneshot::Receiver<()>)
             }
         }
     };
-    let survivors = end_all(&family, order.cgroup.as_deref()).await;
+    let mut survivors = end_all(&family, order.cgroup.as_deref()).await;
+    // Said in any case: whoever waits for it then does what they can themselves, and ends the guard last.
+    let said = say(GuardReport::Ended { how, code, survivors });
+    while survivors > 0 {
+        tokio::time::sleep(END_PAUSE).await;
+        survivors = end_all(&family, order.cgroup.as_deref()).await;
+    }
     leader.reap().await;
-    say(GuardReport::Ended { how, code, survivors })
+    said
 }
 
 /// Kills a command with all that came of it. How many processes did not end.

@@ -8,24 +8,21 @@
 //! Not here: whether somebody may (the caller has asked), and carrying bytes (`shell_process`).
 
 mod job;
+mod lasting;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envforge_domain::commit::Surface;
-use envforge_domain::ids::{JobRunId, OrgId, ProjectId, SessionId, ShellId, UserId, WorkspaceId};
+use envforge_domain::ids::{JobRunId, OrgId, ProjectId, ShellId, WorkspaceId};
 use envforge_domain::limits::SHELLS_OF_WORKSPACE_MAX;
 use envforge_domain::project::GitCredential;
-use envforge_domain::shell::{
-    LastingShell, ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize,
-};
+use envforge_domain::shell::{ShellFacts, ShellFailure, ShellInput, ShellOrder, ShellOutput, ShellWhat, TerminalSize};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -40,13 +37,15 @@ use crate::environment::{Environment, MARKER_VARIABLE};
 use crate::failure::{CheckoutFailure, OpenError};
 use crate::git_login::{GitLogin, LoginSocket, ShellLogin, ShellLogins};
 use crate::output::private_directory;
-use crate::process::{Family, Identity, KILL_PATIENCE, Marker};
+use crate::process::{Family, Identity, KILL_PATIENCE, Marker, Survivors};
 use crate::record::{Records, blocking};
 use crate::shell_process::{CHUNKS_MAX, Plan, Started};
 use crate::shell_ssh;
-use crate::terminal::{Who, in_own_session};
+use crate::terminal::Who;
 use crate::unix_user::{self, Handing, UnixUser, UserBlock};
 use crate::wake::Host;
+
+use lasting::{Lasting, Turns, Whose};
 
 pub(crate) use job::{name_of_job, run_job};
 
@@ -54,11 +53,8 @@ pub(crate) use job::{name_of_job, run_job};
 const SHELLS_MAX: usize = 512;
 /// For what an earlier process left behind.
 const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
-/// A tmux that does not answer by then is none.
-const TMUX_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a path at which sockets may lie, the shortest of common systems.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
-const SESSION: &str = "main";
 /// Whom git trusts to vouch for servers, where the host says so.
 const CA_VARIABLE: &str = "GIT_SSL_CAINFO";
 
@@ -66,9 +62,11 @@ const CA_VARIABLE: &str = "GIT_SSL_CAINFO";
 pub(crate) struct Shells {
     records: Records<ShellId, ShellRecord>,
     open: Mutex<HashMap<WorkspaceId, usize>>,
-    lasting: tokio::sync::Mutex<HashMap<(WorkspaceId, UserId), Lasting>>,
+    lasting: Mutex<HashMap<Whose, Lasting>>,
+    /// Whoever begins what lasts of somebody, one at a time.
+    beginnings: Turns<Whose>,
     /// One clone of a workspace at a time.
-    clones: Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>,
+    clones: Turns<WorkspaceId>,
     /// Where git asks in the shells that somebody has open in a workspace.
     logins: ShellLogins,
     /// Private, with a path short enough for sockets below it.
@@ -90,6 +88,8 @@ pub(crate) struct ShellRecord {
     marker: Marker,
     boot: String,
     groups: Vec<Identity>,
+    /// Whom it runs as, where workspaces have users of their own.
+    block: Option<UserBlock>,
     /// Of a shell that somebody opened; none of what lasts beyond it.
     opened: Option<RecordedPlace>,
 }
@@ -144,16 +144,6 @@ pub struct UntoldEnd {
     pub since: Instant,
 }
 
-/// What somebody leaves running in a workspace: a tmux server, and what was started over SSH.
-struct Lasting {
-    marker: Marker,
-    key: ShellId,
-    org: OrgId,
-    project: ProjectId,
-    /// The sign-ins that attached to it.
-    attached: Vec<(SessionId, Surface)>,
-}
-
 /// A job that ran when this host was killed has no process of its own to be found: the runtime's marker finds it. This says of
 /// which run to tell.
 #[derive(Clone, Serialize, Deserialize)]
@@ -199,7 +189,7 @@ impl Shells {
         let mut untold = Vec::new();
         for (shell, record) in records.read_all()? {
             let groups = if record.boot == boot { record.groups } else { Vec::new() };
-            let family = Family { marker: record.marker, groups, service: None, children_of: None, users: None };
+            let family = Family::marked(record.marker, groups, record.block);
             family.end(LEFTOVER_GRACE).await.map_err(|survivors| OpenError::Survivors {
                 count: survivors.count,
                 waited: envforge_domain::time::Millis::from_secs(KILL_PATIENCE.as_secs()),
@@ -222,8 +212,9 @@ impl Shells {
         Ok(Self {
             records,
             open: Mutex::default(),
-            lasting: tokio::sync::Mutex::default(),
-            clones: Mutex::default(),
+            lasting: Mutex::default(),
+            beginnings: Turns::default(),
+            clones: Turns::default(),
             logins: ShellLogins::default(),
             sockets: sockets(state_dir, users).map_err(state)?,
             stop: CancellationToken::new(),
@@ -318,55 +309,14 @@ impl Shells {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        let lasting: Vec<Lasting> = self.lasting.lock().await.drain().map(|(_, lasting)| lasting).collect();
-        for one in lasting {
-            self.end_lasting(one).await;
+        let lasting: Vec<Whose> = self.all_lasting().keys().copied().collect();
+        let ended = lasting.into_iter().map(|(workspace, user)| self.end_of(workspace, user));
+        for survivors in futures_util::future::join_all(ended).await.into_iter().filter_map(Result::err) {
+            tracing::error!(count = survivors.count, "what lasts does not end; the next start tries again");
         }
         let _ = fs::remove_dir_all(&self.sockets);
     }
-
-    async fn end_lasting(&self, lasting: Lasting) {
-        if lasting.family().end(LEFTOVER_GRACE).await.is_err() {
-            tracing::error!("processes of a lasting shell do not end, not even by SIGKILL");
-        } else if let Err(error) = self.forget(lasting.key).await {
-            tracing::warn!(%error, "the record of a lasting shell was not removed");
-        }
-    }
-
-    /// What lasts here, with each sign-in that attached to it.
-    pub(crate) async fn lasting(&self) -> Vec<LastingShell> {
-        let all = self.lasting.lock().await;
-        let of = |((workspace, user), lasting): (&(WorkspaceId, UserId), &Lasting)| {
-            let (workspace, user, org, project) = (*workspace, *user, lasting.org, lasting.project);
-            let attached = lasting.attached.iter();
-            let shells = attached.map(move |&(session, surface)| LastingShell {
-                org,
-                project,
-                workspace,
-                user,
-                session,
-                surface,
-            });
-            shells.collect::<Vec<_>>()
-        };
-        all.iter().flat_map(of).collect()
-    }
-
-    /// Ends what lasts of somebody in a workspace.
-    pub(crate) async fn end_of(&self, workspace: WorkspaceId, user: UserId) {
-        let lasting = self.lasting.lock().await.remove(&(workspace, user));
-        if let Some(lasting) = lasting {
-            self.end_lasting(lasting).await;
-        }
-    }
 }
-
-impl Lasting {
-    fn family(&self) -> Family {
-        Family { marker: self.marker.clone(), groups: Vec::new(), service: None, children_of: None, users: None }
-    }
-}
-
 /// Where tmux listens: below the state directory, or where paths are short. Other users enter it where workspaces have their own.
 fn sockets(state_dir: &Path, users: bool) -> io::Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt as _;
@@ -420,10 +370,11 @@ pub(crate) async fn open(
         let lacks = "git has no credential here: its secret holds a line break, and git carries a password of one line";
         facts.notice = Some(facts.notice.map_or(lacks.to_owned(), |notice| format!("{lacks}; {notice}")));
     }
+    // INVARIANT: nothing is waited for between the start and this. Whoever drops this future later drops `input`, and that ends it.
     host.shells.tasks.clone().spawn(async move {
-        carrying.await;
+        let ended = carrying.await;
         drop((place, git));
-        drop(recorded);
+        recorded.over(ended);
     });
     Ok(OpenShell { facts, input, output })
 }
@@ -433,17 +384,26 @@ struct Recorded {
     host: Arc<Host>,
     what: EndedShell,
     place: ShellPlace,
+    /// Something of it runs: the next start finds it.
+    stays: bool,
 }
 
 impl Recorded {
     fn new(host: &Arc<Host>, what: EndedShell, place: ShellPlace) -> Self {
         host.shells.all_known().insert(what, place);
-        Self { host: Arc::clone(host), what, place }
+        Self { host: Arc::clone(host), what, place, stays: false }
+    }
+
+    fn over(mut self, ended: Result<(), Survivors>) {
+        self.stays = ended.is_err();
     }
 }
 
 impl Drop for Recorded {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let (host, what, place) = (Arc::clone(&self.host), self.what, self.place);
         self.host.shells.tasks.spawn(async move { host.shells.ended(what, place).await });
     }
@@ -525,11 +485,7 @@ async fn clone(
     directories: &Directories,
     login: Option<&GitLogin>,
 ) -> Result<(), ShellFailure> {
-    let lock = {
-        let mut clones = host.shells.clones.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(clones.entry(order.workspace).or_default())
-    };
-    let _one = lock.lock().await;
+    let _turn = host.shells.clones.take(order.workspace).await;
     if let Ok(found) = fs::metadata(&directories.work) {
         // Made while shells ran as EnvForge itself.
         if let Some(block) = directories.block.clone().filter(|block| !block.holds(found.uid())) {
@@ -576,9 +532,20 @@ impl Opening {
     async fn record(&self) -> io::Result<ShellRecord> {
         let ShellOrder { org, project, workspace, .. } = self.order;
         let opened = Some(ShellPlace { org, project, workspace }.into());
-        let record = ShellRecord { marker: Marker::random(), boot: self.host.boot.clone(), groups: Vec::new(), opened };
+        let record = self.unopened(Marker::random());
+        let record = ShellRecord { opened, ..record };
         self.write(self.order.shell, &record).await?;
         Ok(record)
+    }
+
+    fn unopened(&self, marker: Marker) -> ShellRecord {
+        let (boot, block) = (self.host.boot.clone(), self.directories.block.clone());
+        ShellRecord { marker, boot, groups: Vec::new(), block, opened: None }
+    }
+
+    /// What carries a marker here, or stands in one of these groups.
+    pub(crate) fn family(&self, marker: Marker, groups: Vec<Identity>) -> Family {
+        Family::marked(marker, groups, self.directories.block.clone())
     }
 
     async fn write(&self, key: ShellId, record: &ShellRecord) -> io::Result<()> {
@@ -586,13 +553,14 @@ impl Opening {
         blocking(move || records.write(key, &record)).await
     }
 
+    /// INVARIANT: once something has started nothing is waited for any more. Whoever carries it has to have it by then.
     async fn begin(
         self,
         record: &ShellRecord,
         input: mpsc::Receiver<ShellInput>,
         output: mpsc::Sender<ShellOutput>,
         stop: CancellationToken,
-    ) -> Result<(ShellFacts, BoxFuture<'static, ()>), ShellFailure> {
+    ) -> Result<(ShellFacts, BoxFuture<'static, Result<(), Survivors>>), ShellFailure> {
         let mut facts = ShellFacts::default();
         let (words, terminal, term) = match &self.order.what {
             ShellWhat::Command { words } => (words.clone(), None, None),
@@ -619,20 +587,24 @@ impl Opening {
                 let server = shell_ssh::Server::new(&self, client_key).await?;
                 facts.lasting = true;
                 facts.host_key = Some(server.host_key());
-                return Ok((facts, server.serve(self, input, output, stop).boxed()));
+                return Ok((facts, server.serve(self, input, output, stop).map(Ok).boxed()));
             }
         };
         let environment = self.environment(&record.marker, term);
         let started = self.start(&words, terminal, &environment).map_err(|error| not_started(&error))?;
         let mut record = record.clone();
         record.groups.extend(started.leader());
-        // The marker finds all but what hides; the group is for that.
-        if let Err(error) = self.write(self.order.shell, &record).await {
-            tracing::warn!(%error, "a shell could not be written down more exactly");
-        }
-        let ShellRecord { marker, groups, .. } = record;
-        let family = Family { marker, groups, service: None, children_of: None, users: None };
-        Ok((facts, started.carry(family, input, output, stop).boxed()))
+        let family = self.family(record.marker.clone(), record.groups.clone());
+        let carrying = async move {
+            let writing = async {
+                // The marker finds all but what hides; the group is for that.
+                if let Err(error) = self.write(self.order.shell, &record).await {
+                    tracing::warn!(%error, "a shell could not be written down more exactly");
+                }
+            };
+            tokio::join!(started.carry(family, input, output, stop), writing).0
+        };
+        Ok((facts, carrying.boxed()))
     }
 
     pub(crate) fn start(
@@ -669,74 +641,10 @@ impl Opening {
         }
         environment
     }
-
-    /// The marker of what the person leaves running here.
-    pub(crate) async fn lasting(&self) -> io::Result<Marker> {
-        let mut all = self.host.shells.lasting.lock().await;
-        self.lasting_in(&mut all).await
-    }
-
-    /// INVARIANT: it is on disk before the first process that carries it starts.
-    async fn lasting_in(&self, all: &mut HashMap<(WorkspaceId, UserId), Lasting>) -> io::Result<Marker> {
-        let ShellOrder { org, project, workspace, user, session, surface, .. } = self.order;
-        let (whose, attaches) = ((workspace, user), (session, surface));
-        if let Some(known) = all.get_mut(&whose) {
-            if !known.attached.contains(&attaches) {
-                known.attached.push(attaches);
-            }
-            return Ok(known.marker.clone());
-        }
-        let (marker, key) = (Marker::random(), ShellId::from_uuid(uuid::Uuid::now_v7()));
-        let boot = self.host.boot.clone();
-        self.write(key, &ShellRecord { marker: marker.clone(), boot, groups: Vec::new(), opened: None }).await?;
-        all.insert(whose, Lasting { marker: marker.clone(), key, org, project, attached: vec![attaches] });
-        Ok(marker)
-    }
-
-    /// Words that attach to the person's tmux session here, which is begun where there is none. What prevents it otherwise.
-    async fn lasting_session(&self, size: TerminalSize) -> Result<Vec<String>, String> {
-        let socket = self.socket().await.map_err(|error| format!("tmux has no place for its socket ({error})"))?;
-        let tmux =
-            |words: &[&str]| ["tmux", "-S", &socket].iter().chain(words).map(|word| (*word).to_owned()).collect();
-        let attach: Vec<String> = tmux(&["new-session", "-A", "-s", SESSION]);
-        // Held, so that two who come at once begin one session.
-        let mut all = self.host.shells.lasting.lock().await;
-        let marker = self.lasting_in(&mut all).await;
-        let marker = marker.map_err(|error| format!("what lasts could not be written down ({error})"))?;
-        let environment = self.environment(&marker, Some("screen"));
-        if self.run(&tmux(&["has-session", "-t", SESSION]), &environment).await.is_ok() {
-            return Ok(attach);
-        }
-        let (columns, rows) = (size.columns.to_string(), size.rows.to_string());
-        self.run(&tmux(&["new-session", "-d", "-s", SESSION, "-x", &columns, "-y", &rows]), &environment).await?;
-        Ok(attach)
-    }
-
-    /// Where the person's tmux of this workspace listens: in a directory of the workspace's user, where it has one.
-    async fn socket(&self) -> io::Result<String> {
-        let socket = self.host.shells.sockets.join(name_of((self.order.workspace, self.order.user)));
-        let Some(user) = self.directories.user() else { return Ok(socket.to_string_lossy().into_owned()) };
-        let directory = socket.clone();
-        blocking(move || unix_user::directory_of(&directory, user, 0o700)).await?;
-        Ok(socket.join("s").to_string_lossy().into_owned())
-    }
-
-    /// Runs tmux for a moment, without a terminal.
-    async fn run(&self, words: &[String], environment: &Environment) -> Result<(), String> {
-        let mut command = in_own_session(&self.helper, None, self.directories.who(), words);
-        command.env_clear().envs(environment.iter()).current_dir(&self.directories.work).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(|error| format!("tmux could not be started ({error})"))?;
-        match tokio::time::timeout(TMUX_PATIENCE, child.wait()).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) if status.code() == Some(127) => Err("this host has no tmux".to_owned()),
-            _ => Err("tmux begins no session here".to_owned()),
-        }
-    }
 }
 
 /// A person's socket for a workspace.
-fn name_of((workspace, user): (WorkspaceId, UserId)) -> String {
+fn name_of((workspace, user): Whose) -> String {
     use sha2::Digest as _;
     let name: [u8; 32] = sha2::Sha256::digest(format!("{workspace} {user}")).into();
     name.iter().take(8).map(|byte| format!("{byte:02x}")).collect()

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::environment::Environment;
-use crate::process::{Ended, Family, Leader};
+use crate::process::{END_PAUSE, Ended, Family, Leader, Survivors};
 use crate::terminal::{self, Terminal, Who};
 
 /// One read of output.
@@ -91,15 +91,18 @@ impl Started {
         self.leader.identity()
     }
 
-    /// Carries bytes until what runs has ended, until `input` is closed by whoever holds its other end, or until `stop`.
-    /// Nothing of `family` runs any more then. Says `Over` last.
+    /// Carries bytes until what runs has ended, until `input` is closed by whoever holds its other end, or until `stop`, and then
+    /// ends `family`. Says `Over`. What does not end is ended anew until `stop`.
+    ///
+    /// # Errors
+    /// What still runs at `stop`.
     pub(crate) async fn carry(
         self,
         family: Family,
         mut input: mpsc::Receiver<ShellInput>,
         output: mpsc::Sender<ShellOutput>,
         stop: CancellationToken,
-    ) {
+    ) -> Result<(), Survivors> {
         let Self { mut leader, streams } = self;
         let group = leader.identity().and_then(|identity| Pid::from_raw(identity.pid));
         // Once nothing runs that could write: what is silent then is over.
@@ -126,9 +129,7 @@ impl Started {
             () = stop.cancelled() => (ShellEnd::HostStopped, None),
             () = feed(sink, &mut input, &output, |signal| send(group, signal)) => (ShellEnd::Closed, None),
         };
-        if let Err(survivors) = family.end(GRACE).await {
-            tracing::error!(count = survivors.count, "processes of a shell do not end, not even by SIGKILL");
-        }
+        let mut ended = family.end(GRACE).await;
         nothing_runs.cancel();
         if matches!(over.0, ShellEnd::Exited | ShellEnd::Signalled) {
             // Whoever is slow gets all of it all the same, for as long as they take something.
@@ -136,7 +137,6 @@ impl Started {
             stop.run_until_cancelled(all).await;
         }
         readers.abort_all();
-        leader.reap().await;
         let (end, code) = over;
         let telling = async {
             let _ = output.send(ShellOutput::Over { end, code }).await;
@@ -147,6 +147,14 @@ impl Started {
             () = telling => {}
             () = async { stop.cancelled().await; tokio::time::sleep(SILENCE).await } => {}
         }
+        // Who waits for it knows that it is over; it is not forgotten before it is.
+        while let Err(Survivors { count }) = ended {
+            tracing::error!(count, "processes of a shell do not end, not even by SIGKILL");
+            stop.run_until_cancelled(tokio::time::sleep(END_PAUSE)).await.ok_or(Survivors { count })?;
+            ended = family.end(Duration::ZERO).await;
+        }
+        leader.reap().await;
+        Ok(())
     }
 }
 

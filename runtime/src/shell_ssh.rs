@@ -264,10 +264,7 @@ impl Handler for Connection {
         }
         self.opened += 1;
         let (place, handle, number) = (Arc::clone(&self.place), session.handle(), self.opened);
-        self.tasks.spawn(async move {
-            let over = place.over.clone();
-            over.run_until_cancelled(run_session(place, channel, handle, number)).await;
-        });
+        self.tasks.spawn(run_session(place, channel, handle, number));
         reply.accept().await;
         Ok(())
     }
@@ -309,13 +306,15 @@ struct Asked {
     variables: HashMap<String, String>,
 }
 
-/// One session channel: what it is asked for first decides what runs, and its end is the channel's.
+/// One session channel: what it is asked for first decides what runs, and its end is the channel's. At the end of the connection
+/// what runs is ended before this is.
 async fn run_session(place: Arc<Place>, channel: Channel<Msg>, handle: russh::server::Handle, number: usize) {
     let id = channel.id();
     let (mut read, write) = channel.split();
     let mut asked = Asked::default();
+    let over = &place.over;
     let words = loop {
-        let Some(message) = read.wait().await else { return };
+        let Some(Some(message)) = over.run_until_cancelled(read.wait()).await else { return };
         let understood = match message {
             ChannelMsg::RequestPty { term, col_width, row_height, .. } => {
                 asked.terminal = Some((term, size(col_width, row_height)));
@@ -352,7 +351,9 @@ async fn run_session(place: Arc<Place>, channel: Channel<Msg>, handle: russh::se
             }
             _ => continue,
         };
-        let _ = if understood { handle.channel_success(id).await } else { handle.channel_failure(id).await };
+        let answering =
+            async { if understood { handle.channel_success(id).await } else { handle.channel_failure(id).await } };
+        let _ = over.run_until_cancelled(answering).await;
     };
     let environment = place.environment(&asked, number);
     match place.opening.start(&words, asked.terminal.as_ref().map(|(_, size)| *size), &environment) {
@@ -362,19 +363,32 @@ async fn run_session(place: Arc<Place>, channel: Channel<Msg>, handle: russh::se
             let _ = write.close().await;
         }
         Ok(started) => {
-            let _ = handle.channel_success(id).await;
-            // Of what it leaves behind only its own group ends with it: servers of editors go on.
             let groups = started.leader().into_iter().collect();
-            let family = Family { marker: Marker::random(), groups, service: None, children_of: None, users: None };
+            // What lasts may have been ended since the connection began: whoever did so has not seen this one.
+            let (lasts, stop) = (place.opening.lasts(&place.marker), over.child_token());
+            let family = if lasts {
+                // Of what it leaves behind only its own group ends with it: servers of editors go on.
+                Family { groups_alone: true, ..place.opening.family(Marker::random(), groups) }
+            } else {
+                stop.cancel();
+                place.opening.family(place.marker.clone(), groups)
+            };
             let (input, fed) = mpsc::channel(CHUNKS_MAX);
             let (said, output) = mpsc::channel(CHUNKS_MAX);
             let waiting = Arc::new(Waiting::default());
-            tokio::join!(
-                started.carry(family, fed, said, place.over.clone()),
-                tell(write, output, Arc::clone(&waiting)),
-                // Whoever closes the channel ends what runs there.
-                hear(&mut read, input, waiting),
-            );
+            let talking = over.run_until_cancelled(async {
+                let _ = handle.channel_success(id).await;
+                tokio::join!(
+                    tell(write, output, Arc::clone(&waiting)),
+                    // Whoever closes the channel ends what runs there.
+                    hear(&mut read, input, waiting),
+                )
+            });
+            let (ended, _) = tokio::join!(started.carry(family, fed, said, stop), talking);
+            if let Err(survivors) = ended {
+                // They carry the marker of what lasts, and end with that.
+                tracing::error!(count = survivors.count, "processes of an SSH connection that is over do not end");
+            }
         }
     }
 }

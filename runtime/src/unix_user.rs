@@ -98,6 +98,11 @@ impl UserBlock {
         uid >= self.first() && uid - self.first() < BLOCK_IDS
     }
 
+    /// Whether an id is some workspace's, on whichever machine.
+    pub(crate) const fn is_of_any(uid: u32) -> bool {
+        uid >= FIRST_ID && uid - FIRST_ID < BLOCKS * BLOCK_IDS
+    }
+
     fn free(&self) -> Option<u32> {
         (1..BLOCK_IDS).find(|index| !self.services.values().any(|given| given == index))
     }

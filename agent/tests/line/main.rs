@@ -16,13 +16,13 @@ use envforge_agent::{
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;
-use envforge_domain::ids::{HostId, JobRunId, OrgId, ProjectId, RootWindowId, WorkspaceId};
+use envforge_domain::ids::{HostId, JobRunId, OrgId, ProjectId, RootWindowId, UserId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::manifest::Manifest;
 use envforge_domain::secret::{Secret, TokenDigest};
 use envforge_domain::shell::ShellFailure;
 use envforge_domain::time::{Clock, Millis, SharedClock, UnixMillis};
-use envforge_runtime::{LocalHost, RootWhat, Stage, WakeFailure, WakeOrder};
+use envforge_runtime::{LocalHost, RootWhat, Stage, WakeFailure, WakeOrder, frame};
 use envforge_testkit::eventually;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
@@ -56,6 +56,10 @@ fn host() -> HostId {
 
 fn workspace() -> WorkspaceId {
     WorkspaceId::from_uuid(Uuid::from_u128(7))
+}
+
+fn user(number: u128) -> UserId {
+    UserId::from_uuid(Uuid::from_u128(number))
 }
 
 struct Line {
@@ -324,6 +328,32 @@ async fn a_job_reaches_its_host_with_all_the_secrets_that_it_may_be_given() {
     let secrets = (0..SECRETS_MAX).map(|number| (format!("SECRET_{number}"), Secret::new(value.clone())));
     let refused = remote.line().run_job(job(1), secrets.collect()).await.err().unwrap();
     assert!(matches!(refused, ShellFailure::NotAwake), "it came, and there is no runtime: {refused}");
+    stop.cancel();
+}
+
+/// What lasts there is not forgotten then, and asking again is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_fails_on_a_host_fails_for_whoever_asked() {
+    let line = Line::new().await;
+    let (identity, local) = (line.enrolled(A_DAY).await, line.local_host().await);
+    let stop = CancellationToken::new();
+    let programs: StreamHandler = Arc::new(|header, _| match header.purpose.as_str() {
+        "lasting" => Some(Box::new(|mut stream: ByteStream| {
+            Box::pin(async move {
+                let call: serde_json::Value = frame::expect(&mut stream).await.unwrap();
+                // As it is where nothing runs any more, and where something does.
+                let failed = call.to_string().contains(&user(2).to_string()).then_some("3 processes do not end");
+                frame::write(&mut stream, &failed).await.unwrap();
+                let _ = stream.shutdown().await;
+            })
+        })),
+        _ => None,
+    });
+    tokio::spawn(line.agent_serving(&local, identity, programs).run(stop.clone()));
+    let (remote, _session) = line.connected().await;
+    remote.line().end_lasting_shells(workspace(), user(1)).await.unwrap();
+    let failed = remote.line().end_lasting_shells(workspace(), user(2)).await.unwrap_err();
+    assert_eq!(failed.to_string(), "3 processes do not end");
     stop.cancel();
 }
 

@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 
 use envforge_testkit::{free_port, wait_until};
 
-use super::place::{DEADLINE, Place};
+use super::place::{DEADLINE, Place, is_dead};
 use super::{HOST, OpenSsh};
 
 /// As an editor's script: puts its server into the home, starts it where none runs, and says where it listens.
@@ -94,6 +94,26 @@ fn an_editors_server_outlives_its_connection_and_is_reached_by_a_dynamic_forward
     let again = Editor::connect(&ssh);
     assert_eq!(again.get(), answered, "the same server, found again");
     assert_eq!(place.json("owner", &["usage"])["items"], serde_json::json!([]), "outside the meter");
+}
+
+#[test]
+fn what_stays_in_a_sessions_group_ends_with_its_connection_and_what_left_it_with_envforge() {
+    let mut place = Place::start();
+    let ssh = OpenSsh::of(&place);
+    let pids = place.pids().display().to_string();
+    let script = format!(
+        "trap '' TERM HUP; sleep 100000 & echo $! >> {pids}; setsid sleep 100000 < /dev/null > /dev/null 2>&1 & echo $! >> {pids}; wait"
+    );
+    let mut session = ssh.command("ssh").args(["-T", HOST, &script]).stdin(Stdio::piped()).spawn().unwrap();
+    place.until_they_run(2);
+    let [within, left] = <[String; 2]>::try_from(place.processes()).unwrap();
+    session.kill().unwrap();
+    session.wait().unwrap();
+    wait_until("the end of what stayed in the group", DEADLINE, || is_dead(&within));
+    assert!(!is_dead(&left));
+    drop(ssh);
+    assert!(place.dev.terminate(DEADLINE).success(), "{}", place.dev.stderr());
+    assert!(is_dead(&left));
 }
 
 #[test]

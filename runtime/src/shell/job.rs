@@ -74,22 +74,24 @@ pub(crate) async fn run_job(
     }
     let started = accounts::start(&mut command, names.as_ref()).map_err(|error| not_started(&error))?;
     let started = Started::with_pipes(started);
+    let leader = started.leader();
     let mut family = record.family_of(&name);
-    if let Some(leader) = started.leader() {
-        family.groups.push(leader);
-        if let Err(error) = record.add_group(leader).await {
-            tracing::warn!(%error, "a process group could not be recorded");
-        }
-    }
-    drop(up);
+    family.groups.extend(leader);
     let (input, fed) = mpsc::channel(CHUNKS_MAX);
     let (said, output) = mpsc::channel(CHUNKS_MAX);
     let carrying = started.carry(family, fed, said, host.shells.stop.child_token());
+    // INVARIANT: nothing is waited for between the start and this. Whoever drops this future later drops `input`, and that ends it.
     host.shells.tasks.clone().spawn(async move {
-        carrying.await;
+        let ended = carrying.await;
         drop(counted);
-        drop(recorded);
+        recorded.over(ended);
     });
+    if let Some(leader) = leader
+        && let Err(error) = record.add_group(leader).await
+    {
+        tracing::warn!(%error, "a process group could not be recorded");
+    }
+    drop(up);
     Ok(OpenShell { facts: ShellFacts::default(), input, output })
 }
 
