@@ -50,7 +50,7 @@ data "aws_partition" "current" {}
 locals {
   account    = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
-  region     = data.aws_region.current.name
+  region     = data.aws_region.current.id
   parameters = "arn:${local.partition}:ssm:${local.region}:${local.account}:parameter/envforge/${var.deployment}"
   ec2        = "arn:${local.partition}:ec2:${local.region}:${local.account}"
 }

@@ -73,7 +73,7 @@ locals {
   name       = "envforge-${var.deployment}-${var.organization}"
   account    = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
-  region     = data.aws_region.current.name
+  region     = data.aws_region.current.id
   parameters = "arn:${local.partition}:ssm:${local.region}:${local.account}:parameter/envforge/${var.deployment}/${var.organization}"
 }
 
