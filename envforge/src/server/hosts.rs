@@ -524,16 +524,37 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::AtomicUsize;
 
-    use envforge_agent::{RelayConnection, RelayKey, RelayListener, Relayed};
+    use envforge_agent::{RelayConnection, RelayKey, RelayListener, Relayed, SecretSource};
+    use envforge_domain::access::Resource;
+    use envforge_domain::secret::Secret;
+    use envforge_domain::secrets::ConsumedSecret;
+    use envforge_domain::shell::ShellGit;
     use envforge_eventlog::SharedLog;
     use envforge_eventlog::sqlite::{Config, SqliteLog};
     use envforge_identity::clock::SystemClock;
     use envforge_testkit::{TestDir, eventually};
+    use envforge_runtime::ShellLogin;
     use futures_util::FutureExt as _;
+    use futures_util::future::BoxFuture;
     use uuid::Uuid;
 
     use super::*;
-    use crate::server::shells::GivenSecrets;
+
+    struct NoSecrets;
+
+    impl SecretSource for NoSecrets {
+        fn login(&self, _: Resource, _: ShellGit) -> BoxFuture<'_, Result<ShellLogin, String>> {
+            std::future::ready(Err("there are none".to_owned())).boxed()
+        }
+
+        fn of_job(
+            &self,
+            _: Resource,
+            _: Vec<ConsumedSecret>,
+        ) -> BoxFuture<'_, Result<BTreeMap<String, Secret>, String>> {
+            std::future::ready(Err("there are none".to_owned())).boxed()
+        }
+    }
 
     /// Another process, that has a host of which it says that it does not: its view is behind, or the host's agent is slow. How often it was
     /// asked, and a connection to it.
@@ -556,8 +577,7 @@ mod tests {
             counted.fetch_add(1, Ordering::SeqCst);
             std::future::ready(None).boxed()
         };
-        let secrets = Arc::new(GivenSecrets { resolver: None, clock: Arc::clone(&clock) });
-        let relayed = Relayed { here, lines: Arc::new(lines), secrets };
+        let relayed = Relayed { here, lines: Arc::new(lines), secrets: Arc::new(NoSecrets) };
         tokio::spawn(async move {
             let greeted = listener.accept().await.unwrap().hello().await.unwrap();
             let _ = greeted.arrive().await.unwrap().serve(relayed).await;
@@ -626,7 +646,7 @@ mod tests {
         let unknown = StreamHeader { workspace: WorkspaceId::from_uuid(Uuid::from_u128(3)), ..asked(acme, "logs") };
         assert!(hosts.line_for(id, &unknown).await.is_none(), "nor for a workspace that is not the organization's");
         let lines = hosts.ask_anew();
-        assert_eq!(lines.iter().map(HostLine::org).collect::<Vec<_>>(), [acme]);
+        assert_eq!(lines.iter().map(|at| at.line.org()).collect::<Vec<_>>(), [acme]);
         let here = hosts.here().borrow().clone();
         assert_eq!(
             here.iter().map(|at| (at.org, at.host, at.own_machine)).collect::<Vec<_>>(),

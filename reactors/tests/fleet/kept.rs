@@ -1,8 +1,9 @@
 //! What the planner ends, and what it keeps: disks on which people's work may lie.
 
+use envforge_domain::failures::Failures;
 use envforge_domain::machine::{Machine, MachineCause, MachinePurpose, Power};
 use envforge_domain::time::{Millis, UnixMillis};
-use envforge_reactors::fleet::{Demand, Failures, FleetPolicy, OrganizationFleet, Step, Token, WhyGivenUp, plan};
+use envforge_reactors::fleet::{Demand, FleetPolicy, OrganizationFleet, Step, Token, WhyGivenUp, plan};
 
 use super::*;
 
