@@ -356,7 +356,8 @@ async fn a_machine_whose_agent_stays_away_is_stopped_and_started_and_replaced_wh
     let other = second(&site, on).await;
     site.until_placed(1, other, &[1]).await;
     site.taken(1, 1, 2, other).await;
-    let reason = "its agent has been away for 15 min after a stop and a start, while others came, and nothing is awake there";
+    let reason =
+        "its agent has been away for 15 min after a stop and a start, while others came, and nothing is awake there";
     site.happened("it is given up", |event| matches!(event, MachineEvent::Unhealthy { reason: why } if why == reason))
         .await;
     let ended = site.happened("it is ended", |event| matches!(event, MachineEvent::Terminated { .. })).await;

@@ -51,9 +51,11 @@ pub(crate) async fn rotate_authority(args: RotateAgentsAuthorityArgs, output: Ou
     output.last_event(&line, || match args.finish {
         false => "The next authority is there. Restart what serves agents; a day after that, come back with --finish."
             .to_owned(),
-        true => "The next authority is the only one now. Restart what serves agents and the API; `serve fleet` reads it \
+        true => {
+            "The next authority is the only one now. Restart what serves agents and the API; `serve fleet` reads it \
             for each token, once its folder of keys has it."
-            .to_owned(),
+                .to_owned()
+        }
     })?;
     Ok(())
 }
