@@ -85,8 +85,14 @@ impl ShellHost for Far {
         async { None }.boxed()
     }
 
-    fn end_lasting(&self, _: OrgId, _: WorkspaceId, _: UserId) -> BoxFuture<'_, ()> {
-        async {}.boxed()
+    fn end_lasting<'a>(
+        &'a self,
+        _: OrgId,
+        _: WorkspaceId,
+        _: UserId,
+        _: &'a (dyn Fn(&LastingShell) -> bool + Send + Sync),
+    ) -> BoxFuture<'a, Vec<LastingShell>> {
+        async { Vec::new() }.boxed()
     }
 
     fn found_lasting(&self) -> BoxFuture<'_, LastingShell> {
