@@ -67,8 +67,8 @@ async fn single_bytes_that_nobody_reads_or_that_are_let_go_end_no_other_stream()
     let (at, _ended) = serving(Arc::clone(&ours), only(Some(remote.line().clone()))).await;
     let (_connection, found) = connected(at, &ours).await;
     let mut straight = remote.line().open_stream(header(1, "job")).await.unwrap();
-    let mut through = found.line.open_stream(header(1, "job")).await.unwrap();
-    for way in [remote.line(), &found.line] {
+    let mut through = found.line(org(1)).open_stream(header(1, "job")).await.unwrap();
+    for way in [remote.line(), &found.line(org(1))] {
         written.store(0, Ordering::Relaxed);
         let began = std::time::Instant::now();
         let mut unread = dripping(way, UNREAD).await;
@@ -138,7 +138,7 @@ async fn the_last_of_an_output_and_its_end_reach_a_client_that_goes_on_typing() 
     let (at, _ended) = serving(Arc::clone(&ours), only(Some(remote.line().clone()))).await;
     let (_connection, found) = connected(at, &ours).await;
     // More than the client's side takes in by itself, and no more than the agent gets rid of.
-    for (way, bytes) in [(remote.line(), 8 * CHUNK), (&found.line, 15 * CHUNK)] {
+    for (way, bytes) in [(remote.line(), 8 * CHUNK), (&found.line(org(1)), 15 * CHUNK)] {
         size.store(bytes, Ordering::Relaxed);
         gone.store(false, Ordering::Relaxed);
         let mut open = way.run_job(job(1), BTreeMap::new()).await.unwrap();
