@@ -22,8 +22,7 @@ use super::{Identity, KILL_PATIENCE, Marker, PROC, Place, Stat, signal, unless_g
 use crate::environment::{MARKER_VARIABLE, SERVICE_VARIABLE};
 use crate::unix_user::UserBlock;
 
-/// So often, and after such a pause that doubles, a process is read again alone while it is becoming another program. Between two
-/// looks at all of the machine it may have become others many times over.
+/// So often, and after such a pause that doubles, a process is read again while it is becoming another program.
 const READS_AGAIN: u32 = 5;
 const READ_PAUSE: Duration = Duration::from_micros(250);
 /// So often the machine is looked at before what is found is said to survive: on one that is busy enough a look takes seconds.
@@ -144,39 +143,21 @@ impl Family {
             processes.values().filter(|stat| told(stat, seen)).map(|stat| stat.identity.pid).collect();
         self.take_in_children(&processes, &mut ours);
         processes.values().filter(|stat| ours.contains(&stat.identity.pid)).for_each(|stat| found(stat.identity));
-        for (pid, stat) in &processes {
-            if ours.contains(pid) || seen.others.contains(&stat.identity) {
-                continue;
-            }
-            match self.owns(proc, stat, (own, here)) {
-                Ok(true) => {
-                    ours.insert(*pid);
-                    found(stat.identity);
-                }
-                Ok(false) => drop(seen.others.insert(stat.identity)),
-                Err(doubt) => drop(doubts.insert(*pid, doubt)),
-            }
-        }
-        doubts.retain(|pid, _| self.may_be_ours(proc, *pid));
-        for attempt in 0..READS_AGAIN {
-            if doubts.is_empty() {
-                break;
-            }
-            if attempt > 0 {
-                std::thread::sleep(READ_PAUSE * 2_u32.pow(attempt));
-            }
-            for pid in std::mem::take(&mut doubts).into_keys() {
+        // Each by a look of its own: since that at all of them it may have become others many times over.
+        let untold =
+            |(pid, stat): (&i32, &Stat)| (!ours.contains(pid) && !seen.others.contains(&stat.identity)).then_some(*pid);
+        let mut untold: Vec<i32> = processes.iter().filter_map(untold).chain(doubts.into_keys()).collect();
+        let mut doubts = HashMap::<i32, Doubt>::new();
+        for attempt in 0..=READS_AGAIN {
+            for pid in std::mem::take(&mut untold) {
                 let stat = match Stat::read(proc, pid) {
-                    Ok(Some(stat)) if !stat.is_dead() => stat,
+                    Ok(Some(stat)) if !stat.is_dead() && !seen.others.contains(&stat.identity) => stat,
                     Ok(_) => continue,
                     Err(error) => {
                         doubts.insert(pid, error.into());
                         continue;
                     }
                 };
-                if seen.others.contains(&stat.identity) {
-                    continue;
-                }
                 let owned = if told(&stat, seen) { Ok(true) } else { self.owns(proc, &stat, (own, here)) };
                 match owned {
                     Ok(true) => {
@@ -188,6 +169,12 @@ impl Family {
                     Err(doubt) => drop(doubts.insert(pid, doubt)),
                 }
             }
+            doubts.retain(|pid, _| self.may_be_ours(proc, *pid));
+            if doubts.is_empty() || attempt == READS_AGAIN {
+                break;
+            }
+            std::thread::sleep(READ_PAUSE * 2_u32.pow(attempt));
+            untold = std::mem::take(&mut doubts).into_keys().collect();
         }
         let before = ours.clone();
         self.take_in_children(&processes, &mut ours);
@@ -416,11 +403,14 @@ mod tests {
         Ok((seen.ours.into_iter().collect(), seen.doubts.len()))
     }
 
-    /// `sh` that becomes `sh`, and so on, as fast as it can; SIGTERM does not end it.
+    /// `sh` that becomes `sh`, and so on, as fast as it can, each with another environment than the one before; SIGTERM does
+    /// not end it.
     fn restless(marker: &Marker) -> Child {
+        const NEXT: &str = "if test \"$LONG\"; then LONG=; else LONG=another; fi; exec /bin/sh -c \"$0\" \"$0\"";
         Command::new("setsid")
-            .args(["/bin/sh", "-c", "trap '' TERM; exec /bin/sh -c \"$0\" \"$0\"", "exec /bin/sh -c \"$0\" \"$0\""])
+            .args(["/bin/sh", "-c", "trap '' TERM; export LONG; exec /bin/sh -c \"$0\" \"$0\"", NEXT])
             .env(MARKER_VARIABLE, marker.as_str())
+            .env("LONG", "")
             .kill_on_drop(true)
             .spawn()
             .unwrap()
