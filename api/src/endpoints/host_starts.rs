@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use envforge_commands::{CommandError, Done, machines};
 use envforge_domain::access::{Action, Resource};
 use envforge_domain::commit::{Component, Surface};
-use envforge_domain::ids::HostId;
+use envforge_domain::ids::{HostId, WorkspaceId};
 use envforge_domain::limits::MACHINE_START_WAIT;
 use envforge_domain::machine::{MachineCause, MachineCommand, StartFailure};
 use envforge_domain::shell::{LogChunk, ShellEnd, ShellFailure};
@@ -104,7 +104,17 @@ impl ShellEndpoints {
     ) -> Result<Option<LogChunk>, Problem> {
         let (org, workspace) = (ground.resource.org(), workspace_of(ground)?);
         let until = Instant::now() + HOLD;
-        while self.look_for(ground, Need::Logs).await?.is_none() {
+        loop {
+            if self.look_for(ground, Need::Logs).await?.is_some() {
+                match self.host()?.host().tail(org, workspace, service.clone(), lines).await {
+                    Ok(tail) => return Ok(tail),
+                    Err(error) if error.kind() != std::io::ErrorKind::NotConnected => {
+                        return Err(Problem::internal(error.to_string()));
+                    }
+                    Err(_) if self.is_coming(ground, Need::Logs) => {}
+                    Err(_) => return Err(ShellFailure::OutOfReach.into()),
+                }
+            }
             if Instant::now() >= until {
                 return Err(starting());
             }
@@ -116,11 +126,6 @@ impl ShellEndpoints {
                 self.ground_of(&ground.caller_now(), ground.action, ground.resource).await?;
             }
         }
-        let tail = self.host()?.host().tail(org, workspace, service.clone(), lines).await;
-        tail.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotConnected => ShellFailure::OutOfReach.into(),
-            _ => Problem::internal(error.to_string()),
-        })
     }
 
     /// The host of the workspace's shells, once it can be reached. Waits for a machine that comes up, and tells the client. `None` where the
@@ -160,40 +165,65 @@ impl ShellEndpoints {
         }
     }
 
+    /// Whether the host's machine is on its way up, or was only just: what was not to be reached a moment ago may be soon.
+    pub(super) fn is_coming(&self, ground: &Ground, need: Need) -> bool {
+        let machine = ground.resource.workspace().and_then(|workspace| self.machine_of(ground, need, workspace));
+        let standing = machine.and_then(|host| self.access.hot().placement.standing(host, self.clock.now()));
+        match standing {
+            Some(MachineStanding::Off | MachineStanding::Starting | MachineStanding::Fresh) => true,
+            Some(MachineStanding::Up | MachineStanding::NotStarting { .. } | MachineStanding::Leaving) | None => false,
+        }
+    }
+
+    /// The host whose machine has to be up, where it is on one.
+    fn machine_of(&self, ground: &Ground, need: Need, workspace: WorkspaceId) -> Option<HostId> {
+        let placement = &self.access.hot().placement;
+        match need {
+            Need::Logs => placement.lies_on(workspace),
+            Need::Shell => placement.shell_machine_of(ground.resource.org(), workspace),
+        }
+    }
+
     /// One look at the host: `None` while its machine is on its way up, which is asked for where it is off.
     async fn look_for(&self, ground: &Ground, need: Need) -> Result<Option<HostId>, Problem> {
         let (org, workspace) = (ground.resource.org(), workspace_of(ground)?);
         let (host, placement) = (self.host()?.host(), &self.access.hot().placement);
-        let (place, machine) = match need {
-            Need::Logs => {
-                let lies_on = placement.lies_on(workspace);
-                // Nothing of them is anywhere else.
-                if lies_on.is_some_and(|host| placement.is_gone(org, host)) {
-                    return Err(gone());
-                }
-                (host.place(org, workspace), lies_on)
-            }
-            Need::Shell => (host.shell_place(org, workspace), placement.shell_machine_of(org, workspace)),
-        };
-        let failure = match place {
-            Ok(host) => {
-                self.keep_up(ground, need, host).await;
-                return Ok(Some(host));
-            }
-            Err(failure) => failure,
-        };
-        let now = self.clock.now();
-        let Some((machine, standing)) = machine.and_then(|host| Some((host, placement.standing(host, now)?))) else {
-            return Err(failure.into());
-        };
-        match standing {
-            MachineStanding::Off => self.start(ground, need, machine).await?,
-            MachineStanding::Coming => self.keep_up(ground, need, machine).await,
-            MachineStanding::Up => return Err(failure.into()),
-            MachineStanding::NotStarting { why, until } => return Err(not_starting(why, until, now)),
-            MachineStanding::Leaving => return Err(leaving()),
+        let machine = self.machine_of(ground, need, workspace);
+        // Nothing of logs is anywhere else.
+        if matches!(need, Need::Logs) && machine.is_some_and(|host| placement.is_gone(org, host)) {
+            return Err(gone());
         }
-        Ok(None)
+        let now = self.clock.now();
+        // Its agent may seem to be connected for a while after its machine went off.
+        let fresh = match machine.and_then(|host| Some((host, placement.standing(host, now)?))) {
+            Some((machine, MachineStanding::Off)) => {
+                self.start(ground, need, machine).await?;
+                return Ok(None);
+            }
+            Some((machine, MachineStanding::Starting)) => {
+                self.keep_up(ground, need, machine).await;
+                return Ok(None);
+            }
+            Some((_, MachineStanding::NotStarting { why, until })) => return Err(not_starting(why, until, now)),
+            Some((_, MachineStanding::Leaving)) => return Err(leaving()),
+            Some((machine, MachineStanding::Fresh)) => Some(machine),
+            Some((_, MachineStanding::Up)) | None => None,
+        };
+        let place = match need {
+            Need::Logs => host.place(org, workspace),
+            Need::Shell => host.shell_place(org, workspace),
+        };
+        match (place, fresh) {
+            (Ok(host), _) => {
+                self.keep_up(ground, need, host).await;
+                Ok(Some(host))
+            }
+            (Err(_), Some(machine)) => {
+                self.keep_up(ground, need, machine).await;
+                Ok(None)
+            }
+            (Err(failure), None) => Err(failure.into()),
+        }
     }
 
     async fn start(&self, ground: &Ground, need: Need, machine: HostId) -> Result<(), Problem> {

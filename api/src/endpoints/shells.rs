@@ -4,7 +4,7 @@
 //! beyond connections (`lasting_shells`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -16,8 +16,8 @@ use envforge_domain::commit::{Component, Surface};
 use envforge_domain::ids::{JobRunId, ShellId, WorkspaceId};
 use envforge_domain::job_run::JobOrder;
 use envforge_domain::limits::{
-    ACTIVITY_INTERVAL, JOB_RUN_MAX, SHELL_CHARS_MAX, SHELL_OPEN_MAX, SHELL_WORDS_MAX, SHELLS_OF_PERSON_MAX,
-    WAKE_DEADLINE,
+    ACTIVITY_INTERVAL, JOB_RUN_MAX, MACHINE_START_WAIT, SHELL_CHARS_MAX, SHELL_OPEN_MAX, SHELL_WORDS_MAX,
+    SHELLS_OF_PERSON_MAX, WAKE_DEADLINE,
 };
 use envforge_domain::manifest::Job;
 use envforge_domain::runtime::{ActivitySource, RuntimeCommand, WakeCause};
@@ -35,7 +35,7 @@ use utoipa_axum::routes;
 
 use super::events::{OpenStream, Streams};
 use super::has_access;
-use super::host_starts::Asking;
+use super::host_starts::{Asking, Need};
 use super::lasting_shells::Lasting;
 use crate::access::{Access, Caller, act};
 use crate::config::{Config, Shells};
@@ -48,6 +48,8 @@ use crate::shell_socket::{Client, Ground, MESSAGE_BYTES_MAX, PROTOCOL};
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a runtime is woken for one job: something may put it to sleep before the job has begun.
 const JOB_WAKES_MAX: u32 = 3;
+/// Before a shell is opened anew on a host that has only just come up.
+const OPEN_PAUSE: Duration = Duration::from_secs(1);
 /// A term's name.
 const TERM_CHARS_MAX: usize = 64;
 const SIZE_MAX: u16 = 4_000;
@@ -73,7 +75,7 @@ pub(crate) fn routes() -> OpenApiRouter<ShellEndpoints> {
 }
 
 /// What a client asks for: its first message, with `open` saying which.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(tag = "open", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Order {
     Terminal {
@@ -327,7 +329,21 @@ impl ShellEndpoints {
 
     async fn serve_shell(self, mut client: Client, ground: Ground) {
         let Some(order) = client.order::<Order>().await else { return };
-        match self.open_shell(&mut client, &ground, order).await {
+        let begun = Instant::now();
+        let opened = loop {
+            match self.open_shell(&mut client, &ground, order.clone()).await {
+                // Its machine went off under it, or its agent is not back.
+                Err(problem)
+                    if problem.code() == "host_out_of_reach"
+                        && begun.elapsed() < MACHINE_START_WAIT.to_duration()
+                        && self.is_coming(&ground, Need::Shell) =>
+                {
+                    tokio::time::sleep(OPEN_PAUSE).await;
+                }
+                opened => break opened,
+            }
+        };
+        match opened {
             Err(problem) => client.refuse(&problem).await,
             Ok(None) => {}
             Ok(Some((shell, open))) => {

@@ -1,7 +1,7 @@
 //! Logs and shells of a workspace whose machine is off: it is started for whoever may have them, once, and kept up while they are there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use envforge_api::{OpenShell, ShellHost, Shells};
@@ -41,6 +41,8 @@ const CAPACITY: Capacity = Capacity { cpu_millicores: 2_000, memory_mib: 8_192 }
 struct Far {
     host: HostId,
     is_up: Arc<AtomicBool>,
+    /// How often the line to it turns out to be dead.
+    dead: Arc<AtomicU32>,
 }
 
 impl Far {
@@ -48,9 +50,15 @@ impl Far {
         if self.is_up.load(Ordering::SeqCst) { Ok(self.host) } else { Err(ShellFailure::OutOfReach) }
     }
 
+    /// Whether the line to it is alive.
+    fn line(&self) -> Result<HostId, ShellFailure> {
+        let died = self.dead.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dead| dead.checked_sub(1));
+        if died.is_ok() { Err(ShellFailure::OutOfReach) } else { self.here() }
+    }
+
     fn chunk(&self, bytes: &str) -> std::io::Result<LogChunk> {
         let gone = |failure| std::io::Error::new(std::io::ErrorKind::NotConnected, failure);
-        self.here().map_err(gone)?;
+        self.line().map_err(gone)?;
         Ok(LogChunk { bytes: bytes.as_bytes().to_vec(), ..LogChunk::default() })
     }
 }
@@ -66,7 +74,7 @@ impl ShellHost for Far {
 
     fn open(&self, _: HostId, _: ShellOrder) -> BoxFuture<'_, Result<OpenShell, ShellFailure>> {
         async {
-            self.here()?;
+            self.line()?;
             let ((input, mut fed), (said, output)) = (mpsc::channel(1), mpsc::channel(1));
             tokio::spawn(async move {
                 let _said = said;
@@ -144,7 +152,7 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
-        let far = Far { host: HostId::from_uuid(Uuid::now_v7()), is_up: Arc::default() };
+        let far = Far { host: HostId::from_uuid(Uuid::now_v7()), is_up: Arc::default(), dead: Arc::default() };
         let shells = Shells::new(far.clone());
         let house = House::start_with(|config| config.shells = Some(shells)).await;
         let owner = house.owner().await;
@@ -245,10 +253,13 @@ async fn however_many_ask_for_logs_at_two_processes_the_machine_is_started_once_
 #[tokio::test]
 async fn a_request_for_logs_is_held_for_a_while_and_then_asked_for_again() {
     let site = Site::new().await;
+    // The line to its agent is dead, and nobody has noticed yet.
+    site.far.is_up.store(true, Ordering::SeqCst);
     let held = answer(site.logs(&site.owner, "")).await;
     assert_eq!(held.headers["retry-after"], "1");
     held.expect_problem(503, "host_starting");
     assert_eq!(site.starts().await, [FOR_LOGS]);
+    site.far.dead.store(2, Ordering::SeqCst);
     let (again, ()) = tokio::join!(site.logs(&site.owner, "").send(), site.comes_up());
     assert_eq!(again.unwrap().text().await.unwrap(), "its last line\n");
     assert_eq!(site.starts().await.len(), 1);
@@ -349,6 +360,7 @@ async fn whoever_opens_a_shell_waits_for_the_machine_and_is_told_so_and_why_it_d
     };
     let mut socket = open().await;
     assert_eq!(heard(&mut socket).await, json!({"type": "starting"}));
+    site.far.dead.store(1, Ordering::SeqCst);
     let ((), opened) = tokio::join!(site.comes_up(), heard(&mut socket));
     assert_eq!(opened["type"], "opened", "{opened}");
     assert_eq!(site.starts().await, [MachineEvent::StartRequested { cause: MachineCause::Shell }]);

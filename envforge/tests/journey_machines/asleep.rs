@@ -16,7 +16,11 @@ async fn logs_and_shells_start_the_machine_on_which_they_lie_and_it_stops_again(
     world.goes_on().await;
     world.sleeps().await;
     let (site, cloud, log, dana, instance) = (&world.site, &world.cloud, &world.log, &world.dana, &world.instance);
-    until_state(cloud, instance, "stopped").await;
+    let until_off = async || {
+        until_state(cloud, instance, "stopped").await;
+        wait_until("its end", DEADLINE, || cloud.is_off(instance));
+    };
+    until_off().await;
     let metered = || site.json(&["usage"])["items"].clone();
     let before = metered();
 
@@ -30,7 +34,7 @@ async fn logs_and_shells_start_the_machine_on_which_they_lie_and_it_stops_again(
         assert!(told.status.success() && String::from_utf8_lossy(&told.stdout).contains("GET /starts"), "{told:?}");
     }
     assert_eq!((log.starts_of(&world.host).await, cloud.boots(instance)), (vec![Logs], 2));
-    until_state(cloud, instance, "stopped").await;
+    until_off().await;
     site.until_phase("asleep").await;
     assert_eq!(metered(), before);
 
@@ -49,7 +53,7 @@ async fn logs_and_shells_start_the_machine_on_which_they_lie_and_it_stops_again(
     site.until_metered().await;
     let before = metered();
     follower.kill9();
-    until_state(cloud, instance, "stopped").await;
+    until_off().await;
     assert_eq!((log.starts_of(&world.host).await, cloud.boots(instance)), (vec![Logs, Logs], 3));
 
     // A shell starts it, too, and whoever opens it is told.
@@ -58,6 +62,6 @@ async fn logs_and_shells_start_the_machine_on_which_they_lie_and_it_stops_again(
     assert_eq!((&*out, &*err), ("kept\n", STARTING), "the clone is where it was");
     assert_eq!(log.starts_of(&world.host).await, [Logs, Logs, Shell]);
     assert_eq!(metered(), before);
-    until_state(cloud, instance, "stopped").await;
+    until_off().await;
     world.ends();
 }

@@ -130,6 +130,11 @@ impl Cloud {
         self.network.without_rules(self.machines.lock().unwrap()[instance].number);
     }
 
+    /// Whether nothing of an instance runs any more.
+    pub(crate) fn is_off(&self, instance: &str) -> bool {
+        self.machines.lock().unwrap()[instance].agent.is_none()
+    }
+
     pub(crate) fn boots(&self, instance: &str) -> u32 {
         self.machines.lock().unwrap()[instance].boots
     }

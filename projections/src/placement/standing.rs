@@ -15,8 +15,10 @@ use super::{Inner, PlacementView};
 pub enum MachineStanding {
     /// Off or being stopped; it can be started.
     Off,
-    /// Asked for or started, or not up for so long that its agent must have come.
-    Coming,
+    /// Asked for, or started, and not up: whoever seems to be there is from before.
+    Starting,
+    /// Up, and not for so long that its agent must have come.
+    Fresh,
     /// Where its agent is not to be reached that has another reason.
     Up,
     /// Off: its last start has failed, and the next one is not due before then.
@@ -95,13 +97,13 @@ impl PlacementView {
         let up_at = starts.map_or(UnixMillis::EPOCH, |starts| starts.up_at);
         let drained = inner.hosts.get(&host).is_some_and(|(host, _)| host.draining);
         Some(match inner.machines.get(&host)? {
-            Machine::Requested { .. } => MachineStanding::Coming,
+            Machine::Requested { .. } => MachineStanding::Starting,
             Machine::Live(live) => match live.power {
-                Power::On if now.since(up_at) < MACHINE_START_WAIT => MachineStanding::Coming,
+                Power::On if now.since(up_at) < MACHINE_START_WAIT => MachineStanding::Fresh,
                 Power::On => MachineStanding::Up,
                 Power::Ending => MachineStanding::Leaving,
                 _ if drained || live.draining || live.unhealthy => MachineStanding::Leaving,
-                Power::Starting => MachineStanding::Coming,
+                Power::Starting => MachineStanding::Starting,
                 Power::Stopping(_) | Power::Off(_) => {
                     let failed = starts.and_then(|starts| Some((starts.why?, starts.failures.until())));
                     match failed.filter(|(_, until)| *until > now) {

@@ -171,11 +171,12 @@ fn how_a_machine_stands_is_known_to_whoever_needs_what_lies_on_it() {
         capacity: capacity(1_000, 1_000),
     };
     let (mode, cause) = (StopMode::Stop, MachineCause::Logs);
-    let (coming, off) = (Some(MachineStanding::Coming), Some(MachineStanding::Off));
+    let (coming, off) = (Some(MachineStanding::Starting), Some(MachineStanding::Off));
     assert_eq!(story.hosts().standing(host(1), NOW), None);
     assert_eq!(machine(&mut story, MachineEvent::Requested { terms, cause: MachineCause::Demand }), coming);
     assert_eq!(machine(&mut story, MachineEvent::Launched { instance: "i-1".to_owned() }), coming);
-    assert_eq!(machine(&mut story, MachineEvent::Started), coming, "its agent may be on its way");
+    let fresh = machine(&mut story, MachineEvent::Started);
+    assert_eq!(fresh, Some(MachineStanding::Fresh), "its agent may be on its way");
     story.host(1, 1, capacity(1_000, 1_000));
     story.on_runtime(vec![RuntimeEvent::HostChosen { epoch: Epoch(1), host: host(1) }]);
     let later = NOW.plus(envforge_domain::limits::MACHINE_START_WAIT);
