@@ -57,7 +57,7 @@ struct Inner {
     machines: AHashMap<HostId, Machine>,
     /// What became of their starts.
     starts: AHashMap<HostId, Starts>,
-    /// Hosts whose machines are over: nothing of theirs comes back.
+    /// Hosts that were retired or revoked, or whose machines are over: nothing of theirs comes back.
     gone: AHashSet<HostId>,
     /// How many that are not over each organization has.
     machines_of: AHashMap<OrgId, usize>,
@@ -370,6 +370,7 @@ impl Inner {
             }
             HostEvent::Released { workspace } => self.forget(*workspace, id),
             HostEvent::Retired | HostEvent::Revoked => {
+                self.gone.insert(id);
                 self.heard_at.remove(&id);
                 self.missed.remove(&id);
                 if matches!(self.machines.get(&id), Some(Machine::Over { .. })) {

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::environment::Environment;
 use crate::unix_user::UnixUser;
 
-pub(crate) use family::{Family, Survivors, end_users};
+pub(crate) use family::{Family, Survivors, end_users, runs_as};
 
 /// How long a process may take to vanish after SIGKILL. Only one that hangs in the kernel takes longer.
 pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(5);

@@ -17,6 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use envforge_domain::ids::WorkspaceId;
 use envforge_domain::slug::ServiceName;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::failure::OpenError;
 use crate::output::private_directory;
+use crate::process;
 use crate::record::Records;
 
 /// Above everything that distributions, systemd and containers give to somebody (systemd.io/UIDS-GIDS), and below 2^31.
@@ -34,6 +36,8 @@ const FIRST_ID: u32 = 1_900_000_000;
 /// The shell's, and those of as many services as a workspace may have had without one's id being given to another.
 const BLOCK_IDS: u32 = 64;
 const BLOCKS: u32 = 1 << 20;
+/// How old a claim of a state directory that is gone must be before its ids are somebody else's.
+const GONE_FOR: Duration = Duration::from_secs(60 * 60);
 const CLAIM_BYTES_MAX: u64 = 8 * 1024;
 /// Directories below each other that are looked at; deeper ones keep their owner.
 const DEPTH_MAX: usize = 200;
@@ -268,12 +272,14 @@ impl UnixUsers {
         self.records.remove(workspace)
     }
 
-    /// Whether the block is this workspace's now. A claim of a state directory that is no more counts for nothing.
+    /// Whether the block is this workspace's now. A claim of a state directory that is no more counts for nothing once nothing runs as
+    /// its users and it is old: who ended them, by their ids, may be looking for more of them yet.
     fn claim(&self, block: u32, workspace: WorkspaceId) -> io::Result<bool> {
         let path = self.registry.join(block.to_string());
         let mine = Claim { workspace: workspace.to_string(), state_dir: self.state_dir.clone() };
         match File::open(&path) {
             Ok(file) => {
+                let made = file.metadata()?.modified()?;
                 let mut text = Vec::new();
                 file.take(CLAIM_BYTES_MAX).read_to_end(&mut text)?;
                 let held = serde_json::from_slice::<Claim>(&text).map_err(|error| {
@@ -291,6 +297,8 @@ impl UnixUsers {
                     if recorded.is_some_and(|recorded| recorded.block == block) {
                         return Ok(false);
                     }
+                } else if made.elapsed().is_ok_and(|age| age < GONE_FOR) || process::runs_as(&UserBlock { block, services: BTreeMap::new() })? {
+                    return Ok(false);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -504,6 +512,10 @@ mod tests {
         assert_ne!(first.of(workspace(9), &[]).unwrap(), block, "somebody else's");
         first.release(workspace(9)).unwrap();
         drop(gone);
+        let number = workspace(9).as_uuid().as_u128() as u32;
+        assert!(!first.claim(number, workspace(9)).unwrap(), "somebody may be at its users yet");
+        let claim = OpenOptions::new().write(true).open(registry.path().join(number.to_string())).unwrap();
+        claim.set_modified(std::time::SystemTime::now() - GONE_FOR).unwrap();
         assert_eq!(first.of(workspace(9), &[]).unwrap(), block);
     }
 

@@ -68,10 +68,10 @@ impl PlacementView {
         self.inner.read().lies_on(workspace)
     }
 
-    /// Whether nothing of a host comes back: it was retired or revoked, or its machine is over.
+    /// Whether nothing of a host comes back: it was retired or revoked, or its machine is over; or it is another organization's.
     pub fn is_gone(&self, org: OrgId, host: HostId) -> bool {
         let inner = self.inner.read();
-        inner.gone.contains(&host) || inner.hosts.get(&host).is_none_or(|(host, _)| host.org != org)
+        inner.gone.contains(&host) || inner.hosts.get(&host).is_some_and(|(host, _)| host.org != org)
     }
 
     /// The host that a workspace's shells are on once its machine is up: the organization's machine for shells; where it has none, the host

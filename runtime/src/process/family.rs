@@ -361,6 +361,12 @@ pub(crate) async fn end_users(block: &UserBlock) -> Result<(), Survivors> {
     }
 }
 
+/// Whether anything runs as one of a block's users, or that cannot be told. Blocking.
+pub(crate) fn runs_as(block: &UserBlock) -> io::Result<bool> {
+    let (found, unknown) = run_by(Path::new(PROC), block)?;
+    Ok(!found.is_empty() || unknown > 0)
+}
+
 /// What runs as a workspace's users, and how many processes could not be looked at.
 fn run_by(proc: &Path, block: &UserBlock) -> io::Result<(Vec<Identity>, usize)> {
     let (mut found, mut unknown) = (Vec::new(), 0);
