@@ -297,7 +297,9 @@ impl UnixUsers {
                     if recorded.is_some_and(|recorded| recorded.block == block) {
                         return Ok(false);
                     }
-                } else if made.elapsed().is_ok_and(|age| age < GONE_FOR) || process::runs_as(&UserBlock { block, services: BTreeMap::new() })? {
+                } else if made.elapsed().is_ok_and(|age| age < GONE_FOR)
+                    || process::runs_as(&UserBlock { block, services: BTreeMap::new() })?
+                {
                     return Ok(false);
                 }
             }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use envforge_agent::{
     Agent, AgentError, AgentIdentity, Arrival, Authority, AuthorityError, ByteStream, Config, EnrolError, Happened,
-    HostIdentity, IdentityError, Listener, NotTaken, RemoteHost, RemoteWindow, Session, StreamHandler, StreamHeader, enrol,
-    programs as programs_of_agents,
+    HostIdentity, IdentityError, Listener, NotTaken, RemoteHost, RemoteWindow, Session, StreamHandler, StreamHeader,
+    enrol, programs as programs_of_agents,
 };
 use envforge_domain::enrolment::EnrolmentToken;
 use envforge_domain::host::Capacity;

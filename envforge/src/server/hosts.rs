@@ -532,8 +532,8 @@ mod tests {
     use envforge_eventlog::SharedLog;
     use envforge_eventlog::sqlite::{Config, SqliteLog};
     use envforge_identity::clock::SystemClock;
-    use envforge_testkit::{TestDir, eventually};
     use envforge_runtime::ShellLogin;
+    use envforge_testkit::{TestDir, eventually};
     use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
     use uuid::Uuid;

@@ -75,7 +75,9 @@ impl Planner<'_> {
         let failures = machine.starts.stopped_again;
         let came_up =
             |other: &&MachineView| other.host != machine.host && other.is_on() && other.up_at > failures.first_at();
-        !machine.is_on() && failures.last_for(STARTS_BEFORE_GIVEN_UP, self.policy.start_patience) && self.ours.iter().any(came_up)
+        !machine.is_on()
+            && failures.last_for(STARTS_BEFORE_GIVEN_UP, self.policy.start_patience)
+            && self.ours.iter().any(came_up)
     }
 
     /// A machine whose checks fail is stopped once: its disks stay, and it starts on other hardware, as a rule.
