@@ -67,12 +67,10 @@ async fn measure(place: &str, site: &Site, extent: &Extent, verdicts: &mut Verdi
         terminal.push(output(site, order).await?);
         bare.push(tokio::task::spawn_blocking(bare_terminal).await??);
     }
-    println!("{bare}");
+    println!("{piped}\n{terminal}\n{bare}");
+    verdicts.judge(&format!("{}, median round", names[0]), piped.median(), "MB/s", Goal::AtLeast(100.0));
+    // What the kernel's terminal lets through at all is hardly more than that on some machines, and differs twofold between them.
     let beside = terminal.median() / bare.median();
-    for (name, series) in names.iter().zip([piped, terminal]) {
-        println!("{series}");
-        verdicts.judge(&format!("{name}, median round"), series.median(), "MB/s", Goal::AtLeast(100.0));
-    }
     // Over a relay a third process copies it.
     let goal = if place == "dev" { 0.8 } else { 0.5 };
     verdicts.judge(&named("output of a terminal, ours / read and no more"), beside, "x", Goal::AtLeast(goal));
