@@ -30,6 +30,7 @@ async fn after_kill_9_the_next_start_finds_and_ends_every_process_and_harms_nobo
     let mut victim = tokio::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::after_kill_9_the_next_start_finds_and_ends_every_process_and_harms_nobody_else"])
         .env(STATE, &state)
+        .env(TEST, std::process::id().to_string())
         .env(REPOSITORY, repository.address())
         .stdout(Stdio::null())
         .kill_on_drop(true)

@@ -22,8 +22,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const WEB_SERVER: &str = "exec python3 -m http.server --bind 127.0.0.1 \"$PORT\"";
 
+/// Names the process of a test to a process of it.
+pub(crate) const TEST: &str = "ENVFORGE_TEST_PROCESS";
+
+/// This test's alone: its users' ids follow from it, and each test has a registry of its own beside the others.
 pub(crate) fn workspace(number: u128) -> WorkspaceId {
-    WorkspaceId::from_uuid(Uuid::from_u128(number))
+    let test = std::env::var(TEST).map_or_else(|_| std::process::id(), |id| id.parse().unwrap());
+    WorkspaceId::from_uuid(Uuid::from_u128((u128::from(test) << 8) + number))
 }
 
 pub(crate) fn name(text: &str) -> ServiceName {
